@@ -1,0 +1,4 @@
+//! The model family, ONNX writing, quantisation, engine building and inference backends of mindseye.
+
+pub mod denoise;
+pub mod model;
