@@ -1,0 +1,530 @@
+//! Flow-matching schedules and samplers.
+//!
+//! Convention (Wan2.2, spec §4): `x_s = (1 - s) x_0 + s n` with `n ~ N(0, I)` and `s` in `[0, 1]`; the network
+//! predicts the velocity `v = n - x_0 = dx/ds` and is told the timestep `t = 1000 s`. A [`Schedule`] is the list
+//! of sigmas, a [`Sampler`] walks along it. Neither knows the network: the caller evaluates `v` and hands it in.
+//!
+//! ```
+//! use mindseye_engines::sampler::{Grid, Sampler, Schedule, Solver};
+//!
+//! // The field of data that is zero everywhere: x_0 = 0, so v = n = x / s.
+//! let mut sampler = Sampler::new(Schedule::new(Grid::Plain, 8, 5.0)?, Solver::UniPc);
+//! let mut x = vec![1.0f32, -2.0];
+//! while let Some(step) = sampler.next_step() {
+//!     let v: Vec<f32> = x.iter().map(|x| x / step.sigma).collect();
+//!     sampler.step(&v, &mut x)?;
+//! }
+//! assert!(x.iter().all(|x| x.abs() < 1e-6));
+//! # Ok::<(), mindseye_engines::sampler::SamplerError>(())
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// Number of discrete training timesteps; `t = TRAIN_STEPS * sigma`.
+pub const TRAIN_STEPS: usize = 1000;
+/// Timestep that is told to the network for noised context (spec §5.1).
+pub const NOISED_CONTEXT_T: f32 = 1000.0;
+/// Largest accepted number of steps.
+pub const MAX_STEPS: usize = 10_000;
+
+/// Why a schedule or a step was refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplerError {
+    /// The number of steps is zero or unreasonable.
+    #[error("sampler steps: {0} is not between 1 and {MAX_STEPS}")]
+    Steps(usize),
+    /// The shift is not a positive number.
+    #[error("sampler shift: {0} is not a positive number")]
+    Shift(f64),
+    /// All steps were made already.
+    #[error("sampler: all {0} steps were made already")]
+    Finished(usize),
+    /// Velocity and sample differ in size.
+    #[error("sampler: velocity has {velocity} values, sample has {sample}")]
+    Size {
+        /// Values in the velocity.
+        velocity: usize,
+        /// Values in the sample (or the sample of the previous step).
+        sample: usize,
+    },
+}
+
+/// Which sigmas to visit (spec §4: they are not the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grid {
+    /// The Wan repository's UniPC: from 0.999 down, integer timesteps. For parity with 50-step Wan.
+    WanUnipc,
+    /// diffusers' UniPC with flow sigmas: from 1 (less 1e-6) towards 0.001, integer timesteps.
+    UnipcDiffusers,
+    /// From 1 to 0, real timesteps. For Euler and few steps.
+    Plain,
+    /// diffusers' flow-matching Euler: an already shifted grid, shifted again; the last step is far from 0.
+    EulerDiffusers,
+}
+
+impl Grid {
+    /// All grids.
+    pub const ALL: [Self; 4] = [Self::WanUnipc, Self::UnipcDiffusers, Self::Plain, Self::EulerDiffusers];
+
+    /// The name used in configuration files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WanUnipc => "wan_unipc",
+            Self::UnipcDiffusers => "unipc_diffusers",
+            Self::Plain => "plain",
+            Self::EulerDiffusers => "euler_diffusers",
+        }
+    }
+}
+
+/// How to go from one sigma to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// `x <- x + (s_next - s) v`.
+    Euler,
+    /// UniPC of order 2, `B(h) = e^h - 1` ("bh2"), data prediction, with corrector, lower order at the end.
+    #[serde(rename = "unipc")]
+    UniPc,
+}
+
+/// Sigmas to visit and the timesteps that the network is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// `steps + 1` sigmas, falling, the last one 0.
+    pub sigmas: Vec<f32>,
+    /// `steps` timesteps in `[0, 1000]`.
+    pub timesteps: Vec<f32>,
+}
+
+/// `numpy.linspace(start, stop, count)`.
+fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
+    let step = (stop - start) / (count.max(2) - 1) as f64;
+    let mut out: Vec<f64> = (0..count).map(|i| i as f64 * step + start).collect();
+    if count > 1 {
+        out[count - 1] = stop;
+    }
+    out
+}
+
+/// `s' = k s / (1 + (k - 1) s)`.
+fn shifted(s: f64, k: f64) -> f64 {
+    k * s / (1.0 + (k - 1.0) * s)
+}
+
+impl Schedule {
+    /// The schedule of `steps` steps on `grid` with the given shift (5 for Wan2.2 TI2V-5B).
+    ///
+    /// # Errors
+    /// [`SamplerError::Steps`], [`SamplerError::Shift`].
+    pub fn new(grid: Grid, steps: usize, shift: f64) -> Result<Self, SamplerError> {
+        if steps == 0 || steps > MAX_STEPS {
+            return Err(SamplerError::Steps(steps));
+        }
+        if !(shift.is_finite() && shift > 0.0) {
+            return Err(SamplerError::Shift(shift));
+        }
+        let train = TRAIN_STEPS as f64;
+        let falling = |from: f64, to: f64| {
+            let mut s = linspace(from, to, steps + 1);
+            s.truncate(steps);
+            s.iter_mut().for_each(|s| *s = shifted(*s, shift));
+            s
+        };
+        let (sigmas, timesteps): (Vec<f32>, Vec<f32>) = match grid {
+            Grid::WanUnipc => {
+                let s = falling(f64::from((1.0 - 1.0 / train) as f32), 0.0);
+                s.iter().map(|&s| (s as f32, (s * train).trunc() as f32)).unzip()
+            }
+            Grid::UnipcDiffusers => {
+                let mut s = falling(1.0, 1.0 / train);
+                if (s[0] - 1.0).abs() < 1e-6 {
+                    s[0] -= 1e-6;
+                }
+                s.iter().map(|&s| (s as f32, (s * train).trunc() as f32)).unzip()
+            }
+            Grid::Plain => {
+                let s = falling(1.0, 0.0);
+                s.iter().map(|&s| (s as f32, (s * train) as f32)).unzip()
+            }
+            Grid::EulerDiffusers => {
+                // The ends of the training grid, in f32 as the original stores them.
+                let end = |s: f32| f64::from(shift as f32 * s / (1.0 + (shift as f32 - 1.0) * s));
+                let base = linspace(end(1.0) * train, end(1.0 / train as f32) * train, steps);
+                base.iter()
+                    .map(|&t| {
+                        let s = shifted(t / train, shift) as f32;
+                        (s, s * train as f32)
+                    })
+                    .unzip()
+            }
+        };
+        let mut sigmas = sigmas;
+        sigmas.push(0.0);
+        Ok(Self { sigmas, timesteps })
+    }
+
+    /// Number of steps.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+}
+
+/// What the network has to be evaluated at next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Number of the step, from 0.
+    pub index: usize,
+    /// Noise level of the sample.
+    pub sigma: f32,
+    /// Timestep for the network.
+    pub timestep: f32,
+}
+
+/// Walks a sample along a schedule. Holds at most three copies of the sample.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    schedule: Schedule,
+    solver: Solver,
+    index: usize,
+    /// Data predictions `m_{i-1}`, `m_{i-2}`, newest first.
+    predictions: [Vec<f32>; 2],
+    /// Corrected sample of the previous step.
+    previous: Vec<f32>,
+    /// Order of the predictor that made the current sample.
+    order: usize,
+}
+
+impl Sampler {
+    /// A sampler at the first step.
+    #[must_use]
+    pub fn new(schedule: Schedule, solver: Solver) -> Self {
+        Self { schedule, solver, index: 0, predictions: [vec![], vec![]], previous: vec![], order: 0 }
+    }
+
+    /// The schedule.
+    #[must_use]
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Where the network has to be evaluated next; `None` when all steps were made.
+    #[must_use]
+    pub fn next_step(&self) -> Option<Step> {
+        let timestep = *self.schedule.timesteps.get(self.index)?;
+        Some(Step { index: self.index, sigma: self.schedule.sigmas[self.index], timestep })
+    }
+
+    /// Moves `x` to the next sigma, given the velocity `v` at `x` (guidance included).
+    ///
+    /// # Errors
+    /// [`SamplerError::Finished`], [`SamplerError::Size`]; `x` is untouched then.
+    pub fn step(&mut self, v: &[f32], x: &mut [f32]) -> Result<(), SamplerError> {
+        let Some(step) = self.next_step() else {
+            return Err(SamplerError::Finished(self.schedule.steps()));
+        };
+        let wrong = |sample| Err(SamplerError::Size { velocity: v.len(), sample });
+        if v.len() != x.len() {
+            return wrong(x.len());
+        }
+        if self.solver == Solver::UniPc && step.index > 0 && self.previous.len() != x.len() {
+            return wrong(self.previous.len());
+        }
+        match self.solver {
+            Solver::Euler => {
+                let ds = self.schedule.sigmas[step.index + 1] - step.sigma;
+                x.iter_mut().zip(v).for_each(|(x, v)| *x += ds * v);
+            }
+            Solver::UniPc => self.unipc(step.index, v, x),
+        }
+        self.index += 1;
+        Ok(())
+    }
+
+    /// `a = 1 - s` and `l = ln a - ln s`, with `a` rounded to f32 as in the original (spec §4, numerics).
+    fn level(&self, i: usize) -> (f64, f64, f64) {
+        let s = self.schedule.sigmas[i];
+        let a = f64::from(1.0 - s);
+        (a, f64::from(s), a.ln() - f64::from(s).ln())
+    }
+
+    fn unipc(&mut self, i: usize, v: &[f32], x: &mut [f32]) {
+        let (_, s_i, l_i) = self.level(i);
+        let m: Vec<f32> = x.iter().zip(v).map(|(x, v)| x - self.schedule.sigmas[i] * v).collect();
+
+        if i > 0 {
+            // Corrector: redo the previous step, knowing the prediction at its end.
+            let (a_i, _, _) = self.level(i);
+            let (_, s_p, l_p) = self.level(i - 1);
+            let h = l_i - l_p;
+            let e = (-h).exp_m1();
+            let (rho, rho_last, r) = if self.order == 1 {
+                (0.0, 0.5, 1.0)
+            } else {
+                let u = -h;
+                let f1 = e / u - 1.0;
+                let f2 = f1 / u - 0.5;
+                let (b1, b2) = (f1 / e, 2.0 * f2 / e);
+                let r = (self.level(i - 2).2 - l_p) / h;
+                let rho = (b1 - b2) / (1.0 - r);
+                (rho, b1 - rho, r)
+            };
+            let keep = (s_i / s_p) as f32;
+            let k = (-a_i * e) as f32;
+            let (back, last) = ((rho / r) as f32, rho_last as f32);
+            let [m1, m2] = &self.predictions;
+            for (j, x) in x.iter_mut().enumerate() {
+                let curve = if self.order == 1 { 0.0 } else { back * (m2[j] - m1[j]) };
+                *x = keep * self.previous[j] + k * (m1[j] + curve + last * (m[j] - m1[j]));
+            }
+        }
+
+        let order = 2.min(self.schedule.steps() - i).min(i + 1);
+        self.previous.clear();
+        self.previous.extend_from_slice(x);
+        if self.schedule.sigmas[i + 1] == 0.0 {
+            x.copy_from_slice(&m); // E = -1, a = 1, s = 0
+        } else {
+            let (a_n, s_n, l_n) = self.level(i + 1);
+            let h = l_n - l_i;
+            let e = (-h).exp_m1();
+            let keep = (s_n / s_i) as f32;
+            let k = (-a_n * e) as f32;
+            let slope = if order == 1 { 0.0 } else { (0.5 * h / (self.level(i - 1).2 - l_i)) as f32 };
+            let m1 = &self.predictions[0];
+            for (j, x) in x.iter_mut().enumerate() {
+                let p = if order == 1 { 0.0 } else { slope * (m1[j] - m[j]) };
+                *x = keep * *x + k * (m[j] + p);
+            }
+        }
+        self.order = order;
+        self.predictions.swap(0, 1);
+        self.predictions[0] = m;
+    }
+}
+
+/// Classifier-free guidance `u + w (c - u)`, written over `unconditional`.
+///
+/// # Panics
+/// If the two differ in size.
+pub fn guide(unconditional: &mut [f32], conditional: &[f32], weight: f32) {
+    assert_eq!(unconditional.len(), conditional.len(), "both velocities have the same size");
+    for (u, c) in unconditional.iter_mut().zip(conditional) {
+        *u += weight * (c - *u);
+    }
+}
+
+/// Overwrites latent frames of `x[channels, frames, plane]` with given ones (TI2V first frame): frame `f` of `x`
+/// becomes frame `f` of `given[channels, given_frames, plane]` for `f < given_frames`.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn overwrite_frames(x: &mut [f32], given: &[f32], channels: usize, frames: usize, given_frames: usize) {
+    assert!(given_frames <= frames, "more frames given than there are");
+    assert_eq!(x.len() % (channels * frames), 0, "x is channels x frames x plane");
+    let plane = x.len() / (channels * frames);
+    assert_eq!(given.len(), channels * given_frames * plane, "given is channels x frames x plane");
+    for c in 0..channels {
+        let to = c * frames * plane;
+        let from = c * given_frames * plane;
+        let len = given_frames * plane;
+        x[to..to + len].copy_from_slice(&given[from..from + len]);
+    }
+}
+
+/// One branch of joint classifier-free guidance (spec §5.1, Video4Spatial): what the network sees in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Branch {
+    /// Latents `[channels, context + target, plane]`, context first.
+    pub latents: Vec<f32>,
+    /// Timestep of every latent frame.
+    pub timesteps: Vec<f32>,
+}
+
+/// Sizes of the latents that go into one forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Latent channels.
+    pub channels: usize,
+    /// Context latents.
+    pub context: usize,
+    /// Target latents, given ones included.
+    pub target: usize,
+    /// Given (clean) target latents at the start, usually one: the first frame.
+    pub given: usize,
+    /// Latent pixels per frame.
+    pub plane: usize,
+}
+
+/// Puts a branch together: `context[c, context, plane]`, then the target sample `x[c, target, plane]` whose first
+/// `given` frames are replaced by `given[c, given, plane]`.
+///
+/// The conditional branch takes the clean context and first frame and `t_given = 0`; the unconditional branch takes
+/// the fixed noise draw in both places and `t_given = `[`NOISED_CONTEXT_T`].
+///
+/// # Panics
+/// If the sizes do not fit the layout.
+#[must_use]
+pub fn branch(layout: Layout, context: &[f32], given: &[f32], x: &[f32], t_given: f32, t: f32) -> Branch {
+    let Layout { channels, context: n_context, target, given: n_given, plane } = layout;
+    assert_eq!(context.len(), channels * n_context * plane, "context latents do not fit the layout");
+    assert_eq!(given.len(), channels * n_given * plane, "given latents do not fit the layout");
+    assert_eq!(x.len(), channels * target * plane, "target latents do not fit the layout");
+    let mut latents = Vec::with_capacity(context.len() + x.len());
+    for c in 0..channels {
+        latents.extend_from_slice(&context[c * n_context * plane..][..n_context * plane]);
+        latents.extend_from_slice(&given[c * n_given * plane..][..n_given * plane]);
+        latents.extend_from_slice(&x[(c * target + n_given) * plane..][..(target - n_given) * plane]);
+    }
+    let mut timesteps = vec![t_given; n_context + n_given];
+    timesteps.resize(n_context + target, t);
+    Branch { latents, timesteps }
+}
+
+/// The 1000 training sigmas for a shift, and the weight of each in the loss (spec §4, training).
+///
+/// Sigmas are `linspace(1, 0, 1001)` without the last, shifted; weights are
+/// `exp(-2 ((1000 s - 500) / 1000)^2)` less their smallest, scaled to mean 1.
+///
+/// # Errors
+/// [`SamplerError::Shift`].
+pub fn training_table(shift: f64) -> Result<(Vec<f32>, Vec<f32>), SamplerError> {
+    if !(shift.is_finite() && shift > 0.0) {
+        return Err(SamplerError::Shift(shift));
+    }
+    let train = TRAIN_STEPS as f64;
+    let sigma: Vec<f64> =
+        linspace(1.0, 0.0, TRAIN_STEPS + 1)[..TRAIN_STEPS].iter().map(|&s| shifted(s, shift)).collect();
+    let bell: Vec<f64> =
+        sigma.iter().map(|s| (-2.0 * ((s * train - train / 2.0) / train).powi(2)).exp()).collect();
+    let least = bell.iter().copied().fold(f64::INFINITY, f64::min);
+    let sum: f64 = bell.iter().map(|y| y - least).sum();
+    let weight = bell.iter().map(|y| ((y - least) * train / sum) as f32).collect();
+    Ok((sigma.iter().map(|&s| s as f32).collect(), weight))
+}
+
+/// Seeded standard normal numbers: SplitMix64 and the Box-Muller transform in f64.
+///
+/// The same seed gives the same numbers on the same machine, whatever was drawn elsewhere.
+#[derive(Clone, Debug)]
+pub struct Noise {
+    state: u64,
+    spare: Option<f32>,
+}
+
+impl Noise {
+    /// A generator; different `stream`s of one `seed` are independent (targets, context noise, ...).
+    #[must_use]
+    pub fn new(seed: u64, stream: u64) -> Self {
+        let mut noise = Self { state: seed, spare: None };
+        let mixed = noise.next_u64() ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        Self { state: mixed, spare: None }
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number in `(0, 1]`.
+    fn uniform(&mut self) -> f64 {
+        ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// The next number of N(0, 1).
+    pub fn sample(&mut self) -> f32 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        let radius = (-2.0 * self.uniform().ln()).sqrt();
+        let angle = std::f64::consts::TAU * self.uniform();
+        self.spare = Some((radius * angle.sin()) as f32);
+        (radius * angle.cos()) as f32
+    }
+
+    /// `count` numbers of N(0, 1).
+    #[must_use]
+    pub fn draw(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.sample()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Velocity of N(m, q^2) data: the exact solution is known, `x_0 = m + q z` for `x_1 = z` (spec §7, `field`).
+    fn gaussian(x: f32, s: f32, m: f32, q: f32) -> f32 {
+        let den = (1.0 - s).powi(2) * q * q + s * s;
+        let r = x - (1.0 - s) * m;
+        s / den * r - (m + q * q * (1.0 - s) / den * r)
+    }
+
+    fn run(grid: Grid, solver: Solver, steps: usize) -> f32 {
+        let z = [-1.5f32, -0.2, 0.0, 0.7, 2.0];
+        let mut x = z;
+        let mut sampler = Sampler::new(Schedule::new(grid, steps, 3.0).unwrap(), solver);
+        while let Some(step) = sampler.next_step() {
+            let v: Vec<f32> = x.iter().map(|&x| gaussian(x, step.sigma, 0.4, 0.7)).collect();
+            sampler.step(&v, &mut x).unwrap();
+        }
+        x.iter().zip(z).map(|(x, z)| (x - (0.4 + 0.7 * z)).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn solvers_reach_the_closed_form() {
+        let cases = [
+            (Grid::Plain, Solver::Euler, 200, 2e-2),
+            (Grid::Plain, Solver::UniPc, 20, 5e-3),
+            (Grid::Plain, Solver::UniPc, 80, 1e-3),
+            (Grid::WanUnipc, Solver::UniPc, 50, 5e-3),
+        ];
+        for (grid, solver, steps, tolerance) in cases {
+            let worst = run(grid, solver, steps);
+            assert!(worst < tolerance, "{grid:?} {solver:?} {steps}: {worst}");
+        }
+        assert!(run(Grid::Plain, Solver::UniPc, 20) < run(Grid::Plain, Solver::Euler, 20));
+    }
+
+    #[test]
+    fn bad_requests_are_refused() {
+        assert_eq!(Schedule::new(Grid::Plain, 0, 5.0), Err(SamplerError::Steps(0)));
+        assert_eq!(Schedule::new(Grid::Plain, 4, 0.0), Err(SamplerError::Shift(0.0)));
+        let mut sampler = Sampler::new(Schedule::new(Grid::Plain, 1, 5.0).unwrap(), Solver::UniPc);
+        let mut x = [0.0; 3];
+        assert_eq!(sampler.step(&[0.0; 2], &mut x), Err(SamplerError::Size { velocity: 2, sample: 3 }));
+        sampler.step(&[0.0; 3], &mut x).unwrap();
+        assert_eq!(sampler.step(&[0.0; 3], &mut x), Err(SamplerError::Finished(1)));
+    }
+
+    #[test]
+    fn branch_and_overwrite_place_frames() {
+        let layout = Layout { channels: 2, context: 1, target: 3, given: 1, plane: 2 };
+        let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let b = branch(layout, &[-1.0, -2.0, -3.0, -4.0], &[90.0, 91.0, 92.0, 93.0], &x, 0.0, 500.0);
+        assert_eq!(b.timesteps, [0.0, 0.0, 500.0, 500.0]);
+        assert_eq!(b.latents[..8], [-1.0, -2.0, 90.0, 91.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(b.latents[8..], [-3.0, -4.0, 92.0, 93.0, 8.0, 9.0, 10.0, 11.0]);
+        let mut y = x;
+        overwrite_frames(&mut y, &[90.0, 91.0, 92.0, 93.0], 2, 3, 1);
+        assert_eq!(y, [90.0, 91.0, 2.0, 3.0, 4.0, 5.0, 92.0, 93.0, 8.0, 9.0, 10.0, 11.0]);
+    }
+
+    #[test]
+    fn noise_is_normal_seeded_and_split() {
+        let x = Noise::new(7, 0).draw(20_000);
+        let mean = x.iter().sum::<f32>() / x.len() as f32;
+        let var = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+        assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.04, "{mean} {var}");
+        assert_eq!(Noise::new(7, 0).draw(5), Noise::new(7, 0).draw(5));
+        assert_ne!(Noise::new(7, 0).draw(5), Noise::new(7, 1).draw(5));
+        assert_ne!(Noise::new(7, 0).draw(5), Noise::new(8, 0).draw(5));
+    }
+}
