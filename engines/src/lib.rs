@@ -2,3 +2,5 @@
 
 pub mod denoise;
 pub mod model;
+pub mod plucker;
+pub mod sampler;

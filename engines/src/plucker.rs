@@ -142,7 +142,9 @@ pub fn features(
     if count % 4 != 1 {
         return Err(PluckerError::Frames(count));
     }
-    let origin = world_from_camera.get(reference).ok_or(PluckerError::Reference { reference, count })?;
+    let origin = world_from_camera
+        .get(reference)
+        .ok_or(PluckerError::Reference { reference, count })?;
     if cell == 0 || height == 0 || width == 0 || height % cell != 0 || width % cell != 0 {
         return Err(PluckerError::Cells { width, height, cell });
     }
@@ -152,7 +154,12 @@ pub fn features(
     if !(k.cx.is_finite() && k.cy.is_finite()) {
         return Err(PluckerError::Value("principal point"));
     }
-    if world_from_camera.iter().flatten().flatten().any(|x| !x.is_finite()) {
+    if world_from_camera
+        .iter()
+        .flatten()
+        .flatten()
+        .any(|x| !x.is_finite())
+    {
         return Err(PluckerError::Value("pose"));
     }
     let (rows, columns) = (height / cell, width / cell);
@@ -161,7 +168,11 @@ pub fn features(
     let mut out = vec![0.0f32; CHANNELS * latents * plane];
     for (frame, world_from_this) in world_from_camera.iter().enumerate() {
         let pooled = pooled(&relative(origin, world_from_this), k, rows, columns, cell);
-        let slots = if frame == 0 { 0..4 } else { (frame - 1) % 4..(frame - 1) % 4 + 1 };
+        let slots = if frame == 0 {
+            0..4
+        } else {
+            (frame - 1) % 4..(frame - 1) % 4 + 1
+        };
         let latent = frame.div_ceil(4);
         for slot in slots {
             for c in 0..6 {
@@ -176,7 +187,13 @@ pub fn features(
 }
 
 /// Mean line per cell, `[6, rows, columns]`.
-fn pooled(reference_from_camera: &Pose, k: &Intrinsics, rows: usize, columns: usize, cell: usize) -> Vec<f64> {
+fn pooled(
+    reference_from_camera: &Pose,
+    k: &Intrinsics,
+    rows: usize,
+    columns: usize,
+    cell: usize,
+) -> Vec<f64> {
     let plane = rows * columns;
     let share = 1.0 / (cell * cell) as f64;
     let mut out = vec![0.0; 6 * plane];
@@ -196,7 +213,12 @@ fn pooled(reference_from_camera: &Pose, k: &Intrinsics, rows: usize, columns: us
 mod tests {
     use super::*;
 
-    const K: Intrinsics = Intrinsics { fx: 50.0, fy: 50.0, cx: 32.0, cy: 32.0 };
+    const K: Intrinsics = Intrinsics {
+        fx: 50.0,
+        fy: 50.0,
+        cx: 32.0,
+        cy: 32.0,
+    };
 
     #[test]
     fn a_line_is_orthogonal_to_its_moment_and_of_unit_length() {
@@ -226,10 +248,19 @@ mod tests {
         assert_eq!(features(&[p; 4], 0, &K, 64, 64, 32), Err(PluckerError::Frames(4)));
         assert_eq!(
             features(&[p; 5], 5, &K, 64, 64, 32),
-            Err(PluckerError::Reference { reference: 5, count: 5 })
+            Err(PluckerError::Reference {
+                reference: 5,
+                count: 5
+            })
         );
-        assert!(matches!(features(&[p; 5], 0, &K, 60, 64, 32), Err(PluckerError::Cells { .. })));
+        assert!(matches!(
+            features(&[p; 5], 0, &K, 60, 64, 32),
+            Err(PluckerError::Cells { .. })
+        ));
         let nan = pose(f64::NAN, 0.0, 0.0, [0.0; 3]);
-        assert_eq!(features(&[nan], 0, &K, 64, 64, 32), Err(PluckerError::Value("pose")));
+        assert_eq!(
+            features(&[nan], 0, &K, 64, 64, 32),
+            Err(PluckerError::Value("pose"))
+        );
     }
 }

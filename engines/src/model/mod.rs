@@ -1,5 +1,6 @@
 //! The model family: each network once, generic over [`Ops`].
 
+pub mod codec;
 pub mod dit;
 pub mod ops;
 
