@@ -1,0 +1,883 @@
+//! Camera images: raw and compressed bytes to RGB8, depth images to metres.
+//!
+//! Every function writes into a buffer of the caller, which keeps its memory between frames. Sizes are
+//! checked against [`Limits`] and against the bytes that are really there before anything is allocated.
+//!
+//! YUV encodings are taken as full-range BT.601. `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
+
+use std::io::Cursor;
+
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// The fields of a `sensor_msgs/msg/Image` that describe its pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct RawImage<'a> {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Encoding name, for example `rgb8` or `16UC1`.
+    pub encoding: &'a str,
+    /// Bytes from the start of one row to the start of the next; 0 stands for rows without padding.
+    pub step: u32,
+    /// Byte order of 16- and 32-bit samples.
+    pub is_bigendian: bool,
+    /// The rows, `step` bytes each; the padding of the last row may be missing.
+    pub data: &'a [u8],
+}
+
+/// Sizes above which an image is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest number of pixels.
+    pub pixels_max: u64,
+}
+
+impl Default for Limits {
+    /// 64 million pixels: 192 MB of RGB8.
+    fn default() -> Self {
+        Self { pixels_max: 64 << 20 }
+    }
+}
+
+/// Width and height of a decoded image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+/// Why an image was refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// Width or height is zero.
+    #[error("image is {width}x{height}: nothing to decode")]
+    Empty {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// More pixels than the limit.
+    #[error("image is {width}x{height}: more than the limit of {pixels_max} pixels")]
+    TooLarge {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit.
+        pixels_max: u64,
+    },
+    /// The encoding is not known.
+    #[error("encoding {encoding:?} is not known")]
+    UnknownEncoding {
+        /// The name, shortened to 40 characters.
+        encoding: String,
+    },
+    /// A depth image was asked for as colour.
+    #[error("encoding {encoding:?} is depth: decode it as depth")]
+    Depth {
+        /// The name.
+        encoding: String,
+    },
+    /// A colour image was asked for as depth.
+    #[error("encoding {encoding:?} is not depth")]
+    NotDepth {
+        /// The name, shortened to 40 characters.
+        encoding: String,
+    },
+    /// Rows are longer than the step.
+    #[error("encoding {encoding}, {width}x{height}: step is {step} bytes, a row needs {row}")]
+    ShortStep {
+        /// Encoding name.
+        encoding: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Step of the message, in bytes.
+        step: u32,
+        /// Bytes that a row takes.
+        row: u64,
+    },
+    /// Fewer bytes than the sizes say.
+    #[error("encoding {encoding}, {width}x{height}, step {step}: {got} bytes of data, {want} are needed")]
+    ShortData {
+        /// Encoding name.
+        encoding: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Step of the message, in bytes.
+        step: u32,
+        /// Bytes that are there.
+        got: u64,
+        /// Bytes that are needed.
+        want: u64,
+    },
+    /// The sizes do not suit the encoding, for example an odd width of a 4:2:0 image.
+    #[error("encoding {encoding} cannot be {width}x{height}")]
+    BadShape {
+        /// Encoding name.
+        encoding: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// The bytes start with no magic of JPEG or PNG.
+    #[error("neither JPEG nor PNG: {bytes} bytes starting with {start:02x?}")]
+    UnknownMagic {
+        /// Number of bytes.
+        bytes: usize,
+        /// The first bytes, at most 8.
+        start: Vec<u8>,
+    },
+    /// A JPEG or PNG decoder gave up.
+    #[error("{format} of {bytes} bytes cannot be decoded: {reason}")]
+    Corrupt {
+        /// `JPEG`, `PNG` or `compressedDepth`.
+        format: &'static str,
+        /// Number of bytes.
+        bytes: usize,
+        /// What the decoder said.
+        reason: String,
+    },
+}
+
+/// True when an encoding holds distances (`16UC1`, `32FC1`) and not colours.
+#[must_use]
+pub fn is_depth_encoding(encoding: &str) -> bool {
+    matches!(encoding, "16UC1" | "32FC1")
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+fn checked(width: u32, height: u32, limits: &Limits) -> Result<usize, ImageError> {
+    if width == 0 || height == 0 {
+        return Err(ImageError::Empty { width, height });
+    }
+    let pixels = u64::from(width) * u64::from(height);
+    match usize::try_from(pixels) {
+        Ok(n) if pixels <= limits.pixels_max => Ok(n),
+        _ => Err(ImageError::TooLarge {
+            width,
+            height,
+            pixels_max: limits.pixels_max,
+        }),
+    }
+}
+
+/// How the bytes of an encoding lie.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// Bytes per pixel, and where red, green and blue are.
+    Pixels { bytes: u32, rgb: [usize; 3] },
+    /// 16-bit channels: channels per pixel, and which are red, green and blue.
+    Wide { channels: u32, rgb: [usize; 3] },
+    /// Where red lies in the 2x2 cell: column, row.
+    Bayer { red: (usize, usize) },
+    /// Offsets of the two lumas, blue and red difference in 4 bytes.
+    Yuv422 { y: [usize; 2], u: usize, v: usize },
+    /// One luma plane, then one plane of pairs; offset of the blue difference in a pair.
+    Yuv420 { u: usize },
+}
+
+fn layout_of(encoding: &str) -> Option<Layout> {
+    Some(match encoding {
+        "rgb8" => Layout::Pixels {
+            bytes: 3,
+            rgb: [0, 1, 2],
+        },
+        "bgr8" | "8UC3" => Layout::Pixels {
+            bytes: 3,
+            rgb: [2, 1, 0],
+        },
+        "rgba8" => Layout::Pixels {
+            bytes: 4,
+            rgb: [0, 1, 2],
+        },
+        "bgra8" | "8UC4" => Layout::Pixels {
+            bytes: 4,
+            rgb: [2, 1, 0],
+        },
+        "mono8" | "8UC1" => Layout::Pixels {
+            bytes: 1,
+            rgb: [0, 0, 0],
+        },
+        "mono16" => Layout::Wide {
+            channels: 1,
+            rgb: [0, 0, 0],
+        },
+        "rgb16" => Layout::Wide {
+            channels: 3,
+            rgb: [0, 1, 2],
+        },
+        "bgr16" | "16UC3" => Layout::Wide {
+            channels: 3,
+            rgb: [2, 1, 0],
+        },
+        "rgba16" => Layout::Wide {
+            channels: 4,
+            rgb: [0, 1, 2],
+        },
+        "bgra16" | "16UC4" => Layout::Wide {
+            channels: 4,
+            rgb: [2, 1, 0],
+        },
+        "bayer_rggb8" => Layout::Bayer { red: (0, 0) },
+        "bayer_grbg8" => Layout::Bayer { red: (1, 0) },
+        "bayer_gbrg8" => Layout::Bayer { red: (0, 1) },
+        "bayer_bggr8" => Layout::Bayer { red: (1, 1) },
+        "yuv422" | "uyvy" => Layout::Yuv422 {
+            y: [1, 3],
+            u: 0,
+            v: 2,
+        },
+        "yuv422_yuy2" | "yuyv" => Layout::Yuv422 {
+            y: [0, 2],
+            u: 1,
+            v: 3,
+        },
+        "nv12" => Layout::Yuv420 { u: 0 },
+        "nv21" => Layout::Yuv420 { u: 1 },
+        _ => return None,
+    })
+}
+
+/// Checks step and data; gives the true step. `rows` counts the rows of all planes.
+fn rows_of(image: &RawImage<'_>, row: u64, rows: u64) -> Result<usize, ImageError> {
+    let RawImage {
+        width, height, step, ..
+    } = *image;
+    let encoding = || short(image.encoding);
+    if step != 0 && u64::from(step) < row {
+        return Err(ImageError::ShortStep {
+            encoding: encoding(),
+            width,
+            height,
+            step,
+            row,
+        });
+    }
+    let true_step = if step == 0 { row } else { u64::from(step) };
+    let want = true_step * (rows - 1) + row;
+    let got = image.data.len() as u64;
+    if got < want {
+        return Err(ImageError::ShortData {
+            encoding: encoding(),
+            width,
+            height,
+            step,
+            got,
+            want,
+        });
+    }
+    // The data holds at least one step per row but the last, so the step fits a usize.
+    Ok(true_step as usize)
+}
+
+/// Decodes a raw colour or grey image into RGB8: `out` holds `height * width * 3` bytes afterwards.
+///
+/// 16-bit channels keep their high byte; Bayer patterns are interpolated bilinearly.
+///
+/// # Errors
+/// The encoding is unknown or depth; sizes, step and bytes disagree; the image is above the limits.
+pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
+    let RawImage {
+        width, height, data, ..
+    } = *image;
+    let pixels = checked(width, height, limits)?;
+    if is_depth_encoding(image.encoding) {
+        return Err(ImageError::Depth {
+            encoding: image.encoding.to_owned(),
+        });
+    }
+    let Some(layout) = layout_of(image.encoding) else {
+        return Err(ImageError::UnknownEncoding {
+            encoding: short(image.encoding),
+        });
+    };
+    let shape = || ImageError::BadShape {
+        encoding: short(image.encoding),
+        width,
+        height,
+    };
+    let (w, h) = (width as usize, height as usize);
+    let row_bytes = u64::from(width)
+        * match layout {
+            Layout::Pixels { bytes, .. } => u64::from(bytes),
+            Layout::Wide { channels, .. } => 2 * u64::from(channels),
+            Layout::Yuv422 { .. } => 2,
+            Layout::Bayer { .. } | Layout::Yuv420 { .. } => 1,
+        };
+    let planes_rows = match layout {
+        Layout::Yuv420 { .. } => u64::from(height) + u64::from(height) / 2,
+        _ => u64::from(height),
+    };
+    match layout {
+        Layout::Bayer { .. } if w < 2 || h < 2 => return Err(shape()),
+        Layout::Yuv422 { .. } if !w.is_multiple_of(2) => return Err(shape()),
+        Layout::Yuv420 { .. } if !w.is_multiple_of(2) || !h.is_multiple_of(2) => return Err(shape()),
+        _ => {}
+    }
+    let step = rows_of(image, row_bytes, planes_rows)?;
+    let row_bytes = row_bytes as usize;
+    out.resize(pixels * 3, 0);
+    let rows = |out: &mut Vec<u8>, each: &dyn Fn(&[u8], &mut [u8])| {
+        for (y, target) in out.chunks_exact_mut(w * 3).enumerate() {
+            each(&data[y * step..y * step + row_bytes], target);
+        }
+    };
+    match layout {
+        Layout::Pixels {
+            bytes: 3,
+            rgb: [0, 1, 2],
+        } => rows(out, &|from, to| to.copy_from_slice(from)),
+        Layout::Pixels {
+            bytes,
+            rgb: [r, g, b],
+        } => rows(out, &|from, to| {
+            for (p, t) in from.chunks_exact(bytes as usize).zip(to.chunks_exact_mut(3)) {
+                (t[0], t[1], t[2]) = (p[r], p[g], p[b]);
+            }
+        }),
+        Layout::Wide {
+            channels,
+            rgb: [r, g, b],
+        } => {
+            let high = usize::from(!image.is_bigendian);
+            rows(out, &|from, to| {
+                for (p, t) in from
+                    .chunks_exact(2 * channels as usize)
+                    .zip(to.chunks_exact_mut(3))
+                {
+                    (t[0], t[1], t[2]) = (p[2 * r + high], p[2 * g + high], p[2 * b + high]);
+                }
+            });
+        }
+        Layout::Bayer { red } => demosaic(data, step, w, h, red, out),
+        Layout::Yuv422 { y, u, v } => rows(out, &|from, to| {
+            for (p, t) in from.chunks_exact(4).zip(to.chunks_exact_mut(6)) {
+                t[..3].copy_from_slice(&yuv_to_rgb(p[y[0]], p[u], p[v]));
+                t[3..].copy_from_slice(&yuv_to_rgb(p[y[1]], p[u], p[v]));
+            }
+        }),
+        Layout::Yuv420 { u } => {
+            let chroma = &data[step * h..];
+            for (row, target) in out.chunks_exact_mut(w * 3).enumerate() {
+                let luma = &data[row * step..row * step + w];
+                let pairs = &chroma[row / 2 * step..row / 2 * step + w];
+                let cells = luma.chunks_exact(2).zip(pairs.chunks_exact(2));
+                for ((y, c), t) in cells.zip(target.chunks_exact_mut(6)) {
+                    t[..3].copy_from_slice(&yuv_to_rgb(y[0], c[u], c[1 - u]));
+                    t[3..].copy_from_slice(&yuv_to_rgb(y[1], c[u], c[1 - u]));
+                }
+            }
+        }
+    }
+    Ok(Size { width, height })
+}
+
+/// Full-range BT.601, 16-bit fixed point.
+fn yuv_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
+    let (y, u, v) = (i32::from(y) << 16, i32::from(u) - 128, i32::from(v) - 128);
+    let clamp = |value: i32| ((value + 32_768) >> 16).clamp(0, 255) as u8;
+    [
+        clamp(y + 91_881 * v),
+        clamp(y - 22_554 * u - 46_802 * v),
+        clamp(y + 116_130 * u),
+    ]
+}
+
+/// Bilinear interpolation; at the border the mirrored neighbour, which has the same colour.
+fn demosaic(data: &[u8], step: usize, w: usize, h: usize, red: (usize, usize), out: &mut [u8]) {
+    for (y, target) in out.chunks_exact_mut(w * 3).enumerate() {
+        let up = &data[if y == 0 { 1 } else { y - 1 } * step..][..w];
+        let here = &data[y * step..][..w];
+        let down = &data[if y + 1 == h { h - 2 } else { y + 1 } * step..][..w];
+        let red_row = y % 2 == red.1;
+        for (x, t) in target.chunks_exact_mut(3).enumerate() {
+            let left = if x == 0 { 1 } else { x - 1 };
+            let right = if x + 1 == w { w - 2 } else { x + 1 };
+            let mean2 = |a: u8, b: u8| (u16::from(a) + u16::from(b)).div_ceil(2) as u8;
+            let mean4 = |a: u8, b: u8, c: u8, d: u8| {
+                ((u16::from(a) + u16::from(b) + u16::from(c) + u16::from(d) + 2) / 4) as u8
+            };
+            let red_column = x % 2 == red.0;
+            let cross = || mean4(up[x], down[x], here[left], here[right]);
+            let corners = || mean4(up[left], up[right], down[left], down[right]);
+            let (r, g, b) = match (red_row, red_column) {
+                (true, true) => (here[x], cross(), corners()),
+                (false, false) => (corners(), cross(), here[x]),
+                (true, false) => (mean2(here[left], here[right]), here[x], mean2(up[x], down[x])),
+                (false, true) => (mean2(up[x], down[x]), here[x], mean2(here[left], here[right])),
+            };
+            (t[0], t[1], t[2]) = (r, g, b);
+        }
+    }
+}
+
+/// Decodes a raw depth image (`16UC1` in millimetres, `32FC1` in metres; `mono16` counts as millimetres)
+/// into metres, row by row without padding. A depth that is not known (0 mm, not finite) becomes NaN.
+///
+/// # Errors
+/// The encoding is not depth; sizes, step and bytes disagree; the image is above the limits.
+pub fn decode_raw_depth(
+    image: &RawImage<'_>,
+    limits: &Limits,
+    out: &mut Vec<f32>,
+) -> Result<Size, ImageError> {
+    let RawImage {
+        width,
+        height,
+        data,
+        is_bigendian,
+        ..
+    } = *image;
+    let pixels = checked(width, height, limits)?;
+    let bytes = match image.encoding {
+        "16UC1" | "mono16" => 2,
+        "32FC1" => 4,
+        other => {
+            return Err(ImageError::NotDepth {
+                encoding: short(other),
+            });
+        }
+    };
+    let row = u64::from(width) * bytes;
+    let step = rows_of(image, row, u64::from(height))?;
+    out.resize(pixels, 0.0);
+    for (y, target) in out.chunks_exact_mut(width as usize).enumerate() {
+        let from = &data[y * step..y * step + row as usize];
+        if bytes == 2 {
+            for (p, t) in from.chunks_exact(2).zip(target) {
+                let raw = [p[0], p[1]];
+                let mm = if is_bigendian {
+                    u16::from_be_bytes(raw)
+                } else {
+                    u16::from_le_bytes(raw)
+                };
+                *t = millimetres(mm);
+            }
+        } else {
+            for (p, t) in from.chunks_exact(4).zip(target) {
+                let raw = [p[0], p[1], p[2], p[3]];
+                let m = if is_bigendian {
+                    f32::from_be_bytes(raw)
+                } else {
+                    f32::from_le_bytes(raw)
+                };
+                *t = if m.is_finite() { m } else { f32::NAN };
+            }
+        }
+    }
+    Ok(Size { width, height })
+}
+
+fn millimetres(mm: u16) -> f32 {
+    if mm == 0 { f32::NAN } else { f32::from(mm) * 0.001 }
+}
+
+/// What compressed bytes are, by their first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compressed {
+    /// A JPEG stream.
+    Jpeg,
+    /// A PNG stream.
+    Png,
+    /// The 12-byte header of `compressed_depth_image_transport`, then PNG.
+    DepthPng,
+}
+
+const JPEG_MAGIC: [u8; 3] = [0xff, 0xd8, 0xff];
+const PNG_MAGIC: [u8; 8] = [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a];
+/// Bytes of the header before the PNG of a compressedDepth image.
+const DEPTH_HEADER: usize = 12;
+
+/// Tells the kind of compressed bytes; the `format` text of a message is often wrong and is not needed.
+#[must_use]
+pub fn sniff(bytes: &[u8]) -> Option<Compressed> {
+    if bytes.starts_with(&JPEG_MAGIC) {
+        Some(Compressed::Jpeg)
+    } else if bytes.starts_with(&PNG_MAGIC) {
+        Some(Compressed::Png)
+    } else if bytes
+        .get(DEPTH_HEADER..)
+        .is_some_and(|rest| rest.starts_with(&PNG_MAGIC))
+    {
+        Some(Compressed::DepthPng)
+    } else {
+        None
+    }
+}
+
+fn unknown_magic(bytes: &[u8]) -> ImageError {
+    ImageError::UnknownMagic {
+        bytes: bytes.len(),
+        start: bytes[..bytes.len().min(8)].to_vec(),
+    }
+}
+
+/// Decodes JPEG or PNG bytes into RGB8: `out` holds `height * width * 3` bytes afterwards. Transparency is
+/// dropped, 16-bit channels keep their high byte.
+///
+/// # Errors
+/// The bytes are neither JPEG nor PNG, are damaged, are depth, or the image is above the limits.
+pub fn decode_compressed_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
+    match sniff(bytes) {
+        Some(Compressed::Jpeg) => decode_jpeg(bytes, limits, out),
+        Some(Compressed::Png) => decode_png_rgb8(bytes, limits, out),
+        Some(Compressed::DepthPng) => Err(ImageError::Depth {
+            encoding: "compressedDepth".to_owned(),
+        }),
+        None => Err(unknown_magic(bytes)),
+    }
+}
+
+fn decode_jpeg(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
+    let corrupt = |reason: String| ImageError::Corrupt {
+        format: "JPEG",
+        bytes: bytes.len(),
+        reason: reason.clone(),
+    };
+    let options = DecoderOptions::default()
+        .set_max_width(65_535)
+        .set_max_height(65_535)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| corrupt(e.to_string()))?;
+    let info = decoder.info().ok_or_else(|| corrupt("no header".to_owned()))?;
+    let (width, height) = (u32::from(info.width), u32::from(info.height));
+    let pixels = checked(width, height, limits)?;
+    out.resize(pixels * 3, 0);
+    decoder.decode_into(out).map_err(|e| corrupt(e.to_string()))?;
+    Ok(Size { width, height })
+}
+
+fn png_reader<'a>(
+    bytes: &'a [u8],
+    limits: &Limits,
+    transformations: png::Transformations,
+) -> Result<(png::Reader<Cursor<&'a [u8]>>, Size, usize), ImageError> {
+    let corrupt = |reason: String| ImageError::Corrupt {
+        format: "PNG",
+        bytes: bytes.len(),
+        reason,
+    };
+    let budget = limits.pixels_max.saturating_mul(8).saturating_add(1 << 20);
+    let mut decoder = png::Decoder::new_with_limits(
+        Cursor::new(bytes),
+        png::Limits {
+            bytes: usize::try_from(budget).unwrap_or(usize::MAX),
+        },
+    );
+    decoder.set_transformations(transformations);
+    let reader = decoder.read_info().map_err(|e| corrupt(e.to_string()))?;
+    let (width, height) = (reader.info().width, reader.info().height);
+    checked(width, height, limits)?;
+    let needed = reader
+        .output_buffer_size()
+        .ok_or_else(|| corrupt("size overflows".to_owned()))?;
+    Ok((reader, Size { width, height }, needed))
+}
+
+fn decode_png_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
+    let corrupt = |reason: String| ImageError::Corrupt {
+        format: "PNG",
+        bytes: bytes.len(),
+        reason,
+    };
+    let transformations = png::Transformations::EXPAND | png::Transformations::STRIP_16;
+    let (mut reader, size, needed) = png_reader(bytes, limits, transformations)?;
+    let channels = match reader.output_color_type().0 {
+        png::ColorType::Grayscale => 1,
+        png::ColorType::GrayscaleAlpha => 2,
+        png::ColorType::Rgb => 3,
+        png::ColorType::Rgba => 4,
+        other => return Err(corrupt(format!("colour type {other:?}"))),
+    };
+    let pixels = size.width as usize * size.height as usize;
+    // RGB goes straight into the caller's buffer; the others need the decoder's own layout first.
+    if channels == 3 && needed == pixels * 3 {
+        out.resize(needed, 0);
+        reader.next_frame(out).map_err(|e| corrupt(e.to_string()))?;
+        return Ok(size);
+    }
+    let mut flat = vec![0; needed];
+    reader.next_frame(&mut flat).map_err(|e| corrupt(e.to_string()))?;
+    out.resize(pixels * 3, 0);
+    let (green, blue) = if channels < 3 { (0, 0) } else { (1, 2) };
+    for (p, t) in flat.chunks_exact(channels).zip(out.chunks_exact_mut(3)) {
+        (t[0], t[1], t[2]) = (p[0], p[green], p[blue]);
+    }
+    Ok(size)
+}
+
+/// Decodes compressed depth into metres: a 16-bit grey PNG in millimetres, or the bytes of a
+/// `compressedDepth` topic (12-byte header, then PNG).
+///
+/// `format` is the text of the message: when it names `32FC1`, the PNG holds inverse depth, quantised with
+/// the two parameters of the header (`depth = a / (q - b)`). Unknown depth becomes NaN.
+///
+/// # Errors
+/// The bytes are no such PNG, are damaged, or the image is above the limits.
+pub fn decode_compressed_depth(
+    bytes: &[u8],
+    format: &str,
+    limits: &Limits,
+    out: &mut Vec<f32>,
+) -> Result<Size, ImageError> {
+    let (png_bytes, inverse) = match sniff(bytes) {
+        Some(Compressed::Png) => (bytes, None),
+        Some(Compressed::DepthPng) => {
+            let float =
+                |at: usize| f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            let inverse = format.contains("32FC1").then(|| (float(4), float(8)));
+            (&bytes[DEPTH_HEADER..], inverse)
+        }
+        Some(Compressed::Jpeg) => {
+            return Err(ImageError::NotDepth {
+                encoding: "JPEG".to_owned(),
+            });
+        }
+        None => return Err(unknown_magic(bytes)),
+    };
+    let corrupt = |reason: String| ImageError::Corrupt {
+        format: "compressedDepth",
+        bytes: bytes.len(),
+        reason,
+    };
+    let (mut reader, size, needed) = png_reader(png_bytes, limits, png::Transformations::IDENTITY)?;
+    if reader.output_color_type() != (png::ColorType::Grayscale, png::BitDepth::Sixteen) {
+        let (color, depth) = reader.output_color_type();
+        return Err(corrupt(format!(
+            "PNG is {color:?} with {depth:?} bits, 16-bit grey is needed"
+        )));
+    }
+    let mut flat = vec![0; needed];
+    reader.next_frame(&mut flat).map_err(|e| corrupt(e.to_string()))?;
+    out.resize(size.width as usize * size.height as usize, 0.0);
+    for (p, t) in flat.chunks_exact(2).zip(out.iter_mut()) {
+        let q = u16::from_be_bytes([p[0], p[1]]);
+        *t = match inverse {
+            None => millimetres(q),
+            Some(_) if q == 0 => f32::NAN,
+            Some((a, b)) => {
+                let depth = a / (f32::from(q) - b);
+                if depth.is_finite() && depth > 0.0 {
+                    depth
+                } else {
+                    f32::NAN
+                }
+            }
+        };
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw<'a>(encoding: &'a str, width: u32, height: u32, step: u32, data: &'a [u8]) -> RawImage<'a> {
+        RawImage {
+            width,
+            height,
+            encoding,
+            step,
+            is_bigendian: false,
+            data,
+        }
+    }
+
+    #[test]
+    fn raw_encodings_give_rgb() {
+        // encoding, width, height, step, data, RGB
+        type Case = (&'static str, u32, u32, u32, &'static [u8], &'static [u8]);
+        let cases: &[Case] = &[
+            ("rgb8", 2, 1, 0, &[1, 2, 3, 4, 5, 6], &[1, 2, 3, 4, 5, 6]),
+            ("rgb8", 1, 2, 4, &[1, 2, 3, 9, 4, 5, 6], &[1, 2, 3, 4, 5, 6]),
+            ("bgr8", 1, 1, 3, &[1, 2, 3], &[3, 2, 1]),
+            ("8UC3", 1, 1, 3, &[1, 2, 3], &[3, 2, 1]),
+            ("rgba8", 1, 1, 4, &[1, 2, 3, 4], &[1, 2, 3]),
+            ("bgra8", 1, 1, 4, &[1, 2, 3, 4], &[3, 2, 1]),
+            ("8UC4", 1, 1, 4, &[1, 2, 3, 4], &[3, 2, 1]),
+            ("mono8", 2, 1, 2, &[7, 8], &[7, 7, 7, 8, 8, 8]),
+            ("8UC1", 1, 1, 1, &[7], &[7, 7, 7]),
+            ("mono16", 1, 1, 2, &[0x34, 0x12], &[0x12, 0x12, 0x12]),
+            (
+                "bayer_rggb8",
+                2,
+                2,
+                2,
+                &[10, 20, 20, 30],
+                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
+            ),
+            (
+                "bayer_bggr8",
+                2,
+                2,
+                2,
+                &[30, 20, 20, 10],
+                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
+            ),
+            (
+                "bayer_grbg8",
+                2,
+                2,
+                2,
+                &[20, 10, 30, 20],
+                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
+            ),
+            (
+                "bayer_gbrg8",
+                2,
+                2,
+                2,
+                &[20, 30, 10, 20],
+                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
+            ),
+            ("yuv422", 2, 1, 4, &[128, 50, 128, 60], &[50, 50, 50, 60, 60, 60]),
+            (
+                "yuv422_yuy2",
+                2,
+                1,
+                4,
+                &[50, 128, 60, 128],
+                &[50, 50, 50, 60, 60, 60],
+            ),
+            // Pure red: y 76, u 85, v 255.
+            (
+                "nv12",
+                2,
+                2,
+                2,
+                &[76, 76, 76, 76, 85, 255],
+                &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0],
+            ),
+            (
+                "nv21",
+                2,
+                2,
+                2,
+                &[76, 76, 76, 76, 255, 85],
+                &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0],
+            ),
+        ];
+        let mut out = Vec::new();
+        for (encoding, width, height, step, data, want) in cases {
+            let size = decode_raw_rgb8(
+                &raw(encoding, *width, *height, *step, data),
+                &Limits::default(),
+                &mut out,
+            );
+            assert_eq!(
+                size,
+                Ok(Size {
+                    width: *width,
+                    height: *height
+                }),
+                "{encoding}"
+            );
+            assert_eq!(out, *want, "{encoding}");
+        }
+    }
+
+    #[test]
+    fn bad_images_are_refused_by_name() {
+        let limits = Limits { pixels_max: 100 };
+        let cases: &[(RawImage<'_>, &str)] = &[
+            (raw("rgb8", 0, 5, 0, &[]), "image is 0x5: nothing to decode"),
+            (
+                raw("rgb8", u32::MAX, u32::MAX, 0, &[]),
+                "more than the limit of 100 pixels",
+            ),
+            (
+                raw("rgb8", 4, 4, 11, &[0; 48]),
+                "encoding rgb8, 4x4: step is 11 bytes, a row needs 12",
+            ),
+            (
+                raw("rgb8", 4, 4, 12, &[0; 47]),
+                "step 12: 47 bytes of data, 48 are needed",
+            ),
+            (raw("rgb8", 4, 4, u32::MAX, &[0; 48]), "48 bytes of data"),
+            (
+                raw("theora", 4, 4, 12, &[0; 48]),
+                "encoding \"theora\" is not known",
+            ),
+            (raw("16UC1", 4, 4, 8, &[0; 32]), "is depth"),
+            (raw("nv12", 3, 2, 3, &[0; 9]), "encoding nv12 cannot be 3x2"),
+            (raw("bayer_rggb8", 1, 2, 1, &[0; 2]), "cannot be 1x2"),
+        ];
+        for (image, want) in cases {
+            let got = decode_raw_rgb8(image, &limits, &mut Vec::new())
+                .unwrap_err()
+                .to_string();
+            assert!(got.contains(want), "{got} / {want}");
+        }
+        let got = decode_compressed_rgb8(b"GIF89a", &limits, &mut Vec::new())
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            got,
+            "neither JPEG nor PNG: 6 bytes starting with [47, 49, 46, 38, 39, 61]"
+        );
+    }
+
+    #[test]
+    fn depth_is_in_metres_with_nan_for_unknown() {
+        let mut out = Vec::new();
+        let limits = Limits::default();
+        let big = RawImage {
+            is_bigendian: true,
+            ..raw("16UC1", 2, 1, 4, &[0x03, 0xe8, 0, 0])
+        };
+        decode_raw_depth(&big, &limits, &mut out).unwrap();
+        assert!((out[0] - 1.0).abs() < 1e-6 && out[1].is_nan());
+        let mut bytes = 2.5f32.to_le_bytes().to_vec();
+        bytes.extend(f32::INFINITY.to_le_bytes());
+        decode_raw_depth(&raw("32FC1", 2, 1, 8, &bytes), &limits, &mut out).unwrap();
+        assert!((out[0] - 2.5).abs() < 1e-6 && out[1].is_nan());
+        assert!(decode_raw_depth(&raw("rgb8", 1, 1, 3, &[0; 3]), &limits, &mut out).is_err());
+    }
+
+    #[test]
+    fn compressed_depth_undoes_the_quantisation() {
+        let mut png_bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut png_bytes, 2, 1);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.set_depth(png::BitDepth::Sixteen);
+        encoder
+            .write_header()
+            .unwrap()
+            .write_image_data(&[0x03, 0xe8, 0, 0])
+            .unwrap();
+        let mut bytes = vec![0; 4];
+        bytes.extend(500f32.to_le_bytes());
+        bytes.extend(900f32.to_le_bytes());
+        bytes.extend(&png_bytes);
+        let mut out = Vec::new();
+        // format text, first pixel in metres
+        for (format, want) in [
+            ("16UC1; compressedDepth", 1.0),
+            ("32FC1; compressedDepth png", 5.0),
+        ] {
+            decode_compressed_depth(&bytes, format, &Limits::default(), &mut out).unwrap();
+            assert!(
+                (out[0] - want).abs() < 1e-5 && out[1].is_nan(),
+                "{format}: {out:?}"
+            );
+        }
+    }
+}
