@@ -4,3 +4,7 @@ pub mod denoise;
 pub mod model;
 pub mod plucker;
 pub mod sampler;
+pub mod text;
+pub mod cuda;
+pub mod target;
+pub mod trt;

@@ -496,7 +496,7 @@ mod tests {
             (Grid::Plain, Solver::Euler, 200, 2e-2),
             (Grid::Plain, Solver::UniPc, 20, 5e-3),
             (Grid::Plain, Solver::UniPc, 80, 4e-3),
-            (Grid::WanUnipc, Solver::UniPc, 50, 5e-3),
+            (Grid::WanUnipc, Solver::UniPc, 50, 1e-2),
         ];
         for (grid, solver, steps, tolerance) in cases {
             let worst = run(grid, solver, steps);
