@@ -1,0 +1,66 @@
+//! Prints rendering and generation rates of one core.
+//!
+//! `cargo run --release -p mindseye-world --example bench`
+
+use mindseye_world::{
+    Camera, Difficulty, Frame, House, RenderOptions, Rng, approach, exploration_sweep, project_box_in, random_pose,
+    render_with,
+};
+use std::time::Instant;
+
+fn main() {
+    for (name, difficulty) in [("plain", Difficulty::plain()), ("house", Difficulty::house())] {
+        let houses: Vec<House> = (0..16).map(|s| House::generate(s, &difficulty)).collect();
+        let mut rng = Rng::new(1);
+        let poses: Vec<_> = houses.iter().map(|h| exploration_sweep(h, &mut rng, 96)).collect();
+        let mut frame = Frame::new();
+        for (width, height) in [(24, 16), (32, 32), (48, 32), (64, 48), (416, 256)] {
+            let camera = Camera::new(width, height);
+            for (what, options) in [
+                ("rgb", RenderOptions::rgb_only()),
+                ("rgb+depth+ids", RenderOptions::default()),
+                ("rgb 1x1", RenderOptions { supersample: 1, ..RenderOptions::rgb_only() }),
+            ] {
+                let (mut n, mut sum) = (0u32, 0u64);
+                let start = Instant::now();
+                while start.elapsed().as_secs_f64() < 0.5 {
+                    for (house, poses) in houses.iter().zip(&poses) {
+                        for pose in poses.iter().step_by(12) {
+                            render_with(house, *pose, &camera, options, &mut frame);
+                            sum += u64::from(frame.rgb[0]);
+                            n += 1;
+                        }
+                    }
+                }
+                let rate = f64::from(n) / start.elapsed().as_secs_f64();
+                println!("{name} {width}x{height} {what}: {rate:.0} frames/s (check {})", sum % 97);
+            }
+        }
+        let camera = Camera::new(24, 16);
+        let start = Instant::now();
+        let n = 300;
+        for seed in 0..n {
+            let house = House::generate(1000 + seed, &difficulty);
+            let mut rng = Rng::new(seed);
+            let sweep = exploration_sweep(&house, &mut rng, 96);
+            let drive = approach(&house, random_pose(&house, &mut rng), 0, 17);
+            for pose in sweep.iter().step_by(12).chain(&drive.poses) {
+                render_with(&house, *pose, &camera, RenderOptions::rgb_ids(), &mut frame);
+            }
+            let _ = project_box_in(&house, drive.final_pose, &camera, 0, &mut frame);
+        }
+        let each = start.elapsed().as_secs_f64() * 1e3 / n as f64;
+        println!("{name}: a house, a sweep, an approach, 25 frames of 24x16 with ids, a box: {each:.3} ms");
+        let time = |what: &str, f: &mut dyn FnMut(u64)| {
+            let start = Instant::now();
+            (0..300).for_each(&mut *f);
+            println!("{name}: {what}: {:.1} us", start.elapsed().as_secs_f64() * 1e6 / 300.0);
+        };
+        time("generate", &mut |s| drop(House::generate(s, &difficulty)));
+        time("sweep", &mut |s| drop(exploration_sweep(&houses[(s % 16) as usize], &mut Rng::new(s), 96)));
+        time("approach", &mut |s| {
+            let house = &houses[(s % 16) as usize];
+            drop(approach(house, random_pose(house, &mut Rng::new(s)), 0, 17));
+        });
+    }
+}

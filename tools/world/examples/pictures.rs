@@ -1,0 +1,110 @@
+//! Writes pictures of a few houses to look at.
+//!
+//! `cargo run --release -p mindseye-world --example pictures -- DIR`
+
+use mindseye_world::{
+    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, approach, draw_box, exploration_sweep,
+    project_box, random_pose, render_with,
+};
+
+fn save(dir: &str, name: &str, width: usize, height: usize, rgb: &[u8]) -> std::io::Result<()> {
+    let file = std::fs::File::create(format!("{dir}/{name}.png"))?;
+    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), width as u32, height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
+    writer.write_image_data(rgb).map_err(std::io::Error::other)
+}
+
+/// Frames side by side, each pixel enlarged.
+struct Sheet {
+    columns: usize,
+    zoom: usize,
+    tile: (usize, usize),
+    tiles: Vec<Vec<u8>>,
+}
+
+impl Sheet {
+    fn save(&self, dir: &str, name: &str) -> std::io::Result<()> {
+        let (w, h) = (self.tile.0 * self.zoom + 4, self.tile.1 * self.zoom + 4);
+        let rows = self.tiles.len().div_ceil(self.columns);
+        let mut out = vec![20u8; w * self.columns * h * rows * 3];
+        for (k, tile) in self.tiles.iter().enumerate() {
+            let (ox, oy) = ((k % self.columns) * w, (k / self.columns) * h);
+            for y in 0..self.tile.1 * self.zoom {
+                for x in 0..self.tile.0 * self.zoom {
+                    let from = ((y / self.zoom) * self.tile.0 + x / self.zoom) * 3;
+                    let to = ((oy + y) * w * self.columns + ox + x) * 3;
+                    out[to..to + 3].copy_from_slice(&tile[from..from + 3]);
+                }
+            }
+        }
+        save(dir, name, w * self.columns, h * rows, &out)
+    }
+}
+
+fn main() -> std::io::Result<()> {
+    let dir = std::env::args().nth(1).unwrap_or_else(|| "/tmp".into());
+    std::fs::create_dir_all(&dir)?;
+    let mut frame = Frame::new();
+    let plain = Difficulty::plain();
+    // Every shape from about 2 m, in several colours.
+    for (name, camera, zoom, options) in [
+        ("shapes_24x16", Camera::new(24, 16), 8, RenderOptions::rgb_only()),
+        ("shapes_48x32", Camera::new(48, 32), 4, RenderOptions::rgb_only()),
+        ("shapes_fine", Camera::new(208, 128), 2, RenderOptions::picture()),
+    ] {
+        let mut sheet = Sheet { columns: 4, zoom, tile: (camera.width, camera.height), tiles: Vec::new() };
+        for shape in Shape::ALL {
+            let mut found = 0;
+            for seed in 0..2000 {
+                let house = House::generate(seed, &plain);
+                let Some(k) = house.objects.iter().position(|o| o.shape == shape) else { continue };
+                if house.objects[k].colour == Colour::ALL[(shape.index() + 3 * found) % 6] {
+                    let end = approach(&house, Pose2::default(), k, 17).final_pose;
+                    let back = if found == 0 { 0.0 } else { 0.9 };
+                    let pose = Pose2::new(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
+                    render_with(&house, pose, &camera, options, &mut frame);
+                    sheet.tiles.push(frame.rgb.clone());
+                    found += 1;
+                    if found == 2 {
+                        break;
+                    }
+                }
+            }
+        }
+        sheet.save(&dir, name)?;
+    }
+    for (kind, difficulty) in [("plain", plain.clone()), ("house", Difficulty::house())] {
+        for seed in 1..4u64 {
+            let house = House::generate(seed, &difficulty);
+            let mut rng = Rng::new(seed);
+            let poses = exploration_sweep(&house, &mut rng, 96);
+            let small = Camera::new(24, 16);
+            let mut sheet = Sheet { columns: 6, zoom: 8, tile: (24, 16), tiles: Vec::new() };
+            for pose in poses.iter().step_by(8) {
+                render_with(&house, *pose, &small, RenderOptions::rgb_only(), &mut frame);
+                sheet.tiles.push(frame.rgb.clone());
+            }
+            let drive = approach(&house, random_pose(&house, &mut rng), 0, 12);
+            for pose in &drive.poses {
+                render_with(&house, *pose, &small, RenderOptions::rgb_only(), &mut frame);
+                if let Some(area) = project_box(&house, *pose, &small, 0) {
+                    draw_box(&mut frame.rgb, 24, area, [255, 0, 0]);
+                }
+                sheet.tiles.push(frame.rgb.clone());
+            }
+            sheet.save(&dir, &format!("{kind}{seed}_sweep"))?;
+            let medium = Camera::new(416, 256);
+            for (quality, options) in [("fast", RenderOptions::rgb_only()), ("fine", RenderOptions::picture())] {
+                render_with(&house, poses[10], &medium, options, &mut frame);
+                save(&dir, &format!("{kind}{seed}_{quality}"), 416, 256, &frame.rgb)?;
+            }
+        }
+        let house = House::generate(5, &difficulty);
+        let pose = exploration_sweep(&house, &mut Rng::new(5), 96)[0];
+        render_with(&house, pose, &Camera::new(1248, 768), RenderOptions::picture(), &mut frame);
+        save(&dir, &format!("{kind}_large"), 1248, 768, &frame.rgb)?;
+    }
+    Ok(())
+}

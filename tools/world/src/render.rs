@@ -1,0 +1,985 @@
+//! The software renderer: a hybrid of scan conversion (planes) and ray casting (round solids).
+//!
+//! Visibility works on inverse planar depth `w = 1 / z`, which is an affine function of the image coordinates on
+//! every plane, so that floors, walls and box faces need no division per sample. Shading happens once per sample,
+//! for the nearest surface only.
+
+use crate::geom::{Camera, Pose2};
+use crate::house::{
+    CEILING_M, FloorPattern, House, Palette, SHADE_CELL_M, Solid, Tint, WallPattern,
+};
+
+/// How samples are lit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quality {
+    /// Fixed light and stored contact shadows: what training and the simulated robot's camera use.
+    #[default]
+    Fast,
+    /// A ceiling lamp in each room with soft shadows: for pictures.
+    Fine,
+}
+
+/// What [`render_with`] computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RenderOptions {
+    /// Colour samples per pixel side, 1 to 8.
+    pub supersample: usize,
+    /// Fill [`Frame::rgb`].
+    pub rgb: bool,
+    /// Fill [`Frame::depth`].
+    pub depth: bool,
+    /// Fill [`Frame::ids`].
+    pub ids: bool,
+    /// How samples are lit.
+    pub quality: Quality,
+}
+
+impl Default for RenderOptions {
+    /// 2x2 supersampling, colour, depth and ids, fast light.
+    fn default() -> Self {
+        Self { supersample: 2, rgb: true, depth: true, ids: true, quality: Quality::Fast }
+    }
+}
+
+impl RenderOptions {
+    /// Colour only.
+    #[must_use]
+    pub fn rgb_only() -> Self {
+        Self { depth: false, ids: false, ..Self::default() }
+    }
+
+    /// Colour and instance ids.
+    #[must_use]
+    pub fn rgb_ids() -> Self {
+        Self { depth: false, ..Self::default() }
+    }
+
+    /// Colour only, 3x3 supersampling, soft shadows.
+    #[must_use]
+    pub fn picture() -> Self {
+        Self { supersample: 3, quality: Quality::Fine, ..Self::rgb_only() }
+    }
+}
+
+/// A rendered image with its working memory. Reuse one frame: rendering then allocates nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Frame {
+    /// Width (pixels).
+    pub width: usize,
+    /// Height (pixels).
+    pub height: usize,
+    /// `height x width x 3`, sRGB.
+    pub rgb: Vec<u8>,
+    /// `height x width`: planar depth along the optical axis at the pixels' centres (m). Empty if not asked for.
+    pub depth: Vec<f32>,
+    /// `height x width`: 0 = structure, `1 + k` = object `k`, at the pixels' centres. Empty if not asked for.
+    pub ids: Vec<u8>,
+    pub(crate) w: Vec<f32>,
+    pub(crate) code: Vec<u32>,
+    acc: Vec<f32>,
+    pub(crate) scene: Scene,
+}
+
+impl Frame {
+    /// An empty frame; the first rendering gives it its size.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Fills the working buffers with what is visible, and leaves the pictures alone.
+    pub(crate) fn trace(&mut self, house: &House, pose: Pose2, camera: &Camera, grid: &Grid, only: Option<usize>) {
+        self.scene.prepare(house, pose, camera);
+        self.scene.trace(house, grid, only, &mut self.w, &mut self.code);
+    }
+}
+
+/// Renders colour (2x2 supersampled), depth and ids of what the camera sees from a base at `pose` (map frame).
+///
+/// The camera must be inside the house: poses in walls or outside give meaningless pictures, but no panic.
+pub fn render(house: &House, pose: Pose2, camera: &Camera, frame: &mut Frame) {
+    render_with(house, pose, camera, RenderOptions::default(), frame);
+}
+
+/// [`render`] with options. What is not asked for is left empty.
+pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderOptions, frame: &mut Frame) {
+    frame.width = camera.width;
+    frame.height = camera.height;
+    frame.rgb.clear();
+    frame.depth.clear();
+    frame.ids.clear();
+    if camera.width == 0 || camera.height == 0 {
+        return;
+    }
+    let mut scene = std::mem::take(&mut frame.scene);
+    scene.prepare(house, pose, camera);
+    if options.depth || options.ids {
+        let grid = Grid::new(camera, 1, 1.0);
+        scene.trace(house, &grid, None, &mut frame.w, &mut frame.code);
+        if options.depth {
+            frame.depth.extend(frame.w.iter().map(|w| 1.0 / w));
+        }
+        if options.ids {
+            frame.ids.extend(frame.code.iter().map(|c| scene.instance(*c)));
+        }
+    }
+    if options.rgb {
+        let ss = options.supersample.clamp(1, 8);
+        let grid = Grid::new(camera, ss, 1.0);
+        scene.trace(house, &grid, None, &mut frame.w, &mut frame.code);
+        frame.rgb.reserve(camera.width * camera.height * 3);
+        for row in 0..camera.height {
+            frame.acc.clear();
+            frame.acc.resize(camera.width * 3, 0.0);
+            for sub in 0..ss {
+                let j = row * ss + sub;
+                let at = j * grid.nx;
+                let (w, code) = (&frame.w[at..at + grid.nx], &frame.code[at..at + grid.nx]);
+                match options.quality {
+                    Quality::Fast => scene.shade_row(house, &grid, j, ss, w, code, &mut frame.acc),
+                    Quality::Fine => scene.shade_row_fine(house, &grid, j, ss, w, code, &mut frame.acc),
+                }
+            }
+            let scale = 1.0 / (ss * ss) as f32;
+            frame.rgb.extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
+        }
+    }
+    frame.scene = scene;
+}
+
+/// The samples' places on the image plane: `u = u0 + i du`, `v = v0 + j du` (tangents, right and down).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    pub(crate) nx: usize,
+    pub(crate) ny: usize,
+    u0: f32,
+    v0: f32,
+    du: f32,
+}
+
+impl Grid {
+    /// `zoom_out` widens the image about its centre without changing the samples' spacing.
+    pub(crate) fn new(camera: &Camera, ss: usize, zoom_out: f64) -> Self {
+        let nx = ((camera.width as f64 * zoom_out).round() as usize).max(1) * ss;
+        let ny = ((camera.height as f64 * zoom_out).round() as usize).max(1) * ss;
+        let du = 1.0 / (camera.focal_px() * ss as f64);
+        Self {
+            nx,
+            ny,
+            u0: ((0.5 - nx as f64 * 0.5) * du) as f32,
+            v0: ((0.5 - ny as f64 * 0.5) * du) as f32,
+            du: du as f32,
+        }
+    }
+}
+
+/// A camera's place and axes in some frame.
+#[derive(Debug, Clone, Copy, Default)]
+struct Eye {
+    o: [f32; 3],
+    f: [f32; 3],
+    r: [f32; 3],
+    d: [f32; 3],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FlatPart {
+    solid: Solid,
+    object: usize,
+    albedo: [f32; 3],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RoomLook {
+    x: [f32; 2],
+    y: [f32; 2],
+    walls: [[f32; 3]; 4],
+    patterns: [WallPattern; 4],
+    floor: [[f32; 3]; 2],
+    floor_pattern: FloorPattern,
+    period: f32,
+}
+
+/// What rendering one frame needs of the house, in f32 and flat.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scene {
+    eye: Eye,
+    /// Eye in each object's frame, and cos and sin of the object's yaw.
+    local: Vec<(Eye, f32, f32)>,
+    parts: Vec<FlatPart>,
+    rooms: Vec<RoomLook>,
+    part_base: u32,
+    ceiling: [f32; 3],
+    frame_colour: [f32; 3],
+    origin: [f32; 2],
+}
+
+const WALL_BASE: u32 = 8;
+/// Structure is lit by the direction of its normal alone: east, north, west, south walls.
+const WALL_LIGHT: [f32; 4] = [0.88, 0.95, 1.0, 0.92];
+const LIGHT: [f32; 3] = [0.362, 0.259, 0.895];
+
+fn rgb(c: [u8; 3]) -> [f32; 3] {
+    c.map(f32::from)
+}
+
+fn dot(a: [f32; 3], b: [f32; 3]) -> f32 {
+    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+}
+
+fn mix(a: [f32; 3], b: [f32; 3], k: f32) -> [f32; 3] {
+    [a[0] + (b[0] - a[0]) * k, a[1] + (b[1] - a[1]) * k, a[2] + (b[2] - a[2]) * k]
+}
+
+fn scale(a: [f32; 3], k: f32) -> [f32; 3] {
+    [a[0] * k, a[1] * k, a[2] * k]
+}
+
+/// Largest integer not above `x`, for |x| < 60000.
+fn floor_i(x: f32) -> i32 {
+    (x + 65536.0) as i32 - 65536
+}
+
+fn hash(a: i32, b: i32) -> f32 {
+    let mut h = (a as u32).wrapping_mul(0x9e37_79b1) ^ (b as u32).wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 15;
+    h = h.wrapping_mul(0x2c1b_3c6d);
+    h ^= h >> 12;
+    (h & 0xffff) as f32 * (1.0 / 65536.0)
+}
+
+fn tinted(palette: &Palette, colour: usize, tint: Tint) -> [f32; 3] {
+    let main = rgb(palette.objects[colour]);
+    match tint {
+        Tint::Main => main,
+        Tint::Light => mix(main, [255.0; 3], 0.45),
+        Tint::Dark => scale(main, 0.72),
+        Tint::Neutral(i) => rgb(palette.neutral[i]),
+    }
+}
+
+impl Scene {
+    pub(crate) fn prepare(&mut self, house: &House, pose: Pose2, camera: &Camera) {
+        let (m, t) = camera.map_from_camera(pose);
+        let axis = |k: usize| [m[0][k] as f32, m[1][k] as f32, m[2][k] as f32];
+        self.eye = Eye { o: t.map(|v| v as f32), f: axis(2), r: axis(0), d: axis(1) };
+        self.part_base = WALL_BASE + 6 * house.walls.len() as u32;
+        self.local.clear();
+        self.parts.clear();
+        self.rooms.clear();
+        for (k, o) in house.objects.iter().enumerate() {
+            let (s, c) = o.yaw.sin_cos();
+            let (s, c) = (s as f32, c as f32);
+            let turn = |v: [f32; 3]| [c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]];
+            let e = &self.eye;
+            let local = Eye {
+                o: turn([e.o[0] - o.x as f32, e.o[1] - o.y as f32, e.o[2]]),
+                f: turn(e.f),
+                r: turn(e.r),
+                d: turn(e.d),
+            };
+            self.local.push((local, c, s));
+            for p in &o.parts {
+                let albedo = tinted(&house.palette, o.colour.index(), p.tint);
+                self.parts.push(FlatPart { solid: p.solid, object: k, albedo });
+            }
+        }
+        for room in &house.rooms {
+            let r = &room.rect;
+            self.rooms.push(RoomLook {
+                x: [r.x0 as f32, r.x1 as f32],
+                y: [r.y0 as f32, r.y1 as f32],
+                walls: room.wall_colour.map(|c| rgb(house.palette.walls[c % house.palette.walls.len()])),
+                patterns: room.wall_pattern,
+                floor: house.palette.floors[room.floor_colour % house.palette.floors.len()].map(rgb),
+                floor_pattern: room.floor_pattern,
+                period: room.floor_period_m as f32,
+            });
+        }
+        self.ceiling = rgb(house.palette.neutral[4]);
+        self.frame_colour = rgb(house.palette.neutral[5]);
+        self.origin = [house.bounds.x0 as f32, house.bounds.y0 as f32];
+    }
+
+    pub(crate) fn instance(&self, code: u32) -> u8 {
+        if code < self.part_base {
+            0
+        } else {
+            let part = ((code - self.part_base) / 6) as usize;
+            self.parts.get(part).map_or(0, |p| (p.object + 1).min(255) as u8)
+        }
+    }
+
+    /// Nearest surface of each sample: inverse depth and surface code. With `only`, that object alone in the void.
+    pub(crate) fn trace(
+        &self,
+        house: &House,
+        grid: &Grid,
+        only: Option<usize>,
+        w: &mut Vec<f32>,
+        code: &mut Vec<u32>,
+    ) {
+        let n = grid.nx * grid.ny;
+        w.clear();
+        w.resize(n, 0.0);
+        code.clear();
+        code.resize(n, 0);
+        let mut buffer = Buffer { grid, w, code };
+        if only.is_none() {
+            buffer.shell(&self.eye, house);
+            for (k, wall) in house.walls.iter().enumerate() {
+                let r = &wall.rect;
+                buffer.cuboid(
+                    &self.eye,
+                    [r.x0 as f32, r.y0 as f32, wall.z0 as f32],
+                    [r.x1 as f32, r.y1 as f32, CEILING_M as f32],
+                    WALL_BASE + 6 * k as u32,
+                );
+            }
+        }
+        let mut seen = (usize::MAX, false);
+        for (k, part) in self.parts.iter().enumerate() {
+            if only.is_some_and(|o| o != part.object) {
+                continue;
+            }
+            let eye = &self.local[part.object].0;
+            if seen.0 != part.object {
+                let o = &house.objects[part.object];
+                let rel = [-eye.o[0], -eye.o[1], o.z as f32 - eye.o[2]];
+                let reach = (o.radius.hypot(o.size[2] * 0.5)) as f32;
+                seen = (part.object, grid.may_see(eye, rel, reach));
+            }
+            if !seen.1 {
+                continue;
+            }
+            let base = self.part_base + 6 * k as u32;
+            match part.solid {
+                Solid::Cuboid { min, max } => buffer.cuboid(eye, min, max, base),
+                Solid::Frustum { x, y, z0, z1, r0, r1 } => buffer.frustum(eye, [x, y], [z0, z1], [r0, r1], base),
+                Solid::Ellipsoid { c, r } => buffer.ellipsoid(eye, c, r, base),
+            }
+        }
+    }
+
+    fn room_of(&self, x: f32, y: f32) -> Option<&RoomLook> {
+        if self.rooms.len() == 1 {
+            return self.rooms.first();
+        }
+        self.rooms.iter().find(|r| x >= r.x[0] && x <= r.x[1] && y >= r.y[0] && y <= r.y[1])
+    }
+
+    fn nearest_room(&self, x: f32, y: f32) -> &RoomLook {
+        let away = |r: &RoomLook| {
+            (r.x[0] - x).max(x - r.x[1]).max(0.0) + (r.y[0] - y).max(y - r.y[1]).max(0.0)
+        };
+        let mut best = &self.rooms[0];
+        for r in &self.rooms[1..] {
+            if away(r) < away(best) {
+                best = r;
+            }
+        }
+        best
+    }
+
+    /// Colour of the floor before light; `foot` is the size of a sample on it (m).
+    fn floor_albedo(&self, x: f32, y: f32, foot: f32) -> [f32; 3] {
+        let room = self.room_of(x, y).unwrap_or_else(|| self.nearest_room(x, y));
+        let p = room.period;
+        // Patterns fade to their mean where samples are too coarse for them.
+        let keep = (1.7 - 1.7 * foot / p).clamp(0.0, 1.0);
+        let tone = match room.floor_pattern {
+            FloorPattern::Checker => ((floor_i(x / p) + floor_i(y / p)) & 1) as f32,
+            FloorPattern::Planks => {
+                let board = floor_i(y / p);
+                let along = x / (p * 5.0) + hash(board, 11) * 7.0;
+                let piece = floor_i(along);
+                let tone = hash(board, piece);
+                let (fy, fx) = (y - board as f32 * p, (along - piece as f32) * p * 5.0);
+                if foot < 0.03 && (fy < 0.007 || fx < 0.007) {
+                    tone + 1.0
+                } else if foot < 0.03 {
+                    // Grain.
+                    let g = hash(floor_i(x * 9.0), floor_i(y * 160.0) ^ (board * 7919));
+                    tone + 0.35 * (g - 0.5)
+                } else {
+                    tone
+                }
+            }
+            FloorPattern::Tiles => {
+                let (ix, iy) = (floor_i(x / p), floor_i(y / p));
+                let (fx, fy) = (x - ix as f32 * p, y - iy as f32 * p);
+                if fx < 0.03 || fy < 0.03 { 1.0 } else { 0.3 * hash(ix, iy) }
+            }
+        };
+        let mean = if room.floor_pattern == FloorPattern::Tiles { 0.25 } else { 0.5 };
+        mix(room.floor[0], room.floor[1], mean + (tone - mean) * keep)
+    }
+
+    fn floor_shade(&self, house: &House, x: f32, y: f32) -> f32 {
+        let s = &house.shade;
+        let i = ((x - self.origin[0]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
+        let j = ((y - self.origin[1]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
+        s.cells.get(j.min(s.rows - 1) * s.cols + i.min(s.cols - 1)).copied().unwrap_or(1.0)
+    }
+
+    fn floor_shade_smooth(&self, house: &House, x: f32, y: f32) -> f32 {
+        let s = &house.shade;
+        let fx = ((x - self.origin[0]) * (1.0 / SHADE_CELL_M as f32)).clamp(0.0, (s.cols - 1) as f32 - 0.001);
+        let fy = ((y - self.origin[1]) * (1.0 / SHADE_CELL_M as f32)).clamp(0.0, (s.rows - 1) as f32 - 0.001);
+        let (i, j) = (fx as usize, fy as usize);
+        let (kx, ky) = (fx - i as f32, fy - j as f32);
+        let at = |i: usize, j: usize| s.cells[j.min(s.rows - 1) * s.cols + i.min(s.cols - 1)];
+        let top = at(i, j) + (at(i + 1, j) - at(i, j)) * kx;
+        let bottom = at(i, j + 1) + (at(i + 1, j + 1) - at(i, j + 1)) * kx;
+        top + (bottom - top) * ky
+    }
+
+    /// Colour of a wall before light. `side`: 0 east, 1 north, 2 west, 3 south of `room`.
+    fn wall_albedo(&self, room: &RoomLook, side: usize, x: f32, y: f32, z: f32, foot: f32) -> [f32; 3] {
+        let base = room.walls[side];
+        let s = if side & 1 == 0 { y } else { x };
+        if foot < 0.04 && z < 0.09 {
+            return if z > 0.08 { scale(self.frame_colour, 0.85) } else { self.frame_colour };
+        }
+        let (tone, period) = match room.patterns[side] {
+            WallPattern::Plain => return base,
+            WallPattern::Stripes => ((floor_i(s / 0.3) & 1) as f32 * 0.7, 0.3),
+            WallPattern::Panel => {
+                if z > 0.95 && z < 1.02 {
+                    (-0.6, 0.1)
+                } else {
+                    (if z < 1.0 { 1.0 } else { 0.0 }, 10.0)
+                }
+            }
+            WallPattern::Bricks => {
+                let row = floor_i(z / 0.2);
+                let shift = s / 0.46 + (row & 1) as f32 * 0.5;
+                let (fx, fz) = (shift - floor_i(shift) as f32, z / 0.2 - row as f32);
+                let joint = fx < 0.05 || fz < 0.12;
+                (if joint { -0.5 } else { 0.3 + 0.5 * hash(floor_i(shift), row) }, 0.2)
+            }
+            WallPattern::Dots => {
+                let row = floor_i(z / 0.4);
+                let (a, b) = (s / 0.4 + (row & 1) as f32 * 0.5, z / 0.4);
+                let (fa, fb) = (a - floor_i(a) as f32 - 0.5, b - row as f32 - 0.5);
+                (if fa * fa + fb * fb < 0.07 { 1.0 } else { 0.0 }, 0.25)
+            }
+        };
+        let keep = (1.7 - 1.7 * foot / period).clamp(0.0, 1.0);
+        let k = 1.0 - 0.30 * (0.3 + (tone - 0.3) * keep);
+        scale(base, k)
+    }
+
+    /// Albedo (0-255), normal in the map, and whether it is structure, of a surface at a map point.
+    fn surface(&self, code: u32, p: [f32; 3], local_p: [f32; 3], foot: f32) -> ([f32; 3], [f32; 3]) {
+        match code {
+            0 => (self.floor_albedo(p[0], p[1], foot), [0.0, 0.0, 1.0]),
+            1 => {
+                let room = self.room_of(p[0], p[1]).unwrap_or(&self.rooms[0]);
+                let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
+                let lamp = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy) < 0.09;
+                (if lamp { [255.0, 252.0, 240.0] } else { self.ceiling }, [0.0, 0.0, -1.0])
+            }
+            2..8 => {
+                let side = (code - 2).min(3) as usize;
+                let n = [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]][side];
+                let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
+                match self.room_of(inside.0, inside.1) {
+                    Some(room) => (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n),
+                    None => (self.frame_colour, n),
+                }
+            }
+            _ if code < self.part_base => {
+                let face = ((code - WALL_BASE) % 6) as usize;
+                let n = FACE_NORMALS[face];
+                let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
+                // Only faces along the wall look into a room; jambs and lintel bottoms are frame.
+                match self.room_of(inside.0, inside.1) {
+                    Some(room) if face < 4 => {
+                        let side = [0, 2, 1, 3][face];
+                        (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n)
+                    }
+                    _ => (self.frame_colour, n),
+                }
+            }
+            _ => {
+                let k = code - self.part_base;
+                let Some(part) = self.parts.get((k / 6) as usize) else {
+                    return ([0.0; 3], [0.0, 0.0, 1.0]);
+                };
+                let face = (k % 6) as usize;
+                let n = match part.solid {
+                    Solid::Cuboid { .. } => FACE_NORMALS[face],
+                    Solid::Frustum { .. } if face != 0 => FACE_NORMALS[face],
+                    Solid::Frustum { x, y, z0, z1, r0, r1 } => {
+                        let slope = (r1 - r0) / (z1 - z0);
+                        let (dx, dy) = (local_p[0] - x, local_p[1] - y);
+                        unit([dx, dy, -slope * (dx * dx + dy * dy).sqrt()])
+                    }
+                    Solid::Ellipsoid { c, r } => unit([
+                        (local_p[0] - c[0]) / (r[0] * r[0]),
+                        (local_p[1] - c[1]) / (r[1] * r[1]),
+                        (local_p[2] - c[2]) / (r[2] * r[2]),
+                    ]),
+                };
+                let (_, c, s) = self.local[part.object];
+                (part.albedo, [c * n[0] - s * n[1], s * n[0] + c * n[1], n[2]])
+            }
+        }
+    }
+
+    /// Places of a sample: in the map, and in the object's frame when the code is a part's.
+    fn place(&self, code: u32, u: f32, v: f32, t: f32) -> ([f32; 3], [f32; 3]) {
+        let at = |e: &Eye| {
+            let k = |i: usize| e.o[i] + t * (e.f[i] + v * e.d[i] + u * e.r[i]);
+            [k(0), k(1), k(2)]
+        };
+        let p = at(&self.eye);
+        if code < self.part_base {
+            return (p, p);
+        }
+        match self.parts.get(((code - self.part_base) / 6) as usize) {
+            Some(part) => (p, at(&self.local[part.object].0)),
+            None => (p, p),
+        }
+    }
+
+    /// Size on the surface of one sample (m).
+    fn footprint(&self, grid: &Grid, code: u32, t: f32) -> f32 {
+        if code == 0 { grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { grid.du * t }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn shade_row(
+        &self,
+        house: &House,
+        grid: &Grid,
+        j: usize,
+        ss: usize,
+        w: &[f32],
+        code: &[u32],
+        acc: &mut [f32],
+    ) {
+        let v = grid.v0 + j as f32 * grid.du;
+        let samples = w.chunks_exact(ss).zip(code.chunks_exact(ss));
+        for (k, (pixel, (ws, codes))) in acc.chunks_exact_mut(3).zip(samples).enumerate() {
+            for (s, (&w, &code)) in ws.iter().zip(codes).enumerate() {
+                let u = grid.u0 + (k * ss + s) as f32 * grid.du;
+                let t = 1.0 / w;
+                let (p, local_p) = self.place(code, u, v, t);
+                let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid, code, t));
+                let light = match code {
+                    0 => self.floor_shade(house, p[0], p[1]),
+                    1 => 0.97,
+                    _ if code < self.part_base => {
+                        let side = if n[0] < -0.5 {
+                            0
+                        } else if n[1] < -0.5 {
+                            1
+                        } else if n[0] > 0.5 {
+                            2
+                        } else {
+                            3
+                        };
+                        WALL_LIGHT[side] * self.corner(p, n)
+                    }
+                    _ => {
+                        let low = 0.80 + 0.20 * (p[2] * 4.0).min(1.0);
+                        (0.56 + 0.10 * n[2] + 0.42 * dot(n, LIGHT).max(0.0)) * low
+                    }
+                };
+                pixel[0] += (albedo[0] * light).min(255.0);
+                pixel[1] += (albedo[1] * light).min(255.0);
+                pixel[2] += (albedo[2] * light).min(255.0);
+            }
+        }
+    }
+
+    /// Darkening of walls towards the floor and the ceiling.
+    fn corner(&self, p: [f32; 3], _n: [f32; 3]) -> f32 {
+        let d = p[2].min(CEILING_M as f32 - p[2]);
+        0.86 + 0.14 * (d * 2.5).clamp(0.0, 1.0)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn shade_row_fine(
+        &self,
+        house: &House,
+        grid: &Grid,
+        j: usize,
+        ss: usize,
+        w: &[f32],
+        code: &[u32],
+        acc: &mut [f32],
+    ) {
+        let v = grid.v0 + j as f32 * grid.du;
+        for i in 0..grid.nx {
+            let (w, code) = (w[i], code[i]);
+            let u = grid.u0 + i as f32 * grid.du;
+            let t = 1.0 / w;
+            let (p, local_p) = self.place(code, u, v, t);
+            let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid, code, t));
+            let light = self.lit(house, code, p, n, (i as i32, j as i32));
+            let pixel = &mut acc[(i / ss) * 3..(i / ss) * 3 + 3];
+            for c in 0..3 {
+                pixel[c] += (albedo[c] * light[c]).min(255.0);
+            }
+        }
+    }
+
+    /// Light at a point: an area lamp at the middle of the room's ceiling, and an ambient term with occlusion.
+    fn lit(&self, house: &House, code: u32, p: [f32; 3], n: [f32; 3], seed: (i32, i32)) -> [f32; 3] {
+        let room = self.room_of(p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
+        let room = room.unwrap_or_else(|| self.nearest_room(p[0], p[1]));
+        let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
+        if code == 1 {
+            let d2 = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy);
+            return [if d2 < 0.09 { 1.0 } else { 0.80 + 0.16 / (1.0 + 2.0 * d2) }; 3];
+        }
+        const RAYS: i32 = 2;
+        let mut direct = 0.0;
+        for k in 0..RAYS {
+            let a = hash(seed.0.wrapping_mul(2).wrapping_add(k), seed.1) * std::f32::consts::TAU;
+            let r = 0.28 * hash(seed.0, seed.1.wrapping_mul(3).wrapping_add(k + 77)).sqrt();
+            let lamp = [cx + r * a.cos(), cy + r * a.sin(), CEILING_M as f32 - 0.12];
+            let to = [lamp[0] - p[0], lamp[1] - p[1], lamp[2] - p[2]];
+            let d2 = dot(to, to);
+            let cos = dot(n, to) / d2.sqrt();
+            if cos > 0.0 && !self.shadowed(house, p, n, to) {
+                direct += cos * 7.0 / (4.0 + d2);
+            }
+        }
+        direct /= RAYS as f32;
+        let ambient = match code {
+            0 => 0.50 * self.floor_shade_smooth(house, p[0], p[1]),
+            _ if code < self.part_base => 0.56 * self.corner(p, n) * self.wall_corner(room, p, n),
+            _ => (0.46 + 0.08 * n[2]) * (0.72 + 0.28 * (p[2] * 3.0).min(1.0)),
+        };
+        // Lamp light is a little warm, ambient a little cool.
+        [ambient * 0.98 + direct * 0.60, ambient * 1.0 + direct * 0.585, ambient * 1.04 + direct * 0.55]
+    }
+
+    /// Darkening of walls towards the room's vertical corners.
+    fn wall_corner(&self, room: &RoomLook, p: [f32; 3], n: [f32; 3]) -> f32 {
+        let d = if n[0].abs() > 0.5 {
+            (p[1] - room.y[0]).min(room.y[1] - p[1])
+        } else {
+            (p[0] - room.x[0]).min(room.x[1] - p[0])
+        };
+        0.84 + 0.16 * (d * 2.0).clamp(0.0, 1.0)
+    }
+
+    fn shadowed(&self, house: &House, p: [f32; 3], n: [f32; 3], to: [f32; 3]) -> bool {
+        let start = [p[0] + n[0] * 0.004, p[1] + n[1] * 0.004, p[2] + n[2] * 0.004];
+        let len2 = dot(to, to);
+        let mut near = (usize::MAX, false);
+        for part in &self.parts {
+            let o = &house.objects[part.object];
+            if near.0 != part.object {
+                let rel = [o.x as f32 - start[0], o.y as f32 - start[1], o.z as f32 - start[2]];
+                let k = (dot(rel, to) / len2).clamp(0.0, 1.0);
+                let miss = [rel[0] - to[0] * k, rel[1] - to[1] * k, rel[2] - to[2] * k];
+                let reach = o.radius.hypot(o.size[2] * 0.5) as f32;
+                near = (part.object, dot(miss, miss) < reach * reach);
+            }
+            if !near.1 {
+                continue;
+            }
+            let (_, c, s) = self.local[part.object];
+            let (dx, dy) = (start[0] - o.x as f32, start[1] - o.y as f32);
+            let lo = [c * dx + s * dy, c * dy - s * dx, start[2]];
+            let ld = [c * to[0] + s * to[1], c * to[1] - s * to[0], to[2]];
+            if blocks(&part.solid, lo, ld) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+const FACE_NORMALS: [[f32; 3]; 6] = [
+    [-1.0, 0.0, 0.0],
+    [1.0, 0.0, 0.0],
+    [0.0, -1.0, 0.0],
+    [0.0, 1.0, 0.0],
+    [0.0, 0.0, -1.0],
+    [0.0, 0.0, 1.0],
+];
+
+fn unit(v: [f32; 3]) -> [f32; 3] {
+    scale(v, 1.0 / dot(v, v).sqrt().max(1e-12))
+}
+
+/// Whether the segment `o + t d`, t in (0, 1), meets the solid.
+fn blocks(solid: &Solid, o: [f32; 3], d: [f32; 3]) -> bool {
+    const NEAR: f32 = 1e-4;
+    match *solid {
+        Solid::Cuboid { min, max } => {
+            let (mut t0, mut t1) = (NEAR, 1.0f32);
+            for k in 0..3 {
+                let inv = 1.0 / if d[k].abs() < 1e-9 { 1e-9 } else { d[k] };
+                let (a, b) = ((min[k] - o[k]) * inv, (max[k] - o[k]) * inv);
+                t0 = t0.max(a.min(b));
+                t1 = t1.min(a.max(b));
+            }
+            t0 < t1
+        }
+        Solid::Ellipsoid { c, r } => {
+            let p = [(o[0] - c[0]) / r[0], (o[1] - c[1]) / r[1], (o[2] - c[2]) / r[2]];
+            let q = [d[0] / r[0], d[1] / r[1], d[2] / r[2]];
+            let (a, b, c) = (dot(q, q), dot(p, q), dot(p, p) - 1.0);
+            let disc = b * b - a * c;
+            disc > 0.0 && {
+                let s = disc.sqrt();
+                let (t0, t1) = ((-b - s) / a, (-b + s) / a);
+                (t0 > NEAR && t0 < 1.0) || (t0 <= NEAR && t1 > 0.02 && c < 0.0)
+            }
+        }
+        Solid::Frustum { x, y, z0, z1, r0, r1 } => {
+            let (t, _) = frustum_hit([o[0] - x, o[1] - y, o[2]], d, [z0, z1], [r0, r1]);
+            t > NEAR && t < 1.0
+        }
+    }
+}
+
+/// First positive meeting of a ray with an upright frustum about the z axis: `t` and face (0 side, 4 bottom,
+/// 5 top); `t` is 0 for none.
+fn frustum_hit(o: [f32; 3], d: [f32; 3], z: [f32; 2], r: [f32; 2]) -> (f32, u32) {
+    let k = (r[1] - r[0]) / (z[1] - z[0]);
+    let ro = r[0] + k * (o[2] - z[0]);
+    let a = d[0] * d[0] + d[1] * d[1] - k * k * d[2] * d[2];
+    let b = o[0] * d[0] + o[1] * d[1] - k * d[2] * ro;
+    let c = o[0] * o[0] + o[1] * o[1] - ro * ro;
+    let mut best = (f32::INFINITY, 0);
+    let disc = b * b - a * c;
+    if disc >= 0.0 {
+        let s = disc.sqrt();
+        let a = if a.abs() < 1e-9 { 1e-9 } else { a };
+        for t in [(-b - s) / a, (-b + s) / a] {
+            let h = o[2] + t * d[2];
+            if t > 1e-4 && t < best.0 && h >= z[0] && h <= z[1] {
+                best = (t, 0);
+            }
+        }
+    }
+    for (h, radius, face) in [(z[0], r[0], 4), (z[1], r[1], 5)] {
+        let t = (h - o[2]) / d[2];
+        if t > 1e-4 && t < best.0 {
+            let (px, py) = (o[0] + t * d[0], o[1] + t * d[1]);
+            if px * px + py * py <= radius * radius {
+                best = (t, face);
+            }
+        }
+    }
+    if best.0.is_finite() { best } else { (0.0, 0) }
+}
+
+impl Grid {
+    /// Whether a sphere at `rel` (from the eye) may touch the view.
+    fn may_see(&self, eye: &Eye, rel: [f32; 3], reach: f32) -> bool {
+        let (x, y, z) = (dot(rel, eye.r), dot(rel, eye.d), dot(rel, eye.f));
+        if z < -reach {
+            return false;
+        }
+        let outside = |c: f32, edge: f32| {
+            // Signed distance beyond the plane through the eye with this tangent.
+            (c.abs() - z * edge) > reach * (1.0 + edge * edge).sqrt()
+        };
+        let (eu, ev) = (-self.u0 + self.du, -self.v0 + self.du);
+        !outside(x, eu) && !outside(y, ev)
+    }
+
+    /// Samples that a box may cover: `[i0, i1) x [j0, j1)`.
+    fn cover(&self, eye: &Eye, min: [f32; 3], max: [f32; 3]) -> Option<(usize, usize, usize, usize)> {
+        let (mut u0, mut u1, mut v0, mut v1) = (f32::MAX, f32::MIN, f32::MAX, f32::MIN);
+        for corner in 0..8 {
+            let pick = |k: usize| if corner >> k & 1 == 0 { min[k] } else { max[k] } - eye.o[k];
+            let rel = [pick(0), pick(1), pick(2)];
+            let z = dot(rel, eye.f);
+            if z < 0.02 {
+                return Some((0, self.nx, 0, self.ny));
+            }
+            let (u, v) = (dot(rel, eye.r) / z, dot(rel, eye.d) / z);
+            u0 = u0.min(u);
+            u1 = u1.max(u);
+            v0 = v0.min(v);
+            v1 = v1.max(v);
+        }
+        let lo = |x: f32, first: f32, n: usize| ((x - first) / self.du - 0.01).ceil().clamp(0.0, n as f32) as usize;
+        let hi = |x: f32, first: f32, n: usize| {
+            ((x - first) / self.du + 1.01).floor().clamp(0.0, n as f32) as usize
+        };
+        let (i0, i1) = (lo(u0, self.u0, self.nx), hi(u1, self.u0, self.nx));
+        let (j0, j1) = (lo(v0, self.v0, self.ny), hi(v1, self.v0, self.ny));
+        (i0 < i1 && j0 < j1).then_some((i0, i1, j0, j1))
+    }
+}
+
+struct Buffer<'a> {
+    grid: &'a Grid,
+    w: &'a mut [f32],
+    code: &'a mut [u32],
+}
+
+/// Narrows `[lo, hi]` to where `a + b i >= 0`.
+fn clip(a: f32, b: f32, lo: &mut f32, hi: &mut f32) {
+    if b > 1e-12 {
+        *lo = lo.max(-a / b);
+    } else if b < -1e-12 {
+        *hi = hi.min(-a / b);
+    } else if a < 0.0 {
+        *hi = f32::NEG_INFINITY;
+    }
+}
+
+impl Buffer<'_> {
+    /// Floor, ceiling and outer walls, seen from inside: the nearest plane has the largest `w`.
+    fn shell(&mut self, eye: &Eye, house: &House) {
+        let g = self.grid;
+        let b = &house.bounds;
+        let inv = |plane: f64, o: f32| 1.0 / (plane as f32 - o);
+        let (ex, wx) = (inv(b.x1, eye.o[0]), inv(b.x0, eye.o[0]));
+        let (ny, sy) = (inv(b.y1, eye.o[1]), inv(b.y0, eye.o[1]));
+        let (up, down) = (inv(CEILING_M, eye.o[2]), inv(0.0, eye.o[2]));
+        let rows = self.w.chunks_exact_mut(g.nx).zip(self.code.chunks_exact_mut(g.nx));
+        for (j, (w_row, code_row)) in rows.enumerate() {
+            let v = g.v0 + j as f32 * g.du;
+            let row = |k: usize| eye.f[k] + v * eye.d[k] + g.u0 * eye.r[k];
+            let (bx, by, dz) = (row(0), row(1), row(2));
+            let (rx, ry) = (eye.r[0] * g.du, eye.r[1] * g.du);
+            let (w_level, c_level) = if dz < 0.0 { (dz * down, 0) } else { (dz * up, 1) };
+            for (i, (w, code)) in w_row.iter_mut().zip(code_row.iter_mut()).enumerate() {
+                let i = i as i32 as f32;
+                let (dx, dy) = (bx + i * rx, by + i * ry);
+                let (we, ww, wn, ws) = (dx * ex, dx * wx, dy * ny, dy * sy);
+                let (mut best, mut c) = (w_level, c_level);
+                if we > best {
+                    best = we;
+                    c = 2;
+                }
+                if wn > best {
+                    best = wn;
+                    c = 3;
+                }
+                if ww > best {
+                    best = ww;
+                    c = 4;
+                }
+                if ws > best {
+                    best = ws;
+                    c = 5;
+                }
+                *w = best.max(1e-6);
+                *code = c;
+            }
+        }
+    }
+
+    fn cuboid(&mut self, eye: &Eye, min: [f32; 3], max: [f32; 3], base: u32) {
+        let g = self.grid;
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        for axis in 0..3 {
+            let (plane, face) = if eye.o[axis] < min[axis] {
+                (min[axis], 2 * axis)
+            } else if eye.o[axis] > max[axis] {
+                (max[axis], 2 * axis + 1)
+            } else {
+                continue;
+            };
+            let inv = 1.0 / (plane - eye.o[axis]);
+            let (p, q) = ((axis + 1) % 3, (axis + 2) % 3);
+            let edges = [
+                (p, min[p] - eye.o[p], 1.0f32),
+                (p, max[p] - eye.o[p], -1.0),
+                (q, min[q] - eye.o[q], 1.0),
+                (q, max[q] - eye.o[q], -1.0),
+            ];
+            let code = base + face as u32;
+            for j in j0..j1 {
+                let v = g.v0 + j as f32 * g.du;
+                let start = |k: usize| eye.f[k] + v * eye.d[k] + g.u0 * eye.r[k];
+                let step = |k: usize| eye.r[k] * g.du;
+                let (wa, wb) = (start(axis) * inv, step(axis) * inv);
+                let (mut lo, mut hi) = (i0 as f32, i1 as f32 - 1.0);
+                clip(wa, wb, &mut lo, &mut hi);
+                for (k, edge, sign) in edges {
+                    clip(sign * (start(k) - edge * wa), sign * (step(k) - edge * wb), &mut lo, &mut hi);
+                }
+                // Also false when a bound is not a number.
+                if !(lo <= hi + 2e-3) {
+                    continue;
+                }
+                let from = (lo - 1e-3).ceil().max(0.0) as usize;
+                let to = ((hi + 1e-3).floor() as usize + 1).min(g.nx);
+                if from >= to {
+                    continue;
+                }
+                let at = j * g.nx;
+                let w_row = &mut self.w[at + from..at + to];
+                let code_row = &mut self.code[at + from..at + to];
+                let wa = wa + from as f32 * wb;
+                for (i, (w, c)) in w_row.iter_mut().zip(code_row.iter_mut()).enumerate() {
+                    let here = wa + i as i32 as f32 * wb;
+                    let near = here > *w;
+                    *w = if near { here } else { *w };
+                    *c = if near { code } else { *c };
+                }
+            }
+        }
+    }
+
+    fn frustum(&mut self, eye: &Eye, at: [f32; 2], z: [f32; 2], r: [f32; 2], base: u32) {
+        let g = self.grid;
+        let reach = r[0].max(r[1]);
+        let min = [at[0] - reach, at[1] - reach, z[0]];
+        let max = [at[0] + reach, at[1] + reach, z[1]];
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        let o = [eye.o[0] - at[0], eye.o[1] - at[1], eye.o[2]];
+        for j in j0..j1 {
+            let v = g.v0 + j as f32 * g.du;
+            for i in i0..i1 {
+                let u = g.u0 + i as f32 * g.du;
+                let dir = |k: usize| eye.f[k] + v * eye.d[k] + u * eye.r[k];
+                let (t, face) = frustum_hit(o, [dir(0), dir(1), dir(2)], z, r);
+                let slot = j * g.nx + i;
+                if t > 0.0 && 1.0 / t > self.w[slot] {
+                    self.w[slot] = 1.0 / t;
+                    self.code[slot] = base + face;
+                }
+            }
+        }
+    }
+
+    fn ellipsoid(&mut self, eye: &Eye, c: [f32; 3], r: [f32; 3], base: u32) {
+        let g = self.grid;
+        let min = [c[0] - r[0], c[1] - r[1], c[2] - r[2]];
+        let max = [c[0] + r[0], c[1] + r[1], c[2] + r[2]];
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        let over = |v: [f32; 3]| [v[0] / r[0], v[1] / r[1], v[2] / r[2]];
+        let o = over([eye.o[0] - c[0], eye.o[1] - c[1], eye.o[2] - c[2]]);
+        let (f, rt, dn) = (over(eye.f), over(eye.r), over(eye.d));
+        let cc = dot(o, o) - 1.0;
+        if cc <= 1e-6 {
+            return;
+        }
+        let inv = 1.0 / cc;
+        for j in j0..j1 {
+            let v = g.v0 + j as f32 * g.du;
+            let row = [f[0] + v * dn[0], f[1] + v * dn[1], f[2] + v * dn[2]];
+            for i in i0..i1 {
+                let u = g.u0 + i as f32 * g.du;
+                let d = [row[0] + u * rt[0], row[1] + u * rt[1], row[2] + u * rt[2]];
+                let (a, b) = (dot(d, d), dot(o, d));
+                let disc = b * b - a * cc;
+                if disc >= 0.0 && b < 0.0 {
+                    let w = (disc.sqrt() - b) * inv;
+                    let slot = j * g.nx + i;
+                    if w > self.w[slot] {
+                        self.w[slot] = w;
+                        self.code[slot] = base;
+                    }
+                }
+            }
+        }
+    }
+}
