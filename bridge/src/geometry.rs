@@ -1,0 +1,860 @@
+//! Frames of reference, typed transforms, planar poses and the transform buffer.
+//!
+//! A `Transform<A, B>` is named `a_from_b` and takes coordinates in `B` to coordinates in `A`; neighbours
+//! must match: `map_from_odom * odom_from_base` is a `Transform<Map, Base>`. Units are metres and radians,
+//! axes those of REP-103 (right-handed; body: x forward, y left, z up).
+//!
+//! ```
+//! use mindseye_bridge::geometry::{Base, Map, Odom, Pose2, Transform};
+//! let map_from_odom: Transform<Map, Odom> = Pose2::new(1.0, 0.0, 0.0).to_transform();
+//! let odom_from_base: Transform<Odom, Base> = Pose2::new(2.0, 0.5, 1.0).to_transform();
+//! let map_from_base: Transform<Map, Base> = map_from_odom * odom_from_base;
+//! assert!((map_from_base.to_pose2().x - 3.0).abs() < 1e-12);
+//! ```
+//!
+//! ```compile_fail
+//! use mindseye_bridge::geometry::{Base, Map, Odom, Transform};
+//! let map_from_odom = Transform::<Map, Odom>::identity();
+//! let wrong: Transform<Map, Base> = map_from_odom * Transform::<Map, Base>::identity();
+//! ```
+
+use crate::time::{TimeDelta, Timestamp};
+use nalgebra::{Isometry3, Matrix3, Matrix6, Point3, Quaternion, Translation3, UnitQuaternion, Vector3};
+use std::collections::{BTreeMap, VecDeque};
+use std::marker::PhantomData;
+use std::ops::Mul;
+
+/// A frame of reference known to the compiler.
+pub trait Frame: Copy + Send + Sync + 'static {
+    /// The frame's usual ROS name.
+    const NAME: &'static str;
+}
+
+macro_rules! frames {
+    ($($(#[$doc:meta])* $name:ident = $ros:literal),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name;
+        impl Frame for $name {
+            const NAME: &'static str = $ros;
+        }
+    )*};
+}
+
+frames! {
+    /// World-fixed, drift-free, may jump (REP-105). Owner: localisation.
+    Map = "map",
+    /// World-fixed, continuous, drifts (REP-105). Owner: odometry.
+    Odom = "odom",
+    /// The robot's body: x forward, y left, z up, on the ground between the wheels.
+    Base = "base_link",
+    /// The camera's optical frame: x right, y down, z forward.
+    Camera = "camera_optical_frame",
+}
+
+/// Rigid transform that takes coordinates in `B` to coordinates in `A`: `a_from_b`.
+pub struct Transform<A, B> {
+    iso: Isometry3<f64>,
+    frames: PhantomData<fn() -> (A, B)>,
+}
+
+impl<A, B> Clone for Transform<A, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, B> Copy for Transform<A, B> {}
+
+impl<A, B> PartialEq for Transform<A, B> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iso == other.iso
+    }
+}
+
+impl<A: Frame, B: Frame> std::fmt::Debug for Transform<A, B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let t = self.iso.translation.vector;
+        let q = self.iso.rotation.coords;
+        write!(
+            f,
+            "{}_from_{}(t [{} {} {}] q_xyzw [{} {} {} {}])",
+            A::NAME,
+            B::NAME,
+            t.x,
+            t.y,
+            t.z,
+            q.x,
+            q.y,
+            q.z,
+            q.w
+        )
+    }
+}
+
+impl<A: Frame, B: Frame> Transform<A, B> {
+    /// The frames coincide.
+    #[must_use]
+    pub fn identity() -> Self {
+        Self::from_isometry(Isometry3::identity())
+    }
+
+    /// Says that `iso` takes coordinates in `B` to coordinates in `A`.
+    #[must_use]
+    pub fn from_isometry(iso: Isometry3<f64>) -> Self {
+        Self {
+            iso,
+            frames: PhantomData,
+        }
+    }
+
+    /// From a translation in metres and a quaternion `[x, y, z, w]`.
+    ///
+    /// # Errors
+    /// [`PoseError`] when a number is not finite or the quaternion's norm is not close to 1.
+    pub fn from_parts(translation: [f64; 3], quaternion_xyzw: [f64; 4]) -> Result<Self, PoseError> {
+        isometry(translation, quaternion_xyzw).map(Self::from_isometry)
+    }
+
+    /// The wrapped isometry.
+    #[must_use]
+    pub const fn isometry(&self) -> &Isometry3<f64> {
+        &self.iso
+    }
+
+    /// `b_from_a`.
+    #[must_use]
+    pub fn inverse(&self) -> Transform<B, A> {
+        Transform::from_isometry(self.iso.inverse())
+    }
+
+    /// Calls the two frames by other names, without changing a number. The caller vouches for it, for
+    /// example because odometry is used as the map where there is no map.
+    #[must_use]
+    pub fn assume_frame<C: Frame, D: Frame>(&self) -> Transform<C, D> {
+        Transform::from_isometry(self.iso)
+    }
+
+    /// Position of `B`'s origin in `A`, metres.
+    #[must_use]
+    pub fn translation(&self) -> Vector3<f64> {
+        self.iso.translation.vector
+    }
+
+    /// Rotation of `B`'s axes in `A`.
+    #[must_use]
+    pub fn rotation(&self) -> UnitQuaternion<f64> {
+        self.iso.rotation
+    }
+
+    /// A point of `B` in `A`.
+    #[must_use]
+    pub fn apply(&self, point_in_b: &Point3<f64>) -> Point3<f64> {
+        self.iso * point_in_b
+    }
+
+    /// Drops height, roll and pitch: x and y in metres, and the heading of `B`'s x axis.
+    #[must_use]
+    pub fn to_pose2(&self) -> Pose2 {
+        let forward = self.iso.rotation * Vector3::x();
+        Pose2 {
+            x: self.iso.translation.x,
+            y: self.iso.translation.y,
+            yaw: forward.y.atan2(forward.x),
+        }
+    }
+
+    /// Between this (at 0) and `other` (at 1): straight in translation, shortest arc in rotation.
+    #[must_use]
+    pub fn interpolate(&self, other: &Self, fraction: f64) -> Self {
+        Self::from_isometry(interpolate(&self.iso, &other.iso, fraction))
+    }
+}
+
+impl<A: Frame, B: Frame, C: Frame> Mul<Transform<B, C>> for Transform<A, B> {
+    type Output = Transform<A, C>;
+    fn mul(self, rhs: Transform<B, C>) -> Self::Output {
+        Transform::from_isometry(self.iso * rhs.iso)
+    }
+}
+
+/// Rotation of an optical frame (x right, y down, z forward) in the body axes of its mounting
+/// (x forward, y left, z up): quaternion xyzw (-0.5, 0.5, -0.5, 0.5).
+#[must_use]
+pub fn body_from_optical() -> UnitQuaternion<f64> {
+    UnitQuaternion::from_quaternion(Quaternion::new(0.5, -0.5, 0.5, -0.5))
+}
+
+/// Why numbers are no pose.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoseError {
+    /// NaN or infinite.
+    #[error("{field} is {value}; wanted a finite number")]
+    NotFinite {
+        /// Which number.
+        field: &'static str,
+        /// What it is.
+        value: f64,
+    },
+    /// A rotation must be a unit quaternion.
+    #[error("quaternion norm is {norm}; wanted 1 within 1 %")]
+    QuaternionNorm {
+        /// The norm found.
+        norm: f64,
+    },
+}
+
+/// Builds an isometry from a translation (metres) and a quaternion `[x, y, z, w]`, normalising small
+/// rounding away.
+///
+/// # Errors
+/// [`PoseError`] when a number is not finite or the quaternion's norm is off by more than 1 %.
+pub fn isometry(translation: [f64; 3], quaternion_xyzw: [f64; 4]) -> Result<Isometry3<f64>, PoseError> {
+    let names = [
+        "position.x",
+        "position.y",
+        "position.z",
+        "orientation.x",
+        "orientation.y",
+        "orientation.z",
+        "orientation.w",
+    ];
+    for (field, &value) in names.into_iter().zip(translation.iter().chain(&quaternion_xyzw)) {
+        if !value.is_finite() {
+            return Err(PoseError::NotFinite { field, value });
+        }
+    }
+    let [x, y, z, w] = quaternion_xyzw;
+    let q = Quaternion::new(w, x, y, z);
+    let norm = q.norm();
+    if (norm - 1.0).abs() > 0.01 {
+        return Err(PoseError::QuaternionNorm { norm });
+    }
+    Ok(Isometry3::from_parts(
+        Translation3::from(translation),
+        UnitQuaternion::from_quaternion(q),
+    ))
+}
+
+/// A pose on the ground: metres and radians.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Pose2 {
+    /// Metres.
+    pub x: f64,
+    /// Metres.
+    pub y: f64,
+    /// Counter-clockwise from the x axis, radians, (-pi, pi].
+    pub yaw: f64,
+}
+
+impl Pose2 {
+    /// A pose; the angle is wrapped.
+    #[must_use]
+    pub fn new(x: f64, y: f64, yaw: f64) -> Self {
+        Self {
+            x,
+            y,
+            yaw: wrap_angle(yaw),
+        }
+    }
+
+    /// As a transform in the plane z = 0.
+    #[must_use]
+    pub fn to_transform<A: Frame, B: Frame>(self) -> Transform<A, B> {
+        Transform::from_isometry(self.to_isometry())
+    }
+
+    /// As an isometry in the plane z = 0.
+    #[must_use]
+    pub fn to_isometry(self) -> Isometry3<f64> {
+        Isometry3::from_parts(
+            Translation3::new(self.x, self.y, 0.0),
+            UnitQuaternion::from_axis_angle(&Vector3::z_axis(), self.yaw),
+        )
+    }
+
+    /// `other`, given relative to this pose, in this pose's frame.
+    #[must_use]
+    pub fn compose(self, other: Self) -> Self {
+        let (s, c) = self.yaw.sin_cos();
+        Self::new(
+            self.x + c * other.x - s * other.y,
+            self.y + s * other.x + c * other.y,
+            self.yaw + other.yaw,
+        )
+    }
+
+    /// The pose that undoes this one.
+    #[must_use]
+    pub fn inverse(self) -> Self {
+        let (s, c) = self.yaw.sin_cos();
+        Self::new(-c * self.x - s * self.y, s * self.x - c * self.y, -self.yaw)
+    }
+
+    /// Distance on the ground in metres.
+    #[must_use]
+    pub fn distance(self, other: Self) -> f64 {
+        (self.x - other.x).hypot(self.y - other.y)
+    }
+}
+
+/// Brings an angle into (-pi, pi]. NaN stays NaN.
+#[must_use]
+pub fn wrap_angle(angle: f64) -> f64 {
+    use std::f64::consts::{PI, TAU};
+    let wrapped = angle.rem_euclid(TAU);
+    if wrapped > PI { wrapped - TAU } else { wrapped }
+}
+
+/// 6x6 covariance in ROS order, row-major: x, y, z (m^2), rotation about x, y, z (rad^2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Covariance6(pub [f64; 36]);
+
+/// Variance that says "not known" (m^2 or rad^2).
+pub const UNKNOWN_VARIANCE: f64 = 1e6;
+
+impl Covariance6 {
+    /// Independent axes with these variances.
+    #[must_use]
+    pub fn from_diagonal(variances: [f64; 6]) -> Self {
+        let mut m = [0.0; 36];
+        for (i, v) in variances.into_iter().enumerate() {
+            m[i * 7] = v;
+        }
+        Self(m)
+    }
+
+    /// A planar estimate: the other axes are constrained to the ground and get a small variance.
+    #[must_use]
+    pub fn planar(x: f64, y: f64, yaw: f64) -> Self {
+        const GROUND: f64 = 1e-6;
+        Self::from_diagonal([x, y, GROUND, GROUND, GROUND, yaw])
+    }
+
+    /// Nothing is known.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self::from_diagonal([UNKNOWN_VARIANCE; 6])
+    }
+
+    /// The same uncertainty expressed in axes rotated by `a_from_b`.
+    #[must_use]
+    pub fn rotated(&self, a_from_b: &UnitQuaternion<f64>) -> Self {
+        let r: Matrix3<f64> = a_from_b.to_rotation_matrix().into_inner();
+        let mut block = Matrix6::zeros();
+        block.fixed_view_mut::<3, 3>(0, 0).copy_from(&r);
+        block.fixed_view_mut::<3, 3>(3, 3).copy_from(&r);
+        let m = block * Matrix6::from_row_slice(&self.0) * block.transpose();
+        let mut out = [0.0; 36];
+        for (i, v) in out.iter_mut().enumerate() {
+            *v = m[(i / 6, i % 6)];
+        }
+        Self(out)
+    }
+}
+
+fn interpolate(a: &Isometry3<f64>, b: &Isometry3<f64>, fraction: f64) -> Isometry3<f64> {
+    let t = a.translation.vector.lerp(&b.translation.vector, fraction);
+    // Opposite quaternions are the same rotation; `try_slerp` refuses only rotations half a turn apart.
+    let r = a
+        .rotation
+        .try_slerp(&b.rotation, fraction, 1e-9)
+        .unwrap_or(if fraction < 0.5 { a.rotation } else { b.rotation });
+    Isometry3::from_parts(t.into(), r)
+}
+
+/// What a lookup or an insertion into the transform buffer could not do. Ordinary answers, not faults.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TfError {
+    /// Never heard of.
+    #[error("frame {frame:?} is not in the transform tree")]
+    UnknownFrame {
+        /// The frame asked for.
+        frame: String,
+    },
+    /// Both are known, but in trees that do not touch.
+    #[error("frames {target:?} and {source_frame:?} are not connected")]
+    Disconnected {
+        /// Frame asked for.
+        target: String,
+        /// Frame it should come from.
+        source_frame: String,
+    },
+    /// The edge would make a loop, or a frame its own parent.
+    #[error("transform {parent:?} from {child:?} would close a loop")]
+    Cycle {
+        /// Parent of the refused edge.
+        parent: String,
+        /// Child of the refused edge.
+        child: String,
+    },
+    /// The edge has samples, all of them later.
+    #[error("{frame:?} at {wanted_ns} ns is older than the buffer, which begins at {oldest_ns} ns")]
+    TooOld {
+        /// Child of the edge.
+        frame: String,
+        /// Time asked for.
+        wanted_ns: i64,
+        /// Oldest sample kept.
+        oldest_ns: i64,
+    },
+    /// The edge has samples, all of them earlier. Wait and ask again.
+    #[error("{frame:?} at {wanted_ns} ns is not there yet; the newest sample is at {newest_ns} ns")]
+    TooNew {
+        /// Child of the edge.
+        frame: String,
+        /// Time asked for.
+        wanted_ns: i64,
+        /// Newest sample.
+        newest_ns: i64,
+    },
+    /// The numbers are no transform.
+    #[error("transform {parent:?} from {child:?}: {cause}")]
+    Invalid {
+        /// Parent of the refused edge.
+        parent: String,
+        /// Child of the refused edge.
+        child: String,
+        /// What is wrong.
+        cause: PoseError,
+    },
+    /// More frames than the buffer holds.
+    #[error("the transform buffer holds {limit} frames already; {frame:?} was not added")]
+    Full {
+        /// The refused frame.
+        frame: String,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Buffer of `/tf` and `/tf_static`: a forest of frames, each dynamic edge with a bounded history.
+///
+/// Frame names are compared without a leading slash. Memory is bounded: [`TfTree::MAX_FRAMES`] frames,
+/// [`TfTree::MAX_SAMPLES`] samples per edge, and nothing older than [`TfTree::HISTORY`].
+#[derive(Debug, Clone, Default)]
+pub struct TfTree {
+    edges: BTreeMap<String, Edge>, // by child
+}
+
+#[derive(Debug, Clone)]
+struct Edge {
+    parent: String,
+    is_static: bool,
+    samples: VecDeque<(Timestamp, Isometry3<f64>)>, // ascending
+}
+
+impl TfTree {
+    /// How far back a dynamic edge remembers.
+    pub const HISTORY: TimeDelta = TimeDelta(10 * crate::time::NANOS_PER_SEC);
+    /// Most samples per edge (10 s at 200 Hz).
+    pub const MAX_SAMPLES: usize = 2_000;
+    /// Most edges.
+    pub const MAX_FRAMES: usize = 1_024;
+    const MAX_DEPTH: usize = 64;
+
+    /// An empty buffer.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes every transform of a message. Refused ones do not hinder the others; they are returned.
+    pub fn insert_message(&mut self, message: &crate::msg::TFMessage, is_static: bool) -> Vec<TfError> {
+        message
+            .transforms
+            .iter()
+            .filter_map(|t| self.insert(t, is_static).err())
+            .collect()
+    }
+
+    /// Takes one transform.
+    ///
+    /// # Errors
+    /// [`TfError::Invalid`], [`TfError::Cycle`], [`TfError::Full`]; the buffer is then unchanged.
+    pub fn insert(&mut self, stamped: &crate::msg::TransformStamped, is_static: bool) -> Result<(), TfError> {
+        let t = &stamped.transform;
+        let iso = isometry(
+            [t.translation.x, t.translation.y, t.translation.z],
+            [t.rotation.x, t.rotation.y, t.rotation.z, t.rotation.w],
+        )
+        .map_err(|cause| TfError::Invalid {
+            parent: stamped.header.frame_id.clone(),
+            child: stamped.child_frame_id.clone(),
+            cause,
+        })?;
+        self.insert_isometry(
+            &stamped.header.frame_id,
+            &stamped.child_frame_id,
+            stamped.header.stamp.timestamp(),
+            iso,
+            is_static,
+        )
+    }
+
+    /// Takes `parent_from_child` at a stamp. A stamp earlier than the history of its edge (a restarted
+    /// simulation, a looped bag) empties that edge first.
+    ///
+    /// # Errors
+    /// As [`TfTree::insert`].
+    pub fn insert_isometry(
+        &mut self,
+        parent: &str,
+        child: &str,
+        stamp: Timestamp,
+        parent_from_child: Isometry3<f64>,
+        is_static: bool,
+    ) -> Result<(), TfError> {
+        let (parent, child) = (plain(parent), plain(child));
+        if child.is_empty() || parent == child || self.ancestors(parent).any(|(name, _)| name == child) {
+            return Err(TfError::Cycle {
+                parent: parent.into(),
+                child: child.into(),
+            });
+        }
+        if !self.edges.contains_key(child) && self.edges.len() >= Self::MAX_FRAMES {
+            return Err(TfError::Full {
+                frame: child.into(),
+                limit: Self::MAX_FRAMES,
+            });
+        }
+        if !self.edges.contains_key(child) {
+            self.edges.insert(
+                child.to_owned(),
+                Edge {
+                    parent: parent.to_owned(),
+                    is_static,
+                    samples: VecDeque::new(),
+                },
+            );
+        }
+        let Some(edge) = self.edges.get_mut(child) else {
+            return Ok(());
+        };
+        if edge.parent != parent || edge.is_static != is_static {
+            edge.parent = parent.to_owned();
+            edge.is_static = is_static;
+            edge.samples.clear();
+        }
+        if is_static {
+            edge.samples.clear();
+            edge.samples.push_back((stamp, parent_from_child));
+            return Ok(());
+        }
+        if edge
+            .samples
+            .back()
+            .is_some_and(|(newest, _)| *newest - stamp > Self::HISTORY)
+        {
+            edge.samples.clear();
+        }
+        let at = edge.samples.partition_point(|(t, _)| *t < stamp);
+        match edge.samples.get_mut(at) {
+            Some(slot) if slot.0 == stamp => slot.1 = parent_from_child,
+            _ => edge.samples.insert(at, (stamp, parent_from_child)),
+        }
+        let newest = edge.samples.back().map_or(stamp, |(t, _)| *t);
+        while edge.samples.len() > Self::MAX_SAMPLES
+            || edge
+                .samples
+                .front()
+                .is_some_and(|(t, _)| newest - *t > Self::HISTORY)
+        {
+            edge.samples.pop_front();
+        }
+        Ok(())
+    }
+
+    /// `target_from_source` at `stamp`; [`Timestamp::ZERO`] asks for the latest of each edge.
+    ///
+    /// # Errors
+    /// [`TfError::UnknownFrame`], [`TfError::Disconnected`], [`TfError::TooOld`], [`TfError::TooNew`].
+    pub fn lookup(&self, target: &str, source: &str, stamp: Timestamp) -> Result<Isometry3<f64>, TfError> {
+        let (target, source) = (plain(target), plain(source));
+        for frame in [target, source] {
+            if !self.knows(frame) {
+                return Err(TfError::UnknownFrame { frame: frame.into() });
+            }
+        }
+        let up_target: Vec<&str> = std::iter::once(target)
+            .chain(self.ancestors(target).map(|(name, _)| name))
+            .collect();
+        let up_source = std::iter::once(source).chain(self.ancestors(source).map(|(name, _)| name));
+        let common = up_source
+            .into_iter()
+            .find(|frame| up_target.contains(frame))
+            .ok_or_else(|| TfError::Disconnected {
+                target: target.into(),
+                source_frame: source.into(),
+            })?;
+        let common_from_source = self.climb(source, common, stamp)?;
+        let common_from_target = self.climb(target, common, stamp)?;
+        Ok(common_from_target.inverse() * common_from_source)
+    }
+
+    /// As [`TfTree::lookup`], with the frames' types; the caller says which names stand for them.
+    ///
+    /// # Errors
+    /// As [`TfTree::lookup`].
+    pub fn lookup_as<A: Frame, B: Frame>(
+        &self,
+        target: &str,
+        source: &str,
+        stamp: Timestamp,
+    ) -> Result<Transform<A, B>, TfError> {
+        self.lookup(target, source, stamp).map(Transform::from_isometry)
+    }
+
+    /// Whether the frame occurs, as a parent or a child.
+    #[must_use]
+    pub fn knows(&self, frame: &str) -> bool {
+        let frame = plain(frame);
+        self.edges.contains_key(frame) || self.edges.values().any(|e| e.parent == frame)
+    }
+
+    /// Every edge as `(parent, child, is_static)`, by child.
+    pub fn edges(&self) -> impl Iterator<Item = (&str, &str, bool)> {
+        self.edges
+            .iter()
+            .map(|(child, e)| (e.parent.as_str(), child.as_str(), e.is_static))
+    }
+
+    fn ancestors<'a>(&'a self, frame: &'a str) -> impl Iterator<Item = (&'a str, &'a Edge)> {
+        let mut at = frame;
+        std::iter::from_fn(move || {
+            let edge = self.edges.get(at)?;
+            at = &edge.parent;
+            Some((at, edge))
+        })
+        .take(Self::MAX_DEPTH)
+    }
+
+    /// `ancestor_from_frame`.
+    fn climb(&self, frame: &str, ancestor: &str, stamp: Timestamp) -> Result<Isometry3<f64>, TfError> {
+        let mut iso = Isometry3::identity();
+        let mut at = frame;
+        while at != ancestor {
+            let Some(edge) = self.edges.get(at) else { break };
+            iso = edge.at(at, stamp)? * iso;
+            at = &edge.parent;
+        }
+        Ok(iso)
+    }
+}
+
+impl Edge {
+    fn at(&self, child: &str, stamp: Timestamp) -> Result<Isometry3<f64>, TfError> {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+            return Err(TfError::UnknownFrame { frame: child.into() });
+        };
+        if self.is_static || stamp == Timestamp::ZERO {
+            return Ok(last.1);
+        }
+        if stamp < first.0 {
+            return Err(TfError::TooOld {
+                frame: child.into(),
+                wanted_ns: stamp.0,
+                oldest_ns: first.0.0,
+            });
+        }
+        if stamp > last.0 {
+            return Err(TfError::TooNew {
+                frame: child.into(),
+                wanted_ns: stamp.0,
+                newest_ns: last.0.0,
+            });
+        }
+        let after = self.samples.partition_point(|(t, _)| *t < stamp);
+        let b = &self.samples[after];
+        if b.0 == stamp || after == 0 {
+            return Ok(b.1);
+        }
+        let a = &self.samples[after - 1];
+        let fraction = (stamp - a.0).as_secs_f64() / (b.0 - a.0).as_secs_f64();
+        Ok(interpolate(&a.1, &b.1, fraction))
+    }
+}
+
+fn plain(frame: &str) -> &str {
+    frame.strip_prefix('/').unwrap_or(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::f64::consts::{FRAC_PI_2, PI};
+
+    fn s(secs: f64) -> Timestamp {
+        Timestamp::from_secs_f64(1_000.0 + secs)
+    }
+
+    fn close(a: &Isometry3<f64>, b: &Isometry3<f64>, tolerance: f64) -> bool {
+        (a.translation.vector - b.translation.vector).norm() < tolerance
+            && a.rotation.angle_to(&b.rotation) < tolerance
+    }
+
+    #[test]
+    fn optical_axes() {
+        // The camera looks along the body's x axis; its right is the body's -y, its down the body's -z.
+        let r = body_from_optical();
+        assert!((r * Vector3::z() - Vector3::x()).norm() < 1e-12);
+        assert!((r * Vector3::x() + Vector3::y()).norm() < 1e-12);
+        assert!((r * Vector3::y() + Vector3::z()).norm() < 1e-12);
+    }
+
+    #[test]
+    fn angles() {
+        for (angle, want) in [
+            (0.0, 0.0),
+            (PI, PI),
+            (-PI, PI),
+            (3.0 * PI, PI),
+            (7.0, 7.0 - 2.0 * PI),
+        ] {
+            assert!((wrap_angle(angle) - want).abs() < 1e-12, "{angle}");
+        }
+        assert!(wrap_angle(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn bad_poses() {
+        assert_eq!(
+            isometry([0.0; 3], [0.0; 4]).unwrap_err(),
+            PoseError::QuaternionNorm { norm: 0.0 }
+        );
+        assert!(isometry([f64::NAN, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]).is_err());
+        assert!(isometry([0.0; 3], [0.0, 0.0, f64::INFINITY, 1.0]).is_err());
+        assert!(isometry([1.0; 3], [0.0, 0.0, 0.0, 1.0001]).is_ok());
+    }
+
+    #[test]
+    fn tree_lookup() {
+        let mut tf = TfTree::new();
+        let p = |x, y, yaw| Pose2::new(x, y, yaw).to_isometry();
+        tf.insert_isometry("map", "odom", s(0.0), p(10.0, 0.0, 0.0), false)
+            .unwrap();
+        tf.insert_isometry("map", "odom", s(2.0), p(10.0, 0.0, 0.0), false)
+            .unwrap();
+        tf.insert_isometry("odom", "base_link", s(0.0), p(0.0, 0.0, 0.0), false)
+            .unwrap();
+        tf.insert_isometry("odom", "base_link", s(2.0), p(2.0, 0.0, FRAC_PI_2), false)
+            .unwrap();
+        tf.insert_isometry("/base_link", "camera", s(-900.0), p(0.2, 0.0, 0.0), true)
+            .unwrap();
+        let got = tf.lookup("map", "camera", s(1.0)).unwrap();
+        let half = FRAC_PI_2 / 2.0;
+        assert!(
+            close(&got, &p(11.0 + 0.2 * half.cos(), 0.2 * half.sin(), half), 1e-9),
+            "{got:?}"
+        );
+        let back = tf.lookup("camera", "map", s(1.0)).unwrap();
+        assert!(close(&(got * back), &Isometry3::identity(), 1e-9));
+        // Zero asks for the latest.
+        let latest = tf.lookup("odom", "base_link", Timestamp::ZERO).unwrap();
+        assert!(close(&latest, &p(2.0, 0.0, FRAC_PI_2), 1e-9));
+
+        assert!(matches!(
+            tf.lookup("map", "camera", s(3.0)),
+            Err(TfError::TooNew { .. })
+        ));
+        assert!(matches!(
+            tf.lookup("map", "camera", s(-1.0)),
+            Err(TfError::TooOld { .. })
+        ));
+        assert!(matches!(
+            tf.lookup("map", "moon", s(1.0)),
+            Err(TfError::UnknownFrame { .. })
+        ));
+        tf.insert_isometry("moon", "rover", s(0.0), p(0.0, 0.0, 0.0), true)
+            .unwrap();
+        assert!(matches!(
+            tf.lookup("map", "rover", s(1.0)),
+            Err(TfError::Disconnected { .. })
+        ));
+        assert!(matches!(
+            tf.insert_isometry("camera", "map", s(0.0), Isometry3::identity(), false),
+            Err(TfError::Cycle { .. })
+        ));
+        assert!(matches!(
+            tf.insert_isometry("map", "map", s(0.0), Isometry3::identity(), false),
+            Err(TfError::Cycle { .. })
+        ));
+        assert_eq!(tf.edges().count(), 4);
+    }
+
+    #[test]
+    fn history_is_bounded_and_survives_a_looped_bag() {
+        let mut tf = TfTree::new();
+        for i in 0..5_000 {
+            let stamp = s(f64::from(i) * 0.001);
+            tf.insert_isometry("odom", "base", stamp, Isometry3::identity(), false)
+                .unwrap();
+        }
+        assert_eq!(tf.edges["base"].samples.len(), TfTree::MAX_SAMPLES);
+        for i in 0..100 {
+            tf.insert_isometry("odom", "base", s(f64::from(i)), Isometry3::identity(), false)
+                .unwrap();
+        }
+        assert!(tf.edges["base"].samples.len() <= 11);
+        tf.insert_isometry(
+            "odom",
+            "base",
+            s(0.0),
+            Isometry3::translation(1.0, 0.0, 0.0),
+            false,
+        )
+        .unwrap();
+        assert_eq!(tf.edges["base"].samples.len(), 1);
+        for i in 0..2_000 {
+            let _ = tf.insert_isometry("odom", &format!("f{i}"), s(0.0), Isometry3::identity(), true);
+        }
+        assert_eq!(tf.edges.len(), TfTree::MAX_FRAMES);
+    }
+
+    prop_compose! {
+        fn any_isometry()(t in prop::array::uniform3(-50.0..50.0f64), e in prop::array::uniform3(-3.0..3.0f64))
+            -> Isometry3<f64> {
+            Isometry3::from_parts(t.into(), UnitQuaternion::from_euler_angles(e[0], e[1], e[2]))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn group_laws(a in any_isometry(), b in any_isometry(), c in any_isometry()) {
+            let ab = Transform::<Map, Odom>::from_isometry(a);
+            let bc = Transform::<Odom, Base>::from_isometry(b);
+            let cd = Transform::<Base, Camera>::from_isometry(c);
+            let left = (ab * bc) * cd;
+            let right = ab * (bc * cd);
+            prop_assert!(close(left.isometry(), right.isometry(), 1e-6));
+            prop_assert!(close((ab * ab.inverse()).isometry(), &Isometry3::identity(), 1e-6));
+            let p = Point3::new(1.0, 2.0, 3.0);
+            prop_assert!((left.apply(&p) - ab.apply(&bc.apply(&cd.apply(&p)))).norm() < 1e-6);
+        }
+
+        #[test]
+        fn planar_matches_spatial(a in prop::array::uniform3(-9.0..9.0f64), b in prop::array::uniform3(-9.0..9.0f64)) {
+            let (a, b) = (Pose2::new(a[0], a[1], a[2]), Pose2::new(b[0], b[1], b[2]));
+            let spatial = Transform::<Map, Base>::from_isometry(a.to_isometry() * b.to_isometry()).to_pose2();
+            let planar = a.compose(b);
+            prop_assert!(planar.distance(spatial) < 1e-9);
+            prop_assert!(wrap_angle(planar.yaw - spatial.yaw).abs() < 1e-9);
+            let none = a.compose(a.inverse());
+            prop_assert!(none.distance(Pose2::default()) < 1e-9 && wrap_angle(none.yaw).abs() < 1e-9);
+        }
+
+        #[test]
+        fn rotating_a_covariance_keeps_its_trace(q in any_isometry(), d in prop::array::uniform6(0.01..4.0f64)) {
+            let c = Covariance6::from_diagonal(d);
+            let r = c.rotated(&q.rotation);
+            for block in [0, 3] {
+                let trace = |m: &Covariance6| (block..block + 3).map(|i| m.0[i * 7]).sum::<f64>();
+                prop_assert!((trace(&c) - trace(&r)).abs() < 1e-9);
+            }
+            let back = r.rotated(&q.rotation.inverse());
+            prop_assert!(c.0.iter().zip(&back.0).all(|(a, b)| (a - b).abs() < 1e-9));
+        }
+    }
+}
