@@ -1,1 +1,3 @@
-//! Placeholder while the workspace is laid out.
+//! Export, evaluation, curation and golden checks; training lives in `mindseye-train`.
+
+pub use mindseye_train::eager;

@@ -1,0 +1,4 @@
+//! Calls into code whose interface is unsafe, each behind a checked function.
+#![allow(unsafe_code)]
+
+pub mod gemm;
