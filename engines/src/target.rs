@@ -39,8 +39,14 @@ pub enum Precision {
 
 impl Precision {
     /// All of them, in the order in which they are listed to people.
-    pub const ALL: [Precision; 6] =
-        [Precision::Fp32, Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4w, Precision::Fp8];
+    pub const ALL: [Precision; 6] = [
+        Precision::Fp32,
+        Precision::Fp16,
+        Precision::Bf16,
+        Precision::Int8,
+        Precision::Int4w,
+        Precision::Fp8,
+    ];
 
     /// The name used on the command line and in files.
     #[must_use]
@@ -113,7 +119,9 @@ impl FromStr for PrecisionRequest {
             .into_iter()
             .find(|p| p.name() == text)
             .map(PrecisionRequest::Exactly)
-            .ok_or_else(|| TargetError::UnknownPrecision { given: text.to_owned() })
+            .ok_or_else(|| TargetError::UnknownPrecision {
+                given: text.to_owned(),
+            })
     }
 }
 
@@ -149,7 +157,9 @@ impl FromStr for ComputeCapability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (major, minor) = text.split_once('.').ok_or_else(|| format!("{text:?} is not of the form 8.7"))?;
+        let (major, minor) = text
+            .split_once('.')
+            .ok_or_else(|| format!("{text:?} is not of the form 8.7"))?;
         match (major.parse(), minor.parse()) {
             (Ok(major), Ok(minor)) if (1..100).contains(&major) && minor < 10 => Ok(Self { major, minor }),
             _ => Err(format!("{text:?} is not of the form 8.7")),
@@ -327,9 +337,15 @@ impl Target {
     /// The file is missing, too large, or has a wrong key or value.
     pub fn read(path: &Path) -> Result<Target, TargetError> {
         let name = path.display().to_string();
-        let read = |source| TargetError::Read { path: name.clone(), source };
+        let read = |source| TargetError::Read {
+            path: name.clone(),
+            source,
+        };
         if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
-            return Err(TargetError::Invalid { name, reason: "larger than 64 KiB".into() });
+            return Err(TargetError::Invalid {
+                name,
+                reason: "larger than 64 KiB".into(),
+            });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
         Target::parse(&name, &text)
@@ -340,14 +356,24 @@ impl Target {
     /// # Errors
     /// [`TargetError::Invalid`] names the key.
     pub fn parse(name: &str, text: &str) -> Result<Target, TargetError> {
-        let bad = |reason: String| TargetError::Invalid { name: name.to_owned(), reason };
+        let bad = |reason: String| TargetError::Invalid {
+            name: name.to_owned(),
+            reason,
+        };
         let wire: Wire = toml::from_str(text).map_err(|e| bad(e.to_string().trim().replace('\n', " ")))?;
         let positive = |key: &str, v: f64| {
-            if v.is_finite() && v > 0.0 { Ok(v) } else { Err(bad(format!("{key} = {v} is not a positive number"))) }
+            if v.is_finite() && v > 0.0 {
+                Ok(v)
+            } else {
+                Err(bad(format!("{key} = {v} is not a positive number")))
+            }
         };
         let memory_gb = positive("memory_gb", wire.memory_gb)?;
         if !(wire.reserved_gb >= 0.0 && wire.reserved_gb < memory_gb) {
-            return Err(bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb)));
+            return Err(bad(format!(
+                "reserved_gb = {} is not between 0 and memory_gb",
+                wire.reserved_gb
+            )));
         }
         for (key, v) in [
             ("limits.output_relative_l2", wire.limits.output_relative_l2),
@@ -365,7 +391,9 @@ impl Target {
         if let Some(cc) = wire.compute_capability {
             let has = |p| wire.precisions.contains(&p);
             if has(Precision::Fp8) && cc < ComputeCapability::FIRST_WITH_FP8 {
-                return Err(bad(format!("precisions lists fp8, which compute capability {cc} does not have")));
+                return Err(bad(format!(
+                    "precisions lists fp8, which compute capability {cc} does not have"
+                )));
             }
             for p in &wire.precisions {
                 if !dense_per_sec.contains_key(&p.compute()) {
@@ -422,13 +450,18 @@ impl Target {
                 "8-bit float matrix units exist from compute capability 8.9 (Ada) on, and there is no weight-only \
                  fp8 below it either"
             }
-            (Precision::Bf16 | Precision::Int4w, Some(_)) => "its kernels exist from compute capability 8.0 on",
+            (Precision::Bf16 | Precision::Int4w, Some(_)) => {
+                "its kernels exist from compute capability 8.0 on"
+            }
             _ => "the target file does not list it",
         };
         Err(TargetError::PrecisionRefused {
             asked,
             target: self.name.clone(),
-            at: self.compute_capability.map(|cc| format!(" (compute capability {cc})")).unwrap_or_default(),
+            at: self
+                .compute_capability
+                .map(|cc| format!(" (compute capability {cc})"))
+                .unwrap_or_default(),
             reason,
             alternative: self.best_precision(),
         })
@@ -480,7 +513,12 @@ mod tests {
             let t = Target::named(name).unwrap();
             assert_eq!(t.resolve(PrecisionRequest::Auto).unwrap(), best, "{name}");
             assert_eq!(t.check_precision(Precision::Fp8).is_ok(), fp8, "{name}");
-            for p in [Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4w] {
+            for p in [
+                Precision::Fp16,
+                Precision::Bf16,
+                Precision::Int8,
+                Precision::Int4w,
+            ] {
                 t.check_precision(p).unwrap();
             }
         }
@@ -491,8 +529,15 @@ mod tests {
     #[test]
     fn refusal_names_reason_and_alternative() {
         for name in ["a100", "orin-agx"] {
-            let text = Target::named(name).unwrap().check_precision(Precision::Fp8).unwrap_err().to_string();
-            assert!(text.contains("compute capability 8.9") && text.ends_with("--precision int8"), "{text}");
+            let text = Target::named(name)
+                .unwrap()
+                .check_precision(Precision::Fp8)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                text.contains("compute capability 8.9") && text.ends_with("--precision int8"),
+                "{text}"
+            );
         }
     }
 
@@ -508,13 +553,24 @@ mod tests {
             ("\"int4w\"]", "\"int4w\", \"fp8\"]", "fp8"),
             ("title =", "titel =", "titel"),
             ("\"8.0\"", "\"eight\"", "eight"),
-            ("output_relative_l2 = 0.05", "output_relative_l2 = inf", "limits.output_relative_l2"),
+            (
+                "output_relative_l2 = 0.05",
+                "output_relative_l2 = inf",
+                "limits.output_relative_l2",
+            ),
         ] {
             assert!(good.contains(from), "{from}");
-            let text = Target::parse("t", &good.replacen(from, to, 1)).unwrap_err().to_string();
+            let text = Target::parse("t", &good.replacen(from, to, 1))
+                .unwrap_err()
+                .to_string();
             assert!(text.contains(want), "{want}: {text}");
         }
-        assert!(Target::named("orin").unwrap_err().to_string().contains("orin-agx"));
+        assert!(
+            Target::named("orin")
+                .unwrap_err()
+                .to_string()
+                .contains("orin-agx")
+        );
         assert!("int3".parse::<PrecisionRequest>().is_err());
     }
 }

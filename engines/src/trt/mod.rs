@@ -1,0 +1,34 @@
+//! TensorRT, opened at run time: no TensorRT, CUDA or C++ is needed to build this crate or to run the rest of it.
+//!
+//! The library is found ([`Library::find`]), asked for its own version, and served through the slot table of its
+//! binary interface ([`abi`]). One style of network is used everywhere: strongly typed, with explicit Q/DQ.
+//!
+//! * [`Library`]: discovery, versions, the log.
+//! * [`build()`]: ONNX file in, serialized engine out.
+//! * [`TrtEngine`], [`TrtContext`]: a serialized engine on a device.
+//!
+//! TensorRT's objects must go before its logger; here the logger lives as long as the process, and so does a library
+//! once opened.
+
+pub mod abi;
+mod build;
+mod ffi;
+mod library;
+mod log;
+mod run;
+
+pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
+pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
+pub use run::{DType, Io, RunError, RunOptions, TrtContext, TrtEngine};
+
+/// First bytes of an engine file of TensorRT-RTX (measured on 1.7.1).
+pub const RTX_ENGINE_MAGIC: [u8; 4] = *b"vtrt";
+
+/// First bytes of an engine file of TensorRT 8.5 and later.
+pub const ENGINE_MAGIC: [u8; 4] = *b"ftrt";
+
+/// True for the first bytes of a file that TensorRT or TensorRT-RTX wrote.
+#[must_use]
+pub fn is_engine(bytes: &[u8]) -> bool {
+    bytes.starts_with(&ENGINE_MAGIC) || bytes.starts_with(&RTX_ENGINE_MAGIC)
+}
