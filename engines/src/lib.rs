@@ -8,3 +8,5 @@ pub mod text;
 pub mod cuda;
 pub mod target;
 pub mod trt;
+pub mod backend;
+pub mod onnx;

@@ -1,0 +1,375 @@
+//! Running graphs: one interface, several machines underneath.
+//!
+//! A [`Backend`] prepares a file into an [`Engine`], which is shared between threads; each thread runs its own
+//! [`Session`]. Tensors are named, dense and row-major. Backends are found by name with [`by_name`]:
+//!
+//! | name | what | needs |
+//! |---|---|---|
+//! | `rten` | embedded CPU, the default | nothing |
+//! | `onnxruntime` | CPU | its shared library, opened at run time |
+//! | `tensorrt` | NVIDIA GPUs | an engine built before, TensorRT, a driver |
+//!
+//! To add one: implement the three traits, add an arm to [`by_name`] and a name to [`NAMES`].
+
+mod rten;
+
+pub use self::rten::RtenBackend;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use crate::onnx::{DataType, Dim};
+
+/// Names that [`by_name`] knows.
+pub const NAMES: &[&str] = &["rten"];
+
+/// The elements of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Elements {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// 64-bit integers.
+    I64(Vec<i64>),
+    /// 32-bit integers.
+    I32(Vec<i32>),
+}
+
+impl Elements {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Elements::F32(v) => v.len(),
+            Elements::I64(v) => v.len(),
+            Elements::I32(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> DataType {
+        match self {
+            Elements::F32(_) => DataType::F32,
+            Elements::I64(_) => DataType::I64,
+            Elements::I32(_) => DataType::I32,
+        }
+    }
+}
+
+/// A dense tensor, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Shape, slowest axis first.
+    pub shape: Vec<usize>,
+    /// As many elements as the shape asks for.
+    pub data: Elements,
+}
+
+impl Tensor {
+    /// A float tensor.
+    ///
+    /// # Panics
+    /// When the number of values is not the product of the shape.
+    pub fn f32(shape: &[usize], values: Vec<f32>) -> Self {
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "values must fill the shape {shape:?}"
+        );
+        Self {
+            shape: shape.to_vec(),
+            data: Elements::F32(values),
+        }
+    }
+
+    /// An integer tensor.
+    ///
+    /// # Panics
+    /// When the number of values is not the product of the shape.
+    pub fn i64(shape: &[usize], values: Vec<i64>) -> Self {
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "values must fill the shape {shape:?}"
+        );
+        Self {
+            shape: shape.to_vec(),
+            data: Elements::I64(values),
+        }
+    }
+
+    /// A tensor of no elements, to be filled by [`Session::run_into`].
+    pub fn empty() -> Self {
+        Self {
+            shape: vec![0],
+            data: Elements::F32(Vec::new()),
+        }
+    }
+
+    /// The floats, where they are floats.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.data {
+            Elements::F32(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// The floats, where they are floats.
+    pub fn into_f32(self) -> Option<Vec<f32>> {
+        match self.data {
+            Elements::F32(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// A named input or output of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Name.
+    pub name: String,
+    /// Element type that callers give or get.
+    pub dtype: DataType,
+    /// Shape; sizes that differ between calls are symbols.
+    pub shape: Vec<Dim>,
+}
+
+/// How an engine is prepared and run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PrepareOptions {
+    /// Threads of one run; 0 lets the backend choose.
+    pub threads: usize,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self { threads: 0 }
+    }
+}
+
+impl PrepareOptions {
+    /// Runs on this many threads; 0 lets the backend choose.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+}
+
+/// Why something cannot be prepared or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No backend of this name.
+    #[error("backend {name:?} is not known; known are {}", NAMES.join(", "))]
+    Unknown {
+        /// The name asked for.
+        name: String,
+    },
+    /// The backend needs something that this machine lacks.
+    #[error("backend {backend}: {what}")]
+    Unavailable {
+        /// Which backend.
+        backend: &'static str,
+        /// What is missing and how to get it.
+        what: String,
+    },
+    /// The model cannot be prepared.
+    #[error("{backend} cannot prepare {}: {what}", path.display())]
+    Prepare {
+        /// Which backend.
+        backend: &'static str,
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
+    /// An input is missing, not known, or has another type or shape.
+    #[error("input {name:?}: expected {expected}, got {got}")]
+    Input {
+        /// Which input.
+        name: String,
+        /// What the engine takes.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
+    /// An output is not known or has another type or shape than stated.
+    #[error("output {name:?}: expected {expected}, got {got}")]
+    Output {
+        /// Which output.
+        name: String,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// The run failed inside the backend.
+    #[error("{backend} failed: {what}")]
+    Run {
+        /// Which backend.
+        backend: &'static str,
+        /// What it says.
+        what: String,
+    },
+}
+
+/// A way to run graphs.
+pub trait Backend: Send + Sync {
+    /// Its name in [`NAMES`].
+    fn name(&self) -> &'static str;
+
+    /// Version of what runs underneath, for reports.
+    fn version(&self) -> String;
+
+    /// Reads a model (`rten`, `onnxruntime`: ONNX, `tensorrt`: a built engine) and makes it ready to run.
+    ///
+    /// # Errors
+    /// [`BackendError::Prepare`] with the file and, where an operator is lacking, its name;
+    /// [`BackendError::Unavailable`] where the machine lacks something.
+    fn prepare(&self, model: &Path, options: &PrepareOptions) -> Result<Arc<dyn Engine>, BackendError>;
+}
+
+/// A prepared model: weights and plan, shared by all sessions.
+pub trait Engine: Send + Sync {
+    /// Inputs in the order of the file.
+    fn inputs(&self) -> &[Port];
+
+    /// Outputs in the order of the file.
+    fn outputs(&self) -> &[Port];
+
+    /// A session for one thread.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] or [`BackendError::Run`] where memory for it cannot be had.
+    fn session(&self) -> Result<Box<dyn Session>, BackendError>;
+}
+
+/// One thread's way to run an engine.
+pub trait Session: Send {
+    /// Runs once. `outputs` names what is wanted; each tensor there is overwritten, its memory reused where the
+    /// backend can.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] with name, expectation and what was given; [`BackendError::Output`] for a name that
+    /// the engine lacks; [`BackendError::Run`] where the backend fails.
+    fn run_into(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut [(&str, &mut Tensor)],
+    ) -> Result<(), BackendError>;
+
+    /// Inputs and outputs of the engine.
+    fn engine(&self) -> &dyn Engine;
+
+    /// Runs once and returns all outputs in the order of the file.
+    ///
+    /// # Errors
+    /// As [`Session::run_into`].
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError> {
+        let mut results: Vec<(String, Tensor)> = self
+            .engine()
+            .outputs()
+            .iter()
+            .map(|p| (p.name.clone(), Tensor::empty()))
+            .collect();
+        let mut wanted: Vec<(&str, &mut Tensor)> = results.iter_mut().map(|(n, t)| (n.as_str(), t)).collect();
+        self.run_into(inputs, &mut wanted)?;
+        Ok(results)
+    }
+}
+
+/// The backend called `name`.
+///
+/// # Errors
+/// [`BackendError::Unknown`] listing the known ones; [`BackendError::Unavailable`] where its library is missing.
+pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
+    match name {
+        "rten" => Ok(Arc::new(RtenBackend)),
+        _ => Err(BackendError::Unknown {
+            name: name.to_owned(),
+        }),
+    }
+}
+
+/// Checks inputs against an engine's ports: every port is given once, with its element type, its rank, its fixed
+/// sizes, and one size per symbol. Backends call this before they run.
+///
+/// # Errors
+/// [`BackendError::Input`] for the first that does not fit.
+pub fn check_inputs(ports: &[Port], inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
+    let fail = |name: &str, expected: String, got: String| {
+        Err(BackendError::Input {
+            name: name.to_owned(),
+            expected,
+            got,
+        })
+    };
+    for (i, (name, tensor)) in inputs.iter().enumerate() {
+        if !ports.iter().any(|p| p.name == *name) {
+            let known: Vec<&str> = ports.iter().map(|p| p.name.as_str()).collect();
+            return fail(
+                name,
+                format!("one of {}", known.join(", ")),
+                "a name that the engine lacks".into(),
+            );
+        }
+        if inputs[..i].iter().any(|(n, _)| n == name) {
+            return fail(name, "one tensor".into(), "a second one".into());
+        }
+        let elements = tensor.shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        if elements != Some(tensor.data.len()) {
+            let got = format!("{} values for shape {:?}", tensor.data.len(), tensor.shape);
+            return fail(name, "as many values as the shape asks for".into(), got);
+        }
+    }
+    let mut symbols: Vec<(&str, usize, &str)> = Vec::new();
+    for port in ports {
+        let Some((_, tensor)) = inputs.iter().find(|(n, _)| *n == port.name) else {
+            return fail(&port.name, describe(port), "nothing".into());
+        };
+        let got = || format!("{} {:?}", tensor.data.dtype().name(), tensor.shape);
+        let given = tensor.data.dtype();
+        let integers = [DataType::I32, DataType::I64];
+        if given != port.dtype && !(integers.contains(&given) && integers.contains(&port.dtype)) {
+            return fail(&port.name, describe(port), got());
+        }
+        if tensor.shape.len() != port.shape.len() {
+            return fail(&port.name, describe(port), got());
+        }
+        for (dim, &size) in port.shape.iter().zip(&tensor.shape) {
+            match dim {
+                Dim::Fixed(wanted) if *wanted != size => return fail(&port.name, describe(port), got()),
+                Dim::Symbol(symbol) => match symbols.iter().find(|(s, ..)| s == symbol) {
+                    Some((_, known, other)) if *known != size => {
+                        let expected = format!("{} with {symbol} = {known} as in {other:?}", describe(port));
+                        return fail(&port.name, expected, got());
+                    }
+                    Some(_) => {}
+                    None => symbols.push((symbol, size, &port.name)),
+                },
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `f32 [1, frames, 48]`.
+pub fn describe(port: &Port) -> String {
+    let dims: Vec<String> = port
+        .shape
+        .iter()
+        .map(|d| match d {
+            Dim::Fixed(size) => size.to_string(),
+            Dim::Symbol(name) => name.clone(),
+            Dim::Unknown => "?".into(),
+        })
+        .collect();
+    format!("{} [{}]", port.dtype.name(), dims.join(", "))
+}
