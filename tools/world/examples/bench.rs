@@ -3,8 +3,8 @@
 //! `cargo run --release -p mindseye-world --example bench`
 
 use mindseye_world::{
-    Camera, Difficulty, Frame, House, RenderOptions, Rng, approach, exploration_sweep, project_box_in, random_pose,
-    render_with,
+    Camera, Difficulty, Frame, House, RenderOptions, Rng, approach, exploration_sweep, project_box_in,
+    random_pose, render_with,
 };
 use std::time::Instant;
 
@@ -12,14 +12,23 @@ fn main() {
     for (name, difficulty) in [("plain", Difficulty::plain()), ("house", Difficulty::house())] {
         let houses: Vec<House> = (0..16).map(|s| House::generate(s, &difficulty)).collect();
         let mut rng = Rng::new(1);
-        let poses: Vec<_> = houses.iter().map(|h| exploration_sweep(h, &mut rng, 96)).collect();
+        let poses: Vec<_> = houses
+            .iter()
+            .map(|h| exploration_sweep(h, &mut rng, 96))
+            .collect();
         let mut frame = Frame::new();
         for (width, height) in [(24, 16), (32, 32), (48, 32), (64, 48), (416, 256)] {
             let camera = Camera::new(width, height);
             for (what, options) in [
                 ("rgb", RenderOptions::rgb_only()),
                 ("rgb+depth+ids", RenderOptions::default()),
-                ("rgb 1x1", RenderOptions { supersample: 1, ..RenderOptions::rgb_only() }),
+                (
+                    "rgb 1x1",
+                    RenderOptions {
+                        supersample: 1,
+                        ..RenderOptions::rgb_only()
+                    },
+                ),
             ] {
                 let (mut n, mut sum) = (0u32, 0u64);
                 let start = Instant::now();
@@ -33,7 +42,10 @@ fn main() {
                     }
                 }
                 let rate = f64::from(n) / start.elapsed().as_secs_f64();
-                println!("{name} {width}x{height} {what}: {rate:.0} frames/s (check {})", sum % 97);
+                println!(
+                    "{name} {width}x{height} {what}: {rate:.0} frames/s (check {})",
+                    sum % 97
+                );
             }
         }
         let camera = Camera::new(24, 16);
@@ -54,10 +66,19 @@ fn main() {
         let time = |what: &str, f: &mut dyn FnMut(u64)| {
             let start = Instant::now();
             (0..300).for_each(&mut *f);
-            println!("{name}: {what}: {:.1} us", start.elapsed().as_secs_f64() * 1e6 / 300.0);
+            println!(
+                "{name}: {what}: {:.1} us",
+                start.elapsed().as_secs_f64() * 1e6 / 300.0
+            );
         };
         time("generate", &mut |s| drop(House::generate(s, &difficulty)));
-        time("sweep", &mut |s| drop(exploration_sweep(&houses[(s % 16) as usize], &mut Rng::new(s), 96)));
+        time("sweep", &mut |s| {
+            drop(exploration_sweep(
+                &houses[(s % 16) as usize],
+                &mut Rng::new(s),
+                96,
+            ))
+        });
         time("approach", &mut |s| {
             let house = &houses[(s % 16) as usize];
             drop(approach(house, random_pose(house, &mut Rng::new(s)), 0, 17));

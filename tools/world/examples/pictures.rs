@@ -3,8 +3,9 @@
 //! `cargo run --release -p mindseye-world --example pictures -- DIR`
 
 use mindseye_world::{
-    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, approach, draw_box, exploration_sweep,
-    project_box, random_pose, render_with,
+    Camera, Colour, Difficulty, Frame, House, MapView, Pose2, RenderOptions, Rng, Shape, approach,
+    draw::Canvas, draw_box, draw_path, draw_pose, draw_robot, draw_view, exploration_sweep, project_box,
+    random_pose, render_with, top_down,
 };
 
 fn save(dir: &str, name: &str, width: usize, height: usize, rgb: &[u8]) -> std::io::Result<()> {
@@ -54,16 +55,27 @@ fn main() -> std::io::Result<()> {
         ("shapes_48x32", Camera::new(48, 32), 4, RenderOptions::rgb_only()),
         ("shapes_fine", Camera::new(208, 128), 2, RenderOptions::picture()),
     ] {
-        let mut sheet = Sheet { columns: 4, zoom, tile: (camera.width, camera.height), tiles: Vec::new() };
+        let mut sheet = Sheet {
+            columns: 4,
+            zoom,
+            tile: (camera.width, camera.height),
+            tiles: Vec::new(),
+        };
         for shape in Shape::ALL {
             let mut found = 0;
             for seed in 0..2000 {
                 let house = House::generate(seed, &plain);
-                let Some(k) = house.objects.iter().position(|o| o.shape == shape) else { continue };
+                let Some(k) = house.objects.iter().position(|o| o.shape == shape) else {
+                    continue;
+                };
                 if house.objects[k].colour == Colour::ALL[(shape.index() + 3 * found) % 6] {
                     let end = approach(&house, Pose2::default(), k, 17).final_pose;
                     let back = if found == 0 { 0.0 } else { 0.9 };
-                    let pose = Pose2::new(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
+                    let pose = Pose2::new(
+                        end.x - back * end.yaw.cos(),
+                        end.y - back * end.yaw.sin(),
+                        end.yaw,
+                    );
                     render_with(&house, pose, &camera, options, &mut frame);
                     sheet.tiles.push(frame.rgb.clone());
                     found += 1;
@@ -81,7 +93,12 @@ fn main() -> std::io::Result<()> {
             let mut rng = Rng::new(seed);
             let poses = exploration_sweep(&house, &mut rng, 96);
             let small = Camera::new(24, 16);
-            let mut sheet = Sheet { columns: 6, zoom: 8, tile: (24, 16), tiles: Vec::new() };
+            let mut sheet = Sheet {
+                columns: 6,
+                zoom: 8,
+                tile: (24, 16),
+                tiles: Vec::new(),
+            };
             for pose in poses.iter().step_by(8) {
                 render_with(&house, *pose, &small, RenderOptions::rgb_only(), &mut frame);
                 sheet.tiles.push(frame.rgb.clone());
@@ -96,14 +113,46 @@ fn main() -> std::io::Result<()> {
             }
             sheet.save(&dir, &format!("{kind}{seed}_sweep"))?;
             let medium = Camera::new(416, 256);
-            for (quality, options) in [("fast", RenderOptions::rgb_only()), ("fine", RenderOptions::picture())] {
+            for (quality, options) in [
+                ("fast", RenderOptions::rgb_only()),
+                ("fine", RenderOptions::picture()),
+            ] {
                 render_with(&house, poses[10], &medium, options, &mut frame);
                 save(&dir, &format!("{kind}{seed}_{quality}"), 416, 256, &frame.rgb)?;
             }
         }
         let house = House::generate(5, &difficulty);
+        let view = MapView::fit(&house, 900, 760);
+        let mut canvas = Canvas::new(900, 760, [0; 3]);
+        top_down(&house, &view, &mut canvas);
+        let mut rng = Rng::new(5);
+        let drive = approach(&house, random_pose(&house, &mut rng), house.objects.len() - 1, 17);
+        draw_path(
+            &view,
+            &mut canvas,
+            &exploration_sweep(&house, &mut rng, 96),
+            6,
+            [120, 124, 140],
+        );
+        draw_path(&view, &mut canvas, &drive.poses, 2, [30, 110, 220]);
+        draw_view(&view, &mut canvas, drive.final_pose, 1.57, 1.0, [30, 110, 220]);
+        draw_robot(&view, &mut canvas, drive.poses[0], [40, 44, 60]);
+        draw_pose(&view, &mut canvas, drive.final_pose, 0.5, [220, 30, 30]);
+        save(
+            &dir,
+            &format!("{kind}_map"),
+            canvas.width,
+            canvas.height,
+            &canvas.rgb,
+        )?;
         let pose = exploration_sweep(&house, &mut Rng::new(5), 96)[0];
-        render_with(&house, pose, &Camera::new(1248, 768), RenderOptions::picture(), &mut frame);
+        render_with(
+            &house,
+            pose,
+            &Camera::new(1248, 768),
+            RenderOptions::picture(),
+            &mut frame,
+        );
         save(&dir, &format!("{kind}_large"), 1248, 768, &frame.rgb)?;
     }
     Ok(())

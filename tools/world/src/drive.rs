@@ -16,12 +16,12 @@ pub const RANDOM_DRIVE_DT_SECS: f64 = 0.25;
 pub const DRIVE_MARGIN_M: f64 = 0.04;
 
 /// Least distance between the robot and the centre of the object that it approached (m).
-pub const STANDOFF_M: f64 = 1.1;
+pub const STANDOFF_M: f64 = 1.2;
 
-/// Where an approach ends: the distance from the object's centre to the robot's, `max(1.1, radius + 0.7)` (m).
+/// Where an approach ends: the distance from the object's centre to the robot's, `max(1.2, radius + 0.8)` (m).
 #[must_use]
 pub fn standoff_m(object: &Object) -> f64 {
-    STANDOFF_M.max(object.radius + 0.7)
+    STANDOFF_M.max(object.radius + 0.8)
 }
 
 /// A drive to an object.
@@ -38,8 +38,17 @@ pub struct Approach {
 /// One piece of a drive. Angles are not wrapped: a turn may be longer than a full circle.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    Turn { x: f64, y: f64, from: f64, to: f64 },
-    Drive { from: (f64, f64), to: (f64, f64), yaw: f64 },
+    Turn {
+        x: f64,
+        y: f64,
+        from: f64,
+        to: f64,
+    },
+    Drive {
+        from: (f64, f64),
+        to: (f64, f64),
+        yaw: f64,
+    },
 }
 
 impl Phase {
@@ -69,7 +78,10 @@ struct Track {
 
 impl Track {
     fn new(start: Pose2) -> Self {
-        Self { now: start, phases: Vec::new() }
+        Self {
+            now: start,
+            phases: Vec::new(),
+        }
     }
 
     /// Turns the short way to a heading.
@@ -80,14 +92,23 @@ impl Track {
     fn turn(&mut self, by: f64) {
         let to = self.now.yaw + by;
         if by != 0.0 {
-            self.phases.push(Phase::Turn { x: self.now.x, y: self.now.y, from: self.now.yaw, to });
+            self.phases.push(Phase::Turn {
+                x: self.now.x,
+                y: self.now.y,
+                from: self.now.yaw,
+                to,
+            });
         }
         self.now.yaw = to;
     }
 
     /// Slides to a point without changing the heading.
     fn slide(&mut self, to: (f64, f64)) {
-        self.phases.push(Phase::Drive { from: (self.now.x, self.now.y), to, yaw: self.now.yaw });
+        self.phases.push(Phase::Drive {
+            from: (self.now.x, self.now.y),
+            to,
+            yaw: self.now.yaw,
+        });
         (self.now.x, self.now.y) = to;
     }
 
@@ -116,14 +137,22 @@ impl Track {
         let (mut k, mut before) = (0, 0.0);
         for i in 0..n {
             let s = i as f64 / (n - 1) as f64;
-            let s = if ease { 0.4 * s + 0.6 * s * s * (3.0 - 2.0 * s) } else { s };
+            let s = if ease {
+                0.4 * s + 0.6 * s * s * (3.0 - 2.0 * s)
+            } else {
+                s
+            };
             let t = s * secs;
             while k + 1 < self.phases.len() && t > before + self.phases[k].secs() {
                 before += self.phases[k].secs();
                 k += 1;
             }
             let span = self.phases[k].secs();
-            dense.push(self.phases[k].at(if span > 0.0 { ((t - before) / span).clamp(0.0, 1.0) } else { 1.0 }));
+            dense.push(self.phases[k].at(if span > 0.0 {
+                ((t - before) / span).clamp(0.0, 1.0)
+            } else {
+                1.0
+            }));
         }
         let half = ((0.45 / secs.max(1e-9) * (n - 1) as f64) as usize).clamp(1, n / 8 + 1);
         (0..count)
@@ -188,7 +217,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
             })
             .collect();
     }
-    let grid = NavGrid::new(house, ROBOT_RADIUS_M + DRIVE_MARGIN_M);
+    let grid = house.nav();
     let mut left: Vec<usize> = (0..house.rooms.len()).collect();
     let first = left.swap_remove(rng.below(left.len()));
     let (x, y) = house.rooms[first].rect.centre();
@@ -201,8 +230,13 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
         let mut best: Option<(f64, usize, Vec<(f64, f64)>)> = None;
         for (k, room) in left.iter().enumerate() {
             let (x, y) = house.rooms[*room].rect.centre();
-            let Some(path) = grid.path(house, here, (x, y)) else { continue };
-            let length: f64 = path.windows(2).map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1)).sum();
+            let Some(path) = grid.path(house, here, (x, y)) else {
+                continue;
+            };
+            let length: f64 = path
+                .windows(2)
+                .map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1))
+                .sum();
             if best.as_ref().is_none_or(|b| length < b.0) {
                 best = Some((length, k, path));
             }
@@ -229,7 +263,8 @@ fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<
     let body = ROBOT_RADIUS_M + DRIVE_MARGIN_M;
     for strict in [true, false] {
         for step in 0..=36 {
-            let offset = f64::from((step + 1) / 2) * 10.0f64.to_radians() * if step % 2 == 0 { 1.0 } else { -1.0 };
+            let offset =
+                f64::from((step + 1) / 2) * 10.0f64.to_radians() * if step % 2 == 0 { 1.0 } else { -1.0 };
             let a = direction + offset;
             let (x, y) = (object.x + standoff * a.cos(), object.y + standoff * a.sin());
             if house.clearance(x, y) < body || !house.walls_clear((x, y), centre) {
@@ -258,8 +293,8 @@ fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<
 #[must_use]
 pub fn goal_pose(house: &House, start: Pose2, object_index: usize) -> Option<Pose2> {
     let object = house.objects.get(object_index)?;
-    let grid = NavGrid::new(house, ROBOT_RADIUS_M + DRIVE_MARGIN_M);
-    stand(house, &grid, start, object).map(|s| s.0)
+    let grid = house.nav();
+    stand(house, grid, start, object).map(|s| s.0)
 }
 
 /// The drive from `start` to an object: exactly `frames` poses, from `start` itself to the final pose, without
@@ -269,19 +304,31 @@ pub fn goal_pose(house: &House, start: Pose2, object_index: usize) -> Option<Pos
 #[must_use]
 pub fn approach(house: &House, start: Pose2, object_index: usize, frames: usize) -> Approach {
     let Some(object) = house.objects.get(object_index) else {
-        return Approach { poses: vec![start; frames], final_pose: start, reached: false };
+        return Approach {
+            poses: vec![start; frames],
+            final_pose: start,
+            reached: false,
+        };
     };
-    let grid = NavGrid::new(house, ROBOT_RADIUS_M + DRIVE_MARGIN_M);
+    let grid = house.nav();
     let mut track = Track::new(start);
     let bearing = start.bearing_to(object.x, object.y);
-    let Some((goal, path)) = stand(house, &grid, start, object) else {
+    let Some((goal, path)) = stand(house, grid, start, object) else {
         track.face(bearing);
         let poses = track.sample(house, start, track.secs(), frames, true);
         let final_pose = poses.last().copied().unwrap_or(start);
-        return Approach { poses, final_pose, reached: false };
+        return Approach {
+            poses,
+            final_pose,
+            reached: false,
+        };
     };
-    let length: f64 = path.windows(2).map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1)).sum();
-    let backs_off = path.len() == 2 && wrap_angle(start.bearing_to(goal.x, goal.y) - bearing).abs() > PI / 2.0;
+    let length: f64 = path
+        .windows(2)
+        .map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1))
+        .sum();
+    let backs_off =
+        path.len() == 2 && wrap_angle(start.bearing_to(goal.x, goal.y) - bearing).abs() > PI / 2.0;
     if length < 1e-6 || backs_off {
         track.face(bearing);
         track.slide((goal.x, goal.y));
@@ -293,7 +340,11 @@ pub fn approach(house: &House, start: Pose2, object_index: usize, frames: usize)
     if let Some(last) = poses.last_mut() {
         *last = goal;
     }
-    Approach { poses, final_pose: goal, reached: true }
+    Approach {
+        poses,
+        final_pose: goal,
+        reached: true,
+    }
 }
 
 /// Wandering from one random place to another at cruising speed: exactly `frames` poses,
@@ -307,7 +358,7 @@ pub fn random_drive(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pose2> {
 /// [`random_drive`] from a given pose, which is the first of the result.
 #[must_use]
 pub fn random_drive_from(house: &House, rng: &mut Rng, start: Pose2, frames: usize) -> Vec<Pose2> {
-    let grid = NavGrid::new(house, ROBOT_RADIUS_M + DRIVE_MARGIN_M);
+    let grid = house.nav();
     let secs = frames.saturating_sub(1) as f64 * RANDOM_DRIVE_DT_SECS;
     let mut track = Track::new(start);
     for _ in 0..10_000 {

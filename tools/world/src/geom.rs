@@ -39,7 +39,11 @@ impl Pose2 {
     #[must_use]
     pub fn inverse(self) -> Self {
         let (s, c) = self.yaw.sin_cos();
-        Self { x: -c * self.x - s * self.y, y: s * self.x - c * self.y, yaw: wrap_angle(-self.yaw) }
+        Self {
+            x: -c * self.x - s * self.y,
+            y: s * self.x - c * self.y,
+            yaw: wrap_angle(-self.yaw),
+        }
     }
 
     /// `map_from_a.relative(map_from_b) = a_from_b`: where `other` is, seen from `self`.
@@ -90,7 +94,7 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera of the house robot: 90 degrees wide, 1 m above the floor, over the base's origin, 12 degrees down.
+    /// A camera of the house robot: 90 degrees wide, 1 m above the floor, over the base's origin, 14 degrees down.
     #[must_use]
     pub const fn new(width: usize, height: usize) -> Self {
         Self {
@@ -99,7 +103,7 @@ impl Camera {
             hfov_rad: std::f64::consts::FRAC_PI_2,
             mount_height_m: 1.0,
             mount_forward_m: 0.0,
-            pitch_rad: 12.0 * PI / 180.0,
+            pitch_rad: 14.0 * PI / 180.0,
         }
     }
 
@@ -113,7 +117,12 @@ impl Camera {
     #[must_use]
     pub fn intrinsics(&self) -> [f64; 4] {
         let f = self.focal_px();
-        [f, f, self.width as f64 * 0.5 - 0.5, self.height as f64 * 0.5 - 0.5]
+        [
+            f,
+            f,
+            self.width as f64 * 0.5 - 0.5,
+            self.height as f64 * 0.5 - 0.5,
+        ]
     }
 
     /// `base_from_camera` (optical frame) as a row-major rotation and a translation (m).
@@ -146,7 +155,11 @@ impl Camera {
     #[must_use]
     pub fn project(&self, pose: Pose2, point_in_map: [f64; 3]) -> ([f64; 2], f64) {
         let (r, t) = self.map_from_camera(pose);
-        let d = [point_in_map[0] - t[0], point_in_map[1] - t[1], point_in_map[2] - t[2]];
+        let d = [
+            point_in_map[0] - t[0],
+            point_in_map[1] - t[1],
+            point_in_map[2] - t[2],
+        ];
         let in_camera = |k: usize| r[0][k] * d[0] + r[1][k] * d[1] + r[2][k] * d[2];
         let z = in_camera(2);
         let f = self.focal_px();

@@ -1,7 +1,10 @@
 //! Seeded houses: rooms, walls, doors and named objects.
 
+use crate::drive::DRIVE_MARGIN_M;
+use crate::plan::NavGrid;
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 /// Radius of the robot's round base (m).
 pub const ROBOT_RADIUS_M: f64 = 0.2;
@@ -38,8 +41,16 @@ pub enum Shape {
 
 impl Shape {
     /// All shapes, in index order.
-    pub const ALL: [Self; 8] =
-        [Self::Chair, Self::Table, Self::Lamp, Self::Plant, Self::Ball, Self::Box, Self::Cone, Self::Bed];
+    pub const ALL: [Self; 8] = [
+        Self::Chair,
+        Self::Table,
+        Self::Lamp,
+        Self::Plant,
+        Self::Ball,
+        Self::Box,
+        Self::Cone,
+        Self::Bed,
+    ];
 
     /// The noun for it.
     #[must_use]
@@ -75,8 +86,14 @@ pub enum Colour {
 
 impl Colour {
     /// All colours, in index order.
-    pub const ALL: [Self; 6] =
-        [Self::Red, Self::Green, Self::Blue, Self::Yellow, Self::Purple, Self::Cyan];
+    pub const ALL: [Self; 6] = [
+        Self::Red,
+        Self::Green,
+        Self::Blue,
+        Self::Yellow,
+        Self::Purple,
+        Self::Cyan,
+    ];
 
     /// The adjective for it.
     #[must_use]
@@ -108,7 +125,10 @@ impl Colour {
         ];
         let mine = BITS[self.index()];
         let now = perm.map(|p| mine[p % 3]);
-        Self::ALL.into_iter().find(|c| BITS[c.index()] == now).unwrap_or(self)
+        Self::ALL
+            .into_iter()
+            .find(|c| BITS[c.index()] == now)
+            .unwrap_or(self)
     }
 }
 
@@ -182,8 +202,8 @@ pub struct Palette {
 
 impl Default for Palette {
     fn default() -> Self {
-        const HI: u8 = 214;
-        const LO: u8 = 38;
+        const HI: u8 = 220;
+        const LO: u8 = 46;
         Self {
             objects: [
                 [HI, LO, LO],
@@ -200,7 +220,7 @@ impl Default for Palette {
                 [208, 166, 158],
                 [152, 176, 206],
                 [208, 186, 140],
-                [84, 80, 88],
+                [98, 92, 98],
                 [148, 114, 98],
                 [178, 164, 204],
                 [120, 156, 152],
@@ -236,10 +256,23 @@ pub(crate) enum Tint {
 /// One convex primitive, in its object's frame (origin at the footprint's centre on the floor).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Solid {
-    Cuboid { min: [f32; 3], max: [f32; 3] },
+    Cuboid {
+        min: [f32; 3],
+        max: [f32; 3],
+    },
     /// Upright; radius `r0` at `z0` and `r1` at `z1`.
-    Frustum { x: f32, y: f32, z0: f32, z1: f32, r0: f32, r1: f32 },
-    Ellipsoid { c: [f32; 3], r: [f32; 3] },
+    Frustum {
+        x: f32,
+        y: f32,
+        z0: f32,
+        z1: f32,
+        r0: f32,
+        r1: f32,
+    },
+    Ellipsoid {
+        c: [f32; 3],
+        r: [f32; 3],
+    },
 }
 
 impl Solid {
@@ -250,9 +283,10 @@ impl Solid {
                 let r = r0.max(r1);
                 ([x - r, y - r, z0], [x + r, y + r, z1])
             }
-            Self::Ellipsoid { c, r } => {
-                ([c[0] - r[0], c[1] - r[1], c[2] - r[2]], [c[0] + r[0], c[1] + r[1], c[2] + r[2]])
-            }
+            Self::Ellipsoid { c, r } => (
+                [c[0] - r[0], c[1] - r[1], c[2] - r[2]],
+                [c[0] + r[0], c[1] + r[1], c[2] + r[2]],
+            ),
         }
     }
 }
@@ -423,6 +457,8 @@ pub struct House {
     pub(crate) walls: Vec<Wall>,
     #[serde(skip)]
     pub(crate) shade: FloorShade,
+    #[serde(skip)]
+    nav: OnceLock<NavGrid>,
 }
 
 /// Contact shadows and corner darkening of the floor, 0 (dark) to 1.
@@ -447,7 +483,10 @@ impl House {
     pub fn generate(seed: u64, difficulty: &Difficulty) -> Self {
         let mut rng = Rng::new(seed ^ 0x6d69_6e64_7365_7965);
         let (bounds, rects, walls, doors) = layout(&mut rng, difficulty);
-        let rooms = rects.iter().map(|r| furnish_surfaces(&mut rng, difficulty, *r)).collect::<Vec<_>>();
+        let rooms = rects
+            .iter()
+            .map(|r| furnish_surfaces(&mut rng, difficulty, *r))
+            .collect::<Vec<_>>();
         let mut objects = Vec::new();
         for attempt in 0..8 {
             objects.clear();
@@ -464,10 +503,21 @@ impl House {
             objects,
             palette: Palette::default(),
             walls,
-            shade: FloorShade { cols: 0, rows: 0, cells: Vec::new() },
+            shade: FloorShade {
+                cols: 0,
+                rows: 0,
+                cells: Vec::new(),
+            },
+            nav: OnceLock::new(),
         };
         house.shade = house.floor_shade();
         house
+    }
+
+    /// The planning grid of the robot with its margin, made at first use.
+    pub fn nav(&self) -> &NavGrid {
+        self.nav
+            .get_or_init(|| NavGrid::new(self, ROBOT_RADIUS_M + DRIVE_MARGIN_M))
     }
 
     /// The room whose floor holds the point; none inside walls and doorways.
@@ -479,7 +529,9 @@ impl House {
     /// The object with this name ("red chair"), in any letter case.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.objects.iter().position(|o| o.name.eq_ignore_ascii_case(name.trim()))
+        self.objects
+            .iter()
+            .position(|o| o.name.eq_ignore_ascii_case(name.trim()))
     }
 
     /// Free space around a floor point: distance to the nearest wall or object (m), negative inside one. A robot of
@@ -489,7 +541,11 @@ impl House {
         let b = &self.bounds;
         let mut d = (x - b.x0).min(b.x1 - x).min(y - b.y0).min(b.y1 - y);
         for w in self.walls.iter().filter(|w| w.z0 == 0.0) {
-            d = d.min(if w.rect.contains(x, y) { -WALL_THICKNESS_M } else { w.rect.distance(x, y) });
+            d = d.min(if w.rect.contains(x, y) {
+                -WALL_THICKNESS_M
+            } else {
+                w.rect.distance(x, y)
+            });
         }
         for o in &self.objects {
             d = d.min((x - o.x).hypot(y - o.y) - o.radius);
@@ -519,15 +575,24 @@ impl House {
     /// Whether a straight line of sight at floor level between the points is free of walls (objects are ignored).
     #[must_use]
     pub fn walls_clear(&self, a: (f64, f64), b: (f64, f64)) -> bool {
-        let length = (b.0 - a.0).hypot(b.1 - a.1);
-        let steps = (length / 0.04).ceil().max(1.0) as usize;
-        let solid = self.walls.iter().filter(|w| w.z0 == 0.0);
-        !solid.into_iter().any(|w| {
-            (0..=steps).any(|i| {
-                let k = i as f64 / steps as f64;
-                w.rect.contains(a.0 + (b.0 - a.0) * k, a.1 + (b.1 - a.1) * k)
-            })
-        })
+        let (dx, dy) = (b.0 - a.0, b.1 - a.1);
+        // Slab test of the segment against each wall's rectangle.
+        let meets = |r: &Rect| {
+            let (mut k0, mut k1) = (0.0f64, 1.0f64);
+            for (o, d, lo, hi) in [(a.0, dx, r.x0, r.x1), (a.1, dy, r.y0, r.y1)] {
+                if d == 0.0 {
+                    if o < lo || o > hi {
+                        return false;
+                    }
+                } else {
+                    let (p, q) = ((lo - o) / d, (hi - o) / d);
+                    k0 = k0.max(p.min(q));
+                    k1 = k1.min(p.max(q));
+                }
+            }
+            k0 <= k1
+        };
+        !self.walls.iter().any(|w| w.z0 == 0.0 && meets(&w.rect))
     }
 
     fn floor_shade(&self) -> FloorShade {
@@ -565,14 +630,20 @@ impl House {
         };
         for w in self.walls.iter().filter(|w| w.z0 == 0.0) {
             let r = &w.rect;
-            stamp(r.x0 - REACH, r.y0 - REACH, r.x1 + REACH, r.y1 + REACH, &|x, y| dim(r.distance(x, y)));
+            stamp(r.x0 - REACH, r.y0 - REACH, r.x1 + REACH, r.y1 + REACH, &|x, y| {
+                dim(r.distance(x, y))
+            });
         }
         for o in &self.objects {
             // The blob follows the footprint: a rounded rectangle for square things, a circle for round ones.
             let (s, c) = o.yaw.sin_cos();
             let round = matches!(o.shape, Shape::Ball | Shape::Plant | Shape::Lamp);
             let (hx, hy) = (o.size[0] * 0.5, o.size[1] * 0.5);
-            let hover = if o.shape == Shape::Ball || o.shape == Shape::Lamp { 0.55 } else { 0.95 };
+            let hover = if o.shape == Shape::Ball || o.shape == Shape::Lamp {
+                0.55
+            } else {
+                0.95
+            };
             let reach = 0.30;
             let e = o.radius + reach;
             stamp(o.x - e, o.y - e, o.x + e, o.y + e, &|x, y| {
@@ -580,7 +651,10 @@ impl House {
                 let d = if round {
                     dx.hypot(dy) - hx * hover
                 } else {
-                    let (lx, ly) = ((c * dx + s * dy).abs() - hx * hover, (c * dy - s * dx).abs() - hy * hover);
+                    let (lx, ly) = (
+                        (c * dx + s * dy).abs() - hx * hover,
+                        (c * dy - s * dx).abs() - hy * hover,
+                    );
                     lx.max(0.0).hypot(ly.max(0.0)) + lx.max(ly).min(0.0)
                 };
                 let k = ((d + 0.08) / (reach + 0.08)).clamp(0.0, 1.0) as f32;
@@ -596,26 +670,44 @@ type Layout = (Rect, Vec<Rect>, Vec<Wall>, Vec<Door>);
 fn layout(rng: &mut Rng, difficulty: &Difficulty) -> Layout {
     let (lo, hi) = difficulty.room_side_m;
     let (lo, hi) = (lo.max(3.6), hi.max(3.6));
-    let rooms = rng.between(difficulty.rooms.0.max(1), difficulty.rooms.1.max(1)).min(9);
+    let rooms = rng
+        .between(difficulty.rooms.0.max(1), difficulty.rooms.1.max(1))
+        .min(9);
     for _ in 0..40 {
         let (width, depth) = match rooms {
             1 => (rng.range(lo, hi), rng.range(lo, hi)),
-            2 => (rng.range(2.0 * lo, 2.0 * hi) + WALL_THICKNESS_M, rng.range(lo, hi)),
+            2 => (
+                rng.range(2.0 * lo, 2.0 * hi) + WALL_THICKNESS_M,
+                rng.range(lo, hi),
+            ),
             _ => {
                 let across = ((rooms as f64).sqrt().ceil()).max(2.0);
                 let down = (rooms as f64 / across).ceil().max(2.0);
-                (rng.range(across * lo, across * hi), rng.range(down * lo, down * hi))
+                (
+                    rng.range(across * lo, across * hi),
+                    rng.range(down * lo, down * hi),
+                )
             }
         };
         let turned = rng.chance(0.5);
         let (width, depth) = if turned { (depth, width) } else { (width, depth) };
-        let bounds = Rect { x0: -width / 2.0, y0: -depth / 2.0, x1: width / 2.0, y1: depth / 2.0 };
+        let bounds = Rect {
+            x0: -width / 2.0,
+            y0: -depth / 2.0,
+            x1: width / 2.0,
+            y1: depth / 2.0,
+        };
         if let Some(done) = partition(rng, bounds, rooms, lo * 0.85) {
             return done;
         }
     }
     let side = rng.range(lo, hi);
-    let bounds = Rect { x0: -side / 2.0, y0: -side / 2.0, x1: side / 2.0, y1: side / 2.0 };
+    let bounds = Rect {
+        x0: -side / 2.0,
+        y0: -side / 2.0,
+        x1: side / 2.0,
+        y1: side / 2.0,
+    };
     (bounds, vec![bounds], Vec::new(), Vec::new())
 }
 
@@ -656,9 +748,17 @@ fn partition(rng: &mut Rng, bounds: Rect, rooms: usize, shortest: f64) -> Option
         for (i, a) in rects.iter().enumerate() {
             for (j, b) in rects.iter().enumerate() {
                 let (touch, lo, hi) = if along_x {
-                    ((a.x1 + half - at).abs() < 1e-9 && (b.x0 - half - at).abs() < 1e-9, a.y0.max(b.y0), a.y1.min(b.y1))
+                    (
+                        (a.x1 + half - at).abs() < 1e-9 && (b.x0 - half - at).abs() < 1e-9,
+                        a.y0.max(b.y0),
+                        a.y1.min(b.y1),
+                    )
                 } else {
-                    ((a.y1 + half - at).abs() < 1e-9 && (b.y0 - half - at).abs() < 1e-9, a.x0.max(b.x0), a.x1.min(b.x1))
+                    (
+                        (a.y1 + half - at).abs() < 1e-9 && (b.y0 - half - at).abs() < 1e-9,
+                        a.x0.max(b.x0),
+                        a.x1.min(b.x1),
+                    )
                 };
                 if touch && lo >= from - 1e-9 && hi <= to + 1e-9 && hi - lo >= 2.0 {
                     places.push((i, j, lo, hi));
@@ -672,17 +772,42 @@ fn partition(rng: &mut Rng, bounds: Rect, rooms: usize, shortest: f64) -> Option
         let width = rng.range(1.0, 1.3);
         let middle = rng.range(lo + width * 0.5 + 0.35, hi - width * 0.5 - 0.35);
         let (x, y) = if along_x { (at, middle) } else { (middle, at) };
-        doors.push(Door { rooms: (i, j), x, y, along_x, width_m: width });
+        doors.push(Door {
+            rooms: (i, j),
+            x,
+            y,
+            along_x,
+            width_m: width,
+        });
         let piece = |lo: f64, hi: f64| {
             if along_x {
-                Rect { x0: at - half, y0: lo, x1: at + half, y1: hi }
+                Rect {
+                    x0: at - half,
+                    y0: lo,
+                    x1: at + half,
+                    y1: hi,
+                }
             } else {
-                Rect { x0: lo, y0: at - half, x1: hi, y1: at + half }
+                Rect {
+                    x0: lo,
+                    y0: at - half,
+                    x1: hi,
+                    y1: at + half,
+                }
             }
         };
-        walls.push(Wall { rect: piece(from, middle - width * 0.5), z0: 0.0 });
-        walls.push(Wall { rect: piece(middle + width * 0.5, to), z0: 0.0 });
-        walls.push(Wall { rect: piece(middle - width * 0.5, middle + width * 0.5), z0: DOOR_HEIGHT_M });
+        walls.push(Wall {
+            rect: piece(from, middle - width * 0.5),
+            z0: 0.0,
+        });
+        walls.push(Wall {
+            rect: piece(middle + width * 0.5, to),
+            z0: 0.0,
+        });
+        walls.push(Wall {
+            rect: piece(middle - width * 0.5, middle + width * 0.5),
+            z0: DOOR_HEIGHT_M,
+        });
     }
     Some((bounds, rects, walls, doors))
 }
@@ -690,8 +815,13 @@ fn partition(rng: &mut Rng, bounds: Rect, rooms: usize, shortest: f64) -> Option
 fn furnish_surfaces(rng: &mut Rng, difficulty: &Difficulty, rect: Rect) -> Room {
     let mut order: Vec<usize> = (0..10).collect();
     rng.shuffle(&mut order);
-    let patterns =
-        [WallPattern::Plain, WallPattern::Stripes, WallPattern::Panel, WallPattern::Bricks, WallPattern::Dots];
+    let patterns = [
+        WallPattern::Plain,
+        WallPattern::Stripes,
+        WallPattern::Panel,
+        WallPattern::Bricks,
+        WallPattern::Dots,
+    ];
     let mut wall_pattern = [WallPattern::Plain; 4];
     if difficulty.textured_walls {
         for p in &mut wall_pattern {
@@ -747,7 +877,12 @@ fn place_objects(
                 let (cx, cy) = r.centre();
                 // The middle third stays free for the sweep.
                 let (mx, my) = (r.width() / 6.0, r.depth() / 6.0);
-                let middle = Rect { x0: cx - mx, y0: cy - my, x1: cx + mx, y1: cy + my };
+                let middle = Rect {
+                    x0: cx - mx,
+                    y0: cy - my,
+                    x1: cx + mx,
+                    y1: cy + my,
+                };
                 let clear = middle.distance(object.x, object.y) >= object.radius
                     && objects[first..].iter().all(|o| {
                         (o.x - object.x).hypot(o.y - object.y) >= o.radius + object.radius + OBJECT_GAP_M
@@ -778,8 +913,9 @@ fn pick_kinds(rng: &mut Rng, n: usize, share: bool, used: &[[bool; 6]; 8]) -> Ve
         let mut colours = Colour::ALL.to_vec();
         rng.shuffle(&mut shapes);
         rng.shuffle(&mut colours);
-        let mut kinds: Vec<(Shape, Colour)> =
-            (0..n).map(|i| (shapes[i % shapes.len()], colours[i % colours.len()])).collect();
+        let mut kinds: Vec<(Shape, Colour)> = (0..n)
+            .map(|i| (shapes[i % shapes.len()], colours[i % colours.len()]))
+            .collect();
         if share {
             // One pair agrees in one attribute and differs in the other.
             if rng.chance(0.5) {
@@ -789,9 +925,10 @@ fn pick_kinds(rng: &mut Rng, n: usize, share: bool, used: &[[bool; 6]; 8]) -> Ve
             }
         }
         kinds.dedup();
-        let fresh = kinds.iter().enumerate().all(|(i, k)| {
-            !used[k.0.index()][k.1.index()] && !kinds[..i].contains(k)
-        });
+        let fresh = kinds
+            .iter()
+            .enumerate()
+            .all(|(i, k)| !used[k.0.index()][k.1.index()] && !kinds[..i].contains(k));
         if fresh {
             return kinds;
         }
@@ -841,7 +978,11 @@ fn make_object(rng: &mut Rng, shape: Shape, colour: Colour, scale: (f64, f64), r
         y: 0.0,
         z: f64::from(lo[2] + hi[2]) * 0.5,
         yaw: rng.range(-std::f64::consts::PI, std::f64::consts::PI),
-        size: [f64::from(hi[0] - lo[0]), f64::from(hi[1] - lo[1]), f64::from(hi[2] - lo[2])],
+        size: [
+            f64::from(hi[0] - lo[0]),
+            f64::from(hi[1] - lo[1]),
+            f64::from(hi[2] - lo[2]),
+        ],
         radius: f64::from(radius),
         room,
         parts,
@@ -850,11 +991,22 @@ fn make_object(rng: &mut Rng, shape: Shape, colour: Colour, scale: (f64, f64), r
 
 fn scaled(solid: Solid, k: f32) -> Solid {
     match solid {
-        Solid::Cuboid { min, max } => Solid::Cuboid { min: min.map(|v| v * k), max: max.map(|v| v * k) },
-        Solid::Frustum { x, y, z0, z1, r0, r1 } => {
-            Solid::Frustum { x: x * k, y: y * k, z0: z0 * k, z1: z1 * k, r0: r0 * k, r1: r1 * k }
-        }
-        Solid::Ellipsoid { c, r } => Solid::Ellipsoid { c: c.map(|v| v * k), r: r.map(|v| v * k) },
+        Solid::Cuboid { min, max } => Solid::Cuboid {
+            min: min.map(|v| v * k),
+            max: max.map(|v| v * k),
+        },
+        Solid::Frustum { x, y, z0, z1, r0, r1 } => Solid::Frustum {
+            x: x * k,
+            y: y * k,
+            z0: z0 * k,
+            z1: z1 * k,
+            r0: r0 * k,
+            r1: r1 * k,
+        },
+        Solid::Ellipsoid { c, r } => Solid::Ellipsoid {
+            c: c.map(|v| v * k),
+            r: r.map(|v| v * k),
+        },
     }
 }
 
@@ -865,14 +1017,20 @@ fn shape_parts(shape: Shape) -> Vec<Part> {
     const WHITE: Tint = Tint::Neutral(2);
     const CLAY: Tint = Tint::Neutral(3);
     let cuboid = |tint, x0: f32, x1: f32, y0: f32, y1: f32, z0: f32, z1: f32| Part {
-        solid: Solid::Cuboid { min: [x0, y0, z0], max: [x1, y1, z1] },
+        solid: Solid::Cuboid {
+            min: [x0, y0, z0],
+            max: [x1, y1, z1],
+        },
         tint,
     };
     let frustum = |tint, x: f32, y: f32, z0: f32, z1: f32, r0: f32, r1: f32| Part {
         solid: Solid::Frustum { x, y, z0, z1, r0, r1 },
         tint,
     };
-    let ball = |tint, c: [f32; 3], r: [f32; 3]| Part { solid: Solid::Ellipsoid { c, r }, tint };
+    let ball = |tint, c: [f32; 3], r: [f32; 3]| Part {
+        solid: Solid::Ellipsoid { c, r },
+        tint,
+    };
     let legs = |tint, h: f32, half: f32, thick: f32| {
         [(-1.0f32, -1.0f32), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)].map(|(sx, sy)| {
             let (x, y) = (sx * (half - thick), sy * (half - thick));

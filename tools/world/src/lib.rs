@@ -30,14 +30,19 @@
 //! * [`render`], [`render_with`]: RGB, planar depth and instance ids into a reused [`Frame`]. Colours come from
 //!   [`House::palette`] by index; [`Colour::permuted`] says what an object is called after swapping channels.
 //! * [`exploration_sweep`], [`approach`], [`random_drive`]: base poses, one per frame.
+//! * [`Robot`] with odometry and collisions, and [`Controller`], which drives it to a pose.
+//! * [`top_down`] with [`MapView`], and [`draw`]: maps, paths, text, scaled copies.
 //! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box.
 
+pub mod draw;
 mod drive;
 mod geom;
 mod house;
+mod map;
 mod plan;
 mod render;
 mod rng;
+mod robot;
 mod view;
 
 pub use drive::{
@@ -46,10 +51,12 @@ pub use drive::{
 };
 pub use geom::{Camera, Pose2, wrap_angle};
 pub use house::{
-    CEILING_M, Colour, DOOR_HEIGHT_M, Difficulty, Door, FloorPattern, House, Object, Palette, ROBOT_RADIUS_M, Rect,
-    Room, Shape, WALL_THICKNESS_M, WallPattern,
+    CEILING_M, Colour, DOOR_HEIGHT_M, Difficulty, Door, FloorPattern, House, Object, Palette, ROBOT_RADIUS_M,
+    Rect, Room, Shape, WALL_THICKNESS_M, WallPattern,
 };
+pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down};
 pub use plan::NavGrid;
 pub use render::{Frame, Quality, RenderOptions, render, render_with};
 pub use rng::Rng;
+pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot};
 pub use view::{draw_box, project_box, project_box_in, visible_fraction};

@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 const CELL_M: f64 = 0.1;
 
 /// Cells of the floor in which a robot of some radius stands free.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NavGrid {
     x0: f64,
     y0: f64,
@@ -31,11 +31,21 @@ impl NavGrid {
                 free.push(house.clearance(b.x0 + i as f64 * CELL_M, b.y0 + j as f64 * CELL_M) >= radius_m);
             }
         }
-        Self { x0: b.x0, y0: b.y0, cols, rows, radius_m, free }
+        Self {
+            x0: b.x0,
+            y0: b.y0,
+            cols,
+            rows,
+            radius_m,
+            free,
+        }
     }
 
     fn place(&self, cell: usize) -> (f64, f64) {
-        (self.x0 + (cell % self.cols) as f64 * CELL_M, self.y0 + (cell / self.cols) as f64 * CELL_M)
+        (
+            self.x0 + (cell % self.cols) as f64 * CELL_M,
+            self.y0 + (cell / self.cols) as f64 * CELL_M,
+        )
     }
 
     /// The free cell nearest to a point, within 0.6 m.
@@ -44,7 +54,10 @@ impl NavGrid {
             return None;
         }
         let clamp = |v: f64, n: usize| (v.round().max(0.0) as usize).min(n.saturating_sub(1));
-        let (i, j) = (clamp((x - self.x0) / CELL_M, self.cols), clamp((y - self.y0) / CELL_M, self.rows));
+        let (i, j) = (
+            clamp((x - self.x0) / CELL_M, self.cols),
+            clamp((y - self.y0) / CELL_M, self.rows),
+        );
         let mut best: Option<(f64, usize)> = None;
         for dj in -6i64..=6 {
             for di in -6i64..=6 {
@@ -61,6 +74,15 @@ impl NavGrid {
             }
         }
         best.map(|b| b.1)
+    }
+
+    /// The point itself where the disc stands free there, else the nearest free cell within 0.6 m.
+    #[must_use]
+    pub fn nearest_free(&self, house: &House, x: f64, y: f64) -> Option<(f64, f64)> {
+        if x.is_finite() && y.is_finite() && house.clearance(x, y) >= self.radius_m {
+            return Some((x, y));
+        }
+        self.snap(x, y).map(|c| self.place(c))
     }
 
     /// A polyline from `from` to `to` (both included, map metres) that the disc can follow; none when there is no

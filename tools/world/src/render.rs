@@ -5,9 +5,7 @@
 //! for the nearest surface only.
 
 use crate::geom::{Camera, Pose2};
-use crate::house::{
-    CEILING_M, FloorPattern, House, Palette, SHADE_CELL_M, Solid, Tint, WallPattern,
-};
+use crate::house::{CEILING_M, FloorPattern, House, Palette, SHADE_CELL_M, Solid, Tint, WallPattern};
 
 /// How samples are lit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,7 +35,13 @@ pub struct RenderOptions {
 impl Default for RenderOptions {
     /// 2x2 supersampling, colour, depth and ids, fast light.
     fn default() -> Self {
-        Self { supersample: 2, rgb: true, depth: true, ids: true, quality: Quality::Fast }
+        Self {
+            supersample: 2,
+            rgb: true,
+            depth: true,
+            ids: true,
+            quality: Quality::Fast,
+        }
     }
 }
 
@@ -45,19 +49,30 @@ impl RenderOptions {
     /// Colour only.
     #[must_use]
     pub fn rgb_only() -> Self {
-        Self { depth: false, ids: false, ..Self::default() }
+        Self {
+            depth: false,
+            ids: false,
+            ..Self::default()
+        }
     }
 
     /// Colour and instance ids.
     #[must_use]
     pub fn rgb_ids() -> Self {
-        Self { depth: false, ..Self::default() }
+        Self {
+            depth: false,
+            ..Self::default()
+        }
     }
 
     /// Colour only, 3x3 supersampling, soft shadows.
     #[must_use]
     pub fn picture() -> Self {
-        Self { supersample: 3, quality: Quality::Fine, ..Self::rgb_only() }
+        Self {
+            supersample: 3,
+            quality: Quality::Fine,
+            ..Self::rgb_only()
+        }
     }
 }
 
@@ -88,7 +103,14 @@ impl Frame {
     }
 
     /// Fills the working buffers with what is visible, and leaves the pictures alone.
-    pub(crate) fn trace(&mut self, house: &House, pose: Pose2, camera: &Camera, grid: &Grid, only: Option<usize>) {
+    pub(crate) fn trace(
+        &mut self,
+        house: &House,
+        pose: Pose2,
+        camera: &Camera,
+        grid: &Grid,
+        only: Option<usize>,
+    ) {
         self.scene.prepare(house, pose, camera);
         self.scene.trace(house, grid, only, &mut self.w, &mut self.code);
     }
@@ -141,7 +163,9 @@ pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderO
                 }
             }
             let scale = 1.0 / (ss * ss) as f32;
-            frame.rgb.extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
+            frame
+                .rgb
+                .extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
         }
     }
     frame.scene = scene;
@@ -228,7 +252,11 @@ fn dot(a: [f32; 3], b: [f32; 3]) -> f32 {
 }
 
 fn mix(a: [f32; 3], b: [f32; 3], k: f32) -> [f32; 3] {
-    [a[0] + (b[0] - a[0]) * k, a[1] + (b[1] - a[1]) * k, a[2] + (b[2] - a[2]) * k]
+    [
+        a[0] + (b[0] - a[0]) * k,
+        a[1] + (b[1] - a[1]) * k,
+        a[2] + (b[2] - a[2]) * k,
+    ]
 }
 
 fn scale(a: [f32; 3], k: f32) -> [f32; 3] {
@@ -262,7 +290,12 @@ impl Scene {
     pub(crate) fn prepare(&mut self, house: &House, pose: Pose2, camera: &Camera) {
         let (m, t) = camera.map_from_camera(pose);
         let axis = |k: usize| [m[0][k] as f32, m[1][k] as f32, m[2][k] as f32];
-        self.eye = Eye { o: t.map(|v| v as f32), f: axis(2), r: axis(0), d: axis(1) };
+        self.eye = Eye {
+            o: t.map(|v| v as f32),
+            f: axis(2),
+            r: axis(0),
+            d: axis(1),
+        };
         self.part_base = WALL_BASE + 6 * house.walls.len() as u32;
         self.local.clear();
         self.parts.clear();
@@ -281,7 +314,11 @@ impl Scene {
             self.local.push((local, c, s));
             for p in &o.parts {
                 let albedo = tinted(&house.palette, o.colour.index(), p.tint);
-                self.parts.push(FlatPart { solid: p.solid, object: k, albedo });
+                self.parts.push(FlatPart {
+                    solid: p.solid,
+                    object: k,
+                    albedo,
+                });
             }
         }
         for room in &house.rooms {
@@ -289,7 +326,9 @@ impl Scene {
             self.rooms.push(RoomLook {
                 x: [r.x0 as f32, r.x1 as f32],
                 y: [r.y0 as f32, r.y1 as f32],
-                walls: room.wall_colour.map(|c| rgb(house.palette.walls[c % house.palette.walls.len()])),
+                walls: room
+                    .wall_colour
+                    .map(|c| rgb(house.palette.walls[c % house.palette.walls.len()])),
                 patterns: room.wall_pattern,
                 floor: house.palette.floors[room.floor_colour % house.palette.floors.len()].map(rgb),
                 floor_pattern: room.floor_pattern,
@@ -355,7 +394,9 @@ impl Scene {
             let base = self.part_base + 6 * k as u32;
             match part.solid {
                 Solid::Cuboid { min, max } => buffer.cuboid(eye, min, max, base),
-                Solid::Frustum { x, y, z0, z1, r0, r1 } => buffer.frustum(eye, [x, y], [z0, z1], [r0, r1], base),
+                Solid::Frustum { x, y, z0, z1, r0, r1 } => {
+                    buffer.frustum(eye, [x, y], [z0, z1], [r0, r1], base)
+                }
                 Solid::Ellipsoid { c, r } => buffer.ellipsoid(eye, c, r, base),
             }
         }
@@ -365,13 +406,14 @@ impl Scene {
         if self.rooms.len() == 1 {
             return self.rooms.first();
         }
-        self.rooms.iter().find(|r| x >= r.x[0] && x <= r.x[1] && y >= r.y[0] && y <= r.y[1])
+        self.rooms
+            .iter()
+            .find(|r| x >= r.x[0] && x <= r.x[1] && y >= r.y[0] && y <= r.y[1])
     }
 
     fn nearest_room(&self, x: f32, y: f32) -> &RoomLook {
-        let away = |r: &RoomLook| {
-            (r.x[0] - x).max(x - r.x[1]).max(0.0) + (r.y[0] - y).max(y - r.y[1]).max(0.0)
-        };
+        let away =
+            |r: &RoomLook| (r.x[0] - x).max(x - r.x[1]).max(0.0) + (r.y[0] - y).max(y - r.y[1]).max(0.0);
         let mut best = &self.rooms[0];
         for r in &self.rooms[1..] {
             if away(r) < away(best) {
@@ -408,10 +450,18 @@ impl Scene {
             FloorPattern::Tiles => {
                 let (ix, iy) = (floor_i(x / p), floor_i(y / p));
                 let (fx, fy) = (x - ix as f32 * p, y - iy as f32 * p);
-                if fx < 0.03 || fy < 0.03 { 1.0 } else { 0.3 * hash(ix, iy) }
+                if fx < 0.03 || fy < 0.03 {
+                    1.0
+                } else {
+                    0.3 * hash(ix, iy)
+                }
             }
         };
-        let mean = if room.floor_pattern == FloorPattern::Tiles { 0.25 } else { 0.5 };
+        let mean = if room.floor_pattern == FloorPattern::Tiles {
+            0.25
+        } else {
+            0.5
+        };
         mix(room.floor[0], room.floor[1], mean + (tone - mean) * keep)
     }
 
@@ -419,7 +469,10 @@ impl Scene {
         let s = &house.shade;
         let i = ((x - self.origin[0]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
         let j = ((y - self.origin[1]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
-        s.cells.get(j.min(s.rows - 1) * s.cols + i.min(s.cols - 1)).copied().unwrap_or(1.0)
+        s.cells
+            .get(j.min(s.rows - 1) * s.cols + i.min(s.cols - 1))
+            .copied()
+            .unwrap_or(1.0)
     }
 
     fn floor_shade_smooth(&self, house: &House, x: f32, y: f32) -> f32 {
@@ -439,7 +492,11 @@ impl Scene {
         let base = room.walls[side];
         let s = if side & 1 == 0 { y } else { x };
         if foot < 0.04 && z < 0.09 {
-            return if z > 0.08 { scale(self.frame_colour, 0.85) } else { self.frame_colour };
+            return if z > 0.08 {
+                scale(self.frame_colour, 0.85)
+            } else {
+                self.frame_colour
+            };
         }
         let (tone, period) = match room.patterns[side] {
             WallPattern::Plain => return base,
@@ -456,7 +513,14 @@ impl Scene {
                 let shift = s / 0.46 + (row & 1) as f32 * 0.5;
                 let (fx, fz) = (shift - floor_i(shift) as f32, z / 0.2 - row as f32);
                 let joint = fx < 0.05 || fz < 0.12;
-                (if joint { -0.5 } else { 0.3 + 0.5 * hash(floor_i(shift), row) }, 0.2)
+                (
+                    if joint {
+                        -0.5
+                    } else {
+                        0.3 + 0.5 * hash(floor_i(shift), row)
+                    },
+                    0.2,
+                )
             }
             WallPattern::Dots => {
                 let row = floor_i(z / 0.4);
@@ -478,11 +542,19 @@ impl Scene {
                 let room = self.room_of(p[0], p[1]).unwrap_or(&self.rooms[0]);
                 let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
                 let lamp = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy) < 0.09;
-                (if lamp { [255.0, 252.0, 240.0] } else { self.ceiling }, [0.0, 0.0, -1.0])
+                (
+                    if lamp { [255.0, 252.0, 240.0] } else { self.ceiling },
+                    [0.0, 0.0, -1.0],
+                )
             }
             2..8 => {
                 let side = (code - 2).min(3) as usize;
-                let n = [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]][side];
+                let n = [
+                    [-1.0, 0.0, 0.0],
+                    [0.0, -1.0, 0.0],
+                    [1.0, 0.0, 0.0],
+                    [0.0, 1.0, 0.0],
+                ][side];
                 let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
                 match self.room_of(inside.0, inside.1) {
                     Some(room) => (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n),
@@ -546,7 +618,11 @@ impl Scene {
 
     /// Size on the surface of one sample (m).
     fn footprint(&self, grid: &Grid, code: u32, t: f32) -> f32 {
-        if code == 0 { grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { grid.du * t }
+        if code == 0 {
+            grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0)
+        } else {
+            grid.du * t
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -585,7 +661,7 @@ impl Scene {
                     }
                     _ => {
                         let low = 0.80 + 0.20 * (p[2] * 4.0).min(1.0);
-                        (0.56 + 0.10 * n[2] + 0.42 * dot(n, LIGHT).max(0.0)) * low
+                        (0.62 + 0.08 * n[2] + 0.38 * dot(n, LIGHT).max(0.0)) * low
                     }
                 };
                 pixel[0] += (albedo[0] * light).min(255.0);
@@ -619,7 +695,7 @@ impl Scene {
             let t = 1.0 / w;
             let (p, local_p) = self.place(code, u, v, t);
             let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid, code, t));
-            let light = self.lit(house, code, p, n, (i as i32, j as i32));
+            let light = self.lit(house, code, p, n, (i, j), ss);
             let pixel = &mut acc[(i / ss) * 3..(i / ss) * 3 + 3];
             for c in 0..3 {
                 pixel[c] += (albedo[c] * light[c]).min(255.0);
@@ -628,19 +704,36 @@ impl Scene {
     }
 
     /// Light at a point: an area lamp at the middle of the room's ceiling, and an ambient term with occlusion.
-    fn lit(&self, house: &House, code: u32, p: [f32; 3], n: [f32; 3], seed: (i32, i32)) -> [f32; 3] {
+    fn lit(
+        &self,
+        house: &House,
+        code: u32,
+        p: [f32; 3],
+        n: [f32; 3],
+        seed: (usize, usize),
+        ss: usize,
+    ) -> [f32; 3] {
         let room = self.room_of(p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
         let room = room.unwrap_or_else(|| self.nearest_room(p[0], p[1]));
         let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
         if code == 1 {
             let d2 = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy);
-            return [if d2 < 0.09 { 1.0 } else { 0.80 + 0.16 / (1.0 + 2.0 * d2) }; 3];
+            return [if d2 < 0.09 {
+                1.0
+            } else {
+                0.80 + 0.16 / (1.0 + 2.0 * d2)
+            }; 3];
         }
-        const RAYS: i32 = 2;
+        // The samples of one pixel share the lamp's disc between them (a Vogel spiral, turned from pixel to pixel).
+        const RAYS: usize = 2;
+        let (i, j) = seed;
+        let count = ss * ss * RAYS;
+        let turn = hash((i / ss) as i32, (j / ss) as i32) * std::f32::consts::TAU;
         let mut direct = 0.0;
         for k in 0..RAYS {
-            let a = hash(seed.0.wrapping_mul(2).wrapping_add(k), seed.1) * std::f32::consts::TAU;
-            let r = 0.28 * hash(seed.0, seed.1.wrapping_mul(3).wrapping_add(k + 77)).sqrt();
+            let index = (((i % ss) * ss + j % ss) * RAYS + k) as f32;
+            let a = index * 2.399_963 + turn;
+            let r = 0.28 * ((index + 0.5) / count as f32).sqrt();
             let lamp = [cx + r * a.cos(), cy + r * a.sin(), CEILING_M as f32 - 0.12];
             let to = [lamp[0] - p[0], lamp[1] - p[1], lamp[2] - p[2]];
             let d2 = dot(to, to);
@@ -656,7 +749,11 @@ impl Scene {
             _ => (0.46 + 0.08 * n[2]) * (0.72 + 0.28 * (p[2] * 3.0).min(1.0)),
         };
         // Lamp light is a little warm, ambient a little cool.
-        [ambient * 0.98 + direct * 0.60, ambient * 1.0 + direct * 0.585, ambient * 1.04 + direct * 0.55]
+        [
+            ambient * 1.10 + direct * 0.74,
+            ambient * 1.12 + direct * 0.72,
+            ambient * 1.16 + direct * 0.68,
+        ]
     }
 
     /// Darkening of walls towards the room's vertical corners.
@@ -676,7 +773,11 @@ impl Scene {
         for part in &self.parts {
             let o = &house.objects[part.object];
             if near.0 != part.object {
-                let rel = [o.x as f32 - start[0], o.y as f32 - start[1], o.z as f32 - start[2]];
+                let rel = [
+                    o.x as f32 - start[0],
+                    o.y as f32 - start[1],
+                    o.z as f32 - start[2],
+                ];
                 let k = (dot(rel, to) / len2).clamp(0.0, 1.0);
                 let miss = [rel[0] - to[0] * k, rel[1] - to[1] * k, rel[2] - to[2] * k];
                 let reach = o.radius.hypot(o.size[2] * 0.5) as f32;
@@ -805,7 +906,9 @@ impl Grid {
             v0 = v0.min(v);
             v1 = v1.max(v);
         }
-        let lo = |x: f32, first: f32, n: usize| ((x - first) / self.du - 0.01).ceil().clamp(0.0, n as f32) as usize;
+        let lo = |x: f32, first: f32, n: usize| {
+            ((x - first) / self.du - 0.01).ceil().clamp(0.0, n as f32) as usize
+        };
         let hi = |x: f32, first: f32, n: usize| {
             ((x - first) / self.du + 1.01).floor().clamp(0.0, n as f32) as usize
         };
@@ -841,7 +944,10 @@ impl Buffer<'_> {
         let (ex, wx) = (inv(b.x1, eye.o[0]), inv(b.x0, eye.o[0]));
         let (ny, sy) = (inv(b.y1, eye.o[1]), inv(b.y0, eye.o[1]));
         let (up, down) = (inv(CEILING_M, eye.o[2]), inv(0.0, eye.o[2]));
-        let rows = self.w.chunks_exact_mut(g.nx).zip(self.code.chunks_exact_mut(g.nx));
+        let rows = self
+            .w
+            .chunks_exact_mut(g.nx)
+            .zip(self.code.chunks_exact_mut(g.nx));
         for (j, (w_row, code_row)) in rows.enumerate() {
             let v = g.v0 + j as f32 * g.du;
             let row = |k: usize| eye.f[k] + v * eye.d[k] + g.u0 * eye.r[k];
@@ -877,7 +983,9 @@ impl Buffer<'_> {
 
     fn cuboid(&mut self, eye: &Eye, min: [f32; 3], max: [f32; 3], base: u32) {
         let g = self.grid;
-        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else {
+            return;
+        };
         for axis in 0..3 {
             let (plane, face) = if eye.o[axis] < min[axis] {
                 (min[axis], 2 * axis)
@@ -903,7 +1011,12 @@ impl Buffer<'_> {
                 let (mut lo, mut hi) = (i0 as f32, i1 as f32 - 1.0);
                 clip(wa, wb, &mut lo, &mut hi);
                 for (k, edge, sign) in edges {
-                    clip(sign * (start(k) - edge * wa), sign * (step(k) - edge * wb), &mut lo, &mut hi);
+                    clip(
+                        sign * (start(k) - edge * wa),
+                        sign * (step(k) - edge * wb),
+                        &mut lo,
+                        &mut hi,
+                    );
                 }
                 // Also false when a bound is not a number.
                 if !(lo <= hi + 2e-3) {
@@ -933,7 +1046,9 @@ impl Buffer<'_> {
         let reach = r[0].max(r[1]);
         let min = [at[0] - reach, at[1] - reach, z[0]];
         let max = [at[0] + reach, at[1] + reach, z[1]];
-        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else {
+            return;
+        };
         let o = [eye.o[0] - at[0], eye.o[1] - at[1], eye.o[2]];
         for j in j0..j1 {
             let v = g.v0 + j as f32 * g.du;
@@ -954,7 +1069,9 @@ impl Buffer<'_> {
         let g = self.grid;
         let min = [c[0] - r[0], c[1] - r[1], c[2] - r[2]];
         let max = [c[0] + r[0], c[1] + r[1], c[2] + r[2]];
-        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else { return };
+        let Some((i0, i1, j0, j1)) = g.cover(eye, min, max) else {
+            return;
+        };
         let over = |v: [f32; 3]| [v[0] / r[0], v[1] / r[1], v[2] / r[2]];
         let o = over([eye.o[0] - c[0], eye.o[1] - c[1], eye.o[2] - c[2]]);
         let (f, rt, dn) = (over(eye.f), over(eye.r), over(eye.d));

@@ -58,8 +58,20 @@ pub fn visible_fraction(house: &House, pose: Pose2, camera: &Camera, object_inde
     let mut frame = Frame::new();
     let ss = fineness(camera).min(4);
     let wanted = (object_index + 1).min(255) as u8;
-    let count = |frame: &Frame| frame.code.iter().filter(|c| frame.scene.instance(**c) == wanted).count();
-    frame.trace(house, pose, camera, &Grid::new(camera, ss, 2.0), Some(object_index));
+    let count = |frame: &Frame| {
+        frame
+            .code
+            .iter()
+            .filter(|c| frame.scene.instance(**c) == wanted)
+            .count()
+    };
+    frame.trace(
+        house,
+        pose,
+        camera,
+        &Grid::new(camera, ss, 2.0),
+        Some(object_index),
+    );
     let whole = frame.w.iter().zip(&frame.code).filter(|(w, _)| **w > 0.0).count();
     if whole == 0 {
         return 0.0;
