@@ -10,3 +10,6 @@ pub mod target;
 pub mod trt;
 pub mod backend;
 pub mod onnx;
+pub mod plan;
+pub mod session_denoiser;
+pub mod passport;

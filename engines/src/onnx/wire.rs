@@ -269,8 +269,4 @@ impl Writer {
         build(&mut inner);
         self.data(field, &inner.bytes);
     }
-
-    pub(super) fn packed_ints(&mut self, field: u32, values: &[i64]) {
-        self.message(field, |w| values.iter().for_each(|&v| w.varint(v as u64)));
-    }
 }

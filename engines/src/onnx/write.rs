@@ -314,10 +314,7 @@ fn tensor_field(tensor: &Initializer, place: &Place<'_>) -> Writer {
 }
 
 fn write_tensor_head(w: &mut Writer, tensor: &Initializer) {
-    let dims: Vec<i64> = tensor.shape.iter().map(|&s| s as i64).collect();
-    if !dims.is_empty() {
-        w.packed_ints(1, &dims);
-    }
+    tensor.shape.iter().for_each(|&size| w.int(1, size as i64)); // onnx.proto is proto2: one key per number
     w.int(2, tensor.dtype as i64);
     w.text(8, &tensor.name);
 }

@@ -1,0 +1,444 @@
+//! The denoiser as a graph, and as a backend's session: names and shapes of its inputs and outputs are fixed here,
+//! once, for the writer and for the caller.
+//!
+//! | name | type | shape | in |
+//! |---|---|---|---|
+//! | `latents` | f32 | `[batch, in_channels, frames, height, width]` | all |
+//! | `time` | f32 | `[timesteps, freq_dim]` | all |
+//! | `rows` | i64 | `[batch, frames]` | all |
+//! | `row_batch` | i64 | `[timesteps]` | with pooled text |
+//! | `text` | f32 | `[batch, text_len, text_dim]` | all |
+//! | `cos`, `sin` | f32 | `[tokens, head_dim / 2]` | all |
+//! | `camera` | f32 | `[batch, frames, tokens per frame, camera_channels]` | with camera conditioning |
+//! | `bias` | f32 | `[1, 1, tokens, tokens]` | masked |
+//! | `memory.{i}.k`, `memory.{i}.v` | f32 | `[batch, context_tokens, heads, head_dim]` | cached (in), prefill (out) |
+//! | `sample` | f32 | `[batch, out_channels, frames, height, width]` | joint, masked, cached (out) |
+//! | `pose`, `mask`, `locate` | f32 | `[batch, frames, 4]`, `[batch, frames, tokens per frame, 1]`, `[.., 2]` | with lift heads (out) |
+
+use std::sync::Arc;
+
+use crate::backend::{BackendError, Session, Tensor};
+use crate::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised, HostInputs, frames_first};
+use crate::model::dit::{DitConfig, DitInputs, forward};
+use crate::onnx::{Dim, GraphBuilder, Model, OnnxError, WeightSource};
+
+/// Which part of the forward pass a graph holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenoiserKind {
+    /// Context and targets attend to each other.
+    Joint,
+    /// As joint, with a bias on the scores as one more input.
+    Masked,
+    /// Context alone; results are its keys and values.
+    Prefill,
+    /// Targets alone, which also look at keys and values made by [`DenoiserKind::Prefill`].
+    Cached,
+}
+
+impl DenoiserKind {
+    /// Name of the component in a bundle.
+    pub fn component(self) -> &'static str {
+        match self {
+            DenoiserKind::Joint => "denoiser",
+            DenoiserKind::Masked => "denoiser_masked",
+            DenoiserKind::Prefill => "denoiser_prefill",
+            DenoiserKind::Cached => "denoiser_cached",
+        }
+    }
+}
+
+/// Writes the denoiser down; `batch` is the first size of every input (1 for robots).
+///
+/// # Errors
+/// [`OnnxError::Weight`] for a weight that is missing or has another shape than the configuration asks for.
+///
+/// # Panics
+/// When `cfg` does not pass [`DitConfig::validate`].
+pub fn denoiser_graph(
+    cfg: &DitConfig,
+    weights: Arc<dyn WeightSource>,
+    kind: DenoiserKind,
+    batch: Dim,
+) -> Result<Model, OnnxError> {
+    let mut ops = GraphBuilder::new(kind.component(), weights);
+    let o = &mut ops;
+    let fixed = Dim::Fixed;
+    let (tokens, frames) = (Dim::from("tokens"), Dim::from("frames"));
+    let per_frame = fixed(cfg.tokens_per_frame());
+    let half = fixed(cfg.head_dim / 2);
+    let pixels = [fixed(cfg.latent_height), fixed(cfg.latent_width)];
+    let image = |channels: usize| {
+        [
+            batch.clone(),
+            fixed(channels),
+            frames.clone(),
+            pixels[0].clone(),
+            pixels[1].clone(),
+        ]
+    };
+    let latents = o.input("latents", &image(cfg.in_channels));
+    let time = o.input("time", &["timesteps".into(), fixed(cfg.freq_dim)]);
+    let rows = o.index_input("rows", &[batch.clone(), frames.clone()]);
+    let row_batch = cfg
+        .pooled_text
+        .then(|| o.index_input("row_batch", &["timesteps".into()]));
+    let text = o.input("text", &[batch.clone(), fixed(cfg.text_len), fixed(cfg.text_dim)]);
+    let cos = o.input("cos", &[tokens.clone(), half.clone()]);
+    let sin = o.input("sin", &[tokens.clone(), half]);
+    let camera = (cfg.camera_channels > 0).then(|| {
+        o.input(
+            "camera",
+            &[
+                batch.clone(),
+                frames.clone(),
+                per_frame.clone(),
+                fixed(cfg.camera_channels),
+            ],
+        )
+    });
+    let bias = (kind == DenoiserKind::Masked)
+        .then(|| o.input("bias", &[fixed(1), fixed(1), tokens.clone(), tokens.clone()]));
+    let memory_dims = |tokens: &Dim| {
+        [
+            batch.clone(),
+            tokens.clone(),
+            fixed(cfg.heads),
+            fixed(cfg.head_dim),
+        ]
+    };
+    let memory: Option<Vec<_>> = (kind == DenoiserKind::Cached).then(|| {
+        let dims = memory_dims(&"context_tokens".into());
+        let pair = |i| {
+            (
+                o.input(&format!("memory.{i}.k"), &dims),
+                o.input(&format!("memory.{i}.v"), &dims),
+            )
+        };
+        (0..cfg.layers).map(pair).collect()
+    });
+    let inputs = DitInputs {
+        latents: &latents,
+        time: &time,
+        rows: &rows,
+        row_batch: row_batch.as_ref(),
+        text: &text,
+        cos: &cos,
+        sin: &sin,
+        camera: camera.as_ref(),
+        bias: bias.as_ref(),
+        memory: memory.as_deref(),
+    };
+    let out = forward(o, cfg, &inputs);
+    if kind == DenoiserKind::Prefill {
+        let dims = memory_dims(&tokens);
+        for (i, (k, v)) in out.memory.iter().enumerate() {
+            o.output(&format!("memory.{i}.k"), k, &dims);
+            o.output(&format!("memory.{i}.v"), v, &dims);
+        }
+        return ops.finish();
+    }
+    o.output("sample", &out.sample, &image(cfg.out_channels));
+    if let Some(lift) = &out.lift {
+        let lead = [batch.clone(), frames.clone()];
+        o.output("pose", &lift.pose, &[&lead[..], &[fixed(4)]].concat());
+        o.output(
+            "mask",
+            &lift.mask,
+            &[&lead[..], &[per_frame.clone(), fixed(1)]].concat(),
+        );
+        o.output(
+            "locate",
+            &lift.locate,
+            &[&lead[..], &[per_frame.clone(), fixed(2)]].concat(),
+        );
+    }
+    ops.finish()
+}
+
+/// The tensors that every denoiser graph takes, for one step at batch 1.
+fn step_tensors(
+    cfg: &DitConfig,
+    step: &DenoiseStep<'_>,
+) -> Result<Vec<(&'static str, Tensor)>, DenoiseError> {
+    let host = HostInputs::new(cfg, step)?;
+    let (f, steps, per_frame) = (step.frames(), step.timesteps.len(), cfg.tokens_per_frame());
+    let (tokens, half) = (f * per_frame, cfg.head_dim / 2);
+    let mut tensors = vec![
+        (
+            "latents",
+            Tensor::f32(
+                &[1, cfg.in_channels, f, cfg.latent_height, cfg.latent_width],
+                host.latents,
+            ),
+        ),
+        ("time", Tensor::f32(&[steps, cfg.freq_dim], host.time)),
+        ("rows", Tensor::i64(&[1, f], host.rows)),
+        (
+            "text",
+            Tensor::f32(&[1, cfg.text_len, cfg.text_dim], step.text.to_vec()),
+        ),
+        ("cos", Tensor::f32(&[tokens, half], host.cos)),
+        ("sin", Tensor::f32(&[tokens, half], host.sin)),
+    ];
+    if cfg.pooled_text {
+        tensors.push(("row_batch", Tensor::i64(&[steps], vec![0; steps])));
+    }
+    if cfg.camera_channels > 0 {
+        tensors.push((
+            "camera",
+            Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera),
+        ));
+    }
+    Ok(tensors)
+}
+
+/// Runs and reads the outputs of a graph that has `sample`.
+fn evaluate(
+    cfg: &DitConfig,
+    session: &mut dyn Session,
+    inputs: &[(&str, &Tensor)],
+    buffers: &mut Buffers,
+    frames: usize,
+) -> Result<Denoised, BackendError> {
+    let mut outputs: Vec<(&str, &mut Tensor)> = vec![("sample", &mut buffers.sample)];
+    if cfg.lift {
+        outputs.push(("pose", &mut buffers.pose));
+        outputs.push(("mask", &mut buffers.mask));
+        outputs.push(("locate", &mut buffers.locate));
+    }
+    session.run_into(inputs, &mut outputs)?;
+    let floats = |name: &str, tensor: &'_ Tensor, count: usize| -> Result<Vec<f32>, BackendError> {
+        match tensor.as_f32() {
+            Some(values) if values.len() == count => Ok(values.to_vec()),
+            _ => Err(BackendError::Output {
+                name: name.to_owned(),
+                expected: format!("{count} values of f32"),
+                got: format!("{} {:?}", tensor.data.dtype().name(), tensor.shape),
+            }),
+        }
+    };
+    let hw = cfg.latent_height * cfg.latent_width;
+    let sample = floats("sample", &buffers.sample, frames * cfg.out_channels * hw)?;
+    let mut result = Denoised {
+        prediction: frames_first(&sample, cfg.out_channels, frames, hw),
+        ..Denoised::default()
+    };
+    if cfg.lift {
+        let tokens = frames * cfg.tokens_per_frame();
+        let pose = floats("pose", &buffers.pose, 4 * frames)?;
+        result.pose = pose.chunks_exact(4).map(|p| [p[0], p[1], p[2], p[3]]).collect();
+        result.mask = floats("mask", &buffers.mask, tokens)?;
+        let locate = floats("locate", &buffers.locate, 2 * tokens)?;
+        result.locate = locate.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
+    }
+    Ok(result)
+}
+
+struct Buffers {
+    sample: Tensor,
+    pose: Tensor,
+    mask: Tensor,
+    locate: Tensor,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            sample: Tensor::empty(),
+            pose: Tensor::empty(),
+            mask: Tensor::empty(),
+            locate: Tensor::empty(),
+        }
+    }
+}
+
+fn backend_error(error: BackendError) -> DenoiseError {
+    DenoiseError::Backend(error.to_string())
+}
+
+/// Refuses an engine whose inputs and outputs are not those of the configuration.
+fn check_ports(cfg: &DitConfig, session: &dyn Session, wanted: &[&str]) -> Result<(), DenoiseError> {
+    cfg.validate().map_err(DenoiseError::Backend)?;
+    let engine = session.engine();
+    let ports = || engine.inputs().iter().chain(engine.outputs());
+    for name in wanted {
+        let Some(port) = ports().find(|p| p.name == *name) else {
+            return Err(DenoiseError::Backend(format!(
+                "the engine has no {name:?}, the configuration asks for it"
+            )));
+        };
+        let sizes: &[(usize, usize)] = match *name {
+            "latents" => &[
+                (1, cfg.in_channels),
+                (3, cfg.latent_height),
+                (4, cfg.latent_width),
+            ],
+            "sample" => &[
+                (1, cfg.out_channels),
+                (3, cfg.latent_height),
+                (4, cfg.latent_width),
+            ],
+            "time" => &[(1, cfg.freq_dim)],
+            "text" => &[(1, cfg.text_len), (2, cfg.text_dim)],
+            "cos" => &[(1, cfg.head_dim / 2)],
+            "camera" => &[(2, cfg.tokens_per_frame()), (3, cfg.camera_channels)],
+            _ => &[],
+        };
+        for &(axis, size) in sizes {
+            match port.shape.get(axis) {
+                Some(Dim::Fixed(got)) if *got != size => {
+                    return Err(DenoiseError::Backend(format!(
+                        "{name:?} has size {got} on axis {axis}, the configuration says {size}"
+                    )));
+                }
+                Some(_) => {}
+                None => {
+                    return Err(DenoiseError::Backend(format!("{name:?} has no axis {axis}")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn common_ports(cfg: &DitConfig) -> Vec<&'static str> {
+    let mut wanted = vec!["latents", "time", "rows", "text", "cos", "sin"];
+    wanted.extend(cfg.pooled_text.then_some("row_batch"));
+    wanted.extend((cfg.camera_channels > 0).then_some("camera"));
+    wanted
+}
+
+fn output_ports(cfg: &DitConfig) -> Vec<&'static str> {
+    let mut wanted = vec!["sample"];
+    if cfg.lift {
+        wanted.extend(["pose", "mask", "locate"]);
+    }
+    wanted
+}
+
+/// [`Denoise`] over a session of the [`DenoiserKind::Joint`] graph.
+pub struct SessionDenoiser {
+    config: DitConfig,
+    session: Box<dyn Session>,
+    buffers: Buffers,
+}
+
+impl SessionDenoiser {
+    /// Takes a session whose inputs and outputs are those of the configuration.
+    ///
+    /// # Errors
+    /// [`DenoiseError::Backend`] naming the input or output that does not fit.
+    pub fn new(config: DitConfig, session: Box<dyn Session>) -> Result<Self, DenoiseError> {
+        check_ports(
+            &config,
+            session.as_ref(),
+            &[common_ports(&config), output_ports(&config)].concat(),
+        )?;
+        Ok(Self {
+            config,
+            session,
+            buffers: Buffers::default(),
+        })
+    }
+}
+
+impl Denoise for SessionDenoiser {
+    fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
+        let tensors = step_tensors(&self.config, step)?;
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        evaluate(
+            &self.config,
+            self.session.as_mut(),
+            &inputs,
+            &mut self.buffers,
+            step.frames(),
+        )
+        .map_err(backend_error)
+    }
+}
+
+/// The two halves of a denoiser trained with the one-way mask: context once, targets at every step.
+pub struct CachedDenoiser {
+    config: DitConfig,
+    prefill: Box<dyn Session>,
+    cached: Box<dyn Session>,
+    memory: Vec<(String, Tensor)>,
+    buffers: Buffers,
+}
+
+impl CachedDenoiser {
+    /// Takes sessions of the [`DenoiserKind::Prefill`] and [`DenoiserKind::Cached`] graphs.
+    ///
+    /// # Errors
+    /// [`DenoiseError::Backend`] naming the input or output that does not fit.
+    pub fn new(
+        config: DitConfig,
+        prefill: Box<dyn Session>,
+        cached: Box<dyn Session>,
+    ) -> Result<Self, DenoiseError> {
+        check_ports(&config, prefill.as_ref(), &common_ports(&config))?;
+        check_ports(
+            &config,
+            cached.as_ref(),
+            &[common_ports(&config), output_ports(&config)].concat(),
+        )?;
+        for i in 0..config.layers {
+            for part in ["k", "v"] {
+                let name = format!("memory.{i}.{part}");
+                if !prefill.engine().outputs().iter().any(|p| p.name == name)
+                    || !cached.engine().inputs().iter().any(|p| p.name == name)
+                {
+                    return Err(DenoiseError::Backend(format!(
+                        "the engines do not share {name:?}"
+                    )));
+                }
+            }
+        }
+        Ok(Self {
+            config,
+            prefill,
+            cached,
+            memory: Vec::new(),
+            buffers: Buffers::default(),
+        })
+    }
+
+    /// Computes the keys and values of the context frames; steps after it look at them.
+    ///
+    /// # Errors
+    /// As [`Denoise::denoise`].
+    pub fn set_context(&mut self, context: &DenoiseStep<'_>) -> Result<(), DenoiseError> {
+        let tensors = step_tensors(&self.config, context)?;
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        self.memory = self.prefill.run(&inputs).map_err(backend_error)?;
+        Ok(())
+    }
+}
+
+impl Denoise for CachedDenoiser {
+    fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    /// Evaluates target frames only; the context is that of [`CachedDenoiser::set_context`].
+    fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
+        if self.memory.is_empty() {
+            return Err(DenoiseError::Backend("no context: call set_context first".into()));
+        }
+        let tensors = step_tensors(&self.config, step)?;
+        let mut inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        inputs.extend(self.memory.iter().map(|(n, t)| (n.as_str(), t)));
+        evaluate(
+            &self.config,
+            self.cached.as_mut(),
+            &inputs,
+            &mut self.buffers,
+            step.frames(),
+        )
+        .map_err(backend_error)
+    }
+}
