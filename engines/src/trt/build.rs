@@ -253,7 +253,10 @@ pub fn build(
         log: ": the engine that came back is empty".into(),
     })?;
     report("write");
-    write_atomically(out, bytes)?;
+    write_atomically(out, bytes).map_err(|source| BuildError::Io {
+        path: out.display().to_string(),
+        source,
+    })?;
     if let Some(path) = timing {
         save_timing_cache(slots, &config, path)?;
     }
@@ -267,12 +270,8 @@ pub fn build(
 }
 
 /// Writes a file under a temporary name in the same folder, flushes it and renames it.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
-    let io = |source| BuildError::Io {
-        path: path.display().to_string(),
-        source,
-    };
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".part-{}", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -283,7 +282,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildErr
         // Best effort: the error that matters is the one being returned.
         let _ = std::fs::remove_file(&temporary);
     }
-    written.map_err(io)
+    written
 }
 
 fn check_device(library: &Library, options: &BuildOptions) -> Result<(), BuildError> {
@@ -663,7 +662,10 @@ fn save_timing_cache(slots: &Slots, config: &Object, path: &Path) -> Result<(), 
         })
     };
     match blob.as_ref().and_then(|b| host_memory(slots, b)) {
-        Some(bytes) => write_atomically(path, bytes),
+        Some(bytes) => write_atomically(path, bytes).map_err(|source| BuildError::Io {
+            path: path.display().to_string(),
+            source,
+        }),
         None => Ok(()),
     }
 }

@@ -17,6 +17,7 @@ mod library;
 mod log;
 mod run;
 
+pub(crate) use build::write_atomically;
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
 pub use run::{DType, Io, RunError, RunOptions, TrtContext, TrtEngine};

@@ -1,0 +1,427 @@
+//! The passport: a JSON file beside each engine that says what it was made from, for which machine, and how well it
+//! was checked. The runtime refuses an engine whose passport does not match, and names the field.
+//!
+//! The passport carries the SHA-256 of its own fields, so that a file edited by hand is noticed, and that of the
+//! engine file.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::target::{ComputeCapability, Precision};
+
+/// Version of the format; other versions are refused.
+pub const FORMAT: u32 = 1;
+
+/// Passports are small; a larger file is not one.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Figures of the check of a quantised graph against fp32.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// Relative L2 error of each output.
+    pub outputs: BTreeMap<String, f64>,
+    /// Relative L2 error at the end of each block.
+    pub blocks: BTreeMap<String, f64>,
+    /// Number of inputs that the figures are over.
+    pub samples: u64,
+    /// Figures of the task, where it was run (success, consistency, number of scenes).
+    #[serde(default)]
+    pub task: BTreeMap<String, f64>,
+}
+
+/// All fields of a passport.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passport {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Component of the bundle.
+    pub component: String,
+    /// SHA-256 of `bundle.toml`.
+    pub bundle_sha256: String,
+    /// SHA-256 of the component's ONNX graph in the bundle.
+    pub graph_sha256: String,
+    /// SHA-256 of its weights (external data), that of the graph where they are inside it.
+    pub weights_sha256: String,
+    /// SHA-256 of the calibration inputs; none without calibration.
+    pub calibration_sha256: Option<String>,
+    /// SHA-256 of all scales of the quantised graph; none without.
+    pub scales_sha256: Option<String>,
+    /// SHA-256 of the engine file.
+    pub engine_sha256: String,
+    /// Precision of the large matrix products.
+    pub precision: Precision,
+    /// Layers kept in the float format, by name.
+    pub kept_high: Vec<String>,
+    /// Target name.
+    pub target: String,
+    /// Compute capability that the engine is for.
+    pub compute_capability: Option<ComputeCapability>,
+    /// `tensorrt` or `tensorrt-rtx`.
+    pub library: String,
+    /// The library's version.
+    pub library_version: String,
+    /// CUDA version of the driver at build time, `1000 major + 10 minor`; none where there was none.
+    pub driver_version: Option<i32>,
+    /// Builder options, as text.
+    pub builder_flags: BTreeMap<String, String>,
+    /// Figures of the check.
+    pub verification: Option<Verification>,
+    /// Seconds that parsing and building took.
+    pub build_seconds: f64,
+    /// Size of the engine file.
+    pub engine_bytes: u64,
+    /// Version of this program.
+    pub tool_version: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    passport: Passport,
+    passport_sha256: String,
+}
+
+/// What an engine is about to be used with.
+#[derive(Clone, Debug, Default)]
+pub struct Present<'a> {
+    /// SHA-256 of the bundle in use.
+    pub bundle_sha256: Option<&'a str>,
+    /// Compute capability of the GPU.
+    pub compute_capability: Option<ComputeCapability>,
+    /// `tensorrt` or `tensorrt-rtx`.
+    pub library: Option<&'a str>,
+    /// The loaded library's version.
+    pub library_version: Option<&'a str>,
+    /// CUDA version of the driver.
+    pub driver_version: Option<i32>,
+}
+
+/// Why an engine is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassportError {
+    /// The file cannot be read.
+    #[error("passport {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not a passport.
+    #[error("passport {path}: {reason}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field differs from what is there.
+    #[error(
+        "engine {path} does not match: {field} is {got} and must be {want}; build it again with `mindseye engine build`"
+    )]
+    Mismatch {
+        /// The engine.
+        path: String,
+        /// The field of the passport.
+        field: &'static str,
+        /// What the passport says.
+        got: String,
+        /// What is there.
+        want: String,
+    },
+}
+
+/// SHA-256 of bytes, in hexadecimal.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of a file, in hexadecimal, read in pieces.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn sha256_file(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// Hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl Passport {
+    /// The passport's place: the engine's path with `.passport.json` added.
+    #[must_use]
+    pub fn path_for(engine: &Path) -> PathBuf {
+        let mut name = engine.as_os_str().to_owned();
+        name.push(".passport.json");
+        name.into()
+    }
+
+    fn seal(&self) -> String {
+        // Maps are ordered and floats print shortest-round-trip, so the same fields give the same text.
+        sha256(serde_json::to_string(self).unwrap_or_default().as_bytes())
+    }
+
+    /// Writes the passport of an engine, atomically.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, engine: &Path) -> Result<(), PassportError> {
+        let path = Passport::path_for(engine);
+        let shown = path.display().to_string();
+        let sealed = Sealed {
+            passport: self.clone(),
+            passport_sha256: self.seal(),
+        };
+        let text = serde_json::to_string_pretty(&sealed).map_err(|e| PassportError::Malformed {
+            path: shown.clone(),
+            reason: e.to_string(),
+        })?;
+        crate::trt::write_atomically(&path, text.as_bytes())
+            .map_err(|source| PassportError::Io { path: shown, source })
+    }
+
+    /// Reads the passport of an engine. Its own hash is checked, the engine's is not: see [`Passport::check`].
+    ///
+    /// # Errors
+    /// No such file, not a passport, another format, or edited by hand.
+    pub fn read(engine: &Path) -> Result<Passport, PassportError> {
+        let path = Passport::path_for(engine);
+        let shown = path.display().to_string();
+        let io = |source| PassportError::Io {
+            path: shown.clone(),
+            source,
+        };
+        let bad = |reason: String| PassportError::Malformed {
+            path: shown.clone(),
+            reason,
+        };
+        if std::fs::metadata(&path).map_err(io)?.len() > MAX_BYTES {
+            return Err(bad("larger than 16 MiB".into()));
+        }
+        let text = std::fs::read_to_string(&path).map_err(io)?;
+        let sealed: Sealed = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        if sealed.passport.format != FORMAT {
+            return Err(bad(format!("format {} is not {FORMAT}", sealed.passport.format)));
+        }
+        let (want, got) = (sealed.passport.seal(), sealed.passport_sha256);
+        if want != got {
+            return Err(PassportError::Mismatch {
+                path: shown,
+                field: "passport_sha256",
+                got,
+                want,
+            });
+        }
+        Ok(sealed.passport)
+    }
+
+    /// Checks the engine file and what is present against the passport, field by field.
+    ///
+    /// An engine is for one compute capability (of another, only where it was built hardware-compatible), for the
+    /// very library version that built it (another of the same major only where built version-compatible), and for a
+    /// driver no older than the one it was built with. TensorRT-RTX engines run on any 1.7.
+    ///
+    /// # Errors
+    /// [`PassportError::Mismatch`] with the first field that differs, or the engine cannot be read.
+    pub fn check(&self, engine: &Path, present: &Present<'_>) -> Result<(), PassportError> {
+        let differs =
+            |field, got: &dyn std::fmt::Display, want: &dyn std::fmt::Display| PassportError::Mismatch {
+                path: engine.display().to_string(),
+                field,
+                got: got.to_string(),
+                want: want.to_string(),
+            };
+        let flag = |name: &str| self.builder_flags.get(name).is_some_and(|v| v == "true");
+        if let Some(want) = present.bundle_sha256.filter(|w| *w != self.bundle_sha256) {
+            return Err(differs("bundle_sha256", &self.bundle_sha256, &want));
+        }
+        if let (Some(want), Some(got)) = (present.compute_capability, self.compute_capability) {
+            let compatible = flag("hardware_compatible") && want.major >= 8 && want >= got;
+            if want != got && !compatible {
+                return Err(differs("compute_capability", &got, &want));
+            }
+        }
+        if let Some(want) = present.library.filter(|w| *w != self.library) {
+            return Err(differs("library", &self.library, &want));
+        }
+        if let Some(want) = present.library_version.filter(|w| *w != self.library_version) {
+            let parts = |v: &str| v.split('.').map(str::to_owned).collect::<Vec<_>>();
+            let (got, now) = (parts(&self.library_version), parts(want));
+            let same = |n: usize| got.get(..n).is_some() && got.get(..n) == now.get(..n);
+            let compatible = (self.library == "tensorrt-rtx" && same(2))
+                || (flag("version_compatible") && same(1) && number(&now) >= number(&got));
+            if !compatible {
+                return Err(differs("library_version", &self.library_version, &want));
+            }
+        }
+        if let (Some(want), Some(got)) = (present.driver_version, self.driver_version)
+            && want < got
+        {
+            return Err(differs("driver_version", &got, &format!("at most {want}")));
+        }
+        let want = sha256_file(engine).map_err(|source| PassportError::Io {
+            path: engine.display().to_string(),
+            source,
+        })?;
+        if want != self.engine_sha256 {
+            return Err(differs("engine_sha256", &self.engine_sha256, &want));
+        }
+        Ok(())
+    }
+}
+
+fn number(parts: &[String]) -> Vec<u32> {
+    parts.iter().map(|p| p.parse().unwrap_or(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(engine: &Path) -> Passport {
+        Passport {
+            format: FORMAT,
+            component: "denoiser".into(),
+            bundle_sha256: "b".into(),
+            graph_sha256: "g".into(),
+            weights_sha256: "w".into(),
+            calibration_sha256: None,
+            scales_sha256: None,
+            engine_sha256: sha256_file(engine).unwrap(),
+            precision: Precision::Int8,
+            kept_high: vec![],
+            target: "orin-agx".into(),
+            compute_capability: Some(ComputeCapability { major: 8, minor: 7 }),
+            library: "tensorrt".into(),
+            library_version: "10.3.0.30".into(),
+            driver_version: Some(12_060),
+            builder_flags: BTreeMap::new(),
+            verification: None,
+            build_seconds: 1.5,
+            engine_bytes: 6,
+            tool_version: "0".into(),
+        }
+    }
+
+    #[test]
+    fn mismatches_name_the_field() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = folder.path().join("denoiser.engine");
+        std::fs::write(&engine, b"engine").unwrap();
+        let passport = sample(&engine);
+        passport.write(&engine).unwrap();
+        assert_eq!(Passport::read(&engine).unwrap(), passport);
+        let here = Present {
+            bundle_sha256: Some("b"),
+            compute_capability: Some(ComputeCapability { major: 8, minor: 7 }),
+            library: Some("tensorrt"),
+            library_version: Some("10.3.0.30"),
+            driver_version: Some(12_060),
+        };
+        passport.check(&engine, &here).unwrap();
+        for (present, field) in [
+            (
+                Present {
+                    bundle_sha256: Some("other"),
+                    ..here.clone()
+                },
+                "bundle_sha256",
+            ),
+            (
+                Present {
+                    compute_capability: Some(ComputeCapability { major: 8, minor: 0 }),
+                    ..here.clone()
+                },
+                "compute_capability",
+            ),
+            (
+                Present {
+                    library: Some("tensorrt-rtx"),
+                    ..here.clone()
+                },
+                "library",
+            ),
+            (
+                Present {
+                    library_version: Some("10.16.2.10"),
+                    ..here.clone()
+                },
+                "library_version",
+            ),
+            (
+                Present {
+                    driver_version: Some(12_020),
+                    ..here.clone()
+                },
+                "driver_version",
+            ),
+        ] {
+            let text = passport.check(&engine, &present).unwrap_err().to_string();
+            assert!(text.contains(&format!("{field} is ")), "{field}: {text}");
+        }
+        let mut compatible = passport.clone();
+        compatible
+            .builder_flags
+            .insert("version_compatible".into(), "true".into());
+        compatible
+            .check(
+                &engine,
+                &Present {
+                    library_version: Some("10.16.2.10"),
+                    ..here.clone()
+                },
+            )
+            .unwrap();
+        compatible
+            .check(
+                &engine,
+                &Present {
+                    library_version: Some("10.0.1.6"),
+                    ..here.clone()
+                },
+            )
+            .unwrap_err();
+        std::fs::write(&engine, b"another").unwrap();
+        let text = passport.check(&engine, &here).unwrap_err().to_string();
+        assert!(text.contains("engine_sha256"), "{text}");
+    }
+
+    #[test]
+    fn a_passport_edited_by_hand_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = folder.path().join("e.engine");
+        std::fs::write(&engine, b"engine").unwrap();
+        sample(&engine).write(&engine).unwrap();
+        let path = Passport::path_for(&engine);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to, want) in [
+            ("orin-agx", "a100", "passport_sha256"),
+            ("\"8.7\"", "\"8.0\"", "passport_sha256"),
+            ("\"format\": 1", "\"format\": 2", "format 2"),
+            ("\"target\"", "\"traget\"", "traget"),
+        ] {
+            assert!(text.contains(from), "{from}");
+            std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = Passport::read(&engine).unwrap_err().to_string();
+            assert!(error.contains(want), "{want}: {error}");
+        }
+    }
+}
