@@ -101,6 +101,8 @@ pub struct GraphBuilder {
     tables: HashMap<(usize, usize), (usize, usize)>,
     reordered: Vec<Channels>,
     renamed: HashMap<String, String>,
+    /// Where in the network the last weight belongs: nameless nodes are named after it.
+    scope: String,
     error: Option<OnnxError>,
 }
 
@@ -123,6 +125,7 @@ impl GraphBuilder {
             tables: HashMap::new(),
             reordered: Vec::new(),
             renamed: HashMap::new(),
+            scope: String::new(),
             error: None,
         }
     }
@@ -346,7 +349,14 @@ impl GraphBuilder {
     ) -> usize {
         let name = match base {
             Some(base) => self.unique(&format!("{base}/{op}")),
-            None => self.unique(&format!("{op}_0")),
+            None => {
+                let base = if self.scope.is_empty() {
+                    op.to_owned()
+                } else {
+                    format!("{}/{op}", self.scope)
+                };
+                self.unique(&base)
+            }
         };
         let mut node = Node::new(&name, op, inputs, &[&name]);
         node.attributes = attributes.to_vec();
@@ -495,6 +505,12 @@ impl Ops for GraphBuilder {
     type Index = IndexValue;
 
     fn param(&mut self, name: &str, shape: &[usize]) -> NodeValue {
+        // `blocks.3.attn1.to_q.weight` belongs to `blocks.3`, `proj_out.weight` to `proj_out`.
+        let mut parts = name.split('.');
+        self.scope = parts.next().unwrap_or_default().to_owned();
+        if let Some(number) = parts.next().filter(|p| p.bytes().all(|b| b.is_ascii_digit())) {
+            self.scope = format!("{}.{number}", self.scope);
+        }
         match self.weights.meta(name) {
             None => self.fail(WeightError::Missing { name: name.into() }.into()),
             Some(meta) if meta.shape != shape => {
