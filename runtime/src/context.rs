@@ -1,0 +1,818 @@
+//! What the robot has seen: a rolling, subsampled memory of video latents.
+//!
+//! ```text
+//! frame ─► FrameSampler (every k-th, segments) ─► GroupStage (four frames) ─► GroupEncoder (once)
+//!       ─► ContextMemory (fixed ring of latents, keyed by source latent index)
+//! ```
+//!
+//! * The sampler decides on the stamp and the size alone, so that frames that are not kept are never decoded.
+//! * A frame is encoded once; a latent keeps the index that it had in its source video (the rotary position
+//!   of the network), the stamp of its last frame and the base's pose at that stamp where odometry is known.
+//! * All memory is taken when the parts are made. Every frame and latent that is not kept is counted and
+//!   every eviction has a stated reason.
+
+use crate::image::RgbImage;
+use crate::planar::Pose2;
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use std::fmt;
+
+/// Frames per latent.
+pub const GROUP: usize = 4;
+
+/// Why a new segment began. Frames of one latent never come from two segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentReason {
+    /// The first frame of all.
+    First,
+    /// No frame for longer than the configured gap.
+    Gap {
+        /// Time between the two frames.
+        lasted: TimeDelta,
+    },
+    /// The camera's resolution changed.
+    Resolution {
+        /// Width and height before.
+        from: (u32, u32),
+        /// Width and height now.
+        to: (u32, u32),
+    },
+    /// A stamp earlier than the one before: a bag that starts again, a restarted simulation, a corrected clock.
+    ClockBackwards {
+        /// How far back.
+        by: TimeDelta,
+    },
+}
+
+impl SegmentReason {
+    /// Whether latents from before are still usable. Across a gap the odometry frame goes on; after a clock
+    /// that jumped back, or with another camera, neither poses nor pictures can be compared.
+    pub fn keeps_history(self) -> bool {
+        matches!(self, Self::First | Self::Gap { .. })
+    }
+}
+
+impl fmt::Display for SegmentReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First => write!(f, "first frame"),
+            Self::Gap { lasted } => write!(f, "no frame for {:.2} s", lasted.as_secs_f64()),
+            Self::Resolution { from, to } => {
+                write!(
+                    f,
+                    "camera changed from {}x{} to {}x{}",
+                    from.0, from.1, to.0, to.1
+                )
+            }
+            Self::ClockBackwards { by } => write!(f, "stamps went back by {:.3} s", by.as_secs_f64()),
+        }
+    }
+}
+
+/// What the sampler says about one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Decode and keep this frame.
+    pub keep: bool,
+    /// A new segment begins with this frame.
+    pub segment: Option<SegmentReason>,
+}
+
+/// Keeps every k-th frame of a stream and notices where the stream breaks.
+#[derive(Clone, Debug)]
+pub struct FrameSampler {
+    keep_every: usize,
+    max_gap: TimeDelta,
+    last: Option<(Timestamp, (u32, u32))>,
+    since_segment: usize,
+}
+
+impl FrameSampler {
+    /// A sampler that keeps every `keep_every`-th frame (at least 1) and begins a new segment when frames are
+    /// further apart than `max_gap`.
+    pub fn new(keep_every: usize, max_gap: TimeDelta) -> Self {
+        Self {
+            keep_every: keep_every.max(1),
+            max_gap,
+            last: None,
+            since_segment: 0,
+        }
+    }
+
+    /// Judges a frame by its stamp and size (pixels). The first frame of a segment is always kept; a frame
+    /// that repeats the stamp before it is not.
+    pub fn offer(&mut self, captured_at: Timestamp, size: (u32, u32)) -> Offer {
+        let segment = match self.last {
+            None => Some(SegmentReason::First),
+            Some((last, _)) if captured_at < last => Some(SegmentReason::ClockBackwards {
+                by: last.since(captured_at),
+            }),
+            Some((_, last)) if size != last => Some(SegmentReason::Resolution { from: last, to: size }),
+            Some((last, _)) if captured_at == last => {
+                return Offer {
+                    keep: false,
+                    segment: None,
+                };
+            }
+            Some((last, _)) if captured_at.since(last) > self.max_gap => Some(SegmentReason::Gap {
+                lasted: captured_at.since(last),
+            }),
+            Some(_) => None,
+        };
+        self.last = Some((captured_at, size));
+        if segment.is_some() {
+            self.since_segment = 0;
+        }
+        let keep = self.since_segment.is_multiple_of(self.keep_every);
+        self.since_segment += 1;
+        Offer { keep, segment }
+    }
+}
+
+/// Turns four frames into one latent. Streaming encoders carry state from group to group.
+pub trait GroupEncoder {
+    /// Values per latent: `channels * height * width`.
+    fn latent_len(&self) -> usize;
+
+    /// Encodes four frames of the model's size, oldest first, into `latent` (`[channels, height, width]`,
+    /// normalised as the denoiser wants it).
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError>;
+
+    /// Encodes one still frame as the first latent of a clip, without touching the streaming state.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn encode_still(&mut self, frame: &RgbImage, latent: &mut [f32]) -> Result<(), EncodeError>;
+
+    /// Forgets the streaming state; called at the start of a segment.
+    fn reset(&mut self);
+}
+
+/// Why a group of frames could not be encoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// A buffer or frame has the wrong size.
+    #[error("frame encoder: {what} has {got} values, expected {expected}")]
+    Size {
+        /// Which one.
+        what: &'static str,
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
+    },
+    /// The backend failed.
+    #[error("frame encoder: {0}")]
+    Backend(String),
+}
+
+/// Four kept frames on their way to the encoder.
+#[derive(Debug)]
+pub struct GroupStage {
+    frames: Vec<RgbImage>,
+}
+
+impl Default for GroupStage {
+    fn default() -> Self {
+        Self {
+            frames: Vec::with_capacity(GROUP),
+        }
+    }
+}
+
+impl GroupStage {
+    /// Adds a frame; `true` when the group is full and must be encoded and cleared.
+    pub fn push(&mut self, frame: RgbImage) -> bool {
+        self.frames.push(frame);
+        self.frames.len() == GROUP
+    }
+
+    /// The frames so far, oldest first.
+    pub fn frames(&self) -> &[RgbImage] {
+        &self.frames
+    }
+
+    /// Drops the frames; returns how many there were.
+    pub fn clear(&mut self) -> usize {
+        let dropped = self.frames.len();
+        self.frames.clear();
+        dropped
+    }
+}
+
+/// What is known about a stored latent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentInfo {
+    /// Index in the source video, in latents: the network's temporal position.
+    pub index: u64,
+    /// Segment that it belongs to, counted from 0.
+    pub segment: u32,
+    /// Stamp of its last frame.
+    pub captured_at: Timestamp,
+    /// `odom_from_base` at that stamp; `None` without odometry.
+    pub odom_from_base: Option<Pose2>,
+}
+
+/// Why a latent left the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// The memory was full and this latent's neighbours in time were the closest pair: `gap` latents remain
+    /// between them. History stays as evenly spread as it can be.
+    Crowded {
+        /// Index of the latent that left.
+        index: u64,
+        /// Distance between its neighbours.
+        gap: u64,
+    },
+    /// The memory was full and nothing else could leave.
+    Oldest {
+        /// Index of the latent that left.
+        index: u64,
+    },
+}
+
+impl fmt::Display for Eviction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Crowded { index, gap } => {
+                write!(
+                    f,
+                    "latent {index} left: its neighbours are only {gap} latents apart"
+                )
+            }
+            Self::Oldest { index } => write!(f, "latent {index} left: the oldest of a full memory"),
+        }
+    }
+}
+
+/// A fixed ring of latents: uniform over history, and always the newest.
+#[derive(Debug)]
+pub struct ContextMemory {
+    latent_len: usize,
+    picture: (usize, usize),
+    capacity: usize,
+    recent: usize,
+    latents: Vec<f32>,
+    pictures: Vec<u8>,
+    /// Ascending by index; the second value is the place in `latents` and `pictures`.
+    entries: Vec<(LatentInfo, usize)>,
+    free: Vec<usize>,
+    evicted: u64,
+}
+
+impl ContextMemory {
+    /// A memory of `capacity` latents (at least 2) of `latent_len` values, each with its last frame of
+    /// `picture` = (width, height) pixels. The newest `recent` latents are never evicted. All memory is taken
+    /// here.
+    pub fn new(capacity: usize, recent: usize, latent_len: usize, picture: (usize, usize)) -> Self {
+        let capacity = capacity.max(2);
+        Self {
+            latent_len,
+            picture,
+            capacity,
+            recent: recent.clamp(1, capacity - 1),
+            latents: vec![0.0; capacity * latent_len],
+            pictures: vec![0; capacity * picture.0 * picture.1 * 3],
+            entries: Vec::with_capacity(capacity),
+            free: (0..capacity).rev().collect(),
+            evicted: 0,
+        }
+    }
+
+    /// Stores a latent with its last frame. `info.index` must be larger than every stored index, and the
+    /// sizes those of the memory; otherwise nothing is stored and an error tells why.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn store(
+        &mut self,
+        info: LatentInfo,
+        latent: &[f32],
+        picture: &RgbImage,
+    ) -> Result<Option<Eviction>, StoreError> {
+        if latent.len() != self.latent_len {
+            return Err(StoreError::Size {
+                what: "latent",
+                expected: self.latent_len,
+                got: latent.len(),
+            });
+        }
+        if (picture.width, picture.height) != self.picture {
+            let expected = self.picture.0 * self.picture.1 * 3;
+            return Err(StoreError::Size {
+                what: "picture",
+                expected,
+                got: picture.data.len(),
+            });
+        }
+        if let Some((newest, _)) = self.entries.last()
+            && info.index <= newest.index
+        {
+            return Err(StoreError::Order {
+                newest: newest.index,
+                got: info.index,
+            });
+        }
+        let (place, eviction) = match self.free.pop() {
+            Some(place) => (place, None),
+            None => {
+                let (at, eviction) = self.choose_eviction();
+                self.evicted += 1;
+                (self.entries.remove(at).1, Some(eviction))
+            }
+        };
+        self.latents[place * self.latent_len..][..self.latent_len].copy_from_slice(latent);
+        let bytes = picture.data.len();
+        self.pictures[place * bytes..][..bytes].copy_from_slice(&picture.data);
+        self.entries.push((info, place));
+        Ok(eviction)
+    }
+
+    /// The entry whose neighbours are closest to each other; the earliest of equals. The oldest latent and the
+    /// newest `recent` ones stay while there is another choice.
+    fn choose_eviction(&self) -> (usize, Eviction) {
+        let index = |i: usize| self.entries[i].0.index;
+        let last = self.entries.len().saturating_sub(self.recent);
+        (1..last)
+            .filter(|i| i + 1 < self.entries.len())
+            .map(|i| (index(i + 1) - index(i - 1), i))
+            .min()
+            .map_or((0, Eviction::Oldest { index: index(0) }), |(gap, i)| {
+                (i, Eviction::Crowded { index: index(i), gap })
+            })
+    }
+
+    /// Forgets everything; the memory stays allocated.
+    pub fn clear(&mut self) {
+        self.evicted += self.entries.len() as u64;
+        for (_, place) in self.entries.drain(..) {
+            self.free.push(place);
+        }
+    }
+
+    /// Number of latents held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True when nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Largest number of latents.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Latents that have left so far.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// What is known of the latent at `position` (0 = oldest).
+    pub fn info(&self, position: usize) -> Option<&LatentInfo> {
+        self.entries.get(position).map(|(info, _)| info)
+    }
+
+    /// The values of the latent at `position` (0 = oldest).
+    pub fn latent(&self, position: usize) -> Option<&[f32]> {
+        let (_, place) = self.entries.get(position)?;
+        self.latents
+            .get(place * self.latent_len..(place + 1) * self.latent_len)
+    }
+
+    /// The last frame of the latent at `position` (0 = oldest).
+    pub fn picture(&self, position: usize) -> Option<RgbImage> {
+        let (_, place) = self.entries.get(position)?;
+        let bytes = self.picture.0 * self.picture.1 * 3;
+        RgbImage::from_rgb(
+            self.picture.0,
+            self.picture.1,
+            self.pictures[place * bytes..(place + 1) * bytes].to_vec(),
+        )
+    }
+
+    /// A copy of everything, oldest first: what one goal works on while new frames keep coming.
+    pub fn snapshot(&self) -> Vec<ContextLatent> {
+        (0..self.len())
+            .filter_map(|i| {
+                Some(ContextLatent {
+                    info: *self.info(i)?,
+                    latent: self.latent(i)?.to_vec(),
+                    picture: self.picture(i)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// A stored latent, copied out.
+#[derive(Clone, Debug)]
+pub struct ContextLatent {
+    /// Where and when it was seen.
+    pub info: LatentInfo,
+    /// `[channels, height, width]`.
+    pub latent: Vec<f32>,
+    /// Its last frame at the model's size.
+    pub picture: RgbImage,
+}
+
+/// `count` positions out of `0..len`, evenly spread, ascending, with the first and the last among them (the
+/// last alone when `count` is 1). All of them when `len <= count`.
+pub fn spread(len: usize, count: usize) -> Vec<usize> {
+    match (len, count) {
+        (0, _) | (_, 0) => Vec::new(),
+        (_, 1) => vec![len - 1],
+        _ if len <= count => (0..len).collect(),
+        _ => (0..count)
+            .map(|i| (i * (len - 1) + (count - 1) / 2) / (count - 1))
+            .collect(),
+    }
+}
+
+/// Why a latent was not stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A size differs from the memory's.
+    #[error("context memory: {what} has {got} values, expected {expected}")]
+    Size {
+        /// Which.
+        what: &'static str,
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
+    },
+    /// Indices must ascend.
+    #[error("context memory: latent {got} comes after latent {newest}; indices must ascend")]
+    Order {
+        /// The newest stored index.
+        newest: u64,
+        /// The one given.
+        got: u64,
+    },
+}
+
+/// Counts of what became of the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ContextCounts {
+    /// Frames offered.
+    pub offered: u64,
+    /// Frames left out by subsampling, and repeats.
+    pub skipped: u64,
+    /// Frames kept for a group.
+    pub kept: u64,
+    /// Kept frames lost because their group was never filled (a new segment began).
+    pub cut_off: u64,
+    /// Kept frames lost because the encoder or the decoder failed.
+    pub failed: u64,
+    /// Latents stored.
+    pub latents: u64,
+    /// Segments begun.
+    pub segments: u64,
+}
+
+/// The intake side of the context: samples, groups, encodes, and says what to store.
+///
+/// It owns no latents, so that the thread which encodes holds the memory's lock only while it copies.
+pub struct ContextIntake {
+    sampler: FrameSampler,
+    stage: GroupStage,
+    latent: Vec<f32>,
+    next_index: u64,
+    segment: u32,
+    counts: ContextCounts,
+}
+
+/// A latent ready to be stored.
+pub struct Encoded<'a> {
+    /// Where and when.
+    pub info: LatentInfo,
+    /// Its values.
+    pub latent: &'a [f32],
+    /// Its last frame.
+    pub picture: RgbImage,
+}
+
+impl ContextIntake {
+    /// An intake for latents of `latent_len` values.
+    pub fn new(sampler: FrameSampler, latent_len: usize) -> Self {
+        Self {
+            sampler,
+            stage: GroupStage::default(),
+            latent: vec![0.0; latent_len],
+            next_index: 0,
+            segment: 0,
+            counts: ContextCounts::default(),
+        }
+    }
+
+    /// Judges a frame before it is decoded. On a new segment the unfinished group is dropped (and counted);
+    /// the caller clears the memory when [`SegmentReason::keeps_history`] says so.
+    pub fn offer(
+        &mut self,
+        captured_at: Timestamp,
+        size: (u32, u32),
+        encoder: &mut dyn GroupEncoder,
+    ) -> Offer {
+        let offer = self.sampler.offer(captured_at, size);
+        self.counts.offered += 1;
+        if let Some(reason) = offer.segment {
+            self.counts.cut_off += self.stage.clear() as u64;
+            self.counts.segments += 1;
+            if reason != SegmentReason::First {
+                self.segment += 1;
+            }
+            encoder.reset();
+        }
+        if offer.keep {
+            self.counts.kept += 1;
+        } else {
+            self.counts.skipped += 1;
+        }
+        offer
+    }
+
+    /// A kept frame could not be decoded: count it and go on.
+    pub fn frame_failed(&mut self) {
+        self.counts.failed += 1;
+    }
+
+    /// Takes a kept frame at the model's size with the base's pose at its stamp. Every fourth one yields a
+    /// latent.
+    ///
+    /// # Errors
+    /// When the encoder fails; the group is dropped and counted.
+    pub fn push(
+        &mut self,
+        frame: RgbImage,
+        captured_at: Timestamp,
+        odom_from_base: Option<Pose2>,
+        encoder: &mut dyn GroupEncoder,
+    ) -> Result<Option<Encoded<'_>>, EncodeError> {
+        if !self.stage.push(frame) {
+            return Ok(None);
+        }
+        let index = self.next_index;
+        self.next_index += 1;
+        if let Err(error) = encoder.encode_group(self.stage.frames(), &mut self.latent) {
+            self.counts.failed += self.stage.clear() as u64;
+            return Err(error);
+        }
+        let picture = self.stage.frames.pop().expect("a full group has a last frame");
+        self.stage.clear();
+        self.counts.latents += 1;
+        Ok(Some(Encoded {
+            info: LatentInfo {
+                index,
+                segment: self.segment,
+                captured_at,
+                odom_from_base,
+            },
+            latent: &self.latent,
+            picture,
+        }))
+    }
+
+    /// Counts so far.
+    pub fn counts(&self) -> ContextCounts {
+        self.counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn picture(value: u8) -> RgbImage {
+        RgbImage::filled(2, 1, [value; 3])
+    }
+
+    fn info(index: u64) -> LatentInfo {
+        LatentInfo {
+            index,
+            segment: 0,
+            captured_at: Timestamp(index as i64),
+            odom_from_base: None,
+        }
+    }
+
+    /// The plain model: a vector of (index, first latent value, first picture byte) under the same rule,
+    /// written the slow and obvious way.
+    struct Plain {
+        capacity: usize,
+        recent: usize,
+        held: Vec<(u64, f32, u8)>,
+    }
+
+    impl Plain {
+        fn store(&mut self, index: u64, value: f32, byte: u8) -> Option<u64> {
+            let mut left = None;
+            if self.held.len() == self.capacity {
+                let mut victim = 0;
+                let mut best = u64::MAX;
+                for i in 0..self.held.len() {
+                    let protected = i == 0 || i >= self.held.len() - self.recent;
+                    if !protected {
+                        let gap = self.held[i + 1].0 - self.held[i - 1].0;
+                        if gap < best {
+                            best = gap;
+                            victim = i;
+                        }
+                    }
+                }
+                left = Some(self.held.remove(victim).0);
+            }
+            self.held.push((index, value, byte));
+            left
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn memory_behaves_like_the_plain_model(
+            capacity in 2usize..12,
+            recent in 1usize..12,
+            steps in proptest::collection::vec((1u64..5, 0u8..40), 1..120),
+        ) {
+            let recent = recent.clamp(1, capacity - 1);
+            let mut memory = ContextMemory::new(capacity, recent, 3, (2, 1));
+            let mut plain = Plain { capacity, recent, held: Vec::new() };
+            let (latents, pictures) = (memory.latents.as_ptr(), memory.pictures.as_ptr());
+            let mut index = 0;
+            for (step, action) in steps {
+                index += step;
+                if action == 0 {
+                    memory.clear();
+                    plain.held.clear();
+                    continue;
+                }
+                let value = index as f32 * 0.5;
+                let eviction = memory.store(info(index), &[value, 1.0, 2.0], &picture(action)).unwrap();
+                let left = eviction.map(|e| match e {
+                    Eviction::Crowded { index, .. } | Eviction::Oldest { index } => index,
+                });
+                prop_assert_eq!(left, plain.store(index, value, action));
+                let held: Vec<_> = (0..memory.len())
+                    .map(|i| {
+                        let picture = memory.picture(i).unwrap();
+                        (memory.info(i).unwrap().index, memory.latent(i).unwrap()[0], picture.data[0])
+                    })
+                    .collect();
+                prop_assert_eq!(&held, &plain.held);
+                prop_assert_eq!(held.last().unwrap().0, index, "the newest is always there");
+            }
+            prop_assert!(memory.len() <= capacity);
+            prop_assert_eq!(latents, memory.latents.as_ptr(), "no memory is taken after the start");
+            prop_assert_eq!(pictures, memory.pictures.as_ptr());
+        }
+
+        #[test]
+        fn history_stays_evenly_spread(capacity in 6usize..32, total in 40u64..400) {
+            let mut memory = ContextMemory::new(capacity, 1, 1, (2, 1));
+            for index in 0..total {
+                memory.store(info(index), &[0.0], &picture(0)).unwrap();
+            }
+            let indices: Vec<u64> = (0..memory.len()).map(|i| memory.info(i).unwrap().index).collect();
+            prop_assert_eq!(indices[0], 0, "the oldest stays");
+            let widest = indices.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+            let even = total as f64 / capacity as f64;
+            prop_assert!((widest as f64) <= 3.0 * even + 3.0, "widest {widest}, even {even}: {indices:?}");
+        }
+
+        #[test]
+        fn spread_is_even(len in 0usize..200, count in 0usize..40) {
+            let chosen = spread(len, count);
+            prop_assert_eq!(chosen.len(), len.min(count));
+            prop_assert!(chosen.windows(2).all(|w| w[0] < w[1]));
+            if count > 0 && len > 0 {
+                prop_assert_eq!(*chosen.last().unwrap(), len - 1);
+            }
+            if count > 1 && len > count {
+                prop_assert_eq!(chosen[0], 0);
+                let steps: Vec<usize> = chosen.windows(2).map(|w| w[1] - w[0]).collect();
+                let (low, high) = (steps.iter().min().unwrap(), steps.iter().max().unwrap());
+                prop_assert!(high - low <= 1, "{steps:?}");
+            }
+        }
+
+        #[test]
+        fn every_frame_is_accounted_for(
+            frames in proptest::collection::vec((-3i64..8, 0u32..12), 1..200),
+            keep_every in 1usize..5,
+        ) {
+            let sampler = FrameSampler::new(keep_every, TimeDelta(5));
+            let mut intake = ContextIntake::new(sampler, 1);
+            let mut encoder = Sum { groups: 0, resets: 0, fail_every: 3 };
+            let mut stamp = 1000;
+            let (mut stored, mut last) = (0, None);
+            for (step, size) in frames {
+                stamp += step;
+                let size = if size == 0 { 48 } else { 24 };
+                let offer = intake.offer(Timestamp(stamp), (size, 16), &mut encoder);
+                if offer.keep
+                    && let Ok(Some(e)) = intake.push(picture(1), Timestamp(stamp), None, &mut encoder)
+                {
+                    stored += 1;
+                    prop_assert!(last.is_none_or(|l| e.info.index > l));
+                    last = Some(e.info.index);
+                }
+            }
+            let c = intake.counts();
+            prop_assert_eq!(c.offered, c.skipped + c.kept);
+            let waiting = intake.stage.frames().len() as u64;
+            prop_assert_eq!(c.kept, c.latents * GROUP as u64 + c.cut_off + c.failed + waiting);
+            prop_assert_eq!(c.latents, stored);
+            prop_assert_eq!(encoder.resets, c.segments);
+        }
+    }
+
+    /// A fake encoder: the mean of the last picture, failing now and then.
+    struct Sum {
+        groups: u64,
+        resets: u64,
+        fail_every: u64,
+    }
+
+    impl GroupEncoder for Sum {
+        fn latent_len(&self) -> usize {
+            1
+        }
+        fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError> {
+            assert_eq!(frames.len(), GROUP);
+            self.groups += 1;
+            if self.groups.is_multiple_of(self.fail_every) {
+                return Err(EncodeError::Backend("made to fail".into()));
+            }
+            latent[0] = f32::from(frames[3].data[0]);
+            Ok(())
+        }
+        fn encode_still(&mut self, frame: &RgbImage, latent: &mut [f32]) -> Result<(), EncodeError> {
+            latent[0] = f32::from(frame.data[0]);
+            Ok(())
+        }
+        fn reset(&mut self) {
+            self.resets += 1;
+        }
+    }
+
+    #[test]
+    fn streams_break_for_stated_reasons() {
+        use SegmentReason as R;
+        let ms = TimeDelta::from_millis;
+        let mut sampler = FrameSampler::new(3, ms(500));
+        let cases: [(i64, (u32, u32), bool, Option<R>); 10] = [
+            (0, (24, 16), true, Some(R::First)),
+            (100, (24, 16), false, None),
+            (200, (24, 16), false, None),
+            (300, (24, 16), true, None),
+            (300, (24, 16), false, None), // a repeat
+            (800, (24, 16), false, None),
+            (1301, (24, 16), true, Some(R::Gap { lasted: ms(501) })),
+            (
+                1401,
+                (48, 32),
+                true,
+                Some(R::Resolution {
+                    from: (24, 16),
+                    to: (48, 32),
+                }),
+            ),
+            (1301, (48, 32), true, Some(R::ClockBackwards { by: ms(100) })),
+            (1401, (48, 32), false, None),
+        ];
+        for (i, (stamp, size, keep, segment)) in cases.into_iter().enumerate() {
+            let offer = sampler.offer(Timestamp::ZERO + ms(stamp), size);
+            assert_eq!(offer, Offer { keep, segment }, "frame {i}");
+        }
+        assert!(R::Gap { lasted: ms(1) }.keeps_history());
+        assert!(!R::ClockBackwards { by: ms(1) }.keeps_history());
+        assert_eq!(R::Gap { lasted: ms(501) }.to_string(), "no frame for 0.50 s");
+    }
+
+    #[test]
+    fn wrong_sizes_and_orders_are_refused() {
+        let mut memory = ContextMemory::new(4, 1, 2, (2, 1));
+        memory.store(info(5), &[0.0, 1.0], &picture(3)).unwrap();
+        assert_eq!(
+            memory.store(info(5), &[0.0, 1.0], &picture(3)),
+            Err(StoreError::Order { newest: 5, got: 5 })
+        );
+        assert!(matches!(
+            memory.store(info(6), &[0.0], &picture(3)),
+            Err(StoreError::Size { .. })
+        ));
+        let wide = RgbImage::filled(3, 1, [0; 3]);
+        assert!(matches!(
+            memory.store(info(6), &[0.0, 1.0], &wide),
+            Err(StoreError::Size { .. })
+        ));
+        assert_eq!(memory.len(), 1);
+    }
+}

@@ -1,0 +1,596 @@
+//! One goal from end to end: what was seen and what is asked go in, an answer with its evidence comes out.
+//!
+//! This is the whole path without threads, sockets and clocks; the node, `replay`, and evaluation all call
+//! [`ground`]. The model is behind [`Mind`], so that tests can put a fake in its place.
+
+use crate::boxes::{FoundBox, find_box};
+use crate::context::{ContextLatent, EncodeError, GROUP};
+use crate::image::{ModelCamera, RgbImage, mean_difference};
+use crate::imagine::{
+    Budget, Clock, Flow, Heads, ImagineError, Imagined, Progress, Prompt, Seen, Settings, choose_context,
+    imagine, pick,
+};
+use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift};
+use crate::planar::{Pose2, wrap_angle};
+use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
+use mindseye_bridge::geometry::Covariance6;
+use mindseye_bridge::goal::{Goal, GoalKind};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::denoise::Denoise;
+use nalgebra::Isometry3;
+
+/// What a loaded model says about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MindSpec {
+    /// The camera that frames are looked at with.
+    pub camera: ModelCamera,
+    /// Values per latent.
+    pub latent_len: usize,
+    /// Most context latents in one evaluation.
+    pub context_max: usize,
+    /// Sampler defaults.
+    pub settings: Settings,
+    /// Calibration of the lift.
+    pub lift: LiftParams,
+    /// Latents at the end of a drive that show the box (at least 1).
+    pub box_latents: usize,
+    /// Which bundle.
+    pub bundle_sha256: String,
+    /// Which engine.
+    pub engine_sha256: String,
+}
+
+/// The model's parts that one goal needs, for one thread.
+pub trait Mind: Send {
+    /// What it says about itself.
+    fn spec(&self) -> &MindSpec;
+
+    /// Encodes a text into rows for the denoiser; the empty text gives the rows of the unconditional branch.
+    ///
+    /// # Errors
+    /// [`MindError::Words`] when the model knows no word for it.
+    fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError>;
+
+    /// Encodes one still frame (of the model's size) as a first latent.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError>;
+
+    /// Decodes `[n, channels, height, width]` into `4 n` frames.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError>;
+
+    /// Camera rays `[target_latents, tokens, camera_channels]` for a path of base poses relative to here, one per
+    /// frame of the targets (`4 * target_latents`); `None` when the model takes none.
+    fn camera_rays(&self, here_from_base: &[Pose2]) -> Option<Vec<f32>>;
+
+    /// The denoiser.
+    fn denoiser(&mut self) -> &mut dyn Denoise;
+}
+
+/// Why the model cannot serve a goal.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MindError {
+    /// The text holds words that the model never learned.
+    #[error("the goal names nothing that this model knows; it knows {known}")]
+    Words {
+        /// What it knows, for a person.
+        known: String,
+    },
+    /// A frame could not be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// A part failed.
+    #[error("{part}: {reason}")]
+    Part {
+        /// Which part.
+        part: &'static str,
+        /// What it says.
+        reason: String,
+    },
+}
+
+/// What is known when a goal arrives.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// What was seen, oldest first.
+    pub memory: Vec<ContextLatent>,
+    /// The newest frame at the model's size.
+    pub newest: RgbImage,
+    /// Its stamp.
+    pub captured_at: Timestamp,
+    /// `odom_from_base` at that stamp; `None` without odometry.
+    pub odom_from_base: Option<Pose2>,
+    /// Name of the frame that odometry is in.
+    pub odom_frame: String,
+    /// Name of the robot's base frame: answers without odometry are relative to it.
+    pub base_frame: String,
+    /// The camera's mounting, `base_from_camera` (optical); `None` when it is not known.
+    pub base_from_camera: Option<Isometry3<f64>>,
+}
+
+/// Where the work stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stage<'a> {
+    /// The text is encoded.
+    Text,
+    /// The newest frame is encoded.
+    Encode,
+    /// The memory is looked through: part, parts.
+    Scan(usize, usize),
+    /// A first answer; see [`Grounded::answer`].
+    Draft(&'a Answer),
+    /// A denoising step was done.
+    Step {
+        /// Candidate, from 0.
+        candidate: usize,
+        /// Candidates planned.
+        candidates: usize,
+        /// Steps done.
+        step: usize,
+        /// Steps planned.
+        steps: usize,
+    },
+    /// The drive is decoded.
+    Decode,
+    /// The pose is read.
+    Lift,
+}
+
+/// An answer with its evidence.
+#[derive(Clone, Debug)]
+pub struct Grounded {
+    /// The answer.
+    pub answer: Answer,
+    /// What the lift found, relative to the base at the newest frame.
+    pub lifted: Option<Lifted>,
+    /// Frames of the first imagined drive; empty when none was sampled.
+    pub frames: Vec<RgbImage>,
+    /// The box in the last frames.
+    pub found_box: Option<FoundBox>,
+    /// Positions in the scene's memory that were used.
+    pub used: Vec<usize>,
+    /// Path of the base in the imagined drive, in the answer's frame.
+    pub path: Vec<Pose2>,
+    /// The object's place in the answer's frame.
+    pub object: Option<(f64, f64)>,
+    /// Duration of each denoising step, ms.
+    pub step_ms: Vec<f64>,
+}
+
+struct Stopwatch<'a> {
+    clock: &'a dyn Clock,
+    last: TimeDelta,
+}
+
+impl Stopwatch<'_> {
+    fn lap(&mut self, answer: &mut Answer, stage: &str) {
+        let now = self.clock.now();
+        answer
+            .timings_ms
+            .insert(stage.into(), (now - self.last).as_millis_f64());
+        self.last = now;
+    }
+}
+
+/// The settings of one goal: the bundle's defaults with what the goal asks for.
+pub fn settings_for(spec: &MindSpec, goal: &Goal) -> Settings {
+    let mut settings = spec.settings.clone();
+    settings.early_timestep = spec.lift.early_timestep;
+    if let Some(candidates) = goal.candidates {
+        settings.candidates = (candidates as usize).max(1);
+    }
+    if let Some(seed) = goal.seed {
+        settings.seed = seed;
+    }
+    settings
+}
+
+/// Grounds one goal. `until` is the time on `clock` by which sampling must be over.
+///
+/// Everything that can go wrong with the goal or the model ends in an answer with a status and a reason.
+///
+/// # Errors
+/// [`Stopped`] only: `progress` said stop, and the agent has answered already.
+pub fn ground(
+    mind: &mut dyn Mind,
+    scene: &Scene,
+    goal: &Goal,
+    clock: &dyn Clock,
+    until: Option<TimeDelta>,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+) -> Result<Grounded, Stopped> {
+    let settings = settings_for(mind.spec(), goal);
+    let mut answer = Answer::new(&goal.id, Status::Failed, None);
+    answer.seed = settings.seed;
+    answer.stamp_ns = Some(scene.captured_at.as_nanos());
+    answer.bundle_sha256.clone_from(&mind.spec().bundle_sha256);
+    answer.engine_sha256.clone_from(&mind.spec().engine_sha256);
+    let mut out = Grounded {
+        answer,
+        lifted: None,
+        frames: Vec::new(),
+        found_box: None,
+        used: Vec::new(),
+        path: Vec::new(),
+        object: None,
+        step_ms: Vec::new(),
+    };
+    match attempt(mind, scene, goal, &settings, clock, until, progress, &mut out) {
+        Ok(()) => Ok(out),
+        Err(Trouble::Stopped) => Err(Stopped),
+        Err(Trouble::Reason(reason)) => {
+            out.answer.status = Status::Failed;
+            out.answer.reason = Some(reason);
+            Ok(out)
+        }
+    }
+}
+
+/// The caller said stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
+enum Trouble {
+    Stopped,
+    Reason(String),
+}
+
+impl From<MindError> for Trouble {
+    fn from(e: MindError) -> Self {
+        Self::Reason(e.to_string())
+    }
+}
+
+impl From<EncodeError> for Trouble {
+    fn from(e: EncodeError) -> Self {
+        Self::Reason(e.to_string())
+    }
+}
+
+impl From<ImagineError> for Trouble {
+    fn from(e: ImagineError) -> Self {
+        match e {
+            ImagineError::Stopped => Self::Stopped,
+            other => Self::Reason(other.to_string()),
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // one private function that is the path itself
+fn attempt(
+    mind: &mut dyn Mind,
+    scene: &Scene,
+    goal: &Goal,
+    settings: &Settings,
+    clock: &dyn Clock,
+    until: Option<TimeDelta>,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+    out: &mut Grounded,
+) -> Result<(), Trouble> {
+    let spec = mind.spec().clone();
+    let mut watch = Stopwatch {
+        clock,
+        last: clock.now(),
+    };
+    let mut tell = |stage: Stage<'_>| match progress(stage) {
+        Flow::Continue => Ok(()),
+        Flow::Stop => Err(Trouble::Stopped),
+    };
+
+    // Text.
+    let null_text = mind.encode_text("")?;
+    let (text, rays, route) = match &goal.kind {
+        GoalKind::Text(text) => (mind.encode_text(text)?, None, Vec::new()),
+        GoalKind::Waypoints(poses) => {
+            let route = base_route(poses, scene.base_from_camera.as_ref());
+            let along = resample(&route, settings.target_latents * GROUP);
+            let rays = mind.camera_rays(&along).ok_or_else(|| {
+                Trouble::Reason("this model was not trained to follow waypoints; ask by text".into())
+            })?;
+            (null_text.clone(), Some(rays), route)
+        }
+    };
+    watch.lap(&mut out.answer, "text");
+    tell(Stage::Text)?;
+
+    // The newest frame as the first latent.
+    let first = mind.encode_still(&scene.newest)?;
+    watch.lap(&mut out.answer, "encode");
+    tell(Stage::Encode)?;
+
+    // Which latents, then the imagination.
+    let memory = Seen {
+        index: scene.memory.iter().map(|c| c.info.index).collect(),
+        latents: scene
+            .memory
+            .iter()
+            .flat_map(|c| c.latent.iter().copied())
+            .collect(),
+        first,
+    };
+    if memory.index.is_empty() {
+        return Err(Trouble::Reason("nothing has been seen yet".into()));
+    }
+    let prompt = Prompt {
+        text: &text,
+        null_text: &null_text,
+        camera: rays.as_deref(),
+    };
+    let budget = Budget { clock, until };
+    let by_text = matches!(goal.kind, GoalKind::Text(_));
+    let mut scan = |p: Progress<'_>| match p {
+        Progress::Scanned(part, parts) => progress(Stage::Scan(part, parts)),
+        _ => Flow::Continue,
+    };
+    out.used = if by_text {
+        choose_context(
+            mind.denoiser(),
+            &memory,
+            prompt,
+            settings,
+            spec.context_max,
+            budget,
+            &mut scan,
+        )?
+    } else {
+        crate::context::spread(memory.index.len(), spec.context_max)
+    };
+    let seen = pick(&memory, &out.used, spec.latent_len);
+    let here = scene.odom_from_base.map(Pose2::inverse);
+    let context: Vec<Option<Pose2>> = out
+        .used
+        .iter()
+        .map(|p| Some(here?.compose(scene.memory.get(*p)?.info.odom_from_base?)))
+        .collect();
+    watch.lap(&mut out.answer, "select");
+
+    let mut early: Vec<Heads> = Vec::new();
+    let template = out.answer.clone();
+    let mut during = |p: Progress<'_>| match p {
+        Progress::Scanned(..) => Flow::Continue,
+        Progress::Early(heads) => {
+            early.push(heads.clone());
+            if !by_text {
+                return progress(Stage::Encode);
+            }
+            let imagined = Imagined {
+                early: early.clone(),
+                ..Imagined::default()
+            };
+            let evidence = Evidence {
+                context: &context,
+                ..Evidence::default()
+            };
+            let mut draft = template.clone();
+            fill(&mut draft, scene, &lift(&imagined, &evidence, &spec.lift));
+            draft.candidates = early.len() as u32;
+            progress(Stage::Draft(&draft))
+        }
+        Progress::Step {
+            candidate,
+            candidates,
+            step,
+            steps,
+        } => progress(Stage::Step {
+            candidate,
+            candidates,
+            step,
+            steps,
+        }),
+    };
+    let imagined = imagine(mind.denoiser(), &seen, prompt, settings, budget, &mut during)?;
+    watch.lap(&mut out.answer, "denoise");
+    out.step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
+    out.answer.steps = imagined.drives.iter().map(|d| d.steps as u32).max().unwrap_or(0);
+    out.answer.candidates = imagined.early.len() as u32;
+
+    // The imagined frames.
+    if let Some(drive) = imagined.drives.first() {
+        out.frames = mind.decode(&drive.latents)?;
+        let boxed = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP);
+        out.found_box = find_box(&out.frames[boxed..]).filter(|b| b.score >= spec.lift.box_min);
+    }
+    let reconstruction_error = match spec.lift.reconstruction_max {
+        Some(_) => reconstruction_error(mind, scene, &seen, &out.used)?,
+        None => None,
+    };
+    watch.lap(&mut out.answer, "decode");
+    if progress(Stage::Decode) == Flow::Stop {
+        return Err(Trouble::Stopped);
+    }
+
+    // The pose, and whether to believe it.
+    let mut evidence = Evidence {
+        context: &context,
+        found_box: out.found_box,
+        likeness_error: None,
+        reconstruction_error,
+    };
+    let mut lifted = lift(&imagined, &evidence, &spec.lift);
+    let end = if by_text {
+        lifted.pose
+    } else {
+        route.last().copied()
+    };
+    let view_end = out
+        .frames
+        .len()
+        .saturating_sub(spec.box_latents.max(1) * GROUP + 1);
+    if let (Some(end), Some(view)) = (end, out.frames.get(view_end)) {
+        evidence.likeness_error = nearest_view(&context, end)
+            .and_then(|i| scene.memory.get(out.used[i]))
+            .and_then(|seen| mean_difference(view, &seen.picture));
+        lifted = lift(&imagined, &evidence, &spec.lift);
+    }
+    if !by_text {
+        follow(&mut lifted, &imagined, &route, &spec.lift);
+    }
+    fill(&mut out.answer, scene, &lifted);
+    out.answer.bounding_box = out.found_box.map(|b| b.edges());
+    if let Some(reduced) = &imagined.reduced {
+        let reason = out.answer.reason.take();
+        out.answer.reason = Some(match reason {
+            Some(reason) => format!("{reason}; {reduced}"),
+            None => reduced.clone(),
+        });
+    }
+    let origin = scene.odom_from_base.unwrap_or_default();
+    let route = if by_text { &lifted.path } else { &route };
+    out.path = route.iter().map(|p| origin.compose(*p)).collect();
+    out.object = lifted
+        .object
+        .map(|(x, y)| crate::planar::point_from(origin, x, y));
+    out.lifted = Some(lifted);
+    watch.lap(&mut out.answer, "lift");
+    if progress(Stage::Lift) == Flow::Stop {
+        return Err(Trouble::Stopped);
+    }
+    Ok(())
+}
+
+/// Carries what the lift found over into the answer's frame.
+fn fill(answer: &mut Answer, scene: &Scene, lifted: &Lifted) {
+    let (status, reason) = match &lifted.decision {
+        Decision::Found => (Status::Found, None),
+        Decision::NotInContext(reason) => (Status::NotInContext, Some(reason.clone())),
+        Decision::Inconsistent(reason) => (Status::Inconsistent, Some(reason.clone())),
+    };
+    answer.status = status;
+    answer.reason = reason;
+    answer.consistency = Some(lifted.consistency);
+    // What is not believed is not handed out as a pose: a robot could drive to it.
+    let Some(pose) = lifted.pose.filter(|_| status == Status::Found) else {
+        return;
+    };
+    let (frame, origin) = match scene.odom_from_base {
+        Some(origin) => (&scene.odom_frame, origin),
+        None => {
+            answer.reason = Some(
+                "no odometry: the pose is relative to the base at the newest frame, its scale learned".into(),
+            );
+            (&scene.base_frame, Pose2::default())
+        }
+    };
+    let pose = origin.compose(pose);
+    answer.pose = Some(FramedPose2::new(frame.clone(), pose));
+    let [x, y, yaw] = lifted.variances;
+    answer.covariance = Some(Covariance6::planar(x, y, yaw).0.to_vec());
+    answer.camera_pose = scene
+        .base_from_camera
+        .map(|mounting| FramedPose3::new(frame.clone(), &(pose.to_isometry() * mounting)));
+}
+
+/// Waypoints are camera poses relative to the base; the base's own route needs the mounting.
+fn base_route(cameras: &[Isometry3<f64>], base_from_camera: Option<&Isometry3<f64>>) -> Vec<Pose2> {
+    // Waypoints come in body axes (x forward) by convention; the mounting then only shifts them.
+    let shift = base_from_camera.map_or([0.0; 2], |m| [m.translation.x, m.translation.y]);
+    cameras
+        .iter()
+        .map(|pose| {
+            let forward = pose.rotation * nalgebra::Vector3::x();
+            let yaw = forward.y.atan2(forward.x);
+            let (s, c) = yaw.sin_cos();
+            let x = pose.translation.x - c * shift[0] + s * shift[1] + shift[0];
+            let y = pose.translation.y - s * shift[0] - c * shift[1] + shift[1];
+            Pose2::new(x, y, yaw)
+        })
+        .collect()
+}
+
+/// `count` poses from here along the route, evenly spaced by length (turns count with 0.5 m per radian).
+fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
+    let mut points = vec![Pose2::default()];
+    points.extend_from_slice(route);
+    let cost = |a: Pose2, b: Pose2| a.distance(b) + 0.5 * wrap_angle(b.yaw - a.yaw).abs();
+    let mut sums = vec![0.0];
+    for pair in points.windows(2) {
+        sums.push(sums[sums.len() - 1] + cost(pair[0], pair[1]));
+    }
+    let total = sums[sums.len() - 1];
+    (0..count)
+        .map(|i| {
+            let at = total * i as f64 / count.saturating_sub(1).max(1) as f64;
+            let after = sums.partition_point(|s| *s < at).clamp(1, points.len() - 1);
+            let span = (sums[after] - sums[after - 1]).max(1e-12);
+            crate::planar::between(
+                points[after - 1],
+                points[after],
+                ((at - sums[after - 1]) / span).clamp(0.0, 1.0),
+            )
+        })
+        .collect()
+}
+
+/// For waypoints the place is given; what can be doubted is whether the network went along.
+fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &LiftParams) {
+    let Some(goal) = route.last().copied() else { return };
+    lifted.pose = Some(goal);
+    lifted.object = None;
+    let heads = imagined
+        .drives
+        .first()
+        .map(|d| &d.heads)
+        .or(imagined.early.first());
+    let end = heads.and_then(|h| h.pose.last().copied());
+    let Some([x, y, ..]) = end.map(|h| h.map(f64::from)) else {
+        lifted.decision = Decision::Found;
+        return;
+    };
+    let off = goal.distance(Pose2::new(x, y, 0.0));
+    let sigma = params.drive_sigma_m.max(1e-6);
+    let bell = |d: f64| (-0.5 * d * d).exp();
+    let orientation = lifted
+        .localisation_m
+        .map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
+    lifted.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
+    lifted.decision = match lifted.localisation_m {
+        Some(error) if error > params.localisation_max_m => Decision::Inconsistent(format!(
+            "the network misplaces its own context by {error:.2} m against odometry"
+        )),
+        _ if off > params.agree_max * sigma => Decision::Inconsistent(format!(
+            "the imagined drive ends {off:.2} m from the last waypoint"
+        )),
+        _ => Decision::Found,
+    };
+}
+
+/// The context frame that looks most like the end of the drive by its pose: within 0.8 m and 30 degrees.
+fn nearest_view(context: &[Option<Pose2>], end: Pose2) -> Option<usize> {
+    let cost = |p: Pose2| {
+        let turn = wrap_angle(p.yaw - end.yaw).abs();
+        let away = p.distance(end);
+        (away < 0.8 && turn < 30f64.to_radians()).then_some(away + turn)
+    };
+    context
+        .iter()
+        .enumerate()
+        .filter_map(|(i, p)| Some((i, cost((*p)?)?)))
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(i, _)| i)
+}
+
+/// How badly the codec reproduces the frames in use, 0..1.
+fn reconstruction_error(
+    mind: &mut dyn Mind,
+    scene: &Scene,
+    seen: &Seen,
+    used: &[usize],
+) -> Result<Option<f64>, Trouble> {
+    let frames = mind.decode(&seen.latents)?;
+    let errors: Vec<f64> = used
+        .iter()
+        .enumerate()
+        .filter_map(|(i, p)| {
+            let decoded = frames.get(i * GROUP + GROUP - 1)?;
+            mean_difference(decoded, &scene.memory.get(*p)?.picture)
+        })
+        .collect();
+    Ok((!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64))
+}

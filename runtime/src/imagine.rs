@@ -1,0 +1,1009 @@
+//! Imagination: the sampler over the denoiser, with joint classifier-free guidance.
+//!
+//! One *drive* is a short video of going to the goal, in latents: the first frame (given), motion, and at the end
+//! the frames with a box around the goal. Before a drive is sampled, one single pass at a high noise level asks
+//! the lift heads for their first opinion: it is the best place to read the goal's pose from, and an answer that
+//! a tight deadline can have.
+//!
+//! Nothing here reads a clock, draws unseeded numbers or knows a backend: the denoiser is a
+//! `&mut dyn Denoise`, time comes through [`Clock`], and the caller is asked between two evaluations whether to
+//! go on. The same inputs and seed give the same bits.
+//!
+//! Sources: Video4Spatial equations 1 and 2 and joint guidance ("both dropped together", one weight), Wan2.2's
+//! first-frame conditioning, flow matching `x_s = (1 - s) x_0 + s n`.
+
+use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
+use mindseye_engines::model::dit::Prediction;
+use mindseye_engines::sampler::{
+    Grid, NOISED_CONTEXT_T, Noise, Sampler, SamplerError, Schedule, Solver, guide,
+};
+
+/// Monotonic time, injected.
+pub trait Clock {
+    /// Time since some fixed moment; never goes backwards.
+    fn now(&self) -> TimeDelta;
+}
+
+/// A clock that stands still: for tests, and where no deadline exists.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoClock;
+
+impl Clock for NoClock {
+    fn now(&self) -> TimeDelta {
+        TimeDelta::ZERO
+    }
+}
+
+/// How to imagine. Sampler defaults come from the model bundle.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Latents of one drive, the given first one included.
+    pub target_latents: usize,
+    /// Distance between the last context index and the first target index (Video4Spatial: 50).
+    pub gap: f64,
+    /// Largest distance between context indices; longer histories are squeezed. `None`: as they are.
+    pub max_span: Option<f64>,
+    /// Denoising steps per drive.
+    pub steps: usize,
+    /// Fewest steps worth doing; with less time the drive is not sampled at all.
+    pub min_steps: usize,
+    /// Guidance weight; 1 is purely conditional.
+    pub guidance: f32,
+    /// Noise levels to visit.
+    pub grid: Grid,
+    /// Shift of the noise levels.
+    pub shift: f64,
+    /// How to go from level to level.
+    pub solver: Solver,
+    /// Timestep (0..1000) of the single first pass.
+    pub early_timestep: f64,
+    /// Drives to imagine, each from its own noise.
+    pub candidates: usize,
+    /// Seed of all noise.
+    pub seed: u64,
+}
+
+/// What was seen, chosen for one goal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Source latent index of every context latent, ascending.
+    pub index: Vec<u64>,
+    /// `[n, channels, height, width]`, in the same order.
+    pub latents: Vec<f32>,
+    /// The first target latent: the newest frame, `[channels, height, width]`.
+    pub first: Vec<f32>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt<'a> {
+    /// Text rows `[text_len, text_dim]`.
+    pub text: &'a [f32],
+    /// Text rows of the empty prompt.
+    pub null_text: &'a [f32],
+    /// Camera rays of the target latents `[target_latents, tokens, camera_channels]`.
+    pub camera: Option<&'a [f32]>,
+}
+
+/// What the lift heads said in one pass; meanings as in [`Denoised`], context frames first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heads {
+    /// Number of context frames before the first target frame.
+    pub context: usize,
+    /// See [`Denoised::pose`].
+    pub pose: Vec<[f32; 4]>,
+    /// See [`Denoised::mask`].
+    pub mask: Vec<f32>,
+    /// See [`Denoised::locate`].
+    pub locate: Vec<[f32; 2]>,
+}
+
+impl Heads {
+    fn of(denoised: &mut Denoised, context: usize) -> Self {
+        Self {
+            context,
+            pose: std::mem::take(&mut denoised.pose),
+            mask: std::mem::take(&mut denoised.mask),
+            locate: std::mem::take(&mut denoised.locate),
+        }
+    }
+}
+
+/// One imagined drive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drive {
+    /// `[target_latents, channels, height, width]`, the given first one included.
+    pub latents: Vec<f32>,
+    /// What the heads said in the last step.
+    pub heads: Heads,
+    /// Steps done.
+    pub steps: usize,
+}
+
+/// What came of one goal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Imagined {
+    /// First opinions, one per candidate.
+    pub early: Vec<Heads>,
+    /// Imagined drives; fewer than asked, or none, when time was short.
+    pub drives: Vec<Drive>,
+    /// Steps planned for each drive.
+    pub steps: usize,
+    /// Why less was done than asked for.
+    pub reduced: Option<String>,
+    /// Denoiser evaluations, all told.
+    pub evaluations: usize,
+    /// Duration of each denoising step (both branches), as the clock saw it.
+    pub step_times: Vec<TimeDelta>,
+}
+
+/// Where the work stands; shown between two evaluations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress<'a> {
+    /// The context was looked through for the goal: part, parts.
+    Scanned(usize, usize),
+    /// First opinions of one candidate.
+    Early(&'a Heads),
+    /// A step was done.
+    Step {
+        /// Candidate, from 0.
+        candidate: usize,
+        /// Candidates planned.
+        candidates: usize,
+        /// Steps done.
+        step: usize,
+        /// Steps planned.
+        steps: usize,
+    },
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// Stop now; the goal was cancelled.
+    Stop,
+}
+
+/// Why there is no imagination.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImagineError {
+    /// The caller said stop.
+    #[error("imagination stopped")]
+    Stopped,
+    /// An input has the wrong size.
+    #[error("imagination: {what} has {got} values, expected {expected}")]
+    Size {
+        /// Which.
+        what: &'static str,
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
+    },
+    /// A setting makes no sense.
+    #[error("imagination: {0}")]
+    Setting(String),
+    /// The denoiser failed.
+    #[error(transparent)]
+    Denoise(#[from] DenoiseError),
+    /// The sampler refused.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The network returned numbers that are not finite.
+    #[error(
+        "imagination: the denoiser returned a value that is not finite; the bundle or the backend is broken"
+    )]
+    NotFinite,
+}
+
+/// Time left for sampling, and the clock to measure it with.
+#[derive(Clone, Copy)]
+pub struct Budget<'a> {
+    /// The clock.
+    pub clock: &'a dyn Clock,
+    /// When sampling must be over, on that clock; decoding and lifting come after it. `None`: no limit.
+    pub until: Option<TimeDelta>,
+}
+
+impl Budget<'_> {
+    fn left(&self) -> Option<TimeDelta> {
+        self.until.map(|until| until - self.clock.now())
+    }
+
+    /// How many spans of `each` fit into what is left; `usize::MAX` without a limit.
+    fn fits(&self, each: TimeDelta) -> usize {
+        match self.left() {
+            None => usize::MAX,
+            Some(left) => (left.0.max(0) / each.0.max(1)) as usize,
+        }
+    }
+}
+
+/// The denoiser with everything that stays the same for one goal.
+struct Work<'a> {
+    model: &'a mut dyn Denoise,
+    seen: &'a Seen,
+    prompt: Prompt<'a>,
+    settings: &'a Settings,
+    /// Values per latent frame.
+    frame: usize,
+    t_index: Vec<f64>,
+    camera: Option<Vec<f32>>,
+    evaluations: usize,
+}
+
+/// Temporal indices: context as in its source, less the smallest; targets `gap` after the last.
+fn temporal_indices(index: &[u64], targets: usize, gap: f64, max_span: Option<f64>) -> Vec<f64> {
+    let (first, last) = (
+        index.first().copied().unwrap_or(0),
+        index.last().copied().unwrap_or(0),
+    );
+    let span = last.saturating_sub(first) as f64;
+    let squeeze = max_span.filter(|max| span > *max).map_or(1.0, |max| max / span);
+    let context = index
+        .iter()
+        .map(|i| (i.saturating_sub(first) as f64 * squeeze).round());
+    let end = (span * squeeze).round();
+    context
+        .chain((0..targets).map(|j| end + gap + j as f64))
+        .collect()
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        model: &'a mut dyn Denoise,
+        seen: &'a Seen,
+        prompt: Prompt<'a>,
+        settings: &'a Settings,
+    ) -> Result<Self, ImagineError> {
+        let cfg = model.config();
+        let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
+        let camera_len = cfg.tokens_per_frame() * cfg.camera_channels;
+        let context = seen.index.len();
+        let targets = settings.target_latents;
+        let check = |what, expected: usize, got: usize| {
+            if expected == got {
+                Ok(())
+            } else {
+                Err(ImagineError::Size { what, expected, got })
+            }
+        };
+        check("context", context * frame, seen.latents.len())?;
+        check("first frame", frame, seen.first.len())?;
+        check("text", cfg.text_len * cfg.text_dim, prompt.text.len())?;
+        check("empty text", cfg.text_len * cfg.text_dim, prompt.null_text.len())?;
+        if targets < 2 {
+            let got =
+                format!("target_latents is {targets}; at least the first frame and one more are needed");
+            return Err(ImagineError::Setting(got));
+        }
+        if cfg.in_channels != cfg.out_channels {
+            let got = format!(
+                "the denoiser maps {} channels to {}",
+                cfg.in_channels, cfg.out_channels
+            );
+            return Err(ImagineError::Setting(got));
+        }
+        if !seen.index.windows(2).all(|w| w[0] < w[1]) {
+            return Err(ImagineError::Setting("context indices must ascend".into()));
+        }
+        let camera = match prompt.camera {
+            Some(rays) if camera_len > 0 => {
+                check("camera rays", targets * camera_len, rays.len())?;
+                let mut all = vec![0.0; context * camera_len];
+                all.extend_from_slice(rays);
+                Some(all)
+            }
+            _ => None,
+        };
+        let t_index = temporal_indices(&seen.index, targets, settings.gap, settings.max_span);
+        Ok(Self {
+            model,
+            seen,
+            prompt,
+            settings,
+            frame,
+            t_index,
+            camera,
+            evaluations: 0,
+        })
+    }
+
+    fn context(&self) -> usize {
+        self.seen.index.len()
+    }
+
+    /// Evaluates one branch at timestep `t`. `x` is the whole target sample. With `noise` (context and first
+    /// frame replaced by it, empty text) it is the unconditional branch.
+    fn evaluate(&mut self, x: &[f32], t: f64, noise: Option<&[f32]>) -> Result<Denoised, ImagineError> {
+        let given = (self.context() + 1) * self.frame;
+        let mut latents = Vec::with_capacity(given - self.frame + x.len());
+        match noise {
+            Some(noise) => latents.extend_from_slice(noise),
+            None => {
+                latents.extend_from_slice(&self.seen.latents);
+                latents.extend_from_slice(&self.seen.first);
+            }
+        }
+        latents.extend_from_slice(&x[self.frame..]);
+        let given_t = if noise.is_some() {
+            f64::from(NOISED_CONTEXT_T)
+        } else {
+            0.0
+        };
+        let mut rows = vec![0; self.context() + 1];
+        rows.resize(self.t_index.len(), 1);
+        let step = DenoiseStep {
+            latents: &latents,
+            timesteps: &[given_t, t],
+            rows: &rows,
+            t_index: &self.t_index,
+            text: if noise.is_some() {
+                self.prompt.null_text
+            } else {
+                self.prompt.text
+            },
+            camera: if noise.is_some() {
+                None
+            } else {
+                self.camera.as_deref()
+            },
+        };
+        let out = self.model.denoise(&step)?;
+        self.evaluations += 1;
+        if out.prediction.len() != latents.len() {
+            let (expected, got) = (latents.len(), out.prediction.len());
+            return Err(ImagineError::Size {
+                what: "prediction",
+                expected,
+                got,
+            });
+        }
+        let finite = |v: &f32| v.is_finite();
+        let heads_finite = out.pose.iter().flatten().all(finite)
+            && out.mask.iter().all(finite)
+            && out.locate.iter().flatten().all(finite);
+        if !heads_finite || !out.prediction.iter().all(finite) {
+            return Err(ImagineError::NotFinite);
+        }
+        Ok(out)
+    }
+
+    /// The target part of a prediction as a velocity `(x - x_0) / s`.
+    fn velocity(&self, denoised: &Denoised, x: &[f32], sigma: f32) -> Vec<f32> {
+        let target = &denoised.prediction[self.context() * self.frame..];
+        match self.model.config().prediction {
+            Prediction::Velocity => target.to_vec(),
+            Prediction::X0 => target
+                .iter()
+                .zip(x)
+                .map(|(x0, x)| (x - x0) / sigma.max(1e-6))
+                .collect(),
+        }
+    }
+
+    fn targets_len(&self) -> usize {
+        self.settings.target_latents * self.frame
+    }
+
+    /// The first opinion of the heads, from noise alone.
+    fn early(&mut self, noise: &[f32]) -> Result<Heads, ImagineError> {
+        let t = self.settings.early_timestep;
+        let s = (t / 1000.0) as f32;
+        let x: Vec<f32> = noise.iter().map(|n| n * s).collect();
+        let mut out = self.evaluate(&x, t, None)?;
+        Ok(Heads::of(&mut out, self.context()))
+    }
+}
+
+/// Which of many remembered latents to work with: looks at all of them in parts of `count`, one pass each, and
+/// takes those in which the heads see the goal most clearly (half of `count`), the newest one, and an even
+/// spread of the others. Positions ascend. With at most `count` latents, or without lift heads, this is
+/// [`crate::context::spread`].
+///
+/// # Errors
+/// As [`imagine`].
+pub fn choose_context(
+    model: &mut dyn Denoise,
+    memory: &Seen,
+    prompt: Prompt<'_>,
+    settings: &Settings,
+    count: usize,
+    budget: Budget<'_>,
+    progress: &mut dyn FnMut(Progress<'_>) -> Flow,
+) -> Result<Vec<usize>, ImagineError> {
+    let len = memory.index.len();
+    if len <= count || count < 2 || !model.config().lift {
+        return Ok(crate::context::spread(len, count));
+    }
+    let parts = len.div_ceil(count);
+    let frame = memory.first.len();
+    let mut score = vec![f32::NEG_INFINITY; len];
+    let began = budget.clock.now();
+    for part in 0..parts {
+        let each = TimeDelta((budget.clock.now() - began).0 / part.max(1) as i64);
+        // Looking must leave time for at least as many passes again.
+        if part > 0 && budget.fits(each) < 2 * (parts - part) + 2 {
+            return Ok(crate::context::spread(len, count));
+        }
+        let positions: Vec<usize> = (part..len).step_by(parts).collect();
+        let seen = pick(memory, &positions, frame);
+        let noise = Noise::new(settings.seed, u64::MAX - part as u64).draw(settings.target_latents * frame);
+        let mut work = Work::new(model, &seen, prompt, settings)?;
+        let heads = work.early(&noise)?;
+        let tokens = model.config().tokens_per_frame();
+        for (i, position) in positions.iter().enumerate() {
+            let cells = heads.mask.get(i * tokens..(i + 1) * tokens).unwrap_or_default();
+            score[*position] = cells.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        }
+        if progress(Progress::Scanned(part + 1, parts)) == Flow::Stop {
+            return Err(ImagineError::Stopped);
+        }
+    }
+    Ok(best_and_spread(&score, count))
+}
+
+/// Half of `count` by score, the newest, and the rest evenly spread over what remains.
+fn best_and_spread(score: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..score.len()).collect();
+    order.sort_by(|a, b| score[*b].total_cmp(&score[*a]).then(a.cmp(b)));
+    let mut chosen: Vec<usize> = order.into_iter().take(count / 2).collect();
+    if !chosen.contains(&(score.len() - 1)) {
+        chosen.push(score.len() - 1);
+    }
+    let rest: Vec<usize> = (0..score.len()).filter(|i| !chosen.contains(i)).collect();
+    let more = count - chosen.len();
+    chosen.extend(
+        crate::context::spread(rest.len(), more)
+            .into_iter()
+            .map(|i| rest[i]),
+    );
+    chosen.sort_unstable();
+    chosen
+}
+
+/// The latents at `positions` of `memory`, with its first frame.
+pub fn pick(memory: &Seen, positions: &[usize], frame: usize) -> Seen {
+    Seen {
+        index: positions
+            .iter()
+            .filter_map(|p| memory.index.get(*p).copied())
+            .collect(),
+        latents: positions
+            .iter()
+            .filter_map(|p| memory.latents.get(p * frame..(p + 1) * frame))
+            .flatten()
+            .copied()
+            .collect(),
+        first: memory.first.clone(),
+    }
+}
+
+/// Imagines going to the goal.
+///
+/// First one pass per candidate (their first opinions), then the drives. When the budget does not allow all of
+/// it, candidates are given up first, then steps, then the drives; [`Imagined::reduced`] says so.
+/// `progress` is called between two evaluations and may stop the work.
+///
+/// # Errors
+/// [`ImagineError`]; sizes are checked before anything is computed.
+pub fn imagine(
+    model: &mut dyn Denoise,
+    seen: &Seen,
+    prompt: Prompt<'_>,
+    settings: &Settings,
+    budget: Budget<'_>,
+    progress: &mut dyn FnMut(Progress<'_>) -> Flow,
+) -> Result<Imagined, ImagineError> {
+    let mut work = Work::new(model, seen, prompt, settings)?;
+    let mut result = Imagined::default();
+    let wanted = settings.candidates.max(1);
+    let guided = settings.guidance != 1.0;
+    let branches = if guided { 2 } else { 1 };
+    let mut noises = Vec::with_capacity(wanted);
+    let mut pass = TimeDelta(1);
+    for candidate in 0..wanted {
+        if candidate > 0 && budget.fits(pass) < 1 {
+            break;
+        }
+        let began = budget.clock.now();
+        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
+        let heads = work.early(&noise)?;
+        pass = (budget.clock.now() - began).max(TimeDelta(1));
+        noises.push(noise);
+        let flow = progress(Progress::Early(&heads));
+        result.early.push(heads);
+        if flow == Flow::Stop {
+            return Err(ImagineError::Stopped);
+        }
+    }
+
+    let affordable = budget.fits(TimeDelta(pass.0.saturating_mul(branches)));
+    let (candidates, steps) = plan(
+        noises.len(),
+        settings.steps.max(1),
+        settings.min_steps,
+        affordable,
+    );
+    if (candidates, steps) != (wanted, settings.steps.max(1)) {
+        result.reduced = Some(match candidates {
+            0 => "no time to imagine the drive: the answer rests on the first pass".to_owned(),
+            _ => format!(
+                "{candidates} of {wanted} candidates and {steps} of {} steps, to meet the deadline",
+                settings.steps.max(1)
+            ),
+        });
+    }
+    result.steps = if candidates == 0 { 0 } else { steps };
+    for (candidate, noise) in noises.into_iter().enumerate().take(candidates) {
+        let context_noise = guided.then(|| {
+            Noise::new(settings.seed, 2 * candidate as u64 + 1).draw((work.context() + 1) * work.frame)
+        });
+        let schedule = Schedule::new(settings.grid, steps, settings.shift)?;
+        let mut sampler = Sampler::new(schedule, settings.solver);
+        let mut x = noise;
+        let mut heads = Heads::default();
+        let mut done = 0;
+        let mut took = TimeDelta(1);
+        let mut clean = Vec::new();
+        while let Some(step) = sampler.next_step() {
+            // Too slow after all: the last estimate of the clean sample is the result.
+            if done > 0 && budget.fits(took) < 1 {
+                result.reduced = Some(format!(
+                    "stopped after {done} of {steps} steps, to meet the deadline"
+                ));
+                x = clean;
+                break;
+            }
+            let began = budget.clock.now();
+            let t = f64::from(step.timestep);
+            let mut conditional = work.evaluate(&x, t, None)?;
+            let mut v = work.velocity(&conditional, &x, step.sigma);
+            if let Some(noise) = &context_noise {
+                let unconditional = work.evaluate(&x, t, Some(noise))?;
+                let mut u = work.velocity(&unconditional, &x, step.sigma);
+                guide(&mut u, &v, settings.guidance);
+                v = u;
+            }
+            heads = Heads::of(&mut conditional, work.context());
+            took = (budget.clock.now() - began).max(TimeDelta(1));
+            done += 1;
+            clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
+            sampler.step(&v, &mut x)?;
+            result.step_times.push(took);
+            let at = Progress::Step {
+                candidate,
+                candidates,
+                step: done,
+                steps,
+            };
+            if progress(at) == Flow::Stop {
+                return Err(ImagineError::Stopped);
+            }
+        }
+        x[..work.frame].copy_from_slice(&seen.first);
+        if !x.iter().all(|v| v.is_finite()) {
+            return Err(ImagineError::NotFinite);
+        }
+        result.drives.push(Drive {
+            latents: x,
+            heads,
+            steps: done,
+        });
+        if candidate + 1 < candidates
+            && budget.fits(TimeDelta(pass.0.saturating_mul(branches))) < settings.min_steps
+        {
+            result.reduced = Some(format!(
+                "{} of {wanted} candidates, to meet the deadline",
+                candidate + 1
+            ));
+            break;
+        }
+    }
+    result.evaluations = work.evaluations;
+    Ok(result)
+}
+
+/// Candidates and steps that fit into `affordable` steps: candidates go first, then steps, then everything.
+fn plan(candidates: usize, steps: usize, min_steps: usize, affordable: usize) -> (usize, usize) {
+    let min_steps = min_steps.clamp(1, steps);
+    if affordable >= candidates.saturating_mul(steps) {
+        (candidates, steps)
+    } else if affordable >= steps {
+        ((affordable / steps).max(1), steps)
+    } else if affordable >= min_steps {
+        (1, affordable)
+    } else {
+        (0, steps)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use mindseye_engines::model::dit::DitConfig;
+    use std::cell::Cell;
+
+    pub(crate) fn config(prediction: Prediction) -> DitConfig {
+        DitConfig {
+            in_channels: 2,
+            out_channels: 2,
+            latent_height: 2,
+            latent_width: 3,
+            patch: [1, 1],
+            heads: 1,
+            head_dim: 12,
+            layers: 1,
+            ffn_dim: 8,
+            text_dim: 3,
+            text_len: 2,
+            freq_dim: 8,
+            eps: 1e-6,
+            rope_theta: 10000.0,
+            prediction,
+            camera_channels: 24,
+            pooled_text: false,
+            lift: true,
+            attributes: 0,
+        }
+    }
+
+    /// A fake denoiser: it knows the clean sample that it wants, which depends on the text only, and records
+    /// what it was asked.
+    pub(crate) struct Fake {
+        pub config: DitConfig,
+        pub calls: Vec<(Vec<f64>, Vec<f64>, f32)>,
+        pub clock: std::rc::Rc<Cell<i64>>,
+        pub cost: i64,
+        pub broken: bool,
+    }
+
+    impl Fake {
+        pub(crate) fn new(prediction: Prediction) -> Self {
+            Self {
+                config: config(prediction),
+                calls: Vec::new(),
+                clock: std::rc::Rc::default(),
+                cost: 1_000_000,
+                broken: false,
+            }
+        }
+    }
+
+    pub(crate) struct FakeClock(pub std::rc::Rc<Cell<i64>>);
+
+    impl Clock for FakeClock {
+        fn now(&self) -> TimeDelta {
+            TimeDelta(self.0.get())
+        }
+    }
+
+    impl Denoise for Fake {
+        fn config(&self) -> &DitConfig {
+            &self.config
+        }
+
+        fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
+            self.clock.set(self.clock.get() + self.cost);
+            let times = step.rows.iter().map(|r| step.timesteps[*r]).collect();
+            self.calls.push((times, step.t_index.to_vec(), step.text[0]));
+            let sigma = (*step.timesteps.last().unwrap() / 1000.0) as f32;
+            let wanted = step.text[0];
+            let prediction = match self.config.prediction {
+                Prediction::X0 => vec![wanted; step.latents.len()],
+                Prediction::Velocity => step.latents.iter().map(|x| (x - wanted) / sigma).collect(),
+            };
+            let (frames, tokens) = (step.frames(), self.config.tokens_per_frame());
+            Ok(Denoised {
+                prediction: if self.broken {
+                    vec![f32::NAN; step.latents.len()]
+                } else {
+                    prediction
+                },
+                pose: vec![[1.0, 2.0, 1.0, 0.0]; frames],
+                mask: (0..frames * tokens)
+                    .map(|i| step.latents[i / tokens * 12])
+                    .collect(),
+                locate: vec![[1.0, 0.0]; frames * tokens],
+            })
+        }
+    }
+
+    pub(crate) fn settings() -> Settings {
+        Settings {
+            target_latents: 3,
+            gap: 50.0,
+            max_span: None,
+            steps: 8,
+            min_steps: 3,
+            guidance: 2.0,
+            grid: Grid::Plain,
+            shift: 3.0,
+            solver: Solver::Euler,
+            early_timestep: 950.0,
+            candidates: 2,
+            seed: 7,
+        }
+    }
+
+    fn seen(n: usize) -> Seen {
+        Seen {
+            index: (0..n as u64).map(|i| 10 + 3 * i).collect(),
+            latents: (0..n).flat_map(|i| vec![i as f32; 12]).collect(),
+            first: vec![0.25; 12],
+        }
+    }
+
+    const TEXT: [f32; 6] = [0.75; 6];
+    const NULL: [f32; 6] = [0.5; 6];
+    const PROMPT: Prompt<'static> = Prompt {
+        text: &TEXT,
+        null_text: &NULL,
+        camera: None,
+    };
+
+    fn go_on(_: Progress<'_>) -> Flow {
+        Flow::Continue
+    }
+
+    fn free() -> Budget<'static> {
+        Budget {
+            clock: &NoClock,
+            until: None,
+        }
+    }
+
+    #[test]
+    fn samples_end_at_the_guided_clean_sample() {
+        for prediction in [Prediction::X0, Prediction::Velocity] {
+            for solver in [Solver::Euler, Solver::UniPc] {
+                for guidance in [1.0, 2.0, 4.0] {
+                    let mut fake = Fake::new(prediction);
+                    let s = Settings {
+                        solver,
+                        guidance,
+                        ..settings()
+                    };
+                    let out = imagine(&mut fake, &seen(4), PROMPT, &s, free(), &mut go_on).unwrap();
+                    let want = 0.5 + guidance * (0.75 - 0.5);
+                    let name = format!("{prediction:?} {solver:?} {guidance}");
+                    assert_eq!(out.drives.len(), 2, "{name}");
+                    for drive in &out.drives {
+                        assert_eq!(
+                            drive.latents[..12],
+                            [0.25; 12],
+                            "{name}: the first frame is given"
+                        );
+                        for v in &drive.latents[12..] {
+                            assert!((v - want).abs() < 1e-3, "{name}: {v} instead of {want}");
+                        }
+                    }
+                    let branches = if guidance == 1.0 { 1 } else { 2 };
+                    assert_eq!(out.evaluations, 2 + 2 * 8 * branches, "{name}");
+                    assert_eq!(out.reduced, None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_branch_is_told_the_truth() {
+        let mut fake = Fake::new(Prediction::X0);
+        let s = Settings {
+            candidates: 1,
+            steps: 2,
+            min_steps: 1,
+            ..settings()
+        };
+        imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
+        let (early, conditional, unconditional) = (&fake.calls[0], &fake.calls[1], &fake.calls[2]);
+        assert_eq!(early.0, [0.0, 0.0, 0.0, 950.0, 950.0]);
+        assert_eq!(conditional.0, [0.0, 0.0, 0.0, 1000.0, 1000.0]);
+        assert_eq!(unconditional.0, [1000.0; 5]);
+        assert_eq!((conditional.2, unconditional.2), (0.75, 0.5));
+        assert_eq!(
+            conditional.1,
+            [0.0, 3.0, 53.0, 54.0, 55.0],
+            "indices less the smallest, then the gap"
+        );
+    }
+
+    #[test]
+    fn indices_are_squeezed_into_the_trained_span() {
+        let cases: [(&[u64], Option<f64>, &[f64]); 4] = [
+            (&[5, 9], None, &[0.0, 4.0, 54.0]),
+            (&[5, 9, 105], Some(20.0), &[0.0, 1.0, 20.0, 70.0]),
+            (&[5, 9], Some(20.0), &[0.0, 4.0, 54.0]),
+            (&[], None, &[50.0]),
+        ];
+        for (index, span, want) in cases {
+            assert_eq!(temporal_indices(index, 1, 50.0, span), want, "{index:?} {span:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bits() {
+        let run = |seed| {
+            let s = Settings {
+                seed,
+                steps: 2,
+                min_steps: 1,
+                early_timestep: 500.0,
+                ..settings()
+            };
+            // One Euler step of two: noise is still in the sample.
+            let mut count = 0;
+            let mut fake = Fake::new(Prediction::X0);
+            let clock = FakeClock(fake.clock.clone());
+            let budget = Budget {
+                clock: &clock,
+                until: None,
+            };
+            let out = imagine(&mut fake, &seen(2), PROMPT, &s, budget, &mut |_| {
+                count += 1;
+                Flow::Continue
+            });
+            (out.unwrap().early, count)
+        };
+        assert_eq!(run(1), run(1));
+        let noise = |seed| Noise::new(seed, 0).draw(4);
+        assert_ne!(noise(1), noise(2));
+    }
+
+    #[test]
+    fn less_time_means_less_work() {
+        // One evaluation costs 1 ms, one step 2 ms, the first passes 1 ms per candidate.
+        let cases: [(i64, usize, usize, usize, bool); 7] = [
+            // until ms, first passes, drives, steps, reduced
+            (1000, 2, 2, 8, false),
+            (34, 2, 2, 8, false),
+            (30, 2, 1, 8, true),
+            (12, 2, 1, 5, true),
+            (8, 2, 1, 3, true),
+            (6, 2, 0, 0, true),
+            (0, 1, 0, 0, true),
+        ];
+        for (until, early, drives, steps, reduced) in cases {
+            let mut fake = Fake::new(Prediction::X0);
+            let clock = FakeClock(fake.clock.clone());
+            let budget = Budget {
+                clock: &clock,
+                until: Some(TimeDelta::from_millis(until)),
+            };
+            let out = imagine(&mut fake, &seen(4), PROMPT, &settings(), budget, &mut go_on).unwrap();
+            assert_eq!(out.early.len(), early, "{until} ms");
+            assert_eq!(
+                (out.drives.len(), out.steps),
+                (drives, steps),
+                "{until} ms: {:?}",
+                out.reduced
+            );
+            assert_eq!(out.reduced.is_some(), reduced, "{until} ms");
+            assert!(
+                clock.0.get() <= until.max(1) * 1_000_000,
+                "{until} ms: took {} ns",
+                clock.0.get()
+            );
+        }
+    }
+
+    #[test]
+    fn a_denoiser_that_becomes_slow_is_cut_short() {
+        let mut fake = Fake::new(Prediction::X0);
+        let shared = fake.clock.clone();
+        let clock = FakeClock(fake.clock.clone());
+        let budget = Budget {
+            clock: &clock,
+            until: Some(TimeDelta::from_millis(60)),
+        };
+        let s = Settings {
+            candidates: 1,
+            ..settings()
+        };
+        let out = imagine(&mut fake, &seen(4), PROMPT, &s, budget, &mut |p| {
+            if matches!(p, Progress::Step { .. }) {
+                shared.set(shared.get() + 20_000_000);
+            }
+            Flow::Continue
+        })
+        .unwrap();
+        assert!(out.drives[0].steps < 8, "{}", out.drives[0].steps);
+        assert!(out.reduced.unwrap().contains("stopped after"));
+    }
+
+    #[test]
+    fn stop_takes_effect_between_two_evaluations() {
+        for at in 0..6 {
+            let mut fake = Fake::new(Prediction::X0);
+            let mut calls = 0;
+            let out = imagine(&mut fake, &seen(4), PROMPT, &settings(), free(), &mut |_| {
+                calls += 1;
+                if calls > at { Flow::Stop } else { Flow::Continue }
+            });
+            assert!(matches!(out, Err(ImagineError::Stopped)));
+            assert_eq!(calls, at + 1);
+            assert!(fake.calls.len() <= 2 * calls);
+        }
+    }
+
+    #[test]
+    fn wrong_inputs_are_named() {
+        let check = |seen: Seen, text: &[f32], s: Settings, want: &str| {
+            let mut fake = Fake::new(Prediction::X0);
+            let prompt = Prompt {
+                text,
+                null_text: &NULL,
+                camera: None,
+            };
+            let error = imagine(&mut fake, &seen, prompt, &s, free(), &mut go_on).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert!(fake.calls.is_empty());
+        };
+        check(
+            Seen {
+                first: vec![0.0; 3],
+                ..seen(2)
+            },
+            &TEXT,
+            settings(),
+            "first frame has 3 values, expected 12",
+        );
+        check(
+            Seen {
+                latents: vec![],
+                ..seen(2)
+            },
+            &TEXT,
+            settings(),
+            "context has 0 values, expected 24",
+        );
+        check(
+            Seen {
+                index: vec![4, 2],
+                ..seen(2)
+            },
+            &TEXT,
+            settings(),
+            "ascend",
+        );
+        check(seen(2), &[0.0; 5], settings(), "text has 5 values, expected 6");
+        check(
+            seen(2),
+            &TEXT,
+            Settings {
+                target_latents: 1,
+                ..settings()
+            },
+            "target_latents is 1",
+        );
+        let mut fake = Fake::new(Prediction::X0);
+        fake.broken = true;
+        let error = imagine(&mut fake, &seen(2), PROMPT, &settings(), free(), &mut go_on).unwrap_err();
+        assert!(matches!(error, ImagineError::NotFinite));
+    }
+
+    #[test]
+    fn the_context_with_the_goal_in_it_is_chosen() {
+        // The fake's mask is the latent's first value; latents 5 and 13 of 20 show the goal.
+        let mut memory = seen(20);
+        memory.latents.fill(-3.0);
+        for at in [5, 13] {
+            memory.latents[at * 12..(at + 1) * 12].fill(4.0);
+        }
+        let mut fake = Fake::new(Prediction::X0);
+        let chosen = choose_context(&mut fake, &memory, PROMPT, &settings(), 6, free(), &mut go_on).unwrap();
+        assert_eq!(chosen.len(), 6);
+        assert!(
+            chosen.contains(&5) && chosen.contains(&13) && chosen.contains(&19),
+            "{chosen:?}"
+        );
+        assert_eq!(fake.calls.len(), 4, "four parts of at most six");
+        let few = seen(3);
+        let all = choose_context(&mut fake, &few, PROMPT, &settings(), 6, free(), &mut go_on).unwrap();
+        assert_eq!(all, [0, 1, 2]);
+    }
+}

@@ -1,0 +1,685 @@
+//! From what was imagined to where the base should stand, and whether to believe it.
+//!
+//! Everything is expressed relative to the base at the first target frame ("here": x forward, y left, metres);
+//! [`Lifted`] is carried over to the odometry frame by the caller who knows where "here" is.
+//!
+//! # Witnesses
+//! * **A, the plan**: the pose head on the last target frame in the first pass at a high noise level. It names the
+//!   pose where the drive will end. One standard stand-off ahead of it lies the object that it means.
+//! * **B, the memory**: the mask head says in which context tokens the named object is seen, the location head
+//!   where it is from there, and the context's own poses (odometry; without it the pose head's guess) carry
+//!   all of these votes into one frame.
+//! * **C, the drive**: the pose head at the end of the sampled drive, and the red box in its last frames.
+//!
+//! # Consistency
+//! A figure in 0..1: the mean, weighted 4 : 3 : 2 : 1, of
+//! 1. *agreement* of A and B about the object's place, `exp(-d² / 2)` with `d` their distance in spreads;
+//! 2. *orientation*: how well the pose head finds the context's own places, of which odometry knows the truth:
+//!    `exp(-e² / 2)`, `e` the median error over [`LiftParams::localisation_sigma_m`]; left out without odometry;
+//! 3. *arrival*: agreement of C with the place that A and B found; left out when no drive was sampled;
+//! 4. *likeness*: `1 - 4 m`, at least 0, with `m` the mean absolute difference between the end of the
+//!    drive and the nearest remembered view; left out when there is none.
+//!
+//! # Decision
+//! `not_in_context` when the mask stays below its threshold everywhere, or when the pictures are unlike anything
+//! that the model was trained on; `inconsistent` when A and B differ by more than their spreads allow, when the
+//! network cannot place its own context, or when the figure is too low; otherwise `found`. All numbers come from
+//! the bundle's `[lift]` table, where training measured them.
+
+use crate::boxes::FoundBox;
+use crate::imagine::{Heads, Imagined};
+use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
+use serde::{Deserialize, Serialize};
+
+/// The `[lift]` table of a model bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LiftParams {
+    /// Timestep (0..1000) of the single pass whose heads are read.
+    pub early_timestep: f64,
+    /// Distance from the object's centre at which training drives end, metres.
+    pub standoff_m: f64,
+    /// The object counts as seen when some token's mask logit reaches this.
+    pub mask_present: f64,
+    /// Tokens whose mask logit reaches this vote for the object's place.
+    pub mask_vote: f64,
+    /// Standard deviation of witness A's object place, metres.
+    pub plan_sigma_m: f64,
+    /// Standard deviation of witness B's object place, metres.
+    pub memory_sigma_m: f64,
+    /// Standard deviation of witness C's object place, metres.
+    pub drive_sigma_m: f64,
+    /// Standard deviation of the final heading, radians.
+    pub yaw_sigma_rad: f64,
+    /// A and B may differ by this many of their combined spreads.
+    pub agree_max: f64,
+    /// Typical error with which the pose head places context frames, metres.
+    pub localisation_sigma_m: f64,
+    /// Largest median error of that kind that is believed, metres.
+    pub localisation_max_m: f64,
+    /// Smallest consistency figure that is believed.
+    pub consistency_min: f64,
+    /// Smallest score of a box that is reported.
+    pub box_min: f64,
+    /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
+    /// cannot reproduce are unlike those of training. `None`: not measured.
+    #[serde(default)]
+    pub reconstruction_max: Option<f64>,
+}
+
+/// What the lift has to go on besides the heads.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence<'a> {
+    /// For each context frame in the order of the heads: `here_from_base` by odometry, where known.
+    pub context: &'a [Option<Pose2>],
+    /// Best box in the last imagined frames.
+    pub found_box: Option<FoundBox>,
+    /// Mean absolute difference (0..1) of the end of the drive and the nearest remembered view.
+    pub likeness_error: Option<f64>,
+    /// Mean absolute error (0..1) of the codec on the context's frames.
+    pub reconstruction_error: Option<f64>,
+}
+
+/// What the answer's status should be, as far as the pictures can tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// Believed.
+    Found,
+    /// Nothing like it was seen.
+    NotInContext(String),
+    /// Imagined, but at odds with what was seen.
+    Inconsistent(String),
+}
+
+/// One witness: where the object is and where the base should stand, relative to "here".
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Witness {
+    /// Object's centre, metres.
+    pub object: (f64, f64),
+    /// Stand-off pose.
+    pub pose: Pose2,
+    /// Standard deviation of `object`, metres.
+    pub sigma_m: f64,
+}
+
+/// The lift's result, relative to "here".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lifted {
+    /// What to say.
+    pub decision: Decision,
+    /// Where the base should stand, the best guess even when it is not believed.
+    pub pose: Option<Pose2>,
+    /// Variances of x, y (m²) and yaw (rad²).
+    pub variances: [f64; 3],
+    /// Object's centre.
+    pub object: Option<(f64, f64)>,
+    /// The consistency figure.
+    pub consistency: f64,
+    /// Largest mask logit over context and first frame.
+    pub mask_max: f64,
+    /// Witness A.
+    pub plan: Option<Witness>,
+    /// Witness B.
+    pub memory: Option<Witness>,
+    /// Witness C.
+    pub drive: Option<Witness>,
+    /// Distance of A and B in combined spreads.
+    pub disagreement: Option<f64>,
+    /// Median error of the context's places by the pose head against odometry, metres.
+    pub localisation_m: Option<f64>,
+    /// Path of the base in the imagined drive, one pose per target latent; empty without a drive.
+    pub path: Vec<Pose2>,
+}
+
+/// Pose and confidence out of a head's `(x, y, cos, sin)`.
+fn pose_of(head: [f32; 4]) -> (Pose2, f64) {
+    let [x, y, c, s] = head.map(f64::from);
+    (Pose2::new(x, y, s.atan2(c)), s.hypot(c))
+}
+
+/// Mean of several poses; headings weighted by the length of their vectors. The second value is the spread of
+/// the positions about their mean, metres.
+fn mean_pose(heads: impl Iterator<Item = [f32; 4]>) -> Option<(Pose2, f64)> {
+    let all: Vec<[f64; 4]> = heads.map(|h| h.map(f64::from)).collect();
+    let n = all.len() as f64;
+    if all.is_empty() {
+        return None;
+    }
+    let mean: [f64; 4] = std::array::from_fn(|i| all.iter().map(|h| h[i]).sum::<f64>() / n);
+    let spread = (all
+        .iter()
+        .map(|h| (h[0] - mean[0]).powi(2) + (h[1] - mean[1]).powi(2))
+        .sum::<f64>()
+        / n)
+        .sqrt();
+    let pose = Pose2::new(mean[0], mean[1], mean[3].atan2(mean[2]));
+    is_finite(pose).then_some((pose, spread))
+}
+
+/// The object that a pose means: one stand-off ahead of it.
+fn object_ahead(pose: Pose2, standoff_m: f64) -> (f64, f64) {
+    point_from(pose, standoff_m, 0.0)
+}
+
+/// The pose at `standoff_m` from `object` on the side of `from`, facing it.
+fn stand_before(object: (f64, f64), from: (f64, f64), standoff_m: f64) -> Pose2 {
+    let (dx, dy) = (object.0 - from.0, object.1 - from.1);
+    let yaw = if dx == 0.0 && dy == 0.0 { 0.0 } else { dy.atan2(dx) };
+    let (s, c) = yaw.sin_cos();
+    Pose2::new(object.0 - standoff_m * c, object.1 - standoff_m * s, yaw)
+}
+
+fn distance(a: (f64, f64), b: (f64, f64)) -> f64 {
+    (a.0 - b.0).hypot(a.1 - b.1)
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// A token's opinion.
+struct Vote {
+    place: (f64, f64),
+    weight: f64,
+    seen_from: usize,
+}
+
+/// Weighted geometric median (Weiszfeld's iteration): wrong votes pull it little.
+fn geometric_median(votes: &[Vote]) -> Option<(f64, f64)> {
+    let total: f64 = votes.iter().map(|v| v.weight).sum();
+    if votes.is_empty() || total <= 0.0 {
+        return None;
+    }
+    let sum = |f: &dyn Fn(&Vote) -> f64| votes.iter().map(f).sum::<f64>();
+    let mut at = (
+        sum(&|v| v.weight * v.place.0) / total,
+        sum(&|v| v.weight * v.place.1) / total,
+    );
+    for _ in 0..30 {
+        let near = |v: &Vote| v.weight / distance(v.place, at).max(1e-3);
+        let all = sum(&near);
+        at = (
+            sum(&|v| near(v) * v.place.0) / all,
+            sum(&|v| near(v) * v.place.1) / all,
+        );
+    }
+    Some(at)
+}
+
+/// Reads the pose, weighs the witnesses and decides. Sizes that disagree are treated as missing evidence.
+pub fn lift(imagined: &Imagined, evidence: &Evidence<'_>, params: &LiftParams) -> Lifted {
+    let mut out = Lifted {
+        decision: Decision::Found,
+        pose: None,
+        variances: [0.0; 3],
+        object: None,
+        consistency: 0.0,
+        mask_max: f64::NEG_INFINITY,
+        plan: None,
+        memory: None,
+        drive: None,
+        disagreement: None,
+        localisation_m: None,
+        path: Vec::new(),
+    };
+    out.mask_max = imagined
+        .early
+        .iter()
+        .flat_map(seen_part)
+        .map(|v| f64::from(*v))
+        .fold(f64::NEG_INFINITY, f64::max);
+    out.localisation_m = localisation(&imagined.early, evidence.context);
+    out.plan = plan_witness(&imagined.early, params);
+    out.memory = memory_witness(&imagined.early, evidence.context, params);
+    out.drive = drive_witness(imagined, params);
+    if let Some(drive) = imagined.drives.first() {
+        out.path = drive
+            .heads
+            .pose
+            .iter()
+            .skip(drive.heads.context)
+            .map(|h| pose_of(*h).0)
+            .collect();
+    }
+    fuse(&mut out, params);
+    out.consistency = consistency(&out, evidence, params);
+    out.decision = decide(&out, evidence, params);
+    out
+}
+
+/// Mask logits of context and first frame.
+fn seen_part(heads: &Heads) -> &[f32] {
+    let frames = heads.pose.len().max(1);
+    let tokens = heads.mask.len() / frames;
+    heads.mask.get(..(heads.context + 1) * tokens).unwrap_or_default()
+}
+
+fn localisation(early: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
+    let mut errors: Vec<f64> = early
+        .iter()
+        .flat_map(|heads| heads.pose.iter().take(heads.context).zip(context))
+        .filter_map(|(head, truth)| Some(pose_of(*head).0.distance((*truth)?)))
+        .collect();
+    median(&mut errors)
+}
+
+fn plan_witness(early: &[Heads], params: &LiftParams) -> Option<Witness> {
+    let (pose, spread) = mean_pose(early.iter().filter_map(|h| h.pose.last().copied()))?;
+    let object = object_ahead(pose, params.standoff_m);
+    Some(Witness {
+        object,
+        pose,
+        sigma_m: params.plan_sigma_m.hypot(spread),
+    })
+}
+
+fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
+    let mut votes = Vec::new();
+    let mut viewpoints: Vec<Pose2> = Vec::new();
+    for heads in early {
+        let tokens = heads.mask.len() / heads.pose.len().max(1);
+        for frame in 0..=heads.context {
+            let here_from_base = if frame == heads.context {
+                Pose2::default()
+            } else {
+                match context.get(frame) {
+                    Some(Some(pose)) => *pose,
+                    _ => heads.pose.get(frame).map(|h| pose_of(*h).0).unwrap_or_default(),
+                }
+            };
+            if viewpoints.len() <= frame {
+                viewpoints.push(here_from_base);
+            }
+            for token in frame * tokens..(frame + 1) * tokens {
+                let (Some(logit), Some(place)) = (heads.mask.get(token), heads.locate.get(token)) else {
+                    continue;
+                };
+                if f64::from(*logit) < params.mask_vote {
+                    continue;
+                }
+                let place = point_from(here_from_base, f64::from(place[0]), f64::from(place[1]));
+                let weight = 1.0 / (1.0 + (-f64::from(*logit)).exp());
+                votes.push(Vote {
+                    place,
+                    weight,
+                    seen_from: frame,
+                });
+            }
+        }
+    }
+    let object = geometric_median(&votes)?;
+    let total: f64 = votes.iter().map(|v| v.weight).sum();
+    let mut errors: Vec<f64> = votes.iter().map(|v| distance(v.place, object)).collect();
+    // The median distance of the votes, less what many votes average away.
+    let spread = median(&mut errors)? / (votes.len() as f64).sqrt();
+    // Stand on the side that it was seen from: from here when it is seen from here (nothing stands between),
+    // else from where the most certain view of it was.
+    let weight_from = |frame| {
+        votes
+            .iter()
+            .filter(|v| v.seen_from == frame)
+            .map(|v| v.weight)
+            .sum::<f64>()
+    };
+    let here = viewpoints.len() - 1;
+    let from = if weight_from(here) > 0.05 * total {
+        here
+    } else {
+        (0..viewpoints.len())
+            .max_by(|a, b| weight_from(*a).total_cmp(&weight_from(*b)))
+            .unwrap_or(here)
+    };
+    let viewpoint = viewpoints[from];
+    let pose = stand_before(object, (viewpoint.x, viewpoint.y), params.standoff_m);
+    let sigma_m = params.memory_sigma_m.hypot(spread);
+    (is_finite(pose) && sigma_m.is_finite()).then_some(Witness {
+        object,
+        pose,
+        sigma_m,
+    })
+}
+
+fn drive_witness(imagined: &Imagined, params: &LiftParams) -> Option<Witness> {
+    let (pose, spread) = mean_pose(
+        imagined
+            .drives
+            .iter()
+            .filter_map(|d| d.heads.pose.last().copied()),
+    )?;
+    let object = object_ahead(pose, params.standoff_m);
+    Some(Witness {
+        object,
+        pose,
+        sigma_m: params.drive_sigma_m.hypot(spread),
+    })
+}
+
+/// Joins A and B by their variances; the side to stand on is the plan's when the memory does not contradict it.
+fn fuse(out: &mut Lifted, params: &LiftParams) {
+    let yaw_variance = params.yaw_sigma_rad.powi(2);
+    let (object, direction, variance) = match (out.plan, out.memory) {
+        (Some(a), Some(b)) => {
+            let combined = a.sigma_m.hypot(b.sigma_m);
+            let apart = distance(a.object, b.object) / combined.max(1e-9);
+            out.disagreement = Some(apart);
+            let (wa, wb) = (a.sigma_m.powi(-2), b.sigma_m.powi(-2));
+            let join = |p: f64, q: f64| (wa * p + wb * q) / (wa + wb);
+            let object = (join(a.object.0, b.object.0), join(a.object.1, b.object.1));
+            // Within 75 degrees the two sides are averaged; further apart the plan goes round the object
+            // and only the memory's side is known to be free.
+            let turn = wrap_angle(a.pose.yaw - b.pose.yaw);
+            let direction = if turn.abs() < 75f64.to_radians() {
+                wrap_angle(b.pose.yaw + 0.5 * turn)
+            } else {
+                b.pose.yaw
+            };
+            // Honest when they differ: half the squared distance is added.
+            let variance = 1.0 / (wa + wb) + 0.5 * distance(a.object, b.object).powi(2) / 2.0;
+            (object, direction, variance)
+        }
+        (Some(w), None) | (None, Some(w)) => (w.object, w.pose.yaw, w.sigma_m.powi(2)),
+        (None, None) => return,
+    };
+    let (s, c) = direction.sin_cos();
+    let pose = Pose2::new(
+        object.0 - params.standoff_m * c,
+        object.1 - params.standoff_m * s,
+        direction,
+    );
+    if is_finite(pose) {
+        out.object = Some(object);
+        out.pose = Some(pose);
+        out.variances = [
+            variance,
+            variance,
+            yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0,
+        ];
+    }
+}
+
+fn consistency(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> f64 {
+    let bell = |d: f64| (-0.5 * d * d).exp();
+    let agreement = out.disagreement.map_or(0.0, bell);
+    let orientation = out
+        .localisation_m
+        .map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let arrival = out.drive.zip(out.object).map(|(c, object)| {
+        bell(distance(c.object, object) / c.sigma_m.hypot(out.variances[0].sqrt()).max(1e-6))
+    });
+    let likeness = evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0));
+    let parts = [
+        (4.0, Some(agreement)),
+        (3.0, orientation),
+        (2.0, arrival),
+        (1.0, likeness),
+    ];
+    let known = || parts.iter().filter_map(|(w, p)| p.map(|p| (w, p)));
+    let value = known().map(|(w, p)| w * p).sum::<f64>() / known().map(|(w, _)| w).sum::<f64>();
+    value.clamp(0.0, 1.0)
+}
+
+fn decide(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> Decision {
+    if let (Some(error), Some(max)) = (evidence.reconstruction_error, params.reconstruction_max)
+        && error > max
+    {
+        return Decision::NotInContext(format!(
+            "the camera's pictures are unlike those that the model was trained on (codec error {error:.3}, \
+             at most {max:.3} is usual)"
+        ));
+    }
+    if out.mask_max < params.mask_present {
+        return Decision::NotInContext(format!(
+            "nothing like it was seen (clearest sight {:.2}, {:.2} is needed)",
+            out.mask_max, params.mask_present
+        ));
+    }
+    if out.pose.is_none() {
+        return Decision::Inconsistent("the network gave no pose".into());
+    }
+    let Some(apart) = out.disagreement else {
+        return Decision::Inconsistent(
+            "something like it was seen, but not clearly enough to place it".into(),
+        );
+    };
+    if let Some(error) = out.localisation_m
+        && error > params.localisation_max_m
+    {
+        return Decision::Inconsistent(format!(
+            "the network misplaces its own context by {error:.2} m against odometry (at most {:.2} m is usual)",
+            params.localisation_max_m
+        ));
+    }
+    if apart > params.agree_max {
+        return Decision::Inconsistent(format!(
+            "the plan and the memory disagree about the place: {apart:.1} spreads apart, at most {:.1} are allowed",
+            params.agree_max
+        ));
+    }
+    if out.consistency < params.consistency_min {
+        return Decision::Inconsistent(format!(
+            "consistency {:.2} is below {:.2}",
+            out.consistency, params.consistency_min
+        ));
+    }
+    Decision::Found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imagine::Drive;
+    use proptest::prelude::*;
+
+    const TOKENS: usize = 6;
+
+    fn params() -> LiftParams {
+        LiftParams {
+            early_timestep: 950.0,
+            standoff_m: 0.8,
+            mask_present: 0.0,
+            mask_vote: 0.0,
+            plan_sigma_m: 0.2,
+            memory_sigma_m: 0.15,
+            drive_sigma_m: 0.3,
+            yaw_sigma_rad: 0.1,
+            agree_max: 3.0,
+            localisation_sigma_m: 0.3,
+            localisation_max_m: 1.0,
+            consistency_min: 0.3,
+            box_min: 0.2,
+            reconstruction_max: Some(0.1),
+        }
+    }
+
+    fn head(pose: Pose2) -> [f32; 4] {
+        [
+            pose.x as f32,
+            pose.y as f32,
+            pose.yaw.cos() as f32,
+            pose.yaw.sin() as f32,
+        ]
+    }
+
+    /// Perfect heads for an object at `object` (relative to here), seen from the context poses in `seen_from`.
+    fn heads(context: &[Pose2], object: (f64, f64), seen_from: &[usize], plan: Pose2) -> Heads {
+        let mut h = Heads {
+            context: context.len(),
+            ..Heads::default()
+        };
+        for (i, base) in context.iter().chain([&Pose2::default()]).enumerate() {
+            let (forward, left) = point_from(base.inverse(), object.0, object.1);
+            for token in 0..TOKENS {
+                let on = seen_from.contains(&i) && token == 2;
+                h.mask.push(if on { 4.0 } else { -5.0 });
+                h.locate.push([forward as f32, left as f32]);
+            }
+            h.pose.push(head(*base));
+        }
+        for step in 1..=3 {
+            h.mask.extend([-9.0; TOKENS]);
+            h.locate.extend([[0.0; 2]; TOKENS]);
+            h.pose.push(head(crate::planar::between(
+                Pose2::default(),
+                plan,
+                f64::from(step) / 3.0,
+            )));
+        }
+        h
+    }
+
+    fn imagined(h: &Heads) -> Imagined {
+        let drive = Drive {
+            latents: vec![],
+            heads: h.clone(),
+            steps: 4,
+        };
+        Imagined {
+            early: vec![h.clone()],
+            drives: vec![drive],
+            ..Imagined::default()
+        }
+    }
+
+    fn known(context: &[Pose2]) -> Vec<Option<Pose2>> {
+        context.iter().copied().map(Some).collect()
+    }
+
+    fn sweep() -> Vec<Pose2> {
+        (0..6)
+            .map(|i| Pose2::new(0.3 * f64::from(i) - 1.0, 0.2, f64::from(i)))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn agreeing_witnesses_give_the_pose_before_the_object(
+            range in 1.5..5.0f64, bearing in -3.0..3.0f64, at in 0usize..6,
+        ) {
+            let object = (range * bearing.cos(), range * bearing.sin());
+            let plan = stand_before(object, (0.0, 0.0), 0.8);
+            let context = sweep();
+            let h = heads(&context, object, &[at, 6], plan);
+            let evidence = Evidence { context: &known(&context), ..Evidence::default() };
+            let out = lift(&imagined(&h), &evidence, &params());
+            prop_assert_eq!(&out.decision, &Decision::Found);
+            let pose = out.pose.unwrap();
+            prop_assert!(pose.distance(plan) < 1e-3, "{pose:?} instead of {plan:?}");
+            prop_assert!(wrap_angle(pose.yaw - plan.yaw).abs() < 1e-3);
+            prop_assert!(out.consistency > 0.99 && out.disagreement.unwrap() < 1e-3);
+            prop_assert!(out.variances[0] < 0.15f64.powi(2));
+        }
+
+        #[test]
+        fn nothing_breaks_on_odd_numbers(
+            numbers in proptest::collection::vec(-1e30..1e30f32, 4),
+            context in 0usize..4,
+            cut in 0usize..20,
+        ) {
+            let mut h = heads(&sweep()[..context], (2.0, 0.0), &[0], Pose2::default());
+            h.pose.iter_mut().for_each(|p| p.copy_from_slice(&numbers));
+            h.mask.truncate(cut);
+            h.locate.truncate(cut / 2);
+            let out = lift(&imagined(&h), &Evidence::default(), &params());
+            prop_assert!((0.0..=1.0).contains(&out.consistency));
+            prop_assert!(out.pose.is_none_or(is_finite));
+        }
+    }
+
+    #[test]
+    fn the_gate_can_say_no() {
+        let context = sweep();
+        let poses = known(&context);
+        let object = (2.0, 1.0);
+        let plan = stand_before(object, (0.0, 0.0), 0.8);
+        let check = |name: &str, h: Heads, evidence: Evidence<'_>, want: &str| {
+            let out = lift(&imagined(&h), &evidence, &params());
+            let got = match &out.decision {
+                Decision::Found => "found".to_owned(),
+                Decision::NotInContext(reason) => format!("not_in_context: {reason}"),
+                Decision::Inconsistent(reason) => format!("inconsistent: {reason}"),
+            };
+            assert!(got.starts_with(want), "{name}: {got}");
+        };
+        let evidence = || Evidence {
+            context: &poses,
+            ..Evidence::default()
+        };
+        check(
+            "all well",
+            heads(&context, object, &[1, 2], plan),
+            evidence(),
+            "found",
+        );
+        check(
+            "never seen",
+            heads(&context, object, &[], plan),
+            evidence(),
+            "not_in_context: nothing like it",
+        );
+        let elsewhere = stand_before((-2.0, 1.0), (0.0, 0.0), 0.8);
+        check(
+            "the plan goes elsewhere",
+            heads(&context, object, &[1, 2], elsewhere),
+            evidence(),
+            "inconsistent: the plan and the memory disagree",
+        );
+        let mut lost = heads(&context, object, &[1, 2], plan);
+        for pose in &mut lost.pose[..6] {
+            pose[0] += 3.0;
+        }
+        check(
+            "lost",
+            lost,
+            evidence(),
+            "inconsistent: the network misplaces its own context by 3.00 m",
+        );
+        let strange = Evidence {
+            reconstruction_error: Some(0.2),
+            ..evidence()
+        };
+        check(
+            "strange pictures",
+            heads(&context, object, &[1], plan),
+            strange,
+            "not_in_context: the camera",
+        );
+        check("no heads", Heads::default(), evidence(), "not_in_context");
+    }
+
+    #[test]
+    fn disagreement_widens_the_covariance() {
+        let context = sweep();
+        let poses = known(&context);
+        let evidence = Evidence {
+            context: &poses,
+            ..Evidence::default()
+        };
+        let mut last = 0.0;
+        for shift in [0.0, 0.2, 0.4, 0.8] {
+            let plan = stand_before((2.0 + shift, 0.0), (0.0, 0.0), 0.8);
+            let out = lift(
+                &imagined(&heads(&context, (2.0, 0.0), &[1, 2], plan)),
+                &evidence,
+                &params(),
+            );
+            assert!(out.variances[0] > last, "shift {shift}");
+            last = out.variances[0];
+        }
+    }
+
+    #[test]
+    fn a_thing_behind_a_wall_is_approached_from_where_it_was_seen() {
+        // Seen only from context pose 0, which stands north of it; here is far to the south.
+        let context = vec![Pose2::new(3.0, 6.0, -std::f64::consts::FRAC_PI_2)];
+        let poses = known(&context);
+        let object = (3.0, 4.0);
+        let h = heads(&context, object, &[0], stand_before(object, (3.0, 6.0), 0.8));
+        let evidence = Evidence {
+            context: &poses,
+            ..Evidence::default()
+        };
+        let pose = lift(&imagined(&h), &evidence, &params()).pose.unwrap();
+        assert!(pose.distance(Pose2::new(3.0, 4.8, 0.0)) < 1e-3, "{pose:?}");
+    }
+}
