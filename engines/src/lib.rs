@@ -13,3 +13,4 @@ pub mod onnx;
 pub mod plan;
 pub mod session_denoiser;
 pub mod passport;
+pub mod bundle;
