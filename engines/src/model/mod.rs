@@ -3,6 +3,8 @@
 pub mod codec;
 pub mod dit;
 pub mod ops;
+pub mod umt5;
+pub mod vae;
 
 pub use ops::Ops;
 
