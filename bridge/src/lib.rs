@@ -17,9 +17,11 @@ pub mod geometry;
 pub mod goal;
 pub mod image;
 pub mod msg;
+pub mod ros;
 pub mod time;
 
 pub use answer::{Answer, FramedPose2, FramedPose3, Status};
 pub use camera::{CameraFrame, CameraIntrinsics, FramePool};
 pub use goal::{Goal, GoalKind};
+pub use ros::{RosConfig, RosSession};
 pub use time::{TimeDelta, Timestamp};

@@ -1,0 +1,394 @@
+//! One Zenoh session with ROS nodes on it.
+
+use super::config::{Distro, KeyStyle, RosConfig};
+use super::graph::Graph;
+use super::json::JsonQueryable;
+use super::keys::{self, EndpointKind, Qos, Token, TokenEndpoint, check_name, gid_of};
+use super::publisher::{Publisher, RawPublisher};
+use super::queue::QueuePolicy;
+use super::service::{ServiceClient, ServiceServer};
+use super::subscriber::{RawSubscriber, Subscriber};
+use super::{NavigateClient, RosError};
+use crate::camera::lock;
+use crate::msg::RosType;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use zenoh::Wait;
+use zenoh::liveliness::LivelinessToken;
+use zenoh::sample::SampleKind;
+
+/// A node in the ROS graph over a Zenoh session. Cheap to clone; the session closes with the last clone
+/// and the last endpoint. Zenoh reconnects by itself; the loss and the return of the last link are logged
+/// once each and counted.
+#[derive(Clone)]
+pub struct RosSession {
+    pub(super) shared: Arc<Shared>,
+    node: Arc<Node>,
+}
+
+pub(super) struct Shared {
+    pub zenoh: zenoh::Session,
+    pub domain: u32,
+    pub style: KeyStyle,
+    pub distro: Distro,
+    zid: String,
+    next_id: AtomicU32,
+    graph: Option<Graph>,
+    links: Arc<Links>,
+    closed: AtomicBool,
+}
+
+struct Node {
+    name: String,
+    namespace: String,
+    nid: u32,
+    _token: Option<LivelinessToken>,
+}
+
+#[derive(Default)]
+struct Links {
+    open: Mutex<BTreeSet<String>>,
+    losses: AtomicU64,
+    returns: AtomicU64,
+}
+
+impl Links {
+    fn event(&self, kind: SampleKind, peer: String) {
+        let mut open = lock(&self.open);
+        match kind {
+            SampleKind::Put => {
+                let first = open.is_empty();
+                open.insert(peer);
+                if first && self.losses.load(Ordering::Relaxed) > self.returns.load(Ordering::Relaxed) {
+                    self.returns.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!("zenoh link is back");
+                }
+            }
+            SampleKind::Delete => {
+                if open.remove(&peer) && open.is_empty() {
+                    self.losses.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("the last zenoh link is lost; connecting again in the background");
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for RosSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RosSession({} on {})", self.node.name, self.shared.zid)
+    }
+}
+
+impl RosSession {
+    /// Opens a Zenoh session and puts a node on it.
+    ///
+    /// # Errors
+    /// [`RosError::Config`] for a wrong setting, [`RosError::Zenoh`] when a port is taken or a router that
+    /// must be there is not.
+    pub fn open(config: &RosConfig) -> Result<Self, RosError> {
+        let session = zenoh::open(config.to_zenoh()?).wait().map_err(RosError::zenoh(format!(
+            "open a session (connect {:?}, listen {:?})",
+            config.zenoh.connect.as_deref().unwrap_or_default(),
+            config.zenoh.listen.as_deref().unwrap_or_default()
+        )))?;
+        Self::on(session, config)
+    }
+
+    /// Puts a node on a session that is already open; its timestamping must be on where transient-local
+    /// topics are published.
+    ///
+    /// # Errors
+    /// [`RosError::Key`] for a wrong name, [`RosError::Zenoh`].
+    pub fn on(session: zenoh::Session, config: &RosConfig) -> Result<Self, RosError> {
+        let graph = match config.key_style {
+            KeyStyle::RmwZenoh => Some(Graph::watch(&session, config.domain_id)?),
+            KeyStyle::Ros2Dds | KeyStyle::Raw => None,
+        };
+        let links = Arc::new(Links::default());
+        let watched = links.clone();
+        session
+            .info()
+            .transport_events_listener()
+            .history(true)
+            .callback(move |event| watched.event(event.kind(), event.transport().zid().to_string()))
+            .background()
+            .wait()
+            .map_err(RosError::zenoh("watch its links"))?;
+        let shared = Arc::new(Shared {
+            zid: session.zid().to_string(),
+            domain: config.domain_id,
+            style: config.key_style,
+            distro: config.distro,
+            zenoh: session,
+            next_id: AtomicU32::new(0),
+            graph,
+            links,
+            closed: AtomicBool::new(false),
+        });
+        Self::node_on(shared, &config.node, &config.namespace)
+    }
+
+    /// Another node on the same session.
+    ///
+    /// # Errors
+    /// As [`RosSession::on`].
+    pub fn another_node(&self, name: &str, namespace: &str) -> Result<Self, RosError> {
+        Self::node_on(self.shared.clone(), name, namespace)
+    }
+
+    fn node_on(shared: Arc<Shared>, name: &str, namespace: &str) -> Result<Self, RosError> {
+        let name = check_name("node", name, KeyStyle::RmwZenoh)?[1..].to_owned();
+        if name.contains('/') {
+            let cause = "must not contain /; use the namespace";
+            return Err(keys::KeyError { what: "node", name, cause }.into());
+        }
+        let namespace = match namespace.trim_matches('/') {
+            "" => "/".to_owned(),
+            inner => check_name("namespace", inner, KeyStyle::RmwZenoh)?,
+        };
+        let nid = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut node = Node { name, namespace, nid, _token: None };
+        if shared.style == KeyStyle::RmwZenoh {
+            let token = shared.token(&node, nid, EndpointKind::Node, None);
+            node._token = Some(shared.declare_token(&token)?);
+        }
+        Ok(Self { shared, node: Arc::new(node) })
+    }
+
+    /// The Zenoh session underneath.
+    #[must_use]
+    pub fn zenoh(&self) -> &zenoh::Session {
+        &self.shared.zenoh
+    }
+
+    /// How topics become keys.
+    #[must_use]
+    pub fn key_style(&self) -> KeyStyle {
+        self.shared.style
+    }
+
+    /// The session's id as in tokens.
+    #[must_use]
+    pub fn zid(&self) -> &str {
+        &self.shared.zid
+    }
+
+    /// The ROS graph as far as tokens tell it; `None` in styles without tokens.
+    #[must_use]
+    pub fn graph(&self) -> Option<&Graph> {
+        self.shared.graph.as_ref()
+    }
+
+    /// Open links to routers and peers.
+    #[must_use]
+    pub fn links(&self) -> usize {
+        lock(&self.shared.links.open).len()
+    }
+
+    /// How often the last link was lost, and came back.
+    #[must_use]
+    pub fn link_losses(&self) -> (u64, u64) {
+        let l = &self.shared.links;
+        (l.losses.load(Ordering::Relaxed), l.returns.load(Ordering::Relaxed))
+    }
+
+    /// The fully qualified name of a topic: relative names are put into the node's namespace.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> String {
+        match (name.strip_prefix('/'), self.node.namespace.as_str()) {
+            (Some(_), _) => name.to_owned(),
+            (None, "/") => format!("/{name}"),
+            (None, namespace) => format!("{namespace}/{name}"),
+        }
+    }
+
+    /// A typed publisher.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn publisher<T: RosType>(&self, topic: &str, qos: &Qos) -> Result<Publisher<T>, RosError> {
+        self.raw_publisher(topic, T::NAME, T::HASH, qos).map(Publisher::new)
+    }
+
+    /// A publisher of finished CDR messages, by type name (`pkg/msg/Name`) and hash.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn raw_publisher(
+        &self,
+        topic: &str,
+        type_name: &str,
+        hash: &str,
+        qos: &Qos,
+    ) -> Result<RawPublisher, RosError> {
+        RawPublisher::declare(self, topic, type_name, hash, qos)
+    }
+
+    /// A typed subscriber. Senders of every distribution are heard; a sender whose type hash is another
+    /// one is counted and not decoded.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn subscriber<T: RosType>(
+        &self,
+        topic: &str,
+        qos: &Qos,
+        queue: QueuePolicy,
+    ) -> Result<Subscriber<T>, RosError> {
+        let hash = (!T::OPEN_ENDED).then_some(T::HASH);
+        RawSubscriber::declare(self, topic, T::NAME, hash, qos, queue).map(Subscriber::new)
+    }
+
+    /// A subscriber that gives CDR messages as they come. With `hash: None` any hash is taken.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn raw_subscriber(
+        &self,
+        topic: &str,
+        type_name: &str,
+        hash: Option<&str>,
+        qos: &Qos,
+        queue: QueuePolicy,
+    ) -> Result<RawSubscriber, RosError> {
+        RawSubscriber::declare(self, topic, type_name, hash, qos, queue)
+    }
+
+    /// A client of a ROS service. Both types carry the service's name and hash.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn service_client<Q: RosType, A: RosType>(
+        &self,
+        service: &str,
+    ) -> Result<ServiceClient<Q, A>, RosError> {
+        ServiceClient::declare(self, service)
+    }
+
+    /// A ROS service; at most 64 requests wait.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn service_server<Q: RosType, A: RosType>(
+        &self,
+        service: &str,
+    ) -> Result<ServiceServer<Q, A>, RosError> {
+        ServiceServer::declare(self, service)
+    }
+
+    /// A client of a `nav2_msgs/action/NavigateToPose` server, usually `/navigate_to_pose`.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn navigate_client(&self, action: &str) -> Result<NavigateClient, RosError> {
+        NavigateClient::declare(self, action)
+    }
+
+    /// A queryable on a plain key that takes and gives JSON, e.g. `mindseye/bot1/ground`.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn json_queryable(&self, key: &str) -> Result<JsonQueryable, RosError> {
+        JsonQueryable::declare(&self.shared.zenoh, key)
+    }
+
+    /// Asks a queryable on a plain key; gives the first reply's text.
+    ///
+    /// # Errors
+    /// [`RosError::Timeout`] when nobody answers, [`RosError::Refused`] with the other side's words.
+    pub fn query_json(&self, key: &str, body: &str, timeout: Duration) -> Result<String, RosError> {
+        super::json::query(&self.shared.zenoh, key, body, timeout)
+    }
+
+    /// Closes the session: every endpoint ends, waiting consumers wake up.
+    ///
+    /// # Errors
+    /// [`RosError::Zenoh`].
+    pub fn close(&self) -> Result<(), RosError> {
+        if self.shared.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.shared.zenoh.close().wait().map_err(RosError::zenoh("close the session"))
+    }
+
+    /// Names an endpoint and declares its token. Gives the GID, which is stable without a token as well.
+    pub(super) fn endpoint(
+        &self,
+        kind: EndpointKind,
+        topic: &str,
+        type_name: &str,
+        hash: &str,
+        qos: Qos,
+    ) -> Result<(Option<LivelinessToken>, [u8; 16]), RosError> {
+        let eid = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let endpoint = TokenEndpoint {
+            topic: topic.to_owned(),
+            type_name: type_name.to_owned(),
+            hash: self.shared.distro.hash(hash).to_owned(),
+            qos: Some(qos),
+            backends: None,
+        };
+        let token = self.shared.token(&self.node, eid, kind, Some(endpoint));
+        let gid = gid_of(&token.key());
+        let declared = match self.shared.style {
+            KeyStyle::RmwZenoh => Some(self.shared.declare_token(&token)?),
+            KeyStyle::Ros2Dds | KeyStyle::Raw => None,
+        };
+        Ok((declared, gid))
+    }
+
+    pub(super) fn topic_key(&self, topic: &str, type_name: &str, hash: &str) -> Result<String, RosError> {
+        let s = &self.shared;
+        Ok(keys::topic_key(s.style, s.distro, s.domain, topic, type_name, hash)?)
+    }
+}
+
+impl Shared {
+    fn token(&self, node: &Node, eid: u32, kind: EndpointKind, endpoint: Option<TokenEndpoint>) -> Token {
+        Token {
+            domain: self.domain,
+            zid: self.zid.clone(),
+            nid: node.nid,
+            eid,
+            kind,
+            namespace: node.namespace.clone(),
+            node: node.name.clone(),
+            endpoint,
+        }
+    }
+
+    fn declare_token(&self, token: &Token) -> Result<LivelinessToken, RosError> {
+        let key = token.key();
+        let what = format!("declare the token {key}");
+        self.zenoh.liveliness().declare_token(key).wait().map_err(RosError::zenoh(what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_link_counts_once() {
+        let l = Links::default();
+        let counts = |l: &Links| (l.losses.load(Ordering::Relaxed), l.returns.load(Ordering::Relaxed));
+        let (put, delete) = (SampleKind::Put, SampleKind::Delete);
+        for (kind, peer, want) in [
+            (put, "a", (0, 0)),
+            (put, "b", (0, 0)),
+            (delete, "a", (0, 0)),
+            (delete, "a", (0, 0)),
+            (delete, "b", (1, 0)),
+            (put, "c", (1, 1)),
+            (put, "d", (1, 1)),
+            (delete, "c", (1, 1)),
+            (delete, "d", (2, 1)),
+        ] {
+            l.event(kind, peer.to_owned());
+            assert_eq!(counts(&l), want, "{kind:?} {peer}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Subscribers: bounded queues of undecoded messages.
+
+use super::graph::Presence;
+use super::keys::{Attachment, Durability, EndpointKind, Qos, Reliability};
+use super::queue::{Queue, QueuePolicy};
+use super::session::RosSession;
+use super::{KeyStyle, RosError};
+use crate::camera::lock;
+use crate::clock;
+use crate::msg::{HASH_NOT_SUPPORTED, RosType};
+use crate::time::Timestamp;
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use zenoh::Wait;
+use zenoh::bytes::ZBytes;
+use zenoh::liveliness::LivelinessToken;
+use zenoh::sample::{Sample, SampleKind};
+use zenoh_ext::{AdvancedSubscriber, AdvancedSubscriberBuilderExt, HistoryConfig, RecoveryConfig};
+
+/// What is known about a message besides its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleInfo {
+    /// When it arrived here, on this machine's wall clock.
+    pub received_at: Timestamp,
+    /// Sequence number, send time and sender, where the sender attached them.
+    pub attachment: Option<Attachment>,
+}
+
+/// A message as it came.
+#[derive(Debug, Clone)]
+pub struct RawSample {
+    /// CDR, header included. It may lie in several pieces; see [`RawSample::bytes`].
+    pub payload: ZBytes,
+    /// What else is known.
+    pub info: SampleInfo,
+}
+
+impl RawSample {
+    /// The CDR in one piece: borrowed where it came so, otherwise gathered into `scratch`, whose memory is
+    /// kept between messages.
+    #[must_use]
+    pub fn bytes<'a>(&'a self, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+        contiguous(&self.payload, scratch)
+    }
+}
+
+pub(super) fn contiguous<'a>(payload: &'a ZBytes, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    let mut slices = payload.slices();
+    let Some(first) = slices.next() else { return &[] };
+    if first.len() == payload.len() {
+        return first;
+    }
+    scratch.clear();
+    scratch.reserve(payload.len());
+    scratch.extend_from_slice(first);
+    for slice in slices {
+        scratch.extend_from_slice(slice);
+    }
+    scratch
+}
+
+/// Running totals of a subscriber.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SubscriberCounts {
+    /// Arrived, the dropped ones included.
+    pub received: u64,
+    /// Lost because the consumer was slower than the sender.
+    pub dropped: u64,
+    /// Missing in the senders' sequence numbers: lost on the way.
+    pub missed: u64,
+    /// Refused because the sender's type hash is another one.
+    pub wrong_hash: u64,
+    /// Taken out but not decodable.
+    pub bad: u64,
+}
+
+/// Takes CDR messages of a topic.
+pub struct RawSubscriber {
+    // In this order: first out of the graph, then deaf.
+    _token: Option<LivelinessToken>,
+    _kind: Kind,
+    inner: Arc<Inner>,
+    presence: Option<Arc<Presence>>,
+    topic: String,
+    _session: RosSession,
+}
+
+#[allow(dead_code)] // held for their Drop
+enum Kind {
+    Plain(zenoh::pubsub::Subscriber<()>),
+    Advanced(Box<AdvancedSubscriber<()>>),
+}
+
+struct Inner {
+    queue: Queue<RawSample>,
+    hash: Option<String>,
+    wrong_hash: AtomicU64,
+    missed: AtomicU64,
+    bad: AtomicU64,
+    senders: Mutex<Vec<([u8; 16], i64)>>,
+    topic: String,
+}
+
+/// Senders whose sequence numbers are followed; more are not.
+const MAX_SENDERS: usize = 32;
+
+impl Inner {
+    fn take(&self, sample: Sample) {
+        if sample.kind() != SampleKind::Put {
+            return;
+        }
+        if let Some(want) = &self.hash {
+            let got = sample.key_expr().as_str().rsplit('/').next().unwrap_or("");
+            if got != want && got != HASH_NOT_SUPPORTED {
+                if self.wrong_hash.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(topic = self.topic, got, want, "publisher has another type hash: ignored");
+                }
+                return;
+            }
+        }
+        let attachment = sample.attachment().and_then(|a| Attachment::from_bytes(&a.to_bytes()));
+        if let Some(a) = attachment {
+            self.follow(a);
+        }
+        let info = SampleInfo { received_at: clock::now(), attachment };
+        self.queue.push(RawSample { payload: sample.payload().clone(), info });
+    }
+
+    fn follow(&self, a: Attachment) {
+        let mut senders = lock(&self.senders);
+        match senders.iter_mut().find(|(gid, _)| *gid == a.gid) {
+            Some((_, last)) => {
+                let gap = a.sequence.saturating_sub(*last).saturating_sub(1);
+                if gap > 0 {
+                    self.missed.fetch_add(gap as u64, Ordering::Relaxed);
+                }
+                *last = (*last).max(a.sequence);
+            }
+            None => {
+                if senders.len() >= MAX_SENDERS {
+                    senders.remove(0);
+                }
+                senders.push((a.gid, a.sequence));
+            }
+        }
+    }
+}
+
+impl RawSubscriber {
+    pub(super) fn declare(
+        session: &RosSession,
+        topic: &str,
+        type_name: &str,
+        hash: Option<&str>,
+        qos: &Qos,
+        queue: QueuePolicy,
+    ) -> Result<Self, RosError> {
+        let topic = session.resolve(topic);
+        let key = session.topic_key(&topic, type_name, "*")?;
+        let what = || format!("declare a subscriber on {key}");
+        let rmw = session.key_style() == KeyStyle::RmwZenoh;
+        let inner = Arc::new(Inner {
+            queue: Queue::new(queue.capacity()),
+            hash: hash.filter(|_| rmw).map(str::to_owned),
+            wrong_hash: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+            bad: AtomicU64::new(0),
+            senders: Mutex::new(Vec::with_capacity(MAX_SENDERS)),
+            topic: topic.clone(),
+        });
+        let taker = inner.clone();
+        let builder =
+            session.zenoh().declare_subscriber(key.clone()).callback(move |sample| taker.take(sample));
+        let kind = match qos.durability {
+            Durability::Volatile => Kind::Plain(builder.wait().map_err(RosError::zenoh(what()))?),
+            Durability::TransientLocal => {
+                let history = HistoryConfig::default().detect_late_publishers().max_samples(qos.depth());
+                let mut b = builder.advanced().subscriber_detection().history(history);
+                if qos.reliability == Reliability::Reliable {
+                    b = b.recovery(RecoveryConfig::default().heartbeat());
+                }
+                Kind::Advanced(Box::new(b.wait().map_err(RosError::zenoh(what()))?))
+            }
+        };
+        // Best effort and volatile whatever is asked, so that it matches (and wakes) every publisher; a
+        // latched topic says what it is, so that tools show it right.
+        let shown = match qos.durability {
+            Durability::Volatile => Qos::ANY_PUBLISHER,
+            Durability::TransientLocal => *qos,
+        };
+        let shown_hash = hash.or_else(|| crate::msg::type_hash(type_name)).unwrap_or(HASH_NOT_SUPPORTED);
+        let (token, _) =
+            session.endpoint(EndpointKind::Subscription, &topic, type_name, shown_hash, shown)?;
+        let presence = session.graph().map(|g| g.presence(&topic));
+        Ok(Self { _token: token, _kind: kind, inner, presence, topic, _session: session.clone() })
+    }
+
+    /// Waits for the next message; `None` when none came in time.
+    #[must_use]
+    pub fn recv_timeout(&self, timeout: Duration) -> Option<RawSample> {
+        self.inner.queue.pop_timeout(timeout)
+    }
+
+    /// The next message that is there already.
+    #[must_use]
+    pub fn try_recv(&self) -> Option<RawSample> {
+        self.inner.queue.try_pop()
+    }
+
+    /// Waits for the next message. Cancel-safe.
+    pub async fn recv(&self) -> Option<RawSample> {
+        self.inner.queue.pop().await
+    }
+
+    /// Messages waiting.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inner.queue.len()
+    }
+
+    /// Running totals.
+    #[must_use]
+    pub fn counts(&self) -> SubscriberCounts {
+        SubscriberCounts {
+            received: self.inner.queue.received(),
+            dropped: self.inner.queue.dropped(),
+            missed: self.inner.missed.load(Ordering::Relaxed),
+            wrong_hash: self.inner.wrong_hash.load(Ordering::Relaxed),
+            bad: self.inner.bad.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How many publishers of the topic the graph knows; `None` in styles without tokens.
+    #[must_use]
+    pub fn publishers(&self) -> Option<usize> {
+        self.presence.as_ref().map(|p| p.now())
+    }
+
+    /// How often the topic's last publisher went away, and one came back.
+    #[must_use]
+    pub fn publisher_losses(&self) -> (u64, u64) {
+        self.presence.as_ref().map_or((0, 0), |p| p.losses())
+    }
+
+    /// The topic, fully qualified.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub(super) fn count_bad(&self) -> u64 {
+        self.inner.bad.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn inject(&self, sample: RawSample) {
+        self.inner.queue.push(sample);
+    }
+}
+
+impl Drop for RawSubscriber {
+    fn drop(&mut self) {
+        self.inner.queue.close();
+    }
+}
+
+impl std::fmt::Debug for RawSubscriber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawSubscriber({})", self.topic)
+    }
+}
+
+/// A decoded message and what is known about it.
+#[derive(Debug, Clone)]
+pub struct Received<T> {
+    /// The message.
+    pub message: T,
+    /// What else is known.
+    pub info: SampleInfo,
+}
+
+/// Takes messages of one type. Decoding happens on the consumer's side.
+pub struct Subscriber<T> {
+    raw: RawSubscriber,
+    message: PhantomData<fn() -> T>,
+}
+
+impl<T: RosType> Subscriber<T> {
+    pub(super) fn new(raw: RawSubscriber) -> Self {
+        Self { raw, message: PhantomData }
+    }
+
+    fn decode(&self, sample: RawSample) -> Result<Received<T>, RosError> {
+        let bytes: Cow<'_, [u8]> = sample.payload.to_bytes();
+        match T::decode(&bytes) {
+            Ok(message) => Ok(Received { message, info: sample.info }),
+            Err(cause) => {
+                self.raw.count_bad();
+                Err(RosError::Decode { topic: self.raw.topic.clone(), type_name: T::NAME, cause })
+            }
+        }
+    }
+
+    /// Waits for the next message; `Ok(None)` when none came in time.
+    ///
+    /// # Errors
+    /// [`RosError::Decode`]: that message is lost and counted; the next call goes on.
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Received<T>>, RosError> {
+        self.raw.recv_timeout(timeout).map(|s| self.decode(s)).transpose()
+    }
+
+    /// The next message that is there already.
+    ///
+    /// # Errors
+    /// As [`Subscriber::recv_timeout`].
+    pub fn try_recv(&self) -> Result<Option<Received<T>>, RosError> {
+        self.raw.try_recv().map(|s| self.decode(s)).transpose()
+    }
+
+    /// Waits for the next message. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`RosError::Decode`], as [`Subscriber::recv_timeout`]; [`RosError::Closed`].
+    pub async fn recv(&self) -> Result<Received<T>, RosError> {
+        match self.raw.recv().await {
+            Some(sample) => self.decode(sample),
+            None => Err(RosError::Closed),
+        }
+    }
+
+    /// The subscriber underneath: counters, presence of publishers.
+    #[must_use]
+    pub fn raw(&self) -> &RawSubscriber {
+        &self.raw
+    }
+
+    /// Running totals.
+    #[must_use]
+    pub fn counts(&self) -> SubscriberCounts {
+        self.raw.counts()
+    }
+}
+
+impl<T> std::fmt::Debug for Subscriber<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.raw.fmt(f)
+    }
+}
