@@ -13,18 +13,9 @@ const SEPARATOR: &str = "=======================================================
 
 /// Single definitions: type, then fields separated by `;`. Nested types are written `pkg/Name`.
 const DEFINITIONS: &[(&str, &str)] = &[
-    (
-        "action_msgs/msg/GoalInfo",
-        "unique_identifier_msgs/UUID goal_id;builtin_interfaces/Time stamp",
-    ),
-    (
-        "action_msgs/msg/GoalStatus",
-        "action_msgs/GoalInfo goal_info;int8 status",
-    ),
-    (
-        "action_msgs/msg/GoalStatusArray",
-        "action_msgs/GoalStatus[] status_list",
-    ),
+    ("action_msgs/msg/GoalInfo", "unique_identifier_msgs/UUID goal_id;builtin_interfaces/Time stamp"),
+    ("action_msgs/msg/GoalStatus", "action_msgs/GoalInfo goal_info;int8 status"),
+    ("action_msgs/msg/GoalStatusArray", "action_msgs/GoalStatus[] status_list"),
     ("builtin_interfaces/msg/Duration", "int32 sec;uint32 nanosec"),
     ("builtin_interfaces/msg/Time", "int32 sec;uint32 nanosec"),
     (
@@ -36,117 +27,57 @@ const DEFINITIONS: &[(&str, &str)] = &[
         "byte level;string name;string message;string hardware_id;diagnostic_msgs/KeyValue[] values",
     ),
     ("diagnostic_msgs/msg/KeyValue", "string key;string value"),
-    (
-        "geometry_msgs/msg/Accel",
-        "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular",
-    ),
-    (
-        "geometry_msgs/msg/AccelStamped",
-        "std_msgs/Header header;geometry_msgs/Accel accel",
-    ),
-    (
-        "geometry_msgs/msg/AccelWithCovariance",
-        "geometry_msgs/Accel accel;float64[36] covariance",
-    ),
+    ("geometry_msgs/msg/Accel", "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular"),
+    ("geometry_msgs/msg/AccelStamped", "std_msgs/Header header;geometry_msgs/Accel accel"),
+    ("geometry_msgs/msg/AccelWithCovariance", "geometry_msgs/Accel accel;float64[36] covariance"),
     (
         "geometry_msgs/msg/AccelWithCovarianceStamped",
         "std_msgs/Header header;geometry_msgs/AccelWithCovariance accel",
     ),
     ("geometry_msgs/msg/Point", "float64 x;float64 y;float64 z"),
     ("geometry_msgs/msg/Point32", "float32 x;float32 y;float32 z"),
-    (
-        "geometry_msgs/msg/PointStamped",
-        "std_msgs/Header header;geometry_msgs/Point point",
-    ),
+    ("geometry_msgs/msg/PointStamped", "std_msgs/Header header;geometry_msgs/Point point"),
     ("geometry_msgs/msg/Polygon", "geometry_msgs/Point32[] points"),
-    (
-        "geometry_msgs/msg/PolygonStamped",
-        "std_msgs/Header header;geometry_msgs/Polygon polygon",
-    ),
-    (
-        "geometry_msgs/msg/Pose",
-        "geometry_msgs/Point position;geometry_msgs/Quaternion orientation",
-    ),
+    ("geometry_msgs/msg/PolygonStamped", "std_msgs/Header header;geometry_msgs/Polygon polygon"),
+    ("geometry_msgs/msg/Pose", "geometry_msgs/Point position;geometry_msgs/Quaternion orientation"),
     ("geometry_msgs/msg/Pose2D", "float64 x;float64 y;float64 theta"),
-    (
-        "geometry_msgs/msg/PoseArray",
-        "std_msgs/Header header;geometry_msgs/Pose[] poses",
-    ),
-    (
-        "geometry_msgs/msg/PoseStamped",
-        "std_msgs/Header header;geometry_msgs/Pose pose",
-    ),
-    (
-        "geometry_msgs/msg/PoseWithCovariance",
-        "geometry_msgs/Pose pose;float64[36] covariance",
-    ),
+    ("geometry_msgs/msg/PoseArray", "std_msgs/Header header;geometry_msgs/Pose[] poses"),
+    ("geometry_msgs/msg/PoseStamped", "std_msgs/Header header;geometry_msgs/Pose pose"),
+    ("geometry_msgs/msg/PoseWithCovariance", "geometry_msgs/Pose pose;float64[36] covariance"),
     (
         "geometry_msgs/msg/PoseWithCovarianceStamped",
         "std_msgs/Header header;geometry_msgs/PoseWithCovariance pose",
     ),
-    (
-        "geometry_msgs/msg/Quaternion",
-        "float64 x 0;float64 y 0;float64 z 0;float64 w 1",
-    ),
-    (
-        "geometry_msgs/msg/QuaternionStamped",
-        "std_msgs/Header header;geometry_msgs/Quaternion quaternion",
-    ),
-    (
-        "geometry_msgs/msg/Transform",
-        "geometry_msgs/Vector3 translation;geometry_msgs/Quaternion rotation",
-    ),
+    ("geometry_msgs/msg/Quaternion", "float64 x 0;float64 y 0;float64 z 0;float64 w 1"),
+    ("geometry_msgs/msg/QuaternionStamped", "std_msgs/Header header;geometry_msgs/Quaternion quaternion"),
+    ("geometry_msgs/msg/Transform", "geometry_msgs/Vector3 translation;geometry_msgs/Quaternion rotation"),
     (
         "geometry_msgs/msg/TransformStamped",
         "std_msgs/Header header;string child_frame_id;geometry_msgs/Transform transform",
     ),
-    (
-        "geometry_msgs/msg/Twist",
-        "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular",
-    ),
-    (
-        "geometry_msgs/msg/TwistStamped",
-        "std_msgs/Header header;geometry_msgs/Twist twist",
-    ),
-    (
-        "geometry_msgs/msg/TwistWithCovariance",
-        "geometry_msgs/Twist twist;float64[36] covariance",
-    ),
+    ("geometry_msgs/msg/Twist", "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular"),
+    ("geometry_msgs/msg/TwistStamped", "std_msgs/Header header;geometry_msgs/Twist twist"),
+    ("geometry_msgs/msg/TwistWithCovariance", "geometry_msgs/Twist twist;float64[36] covariance"),
     (
         "geometry_msgs/msg/TwistWithCovarianceStamped",
         "std_msgs/Header header;geometry_msgs/TwistWithCovariance twist",
     ),
     ("geometry_msgs/msg/Vector3", "float64 x;float64 y;float64 z"),
-    (
-        "geometry_msgs/msg/Vector3Stamped",
-        "std_msgs/Header header;geometry_msgs/Vector3 vector",
-    ),
-    (
-        "geometry_msgs/msg/Wrench",
-        "geometry_msgs/Vector3 force;geometry_msgs/Vector3 torque",
-    ),
-    (
-        "geometry_msgs/msg/WrenchStamped",
-        "std_msgs/Header header;geometry_msgs/Wrench wrench",
-    ),
+    ("geometry_msgs/msg/Vector3Stamped", "std_msgs/Header header;geometry_msgs/Vector3 vector"),
+    ("geometry_msgs/msg/Wrench", "geometry_msgs/Vector3 force;geometry_msgs/Vector3 torque"),
+    ("geometry_msgs/msg/WrenchStamped", "std_msgs/Header header;geometry_msgs/Wrench wrench"),
     (
         "nav_msgs/msg/MapMetaData",
         "builtin_interfaces/Time map_load_time;float32 resolution;uint32 width;uint32 height;\
          geometry_msgs/Pose origin",
     ),
-    (
-        "nav_msgs/msg/OccupancyGrid",
-        "std_msgs/Header header;nav_msgs/MapMetaData info;int8[] data",
-    ),
+    ("nav_msgs/msg/OccupancyGrid", "std_msgs/Header header;nav_msgs/MapMetaData info;int8[] data"),
     (
         "nav_msgs/msg/Odometry",
         "std_msgs/Header header;string child_frame_id;geometry_msgs/PoseWithCovariance pose;\
          geometry_msgs/TwistWithCovariance twist",
     ),
-    (
-        "nav_msgs/msg/Path",
-        "std_msgs/Header header;geometry_msgs/PoseStamped[] poses",
-    ),
+    ("nav_msgs/msg/Path", "std_msgs/Header header;geometry_msgs/PoseStamped[] poses"),
     (
         "rcl_interfaces/msg/Log",
         "builtin_interfaces/Time stamp;uint8 level;string name;string msg;string file;string function;\
@@ -159,10 +90,7 @@ const DEFINITIONS: &[(&str, &str)] = &[
          float64[9] k;float64[9] r;float64[12] p;uint32 binning_x;uint32 binning_y;\
          sensor_msgs/RegionOfInterest roi",
     ),
-    (
-        "sensor_msgs/msg/CompressedImage",
-        "std_msgs/Header header;string format;uint8[] data",
-    ),
+    ("sensor_msgs/msg/CompressedImage", "std_msgs/Header header;string format;uint8[] data"),
     (
         "sensor_msgs/msg/Image",
         "std_msgs/Header header;uint32 height;uint32 width;string encoding;uint8 is_bigendian;uint32 step;\
@@ -195,83 +123,50 @@ const DEFINITIONS: &[(&str, &str)] = &[
         "std_msgs/Header header;uint32 height;uint32 width;sensor_msgs/PointField[] fields;\
          bool is_bigendian;uint32 point_step;uint32 row_step;uint8[] data;bool is_dense",
     ),
-    (
-        "sensor_msgs/msg/PointField",
-        "string name;uint32 offset;uint8 datatype;uint32 count",
-    ),
+    ("sensor_msgs/msg/PointField", "string name;uint32 offset;uint8 datatype;uint32 count"),
     (
         "sensor_msgs/msg/RegionOfInterest",
         "uint32 x_offset;uint32 y_offset;uint32 height;uint32 width;bool do_rectify",
     ),
     ("std_msgs/msg/Bool", "bool data"),
-    (
-        "std_msgs/msg/ColorRGBA",
-        "float32 r;float32 g;float32 b;float32 a",
-    ),
+    ("std_msgs/msg/ColorRGBA", "float32 r;float32 g;float32 b;float32 a"),
     ("std_msgs/msg/Empty", ""),
     ("std_msgs/msg/Float32", "float32 data"),
     ("std_msgs/msg/Float64", "float64 data"),
-    (
-        "std_msgs/msg/Header",
-        "builtin_interfaces/Time stamp;string frame_id",
-    ),
+    ("std_msgs/msg/Header", "builtin_interfaces/Time stamp;string frame_id"),
     ("std_msgs/msg/Int32", "int32 data"),
     ("std_msgs/msg/Int64", "int64 data"),
     ("std_msgs/msg/String", "string data"),
     ("std_msgs/msg/UInt8", "uint8 data"),
     ("std_msgs/msg/UInt32", "uint32 data"),
-    (
-        "tf2_msgs/msg/TFMessage",
-        "geometry_msgs/TransformStamped[] transforms",
-    ),
+    ("tf2_msgs/msg/TFMessage", "geometry_msgs/TransformStamped[] transforms"),
     ("unique_identifier_msgs/msg/UUID", "uint8[16] uuid"),
-    (
-        "vision_msgs/msg/BoundingBox2D",
-        "vision_msgs/Pose2D center;float64 size_x;float64 size_y",
-    ),
-    (
-        "vision_msgs/msg/BoundingBox3D",
-        "geometry_msgs/Pose center;geometry_msgs/Vector3 size",
-    ),
+    ("vision_msgs/msg/BoundingBox2D", "vision_msgs/Pose2D center;float64 size_x;float64 size_y"),
+    ("vision_msgs/msg/BoundingBox3D", "geometry_msgs/Pose center;geometry_msgs/Vector3 size"),
     (
         "vision_msgs/msg/Detection2D",
         "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;\
          vision_msgs/BoundingBox2D bbox;string id",
     ),
-    (
-        "vision_msgs/msg/Detection2DArray",
-        "std_msgs/Header header;vision_msgs/Detection2D[] detections",
-    ),
+    ("vision_msgs/msg/Detection2DArray", "std_msgs/Header header;vision_msgs/Detection2D[] detections"),
     (
         "vision_msgs/msg/Detection3D",
         "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;\
          vision_msgs/BoundingBox3D bbox;string id",
     ),
-    (
-        "vision_msgs/msg/Detection3DArray",
-        "std_msgs/Header header;vision_msgs/Detection3D[] detections",
-    ),
-    (
-        "vision_msgs/msg/ObjectHypothesis",
-        "string class_id;float64 score",
-    ),
+    ("vision_msgs/msg/Detection3DArray", "std_msgs/Header header;vision_msgs/Detection3D[] detections"),
+    ("vision_msgs/msg/ObjectHypothesis", "string class_id;float64 score"),
     (
         "vision_msgs/msg/ObjectHypothesisWithPose",
         "vision_msgs/ObjectHypothesis hypothesis;geometry_msgs/PoseWithCovariance pose",
     ),
     ("vision_msgs/msg/Point2D", "float64 x;float64 y"),
-    (
-        "vision_msgs/msg/Pose2D",
-        "vision_msgs/Point2D position;float64 theta",
-    ),
+    ("vision_msgs/msg/Pose2D", "vision_msgs/Point2D position;float64 theta"),
 ];
 
 static CONCATENATED: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
     let table: BTreeMap<&str, &str> = DEFINITIONS.iter().copied().collect();
-    table
-        .keys()
-        .map(|name| (*name, concatenate(&table, name)))
-        .collect()
+    table.keys().map(|name| (*name, concatenate(&table, name))).collect()
 });
 
 fn concatenate(table: &BTreeMap<&str, &str>, root: &str) -> String {
@@ -282,13 +177,7 @@ fn concatenate(table: &BTreeMap<&str, &str>, root: &str) -> String {
         if next > 0 {
             let _ = write!(text, "{SEPARATOR}\nMSG: {}\n", name.replace("/msg/", "/"));
         }
-        for field in table
-            .get(name.as_str())
-            .copied()
-            .unwrap_or("")
-            .split(';')
-            .filter(|f| !f.is_empty())
-        {
+        for field in table.get(name.as_str()).copied().unwrap_or("").split(';').filter(|f| !f.is_empty()) {
             let _ = writeln!(text, "{field}");
             let nested = normalize_type(field.split([' ', '[']).next().unwrap_or(""));
             if nested.contains('/') && !queue.contains(&nested) {
@@ -435,9 +324,7 @@ impl Schema {
         depth: usize,
     ) -> Result<usize, SchemaError> {
         if depth > MAX_DEPTH {
-            return Err(SchemaError::TooDeep {
-                type_name: name.to_owned(),
-            });
+            return Err(SchemaError::TooDeep { type_name: name.to_owned() });
         }
         if let Some(at) = self.types.iter().position(|t| t.name == name) {
             return Ok(at);
@@ -446,21 +333,12 @@ impl Schema {
             let text = ros2msg(name)?;
             Some(text.split(SEPARATOR).next().unwrap_or("").to_owned())
         };
-        let Some(body) = sections
-            .get(name)
-            .cloned()
-            .or_else(|| if fill_in { built_in() } else { None })
+        let Some(body) = sections.get(name).cloned().or_else(|| if fill_in { built_in() } else { None })
         else {
-            return Err(SchemaError::Missing {
-                type_name: name.to_owned(),
-                missing: name.to_owned(),
-            });
+            return Err(SchemaError::Missing { type_name: name.to_owned(), missing: name.to_owned() });
         };
         let at = self.types.len();
-        self.types.push(MessageType {
-            name: name.to_owned(),
-            fields: Vec::new(),
-        });
+        self.types.push(MessageType { name: name.to_owned(), fields: Vec::new() });
         let package = name.split('/').next().unwrap_or("").to_owned();
         let mut fields = Vec::new();
         for line in body.lines() {
@@ -478,29 +356,20 @@ impl Schema {
                 "time" | "duration" => Item::Stamp,
                 nested => {
                     let full = resolve(nested, &package, sections);
-                    let index = self
-                        .add(&full, sections, fill_in, depth + 1)
-                        .map_err(|e| match e {
-                            SchemaError::Missing { missing, .. } => SchemaError::Missing {
-                                type_name: name.to_owned(),
-                                missing,
-                            },
-                            other => other,
-                        })?;
+                    let index = self.add(&full, sections, fill_in, depth + 1).map_err(|e| match e {
+                        SchemaError::Missing { missing, .. } => {
+                            SchemaError::Missing { type_name: name.to_owned(), missing }
+                        }
+                        other => other,
+                    })?;
                     // A type that holds itself would have no end.
                     if self.reaches(index, at) {
-                        return Err(SchemaError::TooDeep {
-                            type_name: name.to_owned(),
-                        });
+                        return Err(SchemaError::TooDeep { type_name: name.to_owned() });
                     }
                     Item::Nested(index)
                 }
             };
-            fields.push(Field {
-                name: field_name.to_owned(),
-                item,
-                count,
-            });
+            fields.push(Field { name: field_name.to_owned(), item, count });
         }
         self.types[at].fields = fields;
         Ok(at)
@@ -526,13 +395,10 @@ impl Schema {
 
     /// True when the first field is a `std_msgs/msg/Header`.
     pub fn starts_with_header(&self) -> bool {
-        self.types
-            .first()
-            .and_then(|t| t.fields.first())
-            .is_some_and(|f| {
-                f.count == Count::One
-                    && matches!(f.item, Item::Nested(n) if self.types[n].name == "std_msgs/msg/Header")
-            })
+        self.types.first().and_then(|t| t.fields.first()).is_some_and(|f| {
+            f.count == Count::One
+                && matches!(f.item, Item::Nested(n) if self.types[n].name == "std_msgs/msg/Header")
+        })
     }
 }
 
@@ -555,9 +421,7 @@ fn split_sections(root: &str, text: &str) -> Vec<(String, String)> {
                 continue;
             }
         }
-        let (_, body) = sections
-            .last_mut()
-            .expect("the root section is there from the start");
+        let (_, body) = sections.last_mut().expect("the root section is there from the start");
         body.push_str(line);
         body.push('\n');
     }
@@ -576,9 +440,7 @@ fn field_line<'a>(type_name: &str, line: &'a str) -> Result<Option<(&'a str, &'a
     };
     let (type_text, rest) = bare.split_once(char::is_whitespace).ok_or_else(bad)?;
     let rest = rest.trim_start();
-    let end = rest
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(rest.len());
+    let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
     let (name, tail) = rest.split_at(end);
     if name.is_empty() {
         return Err(bad());
@@ -625,11 +487,7 @@ fn resolve(name: &str, package: &str, sections: &HashMap<String, String>) -> Str
         return local;
     }
     let tail = format!("/{name}");
-    sections
-        .keys()
-        .find(|k| k.ends_with(&tail))
-        .cloned()
-        .unwrap_or(local)
+    sections.keys().find(|k| k.ends_with(&tail)).cloned().unwrap_or(local)
 }
 
 /// A ROS 1 definition as the equivalent ROS 2 text: `time` and `duration` become `builtin_interfaces`,
@@ -657,9 +515,7 @@ pub fn ros2msg_from_ros1(type_name: &str, text: &str) -> Result<String, SchemaEr
             continue;
         }
         let body = bodies.get(&message.name).map_or("", String::as_str);
-        let lines = body
-            .lines()
-            .filter_map(|l| field_line(&message.name, l).ok().flatten());
+        let lines = body.lines().filter_map(|l| field_line(&message.name, l).ok().flatten());
         for (field, (type_text, _)) in message.fields.iter().zip(lines) {
             let (base, suffix) = match type_text.find('[') {
                 Some(at) => type_text.split_at(at),
@@ -684,10 +540,7 @@ pub fn ros2msg_from_ros1(type_name: &str, text: &str) -> Result<String, SchemaEr
     }
     for (used, name) in [(time, "Time"), (duration, "Duration")] {
         if used {
-            let _ = write!(
-                out,
-                "{SEPARATOR}\nMSG: builtin_interfaces/{name}\nint32 sec\nuint32 nanosec\n"
-            );
+            let _ = write!(out, "{SEPARATOR}\nMSG: builtin_interfaces/{name}\nint32 sec\nuint32 nanosec\n");
         }
     }
     Ok(out)
@@ -709,24 +562,12 @@ mod tests {
     fn definitions_parse_or_are_refused() {
         // definition, fields of the root or the start of the error
         let cases: &[(&str, Result<usize, &str>)] = &[
-            (
-                "uint8 X=1\nint32 a # comment\nstring<=10 b \"x\"\nfloat64[<=3] c\n",
-                Ok(3),
-            ),
+            ("uint8 X=1\nint32 a # comment\nstring<=10 b \"x\"\nfloat64[<=3] c\n", Ok(3)),
             ("string S=a # b = c\ntime t\nduration[2] d", Ok(2)),
-            (
-                "int32",
-                Err("definition of p/msg/T: line \"int32\" is not a field"),
-            ),
-            (
-                "int32[x] a",
-                Err("definition of p/msg/T: line \"int32[x] a\" is not a field"),
-            ),
+            ("int32", Err("definition of p/msg/T: line \"int32\" is not a field")),
+            ("int32[x] a", Err("definition of p/msg/T: line \"int32[x] a\" is not a field")),
             ("q/U u", Err("definition of p/msg/T: type q/msg/U is not defined")),
-            (
-                "T t",
-                Err("definition of p/msg/T: types are nested deeper than 32"),
-            ),
+            ("T t", Err("definition of p/msg/T: types are nested deeper than 32")),
             ("int32[4294967296] a", Err("definition of p/msg/T: line")),
         ];
         for (text, want) in cases {

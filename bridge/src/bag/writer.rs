@@ -89,16 +89,10 @@ impl McapWriter {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, WriteBagError> {
         let path = path.as_ref().to_path_buf();
         let mut name = std::ffi::OsString::from(".");
-        name.push(
-            path.file_name()
-                .unwrap_or_else(|| std::ffi::OsStr::new("bag.mcap")),
-        );
+        name.push(path.file_name().unwrap_or_else(|| std::ffi::OsStr::new("bag.mcap")));
         name.push(format!(".{}.tmp", std::process::id()));
         let partial = path.with_file_name(name);
-        let io = |source| WriteBagError::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| WriteBagError::Io { path: path.clone(), source };
         if path.file_name().is_none() {
             return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a file name")));
         }
@@ -116,13 +110,7 @@ impl McapWriter {
                 return Err(WriteBagError::Mcap { path, source });
             }
         };
-        Ok(Self {
-            writer: Some(writer),
-            path,
-            partial,
-            sequences: BTreeMap::new(),
-            messages: 0,
-        })
+        Ok(Self { writer: Some(writer), path, partial, sequences: BTreeMap::new(), messages: 0 })
     }
 
     /// Declares a ROS 2 topic.
@@ -175,10 +163,7 @@ impl McapWriter {
     ) -> Result<ChannelId, WriteBagError> {
         let path = self.path.clone();
         let mcap = |source| WriteBagError::Mcap { path, source };
-        let writer = self
-            .writer
-            .as_mut()
-            .expect("the writer lives until finish() consumes self");
+        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
         let result = (|| {
             let no_schema = schema.schema_name.is_empty() && schema.schema.is_empty();
             let id = if no_schema {
@@ -203,30 +188,17 @@ impl McapWriter {
         data: &[u8],
     ) -> Result<(), WriteBagError> {
         let stamp = |ns: i64| {
-            u64::try_from(ns).map_err(|_| WriteBagError::NegativeStamp {
-                path: self.path.clone(),
-                stamp_ns: ns,
-            })
+            u64::try_from(ns)
+                .map_err(|_| WriteBagError::NegativeStamp { path: self.path.clone(), stamp_ns: ns })
         };
         let (log_time, publish_time) = (stamp(log_time_ns)?, stamp(publish_time_ns)?);
         let sequence = self.sequences.entry(channel.0).or_insert(0);
-        let header = MessageHeader {
-            channel_id: channel.0,
-            sequence: *sequence,
-            log_time,
-            publish_time,
-        };
+        let header = MessageHeader { channel_id: channel.0, sequence: *sequence, log_time, publish_time };
         *sequence = sequence.wrapping_add(1);
-        let writer = self
-            .writer
-            .as_mut()
-            .expect("the writer lives until finish() consumes self");
+        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
         writer
             .write_to_known_channel(&header, data)
-            .map_err(|source| WriteBagError::Mcap {
-                path: self.path.clone(),
-                source,
-            })?;
+            .map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })?;
         self.messages += 1;
         Ok(())
     }
@@ -237,14 +209,8 @@ impl McapWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn flush(&mut self) -> Result<(), WriteBagError> {
-        let writer = self
-            .writer
-            .as_mut()
-            .expect("the writer lives until finish() consumes self");
-        writer.flush().map_err(|source| WriteBagError::Mcap {
-            path: self.path.clone(),
-            source,
-        })
+        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
+        writer.flush().map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })
     }
 
     /// Number of messages written so far.
@@ -258,16 +224,10 @@ impl McapWriter {
     /// # Errors
     /// The file cannot be written or renamed; nothing is left behind then.
     pub fn finish(mut self) -> Result<u64, WriteBagError> {
-        let mut writer = self
-            .writer
-            .take()
-            .expect("the writer lives until finish() consumes self");
+        let mut writer = self.writer.take().expect("the writer lives until finish() consumes self");
         let finished = writer.finish();
         let path = self.path.clone();
-        finished.map_err(|source| WriteBagError::Mcap {
-            path: path.clone(),
-            source,
-        })?;
+        finished.map_err(|source| WriteBagError::Mcap { path: path.clone(), source })?;
         let mut buffered = writer.into_inner();
         let end = buffered.flush().and_then(|()| buffered.get_ref().sync_all());
         drop(buffered);

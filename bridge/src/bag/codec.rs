@@ -1,0 +1,145 @@
+//! Decompression with bounds on what it may produce.
+
+use std::io::{self, Read};
+
+/// How a chunk is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Codec {
+    None,
+    Bz2,
+    Lz4,
+    Zstd,
+}
+
+pub(crate) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+impl Codec {
+    pub fn from_name(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b"none" | b"" => Self::None,
+            b"bz2" => Self::Bz2,
+            b"lz4" => Self::Lz4,
+            b"zstd" => Self::Zstd,
+            _ => return None,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bz2 => "bz2",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Result of [`decompress`]: how far it came.
+pub(crate) struct Decompressed {
+    /// Why it ended early.
+    pub error: Option<String>,
+}
+
+/// Decompresses into `out`, at most `size` bytes (what the header claims). Memory grows with what is really
+/// produced, unless the claim is believable for the number of compressed bytes.
+pub(crate) fn decompress(codec: Codec, compressed: &[u8], size: usize, out: &mut Vec<u8>) -> Decompressed {
+    let error = match codec {
+        Codec::None => {
+            out.clear();
+            out.extend_from_slice(&compressed[..compressed.len().min(size)]);
+            None
+        }
+        Codec::Zstd => {
+            out.clear();
+            if believable(compressed.len(), size) {
+                out.reserve(size);
+                match zstd_bulk(compressed, out) {
+                    Ok(()) if out.len() == size => return Decompressed { error: None },
+                    // The slow way keeps what can be had of a damaged frame.
+                    _ => out.clear(),
+                }
+            }
+            match zstd::stream::read::Decoder::with_buffer(compressed) {
+                Ok(decoder) => drain(decoder, size, out),
+                Err(e) => Some(e.to_string()),
+            }
+        }
+        Codec::Lz4 => match lz4::Decoder::new(compressed) {
+            Ok(decoder) => fill(decoder, compressed.len(), size, out),
+            Err(e) => Some(e.to_string()),
+        },
+        Codec::Bz2 => fill(bzip2::bufread::BzDecoder::new(compressed), compressed.len(), size, out),
+    };
+    let error = error
+        .or_else(|| (out.len() < size).then(|| format!("{} of {size} bytes after decompression", out.len())));
+    Decompressed { error }
+}
+
+/// A claim of up to 64 times the compressed bytes is given memory at once.
+fn believable(compressed: usize, size: usize) -> bool {
+    size <= compressed.saturating_mul(64).saturating_add(1 << 16)
+}
+
+fn zstd_bulk(compressed: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+    thread_local! {
+        static CONTEXT: std::cell::RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+            const { std::cell::RefCell::new(None) };
+    }
+    CONTEXT.with_borrow_mut(|context| {
+        let decompressor = match context {
+            Some(decompressor) => decompressor,
+            None => context.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(compressed, out).map(drop)
+    })
+}
+
+/// Reads into a buffer whose memory is reused without being cleared.
+fn fill(mut reader: impl Read, compressed: usize, size: usize, out: &mut Vec<u8>) -> Option<String> {
+    if !believable(compressed, size) {
+        out.clear();
+        return drain(reader, size, out);
+    }
+    if out.len() < size {
+        out.resize(size, 0);
+    } else {
+        out.truncate(size);
+    }
+    let mut done = 0;
+    let error = loop {
+        if done == size {
+            break None;
+        }
+        match reader.read(&mut out[done..]) {
+            Ok(0) => break None,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => break Some(e.to_string()),
+        }
+    };
+    out.truncate(done);
+    error
+}
+
+fn drain(reader: impl Read, size: usize, out: &mut Vec<u8>) -> Option<String> {
+    reader.take(size as u64).read_to_end(out).err().map(|e| e.to_string())
+}
+
+/// Appends the content of one zstd frame to `out`, at most `limit` bytes.
+pub(crate) fn append_zstd(frame: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<usize, String> {
+    let before = out.len();
+    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| e.to_string())?;
+    let read = decoder.take(limit as u64 + 1).read_to_end(out).map_err(|e| e.to_string());
+    let grown = out.len() - before;
+    match read {
+        Ok(_) if grown <= limit => Ok(grown),
+        Ok(_) => {
+            out.truncate(before);
+            Err(format!("more than {limit} bytes"))
+        }
+        Err(e) => {
+            out.truncate(before);
+            Err(e)
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Reading rosbag2's sqlite3 storage through SQLite itself. Files that SQLite refuses go to
+//! [`sqlite_pages`](super::sqlite_pages).
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags};
+
+use super::codec::{ZSTD_MAGIC, append_zstd};
+use super::source::Source;
+use super::{
+    BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, Held, OpenBagError, OpenOptions, Opened,
+    SchemaText, TopicInfo, file_label, offers_transient_local, schema, sqlite_pages, temporary_dir,
+};
+
+/// Rows are read in groups of about this many bytes.
+pub(super) const GROUP_BYTES: i64 = 1 << 20;
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path.as_os_str());
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// True when a write-ahead log or a rollback journal with content lies beside the file: the recorder was
+/// killed, and the file alone does not show everything.
+pub(super) fn has_log(path: &Path) -> bool {
+    ["-wal", "-journal"].iter().any(|e| fs::metadata(beside(path, e)).is_ok_and(|m| m.len() > 0))
+}
+
+/// Opens `path`; `shown` is the name for messages where the file is a temporary copy.
+pub(super) fn open(
+    source: Source,
+    path: &Path,
+    options: &OpenOptions,
+    shown: Option<&Path>,
+) -> Result<Opened, OpenBagError> {
+    let named = shown.unwrap_or(path);
+    let io = |source| OpenBagError::Io { path: named.to_path_buf(), source };
+    if has_log(path) {
+        // Applying the log writes: it is done on a copy, which also works for read-only directories.
+        let dir = temporary_dir(options).map_err(io)?;
+        let copy = dir.path().join(path.file_name().unwrap_or_default());
+        fs::copy(path, &copy).map_err(io)?;
+        for ending in ["-wal", "-journal"] {
+            let log = beside(path, ending);
+            if log.exists() {
+                fs::copy(log, beside(&copy, ending)).map_err(io)?;
+            }
+        }
+        let mut opened = match by_sqlite(&copy, true, named, options) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                let source = Source::open(&copy).map_err(io)?;
+                sqlite_pages::open(source, named, options, Some(&reason))?
+            }
+        };
+        opened.file = Box::new(Held { file: opened.file, _dir: dir });
+        return Ok(opened);
+    }
+    match by_sqlite(path, false, named, options) {
+        Ok(opened) => Ok(opened),
+        Err(reason) => sqlite_pages::open(source, named, options, Some(&reason)),
+    }
+}
+
+/// Percent-encodes what has a meaning in the `file:` names of SQLite.
+fn uri(path: &Path) -> Option<String> {
+    let absolute = std::path::absolute(path).ok()?;
+    let text = absolute.to_str()?;
+    let mut out = String::from("file:");
+    for c in text.chars() {
+        match c {
+            '%' => out.push_str("%25"),
+            '?' => out.push_str("%3f"),
+            '#' => out.push_str("%23"),
+            c => out.push(c),
+        }
+    }
+    out.push_str("?immutable=1");
+    Some(out)
+}
+
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    let names = statement.query_map([table], |row| row.get(0))?;
+    names.collect()
+}
+
+struct Group {
+    first: i64,
+    last: i64,
+    rows: u64,
+}
+
+struct SqliteFile {
+    connection: Mutex<Connection>,
+    label: String,
+    groups: Vec<Group>,
+    metas: Vec<ChunkMeta>,
+    /// From the id of the table to the topic of the file.
+    topics: HashMap<i64, u32>,
+    size_max: usize,
+}
+
+fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -> Result<Opened, String> {
+    let text = |e: rusqlite::Error| e.to_string();
+    let connection = match uri(path).filter(|_| !writable) {
+        Some(uri) => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(uri, flags)
+        }
+        None => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE),
+    }
+    .map_err(text)?;
+    // A hostile schema must not run code; a broken file must not cost memory.
+    connection
+        .execute_batch("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA cache_size=-4096;")
+        .map_err(text)?;
+    let (mut topics, ids) = read_topics(&connection).map_err(text)?;
+    let (mut groups, mut metas, mut orphans) = (Vec::new(), Vec::<ChunkMeta>::new(), 0);
+    let mut compressed = false;
+    {
+        let mut statement = connection
+            .prepare("SELECT rowid, topic_id, timestamp, length(data) FROM messages ORDER BY rowid")
+            .map_err(text)?;
+        let mut rows = statement.query([]).map_err(text)?;
+        let mut bytes = i64::MAX / 2;
+        while let Some(row) = rows.next().map_err(text)? {
+            let integer = |at: usize| match row.get_ref(at) {
+                Ok(ValueRef::Integer(n)) => Some(n),
+                _ => None,
+            };
+            let (Some(id), Some(topic), Some(time)) = (integer(0), integer(1), integer(2)) else {
+                orphans += 1;
+                continue;
+            };
+            let Some(topic) = ids.get(&topic) else {
+                orphans += 1;
+                continue;
+            };
+            topics[*topic as usize].count += 1;
+            let len = integer(3).unwrap_or(0);
+            if bytes >= GROUP_BYTES {
+                groups.push(Group { first: id, last: id, rows: 0 });
+                metas.push(ChunkMeta { start_ns: time, end_ns: time });
+                bytes = 0;
+            }
+            if let (Some(group), Some(meta)) = (groups.last_mut(), metas.last_mut()) {
+                group.last = id;
+                group.rows += 1;
+                meta.start_ns = meta.start_ns.min(time);
+                meta.end_ns = meta.end_ns.max(time);
+            }
+            bytes += len + 64;
+        }
+        let mut first =
+            connection.prepare("SELECT data FROM messages ORDER BY rowid LIMIT 64").map_err(text)?;
+        let mut rows = first.query([]).map_err(text)?;
+        while let Some(row) = rows.next().map_err(text)? {
+            compressed |= row.get_ref(0).is_ok_and(|v| v.as_blob().is_ok_and(|b| b.starts_with(&ZSTD_MAGIC)));
+        }
+    }
+    let label = file_label(named);
+    let mut damage = Vec::new();
+    if orphans > 0 {
+        damage.push(Damage::new(&label, "messages of topics that are not declared").messages(Some(orphans)));
+    }
+    let compression = if compressed { vec![("zstd", "message")] } else { vec![("none", "")] };
+    let file = SqliteFile {
+        connection: Mutex::new(connection),
+        label,
+        groups,
+        metas,
+        topics: ids,
+        size_max: options.chunk_bytes_max,
+    };
+    Ok(Opened { file: Box::new(file), format: Format::Sqlite3, topics, compression, damage })
+}
+
+fn read_topics(connection: &Connection) -> rusqlite::Result<(Vec<TopicInfo>, HashMap<i64, u32>)> {
+    let names = columns(connection, "topics")?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let column = |name: &'static str| if has(name) { name } else { "''" };
+    let mut definitions: HashMap<String, SchemaText> = HashMap::new();
+    if columns(connection, "message_definitions")?.iter().any(|c| c == "encoded_message_definition") {
+        let mut statement = connection
+            .prepare("SELECT topic_type, encoding, encoded_message_definition FROM message_definitions")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (name, encoding, text): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            if !text.is_empty() {
+                let data = text.into_bytes().into();
+                definitions.insert(schema::normalize_type(&name), SchemaText { encoding, data });
+            }
+        }
+    }
+    let query = format!(
+        "SELECT id, name, type, {}, {}, {} FROM topics ORDER BY id",
+        column("serialization_format"),
+        column("offered_qos_profiles"),
+        column("type_description_hash"),
+    );
+    let mut statement = connection.prepare(&query)?;
+    let mut rows = statement.query([])?;
+    let (mut topics, mut ids) = (Vec::<TopicInfo>::new(), HashMap::new());
+    while let Some(row) = rows.next()? {
+        let text = |at: usize| -> rusqlite::Result<String> {
+            Ok(match row.get_ref(at)? {
+                ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
+                _ => String::new(),
+            })
+        };
+        let id: i64 = row.get(0)?;
+        let fields = [text(1)?, text(2)?, text(3)?, text(4)?, text(5)?];
+        let topic = topic_info(fields, &definitions);
+        ids.insert(id, topics.len() as u32);
+        topics.push(topic);
+    }
+    Ok((topics, ids))
+}
+
+/// Name, type, serialisation, quality of service and hash of a row of `topics`.
+pub(super) fn topic_info(fields: [String; 5], definitions: &HashMap<String, SchemaText>) -> TopicInfo {
+    let [name, type_name, format, offered_qos, hash] = fields;
+    let type_name = schema::normalize_type(&type_name);
+    TopicInfo {
+        name,
+        schema: definitions.get(&type_name).cloned(),
+        type_name,
+        encoding: if format.is_empty() { Encoding::Cdr } else { Encoding::from_name(&format) },
+        type_hash: Some(hash).filter(|h| h.starts_with("RIHS")),
+        latched: offers_transient_local(&offered_qos),
+        offered_qos,
+        count: 0,
+    }
+}
+
+/// Appends the blob of a message, decompressed if it is a zstd frame, and its entry.
+pub(super) fn push_message(
+    chunk: &mut Chunk,
+    (topic, time): (u32, i64),
+    blob: &[u8],
+    limit: usize,
+) -> Result<(), String> {
+    let start = chunk.data.len();
+    let len = if blob.starts_with(&ZSTD_MAGIC) {
+        append_zstd(blob, limit, &mut chunk.data)?
+    } else {
+        chunk.data.extend_from_slice(blob);
+        blob.len()
+    };
+    chunk.entries.push(Entry { topic, log_ns: time, publish_ns: time, start, len });
+    Ok(())
+}
+
+impl SqliteFile {
+    fn rows(
+        &self,
+        first: i64,
+        last: i64,
+        chunk: &mut Chunk,
+        failed: &mut (u64, String),
+    ) -> rusqlite::Result<()> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statement = connection.prepare(
+            "SELECT topic_id, timestamp, data FROM messages WHERE rowid BETWEEN ?1 AND ?2 ORDER BY rowid",
+        )?;
+        let mut rows = statement.query([first, last])?;
+        while let Some(row) = rows.next()? {
+            let (ValueRef::Integer(topic), ValueRef::Integer(time)) = (row.get_ref(0)?, row.get_ref(1)?)
+            else {
+                continue;
+            };
+            let Some(topic) = self.topics.get(&topic) else { continue };
+            let blob = match row.get_ref(2)? {
+                ValueRef::Blob(b) | ValueRef::Text(b) => b,
+                _ => &[],
+            };
+            if let Err(e) = push_message(chunk, (*topic, time), blob, self.size_max) {
+                failed.0 += 1;
+                failed.1 = e;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BagFile for SqliteFile {
+    fn chunks(&self) -> &[ChunkMeta] {
+        &self.metas
+    }
+
+    fn load(&self, index: usize, chunk: &mut Chunk) {
+        let group = &self.groups[index];
+        chunk.data.clear();
+        let mut failed = (0, String::new());
+        if let Err(e) = self.rows(group.first, group.last, chunk, &mut failed) {
+            // One bad row must not hide the others of the group.
+            chunk.data.clear();
+            chunk.entries.clear();
+            failed.1 = e.to_string();
+            let span = group.last.abs_diff(group.first);
+            if span < 4 * group.rows + 1024 {
+                for id in group.first..=group.last {
+                    let _ = self.rows(id, id, chunk, &mut failed);
+                }
+            }
+            failed.0 = group.rows.saturating_sub(chunk.entries.len() as u64);
+        }
+        if failed.0 > 0 {
+            let what = format!("rows {} to {}: {}", group.first, group.last, failed.1);
+            chunk.damage.push(Damage::new(&self.label, what).messages(Some(failed.0)));
+        }
+    }
+}
