@@ -14,3 +14,6 @@ pub mod plan;
 pub mod session_denoiser;
 pub mod passport;
 pub mod bundle;
+pub mod checkpoint;
+pub mod count;
+pub mod quant;

@@ -1,0 +1,296 @@
+//! What the tensors of a component are called, in both published layouts, and which shapes they have.
+//!
+//! The canonical names are those of diffusers and transformers; the original Wan names are derived from them (spec
+//! §1.5, §2, §3). Shapes are the same in both. The norm before cross-attention is called `norm2` in one layout and
+//! `norm3` in the other: the layout is decided once for all tensors, so the two cannot be mixed.
+
+use std::path::Path;
+
+use super::{Checkpoint, CheckpointError, Dtype};
+use crate::model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig};
+
+/// Most names listed in one error message.
+const MAX_LISTED: usize = 6;
+
+/// A network whose weights can be imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    /// The diffusion transformer.
+    Dit,
+    /// The video autoencoder.
+    Vae,
+    /// The text encoder.
+    TextEncoder,
+}
+
+/// A way of naming tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// diffusers and transformers: the canonical names.
+    Diffusers,
+    /// The original Wan release.
+    Original,
+}
+
+/// A tensor that a component needs, and where it is in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Canonical name and shape.
+    pub spec: ParamSpec,
+    /// Its name in the checkpoint.
+    pub source: String,
+    /// Its element type there.
+    pub dtype: Dtype,
+}
+
+/// Weights of a Wan2.2 diffusion transformer, without the additions of this project (camera, lift).
+#[must_use]
+pub fn dit_params(cfg: &DitConfig) -> Vec<ParamSpec> {
+    let dim = cfg.dim();
+    let mut out = Vec::new();
+    let mut add = |name: String, shape: &[usize]| out.push(ParamSpec { name, shape: shape.to_vec() });
+    add("scale_shift_table".to_owned(), &[1, 2, dim]);
+    add("patch_embedding.weight".to_owned(), &[dim, cfg.in_channels, 1, cfg.patch[0], cfg.patch[1]]);
+    add("patch_embedding.bias".to_owned(), &[dim]);
+    let mut dense = |name: String, from: usize, to: usize| {
+        add(format!("{name}.weight"), &[to, from]);
+        add(format!("{name}.bias"), &[to]);
+    };
+    let embedder = |part: &str| format!("condition_embedder.{part}");
+    dense(embedder("time_embedder.linear_1"), cfg.freq_dim, dim);
+    dense(embedder("time_embedder.linear_2"), dim, dim);
+    dense(embedder("time_proj"), dim, 6 * dim);
+    dense(embedder("text_embedder.linear_1"), cfg.text_dim, dim);
+    dense(embedder("text_embedder.linear_2"), dim, dim);
+    dense("proj_out".to_owned(), dim, cfg.out_channels * cfg.patch[0] * cfg.patch[1]);
+    for layer in 0..cfg.layers {
+        let name = |part: &str| format!("blocks.{layer}.{part}");
+        for attention in ["attn1", "attn2"] {
+            for part in ["to_q", "to_k", "to_v", "to_out.0"] {
+                dense(name(&format!("{attention}.{part}")), dim, dim);
+            }
+        }
+        dense(name("ffn.net.0.proj"), dim, cfg.ffn_dim);
+        dense(name("ffn.net.2"), cfg.ffn_dim, dim);
+    }
+    for layer in 0..cfg.layers {
+        let name = |part: &str| format!("blocks.{layer}.{part}");
+        add(name("scale_shift_table"), &[1, 6, dim]);
+        for part in ["attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k", "norm2"] {
+            add(name(&format!("{part}.weight")), &[dim]);
+        }
+        add(name("norm2.bias"), &[dim]);
+    }
+    out
+}
+
+/// Weights of an autoencoder.
+#[must_use]
+pub fn vae_params(cfg: &VaeConfig) -> Vec<ParamSpec> {
+    cfg.params()
+}
+
+/// Weights of a text encoder.
+#[must_use]
+pub fn umt5_params(cfg: &Umt5Config) -> Vec<ParamSpec> {
+    cfg.params()
+}
+
+/// The original name of a canonical one.
+#[must_use]
+pub fn original_name(component: Component, canonical: &str) -> String {
+    match component {
+        Component::Dit => original_dit(canonical),
+        Component::Vae => original_vae(canonical),
+        Component::TextEncoder => original_umt5(canonical),
+    }
+}
+
+/// Replaces the first matching beginning.
+fn replace_start(name: &str, table: &[(&str, &str)]) -> Option<String> {
+    table.iter().find_map(|(from, to)| name.strip_prefix(from).map(|rest| format!("{to}{rest}")))
+}
+
+fn original_dit(name: &str) -> String {
+    let Some((layer, part)) = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) else {
+        let table = [
+            ("scale_shift_table", "head.modulation"),
+            ("proj_out.", "head.head."),
+            ("condition_embedder.time_embedder.linear_1.", "time_embedding.0."),
+            ("condition_embedder.time_embedder.linear_2.", "time_embedding.2."),
+            ("condition_embedder.time_proj.", "time_projection.1."),
+            ("condition_embedder.text_embedder.linear_1.", "text_embedding.0."),
+            ("condition_embedder.text_embedder.linear_2.", "text_embedding.2."),
+        ];
+        return replace_start(name, &table).unwrap_or_else(|| name.to_owned());
+    };
+    let table = [
+        ("scale_shift_table", "modulation"),
+        ("norm2.", "norm3."),
+        ("ffn.net.0.proj.", "ffn.0."),
+        ("ffn.net.2.", "ffn.2."),
+        ("attn1.", "self_attn."),
+        ("attn2.", "cross_attn."),
+    ];
+    let mut part = replace_start(part, &table).unwrap_or_else(|| part.to_owned());
+    for (from, to) in [(".to_q.", ".q."), (".to_k.", ".k."), (".to_v.", ".v."), (".to_out.0.", ".o.")] {
+        part = part.replace(from, to);
+    }
+    format!("blocks.{layer}.{part}")
+}
+
+fn original_vae(name: &str) -> String {
+    if let Some(out) = replace_start(name, &[("quant_conv.", "conv1."), ("post_quant_conv.", "conv2.")]) {
+        return out;
+    }
+    let Some((coder, part)) = name.split_once('.') else { return name.to_owned() };
+    let table = [
+        ("conv_in.", "conv1."),
+        ("norm_out.", "head.0."),
+        ("conv_out.", "head.2."),
+        ("mid_block.resnets.0.", "middle.0."),
+        ("mid_block.attentions.0.", "middle.1."),
+        ("mid_block.resnets.1.", "middle.2."),
+    ];
+    let part = replace_start(part, &table).unwrap_or_else(|| stage(part).unwrap_or_else(|| part.to_owned()));
+    // Inside a residual block.
+    let table = [
+        (".norm1.gamma", ".residual.0.gamma"),
+        (".conv1.", ".residual.2."),
+        (".norm2.gamma", ".residual.3.gamma"),
+        (".conv2.", ".residual.6."),
+        (".conv_shortcut.", ".shortcut."),
+    ];
+    let mut part = part;
+    if name.contains(".resnets.") {
+        for (from, to) in table {
+            part = part.replace(from, to);
+        }
+    }
+    format!("{coder}.{part}")
+}
+
+/// `down_blocks.s.resnets.r.` and `up_blocks.s.resnets.r.`, and the resamplers.
+fn stage(part: &str) -> Option<String> {
+    let (blocks, rest) = part.split_once('.')?;
+    let (blocks, resampler) = match blocks {
+        "down_blocks" => ("downsamples", "2"),
+        "up_blocks" => ("upsamples", "3"),
+        _ => return None,
+    };
+    let (stage, rest) = rest.split_once('.')?;
+    let rest = if let Some(rest) = rest.strip_prefix("resnets.") {
+        rest.to_owned()
+    } else {
+        let (_, rest) = rest.split_once('.')?;
+        format!("{resampler}.{rest}")
+    };
+    Some(format!("{blocks}.{stage}.{blocks}.{rest}"))
+}
+
+fn original_umt5(name: &str) -> String {
+    let table = [("shared.", "token_embedding."), ("encoder.final_layer_norm.", "norm.")];
+    if let Some(out) = replace_start(name, &table) {
+        return out;
+    }
+    let Some((layer, part)) = name.strip_prefix("encoder.block.").and_then(|rest| rest.split_once(".layer."))
+    else {
+        return name.to_owned();
+    };
+    let table = [
+        ("0.SelfAttention.relative_attention_bias.", "pos_embedding.embedding."),
+        ("0.SelfAttention.", "attn."),
+        ("0.layer_norm.", "norm1."),
+        ("1.DenseReluDense.wi_0.", "ffn.gate.0."),
+        ("1.DenseReluDense.wi_1.", "ffn.fc1."),
+        ("1.DenseReluDense.wo.", "ffn.fc2."),
+        ("1.layer_norm.", "norm2."),
+    ];
+    format!("blocks.{layer}.{}", replace_start(part, &table).unwrap_or_else(|| part.to_owned()))
+}
+
+/// Finds every tensor of a component in a checkpoint and says in which layout it is.
+///
+/// # Errors
+/// [`CheckpointError::Mismatch`] naming missing, extra and misshapen tensors, and those that are not fp32, fp16 or
+/// bf16.
+pub fn locate(
+    component: Component,
+    specs: &[ParamSpec],
+    checkpoint: &Checkpoint,
+) -> Result<(Layout, Vec<Located>), CheckpointError> {
+    let original: Vec<String> = specs.iter().map(|s| original_name(component, &s.name)).collect();
+    // Names that differ between the layouts decide which one this is.
+    let votes = |canonical: bool| {
+        let differ = specs.iter().zip(&original).filter(|(spec, other)| spec.name != **other);
+        differ
+            .filter(|(spec, other)| checkpoint.get(if canonical { &spec.name } else { *other }).is_some())
+            .count()
+    };
+    let layout = if votes(true) >= votes(false) { Layout::Diffusers } else { Layout::Original };
+    let mut faults = Faults::default();
+    let mut out = Vec::with_capacity(specs.len());
+    let mut used = std::collections::BTreeSet::new();
+    for (spec, original) in specs.iter().zip(original) {
+        let mut source = if layout == Layout::Diffusers { spec.name.clone() } else { original };
+        // Tied weights: transformers stores the embedding under either name, or both.
+        if component == Component::TextEncoder && spec.name == "shared.weight" && layout == Layout::Diffusers
+        {
+            let other = "encoder.embed_tokens.weight";
+            if checkpoint.get(other).is_some() {
+                used.insert(other.to_owned());
+                if checkpoint.get(&source).is_none() {
+                    source = other.to_owned();
+                }
+            }
+        }
+        match checkpoint.get(&source) {
+            None => faults.add(format!("{source} is missing (shape {:?})", spec.shape)),
+            Some(entry) if entry.shape != spec.shape => {
+                faults.add(format!("{source} has shape {:?}, expected {:?}", entry.shape, spec.shape));
+            }
+            Some(entry) if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) => {
+                faults.add(format!("{source} is {}, expected F32, F16 or BF16", entry.dtype.name()));
+            }
+            Some(entry) => {
+                out.push(Located { spec: spec.clone(), source: source.clone(), dtype: entry.dtype });
+            }
+        }
+        used.insert(source);
+    }
+    for (name, _) in checkpoint.tensors() {
+        if !used.contains(name) {
+            faults.add(format!("{name} is not a tensor of this network"));
+        }
+    }
+    faults.into_error(checkpoint.path())?;
+    Ok((layout, out))
+}
+
+/// What does not fit, with only the first few spelt out.
+#[derive(Default)]
+struct Faults {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Faults {
+    fn add(&mut self, fault: String) {
+        if self.first.len() < MAX_LISTED {
+            self.first.push(fault);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn into_error(self, path: &Path) -> Result<(), CheckpointError> {
+        if self.first.is_empty() {
+            return Ok(());
+        }
+        let mut what = self.first.join("; ");
+        if self.more > 0 {
+            what += &format!("; and {} more", self.more);
+        }
+        Err(CheckpointError::Mismatch { path: path.to_owned(), what })
+    }
+}
