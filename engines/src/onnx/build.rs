@@ -110,10 +110,7 @@ impl GraphBuilder {
     /// An empty graph that takes its weights from `weights`.
     pub fn new(name: &str, weights: Arc<dyn WeightSource>) -> Self {
         Self {
-            graph: Graph {
-                name: name.to_owned(),
-                ..Graph::default()
-            },
+            graph: Graph { name: name.to_owned(), ..Graph::default() },
             weights,
             values: Vec::new(),
             stored: Vec::new(),
@@ -142,20 +139,26 @@ impl GraphBuilder {
 
     fn declare(&mut self, name: &str, dtype: DataType, dims: &[Dim]) -> usize {
         if !self.names.insert(name.to_owned()) {
-            self.fail(OnnxError::Graph {
-                what: format!("input {name:?} is declared twice"),
-            });
+            self.fail(OnnxError::Graph { what: format!("input {name:?} is declared twice") });
         }
         self.graph.inputs.push(ValueInfo {
             name: name.into(),
             dtype: Some(dtype),
             shape: Some(dims.to_vec()),
         });
-        let shape = dims
-            .iter()
-            .map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None })
-            .collect();
+        let shape = dims.iter().map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect();
         self.add_value(name.to_owned(), Origin::Input, shape)
+    }
+
+    /// Integers that are part of the graph.
+    ///
+    /// # Panics
+    /// When the number of values is not the product of the shape.
+    pub fn index_constant(&mut self, shape: &[usize], values: &[i64]) -> IndexValue {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values of a constant must fill its shape");
+        let name = self.unique("index");
+        self.graph.initializers.push(Initializer::from_i64(name.clone(), shape, values));
+        IndexValue(self.add_value(name, Origin::Literal, shape.iter().map(|&s| Some(s)).collect()))
     }
 
     /// Makes `x` the output called `name`.
@@ -165,9 +168,7 @@ impl GraphBuilder {
         let is_output = self.graph.outputs.iter().any(|o| o.name == value);
         let direct = matches!(self.values[x.0].origin, Origin::Node(_)) && !is_output;
         if self.names.contains(name) && self.renamed.get(&value).map(String::as_str) != Some(name) {
-            self.fail(OnnxError::Graph {
-                what: format!("output {name:?} has a name that is taken"),
-            });
+            self.fail(OnnxError::Graph { what: format!("output {name:?} has a name that is taken") });
         }
         self.names.insert(name.to_owned());
         let source = if direct && !named_already {
@@ -175,9 +176,7 @@ impl GraphBuilder {
             value
         } else {
             let made = format!("{name}/Identity");
-            self.graph
-                .nodes
-                .push(Node::new(&made, "Identity", &[&value], &[name]));
+            self.graph.nodes.push(Node::new(&made, "Identity", &[&value], &[name]));
             name.to_owned()
         };
         self.graph.outputs.push(ValueInfo {
@@ -255,13 +254,7 @@ impl GraphBuilder {
     }
 
     fn add_value(&mut self, name: String, origin: Origin, shape: Shape) -> usize {
-        self.values.push(Value {
-            name,
-            origin,
-            shape,
-            uses: 0,
-            channels: None,
-        });
+        self.values.push(Value { name, origin, shape, uses: 0, channels: None });
         self.values.len() - 1
     }
 
@@ -296,18 +289,9 @@ impl GraphBuilder {
             return index;
         }
         let transposed = matches!(constant.steps.last(), Some(Step::Permute(p)) if *p == [1, 0]);
-        let base = if transposed {
-            format!("{}.T", constant.weight)
-        } else {
-            constant.weight.clone()
-        };
+        let base = if transposed { format!("{}.T", constant.weight) } else { constant.weight.clone() };
         let name = self.unique(&base);
-        self.stored.push(Stored {
-            name,
-            constant: constant.clone(),
-            uses: 0,
-            order: None,
-        });
+        self.stored.push(Stored { name, constant: constant.clone(), uses: 0, order: None });
         self.by_constant.insert(constant.clone(), self.stored.len() - 1);
         self.stored.len() - 1
     }
@@ -318,9 +302,7 @@ impl GraphBuilder {
             return id;
         }
         let name = self.unique("const");
-        self.graph
-            .initializers
-            .push(Initializer::from_f32(name.clone(), shape, data));
+        self.graph.initializers.push(Initializer::from_f32(name.clone(), shape, data));
         let id = self.add_value(name, Origin::Literal, shape.iter().map(|&s| Some(s)).collect());
         self.literals.insert(key, id);
         id
@@ -331,9 +313,7 @@ impl GraphBuilder {
             return name.clone();
         }
         let name = self.unique("shape");
-        self.graph
-            .initializers
-            .push(Initializer::from_i64(name.clone(), &[values.len()], values));
+        self.graph.initializers.push(Initializer::from_i64(name.clone(), &[values.len()], values));
         self.integers.insert(values.to_vec(), name.clone());
         name
     }
@@ -350,11 +330,7 @@ impl GraphBuilder {
         let name = match base {
             Some(base) => self.unique(&format!("{base}/{op}")),
             None => {
-                let base = if self.scope.is_empty() {
-                    op.to_owned()
-                } else {
-                    format!("{}/{op}", self.scope)
-                };
+                let base = if self.scope.is_empty() { op.to_owned() } else { format!("{}/{op}", self.scope) };
                 self.unique(&base)
             }
         };
@@ -436,10 +412,7 @@ impl GraphBuilder {
             return tables;
         }
         let dims = [1, -1, 1, half as i64];
-        let (cos4, sin4) = (
-            self.reshape(&NodeValue(cos), &dims),
-            self.reshape(&NodeValue(sin), &dims),
-        );
+        let (cos4, sin4) = (self.reshape(&NodeValue(cos), &dims), self.reshape(&NodeValue(sin), &dims));
         let minus = self.unary("Neg", sin4.0, &[]);
         let c = self.concat(&[cos4.clone(), cos4], 3).0;
         let s = self.concat(&[NodeValue(minus), sin4], 3).0;
@@ -454,10 +427,7 @@ impl GraphBuilder {
             return false;
         };
         let width = heads * head_dim;
-        let fits = channels
-            .values
-            .iter()
-            .all(|&(v, uses)| self.values[v].uses == uses)
+        let fits = channels.values.iter().all(|&(v, uses)| self.values[v].uses == uses)
             && channels.constants.iter().all(|&c| {
                 let s = &self.stored[c];
                 s.uses == 1 && s.order.is_none() && s.constant.shape.last() == Some(&width)
@@ -485,11 +455,7 @@ impl GraphBuilder {
 fn broadcast(a: &Shape, b: &Shape) -> Shape {
     let rank = a.len().max(b.len());
     let at = |s: &Shape, i: usize| {
-        if i + s.len() >= rank {
-            s[i + s.len() - rank]
-        } else {
-            Some(1)
-        }
+        if i + s.len() >= rank { s[i + s.len() - rank] } else { Some(1) }
     };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
@@ -514,11 +480,7 @@ impl Ops for GraphBuilder {
         match self.weights.meta(name) {
             None => self.fail(WeightError::Missing { name: name.into() }.into()),
             Some(meta) if meta.shape != shape => {
-                let error = WeightError::Shape {
-                    name: name.into(),
-                    wanted: shape.to_vec(),
-                    got: meta.shape,
-                };
+                let error = WeightError::Shape { name: name.into(), wanted: shape.to_vec(), got: meta.shape };
                 self.fail(error.into());
             }
             Some(_) => {}
@@ -532,11 +494,7 @@ impl Ops for GraphBuilder {
     }
 
     fn constant(&mut self, shape: &[usize], data: Vec<f32>) -> NodeValue {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            data.len(),
-            "values of a constant must fill its shape"
-        );
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "values of a constant must fill its shape");
         NodeValue(self.literal(shape, &data))
     }
 
@@ -575,14 +533,9 @@ impl Ops for GraphBuilder {
 
     fn linear(&mut self, x: &NodeValue, w: &NodeValue, b: Option<&NodeValue>) -> NodeValue {
         let wt = self.permute(w, &[1, 0]);
-        let base = self
-            .constant_of(w.0)
-            .map(|c| c.weight.trim_end_matches(".weight").to_owned());
+        let base = self.constant_of(w.0).map(|c| c.weight.trim_end_matches(".weight").to_owned());
         let base = base.as_deref();
-        let (inner, wanted) = (
-            self.values[x.0].shape.last().copied().flatten(),
-            self.values[wt.0].shape[0],
-        );
+        let (inner, wanted) = (self.values[x.0].shape.last().copied().flatten(), self.values[wt.0].shape[0]);
         assert!(
             inner.is_none() || wanted.is_none() || inner == wanted,
             "linear {base:?}: {inner:?} into {wanted:?}"
@@ -591,10 +544,10 @@ impl Ops for GraphBuilder {
         *shape.last_mut().expect("the input of a linear layer has an axis") = self.values[wt.0].shape[1];
         let inputs = [self.use_value(x.0), self.use_value(wt.0)];
         let mut out = self.node(base, "MatMul", &[&inputs[0], &inputs[1]], &[], shape);
-        let mut channels = self.constant_of(wt.0).cloned().map(|c| Channels {
-            constants: vec![self.store(&c)],
-            values: Vec::new(),
-        });
+        let mut channels = self
+            .constant_of(wt.0)
+            .cloned()
+            .map(|c| Channels { constants: vec![self.store(&c)], values: Vec::new() });
         if let Some(b) = b {
             let product = out;
             out = self.binary(base, "Add", product, b.0);
@@ -631,10 +584,9 @@ impl Ops for GraphBuilder {
                 d => Some(d as usize),
             })
             .collect();
-        if let (Some(total), Some(hole)) = (
-            old.iter().copied().try_fold(1, |n, s| s.map(|s| n * s)),
-            dims.iter().position(|&d| d == -1),
-        ) {
+        if let (Some(total), Some(hole)) =
+            (old.iter().copied().try_fold(1, |n, s| s.map(|s| n * s)), dims.iter().position(|&d| d == -1))
+        {
             let rest = shape
                 .iter()
                 .enumerate()
@@ -644,10 +596,8 @@ impl Ops for GraphBuilder {
         }
         if let Some(constant) = self.constant_of(x.0) {
             let mut constant = constant.clone();
-            let new: Vec<usize> = shape
-                .iter()
-                .map(|s| s.expect("the sizes of a reshaped weight are known"))
-                .collect();
+            let new: Vec<usize> =
+                shape.iter().map(|s| s.expect("the sizes of a reshaped weight are known")).collect();
             assert_eq!(
                 new.iter().product::<usize>(),
                 constant.shape.iter().product::<usize>(),
@@ -686,13 +636,7 @@ impl Ops for GraphBuilder {
         let shape = perm.iter().map(|&p| self.values[x.0].shape[p]).collect();
         let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
         let name = self.use_value(x.0);
-        NodeValue(self.node(
-            None,
-            "Transpose",
-            &[&name],
-            &[Attribute::ints("perm", &perm)],
-            shape,
-        ))
+        NodeValue(self.node(None, "Transpose", &[&name], &[Attribute::ints("perm", &perm)], shape))
     }
 
     fn concat(&mut self, xs: &[NodeValue], axis: usize) -> NodeValue {
@@ -700,18 +644,10 @@ impl Ops for GraphBuilder {
             return one.clone();
         }
         let mut shape = self.values[xs[0].0].shape.clone();
-        shape[axis] = xs
-            .iter()
-            .try_fold(0, |n, x| self.values[x.0].shape[axis].map(|s| n + s));
+        shape[axis] = xs.iter().try_fold(0, |n, x| self.values[x.0].shape[axis].map(|s| n + s));
         let names: Vec<String> = xs.iter().map(|x| self.use_value(x.0)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        NodeValue(self.node(
-            None,
-            "Concat",
-            &names,
-            &[Attribute::int("axis", axis as i64)],
-            shape,
-        ))
+        NodeValue(self.node(None, "Concat", &names, &[Attribute::int("axis", axis as i64)], shape))
     }
 
     fn slice(&mut self, x: &NodeValue, axis: usize, start: i64, end: Option<i64>) -> NodeValue {
@@ -741,13 +677,7 @@ impl Ops for GraphBuilder {
         let mut shape = self.values[index.0].shape.clone();
         shape.extend_from_slice(&self.values[table.0].shape[1..]);
         let (table, index) = (self.use_value(table.0), self.use_value(index.0));
-        NodeValue(self.node(
-            None,
-            "Gather",
-            &[&table, &index],
-            &[Attribute::int("axis", 0)],
-            shape,
-        ))
+        NodeValue(self.node(None, "Gather", &[&table, &index], &[Attribute::int("axis", 0)], shape))
     }
 
     fn softmax(&mut self, x: &NodeValue) -> NodeValue {
@@ -756,11 +686,7 @@ impl Ops for GraphBuilder {
 
     fn layer_norm(&mut self, x: &NodeValue, eps: f32) -> NodeValue {
         let shape = self.values[x.0].shape.clone();
-        let width = shape
-            .last()
-            .copied()
-            .flatten()
-            .expect("the width of a norm is fixed");
+        let width = shape.last().copied().flatten().expect("the width of a norm is fixed");
         let ones = self.literal(&[width], &vec![1.0; width]);
         let (x, ones) = (self.use_value(x.0), self.use_value(ones));
         let attributes = [Attribute::int("axis", -1), Attribute::float("epsilon", eps)];
@@ -778,18 +704,13 @@ impl Ops for GraphBuilder {
         let root = self.unary("Sqrt", mean, &[]);
         let inverse = self.unary("Reciprocal", root, &[]);
         let scaled = self.binary(None, "Mul", x.0, inverse);
-        let base = self
-            .constant_of(weight.0)
-            .map(|c| c.weight.trim_end_matches(".weight").to_owned());
+        let base = self.constant_of(weight.0).map(|c| c.weight.trim_end_matches(".weight").to_owned());
         let out = self.binary(base.as_deref(), "Mul", scaled, weight.0);
-        if let (Some(mut channels), Some(constant)) = (
-            self.values[x.0].channels.clone(),
-            self.constant_of(weight.0).cloned(),
-        ) {
+        if let (Some(mut channels), Some(constant)) =
+            (self.values[x.0].channels.clone(), self.constant_of(weight.0).cloned())
+        {
             channels.constants.push(self.store(&constant));
-            channels
-                .values
-                .extend([(x.0, self.values[x.0].uses), (scaled, self.values[scaled].uses)]);
+            channels.values.extend([(x.0, self.values[x.0].uses), (scaled, self.values[scaled].uses)]);
             self.values[out].channels = Some(channels);
         }
         NodeValue(out)
@@ -829,11 +750,7 @@ impl Ops for GraphBuilder {
         let known = |s: Option<usize>| s.expect("the sizes of a convolution's weight are known");
         let ws: Vec<usize> = self.values[w.0].shape.iter().map(|&s| known(s)).collect();
         let xs = self.values[x.0].shape.clone();
-        assert!(
-            xs[1].is_none_or(|c| c == ws[1]),
-            "conv2d: {:?} channels into weight {ws:?}",
-            xs[1]
-        );
+        assert!(xs[1].is_none_or(|c| c == ws[1]), "conv2d: {:?} channels into weight {ws:?}", xs[1]);
         let out = |axis: usize| {
             xs[2 + axis].map(|s| (s + pads[axis] + pads[axis + 2] - ws[2 + axis]) / stride[axis] + 1)
         };
@@ -844,9 +761,7 @@ impl Ops for GraphBuilder {
             Attribute::ints("strides", &ints(&stride)),
             Attribute::ints("pads", &ints(&pads)),
         ];
-        let base = self
-            .constant_of(w.0)
-            .map(|c| c.weight.trim_end_matches(".weight").to_owned());
+        let base = self.constant_of(w.0).map(|c| c.weight.trim_end_matches(".weight").to_owned());
         let mut inputs = vec![self.use_value(x.0), self.use_value(w.0)];
         inputs.extend(b.map(|b| self.use_value(b.0)));
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
@@ -932,21 +847,15 @@ impl LazyTensor for WeightTensor {
         let total: usize = self.constant.stored.iter().product();
         let name = &self.constant.weight;
         let read = |offset: usize, out: &mut [f32]| {
-            self.source
-                .read(name, offset as u64, out)
-                .map_err(io::Error::other)
+            self.source.read(name, offset as u64, out).map_err(io::Error::other)
         };
         thread_local! {
             // One buffer of bytes for all tensors that a thread writes.
             static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BYTES.with_borrow_mut(|bytes| {
-            let steps: Vec<&Step> = self
-                .constant
-                .steps
-                .iter()
-                .filter(|s| !matches!(s, Step::Reshape(_)))
-                .collect();
+            let steps: Vec<&Step> =
+                self.constant.steps.iter().filter(|s| !matches!(s, Step::Reshape(_))).collect();
             if steps.is_empty() && self.order.is_none() {
                 let mut buffer = vec![0f32; total.min(CHUNK)];
                 let mut done = 0;
@@ -1023,11 +932,7 @@ fn apply(step: &Step, shape: Vec<usize>, data: Vec<f32>) -> (Vec<usize>, Vec<f32
         Step::Slice { axis, start, end } => {
             let inner: usize = shape[axis + 1..].iter().product();
             let (row, from, to) = (shape[*axis] * inner, start * inner, end * inner);
-            let data = data
-                .chunks(row.max(1))
-                .flat_map(|r| &r[from..to])
-                .copied()
-                .collect();
+            let data = data.chunks(row.max(1)).flat_map(|r| &r[from..to]).copied().collect();
             let mut shape = shape;
             shape[*axis] = end - start;
             (shape, data)

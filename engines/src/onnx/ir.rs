@@ -54,11 +54,9 @@ impl DataType {
     /// From the number in the file.
     pub fn from_code(code: i64) -> Option<Self> {
         use DataType::*;
-        [
-            F32, U8, I8, U16, I16, I32, I64, Bool, F16, F64, U32, U64, BF16, F8E4M3, F8E5M2, U4, I4,
-        ]
-        .into_iter()
-        .find(|d| *d as i64 == code)
+        [F32, U8, I8, U16, I16, I32, I64, Bool, F16, F64, U32, U64, BF16, F8E4M3, F8E5M2, U4, I4]
+            .into_iter()
+            .find(|d| *d as i64 == code)
     }
 
     /// Bits per element.
@@ -75,9 +73,7 @@ impl DataType {
 
     /// Bytes that `elements` of this type take.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
-        elements
-            .checked_mul(self.bits() as u64)
-            .map(|bits| bits.div_ceil(8))
+        elements.checked_mul(self.bits() as u64).map(|bits| bits.div_ceil(8))
     }
 
     /// Short name: `f32`, `i64`, …
@@ -177,9 +173,7 @@ impl std::fmt::Debug for TensorData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             TensorData::Memory(_, range) => write!(f, "Memory({} bytes)", range.len()),
-            TensorData::File {
-                path, offset, length, ..
-            } => {
+            TensorData::File { path, offset, length, .. } => {
                 write!(f, "File({} @{offset}+{length})", path.display())
             }
             TensorData::Lazy(_) => write!(f, "Lazy"),
@@ -240,19 +234,11 @@ impl Initializer {
     /// [`OnnxError::Tensor`] naming the tensor where its bytes cannot be had or their number is wrong;
     /// [`OnnxError::Io`] never, since the sink's path is not known here.
     pub fn write_to(&self, sink: &mut dyn Write) -> Result<(), OnnxError> {
-        let fail = |what: String| OnnxError::Tensor {
-            name: self.name.clone(),
-            what,
-        };
-        let mut counted = Counted {
-            inner: sink,
-            written: 0,
-        };
+        let fail = |what: String| OnnxError::Tensor { name: self.name.clone(), what };
+        let mut counted = Counted { inner: sink, written: 0 };
         match &self.data {
             TensorData::Memory(buffer, range) => counted.write_all(&buffer[range.clone()]),
-            TensorData::File {
-                file, offset, length, ..
-            } => copy_range(file, *offset, *length, &mut counted),
+            TensorData::File { file, offset, length, .. } => copy_range(file, *offset, *length, &mut counted),
             TensorData::Lazy(lazy) => lazy.write_to(&mut counted),
         }
         .map_err(|e| fail(e.to_string()))?;
@@ -287,17 +273,12 @@ impl Initializer {
     /// [`OnnxError::Tensor`] for another element type, and as [`Initializer::write_to`].
     pub fn to_f32(&self) -> Result<Vec<f32>, OnnxError> {
         let bytes = self.bytes()?;
-        let two = |f: fn(u16) -> f32| {
-            bytes
-                .chunks_exact(2)
-                .map(|c| f(u16::from_le_bytes([c[0], c[1]])))
-                .collect()
-        };
+        let two =
+            |f: fn(u16) -> f32| bytes.chunks_exact(2).map(|c| f(u16::from_le_bytes([c[0], c[1]]))).collect();
         Ok(match self.dtype {
-            DataType::F32 => bytes
-                .chunks_exact(4)
-                .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]))
-                .collect(),
+            DataType::F32 => {
+                bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
+            }
             DataType::F16 => two(|b| half::f16::from_bits(b).to_f32()),
             DataType::BF16 => two(|b| half::bf16::from_bits(b).to_f32()),
             DataType::F64 => bytes
@@ -413,31 +394,19 @@ pub struct Attribute {
 impl Attribute {
     /// An integer attribute.
     pub fn int(name: &str, value: i64) -> Self {
-        Self {
-            name: name.into(),
-            value: AttributeValue::Int(value),
-        }
+        Self { name: name.into(), value: AttributeValue::Int(value) }
     }
     /// A float attribute.
     pub fn float(name: &str, value: f32) -> Self {
-        Self {
-            name: name.into(),
-            value: AttributeValue::Float(value),
-        }
+        Self { name: name.into(), value: AttributeValue::Float(value) }
     }
     /// An integer list attribute.
     pub fn ints(name: &str, value: &[i64]) -> Self {
-        Self {
-            name: name.into(),
-            value: AttributeValue::Ints(value.to_vec()),
-        }
+        Self { name: name.into(), value: AttributeValue::Ints(value.to_vec()) }
     }
     /// A text attribute.
     pub fn text(name: &str, value: &str) -> Self {
-        Self {
-            name: name.into(),
-            value: AttributeValue::String(value.as_bytes().to_vec()),
-        }
+        Self { name: name.into(), value: AttributeValue::String(value.as_bytes().to_vec()) }
     }
 }
 
@@ -518,20 +487,13 @@ impl Graph {
 
     /// Index of the node that makes the value `name`.
     pub fn producer(&self, name: &str) -> Option<usize> {
-        self.nodes
-            .iter()
-            .position(|n| n.outputs.iter().any(|o| o == name))
+        self.nodes.iter().position(|n| n.outputs.iter().any(|o| o == name))
     }
 
     /// Indices of the nodes that read the value `name`.
     pub fn consumers(&self, name: &str) -> Vec<usize> {
         let reads = |n: &Node| n.inputs.iter().any(|i| i == name);
-        self.nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, n)| reads(n))
-            .map(|(i, _)| i)
-            .collect()
+        self.nodes.iter().enumerate().filter(|(_, n)| reads(n)).map(|(i, _)| i).collect()
     }
 
     /// Drops constants that no node reads and no output names.
@@ -542,11 +504,10 @@ impl Graph {
             .flat_map(|n| n.inputs.iter().cloned())
             .chain(self.outputs.iter().map(|o| o.name.clone()))
             .collect();
-        let has_subgraph = self.nodes.iter().any(|n| {
-            n.attributes
-                .iter()
-                .any(|a| matches!(a.value, AttributeValue::Graph(_)))
-        });
+        let has_subgraph = self
+            .nodes
+            .iter()
+            .any(|n| n.attributes.iter().any(|a| matches!(a.value, AttributeValue::Graph(_))));
         if !has_subgraph {
             self.initializers.retain(|i| used.contains(&i.name));
         }
@@ -585,18 +546,11 @@ impl Model {
 
     /// Version of the standard operator set, 0 where none is named.
     pub fn opset(&self) -> i64 {
-        self.opsets
-            .iter()
-            .find(|(d, _)| d.is_empty() || d == "ai.onnx")
-            .map_or(0, |(_, v)| *v)
+        self.opsets.iter().find(|(d, _)| d.is_empty() || d == "ai.onnx").map_or(0, |(_, v)| *v)
     }
 
     /// Bytes of all constants of the main graph.
     pub fn weight_bytes(&self) -> u64 {
-        self.graph
-            .initializers
-            .iter()
-            .map(Initializer::byte_len)
-            .fold(0, u64::saturating_add)
+        self.graph.initializers.iter().map(Initializer::byte_len).fold(0, u64::saturating_add)
     }
 }

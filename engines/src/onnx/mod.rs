@@ -21,6 +21,7 @@
 //! ```
 
 mod build;
+mod graphs;
 mod ir;
 mod read;
 mod weights;
@@ -28,6 +29,9 @@ mod wire;
 mod write;
 
 pub use build::{GraphBuilder, IndexValue, NodeValue};
+pub use graphs::{
+    codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
+};
 pub(crate) use ir::read_exact_at;
 pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,

@@ -29,23 +29,14 @@ impl Model {
     /// model's own folder are refused.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, OnnxError> {
         let path = path.as_ref();
-        let io = |source| OnnxError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| OnnxError::Io { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length > MAX_FILE {
-            return Err(OnnxError::Limit {
-                what: "bytes outside of external data",
-                limit: MAX_FILE,
-            });
+            return Err(OnnxError::Limit { what: "bytes outside of external data", limit: MAX_FILE });
         }
         let mut bytes = Vec::with_capacity(length as usize);
-        file.by_ref()
-            .take(MAX_FILE + 1)
-            .read_to_end(&mut bytes)
-            .map_err(io)?;
+        file.by_ref().take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Self::parse(bytes, Some(folder))
     }
@@ -88,10 +79,7 @@ fn check_names(graph: &Graph) -> Result<(), OnnxError> {
     for node in &graph.nodes {
         for input in node.inputs.iter().filter(|i| !i.is_empty()) {
             if !known.contains(input.as_str()) {
-                return fail(format!(
-                    "{} reads {input:?}, which nothing before it makes",
-                    place(node)
-                ));
+                return fail(format!("{} reads {input:?}, which nothing before it makes", place(node)));
             }
         }
         for output in node.outputs.iter().filter(|o| !o.is_empty()) {
@@ -177,30 +165,17 @@ impl Parser {
 
     fn graph(&mut self, mut r: Reader<'_>, depth: usize) -> Result<Graph, OnnxError> {
         if depth >= MAX_DEPTH {
-            return Err(OnnxError::Limit {
-                what: "graphs inside each other",
-                limit: MAX_DEPTH as u64,
-            });
+            return Err(OnnxError::Limit { what: "graphs inside each other", limit: MAX_DEPTH as u64 });
         }
         let mut graph = Graph::default();
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => graph
-                    .nodes
-                    .push(self.node(r.message(field, value, "NodeProto")?, depth)?),
+                1 => graph.nodes.push(self.node(r.message(field, value, "NodeProto")?, depth)?),
                 2 => graph.name = r.text(field, value)?,
-                5 => graph
-                    .initializers
-                    .push(self.tensor(r.message(field, value, "TensorProto")?)?),
-                11 => graph
-                    .inputs
-                    .push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                12 => graph
-                    .outputs
-                    .push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                13 => graph
-                    .value_infos
-                    .push(self.info(r.message(field, value, "ValueInfoProto")?)?),
+                5 => graph.initializers.push(self.tensor(r.message(field, value, "TensorProto")?)?),
+                11 => graph.inputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
+                12 => graph.outputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
+                13 => graph.value_infos.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
                 15 => return Err(unsupported("a sparse initializer", &graph.name)),
                 _ => {}
             }
@@ -223,9 +198,7 @@ impl Parser {
                 }
                 3 => node.name = r.text(field, value)?,
                 4 => node.op_type = r.text(field, value)?,
-                5 => node
-                    .attributes
-                    .push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?),
+                5 => node.attributes.push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?),
                 7 => node.domain = r.text(field, value)?,
                 8 if !r.text(field, value)?.is_empty() => {
                     return Err(unsupported("an overloaded operator", &node.op_type));
@@ -278,10 +251,7 @@ impl Parser {
             4 => AttributeValue::Tensor(Box::new(tensor.ok_or_else(|| missing("tensor"))?)),
             5 => AttributeValue::Graph(Box::new(graph.ok_or_else(|| missing("graph"))?)),
             6 => AttributeValue::Floats(
-                floats
-                    .chunks_exact(4)
-                    .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]))
-                    .collect(),
+                floats.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
             ),
             7 => AttributeValue::Ints(ints),
             8 => AttributeValue::Strings(texts),
@@ -324,10 +294,7 @@ impl Parser {
                 _ => {}
             }
         }
-        let fail = |what: String| OnnxError::Tensor {
-            name: name.clone(),
-            what,
-        };
+        let fail = |what: String| OnnxError::Tensor { name: name.clone(), what };
         let dtype =
             DataType::from_code(code).ok_or_else(|| fail(format!("element type {code} is not known")))?;
         let mut shape = Vec::with_capacity(dims.len());
@@ -340,9 +307,7 @@ impl Parser {
                 .ok_or_else(|| fail(format!("shape {dims:?} is too large")))?;
             shape.push(size);
         }
-        let wanted = dtype
-            .bytes_for(elements)
-            .ok_or_else(|| fail(format!("shape {dims:?} is too large")))?;
+        let wanted = dtype.bytes_for(elements).ok_or_else(|| fail(format!("shape {dims:?} is too large")))?;
         let data = if location == 1 {
             self.external(&name, &external, wanted)?
         } else if let Some((start, end)) = raw {
@@ -361,12 +326,7 @@ impl Parser {
                 dtype.name()
             )));
         }
-        Ok(Initializer {
-            name,
-            dtype,
-            shape,
-            data,
-        })
+        Ok(Initializer { name, dtype, shape, data })
     }
 
     fn external(
@@ -375,10 +335,7 @@ impl Parser {
         entries: &[(String, String)],
         wanted: u64,
     ) -> Result<TensorData, OnnxError> {
-        let fail = |what: String| OnnxError::Tensor {
-            name: name.to_owned(),
-            what,
-        };
+        let fail = |what: String| OnnxError::Tensor { name: name.to_owned(), what };
         let number = |key: &str| -> Result<Option<u64>, OnnxError> {
             match entries.iter().find(|(k, _)| k == key) {
                 None => Ok(None),
@@ -393,68 +350,44 @@ impl Parser {
         };
         let offset = number("offset")?.unwrap_or(0);
         let Some(folder) = &self.folder else {
-            return Err(fail(format!(
-                "data lie in {location:?}, but the model was not read from a file"
-            )));
+            return Err(fail(format!("data lie in {location:?}, but the model was not read from a file")));
         };
         let mut parts = Path::new(location).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            return Err(fail(format!(
-                "external file {location:?} is not in the model's own folder"
-            )));
+            return Err(fail(format!("external file {location:?} is not in the model's own folder")));
         }
         let known = self.files.iter().position(|(l, ..)| l == location);
         let index = match known {
             Some(index) => index,
             None => {
                 if self.files.len() >= 256 {
-                    return Err(OnnxError::Limit {
-                        what: "external files",
-                        limit: 256,
-                    });
+                    return Err(OnnxError::Limit { what: "external files", limit: 256 });
                 }
                 let path = folder.join(location);
-                let io = |source| OnnxError::Io {
-                    path: path.clone(),
-                    source,
-                };
+                let io = |source| OnnxError::Io { path: path.clone(), source };
                 let file = File::open(&path).map_err(io)?;
                 let metadata = file.metadata().map_err(io)?;
                 if !metadata.is_file() {
                     return Err(fail(format!("external file {location:?} is not a plain file")));
                 }
-                self.files
-                    .push((location.clone(), path, Arc::new(file), metadata.len()));
+                self.files.push((location.clone(), path, Arc::new(file), metadata.len()));
                 self.files.len() - 1
             }
         };
         let (_, path, file, size) = &self.files[index];
         let length = number("length")?.unwrap_or(wanted);
         if length != wanted {
-            return Err(fail(format!(
-                "external length {length}, but type and shape need {wanted}"
-            )));
+            return Err(fail(format!("external length {length}, but type and shape need {wanted}")));
         }
         if offset.checked_add(length).is_none_or(|end| end > *size) {
-            return Err(fail(format!(
-                "bytes {offset}+{length} of {location:?}, which has only {size}"
-            )));
+            return Err(fail(format!("bytes {offset}+{length} of {location:?}, which has only {size}")));
         }
-        Ok(TensorData::File {
-            file: file.clone(),
-            path: path.clone(),
-            offset,
-            length,
-        })
+        Ok(TensorData::File { file: file.clone(), path: path.clone(), offset, length })
     }
 
     fn info(&mut self, mut r: Reader<'_>) -> Result<ValueInfo, OnnxError> {
         self.count(1)?;
-        let mut info = ValueInfo {
-            name: String::new(),
-            dtype: None,
-            shape: None,
-        };
+        let mut info = ValueInfo { name: String::new(), dtype: None, shape: None };
         while let Some((field, value)) = r.next()? {
             match field {
                 1 => info.name = r.text(field, value)?,
@@ -495,10 +428,7 @@ impl Parser {
                         }
                         self.count(1)?;
                         if shape.len() >= MAX_RANK {
-                            return Err(OnnxError::Limit {
-                                what: "axes of a value",
-                                limit: MAX_RANK as u64,
-                            });
+                            return Err(OnnxError::Limit { what: "axes of a value", limit: MAX_RANK as u64 });
                         }
                         let mut dim = Dim::Unknown;
                         let mut inner = dims.message(f, v, "TensorShapeProto.Dimension")?;
@@ -514,11 +444,7 @@ impl Parser {
                                 }
                                 2 => {
                                     let name = inner.text(f, v)?;
-                                    dim = if name.is_empty() {
-                                        Dim::Unknown
-                                    } else {
-                                        Dim::Symbol(name)
-                                    };
+                                    dim = if name.is_empty() { Dim::Unknown } else { Dim::Symbol(name) };
                                 }
                                 _ => {}
                             }
@@ -574,8 +500,5 @@ fn pair(r: &Reader<'_>, field: u32, value: Value) -> Result<(String, String), On
 }
 
 fn unsupported(what: &str, place: &str) -> OnnxError {
-    OnnxError::Unsupported {
-        what: what.to_owned(),
-        place: place.to_owned(),
-    }
+    OnnxError::Unsupported { what: what.to_owned(), place: place.to_owned() }
 }

@@ -85,11 +85,7 @@ impl MemoryWeights {
     /// # Panics
     /// When the number of values is not the product of the shape.
     pub fn insert(&mut self, name: impl Into<String>, shape: Vec<usize>, values: Vec<f32>) {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            values.len(),
-            "values of a weight must fill its shape"
-        );
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values of a weight must fill its shape");
         self.tensors.insert(name.into(), (shape, values));
     }
 }
@@ -111,24 +107,16 @@ impl WeightSource for MemoryWeights {
 
     fn meta(&self, name: &str) -> Option<WeightMeta> {
         let (shape, _) = self.tensors.get(name)?;
-        Some(WeightMeta {
-            dtype: DataType::F32,
-            shape: shape.clone(),
-        })
+        Some(WeightMeta { dtype: DataType::F32, shape: shape.clone() })
     }
 
     fn read(&self, name: &str, offset: u64, out: &mut [f32]) -> Result<(), WeightError> {
         let Some((_, values)) = self.tensors.get(name) else {
             return Err(WeightError::Missing { name: name.into() });
         };
-        let part = usize::try_from(offset)
-            .ok()
-            .and_then(|o| values.get(o..o.checked_add(out.len())?));
+        let part = usize::try_from(offset).ok().and_then(|o| values.get(o..o.checked_add(out.len())?));
         let Some(part) = part else {
-            return Err(WeightError::Data {
-                name: name.into(),
-                what: format!("no element {offset}"),
-            });
+            return Err(WeightError::Data { name: name.into(), what: format!("no element {offset}") });
         };
         out.copy_from_slice(part);
         Ok(())
@@ -158,10 +146,7 @@ impl SafetensorsWeights {
     /// JSON, names an unknown element type, or whose offsets overlap or do not match the shape; also for a tensor
     /// that two files hold.
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self, WeightError> {
-        let mut weights = Self {
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
             weights.add(path.as_ref())?;
         }
@@ -169,10 +154,7 @@ impl SafetensorsWeights {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), WeightError> {
-        let fail = |what: String| WeightError::File {
-            path: path.to_owned(),
-            what,
-        };
+        let fail = |what: String| WeightError::File { path: path.to_owned(), what };
         let file = File::open(path).map_err(|e| fail(e.to_string()))?;
         let size = file.metadata().map_err(|e| fail(e.to_string()))?.len();
         let mut head = [0u8; 8];
@@ -201,23 +183,16 @@ impl SafetensorsWeights {
                 None => return Err(bad("no element type")),
             };
             let numbers = |key: &str| -> Option<Vec<u64>> {
-                entry[key]
-                    .as_array()?
-                    .iter()
-                    .map(serde_json::Value::as_u64)
-                    .collect()
+                entry[key].as_array()?.iter().map(serde_json::Value::as_u64).collect()
             };
             let shape = numbers("shape").ok_or_else(|| bad("no shape"))?;
             let offsets = numbers("data_offsets").ok_or_else(|| bad("no data_offsets"))?;
             let &[start, end] = offsets.as_slice() else {
                 return Err(bad("data_offsets must be two numbers"));
             };
-            let elements = shape
-                .iter()
-                .try_fold(1u64, |n, &s| n.checked_mul(s).filter(|&n| n < 1 << 44));
-            let wanted = elements
-                .and_then(|n| dtype.bytes_for(n))
-                .ok_or_else(|| bad("shape is too large"))?;
+            let elements = shape.iter().try_fold(1u64, |n, &s| n.checked_mul(s).filter(|&n| n < 1 << 44));
+            let wanted =
+                elements.and_then(|n| dtype.bytes_for(n)).ok_or_else(|| bad("shape is too large"))?;
             if start > end || end > data_length || end - start != wanted {
                 return Err(bad(&format!(
                     "bytes {start}..{end} of {data_length}, but {} {shape:?} needs {wanted}",
@@ -237,10 +212,7 @@ impl SafetensorsWeights {
         }
         ranges.sort();
         if let Some(pair) = ranges.windows(2).find(|p| p[0].1 > p[1].0) {
-            return Err(fail(format!(
-                "tensors {:?} and {:?} overlap",
-                pair[0].2, pair[1].2
-            )));
+            return Err(fail(format!("tensors {:?} and {:?} overlap", pair[0].2, pair[1].2)));
         }
         self.files.push((path.to_owned(), file));
         Ok(())
@@ -260,15 +232,9 @@ impl WeightSource for SafetensorsWeights {
         let Some(stored) = self.tensors.get(name) else {
             return Err(WeightError::Missing { name: name.into() });
         };
-        let fail = |what: String| WeightError::Data {
-            name: name.into(),
-            what,
-        };
+        let fail = |what: String| WeightError::Data { name: name.into(), what };
         let elements: u64 = stored.meta.shape.iter().map(|&s| s as u64).product();
-        if offset
-            .checked_add(out.len() as u64)
-            .is_none_or(|end| end > elements)
-        {
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > elements) {
             return Err(fail(format!("no element {offset}+{}", out.len())));
         }
         let width = stored.meta.dtype.bits() as u64 / 8;

@@ -30,22 +30,12 @@ impl<'a> Reader<'a> {
     /// Reads `buffer[start..end]` as a `message`.
     pub(super) fn new(buffer: &'a [u8], start: usize, end: usize, message: &'static str) -> Self {
         debug_assert!(start <= end && end <= buffer.len());
-        Self {
-            buffer,
-            position: start,
-            end,
-            message,
-        }
+        Self { buffer, position: start, end, message }
     }
 
     /// An error at the current position.
     pub(super) fn error(&self, field: u32, what: impl Into<String>) -> OnnxError {
-        OnnxError::Wire {
-            offset: self.position as u64,
-            message: self.message,
-            field,
-            what: what.into(),
-        }
+        OnnxError::Wire { offset: self.position as u64, message: self.message, field, what: what.into() }
     }
 
     fn varint(&mut self, field: u32) -> Result<u64, OnnxError> {
@@ -92,9 +82,7 @@ impl<'a> Reader<'a> {
             1 => {
                 let (start, end) = self.take(field, 8)?;
                 Value::Fixed64(u64::from_le_bytes(
-                    self.buffer[start..end]
-                        .try_into()
-                        .expect("eight bytes were taken"),
+                    self.buffer[start..end].try_into().expect("eight bytes were taken"),
                 ))
             }
             2 => {

@@ -72,31 +72,20 @@ impl Model {
             path.with_file_name(name)
         };
         let data_path = named(".data");
-        let location = data_path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
 
         let mut offset = 0u64;
         let mut places = Vec::with_capacity(self.graph.initializers.len());
         for tensor in &self.graph.initializers {
             if outside && tensor.byte_len() >= SMALL {
-                places.push(Place::Outside {
-                    location: &location,
-                    offset,
-                });
+                places.push(Place::Outside { location: &location, offset });
                 offset = (offset + tensor.byte_len()).next_multiple_of(ALIGNMENT);
             } else {
                 places.push(Place::Inside);
             }
         }
 
-        let mut saved = SavedFiles {
-            model: path.to_owned(),
-            data: None,
-            bytes: 0,
-        };
+        let mut saved = SavedFiles { model: path.to_owned(), data: None, bytes: 0 };
         let model_tmp = Temporary(named(".tmp"));
         saved.bytes += write_file(&model_tmp.0, |sink| self.write_graph_file(sink, &places))?;
         if offset > 0 {
@@ -105,8 +94,7 @@ impl Model {
                 for (tensor, place) in self.graph.initializers.iter().zip(&places) {
                     if let Place::Outside { offset, .. } = place {
                         let gap = offset - sink.written;
-                        sink.write_all(&vec![0; gap as usize])
-                            .map_err(|e| sink.error(e))?;
+                        sink.write_all(&vec![0; gap as usize]).map_err(|e| sink.error(e))?;
                         tensor.write_to(sink)?;
                     }
                 }
@@ -127,11 +115,7 @@ impl Model {
         check_attributes(&self.graph)?;
         let mut bytes = Vec::new();
         let places: Vec<Place<'_>> = self.graph.initializers.iter().map(|_| Place::Inside).collect();
-        let mut sink = Sink {
-            inner: &mut bytes,
-            written: 0,
-            path: Path::new(""),
-        };
+        let mut sink = Sink { inner: &mut bytes, written: 0, path: Path::new("") };
         self.write_graph_file(&mut sink, &places)?;
         Ok(bytes)
     }
@@ -233,10 +217,7 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     fn error(&self, source: io::Error) -> OnnxError {
-        OnnxError::Io {
-            path: self.path.to_owned(),
-            source,
-        }
+        OnnxError::Io { path: self.path.to_owned(), source }
     }
     fn put(&mut self, bytes: &[u8]) -> Result<(), OnnxError> {
         self.write_all(bytes).map_err(|e| self.error(e))
@@ -258,16 +239,9 @@ fn write_file(
     path: &Path,
     build: impl FnOnce(&mut Sink<'_>) -> Result<(), OnnxError>,
 ) -> Result<u64, OnnxError> {
-    let io = |source| OnnxError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| OnnxError::Io { path: path.to_owned(), source };
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
-    let mut sink = Sink {
-        inner: &mut file,
-        written: 0,
-        path,
-    };
+    let mut sink = Sink { inner: &mut file, written: 0, path };
     build(&mut sink)?;
     let written = sink.written;
     let file = file.into_inner().map_err(|e| io(e.into_error()))?;
@@ -276,10 +250,7 @@ fn write_file(
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), OnnxError> {
-    fs::rename(from, to).map_err(|source| OnnxError::Io {
-        path: to.to_owned(),
-        source,
-    })
+    fs::rename(from, to).map_err(|source| OnnxError::Io { path: to.to_owned(), source })
 }
 
 /// The initializer's field in the graph, up to and without the raw bytes of one that stays inside.
@@ -294,11 +265,9 @@ fn tensor_field(tensor: &Initializer, place: &Place<'_>) -> Writer {
         }
         Place::Outside { location, offset } => {
             let length = tensor.byte_len().to_string();
-            for (key, value) in [
-                ("location", *location),
-                ("offset", &offset.to_string()),
-                ("length", &length),
-            ] {
+            for (key, value) in
+                [("location", *location), ("offset", &offset.to_string()), ("length", &length)]
+            {
                 body.message(13, |w| {
                     w.text(1, key);
                     w.text(2, value);
@@ -392,11 +361,7 @@ fn write_subgraph(w: &mut Writer, graph: &Graph) {
 }
 
 fn write_infos(w: &mut Writer, graph: &Graph) {
-    for (field, infos) in [
-        (11, &graph.inputs),
-        (12, &graph.outputs),
-        (13, &graph.value_infos),
-    ] {
+    for (field, infos) in [(11, &graph.inputs), (12, &graph.outputs), (13, &graph.value_infos)] {
         for info in infos {
             w.message(field, |w| write_info(w, info));
         }
