@@ -1,3 +1,8 @@
 //! The eager interpreter with gradients, and the trainer. Nothing here is part of the on-device binary.
 
+pub mod data;
 pub mod eager;
+pub mod family;
+pub mod net;
+pub mod optim;
+pub mod trainer;

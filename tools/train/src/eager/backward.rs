@@ -157,13 +157,7 @@ impl Eager {
                 add_into(self, grads, *x, d);
             }
             Op::RmsNorm { x, w, rstd } => self.rms_back(*x, *w, rstd, &g, grads),
-            Op::ModNorm {
-                x,
-                shift,
-                scale,
-                norm,
-                rstd,
-            } => {
+            Op::ModNorm { x, shift, scale, norm, rstd } => {
                 self.mod_norm_back([*x, *shift, *scale], norm, rstd, &g, grads);
             }
             Op::GatedAdd { x, y, gate } => {
@@ -190,13 +184,7 @@ impl Eager {
             }
             Op::Gelu(x) => self.map_back(*x, &g, grads, math::gelu_grad),
             Op::Silu(x) => self.map_back(*x, &g, grads, math::silu_grad),
-            Op::Conv2d {
-                x,
-                w,
-                b,
-                stride,
-                pads,
-            } => self.conv_back([*x, *w], *b, *stride, *pads, &g, grads),
+            Op::Conv2d { x, w, b, stride, pads } => self.conv_back([*x, *w], *b, *stride, *pads, &g, grads),
             Op::Upsample2(x) => {
                 let s = self.nodes[x.0].shape.clone();
                 let (planes, h, w) = (s[0] * s[1], s[2], s[3]);
@@ -212,8 +200,9 @@ impl Eager {
             }
             Op::Rotate { x, cos, sin } => {
                 let (c, s) = (self.data(*cos), self.data(*sin));
-                let (n, head_dim) = (shape[1], shape[3]);
+                let head_dim = shape[3];
                 let (row, half) = (shape[2] * head_dim, head_dim / 2);
+                let n = c.len() / half;
                 let mut d = self.take(g.len());
                 for (r, (to, from)) in d.chunks_exact_mut(row).zip(g.chunks_exact(row)).enumerate() {
                     let at = r % n * half;
@@ -221,14 +210,7 @@ impl Eager {
                 }
                 add_into(self, grads, *x, d);
             }
-            Op::Attention {
-                q,
-                k,
-                v,
-                scale,
-                weights,
-                heads,
-            } => {
+            Op::Attention { q, k, v, scale, weights, heads } => {
                 self.attention_back([*q, *k, *v], *scale, weights, *heads, &g, grads);
             }
         }
@@ -251,10 +233,7 @@ impl Eager {
         if !self.nodes[target.0].needs {
             return;
         }
-        let (ts, os) = (
-            self.nodes[target.0].shape.clone(),
-            self.nodes[other.0].shape.clone(),
-        );
+        let (ts, os) = (self.nodes[target.0].shape.clone(), self.nodes[other.0].shape.clone());
         let plan = Broadcast::new(&ts, &os);
         let od = self.data(other);
         let mut d = self.zeros(count(&ts));
@@ -312,17 +291,7 @@ impl Eager {
                 Some(d) => (d, 1.0),
                 None => (self.take(m * k), 0.0),
             };
-            gemm(
-                [m, k, n],
-                &mut d,
-                View::rows(0, k),
-                keep,
-                g,
-                View::rows(0, n),
-                &wd,
-                View::rows(0, k),
-                1.0,
-            );
+            gemm([m, k, n], &mut d, View::rows(0, k), keep, g, View::rows(0, n), &wd, View::rows(0, k), 1.0);
             grads[x.0] = Some(d);
         }
         if self.nodes[w.0].needs {
@@ -384,11 +353,8 @@ impl Eager {
         wide(
             #[inline(always)]
             || {
-                for (((d, g), x), r) in dx
-                    .chunks_exact_mut(n)
-                    .zip(g.chunks_exact(n))
-                    .zip(xd.chunks_exact(n))
-                    .zip(rstd)
+                for (((d, g), x), r) in
+                    dx.chunks_exact_mut(n).zip(g.chunks_exact(n)).zip(xd.chunks_exact(n)).zip(rstd)
                 {
                     for ((d, g), w) in d.iter_mut().zip(g).zip(wd.iter()) {
                         *d = g * w * r;
@@ -421,11 +387,8 @@ impl Eager {
         wide(
             #[inline(always)]
             || {
-                for (i, ((dn, g), h)) in dn
-                    .chunks_exact_mut(d)
-                    .zip(g.chunks_exact(d))
-                    .zip(norm.chunks_exact(d))
-                    .enumerate()
+                for (i, ((dn, g), h)) in
+                    dn.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(norm.chunks_exact(d)).enumerate()
                 {
                     let at = i / run * d;
                     let (ds, dc, c) = (&mut ds[at..at + d], &mut dc[at..at + d], &cd[at..at + d]);
@@ -454,19 +417,12 @@ impl Eager {
         wide(
             #[inline(always)]
             || {
-                for (i, ((dy, g), y)) in dy
-                    .chunks_exact_mut(d)
-                    .zip(g.chunks_exact(d))
-                    .zip(yd.chunks_exact(d))
-                    .enumerate()
+                for (i, ((dy, g), y)) in
+                    dy.chunks_exact_mut(d).zip(g.chunks_exact(d)).zip(yd.chunks_exact(d)).enumerate()
                 {
                     let at = i / run * d;
-                    for ((((dy, g), y), dg), k) in dy
-                        .iter_mut()
-                        .zip(g)
-                        .zip(y)
-                        .zip(&mut dg[at..at + d])
-                        .zip(&gd[at..at + d])
+                    for ((((dy, g), y), dg), k) in
+                        dy.iter_mut().zip(g).zip(y).zip(&mut dg[at..at + d]).zip(&gd[at..at + d])
                     {
                         *dy = g * k;
                         *dg += g * y;
@@ -492,11 +448,7 @@ impl Eager {
                 let dot: f32 = (0..c).map(|ch| g[at(ch)] * gd[ch] * k * xd[at(ch)]).sum();
                 for ch in 0..c {
                     let direct = g[at(ch)] * gd[ch] * k / len;
-                    let pull = if norm > 1e-12 {
-                        xd[at(ch)] * dot / (len * len * len)
-                    } else {
-                        0.0
-                    };
+                    let pull = if norm > 1e-12 { xd[at(ch)] * dot / (len * len * len) } else { 0.0 };
                     dx[at(ch)] = direct - pull;
                     dg[ch] += g[at(ch)] * k * xd[at(ch)] / len;
                 }
@@ -524,28 +476,8 @@ impl Eager {
             let xi = &xd[i * image..(i + 1) * image];
             let gv = View::rows(i * s.co * o, o);
             s.columns(stride, pads, |at, from| columns[at] = from.map_or(0.0, |f| xi[f]));
-            gemm(
-                [s.co, k, o],
-                &mut dw,
-                View::rows(0, k),
-                1.0,
-                g,
-                gv,
-                &columns,
-                View::rows(0, o).t(),
-                1.0,
-            );
-            gemm(
-                [k, o, s.co],
-                &mut columns,
-                View::rows(0, o),
-                0.0,
-                &wd,
-                View::rows(0, k).t(),
-                g,
-                gv,
-                1.0,
-            );
+            gemm([s.co, k, o], &mut dw, View::rows(0, k), 1.0, g, gv, &columns, View::rows(0, o).t(), 1.0);
+            gemm([k, o, s.co], &mut columns, View::rows(0, o), 0.0, &wd, View::rows(0, k).t(), g, gv, 1.0);
             let di = &mut dx[i * image..(i + 1) * image];
             s.columns(stride, pads, |at, from| {
                 if let Some(f) = from {
@@ -648,11 +580,8 @@ fn norm_back(d: &mut [f32], g: &[f32], y: &[f32], rstd: &[f32], n: usize) {
     wide(
         #[inline(always)]
         || {
-            for (((d, g), y), r) in d
-                .chunks_exact_mut(n)
-                .zip(g.chunks_exact(n))
-                .zip(y.chunks_exact(n))
-                .zip(rstd)
+            for (((d, g), y), r) in
+                d.chunks_exact_mut(n).zip(g.chunks_exact(n)).zip(y.chunks_exact(n)).zip(rstd)
             {
                 let mean = math::sum(g, |v| v) / n as f32;
                 let dot = math::sum2(g, y, |a, b| a * b) / n as f32;

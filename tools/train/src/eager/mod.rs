@@ -77,6 +77,13 @@ impl Params {
     }
 }
 
+impl Params {
+    /// The values of all weights, to change, in order.
+    pub fn all_values_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        self.data.iter_mut().map(Arc::make_mut)
+    }
+}
+
 /// A value on the tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Var(usize);
@@ -177,6 +184,7 @@ struct Node {
 pub struct Eager {
     params: Arc<Params>,
     train: bool,
+    collect: bool,
     nodes: Vec<Node>,
     pool: HashMap<usize, Vec<Vec<f32>>>,
     cache: HashMap<usize, Var>,
@@ -193,11 +201,20 @@ impl Eager {
     /// An interpreter over these weights; `train` keeps what gradients need.
     #[must_use]
     pub fn new(params: Arc<Params>, train: bool) -> Self {
-        Self {
-            params,
-            train,
-            ..Self::default()
-        }
+        Self { params, train, ..Self::default() }
+    }
+
+    /// An interpreter that makes up zeros for every weight that a network asks for: run it once to learn what
+    /// the network needs (see [`Eager::params`]).
+    #[must_use]
+    pub fn collecting() -> Self {
+        Self { collect: true, ..Self::default() }
+    }
+
+    /// The weights, in the order in which they were added.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
     }
 
     /// Forgets the tape (the buffers go back to the pool) and takes new weights.
@@ -268,10 +285,7 @@ impl Eager {
     #[must_use]
     pub fn index(&self, shape: &[usize], rows: Vec<usize>) -> IndexVar {
         assert_eq!(count(shape), rows.len(), "index of shape {shape:?}");
-        IndexVar {
-            shape: shape.to_vec(),
-            rows: Arc::new(rows),
-        }
+        IndexVar { shape: shape.to_vec(), rows: Arc::new(rows) }
     }
 
     /// Shape and values.
@@ -302,11 +316,7 @@ impl Eager {
         self.nodes.push(Node {
             shape,
             data,
-            op: if needs || matches!(op, Op::Leaf) {
-                op
-            } else {
-                Op::Leaf
-            },
+            op: if needs || matches!(op, Op::Leaf) { op } else { Op::Leaf },
             needs,
         });
         Var(self.nodes.len() - 1)
@@ -314,10 +324,7 @@ impl Eager {
 
     /// A buffer with arbitrary content.
     fn take(&mut self, n: usize) -> Vec<f32> {
-        self.pool
-            .get_mut(&n)
-            .and_then(Vec::pop)
-            .unwrap_or_else(|| vec![0.0; n])
+        self.pool.get_mut(&n).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; n])
     }
 
     fn zeros(&mut self, n: usize) -> Vec<f32> {
@@ -394,10 +401,7 @@ impl Broadcast {
         let mut shape = Vec::with_capacity(n);
         for i in 0..n {
             let (x, y) = (at(a, i), at(b, i));
-            assert!(
-                x == y || x == 1 || y == 1,
-                "shapes {a:?} and {b:?} do not broadcast"
-            );
+            assert!(x == y || x == 1 || y == 1, "shapes {a:?} and {b:?} do not broadcast");
             shape.push(x.max(y));
         }
         // Steps from the right, then neighbouring axes merge where both operands run on without a break.
@@ -426,12 +430,7 @@ impl Broadcast {
         }
         axes.reverse();
         let last = axes[axes.len() - 1];
-        Self {
-            shape,
-            step_a: last.1,
-            step_b: last.2,
-            axes,
-        }
+        Self { shape, step_a: last.1, step_b: last.2, axes }
     }
 
     /// Calls `f(out offset, a offset, b offset, length)` for each row.
@@ -508,23 +507,11 @@ struct ConvSize {
 
 impl ConvSize {
     fn new(x: &[usize], w: &[usize], stride: [usize; 2], pads: [usize; 4]) -> Self {
-        let (&[n, ci, h, wd], &[co, wi, kh, kw]) = (x, w) else {
-            panic!("conv2d of shapes {x:?} and {w:?}")
-        };
+        let (&[n, ci, h, wd], &[co, wi, kh, kw]) = (x, w) else { panic!("conv2d of shapes {x:?} and {w:?}") };
         assert_eq!(ci, wi, "conv2d channels of {x:?} and {w:?}");
         let oh = (h + pads[0] + pads[2] - kh) / stride[0] + 1;
         let ow = (wd + pads[1] + pads[3] - kw) / stride[1] + 1;
-        Self {
-            n,
-            ci,
-            h,
-            w: wd,
-            co,
-            kh,
-            kw,
-            oh,
-            ow,
-        }
+        Self { n, ci, h, w: wd, co, kh, kw, oh, ow }
     }
 
     /// Calls `f(column row, column col, Some(offset in one image's planes))`.
@@ -553,10 +540,10 @@ impl Ops for Eager {
     type Index = IndexVar;
 
     fn param(&mut self, name: &str, shape: &[usize]) -> Var {
-        let i = self
-            .params
-            .position(name)
-            .unwrap_or_else(|| panic!("weight `{name}` is missing"));
+        if self.collect && self.params.position(name).is_none() {
+            Arc::make_mut(&mut self.params).insert(name, shape, vec![0.0; count(shape)]);
+        }
+        let i = self.params.position(name).unwrap_or_else(|| panic!("weight `{name}` is missing"));
         if let Some(v) = self.cache.get(&i) {
             return *v;
         }
@@ -621,26 +608,14 @@ impl Ops for Eager {
         let mut shape = xs;
         *shape.last_mut().expect("linear needs an axis") = n;
         let needs = self.needs(&[*x, *w]) || b.is_some_and(|b| self.needs(&[*b]));
-        self.push(
-            shape,
-            out,
-            Op::Linear {
-                x: *x,
-                w: *w,
-                b: b.copied(),
-            },
-            needs,
-        )
+        self.push(shape, out, Op::Linear { x: *x, w: *w, b: b.copied() }, needs)
     }
 
     fn matmul(&mut self, a: &Var, b: &Var) -> Var {
         let (sa, sb) = (self.shape(*a), self.shape(*b));
         let d = sa.len();
         let (m, k, n) = (sa[d - 2], sa[d - 1], sb[d - 1]);
-        assert!(
-            sb.len() == d && sa[..d - 2] == sb[..d - 2] && sb[d - 2] == k,
-            "matmul: {sa:?} by {sb:?}"
-        );
+        assert!(sb.len() == d && sa[..d - 2] == sb[..d - 2] && sb[d - 2] == k, "matmul: {sa:?} by {sb:?}");
         let batch = count(&sa[..d - 2]);
         let (ad, bd) = (self.data(*a), self.data(*b));
         let mut out = self.take(batch * m * n);
@@ -683,16 +658,9 @@ impl Ops for Eager {
         let (shape, data) = (self.shape(*x), self.data(*x));
         assert_eq!(perm.len(), shape.len(), "permute {shape:?} by {perm:?}");
         let mut out = self.take(data.len());
-        permuted(&shape, perm, |o, i, n| {
-            out[o..o + n].copy_from_slice(&data[i..i + n])
-        });
+        permuted(&shape, perm, |o, i, n| out[o..o + n].copy_from_slice(&data[i..i + n]));
         let needs = self.needs(&[*x]);
-        self.push(
-            permuted_shape(&shape, perm),
-            out,
-            Op::Permute(*x, perm.to_vec()),
-            needs,
-        )
+        self.push(permuted_shape(&shape, perm), out, Op::Permute(*x, perm.to_vec()), needs)
     }
 
     fn concat(&mut self, xs: &[Var], axis: usize) -> Var {
@@ -775,11 +743,7 @@ impl Ops for Eager {
         wide(
             #[inline(always)]
             || {
-                for ((o, x), r) in out
-                    .chunks_exact_mut(n)
-                    .zip(data.chunks_exact(n))
-                    .zip(rstd.iter_mut())
-                {
+                for ((o, x), r) in out.chunks_exact_mut(n).zip(data.chunks_exact(n)).zip(rstd.iter_mut()) {
                     *r = 1.0 / (math::sum(x, |v| v * v) / n as f32 + eps).sqrt();
                     for ((o, x), w) in o.iter_mut().zip(x).zip(w.iter()) {
                         *o = x * *r * w;
@@ -788,16 +752,7 @@ impl Ops for Eager {
             },
         );
         let needs = self.needs(&[*x, *weight]);
-        self.push(
-            shape,
-            out,
-            Op::RmsNorm {
-                x: *x,
-                w: *weight,
-                rstd,
-            },
-            needs,
-        )
+        self.push(shape, out, Op::RmsNorm { x: *x, w: *weight, rstd }, needs)
     }
 
     fn channel_norm(&mut self, x: &Var, gamma: &Var, channels: usize) -> Var {
@@ -813,11 +768,7 @@ impl Ops for Eager {
         for b in 0..n {
             for p in 0..hw {
                 let at = |c: usize| (b * channels + c) * hw + p;
-                let norm = (0..channels)
-                    .map(|c| data[at(c)] * data[at(c)])
-                    .sum::<f32>()
-                    .sqrt()
-                    .max(1e-12);
+                let norm = (0..channels).map(|c| data[at(c)] * data[at(c)]).sum::<f32>().sqrt().max(1e-12);
                 for c in 0..channels {
                     out[at(c)] = data[at(c)] / norm * k * g[c];
                 }
@@ -862,9 +813,7 @@ impl Ops for Eager {
         let bias = b.map(|b| self.data(*b));
         for i in 0..s.n {
             let image = &xd[i * s.ci * s.h * s.w..(i + 1) * s.ci * s.h * s.w];
-            s.columns(stride, pads, |at, from| {
-                columns[at] = from.map_or(0.0, |f| image[f])
-            });
+            s.columns(stride, pads, |at, from| columns[at] = from.map_or(0.0, |f| image[f]));
             if let Some(bias) = &bias {
                 for (c, v) in bias.iter().enumerate() {
                     out[(i * s.co + c) * o..(i * s.co + c + 1) * o].fill(*v);
@@ -872,30 +821,14 @@ impl Ops for Eager {
             }
             let keep = if bias.is_some() { 1.0 } else { 0.0 };
             let to = View::rows(i * s.co * o, o);
-            gemm(
-                [s.co, o, k],
-                &mut out,
-                to,
-                keep,
-                &wd,
-                View::rows(0, k),
-                &columns,
-                View::rows(0, o),
-                1.0,
-            );
+            gemm([s.co, o, k], &mut out, to, keep, &wd, View::rows(0, k), &columns, View::rows(0, o), 1.0);
         }
         self.pool.entry(columns.len()).or_default().push(columns);
         let needs = self.needs(&[*x, *w]) || b.is_some_and(|b| self.needs(&[*b]));
         self.push(
             vec![s.n, s.co, s.oh, s.ow],
             out,
-            Op::Conv2d {
-                x: *x,
-                w: *w,
-                b: b.copied(),
-                stride,
-                pads,
-            },
+            Op::Conv2d { x: *x, w: *w, b: b.copied(), stride, pads },
             needs,
         )
     }
@@ -912,41 +845,23 @@ impl Ops for Eager {
             }
         }
         let needs = self.needs(&[*x]);
-        self.push(
-            vec![shape[0], shape[1], 2 * h, 2 * w],
-            out,
-            Op::Upsample2(*x),
-            needs,
-        )
+        self.push(vec![shape[0], shape[1], 2 * h, 2 * w], out, Op::Upsample2(*x), needs)
     }
 
     fn rotate(&mut self, x: &Var, cos: &Var, sin: &Var, heads: usize, head_dim: usize) -> Var {
         let (shape, data, c, s) = (self.shape(*x), self.data(*x), self.data(*cos), self.data(*sin));
         let row = heads * head_dim;
         let half = head_dim / 2;
-        let n = shape[1];
-        assert_eq!(
-            c.len(),
-            n * half,
-            "rotate: table for {} tokens, {n} given",
-            c.len() / half
-        );
+        // One table for all batch entries, or one for each.
+        let n = c.len() / half;
+        assert!(n == shape[1] || n == shape[0] * shape[1], "rotate: table for {n} tokens, {shape:?} given");
         let mut out = self.take(data.len());
         for (i, (to, from)) in out.chunks_exact_mut(row).zip(data.chunks_exact(row)).enumerate() {
             let at = i % n * half;
             rotate_row(to, from, &c[at..at + half], &s[at..at + half], head_dim, 1.0);
         }
         let needs = self.needs(&[*x]);
-        self.push(
-            shape,
-            out,
-            Op::Rotate {
-                x: *x,
-                cos: *cos,
-                sin: *sin,
-            },
-            needs,
-        )
+        self.push(shape, out, Op::Rotate { x: *x, cos: *cos, sin: *sin }, needs)
     }
 
     fn attention(
@@ -1010,14 +925,7 @@ impl Ops for Eager {
             }
         }
         let needs = self.needs(&[*q, *k, *v]);
-        let op = Op::Attention {
-            q: *q,
-            k: *k,
-            v: *v,
-            scale,
-            weights,
-            heads,
-        };
+        let op = Op::Attention { q: *q, k: *k, v: *v, scale, weights, heads };
         self.push(vec![batch, nq, row], out, op, needs)
     }
 
@@ -1048,18 +956,7 @@ impl Ops for Eager {
             },
         );
         let needs = self.needs(&[*x, *shift, *scale]);
-        self.push(
-            shape,
-            out,
-            Op::ModNorm {
-                x: *x,
-                shift: *shift,
-                scale: *scale,
-                norm,
-                rstd,
-            },
-            needs,
-        )
+        self.push(shape, out, Op::ModNorm { x: *x, shift: *shift, scale: *scale, norm, rstd }, needs)
     }
 
     fn gated_add(&mut self, x: &Var, y: &Var, gate: &Var) -> Var {
@@ -1074,11 +971,8 @@ impl Ops for Eager {
         wide(
             #[inline(always)]
             || {
-                for (i, ((o, x), y)) in out
-                    .chunks_exact_mut(d)
-                    .zip(xd.chunks_exact(d))
-                    .zip(yd.chunks_exact(d))
-                    .enumerate()
+                for (i, ((o, x), y)) in
+                    out.chunks_exact_mut(d).zip(xd.chunks_exact(d)).zip(yd.chunks_exact(d)).enumerate()
                 {
                     let at = i / run * d;
                     for (((o, x), y), g) in o.iter_mut().zip(x).zip(y).zip(&g[at..at + d]) {
@@ -1088,16 +982,7 @@ impl Ops for Eager {
             },
         );
         let needs = self.needs(&[*x, *y, *gate]);
-        self.push(
-            shape,
-            out,
-            Op::GatedAdd {
-                x: *x,
-                y: *y,
-                gate: *gate,
-            },
-            needs,
-        )
+        self.push(shape, out, Op::GatedAdd { x: *x, y: *y, gate: *gate }, needs)
     }
 
     fn mark(&mut self, name: &str, x: &Var) {
@@ -1140,11 +1025,7 @@ fn normalise(x: &[f32], out: &mut [f32], rstd: &mut [f32], n: usize, eps: f32) {
     wide(
         #[inline(always)]
         || {
-            for ((o, x), r) in out
-                .chunks_exact_mut(n)
-                .zip(x.chunks_exact(n))
-                .zip(rstd.iter_mut())
-            {
+            for ((o, x), r) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(rstd.iter_mut()) {
                 let mean = math::sum(x, |v| v) / n as f32;
                 let var = math::sum(x, |v| (v - mean) * (v - mean)) / n as f32;
                 *r = 1.0 / (var + eps).sqrt();

@@ -21,11 +21,7 @@ impl View {
     /// The same matrix, transposed.
     #[must_use]
     pub fn t(self) -> Self {
-        Self {
-            offset: self.offset,
-            row: self.col,
-            col: self.row,
-        }
+        Self { offset: self.offset, row: self.col, col: self.row }
     }
 
     fn last(self, rows: usize, cols: usize) -> usize {

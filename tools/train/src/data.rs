@@ -1,0 +1,495 @@
+//! Training samples from the procedural house: a pure function of a seed.
+
+use mindseye_engines::model::codec::LinearCodec;
+use mindseye_world::{
+    Camera, Difficulty, Frame, House, Pose2, RenderOptions, Rng, approach, draw_box, exploration_sweep,
+    project_box_in, random_drive_from, random_pose, render_with,
+};
+
+use crate::eager::ffi::gemm::{View, gemm};
+use crate::family::{END, FIRST_WORD, HouseModel};
+
+/// What a sample asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Go to a named object that is there.
+    Ground,
+    /// A name that nothing in the room has: only the mask learns from it.
+    Absent,
+    /// Drive along given poses.
+    Navigate,
+}
+
+/// One training or evaluation sample; latents are clean.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// What it asks for.
+    pub task: Task,
+    /// Seed of the house.
+    pub house_seed: u64,
+    /// Latents `[latents, channels, h, w]`: context, then first image, motion, box.
+    pub latents: Vec<f32>,
+    /// Source index of each context latent.
+    pub context_index: Vec<usize>,
+    /// Base pose at the last image of each latent, relative to the first target image (m, rad).
+    pub pose: Vec<Pose2>,
+    /// Token ids `[text_len]`, zero-padded.
+    pub ids: Vec<usize>,
+    /// Camera rays `[latents, tokens, 24]`, zero unless navigating.
+    pub camera: Vec<f32>,
+    /// Share of each token's pixels that show the named object: `[context + 1, tokens]`.
+    pub seen: Vec<f32>,
+    /// Named object's centre from the base at the last image of each latent: (forward, left), metres.
+    pub locate: Vec<[f32; 2]>,
+    /// Colours and shapes seen in each context token, `[context, tokens, attributes]` of 0 or 1.
+    pub attributes: Vec<f32>,
+    /// Index of the named object in its house.
+    pub object: usize,
+    /// Map pose of the base at the first target image.
+    pub map_from_start: Pose2,
+}
+
+/// Weights of the codec: `basis[channels, values]`, `mean[values]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codec {
+    /// Orthonormal rows.
+    pub basis: Vec<f32>,
+    /// Mean block.
+    pub mean: Vec<f32>,
+}
+
+/// Makes samples; holds the buffers that rendering reuses.
+pub struct Source {
+    model: HouseModel,
+    difficulty: Difficulty,
+    codec: Option<Codec>,
+    camera: Camera,
+    frame: Frame,
+    scratch: Frame,
+}
+
+/// Pixels of a token that must show an object before the token counts as showing it.
+pub const SEEN_SHARE: f32 = 6.0 / 256.0;
+
+impl Source {
+    /// A source of samples for this model; without a codec, latents stay empty (see [`Source::blocks`]).
+    #[must_use]
+    pub fn new(model: &HouseModel, difficulty: Difficulty, codec: Option<Codec>) -> Self {
+        Self {
+            camera: Camera::new(model.codec.width, model.codec.height),
+            model: model.clone(),
+            difficulty,
+            codec,
+            frame: Frame::new(),
+            scratch: Frame::new(),
+        }
+    }
+
+    /// The camera that samples are rendered with.
+    #[must_use]
+    pub fn camera(&self) -> &Camera {
+        &self.camera
+    }
+
+    /// Renders one image and appends it to `out` as `[3, H, W]` in [-1, 1]; returns nothing else, the instance ids
+    /// stay in the frame.
+    fn shoot(
+        &mut self,
+        house: &House,
+        pose: Pose2,
+        ids: bool,
+        boxed: Option<usize>,
+        look: &Look,
+        out: &mut Vec<f32>,
+    ) {
+        let options = if ids { RenderOptions::rgb_ids() } else { RenderOptions::rgb_only() };
+        render_with(house, pose, &self.camera, options, &mut self.frame);
+        let (w, h) = (self.camera.width, self.camera.height);
+        if let Some(object) = boxed
+            && let Some(area) = project_box_in(house, pose, &self.camera, object, &mut self.scratch)
+        {
+            // The box keeps its colour whatever the channels are permuted to.
+            let mut red = [0u8; 3];
+            red[look.channels[0]] = 255;
+            draw_box(&mut self.frame.rgb, w, area, red);
+        }
+        for c in 0..3 {
+            for y in 0..h {
+                for x in 0..w {
+                    let from = if look.mirror { w - 1 - x } else { x };
+                    let v = self.frame.rgb[(y * w + from) * 3 + look.channels[c]];
+                    out.push(f32::from(v) / 127.5 - 1.0);
+                }
+            }
+        }
+    }
+
+    /// Latents `[groups, channels, h, w]` of groups of four images, given as blocks `[groups * cells, values]`:
+    /// what [`LinearCodec`] computes, as one matrix product.
+    fn encode(&self, mut blocks: Vec<f32>) -> Vec<f32> {
+        let Some(codec) = &self.codec else { return Vec::new() };
+        let (h, w) = self.model.codec.latent_size();
+        let (k, c, cells) = (self.model.codec.block_values(), self.model.codec.channels, h * w);
+        let rows = blocks.len() / k;
+        for block in blocks.chunks_exact_mut(k) {
+            for (v, m) in block.iter_mut().zip(&codec.mean) {
+                *v -= m;
+            }
+        }
+        let mut flat = vec![0.0; rows * c];
+        let scale = self.model.codec.scale;
+        gemm(
+            [rows, c, k],
+            &mut flat,
+            View::rows(0, c),
+            0.0,
+            &blocks,
+            View::rows(0, k),
+            &codec.basis,
+            View::rows(0, k).t(),
+            scale,
+        );
+        let mut out = vec![0.0; rows * c];
+        for (row, values) in flat.chunks_exact(c).enumerate() {
+            let (group, cell) = (row / cells, row % cells);
+            for (ch, v) in values.iter().enumerate() {
+                out[(group * c + ch) * cells + cell] = *v;
+            }
+        }
+        out
+    }
+
+    /// The sample with this seed.
+    #[must_use]
+    pub fn sample(&mut self, seed: u64, task: Task, augment: bool) -> Sample {
+        let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
+        let house_seed = rng.next_u64() >> 1;
+        let house = House::generate(house_seed, &self.difficulty);
+        self.sample_in(&house, house_seed, task, augment, &mut rng)
+    }
+
+    /// A sample in a given house.
+    #[must_use]
+    pub fn sample_in(
+        &mut self,
+        house: &House,
+        house_seed: u64,
+        task: Task,
+        augment: bool,
+        rng: &mut Rng,
+    ) -> Sample {
+        let look = Look::draw(rng, augment);
+        let layout = self.model.layout.clone();
+        let sweep = exploration_sweep(house, rng, layout.recording_images);
+        let groups = (layout.recording_images - 1) / 4;
+
+        // Context: groups of four images, at random and without repetition, in order.
+        let mut order: Vec<usize> = (1..=groups).collect();
+        rng.shuffle(&mut order);
+        let mut context_index = order[..layout.context_latents].to_vec();
+        context_index.sort_unstable();
+
+        // Half of the goals are given where the recording ends, half somewhere else in the house.
+        let start = if rng.chance(0.5) { sweep[sweep.len() - 1] } else { random_pose(house, rng) };
+        let object = rng.below(house.objects.len());
+        let (colour, shape) = match task {
+            Task::Absent => absent_name(house, rng),
+            _ => (house.objects[object].colour.index(), house.objects[object].shape.index()),
+        };
+        let images = 1 + 4 * (layout.motion_latents + layout.box_latents);
+        let moving = 1 + 4 * layout.motion_latents;
+        let drive = if task == Task::Navigate {
+            random_drive_from(house, rng, start, images)
+        } else {
+            let mut poses = approach(house, start, object, moving).poses;
+            let last = poses[poses.len() - 1];
+            poses.resize(images, last);
+            poses
+        };
+
+        let shown = if task == Task::Absent { None } else { Some(object) };
+        let per_image = 3 * self.camera.width * self.camera.height;
+        let mut latents = Vec::new();
+        let mut group = Vec::with_capacity(4 * per_image);
+        let mut pose = Vec::with_capacity(self.model.latents());
+        let mut marks = Marks::new(&self.model, layout.context_latents + 1);
+        for (i, k) in context_index.iter().enumerate() {
+            group.clear();
+            for image in &sweep[4 * k - 3..=4 * k] {
+                self.shoot(house, *image, true, None, &look, &mut group);
+                marks.add(&self.frame, house, i, shown, &look);
+            }
+            latents.extend(LinearCodec::blocks(&self.model.codec, &group));
+            pose.push(start.relative(sweep[4 * k]));
+        }
+        group.clear();
+        self.shoot(house, drive[0], true, None, &look, &mut group);
+        for _ in 0..4 {
+            marks.add(&self.frame, house, layout.context_latents, shown, &look);
+        }
+        for _ in 0..3 {
+            group.extend_from_within(..per_image);
+        }
+        latents.extend(LinearCodec::blocks(&self.model.codec, &group));
+        pose.push(Pose2::default());
+        for k in 1..self.model.target_latents() {
+            group.clear();
+            let boxed = (task != Task::Navigate && k > layout.motion_latents).then_some(object);
+            for image in &drive[4 * k - 3..=4 * k] {
+                if boxed.is_some() && !group.is_empty() {
+                    group.extend_from_within(..per_image);
+                } else {
+                    self.shoot(house, *image, false, boxed, &look, &mut group);
+                }
+            }
+            latents.extend(LinearCodec::blocks(&self.model.codec, &group));
+            pose.push(start.relative(drive[4 * k]));
+        }
+
+        let named = &house.objects[object];
+        let mut locate: Vec<[f32; 2]> = Vec::with_capacity(pose.len());
+        for p in &pose {
+            let base = start.compose(*p);
+            let seen = base.relative(Pose2::new(named.x, named.y, 0.0));
+            locate.push([seen.x as f32, seen.y as f32]);
+        }
+        let camera = if task == Task::Navigate {
+            self.rays(&drive, &look, rng, augment)
+        } else {
+            vec![
+                0.0;
+                self.model.latents() * self.model.dit.tokens_per_frame() * self.model.dit.camera_channels
+            ]
+        };
+        if look.mirror {
+            for p in &mut pose {
+                *p = Pose2::new(p.x, -p.y, -p.yaw);
+            }
+            for l in &mut locate {
+                l[1] = -l[1];
+            }
+        }
+        let mut ids = vec![0; self.model.dit.text_len];
+        if task == Task::Navigate {
+            ids[0] = END;
+        } else {
+            ids[0] = FIRST_WORD + look.colour(colour);
+            ids[1] = FIRST_WORD + 6 + shape;
+            ids[2] = END;
+        }
+        Sample {
+            task,
+            house_seed,
+            latents: self.encode(latents),
+            context_index,
+            pose,
+            ids,
+            camera,
+            seen: marks.seen,
+            locate,
+            attributes: marks.attributes,
+            object,
+            map_from_start: start,
+        }
+    }
+
+    /// Plücker rays of the target latents, zero for the context (Video4Spatial: moment first, four images per
+    /// latent, the first image repeated), averaged over each token.
+    fn rays(&self, drive: &[Pose2], look: &Look, rng: &mut Rng, augment: bool) -> Vec<f32> {
+        let reference = if augment { drive[rng.below(drive.len())] } else { drive[0] };
+        let poses: Vec<Pose2> = drive
+            .iter()
+            .map(|p| {
+                let r = reference.relative(*p);
+                if look.mirror { Pose2::new(r.x, -r.y, -r.yaw) } else { r }
+            })
+            .collect();
+        let mut out = vec![
+            0.0;
+            self.model.layout.context_latents
+                * self.model.dit.tokens_per_frame()
+                * self.model.dit.camera_channels
+        ];
+        out.extend(plucker_tokens(&self.camera, &poses, self.model.dit.grid()));
+        out
+    }
+
+    /// Random blocks of four images for the codec's basis: `count` vectors of `12 * block^2` values.
+    #[must_use]
+    pub fn blocks(&mut self, seed: u64, count: usize) -> Vec<f32> {
+        let mut rng = Rng::new(seed);
+        let mut out = Vec::new();
+        let config = self.model.codec;
+        let n = config.block_values();
+        while out.len() < count * n {
+            let house = House::generate(rng.next_u64() >> 1, &self.difficulty);
+            let look = Look::draw(&mut rng, true);
+            let sweep = exploration_sweep(&house, &mut rng, self.model.layout.recording_images);
+            let object = rng.below(house.objects.len());
+            let drive = approach(&house, random_pose(&house, &mut rng), object, 17).poses;
+            for (poses, boxed) in [
+                (&sweep[1..5], None),
+                (&sweep[41..45], None),
+                (&drive[9..13], None),
+                (&drive[13..17], Some(object)),
+            ] {
+                let mut group = Vec::new();
+                for pose in poses {
+                    self.shoot(&house, *pose, false, boxed, &look, &mut group);
+                }
+                out.extend(LinearCodec::blocks(&config, &group));
+            }
+        }
+        out.truncate(count * n);
+        out
+    }
+}
+
+/// Rays of a pinhole camera on a planar base, packed as four images per latent, averaged per token:
+/// `[latents, tokens, 24]`. `poses` holds 1 + 4k base poses relative to the reference base; coordinates are those
+/// of the reference camera's optical frame.
+///
+/// # Panics
+/// When the number of poses is not 1 + 4k.
+#[must_use]
+pub fn plucker_tokens(camera: &Camera, poses: &[Pose2], grid: [usize; 2]) -> Vec<f32> {
+    assert!(poses.len() % 4 == 1, "{} poses are not 1 + 4k", poses.len());
+    let [rows, cols] = grid;
+    let (cell_h, cell_w) = (camera.height / rows, camera.width / cols);
+    let f = camera.focal_px();
+    let (cx, cy) = (camera.width as f64 / 2.0, camera.height as f64 / 2.0);
+    let (base_r, base_t) = camera.base_from_camera();
+    let latents = 1 + (poses.len() - 1) / 4;
+    let mut out = vec![0.0; latents * rows * cols * 24];
+    for (slot, image) in (0..4 * latents).map(|s| (s, s.saturating_sub(3))) {
+        let (r, t) = camera.map_from_camera(poses[image]);
+        // reference camera from this camera: inv(base_from_camera) * (base_from_map_camera)
+        let back =
+            |v: [f64; 3]| -> [f64; 3] { std::array::from_fn(|i| (0..3).map(|k| base_r[k][i] * v[k]).sum()) };
+        let origin = back([t[0] - base_t[0], t[1] - base_t[1], t[2] - base_t[2]]);
+        for row in 0..rows {
+            for col in 0..cols {
+                let mut sum = [0.0f64; 6];
+                for py in 0..cell_h {
+                    for px in 0..cell_w {
+                        let u = ((col * cell_w + px) as f64 + 0.5 - cx) / f;
+                        let v = ((row * cell_h + py) as f64 + 0.5 - cy) / f;
+                        let n = (u * u + v * v + 1.0).sqrt();
+                        let d = [u / n, v / n, 1.0 / n];
+                        let world: [f64; 3] = std::array::from_fn(|i| (0..3).map(|k| r[i][k] * d[k]).sum());
+                        let d = back(world);
+                        let m = [
+                            origin[1] * d[2] - origin[2] * d[1],
+                            origin[2] * d[0] - origin[0] * d[2],
+                            origin[0] * d[1] - origin[1] * d[0],
+                        ];
+                        for k in 0..3 {
+                            sum[k] += m[k];
+                            sum[3 + k] += d[k];
+                        }
+                    }
+                }
+                let at = ((slot / 4 * rows + row) * cols + col) * 24 + slot % 4 * 6;
+                for k in 0..6 {
+                    out[at + k] = (sum[k] / (cell_h * cell_w) as f64) as f32;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A colour and a shape that no object of the house has together; half of the time one of the two is there.
+fn absent_name(house: &House, rng: &mut Rng) -> (usize, usize) {
+    loop {
+        let (mut colour, mut shape) = (rng.below(6), rng.below(8));
+        let object = &house.objects[rng.below(house.objects.len())];
+        match rng.below(4) {
+            0 => colour = object.colour.index(),
+            1 => shape = object.shape.index(),
+            _ => {}
+        }
+        if !house.objects.iter().any(|o| o.colour.index() == colour && o.shape.index() == shape) {
+            return (colour, shape);
+        }
+    }
+}
+
+/// Augmentation: permuted colour channels (the names follow) and mirroring (the poses follow).
+struct Look {
+    /// Output channel `c` shows the rendered channel `channels[c]`.
+    channels: [usize; 3],
+    mirror: bool,
+}
+
+impl Look {
+    fn draw(rng: &mut Rng, augment: bool) -> Self {
+        let mut channels = [0, 1, 2];
+        let mut mirror = false;
+        if augment {
+            rng.shuffle(&mut channels);
+            mirror = rng.chance(0.5);
+        }
+        Self { channels, mirror }
+    }
+
+    fn colour(&self, colour: usize) -> usize {
+        mindseye_world::Colour::ALL[colour].permuted(self.channels).index()
+    }
+}
+
+struct Marks {
+    seen: Vec<f32>,
+    attributes: Vec<f32>,
+    counts: Vec<f32>,
+    tokens: usize,
+    context: usize,
+    attrs: usize,
+    cell: [usize; 2],
+    cols: usize,
+}
+
+impl Marks {
+    fn new(model: &HouseModel, frames: usize) -> Self {
+        let tokens = model.dit.tokens_per_frame();
+        let [rows, cols] = model.dit.grid();
+        let context = model.layout.context_latents;
+        let attrs = model.dit.attributes;
+        Self {
+            seen: vec![0.0; frames * tokens],
+            attributes: vec![0.0; context * tokens * attrs],
+            counts: vec![0.0; context * tokens * attrs],
+            tokens,
+            context,
+            attrs,
+            cell: [model.codec.height / rows, model.codec.width / cols],
+            cols,
+        }
+    }
+
+    /// Adds one image (a quarter of a latent) to frame `i`.
+    fn add(&mut self, frame: &Frame, house: &House, i: usize, named: Option<usize>, look: &Look) {
+        let share = 1.0 / (4 * self.cell[0] * self.cell[1]) as f32;
+        for (at, id) in frame.ids.iter().enumerate().filter(|(_, id)| **id > 0) {
+            let (y, mut x) = (at / frame.width, at % frame.width);
+            if look.mirror {
+                x = frame.width - 1 - x;
+            }
+            let token = y / self.cell[0] * self.cols + x / self.cell[1];
+            let object = usize::from(*id) - 1;
+            if named == Some(object) {
+                self.seen[i * self.tokens + token] += share;
+            }
+            if i < self.context && self.attrs == 14 {
+                let o = &house.objects[object];
+                for a in [look.colour(o.colour.index()), 6 + o.shape.index()] {
+                    let slot = (i * self.tokens + token) * self.attrs + a;
+                    self.counts[slot] += share;
+                    if self.counts[slot] >= SEEN_SHARE {
+                        self.attributes[slot] = 1.0;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The small member of the family, by configuration: codec, text rows, diffusion transformer, sequence layout.
+
+use std::path::Path;
+
+use mindseye_engines::model::codec::LinearCodecConfig;
+use mindseye_engines::model::dit::DitConfig;
+use serde::{Deserialize, Serialize};
+
+/// `configs/models/house-tiny.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HouseModel {
+    /// Name of the model.
+    pub name: String,
+    /// The denoiser.
+    pub dit: DitConfig,
+    /// The video codec.
+    pub codec: LinearCodecConfig,
+    /// The text encoder's sizes.
+    pub text: TextConfig,
+    /// How a sequence is laid out.
+    pub layout: Layout,
+}
+
+/// The text encoder: a umT5 encoder without blocks (embedding and final norm) over a closed vocabulary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// Words that the model knows, colours first; other words of a goal carry no meaning for it.
+    pub words: Vec<String>,
+    /// Epsilon of the norm.
+    pub eps: f32,
+}
+
+/// Token ids before the words: padding, end, begin, unknown (the order of the umT5 vocabulary).
+pub const FIRST_WORD: usize = 4;
+/// End of text.
+pub const END: usize = 1;
+
+/// Sequence layout in latents and images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Images of one recording that context groups are taken from.
+    pub recording_images: usize,
+    /// Context latents per sample.
+    pub context_latents: usize,
+    /// Latents of motion after the first image.
+    pub motion_latents: usize,
+    /// Latents of still images with the red box at the end.
+    pub box_latents: usize,
+    /// Distance between the last context index and the first target index.
+    pub gap: usize,
+}
+
+impl HouseModel {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// A sentence with the file and the field.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let model: Self = toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        model.validate().map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(model)
+    }
+
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    /// A sentence naming the field.
+    pub fn validate(&self) -> Result<(), String> {
+        self.dit.validate()?;
+        self.codec.validate()?;
+        let (h, w) = self.codec.latent_size();
+        if [h, w] != [self.dit.latent_height, self.dit.latent_width] {
+            return Err(format!(
+                "codec latents are {h}x{w}, dit expects {}x{}",
+                self.dit.latent_height, self.dit.latent_width
+            ));
+        }
+        if self.codec.channels != self.dit.in_channels {
+            return Err(format!("codec has {} channels, dit {}", self.codec.channels, self.dit.in_channels));
+        }
+        if self.dit.text_len < 3 {
+            return Err("dit.text_len: a name needs three rows (colour, shape, end)".into());
+        }
+        let l = &self.layout;
+        if l.context_latents == 0 || l.motion_latents == 0 || l.box_latents == 0 || l.recording_images < 8 {
+            return Err("layout: every count must be at least 1, recording_images at least 8".into());
+        }
+        Ok(())
+    }
+
+    /// Target latents: first image, motion, box.
+    #[must_use]
+    pub fn target_latents(&self) -> usize {
+        1 + self.layout.motion_latents + self.layout.box_latents
+    }
+
+    /// All latents of one sample.
+    #[must_use]
+    pub fn latents(&self) -> usize {
+        self.layout.context_latents + self.target_latents()
+    }
+
+    /// Size of the embedding table.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        FIRST_WORD + self.text.words.len()
+    }
+}
