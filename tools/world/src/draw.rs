@@ -16,11 +16,7 @@ impl Canvas {
     /// A canvas of one colour.
     #[must_use]
     pub fn new(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        Self {
-            width,
-            height,
-            rgb: colour.repeat(width * height),
-        }
+        Self { width, height, rgb: colour.repeat(width * height) }
     }
 
     /// A canvas from pixels; none unless `rgb` has `width x height x 3` bytes.
@@ -83,12 +79,7 @@ impl Canvas {
     /// A translucent [`Canvas::line`].
     pub fn line_cover(&mut self, a: (f32, f32), b: (f32, f32), thickness: f32, colour: [u8; 3], cover: f32) {
         let r = thickness * 0.5;
-        let area = [
-            a.0.min(b.0) - r,
-            a.1.min(b.1) - r,
-            a.0.max(b.0) + r,
-            a.1.max(b.1) + r,
-        ];
+        let area = [a.0.min(b.0) - r, a.1.min(b.1) - r, a.0.max(b.0) + r, a.1.max(b.1) + r];
         let (dx, dy) = (b.0 - a.0, b.1 - a.1);
         let len2 = (dx * dx + dy * dy).max(1e-12);
         self.soft(area, colour, cover, |x, y| {
@@ -111,15 +102,8 @@ impl Canvas {
 
     /// A translucent [`Canvas::disc`].
     pub fn disc_cover(&mut self, centre: (f32, f32), radius: f32, colour: [u8; 3], cover: f32) {
-        let area = [
-            centre.0 - radius,
-            centre.1 - radius,
-            centre.0 + radius,
-            centre.1 + radius,
-        ];
-        self.soft(area, colour, cover, |x, y| {
-            (x - centre.0).hypot(y - centre.1) - radius
-        });
+        let area = [centre.0 - radius, centre.1 - radius, centre.0 + radius, centre.1 + radius];
+        self.soft(area, colour, cover, |x, y| (x - centre.0).hypot(y - centre.1) - radius);
     }
 
     /// A circle's outline.
@@ -144,12 +128,7 @@ impl Canvas {
         let mut area = [f32::MAX, f32::MAX, f32::MIN, f32::MIN];
         let mut doubled = 0.0;
         for (k, p) in points.iter().enumerate() {
-            area = [
-                area[0].min(p.0),
-                area[1].min(p.1),
-                area[2].max(p.0),
-                area[3].max(p.1),
-            ];
+            area = [area[0].min(p.0), area[1].min(p.1), area[2].max(p.0), area[3].max(p.1)];
             let q = points[(k + 1) % points.len()];
             doubled += p.0 * q.1 - q.0 * p.1;
         }
@@ -179,11 +158,7 @@ impl Canvas {
         self.line(a, neck, thickness, colour);
         let side = head * 0.55;
         self.polygon(
-            &[
-                b,
-                (neck.0 - uy * side, neck.1 + ux * side),
-                (neck.0 + uy * side, neck.1 - ux * side),
-            ],
+            &[b, (neck.0 - uy * side, neck.1 + ux * side), (neck.0 + uy * side, neck.1 - ux * side)],
             colour,
         );
     }
@@ -248,17 +223,11 @@ impl Canvas {
         if from_height == 0 || width == 0 || height == 0 {
             return;
         }
-        let (kx, ky) = (
-            from_width as f32 / width as f32,
-            from_height as f32 / height as f32,
-        );
+        let (kx, ky) = (from_width as f32 / width as f32, from_height as f32 / height as f32);
         let taps = |k: f32| (k.ceil() as usize).clamp(1, 8);
         let (nx, ny) = (taps(kx), taps(ky));
         let at = |i: i64, j: i64, c: usize| {
-            let (i, j) = (
-                i.clamp(0, from_width as i64 - 1),
-                j.clamp(0, from_height as i64 - 1),
-            );
+            let (i, j) = (i.clamp(0, from_width as i64 - 1), j.clamp(0, from_height as i64 - 1));
             f32::from(rgb[(j as usize * from_width + i as usize) * 3 + c])
         };
         for py in 0..height {
@@ -284,13 +253,13 @@ impl Canvas {
         }
     }
 
-    /// Text in a 5 x 7 bitmap font, enlarged by `zoom`; each character takes `6 * zoom` pixels. Printable ASCII;
+    /// Text in a 5 x 7 bitmap font (descenders use an eighth row), enlarged by `zoom`; each character takes `6 * zoom` pixels. Printable ASCII;
     /// other characters show as a box. Returns the x after the last character.
     pub fn text(&mut self, x: i64, y: i64, text: &str, zoom: usize, colour: [u8; 3]) -> i64 {
         let mut at = x;
         for c in text.chars() {
             for (i, bits) in glyph(c).into_iter().enumerate() {
-                for row in 0..7 {
+                for row in 0..8 {
                     if bits >> row & 1 == 1 {
                         let (px, py) = (at + (i * zoom) as i64, y + (row * zoom) as i64);
                         self.fill_rect(px, py, zoom, zoom, colour);
@@ -309,7 +278,7 @@ pub fn text_width(text: &str, zoom: usize) -> usize {
     text.chars().count() * 6 * zoom
 }
 
-/// Five columns of seven bits, lowest bit on top.
+/// Five columns of bits, lowest bit on top; the eighth row holds descenders.
 fn glyph(c: char) -> [u8; 5] {
     let index = (c as u32).wrapping_sub(32) as usize;
     FONT.get(index).copied().unwrap_or([0x7f, 0x41, 0x41, 0x41, 0x7f])
@@ -388,17 +357,17 @@ const FONT: [[u8; 5]; 95] = [
     [0x38, 0x44, 0x44, 0x48, 0x7f],
     [0x38, 0x54, 0x54, 0x54, 0x18],
     [0x08, 0x7e, 0x09, 0x01, 0x02],
-    [0x0c, 0x52, 0x52, 0x52, 0x3e],
+    [0x18, 0xa4, 0xa4, 0xa4, 0x7c],
     [0x7f, 0x08, 0x04, 0x04, 0x78],
     [0x00, 0x44, 0x7d, 0x40, 0x00],
-    [0x20, 0x40, 0x44, 0x3d, 0x00],
+    [0x40, 0x80, 0x84, 0x7d, 0x00],
     [0x7f, 0x10, 0x28, 0x44, 0x00],
     [0x00, 0x41, 0x7f, 0x40, 0x00],
     [0x7c, 0x04, 0x18, 0x04, 0x78],
     [0x7c, 0x08, 0x04, 0x04, 0x78],
     [0x38, 0x44, 0x44, 0x44, 0x38],
-    [0x7c, 0x14, 0x14, 0x14, 0x08],
-    [0x08, 0x14, 0x14, 0x18, 0x7c],
+    [0xfc, 0x24, 0x24, 0x24, 0x18],
+    [0x18, 0x24, 0x24, 0x24, 0xfc],
     [0x7c, 0x08, 0x04, 0x04, 0x08],
     [0x48, 0x54, 0x54, 0x54, 0x20],
     [0x04, 0x3f, 0x44, 0x40, 0x20],
@@ -406,7 +375,7 @@ const FONT: [[u8; 5]; 95] = [
     [0x1c, 0x20, 0x40, 0x20, 0x1c],
     [0x3c, 0x40, 0x30, 0x40, 0x3c],
     [0x44, 0x28, 0x10, 0x28, 0x44],
-    [0x0c, 0x50, 0x50, 0x50, 0x3c],
+    [0x1c, 0xa0, 0xa0, 0xa0, 0x7c],
     [0x44, 0x64, 0x54, 0x4c, 0x44],
     [0x00, 0x08, 0x36, 0x41, 0x00],
     [0x00, 0x00, 0x7f, 0x00, 0x00],

@@ -38,17 +38,8 @@ pub struct Approach {
 /// One piece of a drive. Angles are not wrapped: a turn may be longer than a full circle.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    Turn {
-        x: f64,
-        y: f64,
-        from: f64,
-        to: f64,
-    },
-    Drive {
-        from: (f64, f64),
-        to: (f64, f64),
-        yaw: f64,
-    },
+    Turn { x: f64, y: f64, from: f64, to: f64 },
+    Drive { from: (f64, f64), to: (f64, f64), yaw: f64 },
 }
 
 impl Phase {
@@ -78,10 +69,7 @@ struct Track {
 
 impl Track {
     fn new(start: Pose2) -> Self {
-        Self {
-            now: start,
-            phases: Vec::new(),
-        }
+        Self { now: start, phases: Vec::new() }
     }
 
     /// Turns the short way to a heading.
@@ -92,23 +80,14 @@ impl Track {
     fn turn(&mut self, by: f64) {
         let to = self.now.yaw + by;
         if by != 0.0 {
-            self.phases.push(Phase::Turn {
-                x: self.now.x,
-                y: self.now.y,
-                from: self.now.yaw,
-                to,
-            });
+            self.phases.push(Phase::Turn { x: self.now.x, y: self.now.y, from: self.now.yaw, to });
         }
         self.now.yaw = to;
     }
 
     /// Slides to a point without changing the heading.
     fn slide(&mut self, to: (f64, f64)) {
-        self.phases.push(Phase::Drive {
-            from: (self.now.x, self.now.y),
-            to,
-            yaw: self.now.yaw,
-        });
+        self.phases.push(Phase::Drive { from: (self.now.x, self.now.y), to, yaw: self.now.yaw });
         (self.now.x, self.now.y) = to;
     }
 
@@ -137,11 +116,7 @@ impl Track {
         let (mut k, mut before) = (0, 0.0);
         for i in 0..n {
             let s = i as f64 / (n - 1) as f64;
-            let s = if ease {
-                0.4 * s + 0.6 * s * s * (3.0 - 2.0 * s)
-            } else {
-                s
-            };
+            let s = if ease { 0.4 * s + 0.6 * s * s * (3.0 - 2.0 * s) } else { s };
             let t = s * secs;
             while k + 1 < self.phases.len() && t > before + self.phases[k].secs() {
                 before += self.phases[k].secs();
@@ -233,10 +208,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
             let Some(path) = grid.path(house, here, (x, y)) else {
                 continue;
             };
-            let length: f64 = path
-                .windows(2)
-                .map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1))
-                .sum();
+            let length: f64 = path.windows(2).map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1)).sum();
             if best.as_ref().is_none_or(|b| length < b.0) {
                 best = Some((length, k, path));
             }
@@ -304,11 +276,7 @@ pub fn goal_pose(house: &House, start: Pose2, object_index: usize) -> Option<Pos
 #[must_use]
 pub fn approach(house: &House, start: Pose2, object_index: usize, frames: usize) -> Approach {
     let Some(object) = house.objects.get(object_index) else {
-        return Approach {
-            poses: vec![start; frames],
-            final_pose: start,
-            reached: false,
-        };
+        return Approach { poses: vec![start; frames], final_pose: start, reached: false };
     };
     let grid = house.nav();
     let mut track = Track::new(start);
@@ -317,16 +285,9 @@ pub fn approach(house: &House, start: Pose2, object_index: usize, frames: usize)
         track.face(bearing);
         let poses = track.sample(house, start, track.secs(), frames, true);
         let final_pose = poses.last().copied().unwrap_or(start);
-        return Approach {
-            poses,
-            final_pose,
-            reached: false,
-        };
+        return Approach { poses, final_pose, reached: false };
     };
-    let length: f64 = path
-        .windows(2)
-        .map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1))
-        .sum();
+    let length: f64 = path.windows(2).map(|w| (w[1].0 - w[0].0).hypot(w[1].1 - w[0].1)).sum();
     let backs_off =
         path.len() == 2 && wrap_angle(start.bearing_to(goal.x, goal.y) - bearing).abs() > PI / 2.0;
     if length < 1e-6 || backs_off {
@@ -340,11 +301,10 @@ pub fn approach(house: &House, start: Pose2, object_index: usize, frames: usize)
     if let Some(last) = poses.last_mut() {
         *last = goal;
     }
-    Approach {
-        poses,
-        final_pose: goal,
-        reached: true,
+    if frames > 1 {
+        poses[0] = start;
     }
+    Approach { poses, final_pose: goal, reached: true }
 }
 
 /// Wandering from one random place to another at cruising speed: exactly `frames` poses,

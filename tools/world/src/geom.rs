@@ -39,11 +39,7 @@ impl Pose2 {
     #[must_use]
     pub fn inverse(self) -> Self {
         let (s, c) = self.yaw.sin_cos();
-        Self {
-            x: -c * self.x - s * self.y,
-            y: s * self.x - c * self.y,
-            yaw: wrap_angle(-self.yaw),
-        }
+        Self { x: -c * self.x - s * self.y, y: s * self.x - c * self.y, yaw: wrap_angle(-self.yaw) }
     }
 
     /// `map_from_a.relative(map_from_b) = a_from_b`: where `other` is, seen from `self`.
@@ -117,12 +113,7 @@ impl Camera {
     #[must_use]
     pub fn intrinsics(&self) -> [f64; 4] {
         let f = self.focal_px();
-        [
-            f,
-            f,
-            self.width as f64 * 0.5 - 0.5,
-            self.height as f64 * 0.5 - 0.5,
-        ]
+        [f, f, self.width as f64 * 0.5 - 0.5, self.height as f64 * 0.5 - 0.5]
     }
 
     /// `base_from_camera` (optical frame) as a row-major rotation and a translation (m).
@@ -130,10 +121,7 @@ impl Camera {
     pub fn base_from_camera(&self) -> ([[f64; 3]; 3], [f64; 3]) {
         let (s, c) = self.pitch_rad.sin_cos();
         // Columns: the optical axes x (right), y (down), z (forward) in the base frame.
-        (
-            [[0.0, -s, c], [-1.0, 0.0, 0.0], [0.0, -c, -s]],
-            [self.mount_forward_m, 0.0, self.mount_height_m],
-        )
+        ([[0.0, -s, c], [-1.0, 0.0, 0.0], [0.0, -c, -s]], [self.mount_forward_m, 0.0, self.mount_height_m])
     }
 
     /// `map_from_camera` (optical frame) for a base at `pose`: row-major rotation and translation (m).
@@ -155,20 +143,10 @@ impl Camera {
     #[must_use]
     pub fn project(&self, pose: Pose2, point_in_map: [f64; 3]) -> ([f64; 2], f64) {
         let (r, t) = self.map_from_camera(pose);
-        let d = [
-            point_in_map[0] - t[0],
-            point_in_map[1] - t[1],
-            point_in_map[2] - t[2],
-        ];
+        let d = [point_in_map[0] - t[0], point_in_map[1] - t[1], point_in_map[2] - t[2]];
         let in_camera = |k: usize| r[0][k] * d[0] + r[1][k] * d[1] + r[2][k] * d[2];
         let z = in_camera(2);
         let f = self.focal_px();
-        (
-            [
-                self.width as f64 * 0.5 + f * in_camera(0) / z,
-                self.height as f64 * 0.5 + f * in_camera(1) / z,
-            ],
-            z,
-        )
+        ([self.width as f64 * 0.5 + f * in_camera(0) / z, self.height as f64 * 0.5 + f * in_camera(1) / z], z)
     }
 }

@@ -41,16 +41,8 @@ pub enum Shape {
 
 impl Shape {
     /// All shapes, in index order.
-    pub const ALL: [Self; 8] = [
-        Self::Chair,
-        Self::Table,
-        Self::Lamp,
-        Self::Plant,
-        Self::Ball,
-        Self::Box,
-        Self::Cone,
-        Self::Bed,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Chair, Self::Table, Self::Lamp, Self::Plant, Self::Ball, Self::Box, Self::Cone, Self::Bed];
 
     /// The noun for it.
     #[must_use]
@@ -86,14 +78,7 @@ pub enum Colour {
 
 impl Colour {
     /// All colours, in index order.
-    pub const ALL: [Self; 6] = [
-        Self::Red,
-        Self::Green,
-        Self::Blue,
-        Self::Yellow,
-        Self::Purple,
-        Self::Cyan,
-    ];
+    pub const ALL: [Self; 6] = [Self::Red, Self::Green, Self::Blue, Self::Yellow, Self::Purple, Self::Cyan];
 
     /// The adjective for it.
     #[must_use]
@@ -125,10 +110,7 @@ impl Colour {
         ];
         let mine = BITS[self.index()];
         let now = perm.map(|p| mine[p % 3]);
-        Self::ALL
-            .into_iter()
-            .find(|c| BITS[c.index()] == now)
-            .unwrap_or(self)
+        Self::ALL.into_iter().find(|c| BITS[c.index()] == now).unwrap_or(self)
     }
 }
 
@@ -205,14 +187,7 @@ impl Default for Palette {
         const HI: u8 = 220;
         const LO: u8 = 46;
         Self {
-            objects: [
-                [HI, LO, LO],
-                [LO, HI, LO],
-                [LO, LO, HI],
-                [HI, HI, LO],
-                [HI, LO, HI],
-                [LO, HI, HI],
-            ],
+            objects: [[HI, LO, LO], [LO, HI, LO], [LO, LO, HI], [HI, HI, LO], [HI, LO, HI], [LO, HI, HI]],
             walls: [
                 [226, 219, 206],
                 [116, 122, 134],
@@ -283,10 +258,9 @@ impl Solid {
                 let r = r0.max(r1);
                 ([x - r, y - r, z0], [x + r, y + r, z1])
             }
-            Self::Ellipsoid { c, r } => (
-                [c[0] - r[0], c[1] - r[1], c[2] - r[2]],
-                [c[0] + r[0], c[1] + r[1], c[2] + r[2]],
-            ),
+            Self::Ellipsoid { c, r } => {
+                ([c[0] - r[0], c[1] - r[1], c[2] - r[2]], [c[0] + r[0], c[1] + r[1], c[2] + r[2]])
+            }
         }
     }
 }
@@ -483,10 +457,7 @@ impl House {
     pub fn generate(seed: u64, difficulty: &Difficulty) -> Self {
         let mut rng = Rng::new(seed ^ 0x6d69_6e64_7365_7965);
         let (bounds, rects, walls, doors) = layout(&mut rng, difficulty);
-        let rooms = rects
-            .iter()
-            .map(|r| furnish_surfaces(&mut rng, difficulty, *r))
-            .collect::<Vec<_>>();
+        let rooms = rects.iter().map(|r| furnish_surfaces(&mut rng, difficulty, *r)).collect::<Vec<_>>();
         let mut objects = Vec::new();
         for attempt in 0..8 {
             objects.clear();
@@ -503,11 +474,7 @@ impl House {
             objects,
             palette: Palette::default(),
             walls,
-            shade: FloorShade {
-                cols: 0,
-                rows: 0,
-                cells: Vec::new(),
-            },
+            shade: FloorShade { cols: 0, rows: 0, cells: Vec::new() },
             nav: OnceLock::new(),
         };
         house.shade = house.floor_shade();
@@ -516,8 +483,7 @@ impl House {
 
     /// The planning grid of the robot with its margin, made at first use.
     pub fn nav(&self) -> &NavGrid {
-        self.nav
-            .get_or_init(|| NavGrid::new(self, ROBOT_RADIUS_M + DRIVE_MARGIN_M))
+        self.nav.get_or_init(|| NavGrid::new(self, ROBOT_RADIUS_M + DRIVE_MARGIN_M))
     }
 
     /// The room whose floor holds the point; none inside walls and doorways.
@@ -529,9 +495,7 @@ impl House {
     /// The object with this name ("red chair"), in any letter case.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.objects
-            .iter()
-            .position(|o| o.name.eq_ignore_ascii_case(name.trim()))
+        self.objects.iter().position(|o| o.name.eq_ignore_ascii_case(name.trim()))
     }
 
     /// Free space around a floor point: distance to the nearest wall or object (m), negative inside one. A robot of
@@ -541,11 +505,7 @@ impl House {
         let b = &self.bounds;
         let mut d = (x - b.x0).min(b.x1 - x).min(y - b.y0).min(b.y1 - y);
         for w in self.walls.iter().filter(|w| w.z0 == 0.0) {
-            d = d.min(if w.rect.contains(x, y) {
-                -WALL_THICKNESS_M
-            } else {
-                w.rect.distance(x, y)
-            });
+            d = d.min(if w.rect.contains(x, y) { -WALL_THICKNESS_M } else { w.rect.distance(x, y) });
         }
         for o in &self.objects {
             d = d.min((x - o.x).hypot(y - o.y) - o.radius);
@@ -558,6 +518,9 @@ impl House {
     pub fn segment_free(&self, a: (f64, f64), b: (f64, f64), radius_m: f64) -> bool {
         // Sphere marching: the clearance at a point is a free step from there.
         let length = (b.0 - a.0).hypot(b.1 - a.1);
+        if !length.is_finite() {
+            return false;
+        }
         let mut s = 0.0;
         loop {
             let k = if length > 0.0 { (s / length).min(1.0) } else { 1.0 };
@@ -630,20 +593,14 @@ impl House {
         };
         for w in self.walls.iter().filter(|w| w.z0 == 0.0) {
             let r = &w.rect;
-            stamp(r.x0 - REACH, r.y0 - REACH, r.x1 + REACH, r.y1 + REACH, &|x, y| {
-                dim(r.distance(x, y))
-            });
+            stamp(r.x0 - REACH, r.y0 - REACH, r.x1 + REACH, r.y1 + REACH, &|x, y| dim(r.distance(x, y)));
         }
         for o in &self.objects {
             // The blob follows the footprint: a rounded rectangle for square things, a circle for round ones.
             let (s, c) = o.yaw.sin_cos();
             let round = matches!(o.shape, Shape::Ball | Shape::Plant | Shape::Lamp);
             let (hx, hy) = (o.size[0] * 0.5, o.size[1] * 0.5);
-            let hover = if o.shape == Shape::Ball || o.shape == Shape::Lamp {
-                0.55
-            } else {
-                0.95
-            };
+            let hover = if o.shape == Shape::Ball || o.shape == Shape::Lamp { 0.55 } else { 0.95 };
             let reach = 0.30;
             let e = o.radius + reach;
             stamp(o.x - e, o.y - e, o.x + e, o.y + e, &|x, y| {
@@ -651,10 +608,8 @@ impl House {
                 let d = if round {
                     dx.hypot(dy) - hx * hover
                 } else {
-                    let (lx, ly) = (
-                        (c * dx + s * dy).abs() - hx * hover,
-                        (c * dy - s * dx).abs() - hy * hover,
-                    );
+                    let (lx, ly) =
+                        ((c * dx + s * dy).abs() - hx * hover, (c * dy - s * dx).abs() - hy * hover);
                     lx.max(0.0).hypot(ly.max(0.0)) + lx.max(ly).min(0.0)
                 };
                 let k = ((d + 0.08) / (reach + 0.08)).clamp(0.0, 1.0) as f32;
@@ -670,44 +625,26 @@ type Layout = (Rect, Vec<Rect>, Vec<Wall>, Vec<Door>);
 fn layout(rng: &mut Rng, difficulty: &Difficulty) -> Layout {
     let (lo, hi) = difficulty.room_side_m;
     let (lo, hi) = (lo.max(3.6), hi.max(3.6));
-    let rooms = rng
-        .between(difficulty.rooms.0.max(1), difficulty.rooms.1.max(1))
-        .min(9);
+    let rooms = rng.between(difficulty.rooms.0.max(1), difficulty.rooms.1.max(1)).min(9);
     for _ in 0..40 {
         let (width, depth) = match rooms {
             1 => (rng.range(lo, hi), rng.range(lo, hi)),
-            2 => (
-                rng.range(2.0 * lo, 2.0 * hi) + WALL_THICKNESS_M,
-                rng.range(lo, hi),
-            ),
+            2 => (rng.range(2.0 * lo, 2.0 * hi) + WALL_THICKNESS_M, rng.range(lo, hi)),
             _ => {
                 let across = ((rooms as f64).sqrt().ceil()).max(2.0);
                 let down = (rooms as f64 / across).ceil().max(2.0);
-                (
-                    rng.range(across * lo, across * hi),
-                    rng.range(down * lo, down * hi),
-                )
+                (rng.range(across * lo, across * hi), rng.range(down * lo, down * hi))
             }
         };
         let turned = rng.chance(0.5);
         let (width, depth) = if turned { (depth, width) } else { (width, depth) };
-        let bounds = Rect {
-            x0: -width / 2.0,
-            y0: -depth / 2.0,
-            x1: width / 2.0,
-            y1: depth / 2.0,
-        };
+        let bounds = Rect { x0: -width / 2.0, y0: -depth / 2.0, x1: width / 2.0, y1: depth / 2.0 };
         if let Some(done) = partition(rng, bounds, rooms, lo * 0.85) {
             return done;
         }
     }
     let side = rng.range(lo, hi);
-    let bounds = Rect {
-        x0: -side / 2.0,
-        y0: -side / 2.0,
-        x1: side / 2.0,
-        y1: side / 2.0,
-    };
+    let bounds = Rect { x0: -side / 2.0, y0: -side / 2.0, x1: side / 2.0, y1: side / 2.0 };
     (bounds, vec![bounds], Vec::new(), Vec::new())
 }
 
@@ -772,42 +709,17 @@ fn partition(rng: &mut Rng, bounds: Rect, rooms: usize, shortest: f64) -> Option
         let width = rng.range(1.0, 1.3);
         let middle = rng.range(lo + width * 0.5 + 0.35, hi - width * 0.5 - 0.35);
         let (x, y) = if along_x { (at, middle) } else { (middle, at) };
-        doors.push(Door {
-            rooms: (i, j),
-            x,
-            y,
-            along_x,
-            width_m: width,
-        });
+        doors.push(Door { rooms: (i, j), x, y, along_x, width_m: width });
         let piece = |lo: f64, hi: f64| {
             if along_x {
-                Rect {
-                    x0: at - half,
-                    y0: lo,
-                    x1: at + half,
-                    y1: hi,
-                }
+                Rect { x0: at - half, y0: lo, x1: at + half, y1: hi }
             } else {
-                Rect {
-                    x0: lo,
-                    y0: at - half,
-                    x1: hi,
-                    y1: at + half,
-                }
+                Rect { x0: lo, y0: at - half, x1: hi, y1: at + half }
             }
         };
-        walls.push(Wall {
-            rect: piece(from, middle - width * 0.5),
-            z0: 0.0,
-        });
-        walls.push(Wall {
-            rect: piece(middle + width * 0.5, to),
-            z0: 0.0,
-        });
-        walls.push(Wall {
-            rect: piece(middle - width * 0.5, middle + width * 0.5),
-            z0: DOOR_HEIGHT_M,
-        });
+        walls.push(Wall { rect: piece(from, middle - width * 0.5), z0: 0.0 });
+        walls.push(Wall { rect: piece(middle + width * 0.5, to), z0: 0.0 });
+        walls.push(Wall { rect: piece(middle - width * 0.5, middle + width * 0.5), z0: DOOR_HEIGHT_M });
     }
     Some((bounds, rects, walls, doors))
 }
@@ -877,12 +789,7 @@ fn place_objects(
                 let (cx, cy) = r.centre();
                 // The middle third stays free for the sweep.
                 let (mx, my) = (r.width() / 6.0, r.depth() / 6.0);
-                let middle = Rect {
-                    x0: cx - mx,
-                    y0: cy - my,
-                    x1: cx + mx,
-                    y1: cy + my,
-                };
+                let middle = Rect { x0: cx - mx, y0: cy - my, x1: cx + mx, y1: cy + my };
                 let clear = middle.distance(object.x, object.y) >= object.radius
                     && objects[first..].iter().all(|o| {
                         (o.x - object.x).hypot(o.y - object.y) >= o.radius + object.radius + OBJECT_GAP_M
@@ -913,9 +820,8 @@ fn pick_kinds(rng: &mut Rng, n: usize, share: bool, used: &[[bool; 6]; 8]) -> Ve
         let mut colours = Colour::ALL.to_vec();
         rng.shuffle(&mut shapes);
         rng.shuffle(&mut colours);
-        let mut kinds: Vec<(Shape, Colour)> = (0..n)
-            .map(|i| (shapes[i % shapes.len()], colours[i % colours.len()]))
-            .collect();
+        let mut kinds: Vec<(Shape, Colour)> =
+            (0..n).map(|i| (shapes[i % shapes.len()], colours[i % colours.len()])).collect();
         if share {
             // One pair agrees in one attribute and differs in the other.
             if rng.chance(0.5) {
@@ -925,10 +831,8 @@ fn pick_kinds(rng: &mut Rng, n: usize, share: bool, used: &[[bool; 6]; 8]) -> Ve
             }
         }
         kinds.dedup();
-        let fresh = kinds
-            .iter()
-            .enumerate()
-            .all(|(i, k)| !used[k.0.index()][k.1.index()] && !kinds[..i].contains(k));
+        let fresh =
+            kinds.iter().enumerate().all(|(i, k)| !used[k.0.index()][k.1.index()] && !kinds[..i].contains(k));
         if fresh {
             return kinds;
         }
@@ -978,11 +882,7 @@ fn make_object(rng: &mut Rng, shape: Shape, colour: Colour, scale: (f64, f64), r
         y: 0.0,
         z: f64::from(lo[2] + hi[2]) * 0.5,
         yaw: rng.range(-std::f64::consts::PI, std::f64::consts::PI),
-        size: [
-            f64::from(hi[0] - lo[0]),
-            f64::from(hi[1] - lo[1]),
-            f64::from(hi[2] - lo[2]),
-        ],
+        size: [f64::from(hi[0] - lo[0]), f64::from(hi[1] - lo[1]), f64::from(hi[2] - lo[2])],
         radius: f64::from(radius),
         room,
         parts,
@@ -991,22 +891,11 @@ fn make_object(rng: &mut Rng, shape: Shape, colour: Colour, scale: (f64, f64), r
 
 fn scaled(solid: Solid, k: f32) -> Solid {
     match solid {
-        Solid::Cuboid { min, max } => Solid::Cuboid {
-            min: min.map(|v| v * k),
-            max: max.map(|v| v * k),
-        },
-        Solid::Frustum { x, y, z0, z1, r0, r1 } => Solid::Frustum {
-            x: x * k,
-            y: y * k,
-            z0: z0 * k,
-            z1: z1 * k,
-            r0: r0 * k,
-            r1: r1 * k,
-        },
-        Solid::Ellipsoid { c, r } => Solid::Ellipsoid {
-            c: c.map(|v| v * k),
-            r: r.map(|v| v * k),
-        },
+        Solid::Cuboid { min, max } => Solid::Cuboid { min: min.map(|v| v * k), max: max.map(|v| v * k) },
+        Solid::Frustum { x, y, z0, z1, r0, r1 } => {
+            Solid::Frustum { x: x * k, y: y * k, z0: z0 * k, z1: z1 * k, r0: r0 * k, r1: r1 * k }
+        }
+        Solid::Ellipsoid { c, r } => Solid::Ellipsoid { c: c.map(|v| v * k), r: r.map(|v| v * k) },
     }
 }
 
@@ -1017,20 +906,14 @@ fn shape_parts(shape: Shape) -> Vec<Part> {
     const WHITE: Tint = Tint::Neutral(2);
     const CLAY: Tint = Tint::Neutral(3);
     let cuboid = |tint, x0: f32, x1: f32, y0: f32, y1: f32, z0: f32, z1: f32| Part {
-        solid: Solid::Cuboid {
-            min: [x0, y0, z0],
-            max: [x1, y1, z1],
-        },
+        solid: Solid::Cuboid { min: [x0, y0, z0], max: [x1, y1, z1] },
         tint,
     };
     let frustum = |tint, x: f32, y: f32, z0: f32, z1: f32, r0: f32, r1: f32| Part {
         solid: Solid::Frustum { x, y, z0, z1, r0, r1 },
         tint,
     };
-    let ball = |tint, c: [f32; 3], r: [f32; 3]| Part {
-        solid: Solid::Ellipsoid { c, r },
-        tint,
-    };
+    let ball = |tint, c: [f32; 3], r: [f32; 3]| Part { solid: Solid::Ellipsoid { c, r }, tint };
     let legs = |tint, h: f32, half: f32, thick: f32| {
         [(-1.0f32, -1.0f32), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)].map(|(sx, sy)| {
             let (x, y) = (sx * (half - thick), sy * (half - thick));
@@ -1039,7 +922,7 @@ fn shape_parts(shape: Shape) -> Vec<Part> {
     };
     match shape {
         Shape::Chair => {
-            let mut p = legs(Tint::Dark, 0.46, 0.26, 0.03).to_vec();
+            let mut p = legs(Tint::Dark, 0.46, 0.265, 0.035).to_vec();
             p.push(cuboid(Tint::Main, -0.27, 0.27, -0.27, 0.27, 0.46, 0.54));
             p.push(cuboid(Tint::Main, -0.27, -0.20, -0.27, 0.27, 0.60, 1.05));
             p.push(cuboid(Tint::Dark, -0.26, -0.21, -0.24, -0.19, 0.54, 0.60));
@@ -1053,7 +936,7 @@ fn shape_parts(shape: Shape) -> Vec<Part> {
         }
         Shape::Lamp => vec![
             frustum(METAL, 0.0, 0.0, 0.0, 0.05, 0.18, 0.16),
-            frustum(METAL, 0.0, 0.0, 0.05, 0.80, 0.03, 0.03),
+            frustum(METAL, 0.0, 0.0, 0.05, 0.80, 0.042, 0.042),
             frustum(Tint::Main, 0.0, 0.0, 0.78, 1.16, 0.30, 0.17),
             ball(WHITE, [0.0, 0.0, 0.84], [0.08, 0.08, 0.08]),
         ],

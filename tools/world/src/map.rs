@@ -29,10 +29,7 @@ impl MapView {
         let (cx, cy) = b.centre();
         Self {
             px_per_m,
-            origin_px: (
-                width as f64 * 0.5 - cx * px_per_m,
-                height as f64 * 0.5 + cy * px_per_m,
-            ),
+            origin_px: (width as f64 * 0.5 - cx * px_per_m, height as f64 * 0.5 + cy * px_per_m),
             width,
             height,
         }
@@ -41,19 +38,13 @@ impl MapView {
     /// The pixel of a map point.
     #[must_use]
     pub fn pixel(&self, x: f64, y: f64) -> (f32, f32) {
-        (
-            (self.origin_px.0 + x * self.px_per_m) as f32,
-            (self.origin_px.1 - y * self.px_per_m) as f32,
-        )
+        ((self.origin_px.0 + x * self.px_per_m) as f32, (self.origin_px.1 - y * self.px_per_m) as f32)
     }
 
     /// The map point of a pixel.
     #[must_use]
     pub fn point(&self, px: f64, py: f64) -> (f64, f64) {
-        (
-            (px - self.origin_px.0) / self.px_per_m,
-            (self.origin_px.1 - py) / self.px_per_m,
-        )
+        ((px - self.origin_px.0) / self.px_per_m, (self.origin_px.1 - py) / self.px_per_m)
     }
 
     /// Pixels of a length in metres.
@@ -71,12 +62,7 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
     canvas.fill_rect(0, 0, canvas.width, canvas.height, paper);
     let b = &house.bounds;
     let wall = WALL_THICKNESS_M;
-    let outer = Rect {
-        x0: b.x0 - wall,
-        y0: b.y0 - wall,
-        x1: b.x1 + wall,
-        y1: b.y1 + wall,
-    };
+    let outer = Rect { x0: b.x0 - wall, y0: b.y0 - wall, x1: b.x1 + wall, y1: b.y1 + wall };
     fill(view, canvas, &outer, ink);
     for room in &house.rooms {
         let [light, dark] = house.palette.floors[room.floor_colour % house.palette.floors.len()];
@@ -101,22 +87,10 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
         // A band in each wall's colour.
         let band = 0.07;
         let sides = [
-            Rect {
-                x0: r.x1 - band,
-                ..*r
-            },
-            Rect {
-                y0: r.y1 - band,
-                ..*r
-            },
-            Rect {
-                x1: r.x0 + band,
-                ..*r
-            },
-            Rect {
-                y1: r.y0 + band,
-                ..*r
-            },
+            Rect { x0: r.x1 - band, ..*r },
+            Rect { y0: r.y1 - band, ..*r },
+            Rect { x1: r.x0 + band, ..*r },
+            Rect { y1: r.y0 + band, ..*r },
         ];
         for (side, area) in sides.iter().enumerate() {
             let colour = house.palette.walls[room.wall_colour[side] % house.palette.walls.len()];
@@ -129,17 +103,7 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
         } else {
             (d.width_m * 0.5, wall * 0.5 + 0.07)
         };
-        fill(
-            view,
-            canvas,
-            &Rect {
-                x0: d.x - hx,
-                y0: d.y - hy,
-                x1: d.x + hx,
-                y1: d.y + hy,
-            },
-            [226, 218, 204],
-        );
+        fill(view, canvas, &Rect { x0: d.x - hx, y0: d.y - hy, x1: d.x + hx, y1: d.y + hy }, [226, 218, 204]);
     }
     for o in &house.objects {
         let colour = house.palette.objects[o.colour.index()];
@@ -179,10 +143,7 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
                 match o.shape {
                     Shape::Chair => canvas.polygon(&quad(-hx, -hy, -hx + 0.08, hy), dark),
                     Shape::Bed => {
-                        canvas.polygon(
-                            &quad(-hx + 0.08, -hy * 0.7, -hx + 0.26, hy * 0.7),
-                            [244, 243, 238],
-                        );
+                        canvas.polygon(&quad(-hx + 0.08, -hy * 0.7, -hx + 0.26, hy * 0.7), [244, 243, 238]);
                     }
                     _ => {}
                 }
@@ -220,10 +181,7 @@ pub fn draw_robot(view: &MapView, canvas: &mut Canvas, pose: Pose2, colour: [u8;
     canvas.disc(at, r, colour.map(|c| c / 2));
     canvas.disc(at, (r - 2.0).max(1.0), colour);
     let (s, c) = pose.yaw.sin_cos();
-    let nose = view.pixel(
-        pose.x + c * ROBOT_RADIUS_M * 0.95,
-        pose.y + s * ROBOT_RADIUS_M * 0.95,
-    );
+    let nose = view.pixel(pose.x + c * ROBOT_RADIUS_M * 0.95, pose.y + s * ROBOT_RADIUS_M * 0.95);
     canvas.line(at, nose, (r * 0.25).max(1.5), [255; 3]);
 }
 
@@ -231,12 +189,7 @@ pub fn draw_robot(view: &MapView, canvas: &mut Canvas, pose: Pose2, colour: [u8;
 pub fn draw_pose(view: &MapView, canvas: &mut Canvas, pose: Pose2, length_m: f64, colour: [u8; 3]) {
     let (s, c) = pose.yaw.sin_cos();
     let tip = view.pixel(pose.x + c * length_m, pose.y + s * length_m);
-    canvas.arrow(
-        view.pixel(pose.x, pose.y),
-        tip,
-        (view.length(0.035)).max(1.5),
-        colour,
-    );
+    canvas.arrow(view.pixel(pose.x, pose.y), tip, (view.length(0.035)).max(1.5), colour);
 }
 
 /// Draws a path of poses as a line with a heading tick at every `tick`-th pose (0 for none).
@@ -247,12 +200,7 @@ pub fn draw_path(view: &MapView, canvas: &mut Canvas, poses: &[Pose2], tick: usi
         for pose in poses.iter().step_by(tick) {
             let (s, c) = pose.yaw.sin_cos();
             let end = view.pixel(pose.x + 0.14 * c, pose.y + 0.14 * s);
-            canvas.line(
-                view.pixel(pose.x, pose.y),
-                end,
-                view.length(0.02).max(1.0),
-                colour,
-            );
+            canvas.line(view.pixel(pose.x, pose.y), end, view.length(0.02).max(1.0), colour);
             canvas.disc(view.pixel(pose.x, pose.y), view.length(0.03).max(1.5), colour);
         }
     }
@@ -268,16 +216,8 @@ pub fn draw_view(
     colour: [u8; 3],
 ) {
     let edge = |a: f64| {
-        view.pixel(
-            pose.x + length_m * (pose.yaw + a).cos(),
-            pose.y + length_m * (pose.yaw + a).sin(),
-        )
+        view.pixel(pose.x + length_m * (pose.yaw + a).cos(), pose.y + length_m * (pose.yaw + a).sin())
     };
-    let points = [
-        view.pixel(pose.x, pose.y),
-        edge(-hfov_rad * 0.5),
-        edge(0.0),
-        edge(hfov_rad * 0.5),
-    ];
+    let points = [view.pixel(pose.x, pose.y), edge(-hfov_rad * 0.5), edge(0.0), edge(hfov_rad * 0.5)];
     canvas.polygon_cover(&points, colour, 0.22);
 }

@@ -1,6 +1,6 @@
 //! Paths for a round robot: A* on a coarse grid, then straightened.
 
-use crate::house::House;
+use crate::house::{House, Rect};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -25,27 +25,44 @@ impl NavGrid {
         let b = &house.bounds;
         let cols = (b.width() / CELL_M).floor() as usize + 1;
         let rows = (b.depth() / CELL_M).floor() as usize + 1;
-        let mut free = Vec::with_capacity(cols * rows);
-        for j in 0..rows {
-            for i in 0..cols {
-                free.push(house.clearance(b.x0 + i as f64 * CELL_M, b.y0 + j as f64 * CELL_M) >= radius_m);
+        let mut free = vec![false; cols * rows];
+        let x = |i: usize| b.x0 + i as f64 * CELL_M;
+        let y = |j: usize| b.y0 + j as f64 * CELL_M;
+        let inside = |v: f64, lo: f64, hi: f64| v - lo >= radius_m && hi - v >= radius_m;
+        for (j, row) in free.chunks_exact_mut(cols).enumerate() {
+            if inside(y(j), b.y0, b.y1) {
+                for (i, cell) in row.iter_mut().enumerate() {
+                    *cell = inside(x(i), b.x0, b.x1);
+                }
             }
         }
-        Self {
-            x0: b.x0,
-            y0: b.y0,
-            cols,
-            rows,
-            radius_m,
-            free,
+        // Everything else only reaches as far as its outline grown by the radius.
+        let mut stamp = |area: Rect, distance: &dyn Fn(f64, f64) -> f64| {
+            let lo = |v: f64, first: f64| ((v - radius_m - first) / CELL_M).floor().max(0.0) as usize;
+            let hi = |v: f64, first: f64, n: usize| {
+                (((v + radius_m - first) / CELL_M).ceil().max(0.0) as usize).min(n - 1)
+            };
+            for j in lo(area.y0, b.y0)..=hi(area.y1, b.y0, rows) {
+                for i in lo(area.x0, b.x0)..=hi(area.x1, b.x0, cols) {
+                    if distance(x(i), y(j)) < radius_m {
+                        free[j * cols + i] = false;
+                    }
+                }
+            }
+        };
+        for w in house.walls.iter().filter(|w| w.z0 == 0.0) {
+            stamp(w.rect, &|x, y| w.rect.distance(x, y));
         }
+        for o in &house.objects {
+            let r = o.radius;
+            let area = Rect { x0: o.x - r, y0: o.y - r, x1: o.x + r, y1: o.y + r };
+            stamp(area, &|x, y| (x - o.x).hypot(y - o.y) - r);
+        }
+        Self { x0: b.x0, y0: b.y0, cols, rows, radius_m, free }
     }
 
     fn place(&self, cell: usize) -> (f64, f64) {
-        (
-            self.x0 + (cell % self.cols) as f64 * CELL_M,
-            self.y0 + (cell / self.cols) as f64 * CELL_M,
-        )
+        (self.x0 + (cell % self.cols) as f64 * CELL_M, self.y0 + (cell / self.cols) as f64 * CELL_M)
     }
 
     /// The free cell nearest to a point, within 0.6 m.
@@ -54,10 +71,7 @@ impl NavGrid {
             return None;
         }
         let clamp = |v: f64, n: usize| (v.round().max(0.0) as usize).min(n.saturating_sub(1));
-        let (i, j) = (
-            clamp((x - self.x0) / CELL_M, self.cols),
-            clamp((y - self.y0) / CELL_M, self.rows),
-        );
+        let (i, j) = (clamp((x - self.x0) / CELL_M, self.cols), clamp((y - self.y0) / CELL_M, self.rows));
         let mut best: Option<(f64, usize)> = None;
         for dj in -6i64..=6 {
             for di in -6i64..=6 {

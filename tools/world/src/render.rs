@@ -35,13 +35,7 @@ pub struct RenderOptions {
 impl Default for RenderOptions {
     /// 2x2 supersampling, colour, depth and ids, fast light.
     fn default() -> Self {
-        Self {
-            supersample: 2,
-            rgb: true,
-            depth: true,
-            ids: true,
-            quality: Quality::Fast,
-        }
+        Self { supersample: 2, rgb: true, depth: true, ids: true, quality: Quality::Fast }
     }
 }
 
@@ -49,30 +43,19 @@ impl RenderOptions {
     /// Colour only.
     #[must_use]
     pub fn rgb_only() -> Self {
-        Self {
-            depth: false,
-            ids: false,
-            ..Self::default()
-        }
+        Self { depth: false, ids: false, ..Self::default() }
     }
 
     /// Colour and instance ids.
     #[must_use]
     pub fn rgb_ids() -> Self {
-        Self {
-            depth: false,
-            ..Self::default()
-        }
+        Self { depth: false, ..Self::default() }
     }
 
     /// Colour only, 3x3 supersampling, soft shadows.
     #[must_use]
     pub fn picture() -> Self {
-        Self {
-            supersample: 3,
-            quality: Quality::Fine,
-            ..Self::rgb_only()
-        }
+        Self { supersample: 3, quality: Quality::Fine, ..Self::rgb_only() }
     }
 }
 
@@ -163,9 +146,7 @@ pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderO
                 }
             }
             let scale = 1.0 / (ss * ss) as f32;
-            frame
-                .rgb
-                .extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
+            frame.rgb.extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
         }
     }
     frame.scene = scene;
@@ -252,11 +233,7 @@ fn dot(a: [f32; 3], b: [f32; 3]) -> f32 {
 }
 
 fn mix(a: [f32; 3], b: [f32; 3], k: f32) -> [f32; 3] {
-    [
-        a[0] + (b[0] - a[0]) * k,
-        a[1] + (b[1] - a[1]) * k,
-        a[2] + (b[2] - a[2]) * k,
-    ]
+    [a[0] + (b[0] - a[0]) * k, a[1] + (b[1] - a[1]) * k, a[2] + (b[2] - a[2]) * k]
 }
 
 fn scale(a: [f32; 3], k: f32) -> [f32; 3] {
@@ -290,12 +267,7 @@ impl Scene {
     pub(crate) fn prepare(&mut self, house: &House, pose: Pose2, camera: &Camera) {
         let (m, t) = camera.map_from_camera(pose);
         let axis = |k: usize| [m[0][k] as f32, m[1][k] as f32, m[2][k] as f32];
-        self.eye = Eye {
-            o: t.map(|v| v as f32),
-            f: axis(2),
-            r: axis(0),
-            d: axis(1),
-        };
+        self.eye = Eye { o: t.map(|v| v as f32), f: axis(2), r: axis(0), d: axis(1) };
         self.part_base = WALL_BASE + 6 * house.walls.len() as u32;
         self.local.clear();
         self.parts.clear();
@@ -314,11 +286,7 @@ impl Scene {
             self.local.push((local, c, s));
             for p in &o.parts {
                 let albedo = tinted(&house.palette, o.colour.index(), p.tint);
-                self.parts.push(FlatPart {
-                    solid: p.solid,
-                    object: k,
-                    albedo,
-                });
+                self.parts.push(FlatPart { solid: p.solid, object: k, albedo });
             }
         }
         for room in &house.rooms {
@@ -326,9 +294,7 @@ impl Scene {
             self.rooms.push(RoomLook {
                 x: [r.x0 as f32, r.x1 as f32],
                 y: [r.y0 as f32, r.y1 as f32],
-                walls: room
-                    .wall_colour
-                    .map(|c| rgb(house.palette.walls[c % house.palette.walls.len()])),
+                walls: room.wall_colour.map(|c| rgb(house.palette.walls[c % house.palette.walls.len()])),
                 patterns: room.wall_pattern,
                 floor: house.palette.floors[room.floor_colour % house.palette.floors.len()].map(rgb),
                 floor_pattern: room.floor_pattern,
@@ -406,9 +372,7 @@ impl Scene {
         if self.rooms.len() == 1 {
             return self.rooms.first();
         }
-        self.rooms
-            .iter()
-            .find(|r| x >= r.x[0] && x <= r.x[1] && y >= r.y[0] && y <= r.y[1])
+        self.rooms.iter().find(|r| x >= r.x[0] && x <= r.x[1] && y >= r.y[0] && y <= r.y[1])
     }
 
     fn nearest_room(&self, x: f32, y: f32) -> &RoomLook {
@@ -450,18 +414,10 @@ impl Scene {
             FloorPattern::Tiles => {
                 let (ix, iy) = (floor_i(x / p), floor_i(y / p));
                 let (fx, fy) = (x - ix as f32 * p, y - iy as f32 * p);
-                if fx < 0.03 || fy < 0.03 {
-                    1.0
-                } else {
-                    0.3 * hash(ix, iy)
-                }
+                if fx < 0.03 || fy < 0.03 { 1.0 } else { 0.3 * hash(ix, iy) }
             }
         };
-        let mean = if room.floor_pattern == FloorPattern::Tiles {
-            0.25
-        } else {
-            0.5
-        };
+        let mean = if room.floor_pattern == FloorPattern::Tiles { 0.25 } else { 0.5 };
         mix(room.floor[0], room.floor[1], mean + (tone - mean) * keep)
     }
 
@@ -469,10 +425,7 @@ impl Scene {
         let s = &house.shade;
         let i = ((x - self.origin[0]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
         let j = ((y - self.origin[1]) * (1.0 / SHADE_CELL_M as f32) + 0.5) as usize;
-        s.cells
-            .get(j.min(s.rows - 1) * s.cols + i.min(s.cols - 1))
-            .copied()
-            .unwrap_or(1.0)
+        s.cells.get(j.min(s.rows - 1) * s.cols + i.min(s.cols - 1)).copied().unwrap_or(1.0)
     }
 
     fn floor_shade_smooth(&self, house: &House, x: f32, y: f32) -> f32 {
@@ -492,11 +445,7 @@ impl Scene {
         let base = room.walls[side];
         let s = if side & 1 == 0 { y } else { x };
         if foot < 0.04 && z < 0.09 {
-            return if z > 0.08 {
-                scale(self.frame_colour, 0.85)
-            } else {
-                self.frame_colour
-            };
+            return if z > 0.08 { scale(self.frame_colour, 0.85) } else { self.frame_colour };
         }
         let (tone, period) = match room.patterns[side] {
             WallPattern::Plain => return base,
@@ -513,14 +462,7 @@ impl Scene {
                 let shift = s / 0.46 + (row & 1) as f32 * 0.5;
                 let (fx, fz) = (shift - floor_i(shift) as f32, z / 0.2 - row as f32);
                 let joint = fx < 0.05 || fz < 0.12;
-                (
-                    if joint {
-                        -0.5
-                    } else {
-                        0.3 + 0.5 * hash(floor_i(shift), row)
-                    },
-                    0.2,
-                )
+                (if joint { -0.5 } else { 0.3 + 0.5 * hash(floor_i(shift), row) }, 0.2)
             }
             WallPattern::Dots => {
                 let row = floor_i(z / 0.4);
@@ -542,19 +484,11 @@ impl Scene {
                 let room = self.room_of(p[0], p[1]).unwrap_or(&self.rooms[0]);
                 let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
                 let lamp = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy) < 0.09;
-                (
-                    if lamp { [255.0, 252.0, 240.0] } else { self.ceiling },
-                    [0.0, 0.0, -1.0],
-                )
+                (if lamp { [255.0, 252.0, 240.0] } else { self.ceiling }, [0.0, 0.0, -1.0])
             }
             2..8 => {
                 let side = (code - 2).min(3) as usize;
-                let n = [
-                    [-1.0, 0.0, 0.0],
-                    [0.0, -1.0, 0.0],
-                    [1.0, 0.0, 0.0],
-                    [0.0, 1.0, 0.0],
-                ][side];
+                let n = [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]][side];
                 let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
                 match self.room_of(inside.0, inside.1) {
                     Some(room) => (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n),
@@ -618,11 +552,7 @@ impl Scene {
 
     /// Size on the surface of one sample (m).
     fn footprint(&self, grid: &Grid, code: u32, t: f32) -> f32 {
-        if code == 0 {
-            grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0)
-        } else {
-            grid.du * t
-        }
+        if code == 0 { grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { grid.du * t }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -718,11 +648,7 @@ impl Scene {
         let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
         if code == 1 {
             let d2 = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy);
-            return [if d2 < 0.09 {
-                1.0
-            } else {
-                0.80 + 0.16 / (1.0 + 2.0 * d2)
-            }; 3];
+            return [if d2 < 0.09 { 1.0 } else { 0.80 + 0.16 / (1.0 + 2.0 * d2) }; 3];
         }
         // The samples of one pixel share the lamp's disc between them (a Vogel spiral, turned from pixel to pixel).
         const RAYS: usize = 2;
@@ -749,11 +675,7 @@ impl Scene {
             _ => (0.46 + 0.08 * n[2]) * (0.72 + 0.28 * (p[2] * 3.0).min(1.0)),
         };
         // Lamp light is a little warm, ambient a little cool.
-        [
-            ambient * 1.10 + direct * 0.74,
-            ambient * 1.12 + direct * 0.72,
-            ambient * 1.16 + direct * 0.68,
-        ]
+        [ambient * 1.10 + direct * 0.74, ambient * 1.12 + direct * 0.72, ambient * 1.16 + direct * 0.68]
     }
 
     /// Darkening of walls towards the room's vertical corners.
@@ -773,11 +695,7 @@ impl Scene {
         for part in &self.parts {
             let o = &house.objects[part.object];
             if near.0 != part.object {
-                let rel = [
-                    o.x as f32 - start[0],
-                    o.y as f32 - start[1],
-                    o.z as f32 - start[2],
-                ];
+                let rel = [o.x as f32 - start[0], o.y as f32 - start[1], o.z as f32 - start[2]];
                 let k = (dot(rel, to) / len2).clamp(0.0, 1.0);
                 let miss = [rel[0] - to[0] * k, rel[1] - to[1] * k, rel[2] - to[2] * k];
                 let reach = o.radius.hypot(o.size[2] * 0.5) as f32;
@@ -798,14 +716,8 @@ impl Scene {
     }
 }
 
-const FACE_NORMALS: [[f32; 3]; 6] = [
-    [-1.0, 0.0, 0.0],
-    [1.0, 0.0, 0.0],
-    [0.0, -1.0, 0.0],
-    [0.0, 1.0, 0.0],
-    [0.0, 0.0, -1.0],
-    [0.0, 0.0, 1.0],
-];
+const FACE_NORMALS: [[f32; 3]; 6] =
+    [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]];
 
 fn unit(v: [f32; 3]) -> [f32; 3] {
     scale(v, 1.0 / dot(v, v).sqrt().max(1e-12))
@@ -944,10 +856,7 @@ impl Buffer<'_> {
         let (ex, wx) = (inv(b.x1, eye.o[0]), inv(b.x0, eye.o[0]));
         let (ny, sy) = (inv(b.y1, eye.o[1]), inv(b.y0, eye.o[1]));
         let (up, down) = (inv(CEILING_M, eye.o[2]), inv(0.0, eye.o[2]));
-        let rows = self
-            .w
-            .chunks_exact_mut(g.nx)
-            .zip(self.code.chunks_exact_mut(g.nx));
+        let rows = self.w.chunks_exact_mut(g.nx).zip(self.code.chunks_exact_mut(g.nx));
         for (j, (w_row, code_row)) in rows.enumerate() {
             let v = g.v0 + j as f32 * g.du;
             let row = |k: usize| eye.f[k] + v * eye.d[k] + g.u0 * eye.r[k];
@@ -1011,12 +920,7 @@ impl Buffer<'_> {
                 let (mut lo, mut hi) = (i0 as f32, i1 as f32 - 1.0);
                 clip(wa, wb, &mut lo, &mut hi);
                 for (k, edge, sign) in edges {
-                    clip(
-                        sign * (start(k) - edge * wa),
-                        sign * (step(k) - edge * wb),
-                        &mut lo,
-                        &mut hi,
-                    );
+                    clip(sign * (start(k) - edge * wa), sign * (step(k) - edge * wb), &mut lo, &mut hi);
                 }
                 // Also false when a bound is not a number.
                 if !(lo <= hi + 2e-3) {

@@ -25,9 +25,7 @@ impl Rng {
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             z ^ (z >> 31)
         };
-        Self {
-            state: [next(), next(), next(), next()],
-        }
+        Self { state: [next(), next(), next(), next()] }
     }
 
     /// The next 64 random bits.
@@ -51,29 +49,17 @@ impl Rng {
 
     /// Uniform in `[lo, hi)`; `lo` when the range is empty.
     pub fn range(&mut self, lo: f64, hi: f64) -> f64 {
-        if hi <= lo {
-            lo
-        } else {
-            lo + (hi - lo) * self.unit()
-        }
+        if hi <= lo { lo } else { lo + (hi - lo) * self.unit() }
     }
 
     /// Uniform integer in `0..n`; 0 when `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        if n == 0 {
-            0
-        } else {
-            ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
-        }
+        if n == 0 { 0 } else { ((u128::from(self.next_u64()) * n as u128) >> 64) as usize }
     }
 
     /// Uniform integer in `lo..=hi`; `lo` when the range is empty.
     pub fn between(&mut self, lo: usize, hi: usize) -> usize {
-        if hi <= lo {
-            lo
-        } else {
-            lo + self.below(hi - lo + 1)
-        }
+        if hi <= lo { lo } else { lo + self.below(hi - lo + 1) }
     }
 
     /// True with probability `p`.

@@ -48,14 +48,7 @@ impl Robot {
     /// A robot standing at `pose`, with odometry equal to it.
     #[must_use]
     pub fn new(pose: Pose2, noise: OdometryNoise, seed: u64) -> Self {
-        Self {
-            pose,
-            odom: pose,
-            collided: false,
-            collisions: 0,
-            noise,
-            rng: Rng::new(seed ^ 0x0d0_e7e5),
-        }
+        Self { pose, odom: pose, collided: false, collisions: 0, noise, rng: Rng::new(seed ^ 0x0d0_e7e5) }
     }
 
     /// Drives at `v` (m/s, forward) and `w` (rad/s, counter-clockwise) for `dt` seconds. The robot stops where its
@@ -74,18 +67,11 @@ impl Robot {
             // Exact arc: the chord points along the mean heading.
             let chord = |ds: f64| {
                 let half = da * 0.5;
-                if half.abs() < 1e-9 {
-                    ds
-                } else {
-                    ds * half.sin() / half
-                }
+                if half.abs() < 1e-9 { ds } else { ds * half.sin() / half }
             };
             let heading = self.pose.yaw + da * 0.5;
             let next = |ds: f64, pose: Pose2| {
-                (
-                    pose.x + chord(ds) * heading.cos(),
-                    pose.y + chord(ds) * heading.sin(),
-                )
+                (pose.x + chord(ds) * heading.cos(), pose.y + chord(ds) * heading.sin())
             };
             let (x, y) = next(ds, self.pose);
             let room = house.clearance(x, y);
@@ -114,11 +100,7 @@ impl Robot {
             da += heading * self.rng.normal();
         }
         let half = da * 0.5;
-        let chord = if half.abs() < 1e-9 {
-            ds
-        } else {
-            ds * half.sin() / half
-        };
+        let chord = if half.abs() < 1e-9 { ds } else { ds * half.sin() / half };
         let mean = self.odom.yaw + half;
         self.odom = Pose2::new(
             self.odom.x + chord * mean.cos(),
@@ -143,12 +125,7 @@ pub struct ControllerLimits {
 
 impl Default for ControllerLimits {
     fn default() -> Self {
-        Self {
-            speed_mps: 0.6,
-            turn_radps: 1.2,
-            position_m: 0.04,
-            heading_rad: 0.03,
-        }
+        Self { speed_mps: 0.6, turn_radps: 1.2, position_m: 0.04, heading_rad: 0.03 }
     }
 }
 
@@ -186,28 +163,12 @@ impl Controller {
     }
 
     fn on_grid(house: &House, grid: &NavGrid, start: Pose2, goal: Pose2, limits: ControllerLimits) -> Self {
-        let finite = [start.x, start.y, start.yaw, goal.x, goal.y, goal.yaw]
-            .iter()
-            .all(|v| v.is_finite());
-        let place = if finite {
-            grid.nearest_free(house, goal.x, goal.y)
-        } else {
-            None
-        };
+        let finite = [start.x, start.y, start.yaw, goal.x, goal.y, goal.yaw].iter().all(|v| v.is_finite());
+        let place = if finite { grid.nearest_free(house, goal.x, goal.y) } else { None };
         let path = place.and_then(|to| grid.path(house, (start.x, start.y), to));
-        let state = if path.is_some() {
-            ControllerState::Driving
-        } else {
-            ControllerState::NoPath
-        };
+        let state = if path.is_some() { ControllerState::Driving } else { ControllerState::NoPath };
         let (x, y) = place.unwrap_or((goal.x, goal.y));
-        Self {
-            goal: Pose2::new(x, y, goal.yaw),
-            path: path.unwrap_or_default(),
-            next: 1,
-            state,
-            limits,
-        }
+        Self { goal: Pose2::new(x, y, goal.yaw), path: path.unwrap_or_default(), next: 1, state, limits }
     }
 
     /// What it is doing.
@@ -238,9 +199,7 @@ impl Controller {
     pub fn step(&mut self, estimate: Pose2, dt: f64) -> (f64, f64) {
         let dt = dt.max(1e-3);
         let turn = |error: f64, limit: f64| {
-            (error * 3.0)
-                .clamp(-limit, limit)
-                .clamp(-error.abs() / dt, error.abs() / dt)
+            (error * 3.0).clamp(-limit, limit).clamp(-error.abs() / dt, error.abs() / dt)
         };
         let l = self.limits;
         if self.state == ControllerState::Driving {
@@ -255,11 +214,7 @@ impl Controller {
                 let error = wrap_angle(estimate.bearing_to(target.0, target.1) - estimate.yaw);
                 // A goal just behind is reached in reverse.
                 let reverse = self.next + 1 >= self.path.len() && away < 0.8 && error.abs() > 2.2;
-                let error = if reverse {
-                    wrap_angle(error + std::f64::consts::PI)
-                } else {
-                    error
-                };
+                let error = if reverse { wrap_angle(error + std::f64::consts::PI) } else { error };
                 let w = turn(error, l.turn_radps);
                 // Turn on the spot for large errors; slow down for corners and for the goal.
                 let aim = (1.0 - error.abs() / 0.6).max(0.0);
@@ -288,8 +243,6 @@ impl Controller {
             }
             self.next += 1;
         }
-        self.path
-            .get(self.next.min(self.path.len().saturating_sub(1)))
-            .copied()
+        self.path.get(self.next.min(self.path.len().saturating_sub(1))).copied()
     }
 }
