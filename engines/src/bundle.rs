@@ -6,7 +6,8 @@
 //!
 //! Components: `text_encoder`, `tokenizer`, `vae_encoder` and `vae_decoder` (for a codec without state), or
 //! `vae_encoder_first`/`_next` and `vae_decoder_first`/`_second`/`_next` (streaming, caches are inputs and outputs),
-//! `denoiser`, and with the one-way mask `denoiser_prefill` and `denoiser_cached`.
+//! `denoiser`, and with the one-way mask `denoiser_prefill` and `denoiser_cached`. Before export, weights of encoder
+//! and decoder are one component `vae`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,6 +30,7 @@ pub const MANIFEST: &str = "bundle.toml";
 pub const COMPONENTS: &[&str] = &[
     "text_encoder",
     "tokenizer",
+    "vae",
     "vae_encoder",
     "vae_encoder_first",
     "vae_encoder_next",
@@ -95,11 +97,7 @@ pub enum BundleError {
 }
 
 fn field(field: impl Into<String>, wanted: impl ToString, got: impl ToString) -> BundleError {
-    BundleError::Field {
-        field: field.into(),
-        wanted: wanted.to_string(),
-        got: got.to_string(),
-    }
+    BundleError::Field { field: field.into(), wanted: wanted.to_string(), got: got.to_string() }
 }
 
 /// `bundle.toml`.
@@ -319,11 +317,7 @@ impl PortSpec {
     /// [`BundleError::Field`] for an element type that is not known.
     pub fn to_port(&self) -> Result<Port, BundleError> {
         let dtype = DataType::from_name(&self.dtype).ok_or_else(|| {
-            field(
-                format!("{:?}.dtype", self.name),
-                "an element type such as f32",
-                &self.dtype,
-            )
+            field(format!("{:?}.dtype", self.name), "an element type such as f32", &self.dtype)
         })?;
         let shape = self
             .shape
@@ -334,11 +328,7 @@ impl PortSpec {
                 SizeSpec::Named(name) => Dim::Symbol(name.clone()),
             })
             .collect();
-        Ok(Port {
-            name: self.name.clone(),
-            dtype,
-            shape,
-        })
+        Ok(Port { name: self.name.clone(), dtype, shape })
     }
 }
 
@@ -351,27 +341,18 @@ impl Manifest {
         if self.format != FORMAT {
             return Err(field("format", FORMAT, self.format));
         }
-        for (name, value) in [
-            ("name", &self.name),
-            ("precision", &self.precision),
-            ("target", &self.target),
-        ] {
+        for (name, value) in [("name", &self.name), ("precision", &self.precision), ("target", &self.target)]
+        {
             if value.is_empty() {
                 return Err(field(name, "a word", "nothing"));
             }
         }
-        self.dit
-            .validate()
-            .map_err(|what| field("dit", "sizes that fit each other", what))?;
+        self.dit.validate().map_err(|what| field("dit", "sizes that fit each other", what))?;
         let same = [
             ("latent.channels", self.dit.out_channels, self.latent.channels),
             ("latent.height", self.dit.latent_height, self.latent.height),
             ("latent.width", self.dit.latent_width, self.latent.width),
-            (
-                "latent.mean (length)",
-                self.latent.channels,
-                self.latent.mean.len(),
-            ),
+            ("latent.mean (length)", self.latent.channels, self.latent.mean.len()),
             ("latent.std (length)", self.latent.channels, self.latent.std.len()),
         ];
         for (name, wanted, got) in same {
@@ -397,11 +378,7 @@ impl Manifest {
             ("image.height", self.image.height, self.latent.height),
         ] {
             if pixels % latents != 0 {
-                return Err(field(
-                    name,
-                    format!("a multiple of {latents} latent pixels"),
-                    pixels,
-                ));
+                return Err(field(name, format!("a multiple of {latents} latent pixels"), pixels));
             }
         }
         if let Some(bad) = self.latent.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
@@ -447,11 +424,7 @@ impl Manifest {
 impl Component {
     fn validate(&self, name: &str) -> Result<(), BundleError> {
         if !COMPONENTS.contains(&name) {
-            return Err(field(
-                "component",
-                format!("one of {}", COMPONENTS.join(", ")),
-                name,
-            ));
+            return Err(field("component", format!("one of {}", COMPONENTS.join(", ")), name));
         }
         let at = |part: &str| format!("component.{name}.{part}");
         if self.files.is_empty() {
@@ -481,10 +454,7 @@ impl Component {
     /// # Errors
     /// [`BundleError::Field`] naming the input or output.
     pub fn check_ports(&self, name: &str, inputs: &[Port], outputs: &[Port]) -> Result<(), BundleError> {
-        for (side, stated, real) in [
-            ("inputs", &self.inputs, inputs),
-            ("outputs", &self.outputs, outputs),
-        ] {
+        for (side, stated, real) in [("inputs", &self.inputs, inputs), ("outputs", &self.outputs, outputs)] {
             for spec in stated {
                 let port = spec.to_port()?;
                 let at = format!("component.{name}.{side}.{}", port.name);
@@ -533,11 +503,7 @@ impl Bundle {
             for file in &component.files {
                 let got = sha256_file(&bundle.directory.join(&file.name))?;
                 if !got.eq_ignore_ascii_case(&file.sha256) {
-                    return Err(field(
-                        format!("component.{name}.{}.sha256", file.name),
-                        &file.sha256,
-                        got,
-                    ));
+                    return Err(field(format!("component.{name}.{}.sha256", file.name), &file.sha256, got));
                 }
             }
             if component.format == ComponentFormat::Onnx {
@@ -555,20 +521,10 @@ impl Bundle {
     pub fn load_manifest(directory: impl AsRef<Path>) -> Result<Self, BundleError> {
         let directory = directory.as_ref().to_owned();
         let path = directory.join(MANIFEST);
-        let io = |source| BundleError::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| BundleError::Io { path: path.clone(), source };
         let mut bytes = Vec::new();
-        File::open(&path)
-            .map_err(io)?
-            .take(MAX_MANIFEST + 1)
-            .read_to_end(&mut bytes)
-            .map_err(io)?;
-        let fail = |what: String| BundleError::Manifest {
-            path: path.clone(),
-            what,
-        };
+        File::open(&path).map_err(io)?.take(MAX_MANIFEST + 1).read_to_end(&mut bytes).map_err(io)?;
+        let fail = |what: String| BundleError::Manifest { path: path.clone(), what };
         if bytes.len() as u64 > MAX_MANIFEST {
             return Err(fail(format!("longer than {MAX_MANIFEST} bytes")));
         }
@@ -578,10 +534,8 @@ impl Bundle {
         for (name, component) in &manifest.component {
             for file in &component.files {
                 let path = directory.join(&file.name);
-                let metadata = fs::metadata(&path).map_err(|source| BundleError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
+                let metadata =
+                    fs::metadata(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
                 if metadata.len() != file.bytes {
                     let at = format!("component.{name}.{}.bytes", file.name);
                     return Err(field(at, file.bytes, metadata.len()));
@@ -589,11 +543,7 @@ impl Bundle {
             }
         }
         let hash = hex(&Sha256::digest(&bytes));
-        Ok(Self {
-            directory,
-            manifest,
-            hash,
-        })
+        Ok(Self { directory, manifest, hash })
     }
 
     /// The manifest.
@@ -629,14 +579,11 @@ impl Bundle {
     /// # Errors
     /// [`BundleError::Missing`] listing what there is.
     pub fn component(&self, component: &str) -> Result<&Component, BundleError> {
-        self.manifest
-            .component
-            .get(component)
-            .ok_or_else(|| BundleError::Missing {
-                name: self.manifest.name.clone(),
-                component: component.to_owned(),
-                has: self.manifest.component.keys().cloned().collect(),
-            })
+        self.manifest.component.get(component).ok_or_else(|| BundleError::Missing {
+            name: self.manifest.name.clone(),
+            component: component.to_owned(),
+            has: self.manifest.component.keys().cloned().collect(),
+        })
     }
 
     /// Refuses an engine whose inputs and outputs are not those of the manifest.
@@ -644,8 +591,7 @@ impl Bundle {
     /// # Errors
     /// [`BundleError::Field`] naming the input or output, [`BundleError::Missing`] for an unknown component.
     pub fn check_engine(&self, component: &str, engine: &dyn Engine) -> Result<(), BundleError> {
-        self.component(component)?
-            .check_ports(component, engine.inputs(), engine.outputs())
+        self.component(component)?.check_ports(component, engine.inputs(), engine.outputs())
     }
 }
 
@@ -671,20 +617,12 @@ impl BundleWriter {
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.tmp", std::process::id()));
         let temporary = target.with_file_name(name);
-        let io = |source| BundleError::Io {
-            path: temporary.clone(),
-            source,
-        };
+        let io = |source| BundleError::Io { path: temporary.clone(), source };
         if temporary.exists() {
             fs::remove_dir_all(&temporary).map_err(io)?;
         }
         fs::create_dir_all(&temporary).map_err(io)?;
-        Ok(Self {
-            target,
-            temporary,
-            manifest,
-            finished: false,
-        })
+        Ok(Self { target, temporary, manifest, finished: false })
     }
 
     /// Where to write the file called `name` before it is added.
@@ -699,12 +637,7 @@ impl BundleWriter {
     /// [`BundleError::Field`] for a name that is not allowed, [`BundleError::Onnx`] for a graph that cannot be read,
     /// [`BundleError::Io`] for a file that is not there.
     pub fn add(&mut self, name: &str, format: ComponentFormat, files: &[&str]) -> Result<(), BundleError> {
-        let mut component = Component {
-            format,
-            files: Vec::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        };
+        let mut component = Component { format, files: Vec::new(), inputs: Vec::new(), outputs: Vec::new() };
         let mut names: Vec<String> = files.iter().map(|&f| f.to_owned()).collect();
         if format == ComponentFormat::Onnx
             && let [only] = files
@@ -716,16 +649,10 @@ impl BundleWriter {
         }
         for file in names {
             let path = self.path(&file);
-            let metadata = fs::metadata(&path).map_err(|source| BundleError::Io {
-                path: path.clone(),
-                source,
-            })?;
+            let metadata =
+                fs::metadata(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
             let sha256 = sha256_file(&path)?;
-            component.files.push(FileSpec {
-                name: file,
-                bytes: metadata.len(),
-                sha256,
-            });
+            component.files.push(FileSpec { name: file, bytes: metadata.len(), sha256 });
         }
         if format == ComponentFormat::Onnx
             && let Some(main) = component.files.first()
@@ -763,18 +690,14 @@ impl BundleWriter {
     pub fn finish(mut self) -> Result<Bundle, BundleError> {
         self.manifest.validate()?;
         let path = self.temporary.join(MANIFEST);
-        let text = toml::to_string_pretty(&self.manifest).map_err(|e| BundleError::Manifest {
-            path: path.clone(),
-            what: e.to_string(),
-        })?;
+        let text = toml::to_string_pretty(&self.manifest)
+            .map_err(|e| BundleError::Manifest { path: path.clone(), what: e.to_string() })?;
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| BundleError::Io { path, source }
         };
         let mut file = File::create(&path).map_err(io(&path))?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(io(&path))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io(&path))?;
         drop(file);
         if self.target.exists() {
             if !self.target.join(MANIFEST).is_file() {
@@ -787,10 +710,7 @@ impl BundleWriter {
             fs::rename(&self.target, &old).map_err(io(&self.target))?;
             if let Err(source) = fs::rename(&self.temporary, &self.target) {
                 let _ = fs::rename(&old, &self.target);
-                return Err(BundleError::Io {
-                    path: self.target.clone(),
-                    source,
-                });
+                return Err(BundleError::Io { path: self.target.clone(), source });
             }
             fs::remove_dir_all(&old).map_err(io(&old))?;
         } else {
@@ -810,10 +730,8 @@ impl Drop for BundleWriter {
 }
 
 fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), BundleError> {
-    let model = Model::load(path).map_err(|source| BundleError::Onnx {
-        component: component.to_owned(),
-        source,
-    })?;
+    let model =
+        Model::load(path).map_err(|source| BundleError::Onnx { component: component.to_owned(), source })?;
     let port = |info: &crate::onnx::ValueInfo| -> Result<Port, BundleError> {
         let at = || format!("component.{component}.{}", info.name);
         Ok(Port {
@@ -822,11 +740,7 @@ fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), Bu
             shape: info.shape.clone().ok_or_else(|| field(at(), "a shape", "none"))?,
         })
     };
-    let given = model
-        .graph
-        .inputs
-        .iter()
-        .filter(|i| model.graph.initializer(&i.name).is_none());
+    let given = model.graph.inputs.iter().filter(|i| model.graph.initializer(&i.name).is_none());
     let inputs = given.map(port).collect::<Result<_, _>>()?;
     let outputs = model.graph.outputs.iter().map(port).collect::<Result<_, _>>()?;
     Ok((inputs, outputs))
@@ -837,10 +751,7 @@ fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), Bu
 /// # Errors
 /// [`BundleError::Io`] with the file.
 pub fn sha256_file(path: &Path) -> Result<String, BundleError> {
-    let io = |source| BundleError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| BundleError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];

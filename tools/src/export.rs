@@ -1,0 +1,234 @@
+//! `mindseye-tools export`: from weights to the graphs that backends run.
+//!
+//! Weights are read and written tensor by tensor: no model is ever in memory. A bundle of weights becomes a bundle of
+//! graphs; a folder of safetensors with a configuration becomes the denoiser's graphs alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
+use mindseye_engines::model::codec::LinearCodecConfig;
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::umt5::Umt5Config;
+use mindseye_engines::model::vae::{Chunk, VaeConfig};
+use mindseye_engines::onnx::{
+    Dim, ExternalData, GraphBuilder, Model, SafetensorsWeights, SaveOptions, SavedFiles, WeightSource,
+    codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
+};
+use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+
+/// Arguments of `export`.
+///
+/// Example: `mindseye-tools export bundles/wan22-5b --out bundles/wan22-5b-onnx --cached`
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExportArgs {
+    /// A bundle of weights, or a folder with the denoiser's `.safetensors` files (then `--model` is needed).
+    pub source: PathBuf,
+    /// Where the bundle, or the graphs, are put.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Model configuration (TOML), for a folder of safetensors.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Also write the two halves for the one-way mask: `denoiser_prefill` and `denoiser_cached`.
+    #[arg(long)]
+    pub cached: bool,
+    /// Put weights beside the graph even below 1.5 GB.
+    #[arg(long)]
+    pub external: bool,
+}
+
+/// Writes whatever `network` does with the builder as a graph to `path`.
+///
+/// # Errors
+/// A weight that is missing or has another shape; a file that cannot be written.
+pub fn export_graph(
+    name: &str,
+    weights: Arc<dyn WeightSource>,
+    options: &SaveOptions,
+    path: &Path,
+    network: impl FnOnce(&mut GraphBuilder),
+) -> anyhow::Result<SavedFiles> {
+    let mut ops = GraphBuilder::new(name, weights);
+    network(&mut ops);
+    save(&ops.finish().with_context(|| format!("graph {name}"))?, path, options)
+}
+
+/// Writes one of the denoiser's graphs to `path`; `batch` is the first size of its inputs.
+///
+/// # Errors
+/// As [`export_graph`].
+pub fn export_dit(
+    cfg: &DitConfig,
+    weights: Arc<dyn WeightSource>,
+    kind: DenoiserKind,
+    batch: Dim,
+    options: &SaveOptions,
+    path: &Path,
+) -> anyhow::Result<SavedFiles> {
+    if let Err(what) = cfg.validate() {
+        bail!("{what}");
+    }
+    let model = denoiser_graph(cfg, weights, kind, batch).with_context(|| kind.component().to_owned())?;
+    save(&model, path, options)
+}
+
+fn save(model: &Model, path: &Path, options: &SaveOptions) -> anyhow::Result<SavedFiles> {
+    let saved = model.save(path, options)?;
+    tracing::info!(path = %saved.model.display(), bytes = saved.bytes, nodes = model.graph.nodes.len(), "graph written");
+    Ok(saved)
+}
+
+/// The `.safetensors` files of a folder, or the file itself.
+///
+/// # Errors
+/// A folder that cannot be read or has none.
+pub fn open_weights(path: &Path) -> anyhow::Result<Arc<dyn WeightSource>> {
+    let mut files = Vec::new();
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|e| e == "safetensors") {
+                files.push(file);
+            }
+        }
+        files.sort();
+    } else {
+        files.push(path.to_owned());
+    }
+    if files.is_empty() {
+        bail!("{}: no .safetensors file", path.display());
+    }
+    Ok(Arc::new(SafetensorsWeights::open(&files)?))
+}
+
+fn denoiser_kinds(cached: bool) -> &'static [DenoiserKind] {
+    if cached {
+        &[DenoiserKind::Joint, DenoiserKind::Prefill, DenoiserKind::Cached]
+    } else {
+        &[DenoiserKind::Joint]
+    }
+}
+
+/// Runs `export`.
+///
+/// # Errors
+/// What is missing or does not fit, naming file and tensor.
+pub fn run(args: ExportArgs) -> anyhow::Result<()> {
+    let options =
+        SaveOptions { external: if args.external { ExternalData::Always } else { ExternalData::Auto } };
+    if args.source.join(MANIFEST).is_file() {
+        return export_bundle(&args, &options);
+    }
+    let Some(model) = &args.model else {
+        bail!(
+            "{}: no {MANIFEST} there; for a folder of safetensors say which model it is with --model",
+            args.source.display()
+        );
+    };
+    let text = std::fs::read_to_string(model).with_context(|| model.display().to_string())?;
+    let table: toml::Table = toml::from_str(&text).with_context(|| model.display().to_string())?;
+    let dit = table.get("dit").cloned().with_context(|| format!("{}: no [dit] table", model.display()))?;
+    let cfg: DitConfig = dit.try_into().with_context(|| format!("{}: [dit]", model.display()))?;
+    let weights = open_weights(&args.source)?;
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    for kind in denoiser_kinds(args.cached) {
+        let path = args.out.join(format!("{}.onnx", kind.component()));
+        let saved = export_dit(&cfg, weights.clone(), *kind, Dim::Fixed(1), &options, &path)?;
+        println!("{} {} bytes", saved.model.display(), saved.bytes);
+    }
+    Ok(())
+}
+
+/// One network's configuration in the manifest.
+fn network<T: serde::de::DeserializeOwned>(bundle: &Bundle, name: &str) -> anyhow::Result<Option<T>> {
+    match bundle.manifest().networks.get(name) {
+        None => Ok(None),
+        Some(value) => {
+            let config = value.clone().try_into().with_context(|| format!("networks.{name}"))?;
+            Ok(Some(config))
+        }
+    }
+}
+
+/// Weights of a component that is stored as such; `None` where there is no such component or it is a graph already.
+fn weights_of(bundle: &Bundle, name: &str) -> anyhow::Result<Option<Arc<dyn WeightSource>>> {
+    let Some(component) = bundle.manifest().component.get(name) else {
+        return Ok(None);
+    };
+    if component.format != ComponentFormat::Safetensors {
+        return Ok(None);
+    }
+    let files: Vec<PathBuf> = component
+        .files
+        .iter()
+        .filter(|f| f.name.ends_with(".safetensors"))
+        .map(|f| bundle.directory().join(&f.name))
+        .collect();
+    Ok(Some(Arc::new(SafetensorsWeights::open(&files)?)))
+}
+
+fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()> {
+    let bundle = Bundle::load(&args.source)?;
+    let manifest = bundle.manifest();
+    let mut writer = BundleWriter::create(&args.out, manifest.clone())?;
+    let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
+        let file = format!("{name}.onnx");
+        let saved = save(&model, &writer.path(&file), options)?;
+        println!("{file} {} bytes", saved.bytes);
+        writer.add(name, ComponentFormat::Onnx, &[&file])?;
+        Ok(())
+    };
+    let mut done = 0;
+    if let Some(weights) = weights_of(&bundle, "denoiser")? {
+        for kind in denoiser_kinds(args.cached) {
+            let model = denoiser_graph(&manifest.dit, weights.clone(), *kind, Dim::Fixed(1))?;
+            graph(kind.component(), model)?;
+        }
+        done += 1;
+    }
+    if let Some(weights) = weights_of(&bundle, "text_encoder")? {
+        let Some(cfg) = network::<Umt5Config>(&bundle, "umt5")? else {
+            bail!("{}: a text encoder without networks.umt5", args.source.display());
+        };
+        graph("text_encoder", text_encoder_graph(&cfg, manifest.dit.text_len, weights)?)?;
+        done += 1;
+    }
+    if let Some(weights) = weights_of(&bundle, "vae")? {
+        let latent = [manifest.latent.height, manifest.latent.width];
+        if let Some(cfg) = network::<VaeConfig>(&bundle, "vae")? {
+            for chunk in [Chunk::First, Chunk::Next] {
+                let suffix = if chunk == Chunk::First { "first" } else { "next" };
+                let encoder = vae_encoder_graph(&cfg, latent, chunk, weights.clone())?;
+                graph(&format!("vae_encoder_{suffix}"), encoder)?;
+                let decoder = vae_decoder_graph(&cfg, latent, chunk, weights.clone())?;
+                graph(&format!("vae_decoder_{suffix}"), decoder)?;
+            }
+        } else if let Some(cfg) = network::<LinearCodecConfig>(&bundle, "codec")? {
+            graph("vae_encoder", codec_encoder_graph(&cfg, weights.clone())?)?;
+            graph("vae_decoder", codec_decoder_graph(&cfg, weights)?)?;
+        } else {
+            bail!("{}: a VAE without networks.vae or networks.codec", args.source.display());
+        }
+        done += 1;
+    }
+    if done == 0 {
+        bail!("{}: no component holds weights; nothing to export", args.source.display());
+    }
+    // What is no network is taken over as it is.
+    for (name, component) in &manifest.component {
+        if component.format == ComponentFormat::Safetensors {
+            continue;
+        }
+        let names: Vec<&str> = component.files.iter().map(|f| f.name.as_str()).collect();
+        for file in &names {
+            let from = bundle.directory().join(file);
+            std::fs::copy(&from, writer.path(file)).with_context(|| from.display().to_string())?;
+        }
+        writer.add(name, component.format, &names)?;
+    }
+    let written = writer.finish()?;
+    println!("{} {}", written.directory().display(), written.hash());
+    Ok(())
+}
