@@ -37,6 +37,9 @@ pub enum Event {
         ticket: Ticket,
         /// The goal.
         goal: Goal,
+        /// Whether a pose that is found is published for the robot to drive to; otherwise the client only
+        /// wants to know.
+        publish: bool,
     },
     /// A request that could not be read as a goal.
     BadGoal {
@@ -120,6 +123,7 @@ struct Active {
     began: TimeDelta,
     deadline: TimeDelta,
     allowed: TimeDelta,
+    publish: bool,
     best: Option<Box<Answer>>,
 }
 
@@ -151,14 +155,7 @@ impl Agent {
     /// An agent without a goal.
     pub fn new(config: AgentConfig) -> Self {
         let counts = AgentCounts::default();
-        Self {
-            config,
-            active: None,
-            newest_frame: None,
-            latents: 0,
-            published: None,
-            counts,
-        }
+        Self { config, active: None, newest_frame: None, latents: 0, published: None, counts }
     }
 
     /// The goal in work.
@@ -186,14 +183,10 @@ impl Agent {
         let mut actions = Vec::new();
         self.expire(now, &mut actions);
         match event {
-            Event::Goal { ticket, goal } => self.goal(ticket, goal, now, &mut actions),
+            Event::Goal { ticket, goal, publish } => self.goal(ticket, goal, publish, now, &mut actions),
             Event::BadGoal { ticket, id, reason } => {
                 self.counts.goals += 1;
-                self.answer(
-                    ticket,
-                    Answer::new(id, Status::Failed, Some(reason)),
-                    &mut actions,
-                );
+                self.answer(ticket, Answer::new(id, Status::Failed, Some(reason)), &mut actions);
             }
             Event::Cancel { id } => {
                 if self.active.as_ref().is_some_and(|a| id.is_empty() || a.id == id) {
@@ -214,22 +207,14 @@ impl Agent {
         actions
     }
 
-    fn goal(&mut self, ticket: Ticket, goal: Goal, now: TimeDelta, actions: &mut Vec<Action>) {
+    fn goal(&mut self, ticket: Ticket, goal: Goal, publish: bool, now: TimeDelta, actions: &mut Vec<Action>) {
         self.counts.goals += 1;
         // The newest wish counts, even if it cannot be met: the old one is no longer wanted.
-        self.stop(
-            Status::Cancelled,
-            &format!("pre-empted by goal {:?}", goal.id),
-            actions,
-        );
+        self.stop(Status::Cancelled, &format!("pre-empted by goal {:?}", goal.id), actions);
         let max_age = goal.max_frame_age.unwrap_or(self.config.max_frame_age);
         let Some((arrived, _)) = self.newest_frame else {
             let reason = "no camera frame has come yet; check the camera topic and that it publishes";
-            return self.answer(
-                ticket,
-                Answer::new(goal.id, Status::Stale, Some(reason.into())),
-                actions,
-            );
+            return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason.into())), actions);
         };
         let age = now - arrived;
         if age > max_age {
@@ -242,39 +227,23 @@ impl Agent {
         }
         if self.latents == 0 {
             let reason = "not enough has been seen yet: the memory needs at least four kept frames";
-            return self.answer(
-                ticket,
-                Answer::new(goal.id, Status::Failed, Some(reason.into())),
-                actions,
-            );
+            return self.answer(ticket, Answer::new(goal.id, Status::Failed, Some(reason.into())), actions);
         }
         let allowed = goal.deadline.unwrap_or(self.config.deadline);
         let deadline = now + allowed;
         // A tight deadline keeps back at most a fifth.
         let reserve = self.config.reserve.min(TimeDelta(allowed.0 / 5));
-        self.active = Some(Active {
-            ticket,
-            id: goal.id.clone(),
-            began: now,
-            deadline,
-            allowed,
-            best: None,
-        });
-        actions.push(Action::Begin {
-            ticket,
-            goal: Box::new(goal),
-            until: deadline - reserve,
-        });
+        self.active = Some(Active { ticket, id: goal.id.clone(), began: now, deadline, allowed, publish, best: None });
+        actions.push(Action::Begin { ticket, goal: Box::new(goal), until: deadline - reserve });
     }
 
     fn done(&mut self, ticket: Ticket, mut answer: Box<Answer>, now: TimeDelta, actions: &mut Vec<Action>) {
         let Some(active) = self.active.take_if(|a| a.ticket == ticket) else {
             return; // answered already: cancelled, pre-empted or late
         };
-        answer
-            .timings_ms
-            .insert("total".into(), (now - active.began).as_millis_f64());
-        if answer.status == Status::Found
+        answer.timings_ms.insert("total".into(), (now - active.began).as_millis_f64());
+        if active.publish
+            && answer.status == Status::Found
             && let Some(pose) = &answer.pose
         {
             let repeated = self.published.as_ref().is_some_and(|(at, frame, last)| {
@@ -286,9 +255,7 @@ impl Agent {
             if !repeated {
                 self.published = Some((now, pose.frame.clone(), pose.pose2()));
                 self.counts.published += 1;
-                actions.push(Action::PublishGoal {
-                    answer: answer.clone(),
-                });
+                actions.push(Action::PublishGoal { answer: answer.clone() });
             }
         }
         self.answer(ticket, *answer, actions);
@@ -299,47 +266,30 @@ impl Agent {
         let Some(active) = self.active.take_if(|a| now >= a.deadline) else {
             return;
         };
-        actions.push(Action::Halt {
-            ticket: active.ticket,
-        });
+        actions.push(Action::Halt { ticket: active.ticket });
         let reason = format!("the deadline of {:.0} ms passed", active.allowed.as_millis_f64());
         let mut answer = match active.best {
             Some(best) => *best,
             None => Answer::new(active.id, Status::Late, None),
         };
-        let what = if answer.pose.is_some() {
-            "; the best so far is attached, not published"
-        } else {
-            ""
-        };
+        let what = if answer.pose.is_some() { "; the best so far is attached, not published" } else { "" };
         answer.status = Status::Late;
         answer.reason = Some(reason + what);
-        answer
-            .timings_ms
-            .insert("total".into(), (now - active.began).as_millis_f64());
+        answer.timings_ms.insert("total".into(), (now - active.began).as_millis_f64());
         self.answer(active.ticket, answer, actions);
     }
 
     /// Ends the goal in work, if there is one.
     fn stop(&mut self, status: Status, reason: &str, actions: &mut Vec<Action>) {
         let Some(active) = self.active.take() else { return };
-        actions.push(Action::Halt {
-            ticket: active.ticket,
-        });
-        self.answer(
-            active.ticket,
-            Answer::new(active.id, status, Some(reason.into())),
-            actions,
-        );
+        actions.push(Action::Halt { ticket: active.ticket });
+        self.answer(active.ticket, Answer::new(active.id, status, Some(reason.into())), actions);
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Answer, actions: &mut Vec<Action>) {
         self.counts.answers += 1;
         self.counts.found += u64::from(answer.status == Status::Found);
-        actions.push(Action::Answer {
-            ticket,
-            answer: Box::new(answer),
-        });
+        actions.push(Action::Answer { ticket, answer: Box::new(answer) });
     }
 }
 
@@ -364,19 +314,13 @@ mod tests {
     }
 
     fn goal(ticket: u64, id: &str) -> Event {
-        Event::Goal {
-            ticket: Ticket(ticket),
-            goal: Goal::text(id, "find the red chair").unwrap(),
-        }
+        Event::Goal { ticket: Ticket(ticket), goal: Goal::text(id, "find the red chair").unwrap() }
     }
 
     fn with_deadline(ticket: u64, millis: i64) -> Event {
         let mut goal = Goal::text(format!("g{ticket}"), "find the red chair").unwrap();
         goal.deadline = Some(ms(millis));
-        Event::Goal {
-            ticket: Ticket(ticket),
-            goal,
-        }
+        Event::Goal { ticket: Ticket(ticket), goal }
     }
 
     fn found(x: f64) -> Box<Answer> {
@@ -386,9 +330,7 @@ mod tests {
     }
 
     fn frame() -> Event {
-        Event::Frame {
-            captured_at: Timestamp(5),
-        }
+        Event::Frame { captured_at: Timestamp(5) }
     }
 
     /// Actions in words: "begin 1", "halt 1", "found 1", "publish".
@@ -416,10 +358,7 @@ mod tests {
     #[test]
     fn stories() {
         let ready = || Event::ContextReady { latents: 3 };
-        let done = |ticket, x| Event::Done {
-            ticket: Ticket(ticket),
-            answer: found(x),
-        };
+        let done = |ticket, x| Event::Done { ticket: Ticket(ticket), answer: found(x) };
         let cancel = |id: &str| Event::Cancel { id: id.into() };
         play(
             "a goal is met",
@@ -432,10 +371,7 @@ mod tests {
             ],
         );
         play("nothing was seen", vec![(0, goal(1, "a"), &["stale 1"])]);
-        play(
-            "one frame only",
-            vec![(0, frame(), &[]), (1, goal(1, "a"), &["failed 1"])],
-        );
+        play("one frame only", vec![(0, frame(), &[]), (1, goal(1, "a"), &["failed 1"])]);
         play(
             "the camera stalls",
             vec![
@@ -492,11 +428,7 @@ mod tests {
                 (10, goal(1, "a"), &["begin 1"]),
                 (
                     20,
-                    Event::BadGoal {
-                        ticket: Ticket(2),
-                        id: "b".into(),
-                        reason: "empty".into(),
-                    },
+                    Event::BadGoal { ticket: Ticket(2), id: "b".into(), reason: "empty".into() },
                     &["failed 2"],
                 ),
                 (30, done(1, 1.0), &["publish", "found 1"]),
@@ -518,6 +450,20 @@ mod tests {
                 (10_102, done(4, 1.1), &["publish", "found 4"]),
             ],
         );
+        let ask = Event::Goal {
+            ticket: Ticket(1),
+            goal: Goal::text("a", "find the red chair").unwrap(),
+            publish: false,
+        };
+        play(
+            "a question moves nobody",
+            vec![
+                (0, frame(), &[]),
+                (0, ready(), &[]),
+                (1, ask, &["begin 1"]),
+                (2, done(1, 1.0), &["found 1"]),
+            ],
+        );
         play(
             "after the memory was lost",
             vec![
@@ -535,22 +481,12 @@ mod tests {
         agent.step(frame(), ms(0));
         agent.step(Event::ContextReady { latents: 3 }, ms(0));
         let began = agent.step(with_deadline(1, 100), ms(0));
-        let [Action::Begin { until, .. }] = began.as_slice() else {
-            panic!("{began:?}")
-        };
+        let [Action::Begin { until, .. }] = began.as_slice() else { panic!("{began:?}") };
         assert_eq!(*until, ms(80), "a fifth is kept back");
         assert_eq!(agent.next_tick(), Some(ms(100)));
-        agent.step(
-            Event::Draft {
-                ticket: Ticket(1),
-                answer: found(4.0),
-            },
-            ms(50),
-        );
+        agent.step(Event::Draft { ticket: Ticket(1), answer: found(4.0) }, ms(50));
         let actions = agent.step(Event::Tick, ms(100));
-        let Some(Action::Answer { answer, .. }) = actions.last() else {
-            panic!("{actions:?}")
-        };
+        let Some(Action::Answer { answer, .. }) = actions.last() else { panic!("{actions:?}") };
         assert_eq!(answer.status, Status::Late);
         assert_eq!(answer.pose.as_ref().unwrap().x, 4.0);
         assert!(answer.reason.as_ref().unwrap().contains("not published"));

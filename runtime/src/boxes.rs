@@ -23,12 +23,7 @@ pub struct FoundBox {
 impl FoundBox {
     /// `x0, y0, x1, y1` as edges in pixels (right and bottom edges exclusive).
     pub fn edges(&self) -> [f64; 4] {
-        [
-            self.x0 as f64,
-            self.y0 as f64,
-            self.x1 as f64 + 1.0,
-            self.y1 as f64 + 1.0,
-        ]
+        [self.x0 as f64, self.y0 as f64, self.x1 as f64 + 1.0, self.y1 as f64 + 1.0]
     }
 
     /// Intersection over union with another box given by its edges.
@@ -82,10 +77,7 @@ pub fn find_box(frames: &[RgbImage]) -> Option<FoundBox> {
     }
     let at = |x: usize, y: usize| sums[y * (w + 1) + x];
     let area = |x0: usize, y0: usize, x1: usize, y1: usize| {
-        (
-            at(x1, y1) - at(x0, y1) - at(x1, y0) + at(x0, y0),
-            ((x1 - x0) * (y1 - y0)) as f64,
-        )
+        (at(x1, y1) - at(x0, y1) - at(x1, y0) + at(x0, y0), ((x1 - x0) * (y1 - y0)) as f64)
     };
 
     let mut best: Option<FoundBox> = None;
@@ -95,31 +87,17 @@ pub fn find_box(frames: &[RgbImage]) -> Option<FoundBox> {
                 for x1 in x0 + 2..w {
                     let (whole, whole_n) = area(x0, y0, x1 + 1, y1 + 1);
                     let (inner, inner_n) = area(x0 + 1, y0 + 1, x1, y1);
-                    let (wide, wide_n) = area(
-                        x0.saturating_sub(1),
-                        y0.saturating_sub(1),
-                        (x1 + 2).min(w),
-                        (y1 + 2).min(h),
-                    );
+                    let (wide, wide_n) =
+                        area(x0.saturating_sub(1), y0.saturating_sub(1), (x1 + 2).min(w), (y1 + 2).min(h));
                     let outline_n = whole_n - inner_n;
                     let outline = (whole - inner) / outline_n;
                     let within = inner / inner_n;
-                    let around = if wide_n > whole_n {
-                        (wide - whole) / (wide_n - whole_n)
-                    } else {
-                        0.0
-                    };
+                    let around = if wide_n > whole_n { (wide - whole) / (wide_n - whole_n) } else { 0.0 };
                     // Short outlines reach a high mean by chance; they count less.
                     let trust = outline_n / (outline_n + 4.0);
                     let score = (outline - within.max(around)) * trust;
                     if best.is_none_or(|b| score > b.score) {
-                        best = Some(FoundBox {
-                            x0,
-                            y0,
-                            x1,
-                            y1,
-                            score,
-                        });
+                        best = Some(FoundBox { x0, y0, x1, y1, score });
                     }
                 }
             }
@@ -162,11 +140,7 @@ mod tests {
             let found = find_box(&[picture]).unwrap();
             match want {
                 Some(want) => {
-                    assert_eq!(
-                        [found.x0, found.y0, found.x1, found.y1],
-                        want,
-                        "{name}: {found:?}"
-                    );
+                    assert_eq!([found.x0, found.y0, found.x1, found.y1], want, "{name}: {found:?}");
                     assert!(found.score > 0.25, "{name}: {found:?}");
                 }
                 None => assert!(found.score < 0.2, "{name}: {found:?}"),
@@ -195,11 +169,7 @@ mod tests {
     fn large_pictures_are_searched_in_blocks() {
         let mut picture = RgbImage::filled(120, 80, [100, 100, 100]);
         for inset in 0..3 {
-            outline(
-                &mut picture,
-                [30 + inset, 20 + inset, 89 - inset, 59 - inset],
-                [255, 0, 0],
-            );
+            outline(&mut picture, [30 + inset, 20 + inset, 89 - inset, 59 - inset], [255, 0, 0]);
         }
         let found = find_box(&[picture]).unwrap();
         assert!(found.iou([30.0, 20.0, 90.0, 60.0]) > 0.85, "{found:?}");

@@ -57,11 +57,7 @@ impl fmt::Display for SegmentReason {
             Self::First => write!(f, "first frame"),
             Self::Gap { lasted } => write!(f, "no frame for {:.2} s", lasted.as_secs_f64()),
             Self::Resolution { from, to } => {
-                write!(
-                    f,
-                    "camera changed from {}x{} to {}x{}",
-                    from.0, from.1, to.0, to.1
-                )
+                write!(f, "camera changed from {}x{} to {}x{}", from.0, from.1, to.0, to.1)
             }
             Self::ClockBackwards { by } => write!(f, "stamps went back by {:.3} s", by.as_secs_f64()),
         }
@@ -90,12 +86,7 @@ impl FrameSampler {
     /// A sampler that keeps every `keep_every`-th frame (at least 1) and begins a new segment when frames are
     /// further apart than `max_gap`.
     pub fn new(keep_every: usize, max_gap: TimeDelta) -> Self {
-        Self {
-            keep_every: keep_every.max(1),
-            max_gap,
-            last: None,
-            since_segment: 0,
-        }
+        Self { keep_every: keep_every.max(1), max_gap, last: None, since_segment: 0 }
     }
 
     /// Judges a frame by its stamp and size (pixels). The first frame of a segment is always kept; a frame
@@ -103,19 +94,16 @@ impl FrameSampler {
     pub fn offer(&mut self, captured_at: Timestamp, size: (u32, u32)) -> Offer {
         let segment = match self.last {
             None => Some(SegmentReason::First),
-            Some((last, _)) if captured_at < last => Some(SegmentReason::ClockBackwards {
-                by: last.since(captured_at),
-            }),
+            Some((last, _)) if captured_at < last => {
+                Some(SegmentReason::ClockBackwards { by: last.since(captured_at) })
+            }
             Some((_, last)) if size != last => Some(SegmentReason::Resolution { from: last, to: size }),
             Some((last, _)) if captured_at == last => {
-                return Offer {
-                    keep: false,
-                    segment: None,
-                };
+                return Offer { keep: false, segment: None };
             }
-            Some((last, _)) if captured_at.since(last) > self.max_gap => Some(SegmentReason::Gap {
-                lasted: captured_at.since(last),
-            }),
+            Some((last, _)) if captured_at.since(last) > self.max_gap => {
+                Some(SegmentReason::Gap { lasted: captured_at.since(last) })
+            }
             Some(_) => None,
         };
         self.last = Some((captured_at, size));
@@ -177,9 +165,7 @@ pub struct GroupStage {
 
 impl Default for GroupStage {
     fn default() -> Self {
-        Self {
-            frames: Vec::with_capacity(GROUP),
-        }
+        Self { frames: Vec::with_capacity(GROUP) }
     }
 }
 
@@ -238,10 +224,7 @@ impl fmt::Display for Eviction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Crowded { index, gap } => {
-                write!(
-                    f,
-                    "latent {index} left: its neighbours are only {gap} latents apart"
-                )
+                write!(f, "latent {index} left: its neighbours are only {gap} latents apart")
             }
             Self::Oldest { index } => write!(f, "latent {index} left: the oldest of a full memory"),
         }
@@ -294,27 +277,16 @@ impl ContextMemory {
         picture: &RgbImage,
     ) -> Result<Option<Eviction>, StoreError> {
         if latent.len() != self.latent_len {
-            return Err(StoreError::Size {
-                what: "latent",
-                expected: self.latent_len,
-                got: latent.len(),
-            });
+            return Err(StoreError::Size { what: "latent", expected: self.latent_len, got: latent.len() });
         }
         if (picture.width, picture.height) != self.picture {
             let expected = self.picture.0 * self.picture.1 * 3;
-            return Err(StoreError::Size {
-                what: "picture",
-                expected,
-                got: picture.data.len(),
-            });
+            return Err(StoreError::Size { what: "picture", expected, got: picture.data.len() });
         }
         if let Some((newest, _)) = self.entries.last()
             && info.index <= newest.index
         {
-            return Err(StoreError::Order {
-                newest: newest.index,
-                got: info.index,
-            });
+            return Err(StoreError::Order { newest: newest.index, got: info.index });
         }
         let (place, eviction) = match self.free.pop() {
             Some(place) => (place, None),
@@ -381,8 +353,7 @@ impl ContextMemory {
     /// The values of the latent at `position` (0 = oldest).
     pub fn latent(&self, position: usize) -> Option<&[f32]> {
         let (_, place) = self.entries.get(position)?;
-        self.latents
-            .get(place * self.latent_len..(place + 1) * self.latent_len)
+        self.latents.get(place * self.latent_len..(place + 1) * self.latent_len)
     }
 
     /// The last frame of the latent at `position` (0 = oldest).
@@ -428,9 +399,7 @@ pub fn spread(len: usize, count: usize) -> Vec<usize> {
         (0, _) | (_, 0) => Vec::new(),
         (_, 1) => vec![len - 1],
         _ if len <= count => (0..len).collect(),
-        _ => (0..count)
-            .map(|i| (i * (len - 1) + (count - 1) / 2) / (count - 1))
-            .collect(),
+        _ => (0..count).map(|i| (i * (len - 1) + (count - 1) / 2) / (count - 1)).collect(),
     }
 }
 
@@ -568,12 +537,7 @@ impl ContextIntake {
         self.stage.clear();
         self.counts.latents += 1;
         Ok(Some(Encoded {
-            info: LatentInfo {
-                index,
-                segment: self.segment,
-                captured_at,
-                odom_from_base,
-            },
+            info: LatentInfo { index, segment: self.segment, captured_at, odom_from_base },
             latent: &self.latent,
             picture,
         }))
@@ -595,12 +559,7 @@ mod tests {
     }
 
     fn info(index: u64) -> LatentInfo {
-        LatentInfo {
-            index,
-            segment: 0,
-            captured_at: Timestamp(index as i64),
-            odom_from_base: None,
-        }
+        LatentInfo { index, segment: 0, captured_at: Timestamp(index as i64), odom_from_base: None }
     }
 
     /// The plain model: a vector of (index, first latent value, first picture byte) under the same rule,
@@ -775,15 +734,7 @@ mod tests {
             (300, (24, 16), false, None), // a repeat
             (800, (24, 16), false, None),
             (1301, (24, 16), true, Some(R::Gap { lasted: ms(501) })),
-            (
-                1401,
-                (48, 32),
-                true,
-                Some(R::Resolution {
-                    from: (24, 16),
-                    to: (48, 32),
-                }),
-            ),
+            (1401, (48, 32), true, Some(R::Resolution { from: (24, 16), to: (48, 32) })),
             (1301, (48, 32), true, Some(R::ClockBackwards { by: ms(100) })),
             (1401, (48, 32), false, None),
         ];
@@ -804,15 +755,9 @@ mod tests {
             memory.store(info(5), &[0.0, 1.0], &picture(3)),
             Err(StoreError::Order { newest: 5, got: 5 })
         );
-        assert!(matches!(
-            memory.store(info(6), &[0.0], &picture(3)),
-            Err(StoreError::Size { .. })
-        ));
+        assert!(matches!(memory.store(info(6), &[0.0], &picture(3)), Err(StoreError::Size { .. })));
         let wide = RgbImage::filled(3, 1, [0; 3]);
-        assert!(matches!(
-            memory.store(info(6), &[0.0, 1.0], &wide),
-            Err(StoreError::Size { .. })
-        ));
+        assert!(matches!(memory.store(info(6), &[0.0, 1.0], &wide), Err(StoreError::Size { .. })));
         assert_eq!(memory.len(), 1);
     }
 }

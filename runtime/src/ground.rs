@@ -63,9 +63,14 @@ pub trait Mind: Send {
     /// When the backend fails.
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError>;
 
-    /// Camera rays `[target_latents, tokens, camera_channels]` for a path of base poses relative to here, one per
-    /// frame of the targets (`4 * target_latents`); `None` when the model takes none.
-    fn camera_rays(&self, here_from_base: &[Pose2]) -> Option<Vec<f32>>;
+    /// Camera rays `[target_latents, tokens, camera_channels]` for a path of base poses relative to here: one for
+    /// the first frame and one for each of the `4 (target_latents - 1)` others. `base_from_camera` is the robot's
+    /// mounting where it is known. `None` when the model takes none.
+    fn camera_rays(
+        &self,
+        here_from_base: &[Pose2],
+        base_from_camera: Option<&Isometry3<f64>>,
+    ) -> Option<Vec<f32>>;
 
     /// The denoiser.
     fn denoiser(&mut self) -> &mut dyn Denoise;
@@ -170,9 +175,7 @@ struct Stopwatch<'a> {
 impl Stopwatch<'_> {
     fn lap(&mut self, answer: &mut Answer, stage: &str) {
         let now = self.clock.now();
-        answer
-            .timings_ms
-            .insert(stage.into(), (now - self.last).as_millis_f64());
+        answer.timings_ms.insert(stage.into(), (now - self.last).as_millis_f64());
         self.last = now;
     }
 }
@@ -274,10 +277,7 @@ fn attempt(
     out: &mut Grounded,
 ) -> Result<(), Trouble> {
     let spec = mind.spec().clone();
-    let mut watch = Stopwatch {
-        clock,
-        last: clock.now(),
-    };
+    let mut watch = Stopwatch { clock, last: clock.now() };
     let mut tell = |stage: Stage<'_>| match progress(stage) {
         Flow::Continue => Ok(()),
         Flow::Stop => Err(Trouble::Stopped),
@@ -289,8 +289,8 @@ fn attempt(
         GoalKind::Text(text) => (mind.encode_text(text)?, None, Vec::new()),
         GoalKind::Waypoints(poses) => {
             let route = base_route(poses, scene.base_from_camera.as_ref());
-            let along = resample(&route, settings.target_latents * GROUP);
-            let rays = mind.camera_rays(&along).ok_or_else(|| {
+            let along = resample(&route, 1 + (settings.target_latents - 1) * GROUP);
+            let rays = mind.camera_rays(&along, scene.base_from_camera.as_ref()).ok_or_else(|| {
                 Trouble::Reason("this model was not trained to follow waypoints; ask by text".into())
             })?;
             (null_text.clone(), Some(rays), route)
@@ -307,21 +307,13 @@ fn attempt(
     // Which latents, then the imagination.
     let memory = Seen {
         index: scene.memory.iter().map(|c| c.info.index).collect(),
-        latents: scene
-            .memory
-            .iter()
-            .flat_map(|c| c.latent.iter().copied())
-            .collect(),
+        latents: scene.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
         first,
     };
     if memory.index.is_empty() {
         return Err(Trouble::Reason("nothing has been seen yet".into()));
     }
-    let prompt = Prompt {
-        text: &text,
-        null_text: &null_text,
-        camera: rays.as_deref(),
-    };
+    let prompt = Prompt { text: &text, null_text: &null_text, camera: rays.as_deref() };
     let budget = Budget { clock, until };
     let by_text = matches!(goal.kind, GoalKind::Text(_));
     let mut scan = |p: Progress<'_>| match p {
@@ -329,25 +321,14 @@ fn attempt(
         _ => Flow::Continue,
     };
     out.used = if by_text {
-        choose_context(
-            mind.denoiser(),
-            &memory,
-            prompt,
-            settings,
-            spec.context_max,
-            budget,
-            &mut scan,
-        )?
+        choose_context(mind.denoiser(), &memory, prompt, settings, spec.context_max, budget, &mut scan)?
     } else {
         crate::context::spread(memory.index.len(), spec.context_max)
     };
     let seen = pick(&memory, &out.used, spec.latent_len);
     let here = scene.odom_from_base.map(Pose2::inverse);
-    let context: Vec<Option<Pose2>> = out
-        .used
-        .iter()
-        .map(|p| Some(here?.compose(scene.memory.get(*p)?.info.odom_from_base?)))
-        .collect();
+    let context: Vec<Option<Pose2>> =
+        out.used.iter().map(|p| Some(here?.compose(scene.memory.get(*p)?.info.odom_from_base?))).collect();
     watch.lap(&mut out.answer, "select");
 
     let mut early: Vec<Heads> = Vec::new();
@@ -359,30 +340,16 @@ fn attempt(
             if !by_text {
                 return progress(Stage::Encode);
             }
-            let imagined = Imagined {
-                early: early.clone(),
-                ..Imagined::default()
-            };
-            let evidence = Evidence {
-                context: &context,
-                ..Evidence::default()
-            };
+            let imagined = Imagined { early: early.clone(), ..Imagined::default() };
+            let evidence = Evidence { context: &context, ..Evidence::default() };
             let mut draft = template.clone();
             fill(&mut draft, scene, &lift(&imagined, &evidence, &spec.lift));
             draft.candidates = early.len() as u32;
             progress(Stage::Draft(&draft))
         }
-        Progress::Step {
-            candidate,
-            candidates,
-            step,
-            steps,
-        } => progress(Stage::Step {
-            candidate,
-            candidates,
-            step,
-            steps,
-        }),
+        Progress::Step { candidate, candidates, step, steps } => {
+            progress(Stage::Step { candidate, candidates, step, steps })
+        }
     };
     let imagined = imagine(mind.denoiser(), &seen, prompt, settings, budget, &mut during)?;
     watch.lap(&mut out.answer, "denoise");
@@ -406,22 +373,11 @@ fn attempt(
     }
 
     // The pose, and whether to believe it.
-    let mut evidence = Evidence {
-        context: &context,
-        found_box: out.found_box,
-        likeness_error: None,
-        reconstruction_error,
-    };
+    let mut evidence =
+        Evidence { context: &context, found_box: out.found_box, likeness_error: None, reconstruction_error };
     let mut lifted = lift(&imagined, &evidence, &spec.lift);
-    let end = if by_text {
-        lifted.pose
-    } else {
-        route.last().copied()
-    };
-    let view_end = out
-        .frames
-        .len()
-        .saturating_sub(spec.box_latents.max(1) * GROUP + 1);
+    let end = if by_text { lifted.pose } else { route.last().copied() };
+    let view_end = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP + 1);
     if let (Some(end), Some(view)) = (end, out.frames.get(view_end)) {
         evidence.likeness_error = nearest_view(&context, end)
             .and_then(|i| scene.memory.get(out.used[i]))
@@ -443,9 +399,7 @@ fn attempt(
     let origin = scene.odom_from_base.unwrap_or_default();
     let route = if by_text { &lifted.path } else { &route };
     out.path = route.iter().map(|p| origin.compose(*p)).collect();
-    out.object = lifted
-        .object
-        .map(|(x, y)| crate::planar::point_from(origin, x, y));
+    out.object = lifted.object.map(|(x, y)| crate::planar::point_from(origin, x, y));
     out.lifted = Some(lifted);
     watch.lap(&mut out.answer, "lift");
     if progress(Stage::Lift) == Flow::Stop {
@@ -504,6 +458,7 @@ fn base_route(cameras: &[Isometry3<f64>], base_from_camera: Option<&Isometry3<f6
 }
 
 /// `count` poses from here along the route, evenly spaced by length (turns count with 0.5 m per radian).
+/// A route too short to be divided stays where it is.
 fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
     let mut points = vec![Pose2::default()];
     points.extend_from_slice(route);
@@ -532,11 +487,7 @@ fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &Li
     let Some(goal) = route.last().copied() else { return };
     lifted.pose = Some(goal);
     lifted.object = None;
-    let heads = imagined
-        .drives
-        .first()
-        .map(|d| &d.heads)
-        .or(imagined.early.first());
+    let heads = imagined.drives.first().map(|d| &d.heads).or(imagined.early.first());
     let end = heads.and_then(|h| h.pose.last().copied());
     let Some([x, y, ..]) = end.map(|h| h.map(f64::from)) else {
         lifted.decision = Decision::Found;
@@ -545,18 +496,16 @@ fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &Li
     let off = goal.distance(Pose2::new(x, y, 0.0));
     let sigma = params.drive_sigma_m.max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
-    let orientation = lifted
-        .localisation_m
-        .map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let orientation = lifted.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
     lifted.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
     lifted.decision = match lifted.localisation_m {
         Some(error) if error > params.localisation_max_m => Decision::Inconsistent(format!(
             "the network misplaces its own context by {error:.2} m against odometry"
         )),
-        _ if off > params.agree_max * sigma => Decision::Inconsistent(format!(
-            "the imagined drive ends {off:.2} m from the last waypoint"
-        )),
+        _ if off > params.agree_max * sigma => {
+            Decision::Inconsistent(format!("the imagined drive ends {off:.2} m from the last waypoint"))
+        }
         _ => Decision::Found,
     };
 }

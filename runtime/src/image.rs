@@ -28,11 +28,7 @@ pub struct ModelCamera {
 impl ModelCamera {
     /// The camera with the given horizontal field of view (radians) and square pixels.
     pub fn from_fov(width: usize, height: usize, horizontal_fov_rad: f64) -> Self {
-        Self {
-            width,
-            height,
-            focal_px: width as f64 / (2.0 * (horizontal_fov_rad / 2.0).tan()),
-        }
+        Self { width, height, focal_px: width as f64 / (2.0 * (horizontal_fov_rad / 2.0).tan()) }
     }
 
     /// Horizontal field of view, radians.
@@ -44,11 +40,7 @@ impl ModelCamera {
 impl RgbImage {
     /// A picture of one colour.
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        Self {
-            width,
-            height,
-            data: colour.repeat(width * height),
-        }
+        Self { width, height, data: colour.repeat(width * height) }
     }
 
     /// Takes `width * height * 3` bytes; `None` when the length disagrees or a side is zero.
@@ -85,9 +77,7 @@ impl RgbImage {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
-        writer
-            .write_image_data(&self.data)
-            .map_err(std::io::Error::other)?;
+        writer.write_image_data(&self.data).map_err(std::io::Error::other)?;
         writer.finish().map_err(std::io::Error::other)?;
         Ok(bytes)
     }
@@ -142,11 +132,7 @@ impl Span {
     fn new(from: f64, to: f64, cells: usize) -> Self {
         let (a, b) = (from.max(0.0), to.min(cells as f64));
         if b <= a {
-            return Self {
-                first: 0,
-                weights: Vec::new(),
-                inside: 0.0,
-            };
+            return Self { first: 0, weights: Vec::new(), inside: 0.0 };
         }
         let first = (a.floor() as usize).min(cells - 1);
         let last = ((b.ceil() as usize).max(first + 1)).min(cells);
@@ -155,11 +141,7 @@ impl Span {
             .map(|k| (((b.min(k as f64 + 1.0) - a.max(k as f64)).max(0.0)) / length) as f32)
             .collect();
         let inside = weights.iter().sum();
-        Self {
-            first,
-            weights,
-            inside,
-        }
+        Self { first, weights, inside }
     }
 }
 
@@ -189,12 +171,7 @@ pub fn look_through(
         }
         None => {
             let focal = camera.focal_px * width as f64 / camera.width as f64;
-            (
-                focal,
-                focal,
-                (width as f64 - 1.0) / 2.0,
-                (height as f64 - 1.0) / 2.0,
-            )
+            (focal, focal, (width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0)
         }
     };
     if ![fx, fy, cx, cy].iter().all(|v| v.is_finite()) || fx <= 0.0 || fy <= 0.0 {
@@ -235,12 +212,7 @@ pub fn mean_difference(a: &RgbImage, b: &RgbImage) -> Option<f64> {
     if (a.width, a.height) != (b.width, b.height) || a.data.is_empty() {
         return None;
     }
-    let sum: u64 = a
-        .data
-        .iter()
-        .zip(&b.data)
-        .map(|(x, y)| u64::from(x.abs_diff(*y)))
-        .sum();
+    let sum: u64 = a.data.iter().zip(&b.data).map(|(x, y)| u64::from(x.abs_diff(*y))).sum();
     Some(sum as f64 / a.data.len() as f64 / 255.0)
 }
 
@@ -275,17 +247,10 @@ mod tests {
     #[test]
     fn same_camera_is_the_identity() {
         let picture = gradient(24, 16);
-        let camera = ModelCamera {
-            width: 24,
-            height: 16,
-            focal_px: 12.0,
-        };
+        let camera = ModelCamera { width: 24, height: 16, focal_px: 12.0 };
         let same = look_through(camera, &picture.data, 24, 16, Some(&intrinsics(24, 16, 12.0))).unwrap();
         assert_eq!(same, picture);
-        assert_eq!(
-            look_through(camera, &picture.data, 24, 16, None).unwrap(),
-            picture
-        );
+        assert_eq!(look_through(camera, &picture.data, 24, 16, None).unwrap(), picture);
     }
 
     #[test]
@@ -294,18 +259,10 @@ mod tests {
         let mut data = Vec::new();
         for y in 0..4usize {
             for x in 0..8usize {
-                data.extend([
-                    (10 * (x / 2) + y % 2 * 4) as u8,
-                    7,
-                    if x % 2 == 0 { 0 } else { 100 },
-                ]);
+                data.extend([(10 * (x / 2) + y % 2 * 4) as u8, 7, if x % 2 == 0 { 0 } else { 100 }]);
             }
         }
-        let camera = ModelCamera {
-            width: 4,
-            height: 2,
-            focal_px: 3.0,
-        };
+        let camera = ModelCamera { width: 4, height: 2, focal_px: 3.0 };
         let small = look_through(camera, &data, 8, 4, Some(&intrinsics(8, 4, 6.0))).unwrap();
         for y in 0..2 {
             for x in 0..4 {
@@ -318,29 +275,18 @@ mod tests {
     fn fields_of_view_are_lined_up() {
         // A source that sees less than the model is surrounded by black; one that sees more is cropped.
         let white = RgbImage::filled(100, 100, [255; 3]);
-        let camera = ModelCamera {
-            width: 20,
-            height: 20,
-            focal_px: 10.0,
-        };
+        let camera = ModelCamera { width: 20, height: 20, focal_px: 10.0 };
         let narrow = look_through(camera, &white.data, 100, 100, Some(&intrinsics(100, 100, 100.0))).unwrap();
         assert_eq!((narrow.pixel(0, 10), narrow.pixel(10, 10)), ([0; 3], [255; 3]));
         let lit = narrow.data.iter().filter(|v| **v == 255).count() / 3;
-        assert_eq!(
-            lit, 100,
-            "half the field of view per axis is a quarter of the picture"
-        );
+        assert_eq!(lit, 100, "half the field of view per axis is a quarter of the picture");
         let wide = look_through(camera, &white.data, 100, 100, Some(&intrinsics(100, 100, 25.0))).unwrap();
         assert!(wide.data.iter().all(|v| *v == 255));
     }
 
     #[test]
     fn nonsense_is_refused() {
-        let camera = ModelCamera {
-            width: 4,
-            height: 2,
-            focal_px: 3.0,
-        };
+        let camera = ModelCamera { width: 4, height: 2, focal_px: 3.0 };
         assert!(look_through(camera, &[0; 11], 2, 2, None).is_none());
         assert!(look_through(camera, &[], 0, 2, None).is_none());
         assert!(look_through(camera, &[], usize::MAX, 3, None).is_none());
@@ -351,9 +297,7 @@ mod tests {
     fn png_holds_the_pixels() {
         let picture = gradient(9, 5);
         let bytes = picture.to_png().unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes))
-            .read_info()
-            .unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
         let mut data = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut data).unwrap();
         assert_eq!(data, picture.data);

@@ -238,19 +238,12 @@ struct Work<'a> {
 
 /// Temporal indices: context as in its source, less the smallest; targets `gap` after the last.
 fn temporal_indices(index: &[u64], targets: usize, gap: f64, max_span: Option<f64>) -> Vec<f64> {
-    let (first, last) = (
-        index.first().copied().unwrap_or(0),
-        index.last().copied().unwrap_or(0),
-    );
+    let (first, last) = (index.first().copied().unwrap_or(0), index.last().copied().unwrap_or(0));
     let span = last.saturating_sub(first) as f64;
     let squeeze = max_span.filter(|max| span > *max).map_or(1.0, |max| max / span);
-    let context = index
-        .iter()
-        .map(|i| (i.saturating_sub(first) as f64 * squeeze).round());
+    let context = index.iter().map(|i| (i.saturating_sub(first) as f64 * squeeze).round());
     let end = (span * squeeze).round();
-    context
-        .chain((0..targets).map(|j| end + gap + j as f64))
-        .collect()
+    context.chain((0..targets).map(|j| end + gap + j as f64)).collect()
 }
 
 impl<'a> Work<'a> {
@@ -266,11 +259,7 @@ impl<'a> Work<'a> {
         let context = seen.index.len();
         let targets = settings.target_latents;
         let check = |what, expected: usize, got: usize| {
-            if expected == got {
-                Ok(())
-            } else {
-                Err(ImagineError::Size { what, expected, got })
-            }
+            if expected == got { Ok(()) } else { Err(ImagineError::Size { what, expected, got }) }
         };
         check("context", context * frame, seen.latents.len())?;
         check("first frame", frame, seen.first.len())?;
@@ -282,10 +271,7 @@ impl<'a> Work<'a> {
             return Err(ImagineError::Setting(got));
         }
         if cfg.in_channels != cfg.out_channels {
-            let got = format!(
-                "the denoiser maps {} channels to {}",
-                cfg.in_channels, cfg.out_channels
-            );
+            let got = format!("the denoiser maps {} channels to {}", cfg.in_channels, cfg.out_channels);
             return Err(ImagineError::Setting(got));
         }
         if !seen.index.windows(2).all(|w| w[0] < w[1]) {
@@ -301,16 +287,7 @@ impl<'a> Work<'a> {
             _ => None,
         };
         let t_index = temporal_indices(&seen.index, targets, settings.gap, settings.max_span);
-        Ok(Self {
-            model,
-            seen,
-            prompt,
-            settings,
-            frame,
-            t_index,
-            camera,
-            evaluations: 0,
-        })
+        Ok(Self { model, seen, prompt, settings, frame, t_index, camera, evaluations: 0 })
     }
 
     fn context(&self) -> usize {
@@ -330,11 +307,7 @@ impl<'a> Work<'a> {
             }
         }
         latents.extend_from_slice(&x[self.frame..]);
-        let given_t = if noise.is_some() {
-            f64::from(NOISED_CONTEXT_T)
-        } else {
-            0.0
-        };
+        let given_t = if noise.is_some() { f64::from(NOISED_CONTEXT_T) } else { 0.0 };
         let mut rows = vec![0; self.context() + 1];
         rows.resize(self.t_index.len(), 1);
         let step = DenoiseStep {
@@ -342,26 +315,14 @@ impl<'a> Work<'a> {
             timesteps: &[given_t, t],
             rows: &rows,
             t_index: &self.t_index,
-            text: if noise.is_some() {
-                self.prompt.null_text
-            } else {
-                self.prompt.text
-            },
-            camera: if noise.is_some() {
-                None
-            } else {
-                self.camera.as_deref()
-            },
+            text: if noise.is_some() { self.prompt.null_text } else { self.prompt.text },
+            camera: if noise.is_some() { None } else { self.camera.as_deref() },
         };
         let out = self.model.denoise(&step)?;
         self.evaluations += 1;
         if out.prediction.len() != latents.len() {
             let (expected, got) = (latents.len(), out.prediction.len());
-            return Err(ImagineError::Size {
-                what: "prediction",
-                expected,
-                got,
-            });
+            return Err(ImagineError::Size { what: "prediction", expected, got });
         }
         let finite = |v: &f32| v.is_finite();
         let heads_finite = out.pose.iter().flatten().all(finite)
@@ -378,11 +339,7 @@ impl<'a> Work<'a> {
         let target = &denoised.prediction[self.context() * self.frame..];
         match self.model.config().prediction {
             Prediction::Velocity => target.to_vec(),
-            Prediction::X0 => target
-                .iter()
-                .zip(x)
-                .map(|(x0, x)| (x - x0) / sigma.max(1e-6))
-                .collect(),
+            Prediction::X0 => target.iter().zip(x).map(|(x0, x)| (x - x0) / sigma.max(1e-6)).collect(),
         }
     }
 
@@ -457,11 +414,7 @@ fn best_and_spread(score: &[f32], count: usize) -> Vec<usize> {
     }
     let rest: Vec<usize> = (0..score.len()).filter(|i| !chosen.contains(i)).collect();
     let more = count - chosen.len();
-    chosen.extend(
-        crate::context::spread(rest.len(), more)
-            .into_iter()
-            .map(|i| rest[i]),
-    );
+    chosen.extend(crate::context::spread(rest.len(), more).into_iter().map(|i| rest[i]));
     chosen.sort_unstable();
     chosen
 }
@@ -469,10 +422,7 @@ fn best_and_spread(score: &[f32], count: usize) -> Vec<usize> {
 /// The latents at `positions` of `memory`, with its first frame.
 pub fn pick(memory: &Seen, positions: &[usize], frame: usize) -> Seen {
     Seen {
-        index: positions
-            .iter()
-            .filter_map(|p| memory.index.get(*p).copied())
-            .collect(),
+        index: positions.iter().filter_map(|p| memory.index.get(*p).copied()).collect(),
         latents: positions
             .iter()
             .filter_map(|p| memory.latents.get(p * frame..(p + 1) * frame))
@@ -523,12 +473,7 @@ pub fn imagine(
     }
 
     let affordable = budget.fits(TimeDelta(pass.0.saturating_mul(branches)));
-    let (candidates, steps) = plan(
-        noises.len(),
-        settings.steps.max(1),
-        settings.min_steps,
-        affordable,
-    );
+    let (candidates, steps) = plan(noises.len(), settings.steps.max(1), settings.min_steps, affordable);
     if (candidates, steps) != (wanted, settings.steps.max(1)) {
         result.reduced = Some(match candidates {
             0 => "no time to imagine the drive: the answer rests on the first pass".to_owned(),
@@ -553,9 +498,7 @@ pub fn imagine(
         while let Some(step) = sampler.next_step() {
             // Too slow after all: the last estimate of the clean sample is the result.
             if done > 0 && budget.fits(took) < 1 {
-                result.reduced = Some(format!(
-                    "stopped after {done} of {steps} steps, to meet the deadline"
-                ));
+                result.reduced = Some(format!("stopped after {done} of {steps} steps, to meet the deadline"));
                 x = clean;
                 break;
             }
@@ -575,12 +518,7 @@ pub fn imagine(
             clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
             sampler.step(&v, &mut x)?;
             result.step_times.push(took);
-            let at = Progress::Step {
-                candidate,
-                candidates,
-                step: done,
-                steps,
-            };
+            let at = Progress::Step { candidate, candidates, step: done, steps };
             if progress(at) == Flow::Stop {
                 return Err(ImagineError::Stopped);
             }
@@ -589,18 +527,11 @@ pub fn imagine(
         if !x.iter().all(|v| v.is_finite()) {
             return Err(ImagineError::NotFinite);
         }
-        result.drives.push(Drive {
-            latents: x,
-            heads,
-            steps: done,
-        });
+        result.drives.push(Drive { latents: x, heads, steps: done });
         if candidate + 1 < candidates
             && budget.fits(TimeDelta(pass.0.saturating_mul(branches))) < settings.min_steps
         {
-            result.reduced = Some(format!(
-                "{} of {wanted} candidates, to meet the deadline",
-                candidate + 1
-            ));
+            result.reduced = Some(format!("{} of {wanted} candidates, to meet the deadline", candidate + 1));
             break;
         }
     }
@@ -699,15 +630,9 @@ pub(crate) mod tests {
             };
             let (frames, tokens) = (step.frames(), self.config.tokens_per_frame());
             Ok(Denoised {
-                prediction: if self.broken {
-                    vec![f32::NAN; step.latents.len()]
-                } else {
-                    prediction
-                },
+                prediction: if self.broken { vec![f32::NAN; step.latents.len()] } else { prediction },
                 pose: vec![[1.0, 2.0, 1.0, 0.0]; frames],
-                mask: (0..frames * tokens)
-                    .map(|i| step.latents[i / tokens * 12])
-                    .collect(),
+                mask: (0..frames * tokens).map(|i| step.latents[i / tokens * 12]).collect(),
                 locate: vec![[1.0, 0.0]; frames * tokens],
             })
         }
@@ -740,21 +665,14 @@ pub(crate) mod tests {
 
     const TEXT: [f32; 6] = [0.75; 6];
     const NULL: [f32; 6] = [0.5; 6];
-    const PROMPT: Prompt<'static> = Prompt {
-        text: &TEXT,
-        null_text: &NULL,
-        camera: None,
-    };
+    const PROMPT: Prompt<'static> = Prompt { text: &TEXT, null_text: &NULL, camera: None };
 
     fn go_on(_: Progress<'_>) -> Flow {
         Flow::Continue
     }
 
     fn free() -> Budget<'static> {
-        Budget {
-            clock: &NoClock,
-            until: None,
-        }
+        Budget { clock: &NoClock, until: None }
     }
 
     #[test]
@@ -763,21 +681,13 @@ pub(crate) mod tests {
             for solver in [Solver::Euler, Solver::UniPc] {
                 for guidance in [1.0, 2.0, 4.0] {
                     let mut fake = Fake::new(prediction);
-                    let s = Settings {
-                        solver,
-                        guidance,
-                        ..settings()
-                    };
+                    let s = Settings { solver, guidance, ..settings() };
                     let out = imagine(&mut fake, &seen(4), PROMPT, &s, free(), &mut go_on).unwrap();
                     let want = 0.5 + guidance * (0.75 - 0.5);
                     let name = format!("{prediction:?} {solver:?} {guidance}");
                     assert_eq!(out.drives.len(), 2, "{name}");
                     for drive in &out.drives {
-                        assert_eq!(
-                            drive.latents[..12],
-                            [0.25; 12],
-                            "{name}: the first frame is given"
-                        );
+                        assert_eq!(drive.latents[..12], [0.25; 12], "{name}: the first frame is given");
                         for v in &drive.latents[12..] {
                             assert!((v - want).abs() < 1e-3, "{name}: {v} instead of {want}");
                         }
@@ -793,23 +703,14 @@ pub(crate) mod tests {
     #[test]
     fn each_branch_is_told_the_truth() {
         let mut fake = Fake::new(Prediction::X0);
-        let s = Settings {
-            candidates: 1,
-            steps: 2,
-            min_steps: 1,
-            ..settings()
-        };
+        let s = Settings { candidates: 1, steps: 2, min_steps: 1, ..settings() };
         imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
         let (early, conditional, unconditional) = (&fake.calls[0], &fake.calls[1], &fake.calls[2]);
         assert_eq!(early.0, [0.0, 0.0, 0.0, 950.0, 950.0]);
         assert_eq!(conditional.0, [0.0, 0.0, 0.0, 1000.0, 1000.0]);
         assert_eq!(unconditional.0, [1000.0; 5]);
         assert_eq!((conditional.2, unconditional.2), (0.75, 0.5));
-        assert_eq!(
-            conditional.1,
-            [0.0, 3.0, 53.0, 54.0, 55.0],
-            "indices less the smallest, then the gap"
-        );
+        assert_eq!(conditional.1, [0.0, 3.0, 53.0, 54.0, 55.0], "indices less the smallest, then the gap");
     }
 
     #[test]
@@ -828,21 +729,12 @@ pub(crate) mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bits() {
         let run = |seed| {
-            let s = Settings {
-                seed,
-                steps: 2,
-                min_steps: 1,
-                early_timestep: 500.0,
-                ..settings()
-            };
+            let s = Settings { seed, steps: 2, min_steps: 1, early_timestep: 500.0, ..settings() };
             // One Euler step of two: noise is still in the sample.
             let mut count = 0;
             let mut fake = Fake::new(Prediction::X0);
             let clock = FakeClock(fake.clock.clone());
-            let budget = Budget {
-                clock: &clock,
-                until: None,
-            };
+            let budget = Budget { clock: &clock, until: None };
             let out = imagine(&mut fake, &seen(2), PROMPT, &s, budget, &mut |_| {
                 count += 1;
                 Flow::Continue
@@ -870,24 +762,12 @@ pub(crate) mod tests {
         for (until, early, drives, steps, reduced) in cases {
             let mut fake = Fake::new(Prediction::X0);
             let clock = FakeClock(fake.clock.clone());
-            let budget = Budget {
-                clock: &clock,
-                until: Some(TimeDelta::from_millis(until)),
-            };
+            let budget = Budget { clock: &clock, until: Some(TimeDelta::from_millis(until)) };
             let out = imagine(&mut fake, &seen(4), PROMPT, &settings(), budget, &mut go_on).unwrap();
             assert_eq!(out.early.len(), early, "{until} ms");
-            assert_eq!(
-                (out.drives.len(), out.steps),
-                (drives, steps),
-                "{until} ms: {:?}",
-                out.reduced
-            );
+            assert_eq!((out.drives.len(), out.steps), (drives, steps), "{until} ms: {:?}", out.reduced);
             assert_eq!(out.reduced.is_some(), reduced, "{until} ms");
-            assert!(
-                clock.0.get() <= until.max(1) * 1_000_000,
-                "{until} ms: took {} ns",
-                clock.0.get()
-            );
+            assert!(clock.0.get() <= until.max(1) * 1_000_000, "{until} ms: took {} ns", clock.0.get());
         }
     }
 
@@ -896,14 +776,8 @@ pub(crate) mod tests {
         let mut fake = Fake::new(Prediction::X0);
         let shared = fake.clock.clone();
         let clock = FakeClock(fake.clock.clone());
-        let budget = Budget {
-            clock: &clock,
-            until: Some(TimeDelta::from_millis(60)),
-        };
-        let s = Settings {
-            candidates: 1,
-            ..settings()
-        };
+        let budget = Budget { clock: &clock, until: Some(TimeDelta::from_millis(60)) };
+        let s = Settings { candidates: 1, ..settings() };
         let out = imagine(&mut fake, &seen(4), PROMPT, &s, budget, &mut |p| {
             if matches!(p, Progress::Step { .. }) {
                 shared.set(shared.get() + 20_000_000);
@@ -934,52 +808,21 @@ pub(crate) mod tests {
     fn wrong_inputs_are_named() {
         let check = |seen: Seen, text: &[f32], s: Settings, want: &str| {
             let mut fake = Fake::new(Prediction::X0);
-            let prompt = Prompt {
-                text,
-                null_text: &NULL,
-                camera: None,
-            };
+            let prompt = Prompt { text, null_text: &NULL, camera: None };
             let error = imagine(&mut fake, &seen, prompt, &s, free(), &mut go_on).unwrap_err();
             assert!(error.to_string().contains(want), "{error}");
             assert!(fake.calls.is_empty());
         };
         check(
-            Seen {
-                first: vec![0.0; 3],
-                ..seen(2)
-            },
+            Seen { first: vec![0.0; 3], ..seen(2) },
             &TEXT,
             settings(),
             "first frame has 3 values, expected 12",
         );
-        check(
-            Seen {
-                latents: vec![],
-                ..seen(2)
-            },
-            &TEXT,
-            settings(),
-            "context has 0 values, expected 24",
-        );
-        check(
-            Seen {
-                index: vec![4, 2],
-                ..seen(2)
-            },
-            &TEXT,
-            settings(),
-            "ascend",
-        );
+        check(Seen { latents: vec![], ..seen(2) }, &TEXT, settings(), "context has 0 values, expected 24");
+        check(Seen { index: vec![4, 2], ..seen(2) }, &TEXT, settings(), "ascend");
         check(seen(2), &[0.0; 5], settings(), "text has 5 values, expected 6");
-        check(
-            seen(2),
-            &TEXT,
-            Settings {
-                target_latents: 1,
-                ..settings()
-            },
-            "target_latents is 1",
-        );
+        check(seen(2), &TEXT, Settings { target_latents: 1, ..settings() }, "target_latents is 1");
         let mut fake = Fake::new(Prediction::X0);
         fake.broken = true;
         let error = imagine(&mut fake, &seen(2), PROMPT, &settings(), free(), &mut go_on).unwrap_err();
@@ -997,10 +840,7 @@ pub(crate) mod tests {
         let mut fake = Fake::new(Prediction::X0);
         let chosen = choose_context(&mut fake, &memory, PROMPT, &settings(), 6, free(), &mut go_on).unwrap();
         assert_eq!(chosen.len(), 6);
-        assert!(
-            chosen.contains(&5) && chosen.contains(&13) && chosen.contains(&19),
-            "{chosen:?}"
-        );
+        assert!(chosen.contains(&5) && chosen.contains(&13) && chosen.contains(&19), "{chosen:?}");
         assert_eq!(fake.calls.len(), 4, "four parts of at most six");
         let few = seen(3);
         let all = choose_context(&mut fake, &few, PROMPT, &settings(), 6, free(), &mut go_on).unwrap();

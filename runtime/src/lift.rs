@@ -29,11 +29,11 @@
 use crate::boxes::FoundBox;
 use crate::imagine::{Heads, Imagined};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The `[lift]` table of a model bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LiftParams {
     /// Timestep (0..1000) of the single pass whose heads are read.
     pub early_timestep: f64,
@@ -63,8 +63,66 @@ pub struct LiftParams {
     pub box_min: f64,
     /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
     /// cannot reproduce are unlike those of training. `None`: not measured.
-    #[serde(default)]
     pub reconstruction_max: Option<f64>,
+}
+
+/// A value of the `[lift]` table is missing or not finite.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("bundle: lift.{0} is missing or not a finite number; calibrate the bundle again")]
+pub struct LiftTableError(pub &'static str);
+
+impl LiftParams {
+    /// Reads the table; values that this program does not know are left alone.
+    ///
+    /// # Errors
+    /// [`LiftTableError`] names the first value that is not there.
+    pub fn from_table(table: &BTreeMap<String, f64>) -> Result<Self, LiftTableError> {
+        let value = |name: &'static str| {
+            table.get(name).copied().filter(|v| v.is_finite()).ok_or(LiftTableError(name))
+        };
+        Ok(Self {
+            early_timestep: value("early_timestep")?,
+            standoff_m: value("standoff_m")?,
+            mask_present: value("mask_present")?,
+            mask_vote: value("mask_vote")?,
+            plan_sigma_m: value("plan_sigma_m")?,
+            memory_sigma_m: value("memory_sigma_m")?,
+            drive_sigma_m: value("drive_sigma_m")?,
+            yaw_sigma_rad: value("yaw_sigma_rad")?,
+            agree_max: value("agree_max")?,
+            localisation_sigma_m: value("localisation_sigma_m")?,
+            localisation_max_m: value("localisation_max_m")?,
+            consistency_min: value("consistency_min")?,
+            box_min: value("box_min")?,
+            reconstruction_max: table.get("reconstruction_max").copied().filter(|v| v.is_finite()),
+        })
+    }
+
+    /// The same as a table.
+    pub fn to_table(&self) -> BTreeMap<String, f64> {
+        let mut table: BTreeMap<String, f64> = [
+            ("early_timestep", self.early_timestep),
+            ("standoff_m", self.standoff_m),
+            ("mask_present", self.mask_present),
+            ("mask_vote", self.mask_vote),
+            ("plan_sigma_m", self.plan_sigma_m),
+            ("memory_sigma_m", self.memory_sigma_m),
+            ("drive_sigma_m", self.drive_sigma_m),
+            ("yaw_sigma_rad", self.yaw_sigma_rad),
+            ("agree_max", self.agree_max),
+            ("localisation_sigma_m", self.localisation_sigma_m),
+            ("localisation_max_m", self.localisation_max_m),
+            ("consistency_min", self.consistency_min),
+            ("box_min", self.box_min),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        if let Some(max) = self.reconstruction_max {
+            table.insert("reconstruction_max".into(), max);
+        }
+        table
+    }
 }
 
 /// What the lift has to go on besides the heads.
@@ -146,12 +204,8 @@ fn mean_pose(heads: impl Iterator<Item = [f32; 4]>) -> Option<(Pose2, f64)> {
         return None;
     }
     let mean: [f64; 4] = std::array::from_fn(|i| all.iter().map(|h| h[i]).sum::<f64>() / n);
-    let spread = (all
-        .iter()
-        .map(|h| (h[0] - mean[0]).powi(2) + (h[1] - mean[1]).powi(2))
-        .sum::<f64>()
-        / n)
-        .sqrt();
+    let spread =
+        (all.iter().map(|h| (h[0] - mean[0]).powi(2) + (h[1] - mean[1]).powi(2)).sum::<f64>() / n).sqrt();
     let pose = Pose2::new(mean[0], mean[1], mean[3].atan2(mean[2]));
     is_finite(pose).then_some((pose, spread))
 }
@@ -192,17 +246,11 @@ fn geometric_median(votes: &[Vote]) -> Option<(f64, f64)> {
         return None;
     }
     let sum = |f: &dyn Fn(&Vote) -> f64| votes.iter().map(f).sum::<f64>();
-    let mut at = (
-        sum(&|v| v.weight * v.place.0) / total,
-        sum(&|v| v.weight * v.place.1) / total,
-    );
+    let mut at = (sum(&|v| v.weight * v.place.0) / total, sum(&|v| v.weight * v.place.1) / total);
     for _ in 0..30 {
         let near = |v: &Vote| v.weight / distance(v.place, at).max(1e-3);
         let all = sum(&near);
-        at = (
-            sum(&|v| near(v) * v.place.0) / all,
-            sum(&|v| near(v) * v.place.1) / all,
-        );
+        at = (sum(&|v| near(v) * v.place.0) / all, sum(&|v| near(v) * v.place.1) / all);
     }
     Some(at)
 }
@@ -223,24 +271,14 @@ pub fn lift(imagined: &Imagined, evidence: &Evidence<'_>, params: &LiftParams) -
         localisation_m: None,
         path: Vec::new(),
     };
-    out.mask_max = imagined
-        .early
-        .iter()
-        .flat_map(seen_part)
-        .map(|v| f64::from(*v))
-        .fold(f64::NEG_INFINITY, f64::max);
+    out.mask_max =
+        imagined.early.iter().flat_map(seen_part).map(|v| f64::from(*v)).fold(f64::NEG_INFINITY, f64::max);
     out.localisation_m = localisation(&imagined.early, evidence.context);
     out.plan = plan_witness(&imagined.early, params);
     out.memory = memory_witness(&imagined.early, evidence.context, params);
     out.drive = drive_witness(imagined, params);
     if let Some(drive) = imagined.drives.first() {
-        out.path = drive
-            .heads
-            .pose
-            .iter()
-            .skip(drive.heads.context)
-            .map(|h| pose_of(*h).0)
-            .collect();
+        out.path = drive.heads.pose.iter().skip(drive.heads.context).map(|h| pose_of(*h).0).collect();
     }
     fuse(&mut out, params);
     out.consistency = consistency(&out, evidence, params);
@@ -267,11 +305,7 @@ fn localisation(early: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
 fn plan_witness(early: &[Heads], params: &LiftParams) -> Option<Witness> {
     let (pose, spread) = mean_pose(early.iter().filter_map(|h| h.pose.last().copied()))?;
     let object = object_ahead(pose, params.standoff_m);
-    Some(Witness {
-        object,
-        pose,
-        sigma_m: params.plan_sigma_m.hypot(spread),
-    })
+    Some(Witness { object, pose, sigma_m: params.plan_sigma_m.hypot(spread) })
 }
 
 fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
@@ -300,11 +334,7 @@ fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParam
                 }
                 let place = point_from(here_from_base, f64::from(place[0]), f64::from(place[1]));
                 let weight = 1.0 / (1.0 + (-f64::from(*logit)).exp());
-                votes.push(Vote {
-                    place,
-                    weight,
-                    seen_from: frame,
-                });
+                votes.push(Vote { place, weight, seen_from: frame });
             }
         }
     }
@@ -315,44 +345,23 @@ fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParam
     let spread = median(&mut errors)? / (votes.len() as f64).sqrt();
     // Stand on the side that it was seen from: from here when it is seen from here (nothing stands between),
     // else from where the most certain view of it was.
-    let weight_from = |frame| {
-        votes
-            .iter()
-            .filter(|v| v.seen_from == frame)
-            .map(|v| v.weight)
-            .sum::<f64>()
-    };
+    let weight_from = |frame| votes.iter().filter(|v| v.seen_from == frame).map(|v| v.weight).sum::<f64>();
     let here = viewpoints.len() - 1;
     let from = if weight_from(here) > 0.05 * total {
         here
     } else {
-        (0..viewpoints.len())
-            .max_by(|a, b| weight_from(*a).total_cmp(&weight_from(*b)))
-            .unwrap_or(here)
+        (0..viewpoints.len()).max_by(|a, b| weight_from(*a).total_cmp(&weight_from(*b))).unwrap_or(here)
     };
     let viewpoint = viewpoints[from];
     let pose = stand_before(object, (viewpoint.x, viewpoint.y), params.standoff_m);
     let sigma_m = params.memory_sigma_m.hypot(spread);
-    (is_finite(pose) && sigma_m.is_finite()).then_some(Witness {
-        object,
-        pose,
-        sigma_m,
-    })
+    (is_finite(pose) && sigma_m.is_finite()).then_some(Witness { object, pose, sigma_m })
 }
 
 fn drive_witness(imagined: &Imagined, params: &LiftParams) -> Option<Witness> {
-    let (pose, spread) = mean_pose(
-        imagined
-            .drives
-            .iter()
-            .filter_map(|d| d.heads.pose.last().copied()),
-    )?;
+    let (pose, spread) = mean_pose(imagined.drives.iter().filter_map(|d| d.heads.pose.last().copied()))?;
     let object = object_ahead(pose, params.standoff_m);
-    Some(Witness {
-        object,
-        pose,
-        sigma_m: params.drive_sigma_m.hypot(spread),
-    })
+    Some(Witness { object, pose, sigma_m: params.drive_sigma_m.hypot(spread) })
 }
 
 /// Joins A and B by their variances; the side to stand on is the plan's when the memory does not contradict it.
@@ -382,38 +391,24 @@ fn fuse(out: &mut Lifted, params: &LiftParams) {
         (None, None) => return,
     };
     let (s, c) = direction.sin_cos();
-    let pose = Pose2::new(
-        object.0 - params.standoff_m * c,
-        object.1 - params.standoff_m * s,
-        direction,
-    );
+    let pose = Pose2::new(object.0 - params.standoff_m * c, object.1 - params.standoff_m * s, direction);
     if is_finite(pose) {
         out.object = Some(object);
         out.pose = Some(pose);
-        out.variances = [
-            variance,
-            variance,
-            yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0,
-        ];
+        out.variances =
+            [variance, variance, yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0];
     }
 }
 
 fn consistency(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> f64 {
     let bell = |d: f64| (-0.5 * d * d).exp();
     let agreement = out.disagreement.map_or(0.0, bell);
-    let orientation = out
-        .localisation_m
-        .map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let orientation = out.localisation_m.map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
     let arrival = out.drive.zip(out.object).map(|(c, object)| {
         bell(distance(c.object, object) / c.sigma_m.hypot(out.variances[0].sqrt()).max(1e-6))
     });
     let likeness = evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0));
-    let parts = [
-        (4.0, Some(agreement)),
-        (3.0, orientation),
-        (2.0, arrival),
-        (1.0, likeness),
-    ];
+    let parts = [(4.0, Some(agreement)), (3.0, orientation), (2.0, arrival), (1.0, likeness)];
     let known = || parts.iter().filter_map(|(w, p)| p.map(|p| (w, p)));
     let value = known().map(|(w, p)| w * p).sum::<f64>() / known().map(|(w, _)| w).sum::<f64>();
     value.clamp(0.0, 1.0)
@@ -493,20 +488,12 @@ mod tests {
     }
 
     fn head(pose: Pose2) -> [f32; 4] {
-        [
-            pose.x as f32,
-            pose.y as f32,
-            pose.yaw.cos() as f32,
-            pose.yaw.sin() as f32,
-        ]
+        [pose.x as f32, pose.y as f32, pose.yaw.cos() as f32, pose.yaw.sin() as f32]
     }
 
     /// Perfect heads for an object at `object` (relative to here), seen from the context poses in `seen_from`.
     fn heads(context: &[Pose2], object: (f64, f64), seen_from: &[usize], plan: Pose2) -> Heads {
-        let mut h = Heads {
-            context: context.len(),
-            ..Heads::default()
-        };
+        let mut h = Heads { context: context.len(), ..Heads::default() };
         for (i, base) in context.iter().chain([&Pose2::default()]).enumerate() {
             let (forward, left) = point_from(base.inverse(), object.0, object.1);
             for token in 0..TOKENS {
@@ -519,26 +506,14 @@ mod tests {
         for step in 1..=3 {
             h.mask.extend([-9.0; TOKENS]);
             h.locate.extend([[0.0; 2]; TOKENS]);
-            h.pose.push(head(crate::planar::between(
-                Pose2::default(),
-                plan,
-                f64::from(step) / 3.0,
-            )));
+            h.pose.push(head(crate::planar::between(Pose2::default(), plan, f64::from(step) / 3.0)));
         }
         h
     }
 
     fn imagined(h: &Heads) -> Imagined {
-        let drive = Drive {
-            latents: vec![],
-            heads: h.clone(),
-            steps: 4,
-        };
-        Imagined {
-            early: vec![h.clone()],
-            drives: vec![drive],
-            ..Imagined::default()
-        }
+        let drive = Drive { latents: vec![], heads: h.clone(), steps: 4 };
+        Imagined { early: vec![h.clone()], drives: vec![drive], ..Imagined::default() }
     }
 
     fn known(context: &[Pose2]) -> Vec<Option<Pose2>> {
@@ -546,9 +521,7 @@ mod tests {
     }
 
     fn sweep() -> Vec<Pose2> {
-        (0..6)
-            .map(|i| Pose2::new(0.3 * f64::from(i) - 1.0, 0.2, f64::from(i)))
-            .collect()
+        (0..6).map(|i| Pose2::new(0.3 * f64::from(i) - 1.0, 0.2, f64::from(i))).collect()
     }
 
     proptest! {
@@ -601,16 +574,8 @@ mod tests {
             };
             assert!(got.starts_with(want), "{name}: {got}");
         };
-        let evidence = || Evidence {
-            context: &poses,
-            ..Evidence::default()
-        };
-        check(
-            "all well",
-            heads(&context, object, &[1, 2], plan),
-            evidence(),
-            "found",
-        );
+        let evidence = || Evidence { context: &poses, ..Evidence::default() };
+        check("all well", heads(&context, object, &[1, 2], plan), evidence(), "found");
         check(
             "never seen",
             heads(&context, object, &[], plan),
@@ -628,41 +593,33 @@ mod tests {
         for pose in &mut lost.pose[..6] {
             pose[0] += 3.0;
         }
-        check(
-            "lost",
-            lost,
-            evidence(),
-            "inconsistent: the network misplaces its own context by 3.00 m",
-        );
-        let strange = Evidence {
-            reconstruction_error: Some(0.2),
-            ..evidence()
-        };
-        check(
-            "strange pictures",
-            heads(&context, object, &[1], plan),
-            strange,
-            "not_in_context: the camera",
-        );
+        check("lost", lost, evidence(), "inconsistent: the network misplaces its own context by 3.00 m");
+        let strange = Evidence { reconstruction_error: Some(0.2), ..evidence() };
+        check("strange pictures", heads(&context, object, &[1], plan), strange, "not_in_context: the camera");
         check("no heads", Heads::default(), evidence(), "not_in_context");
+    }
+
+    #[test]
+    fn tables_are_read_back_and_holes_are_named() {
+        let table = params().to_table();
+        assert_eq!(LiftParams::from_table(&table).unwrap(), params());
+        for name in table.keys().filter(|n| *n != "reconstruction_max") {
+            let mut holed = table.clone();
+            holed.remove(name);
+            let error = LiftParams::from_table(&holed).unwrap_err();
+            assert!(error.to_string().contains(name.as_str()), "{error}");
+        }
     }
 
     #[test]
     fn disagreement_widens_the_covariance() {
         let context = sweep();
         let poses = known(&context);
-        let evidence = Evidence {
-            context: &poses,
-            ..Evidence::default()
-        };
+        let evidence = Evidence { context: &poses, ..Evidence::default() };
         let mut last = 0.0;
         for shift in [0.0, 0.2, 0.4, 0.8] {
             let plan = stand_before((2.0 + shift, 0.0), (0.0, 0.0), 0.8);
-            let out = lift(
-                &imagined(&heads(&context, (2.0, 0.0), &[1, 2], plan)),
-                &evidence,
-                &params(),
-            );
+            let out = lift(&imagined(&heads(&context, (2.0, 0.0), &[1, 2], plan)), &evidence, &params());
             assert!(out.variances[0] > last, "shift {shift}");
             last = out.variances[0];
         }
@@ -675,10 +632,7 @@ mod tests {
         let poses = known(&context);
         let object = (3.0, 4.0);
         let h = heads(&context, object, &[0], stand_before(object, (3.0, 6.0), 0.8));
-        let evidence = Evidence {
-            context: &poses,
-            ..Evidence::default()
-        };
+        let evidence = Evidence { context: &poses, ..Evidence::default() };
         let pose = lift(&imagined(&h), &evidence, &params()).pose.unwrap();
         assert!(pose.distance(Pose2::new(3.0, 4.8, 0.0)) < 1e-3, "{pose:?}");
     }

@@ -8,10 +8,7 @@ pub use mindseye_bridge::geometry::{Pose2, wrap_angle};
 /// Maps a point given in the axes of `world_from_body` (metres) into the world.
 pub fn point_from(world_from_body: Pose2, x: f64, y: f64) -> (f64, f64) {
     let (s, c) = world_from_body.yaw.sin_cos();
-    (
-        world_from_body.x + c * x - s * y,
-        world_from_body.y + s * x + c * y,
-    )
+    (world_from_body.x + c * x - s * y, world_from_body.y + s * x + c * y)
 }
 
 /// True when all three numbers are finite.
@@ -22,11 +19,7 @@ pub fn is_finite(pose: Pose2) -> bool {
 /// The pose between two poses at `part` in [0, 1]: positions on the straight line, headings along the shorter
 /// arc.
 pub fn between(a: Pose2, b: Pose2, part: f64) -> Pose2 {
-    Pose2::new(
-        a.x + part * (b.x - a.x),
-        a.y + part * (b.y - a.y),
-        a.yaw + part * wrap_angle(b.yaw - a.yaw),
-    )
+    Pose2::new(a.x + part * (b.x - a.x), a.y + part * (b.y - a.y), a.yaw + part * wrap_angle(b.yaw - a.yaw))
 }
 
 /// Poses by time, so that a frame's pose can be asked for after the fact.
@@ -43,10 +36,7 @@ impl PoseHistory {
     /// A history of at most `capacity` poses (at least 2); all memory is taken here.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(2);
-        Self {
-            entries: std::collections::VecDeque::with_capacity(capacity),
-            capacity,
-        }
+        Self { entries: std::collections::VecDeque::with_capacity(capacity), capacity }
     }
 
     /// Stores a pose valid at `stamp_ns`. A pose that is not finite, or repeats the newest stamp, is ignored.
@@ -72,10 +62,7 @@ impl PoseHistory {
     /// only within `slack_ns` of it. `None` when nothing is known about that time.
     pub fn at(&self, stamp_ns: i64, slack_ns: i64) -> Option<Pose2> {
         let after = self.entries.partition_point(|&(stamp, _)| stamp < stamp_ns);
-        match (
-            after.checked_sub(1).and_then(|i| self.entries.get(i)),
-            self.entries.get(after),
-        ) {
+        match (after.checked_sub(1).and_then(|i| self.entries.get(i)), self.entries.get(after)) {
             (Some(&(t0, p0)), Some(&(t1, p1))) => {
                 let part = stamp_ns.saturating_sub(t0) as f64 / t1.saturating_sub(t0).max(1) as f64;
                 Some(between(p0, p1, part))
@@ -124,11 +111,7 @@ mod tests {
             (100, 5, None),
         ];
         for (stamp, slack, want) in cases {
-            assert_eq!(
-                history.at(stamp, slack).map(|p| p.x),
-                want,
-                "at {stamp} with slack {slack}"
-            );
+            assert_eq!(history.at(stamp, slack).map(|p| p.x), want, "at {stamp} with slack {slack}");
         }
         history.push(50, Pose2::new(9.0, 0.0, 0.0));
         assert_eq!(history.len(), 1, "a stamp going backwards starts anew");

@@ -17,12 +17,7 @@ pub const WINDOW: usize = 4096;
 
 impl Default for Durations {
     fn default() -> Self {
-        Self {
-            window: Vec::new(),
-            next: 0,
-            count: 0,
-            max: 0.0,
-        }
+        Self { window: Vec::new(), next: 0, count: 0, max: 0.0 }
     }
 }
 
@@ -48,12 +43,7 @@ impl Durations {
             let at = (share * sorted.len() as f64).ceil() as usize;
             sorted.get(at.clamp(1, sorted.len().max(1)) - 1).copied()
         };
-        Some(StageSummary {
-            count: self.count,
-            p50: rank(0.5)?,
-            p99: rank(0.99)?,
-            max: self.max,
-        })
+        Some(StageSummary { count: self.count, p50: rank(0.5)?, p99: rank(0.99)?, max: self.max })
     }
 }
 
@@ -87,23 +77,15 @@ impl Profile {
 
     /// Figures by stage.
     pub fn summary(&self) -> BTreeMap<String, StageSummary> {
-        self.stages
-            .iter()
-            .filter_map(|(name, d)| Some((name.clone(), d.summary()?)))
-            .collect()
+        self.stages.iter().filter_map(|(name, d)| Some((name.clone(), d.summary()?))).collect()
     }
 
     /// A table for a terminal, one line per stage.
     pub fn table(&self) -> String {
-        let mut text = format!(
-            "{:<16}{:>8}{:>12}{:>12}{:>12}\n",
-            "stage", "runs", "p50 ms", "p99 ms", "max ms"
-        );
+        let mut text =
+            format!("{:<16}{:>8}{:>12}{:>12}{:>12}\n", "stage", "runs", "p50 ms", "p99 ms", "max ms");
         for (name, s) in self.summary() {
-            text += &format!(
-                "{name:<16}{:>8}{:>12.3}{:>12.3}{:>12.3}\n",
-                s.count, s.p50, s.p99, s.max
-            );
+            text += &format!("{name:<16}{:>8}{:>12.3}{:>12.3}{:>12.3}\n", s.count, s.p50, s.p99, s.max);
         }
         text
     }
@@ -119,11 +101,7 @@ mod tests {
             let mut d = Durations::default();
             values.iter().for_each(|v| d.push(*v));
             let s = d.summary().unwrap();
-            assert_eq!(
-                (s.count, s.p50, s.p99, s.max),
-                (values.len() as u64, p50, p99, max),
-                "{values:?}"
-            );
+            assert_eq!((s.count, s.p50, s.p99, s.max), (values.len() as u64, p50, p99, max), "{values:?}");
         };
         check(&[3.0], 3.0, 3.0, 3.0);
         check(&[4.0, 1.0, 3.0, 2.0], 2.0, 4.0, 4.0);

@@ -183,12 +183,8 @@ impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
     pub fn new(config: SensesConfig, camera: ModelCamera, encoder: Box<dyn GroupEncoder + Send>) -> Self {
         let latent_len = encoder.latent_len();
-        let memory = ContextMemory::new(
-            config.capacity,
-            config.recent,
-            latent_len,
-            (camera.width, camera.height),
-        );
+        let memory =
+            ContextMemory::new(config.capacity, config.recent, latent_len, (camera.width, camera.height));
         let shared = Shared {
             memory,
             newest: None,
@@ -262,38 +258,22 @@ impl Senses {
                     data: image.data,
                 };
                 let stamp = Timestamp::from_ros(image.header.stamp.sec, image.header.stamp.nanosec);
-                self.frame(
-                    sense,
-                    stamp,
-                    image.header.frame_id,
-                    size,
-                    clock,
-                    profile,
-                    &mut |pixels| {
-                        decode_raw_rgb8(&raw, &Limits::default(), pixels)
-                            .map(|s| (s.width, s.height))
-                            .map_err(|e| e.to_string())
-                    },
-                )
+                self.frame(sense, stamp, image.header.frame_id, size, clock, profile, &mut |pixels| {
+                    decode_raw_rgb8(&raw, &Limits::default(), pixels)
+                        .map(|s| (s.width, s.height))
+                        .map_err(|e| e.to_string())
+                })
             }
             Sense::Compressed => {
                 let image = CompressedImageView::decode(cdr).map_err(|e| bad(e.to_string()))?;
                 let size = compressed_size(image.data)
                     .ok_or_else(|| bad("neither a JPEG nor a PNG picture; send one of these".into()))?;
                 let stamp = Timestamp::from_ros(image.header.stamp.sec, image.header.stamp.nanosec);
-                self.frame(
-                    sense,
-                    stamp,
-                    image.header.frame_id,
-                    size,
-                    clock,
-                    profile,
-                    &mut |pixels| {
-                        decode_compressed_rgb8(image.data, &Limits::default(), pixels)
-                            .map(|s| (s.width, s.height))
-                            .map_err(|e| e.to_string())
-                    },
-                )
+                self.frame(sense, stamp, image.header.frame_id, size, clock, profile, &mut |pixels| {
+                    decode_compressed_rgb8(image.data, &Limits::default(), pixels)
+                        .map(|s| (s.width, s.height))
+                        .map_err(|e| e.to_string())
+                })
             }
             Sense::CameraInfo => {
                 let info = CameraInfo::decode(cdr).map_err(|e| bad(e.to_string()))?;
@@ -311,8 +291,7 @@ impl Senses {
                     shared.odom_frame = plain(&odometry.header.frame_id, &self.config.odom_frame);
                     shared.base_frame = plain(&odometry.child_frame_id, &self.config.base_frame);
                 }
-                self.poses
-                    .push(odometry.header.stamp.timestamp().as_nanos(), planar(&pose));
+                self.poses.push(odometry.header.stamp.timestamp().as_nanos(), planar(&pose));
                 Ok(Took::default())
             }
             Sense::Tf | Sense::TfStatic => {
@@ -326,8 +305,7 @@ impl Senses {
                         {
                             let stamp = t.header.stamp.timestamp();
                             if let Ok(pose) =
-                                self.tf
-                                    .lookup(&self.config.odom_frame, &self.config.base_frame, stamp)
+                                self.tf.lookup(&self.config.odom_frame, &self.config.base_frame, stamp)
                             {
                                 self.poses.push(stamp.as_nanos(), planar(&pose));
                             }
@@ -358,11 +336,7 @@ impl Senses {
             return Ok(Took::default());
         }
         let offer = self.intake.offer(captured_at, size, self.encoder.as_mut());
-        let mut took = Took {
-            frame: Some(captured_at),
-            segment: offer.segment,
-            ..Took::default()
-        };
+        let mut took = Took { frame: Some(captured_at), segment: offer.segment, ..Took::default() };
         if offer.segment.is_some_and(|reason| !reason.keeps_history()) {
             let mut shared = self.seen.lock();
             shared.memory.clear();
@@ -374,14 +348,10 @@ impl Senses {
         let began = clock.now();
         let decoded = decode(&mut self.pixels);
         let picture = match decoded {
-            Ok((w, h)) => look_through(
-                self.camera,
-                &self.pixels,
-                w as usize,
-                h as usize,
-                self.intrinsics.as_ref(),
-            )
-            .ok_or_else(|| format!("{w}x{h} pixels do not fit the intrinsics")),
+            Ok((w, h)) => {
+                look_through(self.camera, &self.pixels, w as usize, h as usize, self.intrinsics.as_ref())
+                    .ok_or_else(|| format!("{w}x{h} pixels do not fit the intrinsics"))
+            }
             Err(reason) => Err(reason),
         };
         let picture = match picture {
@@ -392,32 +362,19 @@ impl Senses {
             }
         };
         profile.push("decode", (clock.now() - began).as_millis_f64());
-        let pose = self
-            .poses
-            .at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
+        let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
         {
             let mut shared = self.seen.lock();
-            shared.newest = Some(Newest {
-                picture: picture.clone(),
-                captured_at,
-                odom_from_base: pose,
-            });
+            shared.newest = Some(Newest { picture: picture.clone(), captured_at, odom_from_base: pose });
             if shared.base_from_camera.is_none() {
                 shared.base_from_camera = self.tf.lookup(&shared.base_frame, frame_id, Timestamp::ZERO).ok();
             }
         }
         let began = clock.now();
-        if let Some(encoded) = self
-            .intake
-            .push(picture, captured_at, pose, self.encoder.as_mut())?
-        {
+        if let Some(encoded) = self.intake.push(picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
             took.latent = Some(encoded.info);
-            let stored = self
-                .seen
-                .lock()
-                .memory
-                .store(encoded.info, encoded.latent, &encoded.picture);
+            let stored = self.seen.lock().memory.store(encoded.info, encoded.latent, &encoded.picture);
             took.eviction = stored.map_err(|e| SenseError::Frame(e.to_string()))?;
         }
         Ok(took)
@@ -426,11 +383,7 @@ impl Senses {
 
 fn plain(name: &str, fallback: &str) -> String {
     let name = name.trim_start_matches('/');
-    if name.is_empty() {
-        fallback.to_owned()
-    } else {
-        name.to_owned()
-    }
+    if name.is_empty() { fallback.to_owned() } else { name.to_owned() }
 }
 
 fn planar(pose: &Isometry3<f64>) -> Pose2 {
@@ -496,20 +449,8 @@ mod tests {
     }
 
     fn senses() -> Senses {
-        let config = SensesConfig {
-            keep_every: 1,
-            capacity: 4,
-            ..SensesConfig::default()
-        };
-        Senses::new(
-            config,
-            ModelCamera {
-                width: 4,
-                height: 2,
-                focal_px: 2.0,
-            },
-            Box::new(FirstByte),
-        )
+        let config = SensesConfig { keep_every: 1, capacity: 4, ..SensesConfig::default() };
+        Senses::new(config, ModelCamera { width: 4, height: 2, focal_px: 2.0 }, Box::new(FirstByte))
     }
 
     fn image(millis: i64, width: u32, height: u32, value: u8) -> Vec<u8> {
@@ -549,19 +490,13 @@ mod tests {
         for i in 0..4 {
             take(&mut s, Sense::Odometry, &odometry(100 * i, i as f64)).unwrap();
             let took = take(&mut s, Sense::Image, &image(100 * i + 50, 8, 4, i as u8)).unwrap();
-            assert_eq!(
-                took.frame,
-                Some(Timestamp::ZERO + TimeDelta::from_millis(100 * i + 50))
-            );
+            assert_eq!(took.frame, Some(Timestamp::ZERO + TimeDelta::from_millis(100 * i + 50)));
             assert_eq!(took.latent.is_some(), i == 3);
         }
         let scene = s.seen().scene().unwrap();
         assert_eq!(scene.memory.len(), 1);
         assert_eq!(scene.memory[0].latent, [3.0]);
-        assert_eq!(
-            (scene.odom_frame.as_str(), scene.base_frame.as_str()),
-            ("odom", "base_footprint")
-        );
+        assert_eq!((scene.odom_frame.as_str(), scene.base_frame.as_str()), ("odom", "base_footprint"));
         let pose = scene.odom_from_base.unwrap();
         assert!((pose.x - 3.0).abs() < 1e-9 && (pose.yaw - 0.5).abs() < 1e-9);
         // A changed size starts a new segment and forgets.
@@ -576,19 +511,10 @@ mod tests {
     #[test]
     fn broken_messages_are_counted_and_the_next_one_works() {
         let mut s = senses();
-        for sense in [
-            Sense::Image,
-            Sense::Compressed,
-            Sense::CameraInfo,
-            Sense::Odometry,
-            Sense::Tf,
-            Sense::TfStatic,
-        ] {
-            for bytes in [
-                &b""[..],
-                b"\0\x01\0\0",
-                b"\0\x01\0\0garbage that is no message at all .....",
-            ] {
+        for sense in
+            [Sense::Image, Sense::Compressed, Sense::CameraInfo, Sense::Odometry, Sense::Tf, Sense::TfStatic]
+        {
+            for bytes in [&b""[..], b"\0\x01\0\0", b"\0\x01\0\0garbage that is no message at all ....."] {
                 assert!(
                     take(&mut s, sense, bytes).is_err() || sense == Sense::Tf || sense == Sense::TfStatic
                 );
@@ -614,15 +540,9 @@ mod tests {
         assert!(take(&mut s, Sense::Image, &image(10, 8, 4, 1)).is_ok());
         // A second camera topic is ignored, not mixed in.
         let png = RgbImage::filled(8, 4, [7; 3]).to_png().unwrap();
-        let compressed = CompressedImage {
-            header: Header::new(Timestamp(99), "cam"),
-            format: "png".into(),
-            data: png,
-        };
-        assert_eq!(
-            take(&mut s, Sense::Compressed, &compressed.encode()).unwrap(),
-            Took::default()
-        );
+        let compressed =
+            CompressedImage { header: Header::new(Timestamp(99), "cam"), format: "png".into(), data: png };
+        assert_eq!(take(&mut s, Sense::Compressed, &compressed.encode()).unwrap(), Took::default());
         assert_eq!(s.ignored(), 1);
     }
 

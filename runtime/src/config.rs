@@ -1,0 +1,387 @@
+//! `configs/robots/*.toml`: which topics, which model, which limits.
+//!
+//! Unknown keys are refused. What is left out has the value of [`RobotConfig::default`], which is also the
+//! table of topics in the design.
+
+use crate::agent::AgentConfig;
+use crate::senses::SensesConfig;
+use mindseye_bridge::camera::CameraIntrinsics;
+use mindseye_bridge::ros::RosConfig;
+use mindseye_bridge::time::TimeDelta;
+use nalgebra::{Isometry3, Translation3, UnitQuaternion};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// One robot.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RobotConfig {
+    /// Name in the keys of the plain queryables, `mindseye/<robot>/ground`.
+    pub robot: String,
+    /// The session: node name, domain, key style, Zenoh endpoints.
+    pub ros: RosConfig,
+    /// Topics in and out.
+    pub topics: Topics,
+    /// Names of frames.
+    pub frames: Frames,
+    /// What is remembered.
+    pub context: ContextTable,
+    /// Deadlines and ages.
+    pub goals: GoalTable,
+    /// The model.
+    pub model: ModelTable,
+    /// The camera, where the robot's topics do not say.
+    pub camera: Option<CameraTable>,
+    /// Milliseconds between two status messages; 0 = none.
+    pub status_period_ms: u64,
+}
+
+/// Topics; relative names are under the session's namespace. An empty name switches one off.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)] // each is the topic of its name
+pub struct Topics {
+    pub image: String,
+    pub compressed: String,
+    pub camera_info: String,
+    pub odom: String,
+    pub tf: String,
+    pub tf_static: String,
+    pub goal_text: String,
+    pub goal_waypoints: String,
+    pub goal_cancel: String,
+    pub goal_pose: String,
+    pub target: String,
+    pub path: String,
+    pub detection: String,
+    pub imagination: String,
+    pub status: String,
+    pub diagnostics: String,
+}
+
+/// Frames of reference.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Frames {
+    /// The frame of odometry.
+    pub odom: String,
+    /// The robot's base.
+    pub base: String,
+}
+
+/// What is remembered.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContextTable {
+    /// Every k-th frame is kept.
+    pub keep_every: usize,
+    /// Latents kept.
+    pub capacity: usize,
+    /// Newest latents that are never evicted.
+    pub recent: usize,
+    /// A longer pause between frames starts a new segment.
+    pub max_gap_ms: i64,
+    /// Odometry may be this much older or newer than a frame.
+    pub pose_slack_ms: i64,
+}
+
+/// Defaults for goals.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GoalTable {
+    /// Time allowed from arrival to answer.
+    pub deadline_ms: i64,
+    /// Oldest newest-frame allowed.
+    pub max_frame_age_ms: i64,
+    /// Kept back for decoding, lifting and publishing.
+    pub reserve_ms: i64,
+    /// The same pose is published again only after this long.
+    pub republish_after_ms: i64,
+}
+
+/// The model.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelTable {
+    /// Directory of the bundle; looked for in the usual places when left out.
+    pub bundle: Option<PathBuf>,
+    /// Backend that runs it.
+    pub backend: String,
+    /// Threads of one evaluation; 0 = the backend's choice.
+    pub threads: usize,
+    /// Seed of goals that give none.
+    pub seed: u64,
+}
+
+/// A camera's intrinsics and mounting.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CameraTable {
+    /// Pixels per row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Horizontal field of view in degrees; square pixels, centred.
+    pub horizontal_fov_deg: f64,
+    /// Position of the camera in the base frame, metres.
+    #[serde(default)]
+    pub position_m: [f64; 3],
+    /// Downward pitch in degrees.
+    #[serde(default)]
+    pub pitch_deg: f64,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path:?}: {source}")]
+    Io {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key or a wrong type.
+    #[error("configuration {path:?}: {reason}")]
+    Toml {
+        /// Its path.
+        path: PathBuf,
+        /// The parser's words, with the place.
+        reason: String,
+    },
+    /// A value out of range.
+    #[error("configuration: {key} is {got}; wanted {want}")]
+    Range {
+        /// Which key.
+        key: &'static str,
+        /// What it is.
+        got: String,
+        /// What would be right.
+        want: &'static str,
+    },
+}
+
+impl Default for RobotConfig {
+    fn default() -> Self {
+        Self {
+            robot: "robot".into(),
+            ros: RosConfig::robot("mindseye"),
+            topics: Topics::default(),
+            frames: Frames::default(),
+            context: ContextTable::default(),
+            goals: GoalTable::default(),
+            model: ModelTable::default(),
+            camera: None,
+            status_period_ms: 1000,
+        }
+    }
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self {
+            image: "/camera/image_raw".into(),
+            compressed: "/camera/image_raw/compressed".into(),
+            camera_info: "/camera/camera_info".into(),
+            odom: "/odom".into(),
+            tf: "/tf".into(),
+            tf_static: "/tf_static".into(),
+            goal_text: "/mindseye/goal/text".into(),
+            goal_waypoints: "/mindseye/goal/waypoints".into(),
+            goal_cancel: "/mindseye/goal/cancel".into(),
+            goal_pose: "/goal_pose".into(),
+            target: "/mindseye/target".into(),
+            path: "/mindseye/path".into(),
+            detection: "/mindseye/detection".into(),
+            imagination: "/mindseye/imagination/compressed".into(),
+            status: "/mindseye/status".into(),
+            diagnostics: "/diagnostics".into(),
+        }
+    }
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { odom: "odom".into(), base: "base_link".into() }
+    }
+}
+
+impl Default for ContextTable {
+    fn default() -> Self {
+        Self { keep_every: 3, capacity: 64, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
+    }
+}
+
+impl Default for GoalTable {
+    fn default() -> Self {
+        Self { deadline_ms: 15_000, max_frame_age_ms: 1000, reserve_ms: 250, republish_after_ms: 10_000 }
+    }
+}
+
+impl Default for ModelTable {
+    fn default() -> Self {
+        Self { bundle: None, backend: "rten".into(), threads: 2, seed: 0 }
+    }
+}
+
+impl RobotConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the key and what was wanted.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|error| match error {
+            ConfigError::Toml { reason, .. } => ConfigError::Toml { path: path.to_owned(), reason },
+            other => other,
+        })
+    }
+
+    /// Reads and checks TOML text.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| ConfigError::Toml { path: PathBuf::new(), reason: e.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let range = |key, ok: bool, got: String, want| {
+            if ok { Ok(()) } else { Err(ConfigError::Range { key, got, want }) }
+        };
+        let c = &self.context;
+        let name_ok = !self.robot.is_empty()
+            && self.robot.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        range("robot", name_ok, format!("{:?}", self.robot), "letters, digits, _ and -")?;
+        range(
+            "context.keep_every",
+            (1..=1000).contains(&c.keep_every),
+            c.keep_every.to_string(),
+            "1 to 1000",
+        )?;
+        range("context.capacity", (2..=4096).contains(&c.capacity), c.capacity.to_string(), "2 to 4096")?;
+        let recent = (1..c.capacity).contains(&c.recent);
+        range("context.recent", recent, c.recent.to_string(), "at least 1, less than context.capacity")?;
+        for (key, millis) in [
+            ("context.max_gap_ms", c.max_gap_ms),
+            ("goals.deadline_ms", self.goals.deadline_ms),
+            ("goals.max_frame_age_ms", self.goals.max_frame_age_ms),
+        ] {
+            range(key, (1..=3_600_000).contains(&millis), millis.to_string(), "1 to 3600000")?;
+        }
+        for (key, millis) in [
+            ("context.pose_slack_ms", c.pose_slack_ms),
+            ("goals.reserve_ms", self.goals.reserve_ms),
+            ("goals.republish_after_ms", self.goals.republish_after_ms),
+        ] {
+            range(key, (0..=3_600_000).contains(&millis), millis.to_string(), "0 to 3600000")?;
+        }
+        range("model.threads", self.model.threads <= 1024, self.model.threads.to_string(), "0 to 1024")?;
+        if let Some(camera) = &self.camera {
+            let fov = camera.horizontal_fov_deg;
+            range("camera.horizontal_fov_deg", fov > 1.0 && fov < 179.0, fov.to_string(), "1 to 179")?;
+            let size = camera.width > 0 && camera.height > 0;
+            range("camera.width", size, format!("{}x{}", camera.width, camera.height), "a picture size")?;
+            let finite = camera.position_m.iter().chain([&camera.pitch_deg]).all(|v| v.is_finite());
+            range("camera.position_m", finite, format!("{:?}", camera.position_m), "finite numbers")?;
+        }
+        Ok(())
+    }
+
+    /// The senses' part.
+    pub fn senses(&self) -> SensesConfig {
+        let c = &self.context;
+        SensesConfig {
+            keep_every: c.keep_every,
+            capacity: c.capacity,
+            recent: c.recent,
+            max_gap: TimeDelta::from_millis(c.max_gap_ms),
+            pose_slack: TimeDelta::from_millis(c.pose_slack_ms),
+            odom_frame: self.frames.odom.clone(),
+            base_frame: self.frames.base.clone(),
+            intrinsics: self.camera.as_ref().map(CameraTable::intrinsics),
+            base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
+        }
+    }
+
+    /// The agent's part.
+    pub fn agent(&self) -> AgentConfig {
+        AgentConfig {
+            deadline: TimeDelta::from_millis(self.goals.deadline_ms),
+            max_frame_age: TimeDelta::from_millis(self.goals.max_frame_age_ms),
+            reserve: TimeDelta::from_millis(self.goals.reserve_ms),
+            republish_after: TimeDelta::from_millis(self.goals.republish_after_ms),
+        }
+    }
+}
+
+impl CameraTable {
+    fn intrinsics(&self) -> CameraIntrinsics {
+        let focal = f64::from(self.width) / (2.0 * (self.horizontal_fov_deg.to_radians() / 2.0).tan());
+        CameraIntrinsics {
+            frame_id: String::new(),
+            width: self.width,
+            height: self.height,
+            fx: focal,
+            fy: focal,
+            cx: (f64::from(self.width) - 1.0) / 2.0,
+            cy: (f64::from(self.height) - 1.0) / 2.0,
+            distortion_model: String::new(),
+            distortion: Vec::new(),
+        }
+    }
+
+    /// `base_from_camera` (optical).
+    fn mounting(&self) -> Isometry3<f64> {
+        let [x, y, z] = self.position_m;
+        let pitch = UnitQuaternion::from_euler_angles(0.0, self.pitch_deg.to_radians(), 0.0);
+        Isometry3::from_parts(
+            Translation3::new(x, y, z),
+            pitch * mindseye_bridge::geometry::body_from_optical(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_checked() {
+        let check = |text: &str, want: Result<(), &str>| match (RobotConfig::parse(text), want) {
+            (Ok(_), Ok(())) => {}
+            (Err(e), Err(want)) => assert!(e.to_string().contains(want), "{text}: {e}"),
+            (got, want) => panic!("{text}: {got:?}, wanted {want:?}"),
+        };
+        check("", Ok(()));
+        check("robot = \"bot-1\"\n[context]\nkeep_every = 2\n[topics]\nimage = \"/front/image\"", Ok(()));
+        check("robot = \"a/b\"", Err("robot is \"a/b\""));
+        check("[context]\ncapacity = 1", Err("context.capacity is 1"));
+        check("[context]\nrecent = 64", Err("context.recent is 64"));
+        check("[goals]\ndeadline_ms = 0", Err("goals.deadline_ms is 0"));
+        check("[topics]\nimagee = \"/x\"", Err("imagee"));
+        check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
+        check("not toml", Err("configuration"));
+    }
+
+    #[test]
+    fn a_pitched_camera_looks_down_and_ahead() {
+        let table = CameraTable {
+            width: 48,
+            height: 32,
+            horizontal_fov_deg: 90.0,
+            position_m: [0.1, 0.0, 1.0],
+            pitch_deg: 12.0,
+        };
+        let forward = table.mounting().rotation * nalgebra::Vector3::z();
+        let (s, c) = 12f64.to_radians().sin_cos();
+        assert!((forward - nalgebra::Vector3::new(c, 0.0, -s)).norm() < 1e-12, "{forward}");
+        assert!((table.intrinsics().fx - 24.0).abs() < 1e-9);
+    }
+}
