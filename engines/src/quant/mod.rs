@@ -1,0 +1,166 @@
+//! Quantisation: explicit Q/DQ in the ONNX graph, for strongly typed engines.
+//!
+//! | precision | weights | activations | attention products |
+//! |---|---|---|---|
+//! | `int8` | per output channel, symmetric | per tensor, symmetric, after SmoothQuant | float |
+//! | `fp8` | per tensor, E4M3 | per tensor, largest magnitude | E4M3 where the head size is a multiple of 16 |
+//! | `int4w` | per block of 64 or 128 along the inner axis | float | float |
+//! | `fp16`, `bf16` | float | float | float |
+//!
+//! Only linear layers inside `blocks.N` are quantised; embedders, time MLP, modulation and head stay high, and so do
+//! the first and last blocks and any layer by configuration ([`QuantConfig`]).
+//!
+//! [`quantise`] returns two graphs of the same arithmetic: one to deploy, with Q/DQ nodes and packed weights, and one
+//! for the CPU that rounds in plain float operators (any backend runs it; E4M3 bit-exactly). [`verify`] compares the
+//! second against fp32.
+
+pub mod e4m3;
+
+mod calibrate;
+mod float;
+mod rewrite;
+mod synthetic;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use calibrate::Calibrator;
+pub use float::to_float16;
+pub use rewrite::{QuantConfig, Quantised, ScaleRecord, calibrate_and_quantise as quantise, layers};
+pub use synthetic::{SyntheticDenoiser, denoiser_inputs};
+pub use verify::{Report, TaskEvaluation, TaskFigures, auto_exclude, sensitivities, verify};
+
+use crate::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
+use crate::onnx::{Model, OnnxError, SaveOptions};
+
+/// Named inputs of one run.
+pub type Inputs = Vec<(String, Tensor)>;
+
+/// Where calibration inputs come from: rendered scenes, a bag, recorded tensors. Streamed: only one item is in memory.
+pub trait CalibrationSource {
+    /// For people and for the passport: what the inputs are, with the seed.
+    fn describe(&self) -> String;
+    /// Number of items, where known.
+    fn count(&self) -> Option<u64>;
+    /// Starts again from the first item. The items must be the same each time.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn restart(&mut self) -> Result<(), String>;
+    /// The next item, none at the end.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn next(&mut self) -> Result<Option<Inputs>, String>;
+}
+
+/// Calibration inputs held in memory.
+#[derive(Clone, Debug, Default)]
+pub struct InMemory {
+    /// What they are.
+    pub name: String,
+    /// The items.
+    pub items: Vec<Inputs>,
+    /// Index of the next one.
+    pub position: usize,
+}
+
+impl InMemory {
+    /// Inputs with a name.
+    #[must_use]
+    pub fn new(name: &str, items: Vec<Inputs>) -> Self {
+        InMemory { name: name.to_owned(), items, position: 0 }
+    }
+}
+
+impl CalibrationSource for InMemory {
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+
+    fn count(&self) -> Option<u64> {
+        Some(self.items.len() as u64)
+    }
+
+    fn restart(&mut self) -> Result<(), String> {
+        self.position = 0;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<Inputs>, String> {
+        let item = self.items.get(self.position).cloned();
+        self.position += usize::from(item.is_some());
+        Ok(item)
+    }
+}
+
+/// Why a graph cannot be quantised or checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// The graph cannot be read or written.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// The CPU backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// NaN or infinity among the activations.
+    #[error("calibration: value {value:?} is NaN or infinite; check the calibration inputs")]
+    NotFinite {
+        /// Name of the value in the graph.
+        value: String,
+    },
+    /// The source gave nothing or failed.
+    #[error("calibration: {0}")]
+    Source(String),
+    /// The precision is not one that this graph can take.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A temporary file.
+    #[error("temporary file: {0}")]
+    Io(#[from] std::io::Error),
+    /// The errors are larger than the target allows.
+    #[error("{what} has relative L2 error {got:.4}, the limit is {limit}; worst layers: {worst}")]
+    Limit {
+        /// Output or block.
+        what: String,
+        /// Measured.
+        got: f64,
+        /// Allowed.
+        limit: f64,
+        /// Names and figures.
+        worst: String,
+    },
+    /// Stopped on request.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Prepares a graph on a backend, through a temporary file.
+pub(crate) fn session(model: &Model, backend: &dyn Backend) -> Result<Box<dyn Session>, QuantError> {
+    let folder = Scratch::new()?;
+    let path = folder.0.join("graph.onnx");
+    model.save(&path, &SaveOptions::default())?;
+    Ok(backend.prepare(&path, &PrepareOptions::default())?.session()?)
+}
+
+/// A folder that goes away with its owner.
+pub(crate) struct Scratch(pub(crate) std::path::PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> std::io::Result<Scratch> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("mindseye-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Best effort: the system clears its temporary folder anyway.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,841 @@
+//! Finding layers, calibrating and rewriting the graph.
+
+use std::collections::{BTreeMap, HashMap};
+
+use half::{bf16, f16};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::calibrate::{Calibrator, Observer};
+use super::{CalibrationSource, Inputs, QuantError, e4m3, session};
+use crate::backend::{Backend, Elements};
+use crate::onnx::{Attribute, DataType, Dim, Initializer, Model, Node, ValueInfo};
+use crate::passport::hex;
+use crate::target::Precision;
+
+/// How to quantise.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuantConfig {
+    /// `int8`, `fp8` or `int4w`.
+    pub precision: Precision,
+    /// SmoothQuant's alpha (INT8 only): how much of the activations' range moves into the weights; none leaves the
+    /// graph as it is.
+    pub smooth_alpha: Option<f32>,
+    /// Choice of activation ranges (INT8; FP8 always takes the largest magnitude).
+    pub calibrator: Calibrator,
+    /// Weights per scale of INT4, along the inner axis: 64 or 128.
+    pub block: usize,
+    /// Blocks kept in float at the start.
+    pub keep_first_blocks: usize,
+    /// Blocks kept in float at the end.
+    pub keep_last_blocks: usize,
+    /// Further layers kept in float: names, or parts of names (`attn2.to_k`).
+    pub keep: Vec<String>,
+    /// FP8: quantise attention products too, where the head size (given here) is a multiple of 16.
+    pub attention_head_dim: Option<usize>,
+}
+
+impl QuantConfig {
+    /// The recipe for a precision: SmoothQuant 0.8 and the largest magnitude; first and last block kept high.
+    #[must_use]
+    pub fn new(precision: Precision) -> Self {
+        QuantConfig {
+            precision,
+            smooth_alpha: (precision == Precision::Int8).then_some(0.8),
+            calibrator: Calibrator::Max,
+            block: 128,
+            keep_first_blocks: 1,
+            keep_last_blocks: 1,
+            keep: Vec::new(),
+            attention_head_dim: None,
+        }
+    }
+}
+
+/// One scale factor or vector of them, as written to the graph.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScaleRecord {
+    /// Initializer's name.
+    pub name: String,
+    /// Smallest scale.
+    pub min: f32,
+    /// Largest scale.
+    pub max: f32,
+    /// How many.
+    pub count: usize,
+}
+
+/// A quantised graph, twice.
+#[derive(Clone, Debug)]
+pub struct Quantised {
+    /// With Q/DQ nodes and packed weights; float parts still fp32 (see [`super::to_float16`]).
+    pub deploy: Model,
+    /// The same arithmetic in float operators, for CPU backends.
+    pub emulated: Model,
+    /// All scales.
+    pub scales: Vec<ScaleRecord>,
+    /// SHA-256 of all scales, in order.
+    pub scales_sha256: String,
+    /// SHA-256 of the calibration inputs; none where no activations were calibrated.
+    pub calibration_sha256: Option<String>,
+    /// What the calibration inputs were.
+    pub calibration: Option<String>,
+    /// Quantised layers.
+    pub layers: Vec<String>,
+    /// Linear layers of the blocks that stay in float.
+    pub kept: Vec<String>,
+    /// Attention products quantised (FP8).
+    pub attention_products: usize,
+}
+
+/// A linear layer: `MatMul` with a constant matrix.
+struct Site {
+    node: usize,
+    input: String,
+    weight: String,
+    layer: String,
+    k: usize,
+    n: usize,
+    block: Option<usize>,
+}
+
+fn block_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
+}
+
+fn layer_name(weight: &str) -> String {
+    weight.trim_end_matches(".T").trim_end_matches(".weight").to_owned()
+}
+
+fn sites(model: &Model) -> Vec<Site> {
+    let constants: HashMap<&str, &Initializer> =
+        model.graph.initializers.iter().map(|i| (i.name.as_str(), i)).collect();
+    let mut found = Vec::new();
+    for (node, n) in model.graph.nodes.iter().enumerate() {
+        let [input, weight] = n.inputs.as_slice() else { continue };
+        let Some(w) = constants.get(weight.as_str()) else { continue };
+        if n.op_type != "MatMul" || w.dtype != DataType::F32 || constants.contains_key(input.as_str()) {
+            continue;
+        }
+        if let [k, columns] = w.shape[..] {
+            found.push(Site {
+                node,
+                input: input.clone(),
+                weight: weight.clone(),
+                layer: layer_name(weight),
+                k,
+                n: columns,
+                block: block_of(weight),
+            });
+        }
+    }
+    found
+}
+
+/// Names of all linear layers inside `blocks.N`.
+#[must_use]
+pub fn layers(model: &Model) -> Vec<String> {
+    sites(model).into_iter().filter(|s| s.block.is_some()).map(|s| s.layer).collect()
+}
+
+/// The scale that a range gives, as the float format of the engine can hold it: positive and finite whatever the
+/// range, and rounded up so that the range is not clipped. A dead range (all zeros) gets the scale 1.
+fn representable(range: f32, levels: f32, float: Precision) -> f32 {
+    if !(range.is_finite() && range > 0.0) {
+        return 1.0;
+    }
+    let wanted = range / levels;
+    match float {
+        Precision::Fp16 => {
+            // Halves below 2^-20 hold fewer than four bits; an activation that small is as good as zero.
+            let mut h = f16::from_f32(wanted.clamp(2f32.powi(-20), 65_504.0));
+            if h.to_f32() < wanted && h < f16::MAX {
+                h = f16::from_bits(h.to_bits() + 1);
+            }
+            h.to_f32()
+        }
+        Precision::Bf16 => {
+            let mut h = bf16::from_f32(wanted.clamp(2f32.powi(-100), 2f32.powi(100)));
+            if h.to_f32() < wanted {
+                h = bf16::from_bits(h.to_bits() + 1);
+            }
+            h.to_f32()
+        }
+        _ => wanted.clamp(2f32.powi(-100), 2f32.powi(100)),
+    }
+}
+
+/// The float format that the deployed graph of a precision is converted to.
+fn float_of(precision: Precision) -> Precision {
+    precision.float()
+}
+
+/// Adds outputs to a graph: each value reshaped to `[-1, width]`, or to one row where the width is not known.
+pub(super) fn with_outputs(model: &Model, values: &[(String, Option<usize>)]) -> (Model, Vec<String>) {
+    let mut model = model.clone();
+    let mut names = Vec::new();
+    for (i, (value, width)) in values.iter().enumerate() {
+        let (name, shape_name) = (format!("observed.{i}"), format!("observed.{i}.shape"));
+        let (dims, shape) = match width {
+            Some(w) => (vec![-1, *w as i64], vec![Dim::Unknown, Dim::Fixed(*w)]),
+            None => (vec![-1], vec![Dim::Unknown]),
+        };
+        model.graph.initializers.push(Initializer::from_i64(&shape_name, &[dims.len()], &dims));
+        model.graph.nodes.push(Node::new(&name, "Reshape", &[value, &shape_name], &[&name]));
+        model.graph.outputs.push(ValueInfo {
+            name: name.clone(),
+            dtype: Some(DataType::F32),
+            shape: Some(shape),
+        });
+        names.push(name);
+    }
+    (model, names)
+}
+
+/// What is calibrated: one value of the graph that several layers may read.
+struct Group {
+    value: String,
+    /// Channels (last axis), none for attention operands.
+    width: Option<usize>,
+    sites: Vec<usize>,
+    /// Probabilities: their scale is 1/448, not measured.
+    softmax: bool,
+}
+
+fn hash_inputs(hash: &mut Sha256, inputs: &Inputs) {
+    for (name, tensor) in inputs {
+        hash.update(name.as_bytes());
+        for d in &tensor.shape {
+            hash.update((*d as u64).to_le_bytes());
+        }
+        match &tensor.data {
+            Elements::F32(v) => v.iter().for_each(|x| hash.update(x.to_le_bytes())),
+            Elements::I64(v) => v.iter().for_each(|x| hash.update(x.to_le_bytes())),
+            Elements::I32(v) => v.iter().for_each(|x| hash.update(x.to_le_bytes())),
+        }
+    }
+}
+
+/// Runs the fp32 graph over the calibration inputs and observes values.
+fn observe(
+    model: &Model,
+    values: &[(String, Option<usize>)],
+    backend: &dyn Backend,
+    source: &mut dyn CalibrationSource,
+    progress: &mut dyn FnMut(u64, Option<u64>) -> bool,
+) -> Result<(Vec<Observer>, String), QuantError> {
+    let (augmented, names) = with_outputs(model, values);
+    let mut session = session(&augmented, backend)?;
+    let mut observers: Vec<Observer> = values.iter().map(|(_, w)| Observer::new(w.unwrap_or(1))).collect();
+    source.restart().map_err(QuantError::Source)?;
+    let mut hash = Sha256::new();
+    let mut done = 0;
+    while let Some(inputs) = source.next().map_err(QuantError::Source)? {
+        for (name, tensor) in &inputs {
+            if tensor.as_f32().is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
+                return Err(QuantError::NotFinite { value: name.clone() });
+            }
+        }
+        hash_inputs(&mut hash, &inputs);
+        let views: Vec<_> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let results = session.run(&views)?;
+        for ((name, observer), (value, _)) in names.iter().zip(&mut observers).zip(values) {
+            let seen = results.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
+            observer.add(value, seen.unwrap_or(&[]))?;
+        }
+        done += 1;
+        if !progress(done, source.count()) {
+            return Err(QuantError::Cancelled);
+        }
+    }
+    if done == 0 {
+        return Err(QuantError::Source("the source gave no inputs".into()));
+    }
+    Ok((observers, hex(&hash.finalize())))
+}
+
+/// Calibrates and rewrites. `source` is needed for `int8` and `fp8`; `progress` is told items done and their number,
+/// and returns false to stop.
+///
+/// # Errors
+/// [`QuantError`].
+pub fn calibrate_and_quantise(
+    model: &Model,
+    config: &QuantConfig,
+    backend: &dyn Backend,
+    source: &mut dyn CalibrationSource,
+    progress: &mut dyn FnMut(u64, Option<u64>) -> bool,
+) -> Result<Quantised, QuantError> {
+    if !matches!(config.precision, Precision::Int8 | Precision::Fp8 | Precision::Int4w) {
+        return Err(QuantError::Unsupported(format!("{} is not a quantised precision", config.precision)));
+    }
+    if config.precision == Precision::Int4w && !matches!(config.block, 64 | 128) {
+        return Err(QuantError::Unsupported(format!(
+            "int4w blocks have 64 or 128 weights, not {}",
+            config.block
+        )));
+    }
+    if config.smooth_alpha.is_some_and(|a| !(0.0..=1.0).contains(&a)) {
+        return Err(QuantError::Unsupported("SmoothQuant's alpha must lie between 0 and 1".into()));
+    }
+    if let Calibrator::Percentile(p) = config.calibrator
+        && !(p > 0.0 && p <= 100.0)
+    {
+        return Err(QuantError::Unsupported(format!("percentile {p} must lie above 0 and up to 100")));
+    }
+    let all = sites(model);
+    let blocks = all.iter().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let keeps = |block: usize, layer: &str| {
+        block < config.keep_first_blocks
+            || block + config.keep_last_blocks >= blocks
+            || config.keep.iter().any(|k| !k.is_empty() && layer.contains(k.as_str()))
+    };
+    let (mut chosen, mut kept) = (Vec::new(), Vec::new());
+    for site in all {
+        let Some(block) = site.block else { continue };
+        let fits = config.precision != Precision::Int4w || site.k % 64 == 0;
+        if keeps(block, &site.layer) || !fits {
+            kept.push(site.layer);
+        } else {
+            chosen.push(site);
+        }
+    }
+    if chosen.is_empty() {
+        return Err(QuantError::Unsupported(format!(
+            "no layer is left to quantise: {blocks} blocks, {} kept at the start and {} at the end",
+            config.keep_first_blocks, config.keep_last_blocks
+        )));
+    }
+    let mut build = Rewriter::new(model, config.precision);
+    let (mut calibration, mut calibration_sha256) = (None, None);
+    let mut attention_products = 0;
+    if config.precision == Precision::Int4w {
+        for site in &chosen {
+            build.weight_int4(model, site, config.block)?;
+        }
+    } else {
+        let mut groups: Vec<Group> = Vec::new();
+        for (i, site) in chosen.iter().enumerate() {
+            match groups.iter_mut().find(|g| g.value == site.input) {
+                Some(g) => g.sites.push(i),
+                None => groups.push(Group {
+                    value: site.input.clone(),
+                    width: Some(site.k),
+                    sites: vec![i],
+                    softmax: false,
+                }),
+            }
+        }
+        if config.precision == Precision::Fp8
+            && config.attention_head_dim.is_some_and(|d| d > 0 && d % 16 == 0)
+        {
+            attention_products = attention_groups(model, &keeps, &mut groups, &mut build);
+        }
+        let measured: Vec<usize> = (0..groups.len()).filter(|&i| !groups[i].softmax).collect();
+        let values: Vec<_> = measured.iter().map(|&i| (groups[i].value.clone(), groups[i].width)).collect();
+        let (observers, sha) = observe(model, &values, backend, source, progress)?;
+        let smoothing = smoothing(model, config, &groups, &measured, &chosen, &observers)?;
+        // Smoothed values have other ranges: known exactly for the largest magnitude, else seen again.
+        let ranges: Vec<f32> = match (config.calibrator, config.precision) {
+            (Calibrator::Max, _) | (_, Precision::Fp8) => observers
+                .iter()
+                .zip(&smoothing)
+                .map(|(o, s)| match s {
+                    None => o.max,
+                    Some(s) => o.channel_max.iter().zip(s).map(|(m, s)| m / s).fold(0.0, f32::max),
+                })
+                .collect(),
+            (calibrator, _) => {
+                let (smoothed, values) = smoothed_values(model, &values, &smoothing);
+                let (observers, _) = observe(&smoothed, &values, backend, source, progress)?;
+                observers.iter().map(|o| o.range(calibrator)).collect()
+            }
+        };
+        for (slot, &g) in measured.iter().enumerate() {
+            build.activation(&groups[g], ranges[slot], smoothing[slot].as_deref());
+            for &s in &groups[g].sites {
+                build.weight(model, &chosen[s], smoothing[slot].as_deref())?;
+            }
+        }
+        for group in groups.iter().filter(|g| g.softmax) {
+            build.activation(group, 1.0, None);
+        }
+        calibration = Some(source.describe());
+        calibration_sha256 = Some(sha);
+    }
+    let layers = chosen.iter().map(|s| s.layer.clone()).collect();
+    let nodes: Vec<usize> = chosen.iter().map(|s| s.node).collect();
+    let (deploy, emulated, scales, scales_sha256) = build.finish(model, &nodes);
+    Ok(Quantised {
+        deploy,
+        emulated,
+        scales,
+        scales_sha256,
+        calibration_sha256,
+        calibration,
+        layers,
+        kept,
+        attention_products,
+    })
+}
+
+/// Adds a group for each operand of the attention products in blocks that are not kept. Returns the number of
+/// products.
+fn attention_groups(
+    model: &Model,
+    keeps: &dyn Fn(usize, &str) -> bool,
+    groups: &mut Vec<Group>,
+    build: &mut Rewriter,
+) -> usize {
+    let constant: std::collections::HashSet<&str> =
+        model.graph.initializers.iter().map(|i| i.name.as_str()).collect();
+    let mut block = None;
+    let mut count = 0;
+    for (index, node) in model.graph.nodes.iter().enumerate() {
+        // Products carry no weight: they belong to the block of the last layer before them.
+        if let Some(b) =
+            node.inputs.iter().find_map(|i| constant.contains(i.as_str()).then(|| block_of(i)).flatten())
+        {
+            block = Some(b);
+        }
+        let is_product =
+            node.op_type == "MatMul" && node.inputs.iter().all(|i| !constant.contains(i.as_str()));
+        let Some(b) = block.filter(|_| is_product) else { continue };
+        if keeps(b, "attention product") {
+            continue;
+        }
+        count += 1;
+        build.products.push(index);
+        for input in &node.inputs {
+            let softmax =
+                model.graph.producer(input).is_some_and(|p| model.graph.nodes[p].op_type == "Softmax");
+            if !groups.iter().any(|g| g.value == *input) {
+                groups.push(Group { value: input.clone(), width: None, sites: Vec::new(), softmax });
+            }
+        }
+    }
+    count
+}
+
+/// SmoothQuant (Xiao et al. 2023, equation 4): `s_j = max|x_j|^a / max|w_j|^(1-a)`, one per channel; 1 for channels
+/// that are dead in the activations or in all weights.
+fn smoothing(
+    model: &Model,
+    config: &QuantConfig,
+    groups: &[Group],
+    measured: &[usize],
+    chosen: &[Site],
+    observers: &[Observer],
+) -> Result<Vec<Option<Vec<f32>>>, QuantError> {
+    let Some(alpha) = config.smooth_alpha.filter(|_| config.precision == Precision::Int8) else {
+        return Ok(vec![None; measured.len()]);
+    };
+    let mut all = Vec::new();
+    for (&g, observer) in measured.iter().zip(observers) {
+        let group = &groups[g];
+        if group.sites.is_empty() {
+            all.push(None);
+            continue;
+        }
+        let mut weight_max = vec![0f32; observer.channel_max.len()];
+        for &s in &group.sites {
+            let values = weight(model, &chosen[s])?;
+            for (row, m) in values.chunks(chosen[s].n.max(1)).zip(&mut weight_max) {
+                *m = row.iter().fold(*m, |m, v| m.max(v.abs()));
+            }
+        }
+        all.push(Some(
+            observer
+                .channel_max
+                .iter()
+                .zip(&weight_max)
+                .map(|(&x, &w)| {
+                    let s = x.powf(alpha) / w.powf(1.0 - alpha);
+                    if x > 0.0 && w > 0.0 && s.is_finite() {
+                        // As the deployed graph's float format holds it, so that both graphs use the same factor.
+                        f16::from_f32(s.clamp(1.0 / 1024.0, 1024.0)).to_f32()
+                    } else {
+                        1.0
+                    }
+                })
+                .collect(),
+        ));
+    }
+    Ok(all)
+}
+
+/// The graph with smoothed copies of values, and their names.
+fn smoothed_values(
+    model: &Model,
+    values: &[(String, Option<usize>)],
+    smoothing: &[Option<Vec<f32>>],
+) -> (Model, Vec<(String, Option<usize>)>) {
+    let mut model = model.clone();
+    let mut names = Vec::new();
+    for ((value, width), s) in values.iter().zip(smoothing) {
+        let name = match s {
+            None => value.clone(),
+            Some(s) => {
+                let inverse: Vec<f32> = s.iter().map(|s| 1.0 / s).collect();
+                let (by, out) = (format!("{value}/unsmooth"), format!("{value}/smoothed"));
+                model.graph.initializers.push(Initializer::from_f32(&by, &[inverse.len()], &inverse));
+                model.graph.nodes.push(Node::new(&out, "Mul", &[value, &by], &[&out]));
+                out
+            }
+        };
+        names.push((name, *width));
+    }
+    (model, names)
+}
+
+fn weight(model: &Model, site: &Site) -> Result<Vec<f32>, QuantError> {
+    let w = model.graph.initializer(&site.weight);
+    let values = w.map_or(Ok(Vec::new()), Initializer::to_f32)?;
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(QuantError::NotFinite { value: site.weight.clone() });
+    }
+    Ok(values)
+}
+
+/// Nodes of one graph that make a value's quantised form, and that form's name.
+struct Replacement {
+    nodes: Vec<Node>,
+    value: String,
+}
+
+struct Rewriter {
+    precision: Precision,
+    float: Precision,
+    /// By original value: what layers read instead.
+    deploy: BTreeMap<String, Replacement>,
+    emulated: BTreeMap<String, Replacement>,
+    /// By original weight.
+    deploy_weights: BTreeMap<String, Replacement>,
+    deploy_constants: Vec<Initializer>,
+    emulated_constants: Vec<Initializer>,
+    products: Vec<usize>,
+    scales: Vec<ScaleRecord>,
+    hash: Sha256,
+}
+
+impl Rewriter {
+    fn new(model: &Model, precision: Precision) -> Self {
+        let mut build = Rewriter {
+            precision,
+            float: float_of(precision),
+            deploy: BTreeMap::new(),
+            emulated: BTreeMap::new(),
+            deploy_weights: BTreeMap::new(),
+            deploy_constants: Vec::new(),
+            emulated_constants: Vec::new(),
+            products: Vec::new(),
+            scales: Vec::new(),
+            hash: Sha256::new(),
+        };
+        // Constants of the emulation, shared by all values.
+        let constant = |name: &str, v: f32| Initializer::from_f32(name, &[], &[v]);
+        match precision {
+            Precision::Int8 => {
+                build.emulated_constants.push(constant("quant.min", -128.0));
+                build.emulated_constants.push(constant("quant.max", 127.0));
+            }
+            Precision::Fp8 => {
+                build.emulated_constants.extend(e4m3_constants());
+            }
+            _ => {}
+        }
+        debug_assert!(model.graph.initializer("quant.min").is_none());
+        build
+    }
+
+    fn record(&mut self, name: &str, scales: &[f32]) {
+        self.hash.update(name.as_bytes());
+        scales.iter().for_each(|s| self.hash.update(s.to_le_bytes()));
+        self.scales.push(ScaleRecord {
+            name: name.to_owned(),
+            min: scales.iter().copied().fold(f32::INFINITY, f32::min),
+            max: scales.iter().copied().fold(0.0, f32::max),
+            count: scales.len(),
+        });
+    }
+
+    fn zero_point(&self, name: &str, count: Option<usize>) -> Initializer {
+        let dtype = if self.precision == Precision::Fp8 { DataType::F8E4M3 } else { DataType::I8 };
+        let shape: Vec<usize> = count.into_iter().collect();
+        Initializer::from_bytes(name, dtype, &shape, vec![0; count.unwrap_or(1)])
+    }
+
+    /// Quantised form of an activation.
+    fn activation(&mut self, group: &Group, range: f32, smooth: Option<&[f32]>) {
+        let levels = if self.precision == Precision::Fp8 { e4m3::MAX } else { 127.0 };
+        let scale = representable(range, levels, self.float);
+        let v = &group.value;
+        let n = |part: &str| format!("{v}/{part}");
+        let (scale_name, zero) = (n("scale"), n("zero"));
+        self.record(&scale_name, &[scale]);
+        let (mut deploy, mut emulated) = (Vec::new(), Vec::new());
+        let mut source = v.clone();
+        if let Some(s) = smooth {
+            let inverse: Vec<f32> = s.iter().map(|s| 1.0 / s).collect();
+            let by = Initializer::from_f32(n("unsmooth"), &[inverse.len()], &inverse);
+            self.deploy_constants.push(by.clone());
+            self.emulated_constants.push(by);
+            let node = Node::new(&n("smooth"), "Mul", &[v, &n("unsmooth")], &[&n("smoothed")]);
+            deploy.push(node.clone());
+            emulated.push(node);
+            source = n("smoothed");
+        }
+        let constant = Initializer::from_f32(&scale_name, &[], &[scale]);
+        self.deploy_constants.push(constant.clone());
+        self.deploy_constants.push(self.zero_point(&zero, None));
+        self.emulated_constants.push(constant);
+        deploy.push(Node::new(
+            &n("quantize"),
+            "QuantizeLinear",
+            &[&source, &scale_name, &zero],
+            &[&n("quantized")],
+        ));
+        deploy.push(Node::new(
+            &n("dequantize"),
+            "DequantizeLinear",
+            &[&n("quantized"), &scale_name, &zero],
+            &[&n("dequantized")],
+        ));
+        emulated.push(Node::new(&n("scaled"), "Div", &[&source, &scale_name], &[&n("scaled")]));
+        if self.precision == Precision::Fp8 {
+            emulated.extend(e4m3_nodes(&n("scaled"), &n("rounded"), v));
+        } else {
+            emulated.push(Node::new(&n("whole"), "Round", &[&n("scaled")], &[&n("whole")]));
+            emulated.push(Node::new(
+                &n("clip"),
+                "Clip",
+                &[&n("whole"), "quant.min", "quant.max"],
+                &[&n("rounded")],
+            ));
+        }
+        emulated.push(Node::new(&n("restore"), "Mul", &[&n("rounded"), &scale_name], &[&n("restored")]));
+        self.deploy.insert(v.clone(), Replacement { nodes: deploy, value: n("dequantized") });
+        self.emulated.insert(v.clone(), Replacement { nodes: emulated, value: n("restored") });
+    }
+
+    /// Quantised form of a matrix `[k, n]`: per column (INT8) or per tensor (FP8).
+    fn weight(&mut self, model: &Model, site: &Site, smooth: Option<&[f32]>) -> Result<(), QuantError> {
+        if self.deploy_weights.contains_key(&site.weight) {
+            return Ok(());
+        }
+        let mut w = weight(model, site)?;
+        if let Some(s) = smooth {
+            for (row, s) in w.chunks_mut(site.n).zip(s) {
+                row.iter_mut().for_each(|v| *v *= s);
+            }
+        }
+        let per_column = self.precision == Precision::Int8;
+        let scales: Vec<f32> = if per_column {
+            let mut max = vec![0f32; site.n];
+            for row in w.chunks(site.n) {
+                max.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
+            }
+            max.into_iter().map(|m| representable(m, 127.0, self.float)).collect()
+        } else {
+            let max = w.iter().fold(0f32, |m, v| m.max(v.abs()));
+            vec![representable(max, e4m3::MAX, self.float)]
+        };
+        let mut codes = Vec::with_capacity(w.len());
+        for row in w.chunks_mut(site.n) {
+            for (j, v) in row.iter_mut().enumerate() {
+                let scale = scales[if per_column { j } else { 0 }];
+                if per_column {
+                    let q = (*v / scale).round_ties_even().clamp(-127.0, 127.0);
+                    codes.push((q as i8).cast_unsigned());
+                    *v = q * scale;
+                } else {
+                    let q = e4m3::from_f32(*v / scale);
+                    codes.push(q);
+                    *v = e4m3::to_f32(q) * scale;
+                }
+            }
+        }
+        let n = |part: &str| format!("{}/{part}", site.weight);
+        let (packed, scale_name, zero) = (n("packed"), n("scale"), n("zero"));
+        self.record(&scale_name, &scales);
+        let dtype = if per_column { DataType::I8 } else { DataType::F8E4M3 };
+        let shape: &[usize] = if per_column { &[site.n] } else { &[] };
+        self.deploy_constants.push(Initializer::from_bytes(&packed, dtype, &[site.k, site.n], codes));
+        self.deploy_constants.push(Initializer::from_f32(&scale_name, shape, &scales));
+        self.deploy_constants.push(self.zero_point(&zero, per_column.then_some(site.n)));
+        let mut node = Node::new(
+            &n("dequantize"),
+            "DequantizeLinear",
+            &[&packed, &scale_name, &zero],
+            &[&n("dequantized")],
+        );
+        if per_column {
+            node = node.with(Attribute::int("axis", 1));
+        }
+        self.replace_weight(site, node, &w);
+        Ok(())
+    }
+
+    /// Quantised form of a matrix `[k, n]` in 4 bits, one scale per `block` rows of a column.
+    fn weight_int4(&mut self, model: &Model, site: &Site, block: usize) -> Result<(), QuantError> {
+        if self.deploy_weights.contains_key(&site.weight) {
+            return Ok(());
+        }
+        let block = if site.k % block == 0 { block } else { 64 };
+        let mut w = weight(model, site)?;
+        let (mut scales, mut values) = (Vec::new(), vec![0i8; w.len()]);
+        for (b, rows) in w.chunks_mut(block * site.n).enumerate() {
+            let mut max = vec![0f32; site.n];
+            for row in rows.chunks(site.n) {
+                max.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
+            }
+            let of_block: Vec<f32> = max.into_iter().map(|m| representable(m, 7.0, self.float)).collect();
+            for (i, v) in rows.iter_mut().enumerate() {
+                let scale = of_block[i % site.n];
+                let q = (*v / scale).round_ties_even().clamp(-8.0, 7.0);
+                values[b * block * site.n + i] = q as i8;
+                *v = q * scale;
+            }
+            scales.extend(of_block);
+        }
+        let codes = values
+            .chunks(2)
+            .map(|p| (p[0].cast_unsigned() & 0xf) | (p.get(1).map_or(0, |h| h.cast_unsigned() & 0xf) << 4))
+            .collect();
+        let n = |part: &str| format!("{}/{part}", site.weight);
+        let (packed, scale_name) = (n("packed"), n("scale"));
+        self.record(&scale_name, &scales);
+        self.deploy_constants.push(Initializer::from_bytes(&packed, DataType::I4, &[site.k, site.n], codes));
+        self.deploy_constants.push(Initializer::from_f32(&scale_name, &[site.k / block, site.n], &scales));
+        let node =
+            Node::new(&n("dequantize"), "DequantizeLinear", &[&packed, &scale_name], &[&n("dequantized")])
+                .with(Attribute::int("axis", 0))
+                .with(Attribute::int("block_size", block as i64));
+        self.replace_weight(site, node, &w);
+        Ok(())
+    }
+
+    fn replace_weight(&mut self, site: &Site, node: Node, restored: &[f32]) {
+        let value = node.outputs[0].clone();
+        self.deploy_weights.insert(site.weight.clone(), Replacement { nodes: vec![node], value });
+        let name = format!("{}/restored", site.weight);
+        self.emulated_constants.push(Initializer::from_f32(name, &[site.k, site.n], restored));
+    }
+
+    fn finish(self, model: &Model, chosen: &[usize]) -> (Model, Model, Vec<ScaleRecord>, String) {
+        let rewrite =
+            |activations: &BTreeMap<String, Replacement>, deploy: bool, constants: Vec<Initializer>| {
+                let mut out = model.clone();
+                out.graph.value_infos.clear();
+                let mut done = std::collections::HashSet::new();
+                let mut nodes = Vec::with_capacity(out.graph.nodes.len() * 2);
+                for (index, mut node) in std::mem::take(&mut out.graph.nodes).into_iter().enumerate() {
+                    if chosen.contains(&index) || self.products.contains(&index) {
+                        for input in &mut node.inputs {
+                            if let Some(r) = activations.get(input.as_str()) {
+                                if done.insert(input.clone()) {
+                                    nodes.extend(r.nodes.iter().cloned());
+                                }
+                                input.clone_from(&r.value);
+                            } else if let Some(r) = self.deploy_weights.get(input.as_str()) {
+                                if !deploy {
+                                    *input = format!("{input}/restored");
+                                    continue;
+                                }
+                                if done.insert(input.clone()) {
+                                    nodes.extend(r.nodes.iter().cloned());
+                                }
+                                input.clone_from(&r.value);
+                            }
+                        }
+                    }
+                    nodes.push(node);
+                }
+                out.graph.nodes = nodes;
+                out.graph.initializers.extend(constants);
+                out.graph.drop_unused_initializers();
+                out
+            };
+        let deploy = rewrite(&self.deploy, true, self.deploy_constants);
+        let emulated = rewrite(&self.emulated, false, self.emulated_constants);
+        (deploy, emulated, self.scales, hex(&self.hash.finalize()))
+    }
+}
+
+/// Constants of [`e4m3_nodes`].
+pub(super) fn e4m3_constants() -> Vec<Initializer> {
+    let mut all = vec![
+        Initializer::from_f32("e4m3.max", &[], &[e4m3::MAX]),
+        Initializer::from_f32("e4m3.min", &[], &[-e4m3::MAX]),
+        Initializer::from_f32("e4m3.one", &[], &[1.0]),
+        Initializer::from_f32("e4m3.least", &[], &[2f32.powi(-6)]),
+        Initializer::from_f32("e4m3.step", &[], &[2f32.powi(-9)]),
+    ];
+    for k in [8, 4, 2, 1] {
+        all.push(Initializer::from_f32(format!("e4m3.at.{k}"), &[], &[2f32.powi(k - 6)]));
+        all.push(Initializer::from_f32(format!("e4m3.down.{k}"), &[], &[2f32.powi(-k)]));
+        all.push(Initializer::from_f32(format!("e4m3.up.{k}"), &[], &[2f32.powi(k)]));
+    }
+    all
+}
+
+/// E4M3 rounding in float operators, exact for all floats: the magnitude is clipped to the largest finite value, its
+/// binade is found by comparing with powers of two (8, 4, 2, 1 binades at a time), and it is rounded to whole steps
+/// of that binade. Scaling by powers of two is exact, so only `Round` (ties to even) changes a value.
+pub(super) fn e4m3_nodes(input: &str, output: &str, prefix: &str) -> Vec<Node> {
+    let n = |part: String| format!("{prefix}/e4m3.{part}");
+    let mut nodes = vec![
+        Node::new(&n("clip".into()), "Clip", &[input, "e4m3.min", "e4m3.max"], &[&n("clipped".into())]),
+        Node::new(&n("abs".into()), "Abs", &[&n("clipped".into())], &[&n("abs".into())]),
+        // From the least normal value up; smaller ones share its step.
+        Node::new(&n("floor".into()), "Max", &[&n("abs".into()), "e4m3.least"], &[&n("m.16".into())]),
+    ];
+    let (mut m, mut step) = (n("m.16".into()), "e4m3.step".to_owned());
+    for k in [8, 4, 2, 1] {
+        let (cond, down, up) = (n(format!("cond.{k}")), n(format!("down.{k}")), n(format!("up.{k}")));
+        nodes.push(Node::new(&cond, "GreaterOrEqual", &[&m, &format!("e4m3.at.{k}")], &[&cond]));
+        nodes.push(Node::new(&down, "Where", &[&cond, &format!("e4m3.down.{k}"), "e4m3.one"], &[&down]));
+        nodes.push(Node::new(&up, "Where", &[&cond, &format!("e4m3.up.{k}"), "e4m3.one"], &[&up]));
+        let (next, wider) = (n(format!("m.{k}")), n(format!("step.{k}")));
+        nodes.push(Node::new(&next, "Mul", &[&m, &down], &[&next]));
+        nodes.push(Node::new(&wider, "Mul", &[&step, &up], &[&wider]));
+        (m, step) = (next, wider);
+    }
+    nodes.push(Node::new(&n("steps".into()), "Div", &[&n("clipped".into()), &step], &[&n("steps".into())]));
+    nodes.push(Node::new(&n("round".into()), "Round", &[&n("steps".into())], &[&n("whole".into())]));
+    nodes.push(Node::new(&n("value".into()), "Mul", &[&n("whole".into()), &step], &[output]));
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_positive_finite_and_do_not_clip() {
+        for float in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+            for range in [0.0, 1e-30, 1e-8, 1e-3, 0.7, 3.0, 1e4, 1e30, f32::NAN, f32::INFINITY] {
+                let s = representable(range, 127.0, float);
+                assert!(s.is_finite() && s > 0.0, "{range} {float}");
+                if (1e-4..1e6).contains(&range) {
+                    assert!(
+                        s * 127.0 >= range * 0.999_999 && s * 127.0 <= range * 1.02,
+                        "{range} {float} {s}"
+                    );
+                }
+                match float {
+                    Precision::Fp16 => assert_eq!(f16::from_f32(s).to_f32(), s),
+                    Precision::Bf16 => assert_eq!(bf16::from_f32(s).to_f32(), s),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_give_blocks_and_layers() {
+        assert_eq!(block_of("blocks.12.attn1.to_q.weight.T"), Some(12));
+        assert_eq!(block_of("proj_out.weight.T"), None);
+        assert_eq!(layer_name("blocks.12.attn1.to_q.weight.T"), "blocks.12.attn1.to_q");
+    }
+}

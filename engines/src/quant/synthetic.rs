@@ -1,0 +1,115 @@
+//! Calibration inputs without a recording: seeded noise of the right shapes. Good enough to build and to time an
+//! engine; ranges that matter come from rendered scenes or bags.
+
+use super::{CalibrationSource, Inputs};
+use crate::backend::Tensor;
+use crate::denoise::{DenoiseStep, HostInputs};
+use crate::model::dit::DitConfig;
+
+/// Inputs of the joint denoiser: normal latents and text rows, context clean, targets at a random timestep.
+#[derive(Clone, Debug)]
+pub struct SyntheticDenoiser {
+    config: DitConfig,
+    context: usize,
+    targets: usize,
+    gap: f64,
+    items: u64,
+    seed: u64,
+    position: u64,
+}
+
+impl SyntheticDenoiser {
+    /// `items` inputs of `context` and `targets` latents.
+    #[must_use]
+    pub fn new(config: DitConfig, context: usize, targets: usize, gap: f64, items: u64, seed: u64) -> Self {
+        SyntheticDenoiser { config, context, targets, gap, items, seed, position: 0 }
+    }
+}
+
+/// SplitMix64 (Steele et al. 2014) and Box-Muller.
+struct Noise(u64);
+
+impl Noise {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self, n: usize) -> Vec<f32> {
+        let mut one = || (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos();
+        (0..n).map(|_| one() as f32).collect()
+    }
+}
+
+/// The named tensors that the joint denoiser's graph takes for one step at batch 1.
+///
+/// # Errors
+/// A size of the step disagrees with the configuration.
+pub fn denoiser_inputs(c: &DitConfig, step: &DenoiseStep<'_>) -> Result<Inputs, String> {
+    let host = HostInputs::new(c, step).map_err(|e| e.to_string())?;
+    let (f, rows, per_frame) = (step.frames(), step.timesteps.len(), c.tokens_per_frame());
+    let shape = [1, c.in_channels, f, c.latent_height, c.latent_width];
+    let mut inputs: Inputs = vec![
+        ("latents".into(), Tensor::f32(&shape, host.latents)),
+        ("time".into(), Tensor::f32(&[rows, c.freq_dim], host.time)),
+        ("rows".into(), Tensor::i64(&[1, f], host.rows)),
+        ("text".into(), Tensor::f32(&[1, c.text_len, c.text_dim], step.text.to_vec())),
+        ("cos".into(), Tensor::f32(&[f * per_frame, c.head_dim / 2], host.cos)),
+        ("sin".into(), Tensor::f32(&[f * per_frame, c.head_dim / 2], host.sin)),
+    ];
+    if c.pooled_text {
+        inputs.push(("row_batch".into(), Tensor::i64(&[rows], vec![0; rows])));
+    }
+    if c.camera_channels > 0 {
+        inputs.push(("camera".into(), Tensor::f32(&[1, f, per_frame, c.camera_channels], host.camera)));
+    }
+    Ok(inputs)
+}
+
+impl CalibrationSource for SyntheticDenoiser {
+    fn describe(&self) -> String {
+        format!(
+            "synthetic noise, {} items of {} + {} latents, seed {}",
+            self.items, self.context, self.targets, self.seed
+        )
+    }
+
+    fn count(&self) -> Option<u64> {
+        Some(self.items)
+    }
+
+    fn restart(&mut self) -> Result<(), String> {
+        self.position = 0;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<Inputs>, String> {
+        if self.position == self.items {
+            return Ok(None);
+        }
+        self.position += 1;
+        let c = &self.config;
+        let mut noise = Noise(self.seed.wrapping_mul(1_000_003).wrapping_add(self.position));
+        let frames = self.context + self.targets;
+        let latents = noise.normal(frames * c.in_channels * c.latent_height * c.latent_width);
+        let text = noise.normal(c.text_len * c.text_dim);
+        let camera = noise.normal(frames * c.tokens_per_frame() * c.camera_channels);
+        let timesteps = [0.0, 1000.0 * noise.uniform()];
+        let rows: Vec<usize> = (0..frames).map(|f| usize::from(f >= self.context)).collect();
+        let t_index: Vec<f64> = (0..frames)
+            .map(|f| if f < self.context { f as f64 } else { f as f64 - 1.0 + self.gap })
+            .collect();
+        let step = DenoiseStep {
+            latents: &latents,
+            timesteps: &timesteps,
+            rows: &rows,
+            t_index: &t_index,
+            text: &text,
+            camera: (c.camera_channels > 0).then_some(&camera),
+        };
+        denoiser_inputs(c, &step).map(Some)
+    }
+}

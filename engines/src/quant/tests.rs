@@ -1,0 +1,263 @@
+//! The whole way on a small transformer: calibrate, rewrite, run on the CPU, compare.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::*;
+use crate::backend::RtenBackend;
+use crate::count::count_denoiser;
+use crate::model::dit::{DitConfig, Prediction};
+use crate::onnx::{DataType, Dim, Graph, Initializer, MemoryWeights, Node, ValueInfo};
+use crate::session_denoiser::{DenoiserKind, denoiser_graph};
+use crate::target::{Limits, Precision};
+
+fn config() -> DitConfig {
+    DitConfig {
+        in_channels: 8,
+        out_channels: 8,
+        latent_height: 2,
+        latent_width: 3,
+        patch: [1, 1],
+        heads: 4,
+        head_dim: 16,
+        layers: 4,
+        ffn_dim: 128,
+        text_dim: 16,
+        text_len: 3,
+        freq_dim: 32,
+        eps: 1e-6,
+        rope_theta: 10000.0,
+        prediction: Prediction::Velocity,
+        camera_channels: 0,
+        pooled_text: true,
+        lift: false,
+        attributes: 0,
+    }
+}
+
+/// Random weights; `outliers` makes a few channels of every norm large, as trained transformers have them.
+fn model(outliers: bool) -> Model {
+    let cfg = config();
+    let mut state = 12345u64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f32 / (1u64 << 31) as f32) * 2.0 - 1.0
+    };
+    let mut weights = MemoryWeights::new();
+    for p in count_denoiser(&cfg, 4, 0, 2).params() {
+        let n: usize = p.shape.iter().product();
+        let fan_in: usize = p.shape[1..].iter().product::<usize>().max(1);
+        let scale = match p.name.as_str() {
+            name if name.contains("norm") && name.ends_with("weight") => 0.1,
+            name if name.ends_with("bias") => 0.02,
+            _ => (3.0 / fan_in as f32).sqrt(),
+        };
+        let mut values: Vec<f32> = (0..n).map(|_| uniform() * scale).collect();
+        if p.name.contains("norm") && p.name.ends_with("weight") {
+            values.iter_mut().for_each(|v| *v += 1.0);
+            if outliers && p.name.contains("norm2") {
+                values.iter_mut().step_by(17).for_each(|v| *v *= 30.0);
+            }
+        }
+        if outliers && p.name.contains("scale_shift_table") && p.shape.len() == 3 {
+            // Scale rows of the two modulated norms: a few channels fifty times the rest.
+            values.iter_mut().skip(64).step_by(19).for_each(|v| *v *= 50.0);
+        }
+        weights.insert(p.name.clone(), p.shape.clone(), values);
+    }
+    denoiser_graph(&cfg, Arc::new(weights), DenoiserKind::Joint, Dim::Fixed(1)).unwrap()
+}
+
+fn source(items: u64) -> SyntheticDenoiser {
+    SyntheticDenoiser::new(config(), 3, 2, 50.0, items, 7)
+}
+
+fn run(config: &QuantConfig, model: &Model) -> (Quantised, Report) {
+    let q = quantise(model, config, &RtenBackend, &mut source(4), &mut |_, _| true).unwrap();
+    let report = verify(model, &q.emulated, &RtenBackend, &mut source(4), 4).unwrap();
+    (q, report)
+}
+
+#[test]
+fn every_precision_stays_close_and_writes_sound_scales() {
+    let fp32 = model(false);
+    let all = layers(&fp32).len();
+    for (precision, limit) in [(Precision::Int8, 0.03), (Precision::Fp8, 0.08), (Precision::Int4w, 0.2)] {
+        let mut c = QuantConfig::new(precision);
+        c.attention_head_dim = Some(16);
+        let (q, report) = run(&c, &fp32);
+        println!("{precision}: {report:?}");
+        let error = report.outputs["sample"];
+        assert!(error > 1e-5 && error < limit, "{precision}: {error}");
+        assert_eq!(report.blocks.len(), 4);
+        assert_eq!(q.layers.len() + q.kept.len(), all);
+        assert_eq!(q.layers.len(), all / 2, "two of four blocks are kept");
+        assert!(q.scales.iter().all(|s| s.min > 0.0 && s.max.is_finite()), "{:?}", q.scales);
+        assert_eq!(q.attention_products, if precision == Precision::Fp8 { 8 } else { 0 });
+        let count = |op: &str| q.deploy.graph.nodes.iter().filter(|n| n.op_type == op).count();
+        assert!(count("DequantizeLinear") >= q.layers.len());
+        assert_eq!(count("QuantizeLinear") == 0, precision == Precision::Int4w);
+        let packed = match precision {
+            Precision::Int8 => DataType::I8,
+            Precision::Fp8 => DataType::F8E4M3,
+            _ => DataType::I4,
+        };
+        assert!(q.deploy.graph.initializers.iter().any(|i| i.dtype == packed && i.shape.len() == 2));
+        let again = quantise(&fp32, &c, &RtenBackend, &mut source(4), &mut |_, _| true).unwrap();
+        assert_eq!(again.scales_sha256, q.scales_sha256);
+        assert_eq!(again.calibration_sha256, q.calibration_sha256);
+        // The deployed graph converts to both 16-bit formats.
+        for float in [Precision::Fp16, Precision::Bf16] {
+            let low = to_float16(&q.deploy, float).unwrap();
+            assert!(low.graph.nodes.iter().any(|n| n.op_type == "Cast"));
+            low.to_bytes().unwrap();
+        }
+    }
+}
+
+#[test]
+fn smoothquant_lowers_the_error_where_channels_differ() {
+    let fp32 = model(true);
+    let mut with = QuantConfig::new(Precision::Int8);
+    with.smooth_alpha = Some(0.8);
+    let mut without = with.clone();
+    without.smooth_alpha = None;
+    let (smooth, plain) = (run(&with, &fp32).1, run(&without, &fp32).1);
+    println!("with {smooth:?}, without {plain:?}");
+    assert!(smooth.outputs["sample"] < plain.outputs["sample"]);
+}
+
+#[test]
+fn calibrators_run_on_the_smoothed_graph() {
+    let fp32 = model(true);
+    for calibrator in [Calibrator::Percentile(99.99), Calibrator::Entropy] {
+        let mut c = QuantConfig::new(Precision::Int8);
+        c.calibrator = calibrator;
+        let error = run(&c, &fp32).1.outputs["sample"];
+        assert!(error < 0.3, "{calibrator:?} {error}");
+    }
+}
+
+#[test]
+fn limits_are_met_by_keeping_the_worst_layers() {
+    let fp32 = model(false);
+    let mut c = QuantConfig::new(Precision::Int4w);
+    c.block = 64;
+    let (_, report) = run(&c, &fp32);
+    let error = report.outputs["sample"];
+    let limits = Limits { output_relative_l2: error * 0.9, block_relative_l2: 1.0 };
+    assert_eq!(report.past(&limits).unwrap().0, "sample");
+    let (q, report, used) = auto_exclude(&fp32, &c, &limits, &RtenBackend, &mut source(2), 2).unwrap();
+    assert!(report.past(&limits).is_none());
+    assert!(!used.keep.is_empty() && used.keep.iter().all(|k| q.kept.contains(k)), "{:?}", used.keep);
+    let impossible = Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0 };
+    let text = auto_exclude(&fp32, &c, &impossible, &RtenBackend, &mut source(1), 1).unwrap_err().to_string();
+    assert!(text.contains("sample") && text.contains("blocks."), "{text}");
+}
+
+#[test]
+fn bad_calibration_is_refused() {
+    let fp32 = model(false);
+    let c = QuantConfig::new(Precision::Int8);
+    let mut empty = InMemory::new("nothing", vec![]);
+    let text = |source: &mut dyn CalibrationSource| {
+        quantise(&fp32, &c, &RtenBackend, source, &mut |_, _| true).unwrap_err().to_string()
+    };
+    assert!(text(&mut empty).contains("no inputs"));
+    let mut item = source(1).next().unwrap().unwrap();
+    if let crate::backend::Elements::F32(v) = &mut item[0].1.data {
+        v[3] = f32::NAN;
+    }
+    let message = text(&mut InMemory::new("nan", vec![item]));
+    assert!(message.contains("latents") && message.contains("NaN"), "{message}");
+    let stopped = quantise(&fp32, &c, &RtenBackend, &mut source(3), &mut |done, _| done < 2).unwrap_err();
+    assert!(matches!(stopped, QuantError::Cancelled));
+}
+
+/// The emulation as a graph gives the codec's values, bit by bit, on every code, every tie and its neighbours.
+#[test]
+fn e4m3_in_a_graph_is_bit_exact() {
+    let mut values: Vec<f32> = vec![0.0, 1e-9, -1e-9, 500.0, -500.0, 1e9];
+    for code in 0..=255u8 {
+        let v = e4m3::to_f32(code);
+        if v.is_nan() {
+            continue;
+        }
+        values.push(v);
+        let next = e4m3::to_f32((code & 0x80) | ((code & 0x7f) + 1).min(0x7e));
+        let mid = (v + next) / 2.0;
+        values.extend([mid, mid.next_up(), mid.next_down()]);
+    }
+    let info = |name: &str| ValueInfo {
+        name: name.into(),
+        dtype: Some(DataType::F32),
+        shape: Some(vec![Dim::from("n")]),
+    };
+    let graph = Graph {
+        name: "e4m3".into(),
+        nodes: rewrite::e4m3_nodes("x", "y", "t"),
+        initializers: rewrite::e4m3_constants(),
+        inputs: vec![info("x")],
+        outputs: vec![info("y")],
+        value_infos: vec![],
+    };
+    let mut session = session(&Model::new(graph), &RtenBackend).unwrap();
+    let x = crate::backend::Tensor::f32(&[values.len()], values.clone());
+    let y = session.run(&[("x", &x)]).unwrap().remove(0).1.into_f32().unwrap();
+    for (x, y) in values.iter().zip(y) {
+        assert_eq!(e4m3::round(*x).to_bits() & 0x7fff_ffff, y.to_bits() & 0x7fff_ffff, "{x} gave {y}");
+        assert!(y == 0.0 || y.is_sign_negative() == x.is_sign_negative());
+    }
+}
+
+/// One linear layer by hand: packed weights and scales as worked out on paper.
+#[test]
+fn packed_weights_of_one_layer() {
+    let w: Vec<f32> = (0..64 * 2).map(|i| if i % 2 == 0 { (i / 2) as f32 - 32.0 } else { 0.0 }).collect();
+    let info = |name: &str, n: usize| ValueInfo {
+        name: name.into(),
+        dtype: Some(DataType::F32),
+        shape: Some(vec![Dim::from("rows"), Dim::Fixed(n)]),
+    };
+    let graph = Graph {
+        name: "one".into(),
+        nodes: vec![Node::new("m", "MatMul", &["x", "blocks.0.a.weight.T"], &["y"])],
+        initializers: vec![Initializer::from_f32("blocks.0.a.weight.T", &[64, 2], &w)],
+        inputs: vec![info("x", 64)],
+        outputs: vec![info("y", 2)],
+        value_infos: vec![],
+    };
+    let model = Model::new(graph);
+    let x: Vec<f32> = (0..64).map(|i| i as f32 / 63.0).collect();
+    let mut source = InMemory::new("one", vec![vec![("x".into(), crate::backend::Tensor::f32(&[1, 64], x))]]);
+    let mut by_precision = BTreeMap::new();
+    for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
+        let mut c = QuantConfig::new(precision);
+        (c.keep_first_blocks, c.keep_last_blocks, c.smooth_alpha, c.block) = (0, 0, None, 64);
+        let q = quantise(&model, &c, &RtenBackend, &mut source, &mut |_, _| true).unwrap();
+        let find = |end: &str| {
+            let i = q.deploy.graph.initializers.iter().find(|i| i.name.ends_with(end)).unwrap();
+            i.bytes().unwrap().into_owned()
+        };
+        by_precision.insert(precision, (find(".T/packed"), find(".T/scale")));
+    }
+    let f32s = |b: &[u8]| b.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect::<Vec<_>>();
+    let (codes, scales) = &by_precision[&Precision::Int8];
+    // Column 0 runs from -32 to 31: scale 32/127 rounded up to a half; column 1 is dead: scale 1, codes 0.
+    let scale = half::f16::from_bits(half::f16::from_f32(32.0 / 127.0).to_bits());
+    let scale = if scale.to_f32() < 32.0 / 127.0 { half::f16::from_bits(scale.to_bits() + 1) } else { scale };
+    assert_eq!(f32s(scales), [scale.to_f32(), 1.0]);
+    assert_eq!(codes[0].cast_signed(), -127);
+    assert_eq!(codes[2 * 32], 0);
+    assert!(codes.iter().skip(1).step_by(2).all(|&c| c == 0));
+    // INT4: two codes per byte, low half first: column 0 in the low halves, dead column 1 in the high ones.
+    let (codes, scales) = &by_precision[&Precision::Int4w];
+    assert_eq!((codes.len(), f32s(scales).len()), (64, 2));
+    assert!(codes.iter().all(|b| b >> 4 == 0));
+    assert_eq!(codes[0] & 0xf, (-7i8).cast_unsigned() & 0xf);
+    assert_eq!(codes[63] & 0xf, 7);
+    let (codes, scales) = &by_precision[&Precision::Fp8];
+    assert_eq!(f32s(scales).len(), 1);
+    assert_eq!(e4m3::to_f32(codes[2 * 32]), 0.0);
+    assert!((e4m3::to_f32(codes[0]) + 448.0).abs() <= 32.0);
+}
