@@ -133,19 +133,19 @@ pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderO
         let grid = Grid::new(camera, ss, 1.0);
         scene.trace(house, &grid, None, &mut frame.w, &mut frame.code);
         frame.rgb.reserve(camera.width * camera.height * 3);
-        for row in 0..camera.height {
+        let scale = 1.0 / (ss * ss) as f32;
+        let rows = frame.w.chunks_exact(grid.nx * ss).zip(frame.code.chunks_exact(grid.nx * ss));
+        for (row, (w, code)) in rows.enumerate() {
+            if options.quality == Quality::Fast {
+                scene.shade_row(house, &grid, row, ss, w, code, &mut frame.rgb);
+                continue;
+            }
             frame.acc.clear();
             frame.acc.resize(camera.width * 3, 0.0);
             for sub in 0..ss {
-                let j = row * ss + sub;
-                let at = j * grid.nx;
-                let (w, code) = (&frame.w[at..at + grid.nx], &frame.code[at..at + grid.nx]);
-                match options.quality {
-                    Quality::Fast => scene.shade_row(house, &grid, j, ss, w, code, &mut frame.acc),
-                    Quality::Fine => scene.shade_row_fine(house, &grid, j, ss, w, code, &mut frame.acc),
-                }
+                let (w, code) = (&w[sub * grid.nx..][..grid.nx], &code[sub * grid.nx..][..grid.nx]);
+                scene.shade_row_fine(house, &grid, row * ss + sub, ss, w, code, &mut frame.acc);
             }
-            let scale = 1.0 / (ss * ss) as f32;
             frame.rgb.extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
         }
     }
@@ -211,6 +211,8 @@ pub(crate) struct Scene {
     eye: Eye,
     /// Eye in each object's frame, and cos and sin of the object's yaw.
     local: Vec<(Eye, f32, f32)>,
+    /// Fast light on each object's six upright faces (order of `FACE_NORMALS`).
+    face_light: Vec<[f32; 6]>,
     parts: Vec<FlatPart>,
     rooms: Vec<RoomLook>,
     part_base: u32,
@@ -270,6 +272,7 @@ impl Scene {
         self.eye = Eye { o: t.map(|v| v as f32), f: axis(2), r: axis(0), d: axis(1) };
         self.part_base = WALL_BASE + 6 * house.walls.len() as u32;
         self.local.clear();
+        self.face_light.clear();
         self.parts.clear();
         self.rooms.clear();
         for (k, o) in house.objects.iter().enumerate() {
@@ -284,6 +287,8 @@ impl Scene {
                 d: turn(e.d),
             };
             self.local.push((local, c, s));
+            self.face_light
+                .push(FACE_NORMALS.map(|n| object_light([c * n[0] - s * n[1], s * n[0] + c * n[1], n[2]])));
             for p in &o.parts {
                 let albedo = tinted(&house.palette, o.colour.index(), p.tint);
                 self.parts.push(FlatPart { solid: p.solid, object: k, albedo });
@@ -555,54 +560,107 @@ impl Scene {
         if code == 0 { grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { grid.du * t }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// One row of pixels in fast light. A pixel whose samples all lie on one evenly coloured surface is shaded once,
+    /// in its middle.
     fn shade_row(
         &self,
         house: &House,
         grid: &Grid,
-        j: usize,
+        row: usize,
         ss: usize,
         w: &[f32],
         code: &[u32],
-        acc: &mut [f32],
+        out: &mut Vec<u8>,
     ) {
-        let v = grid.v0 + j as f32 * grid.du;
-        let samples = w.chunks_exact(ss).zip(code.chunks_exact(ss));
-        for (k, (pixel, (ws, codes))) in acc.chunks_exact_mut(3).zip(samples).enumerate() {
-            for (s, (&w, &code)) in ws.iter().zip(codes).enumerate() {
-                let u = grid.u0 + (k * ss + s) as f32 * grid.du;
-                let t = 1.0 / w;
-                let (p, local_p) = self.place(code, u, v, t);
-                let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid, code, t));
-                let light = match code {
-                    0 => self.floor_shade(house, p[0], p[1]),
-                    1 => 0.97,
-                    _ if code < self.part_base => {
-                        let side = if n[0] < -0.5 {
-                            0
-                        } else if n[1] < -0.5 {
-                            1
-                        } else if n[0] > 0.5 {
-                            2
-                        } else {
-                            3
-                        };
-                        WALL_LIGHT[side] * self.corner(p, n)
-                    }
-                    _ => {
-                        let low = 0.80 + 0.20 * (p[2] * 4.0).min(1.0);
-                        (0.62 + 0.08 * n[2] + 0.38 * dot(n, LIGHT).max(0.0)) * low
-                    }
-                };
-                pixel[0] += (albedo[0] * light).min(255.0);
-                pixel[1] += (albedo[1] * light).min(255.0);
-                pixel[2] += (albedo[2] * light).min(255.0);
+        let nx = grid.nx;
+        let count = (ss * ss) as f32;
+        let v0 = grid.v0 + (row * ss) as f32 * grid.du;
+        let middle = (ss as f32 - 1.0) * 0.5 * grid.du;
+        let coarse = grid.du * ss as f32;
+        for k in 0..nx / ss {
+            let first = code[k * ss];
+            let u0 = grid.u0 + (k * ss) as f32 * grid.du;
+            let mut colour = [0.0f32; 3];
+            if self.even(first) && (0..ss).all(|j| code[j * nx + k * ss..][..ss].iter().all(|c| *c == first))
+            {
+                let sum: f32 = (0..ss).map(|j| w[j * nx + k * ss..][..ss].iter().sum::<f32>()).sum();
+                let t = count / sum;
+                let (u, v) = (u0 + middle, v0 + middle);
+                let z = self.eye.o[2] + t * (self.eye.f[2] + v * self.eye.d[2]);
+                // Skirting boards show only where samples are fine.
+                if first >= self.part_base || z > 0.1 + 2.0 * coarse * t || grid.du * t >= 0.04 {
+                    colour = self.fast(house, grid, first, u, v, t);
+                    out.extend(colour.map(|c| (c + 0.5) as u8));
+                    continue;
+                }
             }
+            for j in 0..ss {
+                let v = v0 + j as f32 * grid.du;
+                for i in 0..ss {
+                    let at = j * nx + k * ss + i;
+                    let c = self.fast(house, grid, code[at], u0 + i as f32 * grid.du, v, 1.0 / w[at]);
+                    colour = [colour[0] + c[0], colour[1] + c[1], colour[2] + c[2]];
+                }
+            }
+            out.extend(colour.map(|c| (c / count + 0.5) as u8));
         }
     }
 
+    /// Whether a surface has one colour, apart from skirting boards.
+    fn even(&self, code: u32) -> bool {
+        match code {
+            0 | 1 => false,
+            2..8 => self.rooms.iter().all(|r| r.patterns[(code - 2).min(3) as usize] == WallPattern::Plain),
+            _ => code >= self.part_base,
+        }
+    }
+
+    /// The colour of a sample in fast light, 0 to 255.
+    fn fast(&self, house: &House, grid: &Grid, code: u32, u: f32, v: f32, t: f32) -> [f32; 3] {
+        let e = &self.eye;
+        let z = e.o[2] + t * (e.f[2] + v * e.d[2]);
+        let (colour, light) = if code >= self.part_base {
+            let k = code - self.part_base;
+            let Some(part) = self.parts.get((k / 6) as usize) else { return [0.0; 3] };
+            let low = 0.80 + 0.20 * (z * 4.0).min(1.0);
+            let face = (k % 6) as usize;
+            let light = match part.solid {
+                Solid::Cuboid { .. } => self.face_light[part.object][face],
+                Solid::Frustum { .. } if face != 0 => self.face_light[part.object][face],
+                _ => {
+                    let (p, local_p) = self.place(code, u, v, t);
+                    object_light(self.surface(code, p, local_p, 0.0).1)
+                }
+            };
+            (part.albedo, light * low)
+        } else {
+            let p = [
+                e.o[0] + t * (e.f[0] + v * e.d[0] + u * e.r[0]),
+                e.o[1] + t * (e.f[1] + v * e.d[1] + u * e.r[1]),
+                z,
+            ];
+            if code == 0 {
+                let foot = self.footprint(grid, code, t);
+                (self.floor_albedo(p[0], p[1], foot), self.floor_shade(house, p[0], p[1]))
+            } else {
+                let (colour, n) = self.surface(code, p, p, grid.du * t);
+                let side = if n[0] < -0.5 {
+                    0
+                } else if n[1] < -0.5 {
+                    1
+                } else if n[0] > 0.5 {
+                    2
+                } else {
+                    3
+                };
+                (colour, if code == 1 { 0.97 } else { WALL_LIGHT[side] * self.corner(p) })
+            }
+        };
+        colour.map(|c| (c * light).min(255.0))
+    }
+
     /// Darkening of walls towards the floor and the ceiling.
-    fn corner(&self, p: [f32; 3], _n: [f32; 3]) -> f32 {
+    fn corner(&self, p: [f32; 3]) -> f32 {
         let d = p[2].min(CEILING_M as f32 - p[2]);
         0.86 + 0.14 * (d * 2.5).clamp(0.0, 1.0)
     }
@@ -671,7 +729,7 @@ impl Scene {
         direct /= RAYS as f32;
         let ambient = match code {
             0 => 0.50 * self.floor_shade_smooth(house, p[0], p[1]),
-            _ if code < self.part_base => 0.56 * self.corner(p, n) * self.wall_corner(room, p, n),
+            _ if code < self.part_base => 0.56 * self.corner(p) * self.wall_corner(room, p, n),
             _ => (0.46 + 0.08 * n[2]) * (0.72 + 0.28 * (p[2] * 3.0).min(1.0)),
         };
         // Lamp light is a little warm, ambient a little cool.
@@ -718,6 +776,11 @@ impl Scene {
 
 const FACE_NORMALS: [[f32; 3]; 6] =
     [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]];
+
+/// Fast light on an object's surface with this normal (map).
+fn object_light(n: [f32; 3]) -> f32 {
+    0.62 + 0.08 * n[2] + 0.38 * dot(n, LIGHT).max(0.0)
+}
 
 fn unit(v: [f32; 3]) -> [f32; 3] {
     scale(v, 1.0 / dot(v, v).sqrt().max(1e-12))
