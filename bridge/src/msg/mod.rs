@@ -29,6 +29,12 @@ pub trait RosType: CdrWrite + for<'a> CdrRead<'a> {
         w.finish()
     }
 
+    /// The message as CDR in two pieces: a head, and the bytes of a picture, which are moved instead of
+    /// copied. The tail is empty for most types.
+    fn encode_split(self) -> (Vec<u8>, Vec<u8>) {
+        (self.encode(), Vec::new())
+    }
+
     /// Reads a whole message.
     ///
     /// # Errors

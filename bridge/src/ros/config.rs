@@ -212,7 +212,7 @@ impl RosConfig {
         let z = &self.zenoh;
         let mut config = match &z.config_file {
             Some(path) => Config::from_file(path)
-                .map_err(|e| ConfigError::File { path: path.clone(), cause: e.to_string() })?,
+                .map_err(|e| ConfigError::File { path: path.clone(), cause: super::plain_cause(&e) })?,
             None => {
                 let mut c = Config::default();
                 put(&mut c, "scouting/multicast/enabled", "false")?;
@@ -249,7 +249,7 @@ fn put(config: &mut Config, key: &str, value: &str) -> Result<(), ConfigError> {
     config.insert_json5(key, value).map_err(|e| ConfigError::Setting {
         key: key.to_owned(),
         value: value.to_owned(),
-        cause: e.to_string(),
+        cause: super::plain_cause(&e),
     })
 }
 

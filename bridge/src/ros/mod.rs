@@ -104,6 +104,18 @@ pub enum RosError {
 impl RosError {
     pub(crate) fn zenoh(what: impl Into<String>) -> impl FnOnce(zenoh::Error) -> Self {
         let what = what.into();
-        move |cause| Self::Zenoh { what, cause: cause.to_string() }
+        move |cause| Self::Zenoh { what, cause: plain_cause(&cause) }
     }
+}
+
+/// Zenoh's words on one line, without the places in its source code ("... at /path/file.rs:12.").
+fn plain_cause(error: &zenoh::Error) -> String {
+    let mut text = error.to_string().replace('\n', " ");
+    while let Some(end) = text.find(".rs:") {
+        let after = text[end + 4..].find(|c: char| !c.is_ascii_digit()).map_or(text.len(), |n| end + 4 + n);
+        let Some(start) = text[..end].rfind(" at ") else { break };
+        let after = if text[after..].starts_with('.') { after + 1 } else { after };
+        text.replace_range(start..after, "");
+    }
+    text
 }

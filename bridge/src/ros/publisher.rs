@@ -188,6 +188,22 @@ impl<T: RosType> Publisher<T> {
         self.raw.publish(message.encode())
     }
 
+    /// As [`Publisher::publish`], for a message that is not needed any more: a picture's bytes are handed
+    /// over instead of copied.
+    ///
+    /// # Errors
+    /// [`RosError::Zenoh`] when the session is closed.
+    pub fn publish_owned(&self, message: T) -> Result<i64, RosError> {
+        let (head, tail) = message.encode_split();
+        if tail.is_empty() {
+            return self.raw.publish(head);
+        }
+        let mut payload = ZBytes::writer();
+        payload.append(head.into());
+        payload.append(tail.into());
+        self.raw.publish(payload.finish())
+    }
+
     /// The publisher underneath, for CDR that is there already.
     #[must_use]
     pub fn raw(&self) -> &RawPublisher {

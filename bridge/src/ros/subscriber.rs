@@ -9,7 +9,6 @@ use crate::camera::lock;
 use crate::clock;
 use crate::msg::{HASH_NOT_SUPPORTED, RosType};
 use crate::time::Timestamp;
-use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +16,7 @@ use std::time::Duration;
 use zenoh::Wait;
 use zenoh::bytes::ZBytes;
 use zenoh::liveliness::LivelinessToken;
-use zenoh::sample::{Sample, SampleKind};
+use zenoh::sample::{Sample, SampleFields, SampleKind};
 use zenoh_ext::{AdvancedSubscriber, AdvancedSubscriberBuilderExt, HistoryConfig, RecoveryConfig};
 
 /// What is known about a message besides its content.
@@ -121,12 +120,14 @@ impl Inner {
                 return;
             }
         }
-        let attachment = sample.attachment().and_then(|a| Attachment::from_bytes(&a.to_bytes()));
+        // Taken apart, because cloning a payload of several pieces allocates.
+        let SampleFields { payload, attachment, .. } = sample.into();
+        let attachment = attachment.and_then(|a| Attachment::from_bytes(&a.to_bytes()));
         if let Some(a) = attachment {
             self.follow(a);
         }
         let info = SampleInfo { received_at: clock::now(), attachment };
-        self.queue.push(RawSample { payload: sample.payload().clone(), info });
+        self.queue.push(RawSample { payload, info });
     }
 
     fn follow(&self, a: Attachment) {
@@ -254,11 +255,6 @@ impl RawSubscriber {
     pub(super) fn count_bad(&self) -> u64 {
         self.inner.bad.fetch_add(1, Ordering::Relaxed)
     }
-
-    #[cfg(test)]
-    pub(super) fn inject(&self, sample: RawSample) {
-        self.inner.queue.push(sample);
-    }
 }
 
 impl Drop for RawSubscriber {
@@ -285,17 +281,22 @@ pub struct Received<T> {
 /// Takes messages of one type. Decoding happens on the consumer's side.
 pub struct Subscriber<T> {
     raw: RawSubscriber,
+    // Where messages that came in pieces are put together.
+    scratch: Mutex<Vec<u8>>,
     message: PhantomData<fn() -> T>,
 }
 
 impl<T: RosType> Subscriber<T> {
     pub(super) fn new(raw: RawSubscriber) -> Self {
-        Self { raw, message: PhantomData }
+        Self { raw, scratch: Mutex::default(), message: PhantomData }
     }
 
     fn decode(&self, sample: RawSample) -> Result<Received<T>, RosError> {
-        let bytes: Cow<'_, [u8]> = sample.payload.to_bytes();
-        match T::decode(&bytes) {
+        let decoded = {
+            let mut scratch = lock(&self.scratch);
+            T::decode(contiguous(&sample.payload, &mut scratch))
+        };
+        match decoded {
             Ok(message) => Ok(Received { message, info: sample.info }),
             Err(cause) => {
                 self.raw.count_bad();
