@@ -149,7 +149,7 @@ impl Canvas {
     pub fn arrow(&mut self, a: (f32, f32), b: (f32, f32), thickness: f32, colour: [u8; 3]) {
         let (dx, dy) = (b.0 - a.0, b.1 - a.1);
         let length = dx.hypot(dy);
-        if !(length > 1e-3) {
+        if length.is_nan() || length <= 1e-3 {
             return;
         }
         let (ux, uy) = (dx / length, dy / length);

@@ -61,6 +61,9 @@ impl Phase {
     }
 }
 
+/// A polyline on the floor (map metres).
+type Way = Vec<(f64, f64)>;
+
 /// A drive under construction: where it has come to, and how.
 struct Track {
     now: Pose2,
@@ -202,7 +205,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
     while !left.is_empty() {
         // The nearest room that is left, by the way there.
         let here = (track.now.x, track.now.y);
-        let mut best: Option<(f64, usize, Vec<(f64, f64)>)> = None;
+        let mut best: Option<(f64, usize, Way)> = None;
         for (k, room) in left.iter().enumerate() {
             let (x, y) = house.rooms[*room].rect.centre();
             let Some(path) = grid.path(house, here, (x, y)) else {
@@ -222,7 +225,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
 }
 
 /// Where a robot coming from `from` should stand to look at the object, with the way there.
-fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<(Pose2, Vec<(f64, f64)>)> {
+fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<(Pose2, Way)> {
     let standoff = standoff_m(object);
     let centre = (object.x, object.y);
     // The near side when the object is in sight of the start, else the side of its room's middle.

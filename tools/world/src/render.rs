@@ -137,14 +137,15 @@ pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderO
         let rows = frame.w.chunks_exact(grid.nx * ss).zip(frame.code.chunks_exact(grid.nx * ss));
         for (row, (w, code)) in rows.enumerate() {
             if options.quality == Quality::Fast {
-                scene.shade_row(house, &grid, row, ss, w, code, &mut frame.rgb);
+                scene.shade_row(house, &Samples { grid: &grid, ss, w, code }, row, &mut frame.rgb);
                 continue;
             }
             frame.acc.clear();
             frame.acc.resize(camera.width * 3, 0.0);
             for sub in 0..ss {
                 let (w, code) = (&w[sub * grid.nx..][..grid.nx], &code[sub * grid.nx..][..grid.nx]);
-                scene.shade_row_fine(house, &grid, row * ss + sub, ss, w, code, &mut frame.acc);
+                let samples = Samples { grid: &grid, ss, w, code };
+                scene.shade_row_fine(house, &samples, row * ss + sub, &mut frame.acc);
             }
             frame.rgb.extend(frame.acc.iter().map(|v| (v * scale + 0.5) as u8));
         }
@@ -176,6 +177,15 @@ impl Grid {
             du: du as f32,
         }
     }
+}
+
+/// Traced samples of one row: inverse depths and surface codes, `ss` per pixel side.
+#[derive(Clone, Copy)]
+struct Samples<'a> {
+    grid: &'a Grid,
+    ss: usize,
+    w: &'a [f32],
+    code: &'a [u32],
 }
 
 /// A camera's place and axes in some frame.
@@ -562,16 +572,8 @@ impl Scene {
 
     /// One row of pixels in fast light. A pixel whose samples all lie on one evenly coloured surface is shaded once,
     /// in its middle.
-    fn shade_row(
-        &self,
-        house: &House,
-        grid: &Grid,
-        row: usize,
-        ss: usize,
-        w: &[f32],
-        code: &[u32],
-        out: &mut Vec<u8>,
-    ) {
+    fn shade_row(&self, house: &House, samples: &Samples, row: usize, out: &mut Vec<u8>) {
+        let Samples { grid, ss, w, code } = *samples;
         let nx = grid.nx;
         let count = (ss * ss) as f32;
         let v0 = grid.v0 + (row * ss) as f32 * grid.du;
@@ -641,7 +643,13 @@ impl Scene {
             ];
             if code == 0 {
                 let foot = self.footprint(grid, code, t);
-                (self.floor_albedo(p[0], p[1], foot), self.floor_shade(house, p[0], p[1]))
+                // The shading map's cells would show where samples are finer than they are.
+                let shade = if grid.du < 0.012 {
+                    self.floor_shade_smooth(house, p[0], p[1])
+                } else {
+                    self.floor_shade(house, p[0], p[1])
+                };
+                (self.floor_albedo(p[0], p[1], foot), shade)
             } else {
                 let (colour, n) = self.surface(code, p, p, grid.du * t);
                 let side = if n[0] < -0.5 {
@@ -665,17 +673,9 @@ impl Scene {
         0.86 + 0.14 * (d * 2.5).clamp(0.0, 1.0)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn shade_row_fine(
-        &self,
-        house: &House,
-        grid: &Grid,
-        j: usize,
-        ss: usize,
-        w: &[f32],
-        code: &[u32],
-        acc: &mut [f32],
-    ) {
+    /// One row of samples in lamp light, added to the row of pixels that they belong to.
+    fn shade_row_fine(&self, house: &House, samples: &Samples, j: usize, acc: &mut [f32]) {
+        let Samples { grid, ss, w, code } = *samples;
         let v = grid.v0 + j as f32 * grid.du;
         for i in 0..grid.nx {
             let (w, code) = (w[i], code[i]);
@@ -985,8 +985,7 @@ impl Buffer<'_> {
                 for (k, edge, sign) in edges {
                     clip(sign * (start(k) - edge * wa), sign * (step(k) - edge * wb), &mut lo, &mut hi);
                 }
-                // Also false when a bound is not a number.
-                if !(lo <= hi + 2e-3) {
+                if lo.is_nan() || hi.is_nan() || lo > hi + 2e-3 {
                     continue;
                 }
                 let from = (lo - 1e-3).ceil().max(0.0) as usize;

@@ -45,7 +45,7 @@ pub fn project_box_in(
         }
     }
     let k = 1.0 / ss as f32;
-    (x1 > 0).then(|| [x0 as f32 * k, y0 as f32 * k, x1 as f32 * k, y1 as f32 * k])
+    (x1 > 0).then_some([x0 as f32 * k, y0 as f32 * k, x1 as f32 * k, y1 as f32 * k])
 }
 
 /// How much of an object's silhouette is visible, 0 to 1: the part of it inside the image and not hidden, over all
