@@ -3,7 +3,9 @@
 //! Every function writes into a buffer of the caller, which keeps its memory between frames. Sizes are
 //! checked against [`Limits`] and against the bytes that are really there before anything is allocated.
 //!
-//! YUV encodings are taken as full-range BT.601. `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
+//! `yuv422` and `yuv422_yuy2` are taken as full-range luma with the colour differences of OpenCV's
+//! `COLOR_RGB2YUV` (U = 0.492 (B - Y), V = 0.877 (R - Y)), `nv12` and `nv21` as full-range BT.601 YCbCr.
+//! `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
 
 use std::io::Cursor;
 
@@ -169,11 +171,7 @@ fn checked(width: u32, height: u32, limits: &Limits) -> Result<usize, ImageError
     let pixels = u64::from(width) * u64::from(height);
     match usize::try_from(pixels) {
         Ok(n) if pixels <= limits.pixels_max => Ok(n),
-        _ => Err(ImageError::TooLarge {
-            width,
-            height,
-            pixels_max: limits.pixels_max,
-        }),
+        _ => Err(ImageError::TooLarge { width, height, pixels_max: limits.pixels_max }),
     }
 }
 
@@ -194,60 +192,22 @@ enum Layout {
 
 fn layout_of(encoding: &str) -> Option<Layout> {
     Some(match encoding {
-        "rgb8" => Layout::Pixels {
-            bytes: 3,
-            rgb: [0, 1, 2],
-        },
-        "bgr8" | "8UC3" => Layout::Pixels {
-            bytes: 3,
-            rgb: [2, 1, 0],
-        },
-        "rgba8" => Layout::Pixels {
-            bytes: 4,
-            rgb: [0, 1, 2],
-        },
-        "bgra8" | "8UC4" => Layout::Pixels {
-            bytes: 4,
-            rgb: [2, 1, 0],
-        },
-        "mono8" | "8UC1" => Layout::Pixels {
-            bytes: 1,
-            rgb: [0, 0, 0],
-        },
-        "mono16" => Layout::Wide {
-            channels: 1,
-            rgb: [0, 0, 0],
-        },
-        "rgb16" => Layout::Wide {
-            channels: 3,
-            rgb: [0, 1, 2],
-        },
-        "bgr16" | "16UC3" => Layout::Wide {
-            channels: 3,
-            rgb: [2, 1, 0],
-        },
-        "rgba16" => Layout::Wide {
-            channels: 4,
-            rgb: [0, 1, 2],
-        },
-        "bgra16" | "16UC4" => Layout::Wide {
-            channels: 4,
-            rgb: [2, 1, 0],
-        },
+        "rgb8" => Layout::Pixels { bytes: 3, rgb: [0, 1, 2] },
+        "bgr8" | "8UC3" => Layout::Pixels { bytes: 3, rgb: [2, 1, 0] },
+        "rgba8" => Layout::Pixels { bytes: 4, rgb: [0, 1, 2] },
+        "bgra8" | "8UC4" => Layout::Pixels { bytes: 4, rgb: [2, 1, 0] },
+        "mono8" | "8UC1" => Layout::Pixels { bytes: 1, rgb: [0, 0, 0] },
+        "mono16" => Layout::Wide { channels: 1, rgb: [0, 0, 0] },
+        "rgb16" => Layout::Wide { channels: 3, rgb: [0, 1, 2] },
+        "bgr16" | "16UC3" => Layout::Wide { channels: 3, rgb: [2, 1, 0] },
+        "rgba16" => Layout::Wide { channels: 4, rgb: [0, 1, 2] },
+        "bgra16" | "16UC4" => Layout::Wide { channels: 4, rgb: [2, 1, 0] },
         "bayer_rggb8" => Layout::Bayer { red: (0, 0) },
         "bayer_grbg8" => Layout::Bayer { red: (1, 0) },
         "bayer_gbrg8" => Layout::Bayer { red: (0, 1) },
         "bayer_bggr8" => Layout::Bayer { red: (1, 1) },
-        "yuv422" | "uyvy" => Layout::Yuv422 {
-            y: [1, 3],
-            u: 0,
-            v: 2,
-        },
-        "yuv422_yuy2" | "yuyv" => Layout::Yuv422 {
-            y: [0, 2],
-            u: 1,
-            v: 3,
-        },
+        "yuv422" | "uyvy" => Layout::Yuv422 { y: [1, 3], u: 0, v: 2 },
+        "yuv422_yuy2" | "yuyv" => Layout::Yuv422 { y: [0, 2], u: 1, v: 3 },
         "nv12" => Layout::Yuv420 { u: 0 },
         "nv21" => Layout::Yuv420 { u: 1 },
         _ => return None,
@@ -256,31 +216,16 @@ fn layout_of(encoding: &str) -> Option<Layout> {
 
 /// Checks step and data; gives the true step. `rows` counts the rows of all planes.
 fn rows_of(image: &RawImage<'_>, row: u64, rows: u64) -> Result<usize, ImageError> {
-    let RawImage {
-        width, height, step, ..
-    } = *image;
+    let RawImage { width, height, step, .. } = *image;
     let encoding = || short(image.encoding);
     if step != 0 && u64::from(step) < row {
-        return Err(ImageError::ShortStep {
-            encoding: encoding(),
-            width,
-            height,
-            step,
-            row,
-        });
+        return Err(ImageError::ShortStep { encoding: encoding(), width, height, step, row });
     }
     let true_step = if step == 0 { row } else { u64::from(step) };
     let want = true_step * (rows - 1) + row;
     let got = image.data.len() as u64;
     if got < want {
-        return Err(ImageError::ShortData {
-            encoding: encoding(),
-            width,
-            height,
-            step,
-            got,
-            want,
-        });
+        return Err(ImageError::ShortData { encoding: encoding(), width, height, step, got, want });
     }
     // The data holds at least one step per row but the last, so the step fits a usize.
     Ok(true_step as usize)
@@ -293,25 +238,15 @@ fn rows_of(image: &RawImage<'_>, row: u64, rows: u64) -> Result<usize, ImageErro
 /// # Errors
 /// The encoding is unknown or depth; sizes, step and bytes disagree; the image is above the limits.
 pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
-    let RawImage {
-        width, height, data, ..
-    } = *image;
+    let RawImage { width, height, data, .. } = *image;
     let pixels = checked(width, height, limits)?;
     if is_depth_encoding(image.encoding) {
-        return Err(ImageError::Depth {
-            encoding: image.encoding.to_owned(),
-        });
+        return Err(ImageError::Depth { encoding: image.encoding.to_owned() });
     }
     let Some(layout) = layout_of(image.encoding) else {
-        return Err(ImageError::UnknownEncoding {
-            encoding: short(image.encoding),
-        });
+        return Err(ImageError::UnknownEncoding { encoding: short(image.encoding) });
     };
-    let shape = || ImageError::BadShape {
-        encoding: short(image.encoding),
-        width,
-        height,
-    };
+    let shape = || ImageError::BadShape { encoding: short(image.encoding), width, height };
     let (w, h) = (width as usize, height as usize);
     let row_bytes = u64::from(width)
         * match layout {
@@ -339,37 +274,30 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
         }
     };
     match layout {
-        Layout::Pixels {
-            bytes: 3,
-            rgb: [0, 1, 2],
-        } => rows(out, &|from, to| to.copy_from_slice(from)),
-        Layout::Pixels {
-            bytes,
-            rgb: [r, g, b],
-        } => rows(out, &|from, to| {
+        Layout::Pixels { bytes: 3, rgb: [0, 1, 2] } => rows(out, &|from, to| to.copy_from_slice(from)),
+        Layout::Pixels { bytes, rgb: [r, g, b] } => rows(out, &|from, to| {
             for (p, t) in from.chunks_exact(bytes as usize).zip(to.chunks_exact_mut(3)) {
                 (t[0], t[1], t[2]) = (p[r], p[g], p[b]);
             }
         }),
-        Layout::Wide {
-            channels,
-            rgb: [r, g, b],
-        } => {
+        Layout::Wide { channels, rgb: [r, g, b] } => {
             let high = usize::from(!image.is_bigendian);
             rows(out, &|from, to| {
-                for (p, t) in from
-                    .chunks_exact(2 * channels as usize)
-                    .zip(to.chunks_exact_mut(3))
-                {
+                for (p, t) in from.chunks_exact(2 * channels as usize).zip(to.chunks_exact_mut(3)) {
                     (t[0], t[1], t[2]) = (p[2 * r + high], p[2 * g + high], p[2 * b + high]);
                 }
             });
         }
         Layout::Bayer { red } => demosaic(data, step, w, h, red, out),
         Layout::Yuv422 { y, u, v } => rows(out, &|from, to| {
-            for (p, t) in from.chunks_exact(4).zip(to.chunks_exact_mut(6)) {
-                t[..3].copy_from_slice(&yuv_to_rgb(p[y[0]], p[u], p[v]));
-                t[3..].copy_from_slice(&yuv_to_rgb(p[y[1]], p[u], p[v]));
+            // The colour of odd columns lies between those of its neighbours.
+            let mut cells = from.chunks_exact(4).peekable();
+            let mut targets = to.chunks_exact_mut(6);
+            while let (Some(p), Some(t)) = (cells.next(), targets.next()) {
+                let next = cells.peek().unwrap_or(&p);
+                let mean = |a: u8, b: u8| (u16::from(a) + u16::from(b)).div_ceil(2) as u8;
+                t[..3].copy_from_slice(&difference_to_rgb(p[y[0]], p[u], p[v]));
+                t[3..].copy_from_slice(&difference_to_rgb(p[y[1]], mean(p[u], next[u]), mean(p[v], next[v])));
             }
         }),
         Layout::Yuv420 { u } => {
@@ -388,15 +316,18 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
     Ok(Size { width, height })
 }
 
-/// Full-range BT.601, 16-bit fixed point.
+/// Luma and the weighted colour differences U = 0.492 (B - Y), V = 0.877 (R - Y), 16-bit fixed point.
+fn difference_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
+    let (y, u, v) = (i32::from(y) << 16, i32::from(u) - 128, i32::from(v) - 128);
+    let clamp = |value: i32| ((value + 32_768) >> 16).clamp(0, 255) as u8;
+    [clamp(y + 74_700 * v), clamp(y - 25_864 * u - 38_050 * v), clamp(y + 133_176 * u)]
+}
+
+/// Full-range BT.601 YCbCr, 16-bit fixed point.
 fn yuv_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
     let (y, u, v) = (i32::from(y) << 16, i32::from(u) - 128, i32::from(v) - 128);
     let clamp = |value: i32| ((value + 32_768) >> 16).clamp(0, 255) as u8;
-    [
-        clamp(y + 91_881 * v),
-        clamp(y - 22_554 * u - 46_802 * v),
-        clamp(y + 116_130 * u),
-    ]
+    [clamp(y + 91_881 * v), clamp(y - 22_554 * u - 46_802 * v), clamp(y + 116_130 * u)]
 }
 
 /// Bilinear interpolation; at the border the mirrored neighbour, which has the same colour.
@@ -437,21 +368,13 @@ pub fn decode_raw_depth(
     limits: &Limits,
     out: &mut Vec<f32>,
 ) -> Result<Size, ImageError> {
-    let RawImage {
-        width,
-        height,
-        data,
-        is_bigendian,
-        ..
-    } = *image;
+    let RawImage { width, height, data, is_bigendian, .. } = *image;
     let pixels = checked(width, height, limits)?;
     let bytes = match image.encoding {
         "16UC1" | "mono16" => 2,
         "32FC1" => 4,
         other => {
-            return Err(ImageError::NotDepth {
-                encoding: short(other),
-            });
+            return Err(ImageError::NotDepth { encoding: short(other) });
         }
     };
     let row = u64::from(width) * bytes;
@@ -462,21 +385,13 @@ pub fn decode_raw_depth(
         if bytes == 2 {
             for (p, t) in from.chunks_exact(2).zip(target) {
                 let raw = [p[0], p[1]];
-                let mm = if is_bigendian {
-                    u16::from_be_bytes(raw)
-                } else {
-                    u16::from_le_bytes(raw)
-                };
+                let mm = if is_bigendian { u16::from_be_bytes(raw) } else { u16::from_le_bytes(raw) };
                 *t = millimetres(mm);
             }
         } else {
             for (p, t) in from.chunks_exact(4).zip(target) {
                 let raw = [p[0], p[1], p[2], p[3]];
-                let m = if is_bigendian {
-                    f32::from_be_bytes(raw)
-                } else {
-                    f32::from_le_bytes(raw)
-                };
+                let m = if is_bigendian { f32::from_be_bytes(raw) } else { f32::from_le_bytes(raw) };
                 *t = if m.is_finite() { m } else { f32::NAN };
             }
         }
@@ -512,10 +427,7 @@ pub fn sniff(bytes: &[u8]) -> Option<Compressed> {
         Some(Compressed::Jpeg)
     } else if bytes.starts_with(&PNG_MAGIC) {
         Some(Compressed::Png)
-    } else if bytes
-        .get(DEPTH_HEADER..)
-        .is_some_and(|rest| rest.starts_with(&PNG_MAGIC))
-    {
+    } else if bytes.get(DEPTH_HEADER..).is_some_and(|rest| rest.starts_with(&PNG_MAGIC)) {
         Some(Compressed::DepthPng)
     } else {
         None
@@ -523,10 +435,7 @@ pub fn sniff(bytes: &[u8]) -> Option<Compressed> {
 }
 
 fn unknown_magic(bytes: &[u8]) -> ImageError {
-    ImageError::UnknownMagic {
-        bytes: bytes.len(),
-        start: bytes[..bytes.len().min(8)].to_vec(),
-    }
+    ImageError::UnknownMagic { bytes: bytes.len(), start: bytes[..bytes.len().min(8)].to_vec() }
 }
 
 /// Decodes JPEG or PNG bytes into RGB8: `out` holds `height * width * 3` bytes afterwards. Transparency is
@@ -538,19 +447,14 @@ pub fn decode_compressed_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) 
     match sniff(bytes) {
         Some(Compressed::Jpeg) => decode_jpeg(bytes, limits, out),
         Some(Compressed::Png) => decode_png_rgb8(bytes, limits, out),
-        Some(Compressed::DepthPng) => Err(ImageError::Depth {
-            encoding: "compressedDepth".to_owned(),
-        }),
+        Some(Compressed::DepthPng) => Err(ImageError::Depth { encoding: "compressedDepth".to_owned() }),
         None => Err(unknown_magic(bytes)),
     }
 }
 
 fn decode_jpeg(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
-    let corrupt = |reason: String| ImageError::Corrupt {
-        format: "JPEG",
-        bytes: bytes.len(),
-        reason: reason.clone(),
-    };
+    let corrupt =
+        |reason: String| ImageError::Corrupt { format: "JPEG", bytes: bytes.len(), reason: reason.clone() };
     let options = DecoderOptions::default()
         .set_max_width(65_535)
         .set_max_height(65_535)
@@ -570,34 +474,22 @@ fn png_reader<'a>(
     limits: &Limits,
     transformations: png::Transformations,
 ) -> Result<(png::Reader<Cursor<&'a [u8]>>, Size, usize), ImageError> {
-    let corrupt = |reason: String| ImageError::Corrupt {
-        format: "PNG",
-        bytes: bytes.len(),
-        reason,
-    };
+    let corrupt = |reason: String| ImageError::Corrupt { format: "PNG", bytes: bytes.len(), reason };
     let budget = limits.pixels_max.saturating_mul(8).saturating_add(1 << 20);
     let mut decoder = png::Decoder::new_with_limits(
         Cursor::new(bytes),
-        png::Limits {
-            bytes: usize::try_from(budget).unwrap_or(usize::MAX),
-        },
+        png::Limits { bytes: usize::try_from(budget).unwrap_or(usize::MAX) },
     );
     decoder.set_transformations(transformations);
     let reader = decoder.read_info().map_err(|e| corrupt(e.to_string()))?;
     let (width, height) = (reader.info().width, reader.info().height);
     checked(width, height, limits)?;
-    let needed = reader
-        .output_buffer_size()
-        .ok_or_else(|| corrupt("size overflows".to_owned()))?;
+    let needed = reader.output_buffer_size().ok_or_else(|| corrupt("size overflows".to_owned()))?;
     Ok((reader, Size { width, height }, needed))
 }
 
 fn decode_png_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size, ImageError> {
-    let corrupt = |reason: String| ImageError::Corrupt {
-        format: "PNG",
-        bytes: bytes.len(),
-        reason,
-    };
+    let corrupt = |reason: String| ImageError::Corrupt { format: "PNG", bytes: bytes.len(), reason };
     let transformations = png::Transformations::EXPAND | png::Transformations::STRIP_16;
     let (mut reader, size, needed) = png_reader(bytes, limits, transformations)?;
     let channels = match reader.output_color_type().0 {
@@ -647,23 +539,16 @@ pub fn decode_compressed_depth(
             (&bytes[DEPTH_HEADER..], inverse)
         }
         Some(Compressed::Jpeg) => {
-            return Err(ImageError::NotDepth {
-                encoding: "JPEG".to_owned(),
-            });
+            return Err(ImageError::NotDepth { encoding: "JPEG".to_owned() });
         }
         None => return Err(unknown_magic(bytes)),
     };
-    let corrupt = |reason: String| ImageError::Corrupt {
-        format: "compressedDepth",
-        bytes: bytes.len(),
-        reason,
-    };
+    let corrupt =
+        |reason: String| ImageError::Corrupt { format: "compressedDepth", bytes: bytes.len(), reason };
     let (mut reader, size, needed) = png_reader(png_bytes, limits, png::Transformations::IDENTITY)?;
     if reader.output_color_type() != (png::ColorType::Grayscale, png::BitDepth::Sixteen) {
         let (color, depth) = reader.output_color_type();
-        return Err(corrupt(format!(
-            "PNG is {color:?} with {depth:?} bits, 16-bit grey is needed"
-        )));
+        return Err(corrupt(format!("PNG is {color:?} with {depth:?} bits, 16-bit grey is needed")));
     }
     let mut flat = vec![0; needed];
     reader.next_frame(&mut flat).map_err(|e| corrupt(e.to_string()))?;
@@ -675,11 +560,7 @@ pub fn decode_compressed_depth(
             Some(_) if q == 0 => f32::NAN,
             Some((a, b)) => {
                 let depth = a / (f32::from(q) - b);
-                if depth.is_finite() && depth > 0.0 {
-                    depth
-                } else {
-                    f32::NAN
-                }
+                if depth.is_finite() && depth > 0.0 { depth } else { f32::NAN }
             }
         };
     }
@@ -691,14 +572,7 @@ mod tests {
     use super::*;
 
     fn raw<'a>(encoding: &'a str, width: u32, height: u32, step: u32, data: &'a [u8]) -> RawImage<'a> {
-        RawImage {
-            width,
-            height,
-            encoding,
-            step,
-            is_bigendian: false,
-            data,
-        }
+        RawImage { width, height, encoding, step, is_bigendian: false, data }
     }
 
     #[test]
@@ -716,80 +590,21 @@ mod tests {
             ("mono8", 2, 1, 2, &[7, 8], &[7, 7, 7, 8, 8, 8]),
             ("8UC1", 1, 1, 1, &[7], &[7, 7, 7]),
             ("mono16", 1, 1, 2, &[0x34, 0x12], &[0x12, 0x12, 0x12]),
-            (
-                "bayer_rggb8",
-                2,
-                2,
-                2,
-                &[10, 20, 20, 30],
-                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
-            ),
-            (
-                "bayer_bggr8",
-                2,
-                2,
-                2,
-                &[30, 20, 20, 10],
-                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
-            ),
-            (
-                "bayer_grbg8",
-                2,
-                2,
-                2,
-                &[20, 10, 30, 20],
-                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
-            ),
-            (
-                "bayer_gbrg8",
-                2,
-                2,
-                2,
-                &[20, 30, 10, 20],
-                &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30],
-            ),
+            ("bayer_rggb8", 2, 2, 2, &[10, 20, 20, 30], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
+            ("bayer_bggr8", 2, 2, 2, &[30, 20, 20, 10], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
+            ("bayer_grbg8", 2, 2, 2, &[20, 10, 30, 20], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
+            ("bayer_gbrg8", 2, 2, 2, &[20, 30, 10, 20], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
             ("yuv422", 2, 1, 4, &[128, 50, 128, 60], &[50, 50, 50, 60, 60, 60]),
-            (
-                "yuv422_yuy2",
-                2,
-                1,
-                4,
-                &[50, 128, 60, 128],
-                &[50, 50, 50, 60, 60, 60],
-            ),
+            ("yuv422_yuy2", 2, 1, 4, &[50, 128, 60, 128], &[50, 50, 50, 60, 60, 60]),
             // Pure red: y 76, u 85, v 255.
-            (
-                "nv12",
-                2,
-                2,
-                2,
-                &[76, 76, 76, 76, 85, 255],
-                &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0],
-            ),
-            (
-                "nv21",
-                2,
-                2,
-                2,
-                &[76, 76, 76, 76, 255, 85],
-                &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0],
-            ),
+            ("nv12", 2, 2, 2, &[76, 76, 76, 76, 85, 255], &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0]),
+            ("nv21", 2, 2, 2, &[76, 76, 76, 76, 255, 85], &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0]),
         ];
         let mut out = Vec::new();
         for (encoding, width, height, step, data, want) in cases {
-            let size = decode_raw_rgb8(
-                &raw(encoding, *width, *height, *step, data),
-                &Limits::default(),
-                &mut out,
-            );
-            assert_eq!(
-                size,
-                Ok(Size {
-                    width: *width,
-                    height: *height
-                }),
-                "{encoding}"
-            );
+            let size =
+                decode_raw_rgb8(&raw(encoding, *width, *height, *step, data), &Limits::default(), &mut out);
+            assert_eq!(size, Ok(Size { width: *width, height: *height }), "{encoding}");
             assert_eq!(out, *want, "{encoding}");
         }
     }
@@ -799,50 +614,28 @@ mod tests {
         let limits = Limits { pixels_max: 100 };
         let cases: &[(RawImage<'_>, &str)] = &[
             (raw("rgb8", 0, 5, 0, &[]), "image is 0x5: nothing to decode"),
-            (
-                raw("rgb8", u32::MAX, u32::MAX, 0, &[]),
-                "more than the limit of 100 pixels",
-            ),
-            (
-                raw("rgb8", 4, 4, 11, &[0; 48]),
-                "encoding rgb8, 4x4: step is 11 bytes, a row needs 12",
-            ),
-            (
-                raw("rgb8", 4, 4, 12, &[0; 47]),
-                "step 12: 47 bytes of data, 48 are needed",
-            ),
+            (raw("rgb8", u32::MAX, u32::MAX, 0, &[]), "more than the limit of 100 pixels"),
+            (raw("rgb8", 4, 4, 11, &[0; 48]), "encoding rgb8, 4x4: step is 11 bytes, a row needs 12"),
+            (raw("rgb8", 4, 4, 12, &[0; 47]), "step 12: 47 bytes of data, 48 are needed"),
             (raw("rgb8", 4, 4, u32::MAX, &[0; 48]), "48 bytes of data"),
-            (
-                raw("theora", 4, 4, 12, &[0; 48]),
-                "encoding \"theora\" is not known",
-            ),
+            (raw("theora", 4, 4, 12, &[0; 48]), "encoding \"theora\" is not known"),
             (raw("16UC1", 4, 4, 8, &[0; 32]), "is depth"),
             (raw("nv12", 3, 2, 3, &[0; 9]), "encoding nv12 cannot be 3x2"),
             (raw("bayer_rggb8", 1, 2, 1, &[0; 2]), "cannot be 1x2"),
         ];
         for (image, want) in cases {
-            let got = decode_raw_rgb8(image, &limits, &mut Vec::new())
-                .unwrap_err()
-                .to_string();
+            let got = decode_raw_rgb8(image, &limits, &mut Vec::new()).unwrap_err().to_string();
             assert!(got.contains(want), "{got} / {want}");
         }
-        let got = decode_compressed_rgb8(b"GIF89a", &limits, &mut Vec::new())
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            got,
-            "neither JPEG nor PNG: 6 bytes starting with [47, 49, 46, 38, 39, 61]"
-        );
+        let got = decode_compressed_rgb8(b"GIF89a", &limits, &mut Vec::new()).unwrap_err().to_string();
+        assert_eq!(got, "neither JPEG nor PNG: 6 bytes starting with [47, 49, 46, 38, 39, 61]");
     }
 
     #[test]
     fn depth_is_in_metres_with_nan_for_unknown() {
         let mut out = Vec::new();
         let limits = Limits::default();
-        let big = RawImage {
-            is_bigendian: true,
-            ..raw("16UC1", 2, 1, 4, &[0x03, 0xe8, 0, 0])
-        };
+        let big = RawImage { is_bigendian: true, ..raw("16UC1", 2, 1, 4, &[0x03, 0xe8, 0, 0]) };
         decode_raw_depth(&big, &limits, &mut out).unwrap();
         assert!((out[0] - 1.0).abs() < 1e-6 && out[1].is_nan());
         let mut bytes = 2.5f32.to_le_bytes().to_vec();
@@ -858,26 +651,16 @@ mod tests {
         let mut encoder = png::Encoder::new(&mut png_bytes, 2, 1);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::Sixteen);
-        encoder
-            .write_header()
-            .unwrap()
-            .write_image_data(&[0x03, 0xe8, 0, 0])
-            .unwrap();
+        encoder.write_header().unwrap().write_image_data(&[0x03, 0xe8, 0, 0]).unwrap();
         let mut bytes = vec![0; 4];
         bytes.extend(500f32.to_le_bytes());
         bytes.extend(900f32.to_le_bytes());
         bytes.extend(&png_bytes);
         let mut out = Vec::new();
         // format text, first pixel in metres
-        for (format, want) in [
-            ("16UC1; compressedDepth", 1.0),
-            ("32FC1; compressedDepth png", 5.0),
-        ] {
+        for (format, want) in [("16UC1; compressedDepth", 1.0), ("32FC1; compressedDepth png", 5.0)] {
             decode_compressed_depth(&bytes, format, &Limits::default(), &mut out).unwrap();
-            assert!(
-                (out[0] - want).abs() < 1e-5 && out[1].is_nan(),
-                "{format}: {out:?}"
-            );
+            assert!((out[0] - want).abs() < 1e-5 && out[1].is_nan(), "{format}: {out:?}");
         }
     }
 }

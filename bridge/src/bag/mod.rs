@@ -46,10 +46,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-#[doc(hidden)]
-pub use directory::parses_as_metadata;
 pub use cdr::{CdrConverter, ConvertError};
 pub use convert::{ConvertReport, RewriteError, rewrite_as_mcap};
+#[doc(hidden)]
+pub use directory::parses_as_metadata;
 pub use read::{Messages, Order, RawMessage, ReadOptions};
 pub use source::Payload;
 pub use verify::{ImageReport, TopicReport, VerifyReport, verify};

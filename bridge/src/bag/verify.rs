@@ -225,26 +225,34 @@ fn depth_digest(raw: &RawImage<'_>) -> String {
     hex(&hash.finalize())
 }
 
+/// Which pixels of a line of `length` belong to part `at` of `parts`, and how much of each: a pixel on a
+/// boundary is shared by area.
+fn shares(at: usize, parts: usize, length: usize) -> Vec<(usize, f64)> {
+    let scale = length as f64 / parts as f64;
+    let (low, high) = (at as f64 * scale, (at + 1) as f64 * scale);
+    (low as usize..(high.ceil() as usize).min(length))
+        .map(|x| (x, (high.min(x as f64 + 1.0) - low.max(x as f64)).max(0.0)))
+        .collect()
+}
+
+/// Mean colour of each cell; cells have equal areas.
 fn grid(rgb: &[u8], width: usize, height: usize) -> [[[f64; 3]; 8]; 6] {
-    let (columns, rows) = GRID;
+    let columns: Vec<_> = (0..GRID.0).map(|i| shares(i, GRID.0, width)).collect();
     let mut grid = [[[0.0; 3]; 8]; 6];
+    let area = (width as f64 / GRID.0 as f64) * (height as f64 / GRID.1 as f64);
     for (j, row) in grid.iter_mut().enumerate() {
-        let (top, bottom) = (j * height / rows, (j + 1) * height / rows);
-        for (i, cell) in row.iter_mut().enumerate() {
-            let (left, right) = (i * width / columns, (i + 1) * width / columns);
-            let mut sums = [0u64; 3];
-            for y in top..bottom {
-                for pixel in rgb[(y * width + left) * 3..(y * width + right) * 3].chunks_exact(3) {
-                    for (sum, value) in sums.iter_mut().zip(pixel) {
-                        *sum += u64::from(*value);
+        let mut sums = [[0.0; 3]; 8];
+        for (y, of_row) in shares(j, GRID.1, height) {
+            let line = &rgb[y * width * 3..][..width * 3];
+            for (sum, column) in sums.iter_mut().zip(&columns) {
+                for (x, of_column) in column {
+                    for (s, value) in sum.iter_mut().zip(&line[x * 3..x * 3 + 3]) {
+                        *s += of_row * of_column * f64::from(*value);
                     }
                 }
             }
-            let pixels = ((bottom - top) * (right - left)).max(1) as f64;
-            for (mean, sum) in cell.iter_mut().zip(sums) {
-                *mean = (sum as f64 / pixels * 100.0).round() / 100.0;
-            }
         }
+        *row = sums.map(|sum| sum.map(|s| (s / area * 100.0).round() / 100.0));
     }
     grid
 }
