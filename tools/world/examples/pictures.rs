@@ -5,7 +5,7 @@
 use mindseye_world::{
     Camera, Colour, Difficulty, Frame, House, MapView, Pose2, RenderOptions, Rng, Shape, approach,
     draw::Canvas, draw_box, draw_path, draw_pose, draw_robot, draw_view, exploration_sweep, project_box,
-    random_pose, render_with, top_down,
+    random_pose, render_with, scenic_pose, top_down,
 };
 
 fn save(dir: &str, name: &str, width: usize, height: usize, rgb: &[u8]) -> std::io::Result<()> {
@@ -55,12 +55,7 @@ fn main() -> std::io::Result<()> {
         ("shapes_48x32", Camera::new(48, 32), 4, RenderOptions::rgb_only()),
         ("shapes_fine", Camera::new(208, 128), 2, RenderOptions::picture()),
     ] {
-        let mut sheet = Sheet {
-            columns: 4,
-            zoom,
-            tile: (camera.width, camera.height),
-            tiles: Vec::new(),
-        };
+        let mut sheet = Sheet { columns: 4, zoom, tile: (camera.width, camera.height), tiles: Vec::new() };
         for shape in Shape::ALL {
             let mut found = 0;
             for seed in 0..2000 {
@@ -71,11 +66,8 @@ fn main() -> std::io::Result<()> {
                 if house.objects[k].colour == Colour::ALL[(shape.index() + 3 * found) % 6] {
                     let end = approach(&house, Pose2::default(), k, 17).final_pose;
                     let back = if found == 0 { 0.0 } else { 0.9 };
-                    let pose = Pose2::new(
-                        end.x - back * end.yaw.cos(),
-                        end.y - back * end.yaw.sin(),
-                        end.yaw,
-                    );
+                    let pose =
+                        Pose2::new(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
                     render_with(&house, pose, &camera, options, &mut frame);
                     sheet.tiles.push(frame.rgb.clone());
                     found += 1;
@@ -93,12 +85,7 @@ fn main() -> std::io::Result<()> {
             let mut rng = Rng::new(seed);
             let poses = exploration_sweep(&house, &mut rng, 96);
             let small = Camera::new(24, 16);
-            let mut sheet = Sheet {
-                columns: 6,
-                zoom: 8,
-                tile: (24, 16),
-                tiles: Vec::new(),
-            };
+            let mut sheet = Sheet { columns: 6, zoom: 8, tile: (24, 16), tiles: Vec::new() };
             for pose in poses.iter().step_by(8) {
                 render_with(&house, *pose, &small, RenderOptions::rgb_only(), &mut frame);
                 sheet.tiles.push(frame.rgb.clone());
@@ -113,11 +100,10 @@ fn main() -> std::io::Result<()> {
             }
             sheet.save(&dir, &format!("{kind}{seed}_sweep"))?;
             let medium = Camera::new(416, 256);
-            for (quality, options) in [
-                ("fast", RenderOptions::rgb_only()),
-                ("fine", RenderOptions::picture()),
-            ] {
-                render_with(&house, poses[10], &medium, options, &mut frame);
+            for (quality, options) in
+                [("fast", RenderOptions::rgb_only()), ("fine", RenderOptions::picture())]
+            {
+                render_with(&house, scenic_pose(&house, &medium), &medium, options, &mut frame);
                 save(&dir, &format!("{kind}{seed}_{quality}"), 416, 256, &frame.rgb)?;
             }
         }
@@ -127,32 +113,14 @@ fn main() -> std::io::Result<()> {
         top_down(&house, &view, &mut canvas);
         let mut rng = Rng::new(5);
         let drive = approach(&house, random_pose(&house, &mut rng), house.objects.len() - 1, 17);
-        draw_path(
-            &view,
-            &mut canvas,
-            &exploration_sweep(&house, &mut rng, 96),
-            6,
-            [120, 124, 140],
-        );
+        draw_path(&view, &mut canvas, &exploration_sweep(&house, &mut rng, 96), 6, [120, 124, 140]);
         draw_path(&view, &mut canvas, &drive.poses, 2, [30, 110, 220]);
         draw_view(&view, &mut canvas, drive.final_pose, 1.57, 1.0, [30, 110, 220]);
         draw_robot(&view, &mut canvas, drive.poses[0], [40, 44, 60]);
         draw_pose(&view, &mut canvas, drive.final_pose, 0.5, [220, 30, 30]);
-        save(
-            &dir,
-            &format!("{kind}_map"),
-            canvas.width,
-            canvas.height,
-            &canvas.rgb,
-        )?;
-        let pose = exploration_sweep(&house, &mut Rng::new(5), 96)[0];
-        render_with(
-            &house,
-            pose,
-            &Camera::new(1248, 768),
-            RenderOptions::picture(),
-            &mut frame,
-        );
+        save(&dir, &format!("{kind}_map"), canvas.width, canvas.height, &canvas.rgb)?;
+        let pose = scenic_pose(&house, &Camera::new(1248, 768));
+        render_with(&house, pose, &Camera::new(1248, 768), RenderOptions::picture(), &mut frame);
         save(&dir, &format!("{kind}_large"), 1248, 768, &frame.rgb)?;
     }
     Ok(())

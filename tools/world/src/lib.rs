@@ -32,7 +32,7 @@
 //! * [`exploration_sweep`], [`approach`], [`random_drive`]: base poses, one per frame.
 //! * [`Robot`] with odometry and collisions, and [`Controller`], which drives it to a pose.
 //! * [`top_down`] with [`MapView`], and [`draw`]: maps, paths, text, scaled copies.
-//! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box.
+//! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box; [`scenic_pose`]: a good view for a picture.
 
 pub mod draw;
 mod drive;
@@ -59,4 +59,4 @@ pub use plan::NavGrid;
 pub use render::{Frame, Quality, RenderOptions, render, render_with};
 pub use rng::Rng;
 pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot};
-pub use view::{draw_box, project_box, project_box_in, visible_fraction};
+pub use view::{draw_box, project_box, project_box_in, scenic_pose, visible_fraction};

@@ -1,8 +1,10 @@
 //! What a camera sees of one object: its box and how much of it is visible.
 
-use crate::geom::{Camera, Pose2};
+use crate::drive::random_pose;
+use crate::geom::{Camera, Pose2, wrap_angle};
 use crate::house::House;
-use crate::render::{Frame, Grid};
+use crate::render::{Frame, Grid, RenderOptions, render_with};
+use crate::rng::Rng;
 
 /// Samples per pixel side of box measurements: about 192 columns, from 3 to 8.
 fn fineness(camera: &Camera) -> usize {
@@ -94,4 +96,45 @@ pub fn draw_box(rgb: &mut [u8], width: usize, area: [f32; 4], colour: [u8; 3]) {
         put(x0, y);
         put(x1, y);
     }
+}
+
+/// A free pose with a good view: of 96 poses tried, the one that shows the most different objects at a fair size.
+/// The same house and camera give the same pose.
+#[must_use]
+pub fn scenic_pose(house: &House, camera: &Camera) -> Pose2 {
+    let mut rng = Rng::new(house.seed ^ 0x5ce1_71c5);
+    let small = Camera {
+        width: 48,
+        height: (48 * camera.height).div_ceil(camera.width.max(1)).clamp(8, 96),
+        ..*camera
+    };
+    let options = RenderOptions { rgb: false, depth: false, ids: true, ..RenderOptions::default() };
+    let mut frame = Frame::new();
+    let mut best = (f64::NEG_INFINITY, Pose2::default());
+    for _ in 0..96 {
+        let mut pose = random_pose(house, &mut rng);
+        // Rather across the room than into a wall.
+        let (x, y) = house.rooms[house.room_at(pose.x, pose.y).unwrap_or(0)].rect.centre();
+        if pose.distance(Pose2::new(x, y, 0.0)) > 0.5 {
+            pose.yaw = wrap_angle(pose.bearing_to(x, y) + rng.range(-0.5, 0.5));
+        }
+        render_with(house, pose, &small, options, &mut frame);
+        let mut pixels = vec![0usize; house.objects.len() + 1];
+        for id in &frame.ids {
+            if let Some(n) = pixels.get_mut(usize::from(*id)) {
+                *n += 1;
+            }
+        }
+        let total = frame.ids.len() as f64;
+        // Each object counts up to 2 % of the picture; one that fills more than a tenth is in the way.
+        let score: f64 = pixels[1..]
+            .iter()
+            .map(|n| *n as f64 / total)
+            .map(|k| (k / 0.02).min(1.0).sqrt() - (k - 0.1).max(0.0) * 6.0)
+            .sum();
+        if score > best.0 {
+            best = (score, pose);
+        }
+    }
+    best.1
 }

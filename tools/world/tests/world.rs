@@ -5,7 +5,7 @@ use mindseye_world::{
     CEILING_M, Camera, Colour, Controller, ControllerLimits, ControllerState, Difficulty, Frame, House,
     MapView, NavGrid, OdometryNoise, Pose2, Quality, ROBOT_RADIUS_M, RenderOptions, Rng, Robot, Shape,
     approach, draw_box, exploration_sweep, project_box, project_box_in, random_drive, random_pose, render,
-    render_with, standoff_m, top_down, visible_fraction, wrap_angle,
+    render_with, scenic_pose, standoff_m, top_down, visible_fraction, wrap_angle,
 };
 use std::collections::HashSet;
 
@@ -559,6 +559,23 @@ fn pose_algebra_holds() {
     assert!((z - 2.0 * c).abs() < 1e-9);
     // A point to the right of the robot (negative base y) appears right of the middle.
     assert!(camera.project(Pose2::default(), [2.0, -0.5, 1.0]).0[0] > 24.0);
+}
+
+#[test]
+fn scenic_poses_show_several_objects() {
+    let camera = Camera::new(416, 256);
+    for (name, difficulty) in both() {
+        for seed in 0..10 {
+            let house = House::generate(seed, &difficulty);
+            let pose = scenic_pose(&house, &camera);
+            assert_eq!(pose, scenic_pose(&house, &camera));
+            assert!(house.clearance(pose.x, pose.y) >= ROBOT_RADIUS_M, "{name} {seed}");
+            let mut frame = Frame::new();
+            render(&house, pose, &Camera::new(48, 32), &mut frame);
+            let seen: HashSet<u8> = frame.ids.iter().copied().filter(|id| *id > 0).collect();
+            assert!(seen.len() >= 2, "{name} {seed}: {seen:?}");
+        }
+    }
 }
 
 #[test]
