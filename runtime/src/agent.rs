@@ -233,7 +233,8 @@ impl Agent {
         let deadline = now + allowed;
         // A tight deadline keeps back at most a fifth.
         let reserve = self.config.reserve.min(TimeDelta(allowed.0 / 5));
-        self.active = Some(Active { ticket, id: goal.id.clone(), began: now, deadline, allowed, publish, best: None });
+        self.active =
+            Some(Active { ticket, id: goal.id.clone(), began: now, deadline, allowed, publish, best: None });
         actions.push(Action::Begin { ticket, goal: Box::new(goal), until: deadline - reserve });
     }
 

@@ -301,7 +301,7 @@ fn attempt(
 
     // The newest frame as the first latent.
     let first = mind.encode_still(&scene.newest)?;
-    watch.lap(&mut out.answer, "encode");
+    watch.lap(&mut out.answer, "encode_first");
     tell(Stage::Encode)?;
 
     // Which latents, then the imagination.
@@ -367,7 +367,7 @@ fn attempt(
         Some(_) => reconstruction_error(mind, scene, &seen, &out.used)?,
         None => None,
     };
-    watch.lap(&mut out.answer, "decode");
+    watch.lap(&mut out.answer, "decode_video");
     if progress(Stage::Decode) == Flow::Stop {
         return Err(Trouble::Stopped);
     }

@@ -9,12 +9,14 @@
 
 pub mod agent;
 pub mod boxes;
+pub mod cli;
 pub mod config;
 pub mod context;
 pub mod ground;
 pub mod image;
 pub mod imagine;
 pub mod lift;
+pub mod mind;
 pub mod node;
 pub mod planar;
 pub mod profile;

@@ -309,6 +309,7 @@ fn plan_witness(early: &[Heads], params: &LiftParams) -> Option<Witness> {
 }
 
 fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
+    let best = early.iter().flat_map(seen_part).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut votes = Vec::new();
     let mut viewpoints: Vec<Pose2> = Vec::new();
     for heads in early {
@@ -332,8 +333,9 @@ fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParam
                 if f64::from(*logit) < params.mask_vote {
                     continue;
                 }
+                // The clearest sight counts most: a token that shows a corner of the thing knows less.
                 let place = point_from(here_from_base, f64::from(place[0]), f64::from(place[1]));
-                let weight = 1.0 / (1.0 + (-f64::from(*logit)).exp());
+                let weight = f64::from(logit - best).exp();
                 votes.push(Vote { place, weight, seen_from: frame });
             }
         }

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `mindseye` command; see [`mindseye::cli`].
+
+fn main() -> std::process::ExitCode {
+    mindseye::cli::main()
+}

@@ -1,0 +1,536 @@
+//! `mindseye demo`: the whole way in one process. A simulated robot explores a house and publishes what a ROS 2 robot
+//! publishes; the runtime hears it over Zenoh, is asked for a thing, and the robot drives to the pose that comes back.
+//!
+//! The robot's side knows the house (its controller avoids walls with it, as a navigation stack would). The runtime
+//! knows only what arrives on topics.
+
+use super::picture::{Picture, draw};
+use super::progress::Progress;
+use super::{ModelArgs, say, stop_flag};
+use crate::config::RobotConfig;
+use crate::ground::{Grounded, Scene};
+use crate::image::RgbImage;
+use crate::node::{Node, NodeParts, Note};
+use crate::planar::{Pose2, wrap_angle};
+use crate::record::Recorder;
+use anyhow::{Context, bail};
+use clap::Args;
+use mindseye_bridge::answer::{Answer, Status};
+use mindseye_bridge::clock;
+use mindseye_bridge::msg::{
+    CameraInfo, Header, Image, Odometry, Pose, PoseStamped, PoseWithCovariance, StringMsg, TFMessage,
+    TransformStamped,
+};
+use mindseye_bridge::ros::{Publisher, Qos, QueuePolicy, RosConfig, RosSession};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_world as world;
+use nalgebra::{Isometry3, Matrix3, Rotation3, Translation3, UnitQuaternion};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  mindseye demo\n  mindseye demo --seed 7 --goal \"find the red chair\" --out out/\n  \
+                        mindseye demo --fast --json\n\n\
+                        Writes imagination.png and demo.mcap (opens in Foxglove)."
+)]
+pub struct DemoArgs {
+    /// Seed of the house, the drive and the imagination.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What to find [default: something in the house that the robot does not see when it asks].
+    #[arg(long, value_name = "TEXT")]
+    goal: Option<String>,
+    /// Directory for the files that it writes.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    out: PathBuf,
+    /// As fast as the machine goes, instead of in real time.
+    #[arg(long)]
+    fast: bool,
+    /// Rooms and furniture: plain (one room) or house (several).
+    #[arg(long, default_value = "plain", value_name = "NAME")]
+    difficulty: String,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// Camera frames per second of the simulated robot.
+const RATE_HZ: f64 = 30.0;
+/// Picture size of its camera.
+const CAMERA: (usize, usize) = (96, 64);
+/// Longest drive to a goal, seconds of simulated time.
+const DRIVE_MAX_SECS: f64 = 60.0;
+/// The robot has arrived when it sees the object and its edge is at most this far away, metres.
+const ARRIVED_M: f64 = 1.2;
+
+/// The robot's side: body, camera, publishers.
+struct Robot {
+    house: world::House,
+    body: world::Robot,
+    camera: world::Camera,
+    frame: world::Frame,
+    began: Timestamp,
+    ticks: u64,
+    image: Publisher<Image>,
+    info: Publisher<CameraInfo>,
+    odom: Publisher<Odometry>,
+    tf: Publisher<TFMessage>,
+    fast: bool,
+    wall: Instant,
+    driven: Vec<Pose2>,
+}
+
+fn planar(p: world::Pose2) -> Pose2 {
+    Pose2::new(p.x, p.y, p.yaw)
+}
+
+/// `base_from_camera` of the simulated camera.
+fn mounting(camera: &world::Camera) -> Isometry3<f64> {
+    let (r, t) = camera.base_from_camera();
+    let rotation = Rotation3::from_matrix_unchecked(Matrix3::from_fn(|i, j| r[i][j]));
+    Isometry3::from_parts(
+        Translation3::new(t[0], t[1], t[2]),
+        UnitQuaternion::from_rotation_matrix(&rotation),
+    )
+}
+
+impl Robot {
+    fn stamp(&self) -> Timestamp {
+        self.began + TimeDelta::from_secs_f64(self.ticks as f64 / RATE_HZ)
+    }
+
+    /// Moves for one camera period, then publishes odometry, tf and a picture.
+    fn tick(&mut self, v: f64, w: f64, node: &Node, stop: &AtomicBool) -> anyhow::Result<()> {
+        if stop.load(Ordering::Relaxed) {
+            bail!("stopped");
+        }
+        self.body.step(&self.house, v, w, 1.0 / RATE_HZ);
+        self.ticks += 1;
+        let stamp = self.stamp();
+        let pose = planar(self.body.odom);
+        let header = Header::new(stamp, "odom");
+        self.odom.publish(&Odometry {
+            header,
+            child_frame_id: "base_link".into(),
+            pose: PoseWithCovariance { pose: Pose::from_pose2(pose), ..PoseWithCovariance::default() },
+            ..Odometry::default()
+        })?;
+        let transform = TransformStamped::new(stamp, "odom", "base_link", &pose.to_isometry());
+        self.tf.publish(&TFMessage { transforms: vec![transform] })?;
+        world::render(&self.house, self.body.pose, &self.camera, &mut self.frame);
+        let header = Header::new(stamp, "camera_optical_frame");
+        let (width, height) = (self.camera.width as u32, self.camera.height as u32);
+        let [fx, fy, cx, cy] = self.camera.intrinsics();
+        self.info.publish(&CameraInfo {
+            header: header.clone(),
+            width,
+            height,
+            distortion_model: "plumb_bob".into(),
+            d: vec![0.0; 5],
+            k: [fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
+            r: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+            p: [fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
+            ..CameraInfo::default()
+        })?;
+        self.image.publish(&Image {
+            header,
+            width,
+            height,
+            encoding: "rgb8".into(),
+            step: width * 3,
+            data: self.frame.rgb.clone(),
+            ..Image::default()
+        })?;
+        self.driven.push(planar(self.body.pose));
+        if self.fast {
+            // No faster than the runtime takes it in: nothing may be dropped for speed alone.
+            let waited = Instant::now();
+            while node.counts().context.offered < self.ticks && waited.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        } else {
+            let due = Duration::from_secs_f64(self.ticks as f64 / RATE_HZ);
+            std::thread::sleep(due.saturating_sub(self.wall.elapsed()));
+        }
+        Ok(())
+    }
+}
+
+/// What the runtime told while it worked.
+#[derive(Default)]
+struct Told {
+    evidence: Option<Box<Grounded>>,
+    scene: Option<Scene>,
+}
+
+pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    let Some(difficulty) = world::Difficulty::named(&args.difficulty) else {
+        bail!("--difficulty {:?}: known are plain and house", args.difficulty);
+    };
+    let stop = stop_flag()?;
+    let mut progress = Progress::new(args.json);
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let pipeline = args.model.load()?;
+    progress.line(&format!(
+        "model {} from {}",
+        pipeline.bundle().manifest().name,
+        pipeline.bundle().directory().display()
+    ));
+
+    // The house, and where the robot starts.
+    let house = world::House::generate(args.seed, &difficulty);
+    let mut rng = world::Rng::new(args.seed);
+    let sweep = world::exploration_sweep(&house, &mut rng, 97);
+    let names: Vec<&str> = house.objects.iter().map(|o| o.name.as_str()).collect();
+    progress.line(&format!("house {}: {} rooms with {}", args.seed, house.rooms.len(), names.join(", ")));
+
+    // Two nodes on one in-process Zenoh session: the robot and the runtime.
+    let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;
+    let runtime_side = session.another_node("mindseye", "/")?;
+    let recorder = Recorder::start(&args.out.join("demo.mcap"))?;
+    let (notes_in, notes) = channel();
+    let config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
+    let sensor = Qos::SENSOR_DATA;
+    let static_tf = session.publisher::<TFMessage>("/tf_static", &Qos::latched(1))?;
+    let ask = session.publisher::<StringMsg>("/mindseye/goal/text", &Qos::default())?;
+    let goals = session.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::Latest)?;
+    let camera = world::Camera::new(CAMERA.0, CAMERA.1);
+    let mut robot = Robot {
+        body: world::Robot::new(sweep[0], world::OdometryNoise::typical(), args.seed),
+        house,
+        camera,
+        frame: world::Frame::new(),
+        began: clock::now(),
+        ticks: 0,
+        image: session.publisher("/camera/image_raw", &sensor)?,
+        info: session.publisher("/camera/camera_info", &sensor)?,
+        odom: session.publisher("/odom", &sensor)?,
+        tf: session.publisher("/tf", &sensor)?,
+        fast: args.fast,
+        wall: Instant::now(),
+        driven: Vec::new(),
+    };
+    let told: Arc<Mutex<Told>> = Arc::default();
+    let shared = told.clone();
+    let node = Node::start(
+        &runtime_side,
+        NodeParts {
+            config,
+            mind: pipeline.mind(args.seed)?,
+            encoder: pipeline.encoder()?,
+            record: recorder.sender(),
+            observer: Some(Box::new(move |note| {
+                if let Note::Evidence(grounded) = &note {
+                    shared.lock().unwrap_or_else(PoisonError::into_inner).evidence = Some(grounded.clone());
+                }
+                // The demo's own end of the channel may be gone already.
+                let _ = notes_in.send(note);
+            })),
+        },
+    )?;
+    if !robot.image.wait_for_subscribers(Duration::from_secs(5)) {
+        bail!("the runtime's subscription did not appear on the in-process session");
+    }
+    let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mounting(&camera));
+    static_tf.publish(&TFMessage { transforms: vec![mount] })?;
+
+    // Explore.
+    robot.wall = Instant::now();
+    explore(&mut robot, &sweep, &node, &stop, &mut progress)?;
+    let counts = node.counts();
+    progress.line(&format!(
+        "explored: {} frames seen, {} kept, {} latents in memory, {} dropped",
+        counts.context.offered, counts.context.kept, counts.latents, counts.camera_dropped
+    ));
+
+    // Ask, and go on publishing while the runtime thinks.
+    let asked_at = robot.body.pose;
+    let (goal, object) = choose_goal(&robot, args.goal.as_deref(), &mut rng);
+    progress.line(&format!("asking: \"{goal}\""));
+    told.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
+    let driven_before = robot.driven.len();
+    ask.publish(&StringMsg { data: goal.clone() })?;
+    let answer = wait_for_answer(&mut robot, &node, &stop, &notes, &mut progress)?;
+    progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
+
+    // Drive to the pose that came over /goal_pose.
+    let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
+    let received = if answer.status == Status::Found {
+        goals.recv_timeout(Duration::from_secs(2))?.map(|r| r.message.pose.isometry()).transpose()?
+    } else {
+        None
+    };
+    if let Some(goal_in_odom) = received {
+        let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
+        let t = goal_in_odom.translation;
+        let target = world::Pose2::new(t.x, t.y, forward.y.atan2(forward.x));
+        drive(&mut robot, target, &node, &stop, &mut progress)?;
+    }
+    let arrived = received.is_some() && object.is_some_and(|i| stands_before(&robot, i));
+
+    // Report.
+    let estimate = answer.pose.as_ref().map(|p| p.pose2());
+    let error = estimate.zip(truth).map(|(got, want)| {
+        let heading = wrap_angle(got.yaw - want.yaw).abs().to_degrees();
+        (got.distance(planar(want)), heading)
+    });
+    let (evidence, scene) = {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        (told.evidence.take(), told.scene.take())
+    };
+    let picture = args.out.join("imagination.png");
+    paint(
+        &picture,
+        &robot,
+        &goal,
+        object,
+        asked_at,
+        driven_before,
+        &answer,
+        truth,
+        error,
+        arrived,
+        evidence,
+        scene,
+    )?;
+    node.stop();
+    // Whatever is still on its way is not waited for.
+    let _ = session.close();
+    let recording = args.out.join("demo.mcap");
+    let messages = recorder.finish()?;
+    match (arrived, received.is_some()) {
+        (true, _) => progress.line("arrived: the robot stands before it and sees it"),
+        (false, true) => progress.line("not arrived: it is not in view, or too far away"),
+        (false, false) => progress.line("the robot stayed where it was"),
+    }
+    progress.line(&format!("wrote {} and {} ({messages} messages)", picture.display(), recording.display()));
+
+    let named = object.map(|i| &robot.house.objects[i]);
+    if args.json {
+        let document = serde_json::json!({
+            "seed": args.seed,
+            "goal": goal,
+            "answer": answer,
+            "truth": {
+                "object": named.map(|o| serde_json::json!({"name": o.name, "x": o.x, "y": o.y})),
+                "pose": truth.map(|p| serde_json::json!({"x": p.x, "y": p.y, "yaw": p.yaw})),
+            },
+            "error": error.map(|(m, deg)| serde_json::json!({"position_m": m, "heading_deg": deg})),
+            "arrived": arrived,
+            "files": [picture.display().to_string(), recording.display().to_string()],
+        });
+        say(&document.to_string())?;
+    } else {
+        match (named, truth) {
+            (Some(o), Some(p)) => say(&format!(
+                "truth: the {} is at x {:.2} m, y {:.2} m; stand at x {:.2} m, y {:.2} m, yaw {:.0}°",
+                o.name,
+                o.x,
+                o.y,
+                p.x,
+                p.y,
+                p.yaw.to_degrees()
+            ))?,
+            (Some(o), None) => {
+                say(&format!("truth: the {} is there, but nobody can stand before it", o.name))?
+            }
+            (None, _) => say("truth: there is no such thing in this house")?,
+        }
+        if let Some((metres, degrees)) = error {
+            say(&format!(
+                "error: {metres:.2} m, {degrees:.0}°; arrived: {}",
+                if arrived { "yes" } else { "no" }
+            ))?;
+        }
+    }
+    Ok(if answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Follows the sweep: turns and drives as its poses do, three camera frames per pose.
+fn explore(
+    robot: &mut Robot,
+    sweep: &[world::Pose2],
+    node: &Node,
+    stop: &AtomicBool,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
+    const FRAMES_PER_POSE: usize = 3;
+    let dt = FRAMES_PER_POSE as f64 / RATE_HZ;
+    for (i, next) in sweep.iter().enumerate().skip(1) {
+        // A differential drive cannot slide sideways: it takes the part of the way that lies ahead.
+        let here = robot.body.pose;
+        let way = here.relative(*next);
+        let v = (way.x / dt).clamp(-0.6, 0.6);
+        let w = wrap_angle(next.yaw - here.yaw) / dt;
+        for _ in 0..FRAMES_PER_POSE {
+            robot.tick(v, w, node, stop)?;
+        }
+        progress.bar("explore", i, sweep.len() - 1);
+    }
+    // Stand still until the newest kept frame shows where the robot stands.
+    for _ in 0..2 * FRAMES_PER_POSE {
+        robot.tick(0.0, 0.0, node, stop)?;
+    }
+    Ok(())
+}
+
+/// The text to ask with, and which object it means.
+fn choose_goal(robot: &Robot, given: Option<&str>, rng: &mut world::Rng) -> (String, Option<usize>) {
+    let objects = &robot.house.objects;
+    if let Some(text) = given {
+        let said = text.to_lowercase();
+        let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric()).collect();
+        let means = |o: &world::Object| o.name.split(' ').all(|word| words.contains(&word));
+        return (text.to_owned(), objects.iter().position(means));
+    }
+    let mut order: Vec<usize> = (0..objects.len()).collect();
+    rng.shuffle(&mut order);
+    let reachable = |i: &usize| world::goal_pose(&robot.house, robot.body.pose, *i).is_some();
+    let unseen = |i: &usize| world::visible_fraction(&robot.house, robot.body.pose, &robot.camera, *i) < 0.05;
+    let chosen = order
+        .iter()
+        .find(|i| reachable(i) && unseen(i))
+        .or_else(|| order.iter().find(|i| reachable(i)))
+        .or(order.first());
+    match chosen {
+        Some(i) => (format!("find the {}", objects[*i].name), Some(*i)),
+        None => ("find the red chair".into(), None),
+    }
+}
+
+fn wait_for_answer(
+    robot: &mut Robot,
+    node: &Node,
+    stop: &AtomicBool,
+    notes: &Receiver<Note>,
+    progress: &mut Progress,
+) -> anyhow::Result<Box<Answer>> {
+    let began = Instant::now();
+    loop {
+        while let Ok(note) = notes.try_recv() {
+            match note {
+                Note::Stage(stage @ ("imagine" | "look through memory"), done, of) => {
+                    progress.bar(stage, done, of);
+                }
+                Note::Answered(answer) => return Ok(answer),
+                _ => {}
+            }
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            bail!("no answer within 60 s");
+        }
+        robot.tick(0.0, 0.0, node, stop)?;
+        if robot.fast {
+            std::thread::sleep(Duration::from_secs_f64(1.0 / RATE_HZ));
+        }
+    }
+}
+
+/// Drives by the robot's own odometry until the controller is content.
+fn drive(
+    robot: &mut Robot,
+    target: world::Pose2,
+    node: &Node,
+    stop: &AtomicBool,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
+    let limits = world::ControllerLimits::default();
+    let mut controller = world::Controller::new(&robot.house, robot.body.odom, target, limits);
+    if controller.state() == world::ControllerState::NoPath {
+        progress.line("the robot's controller knows no way to that pose");
+        return Ok(());
+    }
+    let start = robot.body.odom.distance(target).max(0.01);
+    for _ in 0..(DRIVE_MAX_SECS * RATE_HZ) as usize {
+        let (v, w) = controller.step(robot.body.odom, 1.0 / RATE_HZ);
+        robot.tick(v, w, node, stop)?;
+        let left = robot.body.odom.distance(controller.goal());
+        let done = (100.0 * (1.0 - left / start)).clamp(0.0, 99.0) as usize;
+        if controller.done() {
+            progress.bar("drive", 100, 100);
+            break;
+        }
+        progress.bar("drive", done, 100);
+    }
+    Ok(())
+}
+
+/// Whether the robot sees the object and stands near it.
+fn stands_before(robot: &Robot, object: usize) -> bool {
+    let o = &robot.house.objects[object];
+    let pose = robot.body.pose;
+    let edge = (pose.x - o.x).hypot(pose.y - o.y) - o.radius;
+    let seen = world::visible_fraction(&robot.house, pose, &robot.camera, object);
+    edge <= ARRIVED_M && seen >= 0.2
+}
+
+#[allow(clippy::too_many_arguments)] // the report needs all of it, once
+fn paint(
+    path: &std::path::Path,
+    robot: &Robot,
+    goal: &str,
+    object: Option<usize>,
+    asked_at: world::Pose2,
+    driven_before: usize,
+    answer: &Answer,
+    truth: Option<world::Pose2>,
+    error: Option<(f64, f64)>,
+    arrived: bool,
+    evidence: Option<Box<Grounded>>,
+    scene: Option<Scene>,
+) -> anyhow::Result<()> {
+    let evidence = evidence.map(|e| *e);
+    let context: Vec<RgbImage> = match (&evidence, &scene) {
+        (Some(e), Some(s)) => {
+            e.used.iter().filter_map(|i| s.memory.get(*i)).map(|c| c.picture.clone()).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut lines = vec![format!("answer: {}", answer.status)];
+    if let Some(p) = &answer.pose {
+        lines.push(format!("stand at {:.2}, {:.2}, {:.0} degrees", p.x, p.y, p.yaw.to_degrees()));
+    }
+    if let Some(c) = answer.consistency {
+        lines.push(format!("consistency {c:.2}"));
+    }
+    if let Some((metres, degrees)) = error {
+        lines.push(format!("error {metres:.2} m, {degrees:.0} degrees"));
+    }
+    lines.push(format!("{} steps, {} candidates", answer.steps, answer.candidates));
+    if let Some(total) = answer.timings_ms.get("total") {
+        lines.push(format!("{:.2} s from goal to answer", total / 1000.0));
+    }
+    lines.push(if arrived { "arrived".into() } else { "not arrived".into() });
+    let shown = robot.body.pose;
+    let mut real = world::Frame::new();
+    let large = world::Camera::new(416, 256);
+    world::render_with(&robot.house, shown, &large, world::RenderOptions::picture(), &mut real);
+    if let Some(area) = object.and_then(|i| world::project_box(&robot.house, shown, &large, i)) {
+        world::draw_box(&mut real.rgb, large.width, area, [255, 0, 0]);
+    }
+    let arrival = RgbImage::from_rgb(large.width, large.height, real.rgb);
+    let picture = draw(&Picture {
+        goal,
+        lines: &lines,
+        context: &context,
+        imagined: evidence.as_ref().map_or(&[], |e| e.frames.as_slice()),
+        found_box: evidence.as_ref().and_then(|e| e.found_box).map(|b| b.edges()),
+        arrival: arrival.as_ref(),
+        house: &robot.house,
+        asked_at: planar(asked_at),
+        driven: &robot.driven[driven_before.min(robot.driven.len())..],
+        path: evidence.as_ref().map_or(&[], |e| e.path.as_slice()),
+        answer: answer.pose.as_ref().map(|p| p.pose2()),
+        truth: truth.map(planar),
+        object: evidence.as_ref().and_then(|e| e.object),
+    })
+    .context("the picture has no size")?;
+    picture.save_png(path).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,199 @@
+//! `mindseye doctor`: is everything there that a goal needs?
+
+use super::run::configure;
+use super::say;
+use crate::ground::Mind;
+use crate::image::RgbImage;
+use crate::imagine::{Budget, Clock, Flow, NoClock, Prompt, Seen, imagine};
+use crate::mind::{Pipeline, find_bundle};
+use crate::node::MonotonicClock;
+use clap::Args;
+use mindseye_bridge::ros::RosSession;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  mindseye doctor\n  mindseye doctor --config configs/robots/sim.toml --json"
+)]
+pub struct DoctorArgs {
+    /// Robot configuration to check.
+    #[arg(long, value_name = "TOML")]
+    config: Option<PathBuf>,
+    /// Directory of the model bundle.
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Seconds to wait for the robot's topics.
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
+    wait: f64,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+struct Findings(Vec<(&'static str, Verdict, String)>);
+
+impl Findings {
+    fn add(&mut self, what: &'static str, verdict: Verdict, text: impl Into<String>) {
+        self.0.push((what, verdict, text.into()));
+    }
+}
+
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mut findings = Findings(Vec::new());
+    let config = match configure(args.config.as_ref(), &[], &[]) {
+        Ok(config) => {
+            let what = args.config.as_ref().map_or("defaults".into(), |p| p.display().to_string());
+            findings.add("configuration", Verdict::Ok, what);
+            Some(config)
+        }
+        Err(error) => {
+            findings.add("configuration", Verdict::Fail, format!("{error:#}"));
+            None
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    findings.add("cores", if cores >= 2 { Verdict::Ok } else { Verdict::Warn }, cores.to_string());
+
+    let given = args.bundle.clone().or_else(|| config.as_ref().and_then(|c| c.model.bundle.clone()));
+    match find_bundle(given.as_deref(), |name| std::env::var(name).ok()) {
+        Ok(directory) => model(&directory, config.as_ref().map_or(2, |c| c.model.threads), &mut findings),
+        Err(error) => findings.add("bundle", Verdict::Fail, error.to_string()),
+    }
+    if let Some(config) = &config {
+        match RosSession::open(&config.ros) {
+            Ok(session) => {
+                network(&session, config, args.wait, &mut findings);
+                // Nothing hangs on how this session ends.
+                let _ = session.close();
+            }
+            Err(error) => findings.add("zenoh", Verdict::Fail, error.to_string()),
+        }
+    }
+
+    let failed = findings.0.iter().any(|(_, v, _)| *v == Verdict::Fail);
+    let word = |v: &Verdict| match v {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "fail",
+    };
+    if args.json {
+        let list: Vec<_> = findings
+            .0
+            .iter()
+            .map(|(what, v, text)| serde_json::json!({"check": what, "verdict": word(v), "text": text}))
+            .collect();
+        say(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "healthy": !failed, "checks": list})
+            .to_string())?;
+    } else {
+        for (what, verdict, text) in &findings.0 {
+            say(&format!("{:<4}  {what:<14} {text}", word(verdict)))?;
+        }
+        say(if failed { "\nsomething needs attention" } else { "\nready" })?;
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {
+    let began = MonotonicClock.now();
+    let pipeline = match Pipeline::load(directory, "rten", threads) {
+        Ok(pipeline) => pipeline,
+        Err(error) => return findings.add("bundle", Verdict::Fail, error.to_string()),
+    };
+    let manifest = pipeline.bundle().manifest();
+    findings.add(
+        "bundle",
+        Verdict::Ok,
+        format!(
+            "{} {} for {} in {}, {}x{} pixels, loaded in {:.0} ms, sha256 {}",
+            manifest.name,
+            manifest.precision,
+            manifest.target,
+            directory.display(),
+            manifest.image.width,
+            manifest.image.height,
+            (MonotonicClock.now() - began).as_millis_f64(),
+            &pipeline.bundle().hash()[..12],
+        ),
+    );
+    if !pipeline.words().is_empty() {
+        findings.add("vocabulary", Verdict::Ok, pipeline.words().join(", "));
+    }
+    match pipeline.mind(0).map_err(|e| e.to_string()).and_then(|mut mind| trial(mind.as_mut())) {
+        Ok(millis) => {
+            let verdict = if millis < 10_000.0 { Verdict::Ok } else { Verdict::Warn };
+            findings.add("one goal", verdict, format!("{millis:.0} ms on this machine, full steps"));
+        }
+        Err(error) => findings.add("one goal", Verdict::Fail, error),
+    }
+}
+
+/// Imagines one drive from grey frames: does everything run, and how fast?
+fn trial(mind: &mut dyn Mind) -> Result<f64, String> {
+    let spec = mind.spec().clone();
+    let began = MonotonicClock.now();
+    let text = mind.encode_text("").map_err(|e| e.to_string())?;
+    let grey = RgbImage::filled(spec.camera.width, spec.camera.height, [128; 3]);
+    let first = mind.encode_still(&grey).map_err(|e| e.to_string())?;
+    let seen = Seen {
+        index: (0..spec.context_max as u64).collect(),
+        latents: first.repeat(spec.context_max),
+        first,
+    };
+    let prompt = Prompt { text: &text, null_text: &text, camera: None };
+    let budget = Budget { clock: &NoClock, until: None };
+    let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)
+        .map_err(|e| e.to_string())?;
+    let drive = imagined.drives.first().ok_or("no drive was imagined")?;
+    mind.decode(&drive.latents).map_err(|e| e.to_string())?;
+    Ok((MonotonicClock.now() - began).as_millis_f64())
+}
+
+fn network(
+    session: &RosSession,
+    config: &crate::config::RobotConfig,
+    wait_secs: f64,
+    findings: &mut Findings,
+) {
+    std::thread::sleep(Duration::from_secs_f64(wait_secs.clamp(0.0, 60.0)));
+    let links = session.links();
+    let where_to = config.ros.zenoh.connect.clone().unwrap_or_default().join(", ");
+    if links == 0 {
+        let text =
+            format!("session open, but connected to nobody (connect = [{where_to}]); is the router running?");
+        return findings.add("zenoh", Verdict::Warn, text);
+    }
+    findings.add("zenoh", Verdict::Ok, format!("{links} links ({where_to})"));
+    let Some(graph) = session.graph() else {
+        return findings.add("topics", Verdict::Ok, "this key style announces no topics; not checked");
+    };
+    let t = &config.topics;
+    let present: Vec<String> =
+        graph.topics().into_iter().filter(|t| t.publishers > 0).map(|t| t.name).collect();
+    let camera = [&t.image, &t.compressed].into_iter().find(|name| present.contains(name));
+    match camera {
+        Some(name) => findings.add("camera", Verdict::Ok, name.clone()),
+        None => {
+            let text = format!("nobody publishes {} or {}", t.image, t.compressed);
+            findings.add("camera", Verdict::Warn, text);
+        }
+    }
+    for (what, name, without) in [
+        ("odometry", &t.odom, "answers will be relative to the base"),
+        ("camera_info", &t.camera_info, "the model's own field of view is assumed"),
+    ] {
+        if present.contains(name) {
+            findings.add(what, Verdict::Ok, name.clone());
+        } else {
+            findings.add(what, Verdict::Warn, format!("nobody publishes {name}: {without}"));
+        }
+    }
+}

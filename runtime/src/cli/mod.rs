@@ -1,0 +1,141 @@
+//! The command line: `mindseye demo | run | replay | goal | bag | engine | doctor`.
+//!
+//! Every command prints people's text, or with `--json` one document, on stdout; logs and progress go to stderr.
+//! Exit status: 0 done, 1 refused or failed (one clear line), 2 usage.
+
+mod demo;
+mod doctor;
+mod goal;
+mod picture;
+mod progress;
+mod replay;
+mod run;
+
+use crate::mind::{Pipeline, find_bundle};
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "mindseye",
+    version,
+    about = "Camera frames in, an imagined drive, a grounded goal pose out",
+    after_help = "Examples:\n  mindseye demo\n  mindseye run --config configs/robots/sim.toml\n  \
+                  mindseye goal \"find the red chair\"\n  mindseye replay drive.mcap --goal \"find the blue table\" --json"
+)]
+struct Cli {
+    /// More on stderr: -v information, -vv everything. RUST_LOG overrides it.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A simulated robot explores a house, asks for a thing, and drives to it.
+    Demo(demo::DemoArgs),
+    /// Serves a robot: topics and queries over Zenoh.
+    Run(run::RunArgs),
+    /// Feeds a recorded bag to the runtime and asks for a thing.
+    Replay(replay::ReplayArgs),
+    /// Asks a running mindseye.
+    Goal(goal::GoalArgs),
+    /// Checks the model bundle, the machine and the network.
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Which model, and how to run it.
+#[derive(Args, Clone, Debug)]
+struct ModelArgs {
+    /// Directory of the model bundle [default: MINDSEYE_BUNDLE, or models/house-tiny here, beside the program or
+    /// in its source tree].
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Backend that runs it.
+    #[arg(long, default_value = "rten")]
+    backend: String,
+    /// Threads of one evaluation; 0 = the backend's choice.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    threads: usize,
+}
+
+impl ModelArgs {
+    fn load(&self) -> anyhow::Result<Pipeline> {
+        let directory = find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok())?;
+        Ok(Pipeline::load(&directory, &self.backend, self.threads)?)
+    }
+}
+
+/// Parses the arguments, runs the command and turns its result into an exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(format!("{level},zenoh=error,zenoh_transport=error"))
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Goal(args) => goal::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // A reader that went away is no failure worth words.
+            let pipe = error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
+            if !pipe {
+                eprintln!("mindseye: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line (or document) on stdout.
+fn say(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{text}").context("stdout")
+}
+
+/// Sets the flag on Ctrl-C or SIGTERM; the second time the process ends at once.
+fn stop_flag() -> anyhow::Result<std::sync::Arc<std::sync::atomic::AtomicBool>> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let flag = std::sync::Arc::new(AtomicBool::new(false));
+    let shared = flag.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                let mut terminate =
+                    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+                loop {
+                    let term = async {
+                        match terminate.as_mut() {
+                            Some(signal) => {
+                                signal.recv().await;
+                            }
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        _ = tokio::signal::ctrl_c() => {}
+                        () = term => {}
+                    }
+                    if shared.swap(true, Ordering::Relaxed) {
+                        std::process::exit(130);
+                    }
+                }
+            });
+        })
+        .context("signals")?;
+    Ok(flag)
+}

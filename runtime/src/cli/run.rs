@@ -1,0 +1,117 @@
+//! `mindseye run`: the node, until it is told to stop.
+
+use super::{say, stop_flag};
+use crate::config::RobotConfig;
+use crate::mind::{Pipeline, find_bundle};
+use crate::node::{Node, NodeParts};
+use crate::record::Recorder;
+use anyhow::Context;
+use clap::Args;
+use mindseye_bridge::ros::RosSession;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  mindseye run --config configs/robots/sim.toml\n  \
+                        mindseye run --connect tcp/robot.local:7447 --record today.mcap\n\n\
+                        Topics and their defaults are in configs/robots/sim.toml. ROS_DOMAIN_ID, \
+                        ZENOH_SESSION_CONFIG_URI and ZENOH_CONFIG_OVERRIDE are heeded.")]
+pub struct RunArgs {
+    /// Robot configuration [default: topics of the design, the router on this machine].
+    #[arg(long, value_name = "TOML")]
+    config: Option<PathBuf>,
+    /// Endpoint to connect to instead of the configuration's; may be repeated.
+    #[arg(long, value_name = "ENDPOINT")]
+    connect: Vec<String>,
+    /// Endpoint to listen on instead of the configuration's; may be repeated.
+    #[arg(long, value_name = "ENDPOINT")]
+    listen: Vec<String>,
+    /// Directory of the model bundle instead of the configuration's.
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Record what comes in and goes out.
+    #[arg(long, value_name = "MCAP")]
+    record: Option<PathBuf>,
+    /// Stop by itself after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+    /// At the end, print counts and stage times as one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The configuration with what the command line overrides.
+pub fn configure(
+    config: Option<&PathBuf>,
+    connect: &[String],
+    listen: &[String],
+) -> anyhow::Result<RobotConfig> {
+    let mut robot = match config {
+        Some(path) => RobotConfig::load(path)?,
+        None => RobotConfig::default(),
+    };
+    robot.ros = robot.ros.with_env(|name| std::env::var(name).ok())?;
+    if !connect.is_empty() {
+        robot.ros.zenoh.connect = Some(connect.to_vec());
+    }
+    if !listen.is_empty() {
+        robot.ros.zenoh.listen = Some(listen.to_vec());
+    }
+    Ok(robot)
+}
+
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
+    let stop = stop_flag()?;
+    let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
+    let directory = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok())?;
+    let pipeline = Pipeline::load(&directory, &config.model.backend, config.model.threads)?;
+    let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
+    let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
+    let robot = config.robot.clone();
+    let node = Node::start(
+        &session,
+        NodeParts {
+            mind: pipeline.mind(config.model.seed)?,
+            encoder: pipeline.encoder()?,
+            config,
+            record: recorder.as_ref().and_then(Recorder::sender),
+            observer: None,
+        },
+    )?;
+    eprintln!("mindseye: serving {robot:?} with {}; Ctrl-C stops", directory.display());
+    eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");
+
+    let began = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        if args.seconds.is_some_and(|s| began.elapsed().as_secs_f64() >= s) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (counts, profile) = (node.counts(), node.profile());
+    node.stop();
+    if let Err(error) = session.close() {
+        tracing::warn!(%error, "the session did not close cleanly");
+    }
+    let recorded = recorder.map(Recorder::finish).transpose()?;
+    if args.json {
+        let document = serde_json::json!({
+            "robot": robot,
+            "frames": {
+                "received": counts.camera_received,
+                "dropped": counts.camera_dropped,
+                "context": counts.context,
+            },
+            "bad_messages": counts.bad_messages,
+            "recorded_messages": recorded,
+            "stages_ms": profile.summary(),
+        });
+        say(&document.to_string())?;
+    } else if !profile.summary().is_empty() {
+        eprint!("{}", profile.table());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,293 @@
+//! A fake model and a fake robot.
+//!
+//! The model sees one object two metres ahead of wherever the base stands, knows the words "chair" and "table",
+//! and takes as long per evaluation as it is told to.
+
+use mindseye::config::RobotConfig;
+use mindseye::context::{EncodeError, GroupEncoder};
+use mindseye::ground::{Mind, MindError, MindSpec};
+use mindseye::image::{ModelCamera, RgbImage};
+use mindseye::imagine::Settings;
+use mindseye::lift::LiftParams;
+use mindseye::node::{Node, NodeParts};
+use mindseye::planar::Pose2;
+use mindseye_bridge::msg::{Header, Image, Odometry, Pose, PoseWithCovariance};
+use mindseye_bridge::ros::{Publisher, Qos, RosConfig, RosSession, ZenohSettings};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
+use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::sampler::{Grid, Solver};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub const OBJECT_AHEAD_M: f64 = 2.0;
+pub const STANDOFF_M: f64 = 1.1;
+pub const STEPS: usize = 10;
+
+pub struct FakeEncoder;
+
+impl GroupEncoder for FakeEncoder {
+    fn latent_len(&self) -> usize {
+        12
+    }
+    fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError> {
+        latent.fill(f32::from(frames[0].data[0]) / 255.0);
+        Ok(())
+    }
+    fn encode_still(&mut self, frame: &RgbImage, latent: &mut [f32]) -> Result<(), EncodeError> {
+        latent.fill(f32::from(frame.data[0]) / 255.0);
+        Ok(())
+    }
+    fn reset(&mut self) {}
+}
+
+struct FakeDenoiser {
+    config: DitConfig,
+    delay: Duration,
+}
+
+impl Denoise for FakeDenoiser {
+    fn config(&self) -> &DitConfig {
+        &self.config
+    }
+    fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
+        std::thread::sleep(self.delay);
+        let (frames, tokens) = (step.frames(), self.config.tokens_per_frame());
+        let known = step.text[0] > 0.5;
+        let mut pose = vec![[0.0, 0.0, 1.0, 0.0]; frames];
+        pose[frames - 1] = [(OBJECT_AHEAD_M - STANDOFF_M) as f32, 0.0, 1.0, 0.0];
+        Ok(Denoised {
+            prediction: vec![0.5; step.latents.len()],
+            pose,
+            mask: vec![if known { 5.0 } else { -5.0 }; frames * tokens],
+            locate: vec![[OBJECT_AHEAD_M as f32, 0.0]; frames * tokens],
+        })
+    }
+}
+
+pub struct FakeMind {
+    spec: MindSpec,
+    denoiser: FakeDenoiser,
+}
+
+impl FakeMind {
+    /// A model whose every evaluation takes `delay`.
+    pub fn new(delay: Duration) -> Self {
+        let config = DitConfig {
+            in_channels: 2,
+            out_channels: 2,
+            latent_height: 2,
+            latent_width: 3,
+            patch: [1, 1],
+            heads: 1,
+            head_dim: 12,
+            layers: 1,
+            ffn_dim: 8,
+            text_dim: 3,
+            text_len: 2,
+            freq_dim: 8,
+            eps: 1e-6,
+            rope_theta: 10000.0,
+            prediction: Prediction::X0,
+            camera_channels: 24,
+            pooled_text: false,
+            lift: true,
+            attributes: 0,
+        };
+        let lift = LiftParams {
+            early_timestep: 950.0,
+            standoff_m: STANDOFF_M,
+            mask_present: 0.0,
+            mask_vote: 0.0,
+            plan_sigma_m: 0.2,
+            memory_sigma_m: 0.15,
+            drive_sigma_m: 0.3,
+            yaw_sigma_rad: 0.1,
+            agree_max: 3.0,
+            localisation_sigma_m: 0.3,
+            localisation_max_m: 1.0,
+            consistency_min: 0.3,
+            box_min: 0.2,
+            reconstruction_max: None,
+        };
+        let spec = MindSpec {
+            camera: ModelCamera::from_fov(24, 16, std::f64::consts::FRAC_PI_2),
+            latent_len: 12,
+            context_max: 6,
+            settings: Settings {
+                target_latents: 3,
+                gap: 50.0,
+                max_span: None,
+                steps: STEPS,
+                min_steps: 3,
+                guidance: 2.0,
+                grid: Grid::Plain,
+                shift: 3.0,
+                solver: Solver::Euler,
+                early_timestep: 950.0,
+                candidates: 1,
+                seed: 0,
+            },
+            lift,
+            box_latents: 1,
+            bundle_sha256: "fake".into(),
+            engine_sha256: "fake".into(),
+        };
+        Self { spec, denoiser: FakeDenoiser { config, delay } }
+    }
+}
+
+impl Mind for FakeMind {
+    fn spec(&self) -> &MindSpec {
+        &self.spec
+    }
+    fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
+        let known = ["chair", "table"].iter().any(|w| text.contains(w));
+        if !known && !text.is_empty() {
+            return Err(MindError::Words { known: "chair, table".into() });
+        }
+        Ok(vec![if known { 1.0 } else { 0.0 }; 6])
+    }
+    fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
+        let mut latent = vec![0.0; 12];
+        FakeEncoder.encode_still(frame, &mut latent)?;
+        Ok(latent)
+    }
+    fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
+        Ok(vec![RgbImage::filled(24, 16, [128; 3]); latents.len() / 12 * 4])
+    }
+    fn camera_rays(&self, poses: &[Pose2], _: Option<&nalgebra::Isometry3<f64>>) -> Option<Vec<f32>> {
+        Some(vec![0.0; (1 + (poses.len() - 1) / 4) * 6 * 24])
+    }
+    fn denoiser(&mut self) -> &mut dyn Denoise {
+        &mut self.denoiser
+    }
+}
+
+/// A free loopback port.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn session(node: &str, listen: Option<u16>, connect: Option<u16>) -> RosSession {
+    let endpoint = |port: u16| vec![format!("tcp/127.0.0.1:{port}")];
+    let zenoh = ZenohSettings {
+        listen: Some(listen.map(endpoint).unwrap_or_default()),
+        connect: Some(connect.map(endpoint).unwrap_or_default()),
+        ..ZenohSettings::default()
+    };
+    RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process(node) }).unwrap()
+}
+
+/// Configuration for tests: every frame is kept, answers are quick to be stale.
+pub fn config() -> RobotConfig {
+    let mut config = RobotConfig { robot: "test".into(), status_period_ms: 200, ..RobotConfig::default() };
+    config.context.keep_every = 1;
+    config.context.capacity = 16;
+    config.goals.max_frame_age_ms = 500;
+    config
+}
+
+/// A node with the fake model that listens on a loopback port.
+pub fn start(delay: Duration) -> (Node, RosSession, u16) {
+    let port = free_port();
+    let session = session("mindseye", Some(port), None);
+    let parts = NodeParts {
+        config: config(),
+        mind: Box::new(FakeMind::new(delay)),
+        encoder: Box::new(FakeEncoder),
+        record: None,
+        observer: None,
+    };
+    let node = Node::start(&session, parts).unwrap();
+    (node, session, port)
+}
+
+/// Where the fake robot stands.
+pub const STANDS: (f64, f64, f64) = (1.0, 2.0, std::f64::consts::FRAC_PI_2);
+
+/// A robot that stands still and publishes pictures and odometry until it is dropped or stalled.
+pub struct FakeRobot {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+pub fn image(stamp: Timestamp, width: u32, height: u32) -> Image {
+    Image {
+        header: Header::new(stamp, "camera_optical_frame"),
+        width,
+        height,
+        encoding: "rgb8".into(),
+        step: width * 3,
+        data: vec![90; (width * height * 3) as usize],
+        ..Image::default()
+    }
+}
+
+pub fn odometry(stamp: Timestamp) -> Odometry {
+    let (x, y, yaw) = STANDS;
+    Odometry {
+        header: Header::new(stamp, "odom"),
+        child_frame_id: "base_link".into(),
+        pose: PoseWithCovariance {
+            pose: Pose::from_pose2(Pose2::new(x, y, yaw)),
+            ..PoseWithCovariance::default()
+        },
+        ..Odometry::default()
+    }
+}
+
+impl FakeRobot {
+    pub fn start(session: &RosSession, rate_hz: f64) -> Self {
+        let images: Publisher<Image> = session.publisher("/camera/image_raw", &Qos::SENSOR_DATA).unwrap();
+        let odom: Publisher<Odometry> = session.publisher("/odom", &Qos::SENSOR_DATA).unwrap();
+        assert!(images.wait_for_subscribers(Duration::from_secs(5)), "the node's subscription appears");
+        assert!(odom.wait_for_subscribers(Duration::from_secs(5)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut stamp = Timestamp(1_700_000_000_000_000_000);
+            let mut sent = 0;
+            while !flag.load(Ordering::Relaxed) {
+                stamp = stamp + TimeDelta::from_secs_f64(1.0 / rate_hz);
+                odom.publish(&odometry(stamp)).unwrap();
+                images.publish(&image(stamp, 48, 32)).unwrap();
+                sent += 1;
+                std::thread::sleep(Duration::from_secs_f64(1.0 / rate_hz));
+            }
+            sent
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Stops publishing; gives the number of pictures sent.
+    pub fn stall(&mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map_or(0, |t| t.join().unwrap())
+    }
+}
+
+impl Drop for FakeRobot {
+    fn drop(&mut self) {
+        self.stall();
+    }
+}
+
+/// Waits until the node has latents to work with.
+pub fn wait_for_latents(node: &Node, count: usize) {
+    for _ in 0..500 {
+        if node.counts().latents >= count {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("no latents: {:?}", node.counts());
+}
+
+/// Resident memory of this process, bytes.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}

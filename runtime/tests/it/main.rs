@@ -1,0 +1,7 @@
+//! Integration tests of the runtime, in one binary. Most run against a fake model (named so), because they are
+//! about threads, topics and deadlines; those in `shipped` need the bundle of the repository.
+
+mod fake;
+mod flat;
+mod node;
+mod shipped;
