@@ -1,19 +1,22 @@
 //! `mindseye-tools export`: from weights to the graphs that backends run.
 //!
 //! Weights are read and written tensor by tensor: no model is ever in memory. A bundle of weights becomes a bundle of
-//! graphs; a folder of safetensors with a configuration becomes the denoiser's graphs alone.
+//! graphs; a checkpoint with a configuration becomes the denoiser's graphs alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
+use mindseye_engines::checkpoint::Checkpoint;
+use mindseye_engines::checkpoint::names::Component;
+use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{Chunk, VaeConfig};
 use mindseye_engines::onnx::{
-    Dim, ExternalData, GraphBuilder, Model, SafetensorsWeights, SaveOptions, SavedFiles, WeightSource,
+    CheckpointWeights, Dim, ExternalData, GraphBuilder, Model, SaveOptions, SavedFiles, WeightSource,
     codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
 };
 use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
@@ -23,12 +26,12 @@ use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
 /// Example: `mindseye-tools export bundles/wan22-5b --out bundles/wan22-5b-onnx --cached`
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExportArgs {
-    /// A bundle of weights, or a folder with the denoiser's `.safetensors` files (then `--model` is needed).
+    /// A bundle of weights, or a file or folder with the denoiser's weights (then `--model` is needed).
     pub source: PathBuf,
     /// Where the bundle, or the graphs, are put.
     #[arg(long)]
     pub out: PathBuf,
-    /// Model configuration (TOML), for a folder of safetensors.
+    /// Model configuration (TOML), for weights without a bundle.
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// Also write the two halves for the one-way mask: `denoiser_prefill` and `denoiser_cached`.
@@ -80,27 +83,17 @@ fn save(model: &Model, path: &Path, options: &SaveOptions) -> anyhow::Result<Sav
     Ok(saved)
 }
 
-/// The `.safetensors` files of a folder, or the file itself.
+/// The denoiser's weights in a file or folder, in any layout and file format that `import` reads.
 ///
 /// # Errors
-/// A folder that cannot be read or has none.
-pub fn open_weights(path: &Path) -> anyhow::Result<Arc<dyn WeightSource>> {
-    let mut files = Vec::new();
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
-            let file = entry?.path();
-            if file.extension().is_some_and(|e| e == "safetensors") {
-                files.push(file);
-            }
-        }
-        files.sort();
-    } else {
-        files.push(path.to_owned());
-    }
-    if files.is_empty() {
-        bail!("{}: no .safetensors file", path.display());
-    }
-    Ok(Arc::new(SafetensorsWeights::open(&files)?))
+/// A file that cannot be read; a tensor that is missing, left over or misshapen.
+pub fn open_dit(path: &Path, cfg: &DitConfig) -> anyhow::Result<Arc<dyn WeightSource>> {
+    let checkpoint = if path.is_dir() { Checkpoint::open_dir(path) } else { Checkpoint::open(path) }?;
+    Ok(Arc::new(CheckpointWeights::locate(
+        checkpoint,
+        Component::Dit,
+        count_denoiser(cfg, 2, 0, 2).params(),
+    )?))
 }
 
 fn denoiser_kinds(cached: bool) -> &'static [DenoiserKind] {
@@ -123,7 +116,7 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     }
     let Some(model) = &args.model else {
         bail!(
-            "{}: no {MANIFEST} there; for a folder of safetensors say which model it is with --model",
+            "{}: no {MANIFEST} there; for a checkpoint say which model it is with --model",
             args.source.display()
         );
     };
@@ -131,7 +124,10 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     let table: toml::Table = toml::from_str(&text).with_context(|| model.display().to_string())?;
     let dit = table.get("dit").cloned().with_context(|| format!("{}: no [dit] table", model.display()))?;
     let cfg: DitConfig = dit.try_into().with_context(|| format!("{}: [dit]", model.display()))?;
-    let weights = open_weights(&args.source)?;
+    if let Err(what) = cfg.validate() {
+        bail!("{}: {what}", model.display());
+    }
+    let weights = open_dit(&args.source, &cfg)?;
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     for kind in denoiser_kinds(args.cached) {
         let path = args.out.join(format!("{}.onnx", kind.component()));
@@ -160,13 +156,8 @@ fn weights_of(bundle: &Bundle, name: &str) -> anyhow::Result<Option<Arc<dyn Weig
     if component.format != ComponentFormat::Safetensors {
         return Ok(None);
     }
-    let files: Vec<PathBuf> = component
-        .files
-        .iter()
-        .filter(|f| f.name.ends_with(".safetensors"))
-        .map(|f| bundle.directory().join(&f.name))
-        .collect();
-    Ok(Some(Arc::new(SafetensorsWeights::open(&files)?)))
+    let checkpoint = Checkpoint::open(&bundle.directory().join(&component.files[0].name))?;
+    Ok(Some(Arc::new(CheckpointWeights::plain(checkpoint))))
 }
 
 fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()> {

@@ -346,7 +346,7 @@ fn copy_range(file: &File, mut offset: u64, mut length: u64, sink: &mut dyn Writ
 }
 
 /// Reads without moving a shared file's position.
-pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)

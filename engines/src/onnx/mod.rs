@@ -32,12 +32,11 @@ pub use build::{GraphBuilder, IndexValue, NodeValue};
 pub use graphs::{
     codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
 };
-pub(crate) use ir::read_exact_at;
 pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,
     ValueInfo,
 };
-pub use weights::{MemoryWeights, SafetensorsWeights, WeightError, WeightMeta, WeightSource};
+pub use weights::{CheckpointWeights, MemoryWeights, WeightError, WeightMeta, WeightSource};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;
