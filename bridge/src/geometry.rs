@@ -19,7 +19,8 @@
 //! ```
 
 use crate::time::{TimeDelta, Timestamp};
-use nalgebra::{Isometry3, Matrix3, Matrix6, Point3, Quaternion, Translation3, UnitQuaternion, Vector3};
+pub use nalgebra::Isometry3;
+use nalgebra::{Matrix3, Matrix6, Point3, Quaternion, Translation3, UnitQuaternion, Vector3};
 use std::collections::{BTreeMap, VecDeque};
 use std::marker::PhantomData;
 use std::ops::Mul;
@@ -101,10 +102,7 @@ impl<A: Frame, B: Frame> Transform<A, B> {
     /// Says that `iso` takes coordinates in `B` to coordinates in `A`.
     #[must_use]
     pub fn from_isometry(iso: Isometry3<f64>) -> Self {
-        Self {
-            iso,
-            frames: PhantomData,
-        }
+        Self { iso, frames: PhantomData }
     }
 
     /// From a translation in metres and a quaternion `[x, y, z, w]`.
@@ -156,11 +154,7 @@ impl<A: Frame, B: Frame> Transform<A, B> {
     #[must_use]
     pub fn to_pose2(&self) -> Pose2 {
         let forward = self.iso.rotation * Vector3::x();
-        Pose2 {
-            x: self.iso.translation.x,
-            y: self.iso.translation.y,
-            yaw: forward.y.atan2(forward.x),
-        }
+        Pose2 { x: self.iso.translation.x, y: self.iso.translation.y, yaw: forward.y.atan2(forward.x) }
     }
 
     /// Between this (at 0) and `other` (at 1): straight in translation, shortest arc in rotation.
@@ -230,10 +224,7 @@ pub fn isometry(translation: [f64; 3], quaternion_xyzw: [f64; 4]) -> Result<Isom
     if (norm - 1.0).abs() > 0.01 {
         return Err(PoseError::QuaternionNorm { norm });
     }
-    Ok(Isometry3::from_parts(
-        Translation3::from(translation),
-        UnitQuaternion::from_quaternion(q),
-    ))
+    Ok(Isometry3::from_parts(Translation3::from(translation), UnitQuaternion::from_quaternion(q)))
 }
 
 /// A pose on the ground: metres and radians.
@@ -251,11 +242,7 @@ impl Pose2 {
     /// A pose; the angle is wrapped.
     #[must_use]
     pub fn new(x: f64, y: f64, yaw: f64) -> Self {
-        Self {
-            x,
-            y,
-            yaw: wrap_angle(yaw),
-        }
+        Self { x, y, yaw: wrap_angle(yaw) }
     }
 
     /// As a transform in the plane z = 0.
@@ -356,10 +343,11 @@ impl Covariance6 {
 fn interpolate(a: &Isometry3<f64>, b: &Isometry3<f64>, fraction: f64) -> Isometry3<f64> {
     let t = a.translation.vector.lerp(&b.translation.vector, fraction);
     // Opposite quaternions are the same rotation; `try_slerp` refuses only rotations half a turn apart.
-    let r = a
-        .rotation
-        .try_slerp(&b.rotation, fraction, 1e-9)
-        .unwrap_or(if fraction < 0.5 { a.rotation } else { b.rotation });
+    let r = a.rotation.try_slerp(&b.rotation, fraction, 1e-9).unwrap_or(if fraction < 0.5 {
+        a.rotation
+    } else {
+        b.rotation
+    });
     Isometry3::from_parts(t.into(), r)
 }
 
@@ -462,11 +450,7 @@ impl TfTree {
 
     /// Takes every transform of a message. Refused ones do not hinder the others; they are returned.
     pub fn insert_message(&mut self, message: &crate::msg::TFMessage, is_static: bool) -> Vec<TfError> {
-        message
-            .transforms
-            .iter()
-            .filter_map(|t| self.insert(t, is_static).err())
-            .collect()
+        message.transforms.iter().filter_map(|t| self.insert(t, is_static).err()).collect()
     }
 
     /// Takes one transform.
@@ -508,25 +492,15 @@ impl TfTree {
     ) -> Result<(), TfError> {
         let (parent, child) = (plain(parent), plain(child));
         if child.is_empty() || parent == child || self.ancestors(parent).any(|(name, _)| name == child) {
-            return Err(TfError::Cycle {
-                parent: parent.into(),
-                child: child.into(),
-            });
+            return Err(TfError::Cycle { parent: parent.into(), child: child.into() });
         }
         if !self.edges.contains_key(child) && self.edges.len() >= Self::MAX_FRAMES {
-            return Err(TfError::Full {
-                frame: child.into(),
-                limit: Self::MAX_FRAMES,
-            });
+            return Err(TfError::Full { frame: child.into(), limit: Self::MAX_FRAMES });
         }
         if !self.edges.contains_key(child) {
             self.edges.insert(
                 child.to_owned(),
-                Edge {
-                    parent: parent.to_owned(),
-                    is_static,
-                    samples: VecDeque::new(),
-                },
+                Edge { parent: parent.to_owned(), is_static, samples: VecDeque::new() },
             );
         }
         let Some(edge) = self.edges.get_mut(child) else {
@@ -542,11 +516,7 @@ impl TfTree {
             edge.samples.push_back((stamp, parent_from_child));
             return Ok(());
         }
-        if edge
-            .samples
-            .back()
-            .is_some_and(|(newest, _)| *newest - stamp > Self::HISTORY)
-        {
+        if edge.samples.back().is_some_and(|(newest, _)| *newest - stamp > Self::HISTORY) {
             edge.samples.clear();
         }
         let at = edge.samples.partition_point(|(t, _)| *t < stamp);
@@ -556,10 +526,7 @@ impl TfTree {
         }
         let newest = edge.samples.back().map_or(stamp, |(t, _)| *t);
         while edge.samples.len() > Self::MAX_SAMPLES
-            || edge
-                .samples
-                .front()
-                .is_some_and(|(t, _)| newest - *t > Self::HISTORY)
+            || edge.samples.front().is_some_and(|(t, _)| newest - *t > Self::HISTORY)
         {
             edge.samples.pop_front();
         }
@@ -577,17 +544,13 @@ impl TfTree {
                 return Err(TfError::UnknownFrame { frame: frame.into() });
             }
         }
-        let up_target: Vec<&str> = std::iter::once(target)
-            .chain(self.ancestors(target).map(|(name, _)| name))
-            .collect();
+        let up_target: Vec<&str> =
+            std::iter::once(target).chain(self.ancestors(target).map(|(name, _)| name)).collect();
         let up_source = std::iter::once(source).chain(self.ancestors(source).map(|(name, _)| name));
         let common = up_source
             .into_iter()
             .find(|frame| up_target.contains(frame))
-            .ok_or_else(|| TfError::Disconnected {
-                target: target.into(),
-                source_frame: source.into(),
-            })?;
+            .ok_or_else(|| TfError::Disconnected { target: target.into(), source_frame: source.into() })?;
         let common_from_source = self.climb(source, common, stamp)?;
         let common_from_target = self.climb(target, common, stamp)?;
         Ok(common_from_target.inverse() * common_from_source)
@@ -615,9 +578,7 @@ impl TfTree {
 
     /// Every edge as `(parent, child, is_static)`, by child.
     pub fn edges(&self) -> impl Iterator<Item = (&str, &str, bool)> {
-        self.edges
-            .iter()
-            .map(|(child, e)| (e.parent.as_str(), child.as_str(), e.is_static))
+        self.edges.iter().map(|(child, e)| (e.parent.as_str(), child.as_str(), e.is_static))
     }
 
     fn ancestors<'a>(&'a self, frame: &'a str) -> impl Iterator<Item = (&'a str, &'a Edge)> {
@@ -652,18 +613,10 @@ impl Edge {
             return Ok(last.1);
         }
         if stamp < first.0 {
-            return Err(TfError::TooOld {
-                frame: child.into(),
-                wanted_ns: stamp.0,
-                oldest_ns: first.0.0,
-            });
+            return Err(TfError::TooOld { frame: child.into(), wanted_ns: stamp.0, oldest_ns: first.0.0 });
         }
         if stamp > last.0 {
-            return Err(TfError::TooNew {
-                frame: child.into(),
-                wanted_ns: stamp.0,
-                newest_ns: last.0.0,
-            });
+            return Err(TfError::TooNew { frame: child.into(), wanted_ns: stamp.0, newest_ns: last.0.0 });
         }
         let after = self.samples.partition_point(|(t, _)| *t < stamp);
         let b = &self.samples[after];
@@ -706,13 +659,7 @@ mod tests {
 
     #[test]
     fn angles() {
-        for (angle, want) in [
-            (0.0, 0.0),
-            (PI, PI),
-            (-PI, PI),
-            (3.0 * PI, PI),
-            (7.0, 7.0 - 2.0 * PI),
-        ] {
+        for (angle, want) in [(0.0, 0.0), (PI, PI), (-PI, PI), (3.0 * PI, PI), (7.0, 7.0 - 2.0 * PI)] {
             assert!((wrap_angle(angle) - want).abs() < 1e-12, "{angle}");
         }
         assert!(wrap_angle(f64::NAN).is_nan());
@@ -720,10 +667,7 @@ mod tests {
 
     #[test]
     fn bad_poses() {
-        assert_eq!(
-            isometry([0.0; 3], [0.0; 4]).unwrap_err(),
-            PoseError::QuaternionNorm { norm: 0.0 }
-        );
+        assert_eq!(isometry([0.0; 3], [0.0; 4]).unwrap_err(), PoseError::QuaternionNorm { norm: 0.0 });
         assert!(isometry([f64::NAN, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]).is_err());
         assert!(isometry([0.0; 3], [0.0, 0.0, f64::INFINITY, 1.0]).is_err());
         assert!(isometry([1.0; 3], [0.0, 0.0, 0.0, 1.0001]).is_ok());
@@ -733,46 +677,25 @@ mod tests {
     fn tree_lookup() {
         let mut tf = TfTree::new();
         let p = |x, y, yaw| Pose2::new(x, y, yaw).to_isometry();
-        tf.insert_isometry("map", "odom", s(0.0), p(10.0, 0.0, 0.0), false)
-            .unwrap();
-        tf.insert_isometry("map", "odom", s(2.0), p(10.0, 0.0, 0.0), false)
-            .unwrap();
-        tf.insert_isometry("odom", "base_link", s(0.0), p(0.0, 0.0, 0.0), false)
-            .unwrap();
-        tf.insert_isometry("odom", "base_link", s(2.0), p(2.0, 0.0, FRAC_PI_2), false)
-            .unwrap();
-        tf.insert_isometry("/base_link", "camera", s(-900.0), p(0.2, 0.0, 0.0), true)
-            .unwrap();
+        tf.insert_isometry("map", "odom", s(0.0), p(10.0, 0.0, 0.0), false).unwrap();
+        tf.insert_isometry("map", "odom", s(2.0), p(10.0, 0.0, 0.0), false).unwrap();
+        tf.insert_isometry("odom", "base_link", s(0.0), p(0.0, 0.0, 0.0), false).unwrap();
+        tf.insert_isometry("odom", "base_link", s(2.0), p(2.0, 0.0, FRAC_PI_2), false).unwrap();
+        tf.insert_isometry("/base_link", "camera", s(-900.0), p(0.2, 0.0, 0.0), true).unwrap();
         let got = tf.lookup("map", "camera", s(1.0)).unwrap();
         let half = FRAC_PI_2 / 2.0;
-        assert!(
-            close(&got, &p(11.0 + 0.2 * half.cos(), 0.2 * half.sin(), half), 1e-9),
-            "{got:?}"
-        );
+        assert!(close(&got, &p(11.0 + 0.2 * half.cos(), 0.2 * half.sin(), half), 1e-9), "{got:?}");
         let back = tf.lookup("camera", "map", s(1.0)).unwrap();
         assert!(close(&(got * back), &Isometry3::identity(), 1e-9));
         // Zero asks for the latest.
         let latest = tf.lookup("odom", "base_link", Timestamp::ZERO).unwrap();
         assert!(close(&latest, &p(2.0, 0.0, FRAC_PI_2), 1e-9));
 
-        assert!(matches!(
-            tf.lookup("map", "camera", s(3.0)),
-            Err(TfError::TooNew { .. })
-        ));
-        assert!(matches!(
-            tf.lookup("map", "camera", s(-1.0)),
-            Err(TfError::TooOld { .. })
-        ));
-        assert!(matches!(
-            tf.lookup("map", "moon", s(1.0)),
-            Err(TfError::UnknownFrame { .. })
-        ));
-        tf.insert_isometry("moon", "rover", s(0.0), p(0.0, 0.0, 0.0), true)
-            .unwrap();
-        assert!(matches!(
-            tf.lookup("map", "rover", s(1.0)),
-            Err(TfError::Disconnected { .. })
-        ));
+        assert!(matches!(tf.lookup("map", "camera", s(3.0)), Err(TfError::TooNew { .. })));
+        assert!(matches!(tf.lookup("map", "camera", s(-1.0)), Err(TfError::TooOld { .. })));
+        assert!(matches!(tf.lookup("map", "moon", s(1.0)), Err(TfError::UnknownFrame { .. })));
+        tf.insert_isometry("moon", "rover", s(0.0), p(0.0, 0.0, 0.0), true).unwrap();
+        assert!(matches!(tf.lookup("map", "rover", s(1.0)), Err(TfError::Disconnected { .. })));
         assert!(matches!(
             tf.insert_isometry("camera", "map", s(0.0), Isometry3::identity(), false),
             Err(TfError::Cycle { .. })
@@ -789,23 +712,14 @@ mod tests {
         let mut tf = TfTree::new();
         for i in 0..5_000 {
             let stamp = s(f64::from(i) * 0.001);
-            tf.insert_isometry("odom", "base", stamp, Isometry3::identity(), false)
-                .unwrap();
+            tf.insert_isometry("odom", "base", stamp, Isometry3::identity(), false).unwrap();
         }
         assert_eq!(tf.edges["base"].samples.len(), TfTree::MAX_SAMPLES);
         for i in 0..100 {
-            tf.insert_isometry("odom", "base", s(f64::from(i)), Isometry3::identity(), false)
-                .unwrap();
+            tf.insert_isometry("odom", "base", s(f64::from(i)), Isometry3::identity(), false).unwrap();
         }
         assert!(tf.edges["base"].samples.len() <= 11);
-        tf.insert_isometry(
-            "odom",
-            "base",
-            s(0.0),
-            Isometry3::translation(1.0, 0.0, 0.0),
-            false,
-        )
-        .unwrap();
+        tf.insert_isometry("odom", "base", s(0.0), Isometry3::translation(1.0, 0.0, 0.0), false).unwrap();
         assert_eq!(tf.edges["base"].samples.len(), 1);
         for i in 0..2_000 {
             let _ = tf.insert_isometry("odom", &format!("f{i}"), s(0.0), Isometry3::identity(), true);

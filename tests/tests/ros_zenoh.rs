@@ -7,8 +7,8 @@ use mindseye_bridge::msg::{
     PoseStamped, RosType, StringMsg, TFMessage, TransformStamped,
 };
 use mindseye_bridge::ros::{
-    Attachment, CameraIntake, CancelOutcome, Distro, EndpointKind, KeyStyle, Mode, NavResult, Qos,
-    QueuePolicy, RosConfig, RosError, RosSession, Token, gid_of,
+    Attachment, CameraIntake, CancelOutcome, Distro, Durability, EndpointKind, History, KeyStyle, Mode,
+    NavResult, Qos, QueuePolicy, Reliability, RosConfig, RosError, RosSession, Token, gid_of,
 };
 use mindseye_bridge::{FramePool, Timestamp};
 use std::net::TcpListener;
@@ -16,6 +16,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use zenoh::Wait;
 
+/// Waits instead of dropping, so that a busy machine loses nothing in a test that counts.
+const LOSSLESS: Qos =
+    Qos { reliability: Reliability::Reliable, durability: Durability::Volatile, history: History::KeepAll };
 const SECOND: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(10);
 
@@ -166,7 +169,7 @@ fn latched_topics_reach_late_subscribers() {
 #[test]
 fn a_slow_consumer_costs_messages_and_they_are_counted() {
     let (robot, agent) = pair();
-    let publisher = robot.publisher::<PoseStamped>("/p", &Qos::default()).unwrap();
+    let publisher = robot.publisher::<PoseStamped>("/p", &LOSSLESS).unwrap();
     let latest = agent.subscriber::<PoseStamped>("/p", &Qos::default(), QueuePolicy::Latest).unwrap();
     let five = agent.subscriber::<PoseStamped>("/p", &Qos::default(), QueuePolicy::KeepLast(5)).unwrap();
     assert!(publisher.wait_for_subscribers(LONG));
@@ -318,7 +321,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[test]
 fn intake_on_its_own_thread() {
     let (robot, agent) = pair();
-    let camera = robot.publisher::<Image>("/camera/image_raw", &Qos::SENSOR_DATA).unwrap();
+    let camera = robot.publisher::<Image>("/camera/image_raw", &LOSSLESS).unwrap();
     let stream =
         CameraIntake::subscribe(&agent, "/camera/image_raw", FramePool::new(4)).unwrap().spawn(2).unwrap();
     assert!(camera.wait_for_subscribers(LONG));
