@@ -464,7 +464,7 @@ impl Scene {
         }
         let (tone, period) = match room.patterns[side] {
             WallPattern::Plain => return base,
-            WallPattern::Stripes => ((floor_i(s / 0.3) & 1) as f32 * 0.7, 0.3),
+            WallPattern::Stripes => ((floor_i(s * (1.0 / 0.3)) & 1) as f32 * 0.7, 0.3),
             WallPattern::Panel => {
                 if z > 0.95 && z < 1.02 {
                     (-0.6, 0.1)
@@ -473,15 +473,15 @@ impl Scene {
                 }
             }
             WallPattern::Bricks => {
-                let row = floor_i(z / 0.2);
-                let shift = s / 0.46 + (row & 1) as f32 * 0.5;
-                let (fx, fz) = (shift - floor_i(shift) as f32, z / 0.2 - row as f32);
+                let row = floor_i(z * 5.0);
+                let shift = s * (1.0 / 0.46) + (row & 1) as f32 * 0.5;
+                let (fx, fz) = (shift - floor_i(shift) as f32, z * 5.0 - row as f32);
                 let joint = fx < 0.05 || fz < 0.12;
                 (if joint { -0.5 } else { 0.3 + 0.5 * hash(floor_i(shift), row) }, 0.2)
             }
             WallPattern::Dots => {
-                let row = floor_i(z / 0.4);
-                let (a, b) = (s / 0.4 + (row & 1) as f32 * 0.5, z / 0.4);
+                let row = floor_i(z * 2.5);
+                let (a, b) = (s * 2.5 + (row & 1) as f32 * 0.5, z * 2.5);
                 let (fa, fb) = (a - floor_i(a) as f32 - 0.5, b - row as f32 - 0.5);
                 (if fa * fa + fb * fb < 0.07 { 1.0 } else { 0.0 }, 0.25)
             }
@@ -489,6 +489,21 @@ impl Scene {
         let keep = (1.7 - 1.7 * foot / period).clamp(0.0, 1.0);
         let k = 1.0 - 0.30 * (0.3 + (tone - 0.3) * keep);
         scale(base, k)
+    }
+
+    /// The normal of a wall at a map point, and the room and side that it shows; none for door frames.
+    fn wall_of(&self, code: u32, p: [f32; 3]) -> ([f32; 3], Option<(&RoomLook, usize)>) {
+        let face = if code < WALL_BASE {
+            [0, 2, 1, 3][(code.saturating_sub(2) & 3) as usize]
+        } else {
+            ((code - WALL_BASE) % 6) as usize
+        };
+        let n = FACE_NORMALS[face];
+        if face > 3 {
+            return (n, None);
+        }
+        let room = self.room_of(p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
+        (n, room.map(|r| (r, [0, 2, 1, 3][face])))
     }
 
     /// Albedo (0-255), normal in the map, and whether it is structure, of a surface at a map point.
@@ -501,27 +516,12 @@ impl Scene {
                 let lamp = (p[0] - cx) * (p[0] - cx) + (p[1] - cy) * (p[1] - cy) < 0.09;
                 (if lamp { [255.0, 252.0, 240.0] } else { self.ceiling }, [0.0, 0.0, -1.0])
             }
-            2..8 => {
-                let side = (code - 2).min(3) as usize;
-                let n = [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]][side];
-                let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
-                match self.room_of(inside.0, inside.1) {
-                    Some(room) => (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n),
-                    None => (self.frame_colour, n),
-                }
-            }
             _ if code < self.part_base => {
-                let face = ((code - WALL_BASE) % 6) as usize;
-                let n = FACE_NORMALS[face];
-                let inside = (p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
-                // Only faces along the wall look into a room; jambs and lintel bottoms are frame.
-                match self.room_of(inside.0, inside.1) {
-                    Some(room) if face < 4 => {
-                        let side = [0, 2, 1, 3][face];
-                        (self.wall_albedo(room, side, p[0], p[1], p[2], foot), n)
-                    }
-                    _ => (self.frame_colour, n),
-                }
+                let (n, wall) = self.wall_of(code, p);
+                let colour = wall.map_or(self.frame_colour, |(room, side)| {
+                    self.wall_albedo(room, side, p[0], p[1], p[2], foot)
+                });
+                (colour, n)
             }
             _ => {
                 let k = code - self.part_base;
@@ -583,18 +583,43 @@ impl Scene {
             let first = code[k * ss];
             let u0 = grid.u0 + (k * ss) as f32 * grid.du;
             let mut colour = [0.0f32; 3];
-            if self.even(first) && (0..ss).all(|j| code[j * nx + k * ss..][..ss].iter().all(|c| *c == first))
+            let wall = (2..self.part_base).contains(&first);
+            if (wall || first >= self.part_base)
+                && (0..ss).all(|j| code[j * nx + k * ss..][..ss].iter().all(|c| *c == first))
             {
                 let sum: f32 = (0..ss).map(|j| w[j * nx + k * ss..][..ss].iter().sum::<f32>()).sum();
                 let t = count / sum;
                 let (u, v) = (u0 + middle, v0 + middle);
-                let z = self.eye.o[2] + t * (self.eye.f[2] + v * self.eye.d[2]);
-                // Skirting boards show only where samples are fine.
-                if first >= self.part_base || z > 0.1 + 2.0 * coarse * t || grid.du * t >= 0.04 {
+                if !wall {
                     colour = self.fast(house, grid, first, u, v, t);
-                    out.extend(colour.map(|c| (c + 0.5) as u8));
-                    continue;
+                } else {
+                    let (p, _) = self.place(first, u, v, t);
+                    let (n, wall) = self.wall_of(first, p);
+                    // Skirting boards show only where samples are fine.
+                    let skirting = p[2] < 0.1 + 2.0 * coarse * t && grid.du * t < 0.04;
+                    let albedo = match wall {
+                        None => self.frame_colour,
+                        Some((room, side)) if room.patterns[side] == WallPattern::Plain && !skirting => {
+                            room.walls[side]
+                        }
+                        Some((room, side)) => {
+                            let mut sum = [0.0f32; 3];
+                            for j in 0..ss {
+                                let v = v0 + j as f32 * grid.du;
+                                for i in 0..ss {
+                                    let t = 1.0 / w[j * nx + k * ss + i];
+                                    let (p, _) = self.place(first, u0 + i as f32 * grid.du, v, t);
+                                    let c = self.wall_albedo(room, side, p[0], p[1], p[2], grid.du * t);
+                                    sum = [sum[0] + c[0], sum[1] + c[1], sum[2] + c[2]];
+                                }
+                            }
+                            scale(sum, 1.0 / count)
+                        }
+                    };
+                    colour = scale(albedo, wall_light(n) * self.corner(p)).map(|c| c.min(255.0));
                 }
+                out.extend(colour.map(|c| (c + 0.5) as u8));
+                continue;
             }
             for j in 0..ss {
                 let v = v0 + j as f32 * grid.du;
@@ -605,15 +630,6 @@ impl Scene {
                 }
             }
             out.extend(colour.map(|c| (c / count + 0.5) as u8));
-        }
-    }
-
-    /// Whether a surface has one colour, apart from skirting boards.
-    fn even(&self, code: u32) -> bool {
-        match code {
-            0 | 1 => false,
-            2..8 => self.rooms.iter().all(|r| r.patterns[(code - 2).min(3) as usize] == WallPattern::Plain),
-            _ => code >= self.part_base,
         }
     }
 
@@ -652,16 +668,7 @@ impl Scene {
                 (self.floor_albedo(p[0], p[1], foot), shade)
             } else {
                 let (colour, n) = self.surface(code, p, p, grid.du * t);
-                let side = if n[0] < -0.5 {
-                    0
-                } else if n[1] < -0.5 {
-                    1
-                } else if n[0] > 0.5 {
-                    2
-                } else {
-                    3
-                };
-                (colour, if code == 1 { 0.97 } else { WALL_LIGHT[side] * self.corner(p) })
+                (colour, if code == 1 { 0.97 } else { wall_light(n) * self.corner(p) })
             }
         };
         colour.map(|c| (c * light).min(255.0))
@@ -776,6 +783,20 @@ impl Scene {
 
 const FACE_NORMALS: [[f32; 3]; 6] =
     [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]];
+
+/// Fast light on a wall with this normal.
+fn wall_light(n: [f32; 3]) -> f32 {
+    let side = if n[0] < -0.5 {
+        0
+    } else if n[1] < -0.5 {
+        1
+    } else if n[0] > 0.5 {
+        2
+    } else {
+        3
+    };
+    WALL_LIGHT[side]
+}
 
 /// Fast light on an object's surface with this normal (map).
 fn object_light(n: [f32; 3]) -> f32 {
