@@ -704,6 +704,32 @@ pub fn encode<O: Ops>(
     }
 }
 
+/// A whole clip `[1 + k * temporal_factor, 3, H, W]` to its `1 + k` latents, each `[1, z, h, w]`: the loop over
+/// [`encode`] in one graph. Frames that do not fill a group are ignored, as in the reference.
+///
+/// # Panics
+/// If `frames` is 0 or more than the clip holds.
+pub fn encode_clip<O: Ops>(
+    o: &mut O,
+    cfg: &VaeConfig,
+    latent: [usize; 2],
+    clip: &O::Tensor,
+    frames: usize,
+) -> Vec<O::Tensor> {
+    let group = cfg.temporal_factor() as i64;
+    let mut caches = Vec::new();
+    let mut latents = Vec::new();
+    for i in 0..1 + (frames as i64 - 1) / group {
+        let (chunk, from, to) =
+            if i == 0 { (Chunk::First, 0, 1) } else { (Chunk::Next, 1 + (i - 1) * group, 1 + i * group) };
+        let x = o.slice(clip, 0, from, Some(to));
+        let out = encode(o, cfg, latent, chunk, &x, &caches);
+        caches = out.caches;
+        latents.push(out.latent);
+    }
+    latents
+}
+
 /// One normalised latent `[1, z, h, w]` to frames.
 ///
 /// # Panics

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context;
-use mindseye_engines::model::Ops;
+use mindseye_engines::{model::Ops, onnx::Dim};
 
 use super::Vectors;
 use crate::eager::{Eager, Params};
@@ -38,6 +38,12 @@ impl Via {
 pub(super) trait Program {
     /// Tells graphs apart.
     fn key(&self) -> String;
+    /// Sizes of an input of the exported graph, where they may differ between calls; fixed otherwise.
+    fn dims(&self, _input: &str, shape: &[usize]) -> Vec<Dim> {
+        shape.iter().map(|s| Dim::Fixed(*s)).collect()
+    }
+    /// Number of axes of an output.
+    fn rank(&self, output: &str) -> usize;
     /// Writes the network down; inputs come in the order of [`Inputs`].
     fn build<O: Ops>(
         &self,
@@ -95,7 +101,7 @@ impl Engine {
         let params = Arc::new(weights.params()?);
         Ok(match via {
             Via::Eager => Self::Eager(params),
-            Via::Onnx => Self::Onnx(super::onnx::OnnxEngine::new(params)),
+            Via::Onnx => Self::Onnx(super::onnx::OnnxEngine::new(&params)?),
         })
     }
 

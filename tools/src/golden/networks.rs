@@ -11,6 +11,7 @@ use mindseye_engines::{
         umt5::{self, Umt5Config, Umt5Inputs},
         vae::{self, Chunk, VaeConfig},
     },
+    onnx::Dim,
     sampler::guide,
 };
 
@@ -39,6 +40,27 @@ pub(super) struct DitProgram {
 impl Program for DitProgram {
     fn key(&self) -> String {
         format!("dit bias={} memory={} keep={} {:?}", self.bias, self.memory, self.keep, self.cfg)
+    }
+
+    fn dims(&self, input: &str, shape: &[usize]) -> Vec<Dim> {
+        let symbols: &[(usize, &str)] = match input {
+            "latents" => &[(2, "frames")],
+            "rows" => &[(1, "frames")],
+            "time" => &[(0, "timesteps")],
+            "cos" | "sin" => &[(0, "tokens")],
+            "bias" => &[(2, "tokens"), (3, "keys")],
+            "text" => &[],
+            _ => &[(1, "memory")],
+        };
+        let mut dims: Vec<Dim> = shape.iter().map(|s| Dim::Fixed(*s)).collect();
+        for (axis, symbol) in symbols {
+            dims[*axis] = Dim::Symbol((*symbol).to_owned());
+        }
+        dims
+    }
+
+    fn rank(&self, output: &str) -> usize {
+        if output == "sample" { 5 } else { 4 }
     }
 
     fn build<O: Ops>(&self, o: &mut O, t: &[O::Tensor], i: &[O::Index]) -> Vec<(String, O::Tensor)> {
@@ -121,7 +143,7 @@ pub(super) fn run_dit(
         inputs.tensor("bias", &[1, 1, tokens, tokens], bias);
     }
     for (i, (shape, data)) in case.memory.iter().enumerate() {
-        inputs.tensor(&format!("{}{}", ["k", "v"][i % 2], i / 2), shape, data.clone());
+        inputs.tensor(&format!("past_{}{}", ["k", "v"][i % 2], i / 2), shape, data.clone());
     }
     inputs.index("rows", &[case.batch, case.frames], rows);
     let program =
@@ -312,6 +334,10 @@ impl Program for Umt5Program {
         format!("umt5 {:?}", self.0)
     }
 
+    fn rank(&self, _: &str) -> usize {
+        3
+    }
+
     fn build<O: Ops>(&self, o: &mut O, t: &[O::Tensor], i: &[O::Index]) -> Vec<(String, O::Tensor)> {
         let inputs = Umt5Inputs { ids: &i[0], buckets: &i[1], mask_bias: &t[0], keep: &t[1] };
         let out = umt5::encode(o, &self.0, &inputs);
@@ -401,6 +427,10 @@ struct VaeProgram {
 impl Program for VaeProgram {
     fn key(&self) -> String {
         format!("vae decode={} {:?} {:?} {:?}", self.decode, self.chunk, self.latent, self.cfg)
+    }
+
+    fn rank(&self, _: &str) -> usize {
+        4
     }
 
     fn build<O: Ops>(&self, o: &mut O, t: &[O::Tensor], _: &[O::Index]) -> Vec<(String, O::Tensor)> {
