@@ -174,8 +174,22 @@ impl Passport {
         name.into()
     }
 
+    /// With all figures rounded to seven digits. Written passports are rounded, since longer decimals may not come
+    /// back from JSON to the last bit, and the passport's own hash would not match.
+    #[must_use]
+    pub fn rounded(mut self) -> Self {
+        let round = |v: &mut f64| *v = format!("{v:.6e}").parse().unwrap_or(*v);
+        round(&mut self.build_seconds);
+        if let Some(v) = &mut self.verification {
+            for map in [&mut v.outputs, &mut v.blocks, &mut v.task] {
+                map.values_mut().for_each(round);
+            }
+        }
+        self
+    }
+
     fn seal(&self) -> String {
-        // Maps are ordered and floats print shortest-round-trip, so the same fields give the same text.
+        // Maps are ordered and short decimals make the round trip, so the same fields give the same text.
         sha256(serde_json::to_string(self).unwrap_or_default().as_bytes())
     }
 
@@ -186,14 +200,9 @@ impl Passport {
     pub fn write(&self, engine: &Path) -> Result<(), PassportError> {
         let path = Passport::path_for(engine);
         let shown = path.display().to_string();
-        let sealed = Sealed {
-            passport: self.clone(),
-            passport_sha256: self.seal(),
-        };
-        let text = serde_json::to_string_pretty(&sealed).map_err(|e| PassportError::Malformed {
-            path: shown.clone(),
-            reason: e.to_string(),
-        })?;
+        let sealed = Sealed { passport: self.clone(), passport_sha256: self.seal() };
+        let text = serde_json::to_string_pretty(&sealed)
+            .map_err(|e| PassportError::Malformed { path: shown.clone(), reason: e.to_string() })?;
         crate::trt::write_atomically(&path, text.as_bytes())
             .map_err(|source| PassportError::Io { path: shown, source })
     }
@@ -205,14 +214,8 @@ impl Passport {
     pub fn read(engine: &Path) -> Result<Passport, PassportError> {
         let path = Passport::path_for(engine);
         let shown = path.display().to_string();
-        let io = |source| PassportError::Io {
-            path: shown.clone(),
-            source,
-        };
-        let bad = |reason: String| PassportError::Malformed {
-            path: shown.clone(),
-            reason,
-        };
+        let io = |source| PassportError::Io { path: shown.clone(), source };
+        let bad = |reason: String| PassportError::Malformed { path: shown.clone(), reason };
         if std::fs::metadata(&path).map_err(io)?.len() > MAX_BYTES {
             return Err(bad("larger than 16 MiB".into()));
         }
@@ -223,12 +226,7 @@ impl Passport {
         }
         let (want, got) = (sealed.passport.seal(), sealed.passport_sha256);
         if want != got {
-            return Err(PassportError::Mismatch {
-                path: shown,
-                field: "passport_sha256",
-                got,
-                want,
-            });
+            return Err(PassportError::Mismatch { path: shown, field: "passport_sha256", got, want });
         }
         Ok(sealed.passport)
     }
@@ -277,10 +275,8 @@ impl Passport {
         {
             return Err(differs("driver_version", &got, &format!("at most {want}")));
         }
-        let want = sha256_file(engine).map_err(|source| PassportError::Io {
-            path: engine.display().to_string(),
-            source,
-        })?;
+        let want = sha256_file(engine)
+            .map_err(|source| PassportError::Io { path: engine.display().to_string(), source })?;
         if want != self.engine_sha256 {
             return Err(differs("engine_sha256", &self.engine_sha256, &want));
         }
@@ -329,6 +325,13 @@ mod tests {
         let passport = sample(&engine);
         passport.write(&engine).unwrap();
         assert_eq!(Passport::read(&engine).unwrap(), passport);
+        let mut thirds = passport.clone();
+        thirds.build_seconds = 1.0 / 3.0;
+        let outputs = BTreeMap::from([("sample".to_owned(), 2.0 / 300.0), ("pose".to_owned(), 1e-9 / 7.0)]);
+        thirds.verification = Some(Verification { outputs, ..Verification::default() });
+        thirds.write(&engine).unwrap();
+        assert_eq!(Passport::read(&engine).unwrap(), thirds.clone().rounded());
+        passport.write(&engine).unwrap();
         let here = Present {
             bundle_sha256: Some("b"),
             compute_capability: Some(ComputeCapability { major: 8, minor: 7 }),
@@ -338,13 +341,7 @@ mod tests {
         };
         passport.check(&engine, &here).unwrap();
         for (present, field) in [
-            (
-                Present {
-                    bundle_sha256: Some("other"),
-                    ..here.clone()
-                },
-                "bundle_sha256",
-            ),
+            (Present { bundle_sha256: Some("other"), ..here.clone() }, "bundle_sha256"),
             (
                 Present {
                     compute_capability: Some(ComputeCapability { major: 8, minor: 0 }),
@@ -352,52 +349,18 @@ mod tests {
                 },
                 "compute_capability",
             ),
-            (
-                Present {
-                    library: Some("tensorrt-rtx"),
-                    ..here.clone()
-                },
-                "library",
-            ),
-            (
-                Present {
-                    library_version: Some("10.16.2.10"),
-                    ..here.clone()
-                },
-                "library_version",
-            ),
-            (
-                Present {
-                    driver_version: Some(12_020),
-                    ..here.clone()
-                },
-                "driver_version",
-            ),
+            (Present { library: Some("tensorrt-rtx"), ..here.clone() }, "library"),
+            (Present { library_version: Some("10.16.2.10"), ..here.clone() }, "library_version"),
+            (Present { driver_version: Some(12_020), ..here.clone() }, "driver_version"),
         ] {
             let text = passport.check(&engine, &present).unwrap_err().to_string();
             assert!(text.contains(&format!("{field} is ")), "{field}: {text}");
         }
         let mut compatible = passport.clone();
+        compatible.builder_flags.insert("version_compatible".into(), "true".into());
+        compatible.check(&engine, &Present { library_version: Some("10.16.2.10"), ..here.clone() }).unwrap();
         compatible
-            .builder_flags
-            .insert("version_compatible".into(), "true".into());
-        compatible
-            .check(
-                &engine,
-                &Present {
-                    library_version: Some("10.16.2.10"),
-                    ..here.clone()
-                },
-            )
-            .unwrap();
-        compatible
-            .check(
-                &engine,
-                &Present {
-                    library_version: Some("10.0.1.6"),
-                    ..here.clone()
-                },
-            )
+            .check(&engine, &Present { library_version: Some("10.0.1.6"), ..here.clone() })
             .unwrap_err();
         std::fs::write(&engine, b"another").unwrap();
         let text = passport.check(&engine, &here).unwrap_err().to_string();

@@ -7,7 +7,7 @@
 //! ```
 //! use mindseye_engines::plan::{ModelSpec, plan};
 //! use mindseye_engines::target::{Precision, Target};
-//! let model = ModelSpec::from_toml(include_str!("../../tests/data/engine/wan22-5b-plan.toml")).unwrap();
+//! let model = ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap();
 //! let nano = plan(&model, &Target::named("orin-nano").unwrap(), Precision::Bf16, &Default::default()).unwrap();
 //! assert!(nano.refusal().unwrap().contains("does not fit"));
 //! ```
@@ -16,8 +16,11 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Manifest;
 use crate::model::codec::LinearCodecConfig;
 use crate::model::dit::DitConfig;
+use crate::model::umt5::Umt5Config;
+use crate::model::vae::VaeConfig;
 use crate::target::{Precision, Target, TargetError};
 
 /// Sizes of a streaming video VAE of the Wan2.2 family: causal 3x3x3 convolutions, four stages.
@@ -71,37 +74,135 @@ pub struct Workload {
     /// Forward passes per step (2 with classifier-free guidance).
     pub branches: u64,
     /// True when context keys and values are computed once (one-way mask).
-    #[serde(default)]
     pub cached_context: bool,
 }
 
 /// Everything that a plan needs to know of a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelSpec {
     /// Name.
     pub name: String,
     /// The denoiser.
     pub dit: DitConfig,
     /// The video VAE, if that is the codec.
-    #[serde(default)]
     pub vae: Option<VaeShape>,
     /// The linear codec, if that is the codec.
-    #[serde(default)]
     pub codec: Option<LinearCodecConfig>,
     /// The text encoder.
-    #[serde(default)]
     pub text_encoder: Option<TextShape>,
     /// How it is run.
     pub workload: Workload,
 }
 
+/// A model file (`configs/models/*.toml`); tables that a plan does not need are passed over.
+#[derive(Deserialize)]
+struct Wire {
+    name: String,
+    dit: DitConfig,
+    vae: Option<VaeConfig>,
+    umt5: Option<Umt5Config>,
+    codec: Option<LinearCodecConfig>,
+    layout: Layout,
+    sampler: Option<Sampler>,
+}
+
+#[derive(Deserialize)]
+struct Layout {
+    context_latents: u64,
+    motion_latents: u64,
+    box_latents: u64,
+}
+
+#[derive(Deserialize)]
+struct Sampler {
+    steps: u64,
+    guidance: f64,
+}
+
+fn vae_shape(v: &VaeConfig, dit: &DitConfig) -> Result<VaeShape, String> {
+    let [a, b, c, d] = v.dim_mult[..] else {
+        return Err(format!("vae.dim_mult has {} stages, a plan counts 4", v.dim_mult.len()));
+    };
+    // Three of the four stages halve the image, after pixels were gathered in squares.
+    let factor = 8 * v.patch_size;
+    Ok(VaeShape {
+        encoder_width: v.base_dim as u64,
+        decoder_width: v.decoder_base_dim as u64,
+        multipliers: [a as u64, b as u64, c as u64, d as u64],
+        encoder_blocks: v.num_res_blocks as u64,
+        decoder_blocks: v.num_res_blocks as u64 + 1,
+        latent_channels: v.z_dim as u64,
+        height: (dit.latent_height * factor) as u64,
+        width: (dit.latent_width * factor) as u64,
+    })
+}
+
+fn text_shape(t: &Umt5Config, dit: &DitConfig) -> Option<TextShape> {
+    (t.num_layers > 0).then(|| TextShape {
+        layers: t.num_layers as u64,
+        width: t.d_model as u64,
+        ffn: t.d_ff as u64,
+        vocabulary: t.vocab_size as u64,
+        length: dit.text_len as u64,
+    })
+}
+
 impl ModelSpec {
-    /// Reads a model from TOML; tables that a plan does not need are passed over.
+    /// Reads a model file.
     ///
     /// # Errors
     /// The key and what is wrong with it.
     pub fn from_toml(text: &str) -> Result<ModelSpec, String> {
-        let spec: ModelSpec = toml::from_str(text).map_err(|e| e.to_string().trim().replace('\n', " "))?;
+        let wire: Wire = toml::from_str(text).map_err(|e| e.to_string().trim().replace('\n', " "))?;
+        let sampler = wire.sampler.unwrap_or(Sampler { steps: 1, guidance: 1.0 });
+        let spec = ModelSpec {
+            vae: wire.vae.as_ref().map(|v| vae_shape(v, &wire.dit)).transpose()?,
+            text_encoder: wire.umt5.as_ref().and_then(|t| text_shape(t, &wire.dit)),
+            codec: wire.codec,
+            workload: Workload {
+                context_latents: wire.layout.context_latents,
+                // The first image of the motion is a latent of its own.
+                target_latents: wire.layout.motion_latents + wire.layout.box_latents + 1,
+                steps: sampler.steps,
+                branches: if sampler.guidance == 1.0 { 1 } else { 2 },
+                cached_context: false,
+            },
+            name: wire.name,
+            dit: wire.dit,
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Reads a bundle's manifest: sizes for which it was trained, its sampler's defaults.
+    ///
+    /// # Errors
+    /// The field and what is wrong with it.
+    pub fn from_manifest(manifest: &Manifest) -> Result<ModelSpec, String> {
+        fn table<T: serde::de::DeserializeOwned>(
+            manifest: &Manifest,
+            key: &str,
+        ) -> Result<Option<T>, String> {
+            let value = manifest.networks.get(key).cloned();
+            value.map(|v| v.try_into().map_err(|e| format!("networks.{key}: {e}"))).transpose()
+        }
+        let dit = manifest.dit.clone();
+        let vae: Option<VaeConfig> = table(manifest, "vae")?;
+        let umt5: Option<Umt5Config> = table(manifest, "umt5")?;
+        let spec = ModelSpec {
+            name: manifest.name.clone(),
+            vae: vae.as_ref().map(|v| vae_shape(v, &dit)).transpose()?,
+            text_encoder: umt5.as_ref().and_then(|t| text_shape(t, &dit)),
+            codec: table(manifest, "codec")?,
+            workload: Workload {
+                context_latents: manifest.limits.context_trained as u64,
+                target_latents: manifest.limits.target_trained as u64,
+                steps: manifest.sampler.steps as u64,
+                branches: if manifest.sampler.guidance == 1.0 { 1 } else { 2 },
+                cached_context: manifest.component.contains_key("denoiser_cached"),
+            },
+            dit,
+        };
         spec.check()?;
         Ok(spec)
     }
@@ -116,20 +217,14 @@ impl ModelSpec {
             codec.validate()?;
         }
         let w = &self.workload;
-        for (name, v) in [
-            ("target_latents", w.target_latents),
-            ("steps", w.steps),
-            ("branches", w.branches),
-        ] {
+        for (name, v) in [("target_latents", w.target_latents), ("steps", w.steps), ("branches", w.branches)]
+        {
             if v == 0 || v > 1 << 20 {
                 return Err(format!("workload.{name} = {v} is not between 1 and 2^20"));
             }
         }
         if w.context_latents > 1 << 20 {
-            return Err(format!(
-                "workload.context_latents = {} is more than 2^20",
-                w.context_latents
-            ));
+            return Err(format!("workload.context_latents = {} is more than 2^20", w.context_latents));
         }
         Ok(())
     }
@@ -148,11 +243,7 @@ pub struct PlanOptions {
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        PlanOptions {
-            keep_first_blocks: 1,
-            keep_last_blocks: 1,
-            workspace_bytes: None,
-        }
+        PlanOptions { keep_first_blocks: 1, keep_last_blocks: 1, workspace_bytes: None }
     }
 }
 
@@ -258,20 +349,12 @@ fn dit_parameters(c: &DitConfig, keep_blocks: u64) -> (f64, f64) {
         + linear(d, out);
     let layers = c.layers as f64;
     let kept = (keep_blocks as f64).min(layers);
-    (
-        matrices * (layers - kept),
-        edges + layers * rest + kept * matrices,
-    )
+    (matrices * (layers - kept), edges + layers * rest + kept * matrices)
 }
 
 /// Operations of the blocks for `n` query tokens over `kv` keys: (linear, attention, text keys and values).
 fn dit_flop(c: &DitConfig, n: f64, kv: f64) -> (f64, f64, f64) {
-    let (d, f, layers, text) = (
-        c.dim() as f64,
-        c.ffn_dim as f64,
-        c.layers as f64,
-        c.text_len as f64,
-    );
+    let (d, f, layers, text) = (c.dim() as f64, c.ffn_dim as f64, c.layers as f64, c.text_len as f64);
     let linear = n * (8.0 * d * d + 4.0 * d * d + 4.0 * d * f) * layers;
     let attention = (4.0 * n * kv * d + 4.0 * n * text * d) * layers;
     (linear, attention, 4.0 * text * d * d * layers)
@@ -279,13 +362,7 @@ fn dit_flop(c: &DitConfig, n: f64, kv: f64) -> (f64, f64, f64) {
 
 impl Count {
     fn conv(&mut self, cin: u64, cout: u64, kernel: u64, pixels: u64, frames: u64) {
-        let (cin, cout, k, px, t) = (
-            cin as f64,
-            cout as f64,
-            kernel as f64,
-            pixels as f64,
-            frames as f64,
-        );
+        let (cin, cout, k, px, t) = (cin as f64, cout as f64, kernel as f64, pixels as f64, frames as f64);
         self.parameters += cin * cout * k + cout;
         self.flop += 2.0 * cin * cout * k * px * t;
         self.peak_values = self.peak_values.max((cin + cout) * px * t);
@@ -406,23 +483,9 @@ pub fn plan(
     if let Some(v) = &model.vae {
         let float = precision.float();
         let calls = w.context_latents;
-        components.push(vae_component(
-            "vae_encoder",
-            "4 frames",
-            vae_encode(v, false),
-            calls,
-            target,
-            float,
-        ));
+        components.push(vae_component("vae_encoder", "4 frames", vae_encode(v, false), calls, target, float));
         let calls = w.target_latents;
-        components.push(vae_component(
-            "vae_decoder",
-            "1 latent",
-            vae_decode(v, false),
-            calls,
-            target,
-            float,
-        ));
+        components.push(vae_component("vae_decoder", "1 latent", vae_decode(v, false), calls, target, float));
     }
     if let Some(c) = &model.codec {
         // One matrix, applied to every block; its transpose decodes.
@@ -436,61 +499,30 @@ pub fn plan(
             peak_values: 2.0 * (12 * c.height * c.width) as f64,
         };
         let float = precision.float();
-        components.push(vae_component(
-            "vae_encoder",
-            "4 frames",
-            count,
-            frames,
-            target,
-            float,
-        ));
-        components.push(vae_component(
-            "vae_decoder",
-            "1 latent",
-            count,
-            w.target_latents,
-            target,
-            float,
-        ));
+        components.push(vae_component("vae_encoder", "4 frames", count, frames, target, float));
+        components.push(vae_component("vae_decoder", "1 latent", count, w.target_latents, target, float));
     }
     let denoiser = denoiser_component(model, target, precision, options);
     let denoiser_teraflop_total = denoiser.teraflop * denoiser.calls as f64;
     components.push(denoiser);
 
-    let workspace = options
-        .workspace_bytes
-        .unwrap_or_else(|| (1 << 30).min(target.usable_bytes() / 20));
+    let workspace = options.workspace_bytes.unwrap_or_else(|| (1 << 30).min(target.usable_bytes() / 20));
     let (text, run): (Vec<_>, Vec<_>) = components.iter().partition(|c| c.name == "text_encoder");
     let sum = |f: fn(&ComponentPlan) -> u64| run.iter().map(|c| f(c)).sum::<u64>();
     let weights = sum(|c| c.weight_bytes);
     let state = sum(|c| c.state_bytes);
     let activations = run.iter().map(|c| c.activation_bytes).max().unwrap_or(0);
     let run_total = weights + activations + state + workspace;
-    let text_total = text
-        .iter()
-        .map(|c| c.weight_bytes + c.activation_bytes + workspace)
-        .sum();
+    let text_total = text.iter().map(|c| c.weight_bytes + c.activation_bytes + workspace).sum();
     let usable = target.usable_bytes();
     let peak = run_total.max(text_total);
-    let seconds_total = components
-        .iter()
-        .map(|c| c.seconds.map(|s| s * c.calls as f64))
-        .sum();
+    let seconds_total = components.iter().map(|c| c.seconds.map(|s| s * c.calls as f64)).sum();
     Ok(Plan {
         model: model.name.clone(),
         target: target.name.clone(),
         precision,
         components,
-        memory: MemoryPlan {
-            weights,
-            activations,
-            state,
-            workspace,
-            run_total,
-            text_total,
-            peak,
-            usable,
-        },
+        memory: MemoryPlan { weights, activations, state, workspace, run_total, text_total, peak, usable },
         denoiser_teraflop_total,
         seconds_total,
         fits: peak <= usable,
@@ -506,21 +538,13 @@ fn roofline(
     attention_precision: Precision,
     bytes: f64,
 ) -> (Option<f64>, Option<f64>, bool) {
-    let rates = (
-        target.rate(precision),
-        target.rate(attention_precision),
-        target.bandwidth_bytes_per_sec,
-    );
+    let rates = (target.rate(precision), target.rate(attention_precision), target.bandwidth_bytes_per_sec);
     let (Some(rate), Some(attention_rate), Some(bandwidth)) = rates else {
         return (None, None, false);
     };
     let compute = linear / rate + attention / attention_rate;
     let memory = bytes / bandwidth;
-    (
-        Some(compute.max(memory)),
-        Some((linear + attention) / rate),
-        memory > compute,
-    )
+    (Some(compute.max(memory)), Some((linear + attention) / rate), memory > compute)
 }
 
 fn denoiser_component(
@@ -532,11 +556,7 @@ fn denoiser_component(
     let (c, w) = (&model.dit, &model.workload);
     let float = precision.float();
     let quantised = precision != float;
-    let keep = if quantised {
-        options.keep_first_blocks + options.keep_last_blocks
-    } else {
-        0
-    };
+    let keep = if quantised { options.keep_first_blocks + options.keep_last_blocks } else { 0 };
     let (low, high) = dit_parameters(c, keep);
     let weight_bytes = low * precision.weight_bytes() + high * float.weight_bytes();
     let (d, f) = (c.dim() as f64, c.ffn_dim as f64);
@@ -546,11 +566,8 @@ fn denoiser_component(
     let queries = if w.cached_context { all - context } else { all };
     let (linear, attention, text) = dit_flop(c, queries, all);
     // 8-bit attention: FP8 only, where the head size is a multiple of 16.
-    let attention_precision = if precision == Precision::Fp8 && c.head_dim % 16 == 0 {
-        Precision::Fp8
-    } else {
-        float
-    };
+    let attention_precision =
+        if precision == Precision::Fp8 && c.head_dim % 16 == 0 { Precision::Fp8 } else { float };
     let element = float.weight_bytes();
     let activation_bytes = queries * (4.0 * d + element * d) + element * queries * f.max(4.0 * d);
     let state_bytes = if w.cached_context {
@@ -625,14 +642,8 @@ fn text_component(t: &TextShape, target: &Target, float: Precision) -> Component
     let parameters = matrices + t.vocabulary as f64 * d;
     let attention = 4.0 * n * n * d * layers;
     let bytes = float.weight_bytes();
-    let (seconds, at_rate, memory_bound) = roofline(
-        target,
-        2.0 * matrices * n,
-        attention,
-        float,
-        float,
-        matrices * bytes,
-    );
+    let (seconds, at_rate, memory_bound) =
+        roofline(target, 2.0 * matrices * n, attention, float, float, matrices * bytes);
     ComponentPlan {
         name: "text_encoder".into(),
         unit: format!("{} rows", t.length),
@@ -671,10 +682,7 @@ impl Plan {
             gb(m.run_total)
         );
         let text = if m.text_total > m.usable {
-            format!(
-                "; the text encoder alone takes {} (cache its output per prompt)",
-                gb(m.text_total)
-            )
+            format!("; the text encoder alone takes {} (cache its output per prompt)", gb(m.text_total))
         } else {
             String::new()
         };
@@ -756,14 +764,20 @@ mod tests {
     use super::*;
 
     fn wan() -> ModelSpec {
-        ModelSpec::from_toml(include_str!("../../tests/data/engine/wan22-5b-plan.toml")).unwrap()
+        ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap()
+    }
+
+    #[test]
+    fn the_small_model_fits_everywhere() {
+        let m = ModelSpec::from_toml(include_str!("../../configs/models/house-tiny.toml")).unwrap();
+        for t in Target::all() {
+            let p = plan(&m, &t, t.best_precision(), &PlanOptions::default()).unwrap();
+            assert!(p.fits, "{}", p.table());
+        }
     }
 
     fn close(got: f64, want: f64, tolerance: f64, what: &str) {
-        assert!(
-            (got / want - 1.0).abs() < tolerance,
-            "{what}: {got} against {want}"
-        );
+        assert!((got / want - 1.0).abs() < tolerance, "{what}: {got} against {want}");
     }
 
     #[test]
@@ -773,12 +787,9 @@ mod tests {
         assert_eq!((low + high) as u64, 4_999_787_712);
         // Work of the joint forward, the prefill, the cached forward and targets alone (TFLOP).
         let per = m.dit.tokens_per_frame() as f64;
-        for (queries, keys, want) in [
-            (131.0, 131.0, 189.9),
-            (85.0, 85.0, 107.8),
-            (46.0, 131.0, 66.5),
-            (46.0, 46.0, 50.9),
-        ] {
+        for (queries, keys, want) in
+            [(131.0, 131.0, 189.9), (85.0, 85.0, 107.8), (46.0, 131.0, 66.5), (46.0, 46.0, 50.9)]
+        {
             let (linear, attention, text) = dit_flop(&m.dit, queries * per, keys * per);
             // The printed figures of cached forwards leave out the text keys and values (0.6).
             close((linear + attention + text) / 1e12, want, 0.015, "denoiser");
@@ -792,18 +803,8 @@ mod tests {
         ] {
             close(count.flop / 1e12, want, 0.01, what);
         }
-        close(
-            vae_encode(&v, false).parameters,
-            149.6e6,
-            0.01,
-            "encoder parameters",
-        );
-        close(
-            vae_decode(&v, false).parameters,
-            555.1e6,
-            0.01,
-            "decoder parameters",
-        );
+        close(vae_encode(&v, false).parameters, 149.6e6, 0.01, "encoder parameters");
+        close(vae_decode(&v, false).parameters, 555.1e6, 0.01, "decoder parameters");
         close(vae_encode(&v, false).cache_values, 62.7e6, 0.05, "encoder caches");
         close(vae_decode(&v, false).cache_values, 190e6, 0.05, "decoder caches");
     }
@@ -813,12 +814,7 @@ mod tests {
         // wan22 section 6, rows A (50 steps x 2, joint), and G (8 steps, cached, one branch), seconds at peak.
         let m = wan();
         let mut cached = wan();
-        cached.workload = Workload {
-            steps: 8,
-            branches: 1,
-            cached_context: true,
-            ..m.workload.clone()
-        };
+        cached.workload = Workload { steps: 8, branches: 1, cached_context: true, ..m.workload.clone() };
         for (target, precision, joint, vae_group, decode) in [
             ("a100", Precision::Bf16, 61.0, 0.005, 1.1),
             ("h200", Precision::Bf16, 24.0, 0.002, 0.45),
@@ -841,24 +837,12 @@ mod tests {
         let p = plan(&cached, &a100, Precision::Bf16, &PlanOptions::default()).unwrap();
         let d = p.components.last().unwrap();
         // 107.8 of prefill come on top of these 8 x 66.5.
-        close(
-            (d.seconds_all_at_rate.unwrap() * 8.0 * 312.0 + 107.8) / 312.0,
-            2.1,
-            0.05,
-            "row G",
-        );
+        close((d.seconds_all_at_rate.unwrap() * 8.0 * 312.0 + 107.8) / 312.0, 2.1, 0.05, "row G");
         close(d.state_bytes as f64, 3.26e9, 0.01, "context K/V");
         // INT8 on linears only gains 1.45 (section 6, remarks).
         let t = Target::named("orin-agx").unwrap();
-        let s = |p| {
-            plan(&m, &t, p, &PlanOptions::default())
-                .unwrap()
-                .components
-                .last()
-                .unwrap()
-                .seconds
-                .unwrap()
-        };
+        let s =
+            |p| plan(&m, &t, p, &PlanOptions::default()).unwrap().components.last().unwrap().seconds.unwrap();
         close(s(Precision::Fp16) / s(Precision::Int8), 1.45, 0.05, "int8 gain");
     }
 
@@ -871,13 +855,7 @@ mod tests {
             ("a100", Precision::Bf16, true),
             ("h200", Precision::Fp8, true),
         ] {
-            let p = plan(
-                &m,
-                &Target::named(target).unwrap(),
-                precision,
-                &PlanOptions::default(),
-            )
-            .unwrap();
+            let p = plan(&m, &Target::named(target).unwrap(), precision, &PlanOptions::default()).unwrap();
             assert_eq!(p.fits, fits, "{target} {}", p.table());
             assert_eq!(p.refusal().is_none(), fits);
             let weight =
@@ -889,22 +867,11 @@ mod tests {
             }
         }
         let nano = Target::named("orin-nano").unwrap();
-        let text = plan(&m, &nano, Precision::Bf16, &PlanOptions::default())
-            .unwrap()
-            .refusal()
-            .unwrap();
-        for part in [
-            "weights 11.",
-            "activations",
-            "context K/V",
-            "workspace",
-            "6.50 GB usable",
-        ] {
+        let text = plan(&m, &nano, Precision::Bf16, &PlanOptions::default()).unwrap().refusal().unwrap();
+        for part in ["weights 11.", "activations", "context K/V", "workspace", "6.50 GB usable"] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let fp8 = plan(&m, &nano, Precision::Fp8, &PlanOptions::default())
-            .unwrap_err()
-            .to_string();
+        let fp8 = plan(&m, &nano, Precision::Fp8, &PlanOptions::default()).unwrap_err().to_string();
         assert!(fp8.contains("8.9"), "{fp8}");
     }
 }

@@ -119,9 +119,7 @@ impl FromStr for PrecisionRequest {
             .into_iter()
             .find(|p| p.name() == text)
             .map(PrecisionRequest::Exactly)
-            .ok_or_else(|| TargetError::UnknownPrecision {
-                given: text.to_owned(),
-            })
+            .ok_or_else(|| TargetError::UnknownPrecision { given: text.to_owned() })
     }
 }
 
@@ -157,9 +155,8 @@ impl FromStr for ComputeCapability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (major, minor) = text
-            .split_once('.')
-            .ok_or_else(|| format!("{text:?} is not of the form 8.7"))?;
+        let (major, minor) =
+            text.split_once('.').ok_or_else(|| format!("{text:?} is not of the form 8.7"))?;
         match (major.parse(), minor.parse()) {
             (Ok(major), Ok(minor)) if (1..100).contains(&major) && minor < 10 => Ok(Self { major, minor }),
             _ => Err(format!("{text:?} is not of the form 8.7")),
@@ -187,6 +184,21 @@ pub struct Limits {
     pub output_relative_l2: f64,
     /// Relative L2 error allowed at the end of each block.
     pub block_relative_l2: f64,
+    /// Factor on both for INT4 weights.
+    pub int4w_factor: f64,
+}
+
+impl Limits {
+    /// The limits of a precision.
+    #[must_use]
+    pub fn of(&self, precision: Precision) -> Limits {
+        let factor = if precision == Precision::Int4w { self.int4w_factor } else { 1.0 };
+        Limits {
+            output_relative_l2: self.output_relative_l2 * factor,
+            block_relative_l2: self.block_relative_l2 * factor,
+            int4w_factor: 1.0,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -337,15 +349,9 @@ impl Target {
     /// The file is missing, too large, or has a wrong key or value.
     pub fn read(path: &Path) -> Result<Target, TargetError> {
         let name = path.display().to_string();
-        let read = |source| TargetError::Read {
-            path: name.clone(),
-            source,
-        };
+        let read = |source| TargetError::Read { path: name.clone(), source };
         if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
-            return Err(TargetError::Invalid {
-                name,
-                reason: "larger than 64 KiB".into(),
-            });
+            return Err(TargetError::Invalid { name, reason: "larger than 64 KiB".into() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
         Target::parse(&name, &text)
@@ -356,10 +362,7 @@ impl Target {
     /// # Errors
     /// [`TargetError::Invalid`] names the key.
     pub fn parse(name: &str, text: &str) -> Result<Target, TargetError> {
-        let bad = |reason: String| TargetError::Invalid {
-            name: name.to_owned(),
-            reason,
-        };
+        let bad = |reason: String| TargetError::Invalid { name: name.to_owned(), reason };
         let wire: Wire = toml::from_str(text).map_err(|e| bad(e.to_string().trim().replace('\n', " ")))?;
         let positive = |key: &str, v: f64| {
             if v.is_finite() && v > 0.0 {
@@ -370,14 +373,12 @@ impl Target {
         };
         let memory_gb = positive("memory_gb", wire.memory_gb)?;
         if !(wire.reserved_gb >= 0.0 && wire.reserved_gb < memory_gb) {
-            return Err(bad(format!(
-                "reserved_gb = {} is not between 0 and memory_gb",
-                wire.reserved_gb
-            )));
+            return Err(bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb)));
         }
         for (key, v) in [
             ("limits.output_relative_l2", wire.limits.output_relative_l2),
             ("limits.block_relative_l2", wire.limits.block_relative_l2),
+            ("limits.int4w_factor", wire.limits.int4w_factor),
         ] {
             positive(key, v)?;
         }
@@ -458,10 +459,7 @@ impl Target {
         Err(TargetError::PrecisionRefused {
             asked,
             target: self.name.clone(),
-            at: self
-                .compute_capability
-                .map(|cc| format!(" (compute capability {cc})"))
-                .unwrap_or_default(),
+            at: self.compute_capability.map(|cc| format!(" (compute capability {cc})")).unwrap_or_default(),
             reason,
             alternative: self.best_precision(),
         })
@@ -513,12 +511,7 @@ mod tests {
             let t = Target::named(name).unwrap();
             assert_eq!(t.resolve(PrecisionRequest::Auto).unwrap(), best, "{name}");
             assert_eq!(t.check_precision(Precision::Fp8).is_ok(), fp8, "{name}");
-            for p in [
-                Precision::Fp16,
-                Precision::Bf16,
-                Precision::Int8,
-                Precision::Int4w,
-            ] {
+            for p in [Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4w] {
                 t.check_precision(p).unwrap();
             }
         }
@@ -529,15 +522,8 @@ mod tests {
     #[test]
     fn refusal_names_reason_and_alternative() {
         for name in ["a100", "orin-agx"] {
-            let text = Target::named(name)
-                .unwrap()
-                .check_precision(Precision::Fp8)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                text.contains("compute capability 8.9") && text.ends_with("--precision int8"),
-                "{text}"
-            );
+            let text = Target::named(name).unwrap().check_precision(Precision::Fp8).unwrap_err().to_string();
+            assert!(text.contains("compute capability 8.9") && text.ends_with("--precision int8"), "{text}");
         }
     }
 
@@ -553,24 +539,13 @@ mod tests {
             ("\"int4w\"]", "\"int4w\", \"fp8\"]", "fp8"),
             ("title =", "titel =", "titel"),
             ("\"8.0\"", "\"eight\"", "eight"),
-            (
-                "output_relative_l2 = 0.05",
-                "output_relative_l2 = inf",
-                "limits.output_relative_l2",
-            ),
+            ("output_relative_l2 = 0.05", "output_relative_l2 = inf", "limits.output_relative_l2"),
         ] {
             assert!(good.contains(from), "{from}");
-            let text = Target::parse("t", &good.replacen(from, to, 1))
-                .unwrap_err()
-                .to_string();
+            let text = Target::parse("t", &good.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(text.contains(want), "{want}: {text}");
         }
-        assert!(
-            Target::named("orin")
-                .unwrap_err()
-                .to_string()
-                .contains("orin-agx")
-        );
+        assert!(Target::named("orin").unwrap_err().to_string().contains("orin-agx"));
         assert!("int3".parse::<PrecisionRequest>().is_err());
     }
 }

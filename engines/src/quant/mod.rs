@@ -28,6 +28,7 @@ pub use calibrate::Calibrator;
 pub use float::to_float16;
 pub use rewrite::{QuantConfig, Quantised, ScaleRecord, calibrate_and_quantise as quantise, layers};
 pub use synthetic::{SyntheticDenoiser, denoiser_inputs};
+pub(crate) use verify::name_worst;
 pub use verify::{Report, TaskEvaluation, TaskFigures, auto_exclude, sensitivities, verify};
 
 use crate::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};

@@ -145,12 +145,12 @@ fn limits_are_met_by_keeping_the_worst_layers() {
     c.block = 64;
     let (_, report) = run(&c, &fp32);
     let error = report.outputs["sample"];
-    let limits = Limits { output_relative_l2: error * 0.9, block_relative_l2: 1.0 };
+    let limits = Limits { output_relative_l2: error * 0.9, block_relative_l2: 1.0, int4w_factor: 1.0 };
     assert_eq!(report.past(&limits).unwrap().0, "sample");
     let (q, report, used) = auto_exclude(&fp32, &c, &limits, &RtenBackend, &mut source(2), 2).unwrap();
     assert!(report.past(&limits).is_none());
     assert!(!used.keep.is_empty() && used.keep.iter().all(|k| q.kept.contains(k)), "{:?}", used.keep);
-    let impossible = Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0 };
+    let impossible = Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0, int4w_factor: 1.0 };
     let text = auto_exclude(&fp32, &c, &impossible, &RtenBackend, &mut source(1), 1).unwrap_err().to_string();
     assert!(text.contains("sample") && text.contains("blocks."), "{text}");
 }

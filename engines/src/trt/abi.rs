@@ -229,10 +229,7 @@ pub const V11: Slots = Slots {
 
 /// TensorRT-RTX 1.7.
 pub const RTX17: Slots = Slots {
-    config_compute_capabilities: Some(ComputeCapabilitySlots {
-        set_count: 55,
-        set: 57,
-    }),
+    config_compute_capabilities: Some(ComputeCapabilitySlots { set_count: 55, set: 57 }),
     context_set_device_memory: 48,
     ..V11
 };
@@ -292,9 +289,9 @@ impl Abi {
             (false, 10 | 11, _) => Err(format!(
                 "TensorRT {version} is newer than this program knows (10.0 to 10.16, 11.0 to 11.4)"
             )),
-            (false, _, _) => Err(format!(
-                "TensorRT {version} is not supported; install 10.0 to 10.16 or 11.0 to 11.4"
-            )),
+            (false, _, _) => {
+                Err(format!("TensorRT {version} is not supported; install 10.0 to 10.16 or 11.0 to 11.4"))
+            }
         }
     }
 }
@@ -324,12 +321,9 @@ mod tests {
     #[test]
     fn slots_agree_with_the_generated_lists() {
         let lists = lists();
-        for (abi, version) in [
-            (Abi::V10, "v10.3.0"),
-            (Abi::V10, "v10.16"),
-            (Abi::V11, "v11.4"),
-            (Abi::Rtx17, "rtx1.7"),
-        ] {
+        for (abi, version) in
+            [(Abi::V10, "v10.3.0"), (Abi::V10, "v10.16"), (Abi::V11, "v11.4"), (Abi::Rtx17, "rtx1.7")]
+        {
             let s = abi.slots();
             let v = |class: &str, method: &str| index(&lists, version, class, method) + 2;
             for (got, class, method) in [
@@ -339,38 +333,14 @@ mod tests {
                 (s.builder_build_serialized, "VBuilder", "buildSerializedNetwork"),
                 (s.config_set_flag, "VBuilderConfig", "setFlag"),
                 (s.config_add_profile, "VBuilderConfig", "addOptimizationProfile"),
-                (
-                    s.config_set_profiling_verbosity,
-                    "VBuilderConfig",
-                    "setProfilingVerbosity",
-                ),
-                (
-                    s.config_create_timing_cache,
-                    "VBuilderConfig",
-                    "createTimingCache",
-                ),
+                (s.config_set_profiling_verbosity, "VBuilderConfig", "setProfilingVerbosity"),
+                (s.config_create_timing_cache, "VBuilderConfig", "createTimingCache"),
                 (s.config_set_timing_cache, "VBuilderConfig", "setTimingCache"),
                 (s.config_get_timing_cache, "VBuilderConfig", "getTimingCache"),
-                (
-                    s.config_set_memory_pool_limit,
-                    "VBuilderConfig",
-                    "setMemoryPoolLimit",
-                ),
-                (
-                    s.config_set_optimization_level,
-                    "VBuilderConfig",
-                    "setBuilderOptimizationLevel",
-                ),
-                (
-                    s.config_set_hardware_compatibility,
-                    "VBuilderConfig",
-                    "setHardwareCompatibilityLevel",
-                ),
-                (
-                    s.config_set_progress_monitor,
-                    "VBuilderConfig",
-                    "setProgressMonitor",
-                ),
+                (s.config_set_memory_pool_limit, "VBuilderConfig", "setMemoryPoolLimit"),
+                (s.config_set_optimization_level, "VBuilderConfig", "setBuilderOptimizationLevel"),
+                (s.config_set_hardware_compatibility, "VBuilderConfig", "setHardwareCompatibilityLevel"),
+                (s.config_set_progress_monitor, "VBuilderConfig", "setProgressMonitor"),
                 (s.network_get_nb_layers, "VNetworkDefinition", "getNbLayers"),
                 (s.network_get_nb_inputs, "VNetworkDefinition", "getNbInputs"),
                 (s.network_get_input, "VNetworkDefinition", "getInput"),
@@ -386,18 +356,10 @@ mod tests {
                 (s.timing_cache_serialize, "VTimingCache", "serialize"),
                 (s.timing_cache_combine, "VTimingCache", "combine"),
                 (s.runtime_deserialize, "VRuntime", "deserializeCudaEngine"),
-                (
-                    s.runtime_set_host_code_allowed,
-                    "VRuntime",
-                    "setEngineHostCodeAllowed",
-                ),
+                (s.runtime_set_host_code_allowed, "VRuntime", "setEngineHostCodeAllowed"),
                 (s.engine_create_context, "VCudaEngine", "createExecutionContext"),
                 (s.engine_get_nb_layers, "VCudaEngine", "getNbLayers"),
-                (
-                    s.engine_get_nb_profiles,
-                    "VCudaEngine",
-                    "getNbOptimizationProfiles",
-                ),
+                (s.engine_get_nb_profiles, "VCudaEngine", "getNbOptimizationProfiles"),
                 (s.engine_create_inspector, "VCudaEngine", "createEngineInspector"),
                 (s.engine_get_tensor_shape, "VCudaEngine", "getTensorShape"),
                 (s.engine_get_tensor_dtype, "VCudaEngine", "getTensorDataType"),
@@ -408,40 +370,20 @@ mod tests {
                 (
                     s.engine_get_device_memory_size,
                     "VCudaEngine",
-                    if abi == Abi::V10 {
-                        "getDeviceMemorySize"
-                    } else {
-                        "getDeviceMemorySizeV2"
-                    },
+                    if abi == Abi::V10 { "getDeviceMemorySize" } else { "getDeviceMemorySizeV2" },
                 ),
                 (
                     s.context_set_device_memory,
                     "VExecutionContext",
-                    if abi.device_memory_has_size() {
-                        "setDeviceMemoryV2"
-                    } else {
-                        "setDeviceMemory"
-                    },
+                    if abi.device_memory_has_size() { "setDeviceMemoryV2" } else { "setDeviceMemory" },
                 ),
-                (
-                    s.context_set_profile_async,
-                    "VExecutionContext",
-                    "setOptimizationProfileAsync",
-                ),
+                (s.context_set_profile_async, "VExecutionContext", "setOptimizationProfileAsync"),
                 (s.context_set_input_shape, "VExecutionContext", "setInputShape"),
                 (s.context_get_tensor_shape, "VExecutionContext", "getTensorShape"),
-                (
-                    s.context_set_tensor_address,
-                    "VExecutionContext",
-                    "setTensorAddress",
-                ),
+                (s.context_set_tensor_address, "VExecutionContext", "setTensorAddress"),
                 (s.context_infer_shapes, "VExecutionContext", "inferShapes"),
                 (s.context_enqueue_v3, "VExecutionContext", "enqueueV3"),
-                (
-                    s.inspector_engine_information,
-                    "VEngineInspector",
-                    "getEngineInformation",
-                ),
+                (s.inspector_engine_information, "VEngineInspector", "getEngineInformation"),
             ] {
                 assert_eq!(got, v(class, method), "{version} {class}::{method}");
             }
@@ -458,11 +400,7 @@ mod tests {
                     (s.parser_error_node_name, "IParserError", "nodeName"),
                     (s.parser_error_node_operator, "IParserError", "nodeOperator"),
                 ] {
-                    assert_eq!(
-                        got,
-                        index(&lists, version, class, method),
-                        "{version} {class}::{method}"
-                    );
+                    assert_eq!(got, index(&lists, version, class, method), "{version} {class}::{method}");
                 }
             }
             assert_eq!(
@@ -494,22 +432,13 @@ mod tests {
             assert_eq!(lists[version][class].len(), count, "{version} {class}");
         }
         for (class, old) in &lists["v10.3.0"] {
-            assert_eq!(
-                &lists["v10.16"][class][..old.len()],
-                &old[..],
-                "{class} is append only in 10.x"
-            );
+            assert_eq!(&lists["v10.16"][class][..old.len()], &old[..], "{class} is append only in 10.x");
         }
     }
 
     #[test]
     fn versions_choose_a_table_or_are_refused() {
-        let v = |major, minor| Version {
-            major,
-            minor,
-            patch: 0,
-            build: 0,
-        };
+        let v = |major, minor| Version { major, minor, patch: 0, build: 0 };
         for (version, rtx, want) in [
             (v(10, 0), false, Some(Abi::V10)),
             (v(10, 3), false, Some(Abi::V10)),

@@ -167,26 +167,16 @@ pub fn build(
     let started = Instant::now();
     let shown = onnx.display().to_string();
     let cancelled = || {
-        if options.cancel.load(Ordering::Relaxed) {
-            Err(BuildError::Cancelled)
-        } else {
-            Ok(())
-        }
+        if options.cancel.load(Ordering::Relaxed) { Err(BuildError::Cancelled) } else { Ok(()) }
     };
     let report = |name: &str| {
         if let Some(progress) = &options.progress {
-            progress(Progress::Phase {
-                name: name.to_owned(),
-                steps: 0,
-            });
+            progress(Progress::Phase { name: name.to_owned(), steps: 0 });
         }
     };
     check_device(library, options)?;
     if !onnx.is_file() {
-        return Err(BuildError::Io {
-            path: shown,
-            source: std::io::ErrorKind::NotFound.into(),
-        });
+        return Err(BuildError::Io { path: shown, source: std::io::ErrorKind::NotFound.into() });
     }
     drop(library.take_errors());
     let abi = library.abi();
@@ -204,9 +194,7 @@ pub fn build(
     let config = create_config(library, &builder)?;
     configure(library, &config, options)?;
     add_profiles(library, &builder, &config, &inputs, &options.profiles)?;
-    let timing = (abi != Abi::Rtx17)
-        .then_some(options.timing_cache.as_deref())
-        .flatten();
+    let timing = (abi != Abi::Rtx17).then_some(options.timing_cache.as_deref()).flatten();
     // The cache object must outlive the build.
     let _cache = match timing {
         Some(path) => attach_timing_cache(slots, &config, path)?,
@@ -243,30 +231,19 @@ pub fn build(
     }
     cancelled()?;
     let Some(serialized) = serialized else {
-        return Err(BuildError::Build {
-            path: shown,
-            log: library.errors_text(),
-        });
+        return Err(BuildError::Build { path: shown, log: library.errors_text() });
     };
     let bytes = host_memory(slots, &serialized).ok_or_else(|| BuildError::Build {
         path: shown,
         log: ": the engine that came back is empty".into(),
     })?;
     report("write");
-    write_atomically(out, bytes).map_err(|source| BuildError::Io {
-        path: out.display().to_string(),
-        source,
-    })?;
+    write_atomically(out, bytes)
+        .map_err(|source| BuildError::Io { path: out.display().to_string(), source })?;
     if let Some(path) = timing {
         save_timing_cache(slots, &config, path)?;
     }
-    Ok(Built {
-        bytes: bytes.len() as u64,
-        seconds: started.elapsed().as_secs_f64(),
-        layers,
-        inputs,
-        outputs,
-    })
+    Ok(Built { bytes: bytes.len() as u64, seconds: started.elapsed().as_secs_f64(), layers, inputs, outputs })
 }
 
 /// Writes a file under a temporary name in the same folder, flushes it and renames it.
@@ -306,14 +283,12 @@ fn check_device(library: &Library, options: &BuildOptions) -> Result<(), BuildEr
         Some(device) if options.hardware_compatible && device.compute_capability.major == wanted.major => {
             Ok(())
         }
-        Some(device) => Err(BuildError::WrongDevice {
-            wanted,
-            got: device.compute_capability,
-            name: device.name.clone(),
-        }),
-        None => Err(BuildError::Unsupported(
-            "TensorRT builds on a machine with the target's GPU only".into(),
-        )),
+        Some(device) => {
+            Err(BuildError::WrongDevice { wanted, got: device.compute_capability, name: device.name.clone() })
+        }
+        None => {
+            Err(BuildError::Unsupported("TensorRT builds on a machine with the target's GPU only".into()))
+        }
     }
 }
 
@@ -322,18 +297,14 @@ fn create_network(library: &Library, builder: &Object) -> Result<Object, BuildEr
     let this = builder.implementation();
     // SAFETY: `INetworkDefinition* createNetworkV2(uint32_t)`; the result is owned by us.
     let network = unsafe {
-        Object::own(method::<Create>(
+        Object::own(method::<Create>(this, library.abi().slots().builder_create_network)(
             this,
-            library.abi().slots().builder_create_network,
-        )(this, library.abi().strongly_typed()))
+            library.abi().strongly_typed(),
+        ))
     };
     network.ok_or_else(|| {
-        LibraryError::Create {
-            version: library.version(),
-            what: "network",
-            log: library.errors_text(),
-        }
-        .into()
+        LibraryError::Create { version: library.version(), what: "network", log: library.errors_text() }
+            .into()
     })
 }
 
@@ -341,12 +312,8 @@ fn create_config(library: &Library, builder: &Object) -> Result<Object, BuildErr
     type Create = unsafe extern "C" fn(NonNull<c_void>) -> *mut c_void;
     let this = builder.implementation();
     // SAFETY: `IBuilderConfig* createBuilderConfig()`; the result is owned by us.
-    let config = unsafe {
-        Object::own(method::<Create>(
-            this,
-            library.abi().slots().builder_create_config,
-        )(this))
-    };
+    let config =
+        unsafe { Object::own(method::<Create>(this, library.abi().slots().builder_create_config)(this)) };
     config.ok_or_else(|| {
         LibraryError::Create {
             version: library.version(),
@@ -384,10 +351,8 @@ fn parse(library: &Library, parser: &Object, onnx: &Path) -> Result<(), BuildErr
             };
             let text = |slot| ffi::text(method::<Text>(e, slot)(e));
             let node = method::<Number>(e, slots.parser_error_node)(e);
-            let (name, operator) = (
-                text(slots.parser_error_node_name),
-                text(slots.parser_error_node_operator),
-            );
+            let (name, operator) =
+                (text(slots.parser_error_node_name), text(slots.parser_error_node_operator));
             let desc = text(slots.parser_error_desc);
             errors.push(if name.is_empty() && operator.is_empty() {
                 desc
@@ -402,10 +367,7 @@ fn parse(library: &Library, parser: &Object, onnx: &Path) -> Result<(), BuildErr
     if errors.is_empty() {
         errors.push("the parser gave no reason".into());
     }
-    Err(BuildError::Parse {
-        path: shown,
-        errors: errors.join("; "),
-    })
+    Err(BuildError::Parse { path: shown, errors: errors.join("; ") })
 }
 
 /// Inputs with shapes (-1 where dynamic), output names, number of layers.
@@ -436,11 +398,7 @@ fn describe(slots: &Slots, network: &Object) -> (Vec<(String, Vec<i64>)>, Vec<St
     let outputs = tensors(slots.network_get_nb_outputs, slots.network_get_output);
     // SAFETY: `int32_t getNbLayers()`.
     let layers = unsafe { method::<Count>(this, slots.network_get_nb_layers)(this) };
-    (
-        inputs,
-        outputs.into_iter().map(|(name, _)| name).collect(),
-        u32::try_from(layers).unwrap_or(0),
-    )
+    (inputs, outputs.into_iter().map(|(name, _)| name).collect(), u32::try_from(layers).unwrap_or(0))
 }
 
 fn configure(library: &Library, config: &Object, options: &BuildOptions) -> Result<(), BuildError> {
@@ -506,18 +464,12 @@ fn add_profiles(
     type SetDimensions = unsafe extern "C" fn(NonNull<c_void>, *const c_char, i32, *const Dims) -> bool;
     type IsValid = unsafe extern "C" fn(NonNull<c_void>) -> bool;
     type Add = unsafe extern "C" fn(NonNull<c_void>, NonNull<c_void>) -> i32;
-    let bad = |input: &str, reason: String| BuildError::Profile {
-        input: input.to_owned(),
-        reason,
-    };
+    let bad = |input: &str, reason: String| BuildError::Profile { input: input.to_owned(), reason };
     let dynamic: Vec<_> = inputs.iter().filter(|(_, shape)| shape.contains(&-1)).collect();
     for p in profiles {
         if !inputs.iter().any(|(name, _)| *name == p.name) {
             let names: Vec<_> = inputs.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(bad(
-                &p.name,
-                format!("the graph has no such input; it has {}", names.join(", ")),
-            ));
+            return Err(bad(&p.name, format!("the graph has no such input; it has {}", names.join(", "))));
         }
     }
     if dynamic.is_empty() {
@@ -536,32 +488,19 @@ fn add_profiles(
     // SAFETY: a live IOptimizationProfile.
     let this = unsafe { ffi::implementation(profile) };
     for (name, shape) in dynamic {
-        let p = profiles.iter().find(|p| p.name == *name).ok_or_else(|| {
-            bad(
-                name,
-                format!("missing; its shape is {shape:?} and -1 needs limits"),
-            )
-        })?;
+        let p = profiles
+            .iter()
+            .find(|p| p.name == *name)
+            .ok_or_else(|| bad(name, format!("missing; its shape is {shape:?} and -1 needs limits")))?;
         for s in [&p.min, &p.opt, &p.max] {
             let fits = s.len() == shape.len()
-                && s.iter()
-                    .zip(shape)
-                    .all(|(&got, &want)| got > 0 && (want == -1 || want == got));
+                && s.iter().zip(shape).all(|(&got, &want)| got > 0 && (want == -1 || want == got));
             if !fits {
                 return Err(bad(name, format!("{s:?} does not fit the graph's {shape:?}")));
             }
         }
-        if !p
-            .min
-            .iter()
-            .zip(&p.opt)
-            .zip(&p.max)
-            .all(|((a, b), c)| a <= b && b <= c)
-        {
-            return Err(bad(
-                name,
-                format!("{:?}, {:?}, {:?} are not in order", p.min, p.opt, p.max),
-            ));
+        if !p.min.iter().zip(&p.opt).zip(&p.max).all(|((a, b), c)| a <= b && b <= c) {
+            return Err(bad(name, format!("{:?}, {:?}, {:?} are not in order", p.min, p.opt, p.max)));
         }
         let c_name = CString::new(name.as_bytes()).map_err(|_| bad(name, "NUL in the name".into()))?;
         for (select, s) in [(0, &p.min), (1, &p.opt), (2, &p.max)] {
@@ -589,10 +528,7 @@ fn add_profiles(
     if added {
         Ok(())
     } else {
-        Err(bad(
-            "(all)",
-            format!("the profile is not valid{}", library.errors_text()),
-        ))
+        Err(bad("(all)", format!("the profile is not valid{}", library.errors_text())))
     }
 }
 
@@ -602,10 +538,8 @@ fn host_memory<'a>(slots: &Slots, memory: &'a Object) -> Option<&'a [u8]> {
     let this = memory.implementation();
     // SAFETY: `void* data()`, `size_t size()`; the bytes live as long as the object.
     unsafe {
-        let (data, size) = (
-            method::<Data>(this, slots.memory_data)(this),
-            method::<Size>(this, slots.memory_size)(this),
-        );
+        let (data, size) =
+            (method::<Data>(this, slots.memory_data)(this), method::<Size>(this, slots.memory_size)(this));
         (!data.is_null() && size > 0).then(|| std::slice::from_raw_parts(data, size))
     }
 }
@@ -620,10 +554,8 @@ fn attach_timing_cache(slots: &Slots, config: &Object, path: &Path) -> Result<Op
                 path.display()
             )));
         }
-        Ok(_) => std::fs::read(path).map_err(|source| BuildError::Io {
-            path: path.display().to_string(),
-            source,
-        })?,
+        Ok(_) => std::fs::read(path)
+            .map_err(|source| BuildError::Io { path: path.display().to_string(), source })?,
         Err(_) => Vec::new(),
     };
     let this = config.implementation();
@@ -644,10 +576,7 @@ fn attach_timing_cache(slots: &Slots, config: &Object, path: &Path) -> Result<Op
     if let Some(cache) = make(&blob) {
         return Ok(Some(cache));
     }
-    tracing::warn!(
-        "timing cache {} is from another device or version: starting a new one",
-        path.display()
-    );
+    tracing::warn!("timing cache {} is from another device or version: starting a new one", path.display());
     Ok(make(&[]))
 }
 
@@ -662,10 +591,8 @@ fn save_timing_cache(slots: &Slots, config: &Object, path: &Path) -> Result<(), 
         })
     };
     match blob.as_ref().and_then(|b| host_memory(slots, b)) {
-        Some(bytes) => write_atomically(path, bytes).map_err(|source| BuildError::Io {
-            path: path.display().to_string(),
-            source,
-        }),
+        Some(bytes) => write_atomically(path, bytes)
+            .map_err(|source| BuildError::Io { path: path.display().to_string(), source }),
         None => Ok(()),
     }
 }
@@ -718,11 +645,7 @@ impl Monitor {
 }
 
 extern "C" fn monitor_info(_this: *const c_void) -> InterfaceInfo {
-    InterfaceInfo {
-        kind: c"IProgressMonitor".as_ptr(),
-        major: 1,
-        minor: 0,
-    }
+    InterfaceInfo { kind: c"IProgressMonitor".as_ptr(), major: 1, minor: 0 }
 }
 
 extern "C" fn monitor_nothing(_this: *const Monitor) {}
@@ -731,23 +654,14 @@ extern "C" fn phase_start(this: *const Monitor, phase: *const c_char, _parent: *
     // SAFETY: TensorRT passes back our monitor, alive until the build returns, and a NUL-terminated name.
     let (this, name) = unsafe { (&*this, ffi::text(phase)) };
     let steps = u32::try_from(steps).unwrap_or(0);
-    this.steps
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(name.clone(), steps);
+    this.steps.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), steps);
     this.report(Progress::Phase { name, steps });
 }
 
 extern "C" fn step_complete(this: *const Monitor, phase: *const c_char, step: i32) -> bool {
     // SAFETY: as above.
     let (this, name) = unsafe { (&*this, ffi::text(phase)) };
-    let steps = this
-        .steps
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(&name)
-        .copied()
-        .unwrap_or(0);
+    let steps = this.steps.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied().unwrap_or(0);
     let done = u32::try_from(step).unwrap_or(0) + 1;
     this.report(Progress::Step { name, done, steps });
     !this.cancel.load(Ordering::Relaxed)
@@ -756,9 +670,6 @@ extern "C" fn step_complete(this: *const Monitor, phase: *const c_char, step: i3
 extern "C" fn phase_finish(this: *const Monitor, phase: *const c_char) {
     // SAFETY: as above.
     let (this, name) = unsafe { (&*this, ffi::text(phase)) };
-    this.steps
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(&name);
+    this.steps.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
     this.report(Progress::Finished { name });
 }

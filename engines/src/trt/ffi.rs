@@ -18,10 +18,7 @@ impl Dims {
     pub(super) fn new(shape: &[i64]) -> Option<Dims> {
         let mut extent = [0; 8];
         extent.get_mut(..shape.len())?.copy_from_slice(shape);
-        Some(Dims {
-            count: i32::try_from(shape.len()).ok()?,
-            extent,
-        })
+        Some(Dims { count: i32::try_from(shape.len()).ok()?, extent })
     }
 
     /// Extents; none when TensorRT answers with an invalid rank.
@@ -35,11 +32,7 @@ impl Dims {
 /// added to null) where creation failed, so anything below a page, or unaligned, is a failure.
 pub(super) fn valid(pointer: *mut c_void) -> Option<NonNull<c_void>> {
     let address = pointer as usize;
-    if address < 4096 || !address.is_multiple_of(align_of::<usize>()) {
-        None
-    } else {
-        NonNull::new(pointer)
-    }
+    if address < 4096 || !address.is_multiple_of(align_of::<usize>()) { None } else { NonNull::new(pointer) }
 }
 
 /// The function at a slot of an object's vtable.
@@ -71,10 +64,7 @@ impl Object {
     /// # Safety
     /// If valid, `pointer` is an owned object that begins with `INoCopy`.
     pub(super) unsafe fn own(pointer: *mut c_void) -> Option<Object> {
-        valid(pointer).map(|pointer| Object {
-            pointer,
-            delete_slot: DELETE_SLOT,
-        })
+        valid(pointer).map(|pointer| Object { pointer, delete_slot: DELETE_SLOT })
     }
 
     /// As `own`, for classes whose deleting destructor lies elsewhere.
@@ -123,9 +113,7 @@ pub(super) unsafe fn text(text: *const std::ffi::c_char) -> String {
         return String::new();
     }
     // SAFETY: promised by the caller.
-    unsafe { std::ffi::CStr::from_ptr(text) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -151,21 +139,7 @@ mod tests {
         assert_eq!(size_of::<Dims>(), 72);
         assert_eq!(Dims::new(&[1, 2, 3]).unwrap().shape().unwrap(), [1, 2, 3]);
         assert!(Dims::new(&[1; 9]).is_none());
-        assert!(
-            Dims {
-                count: -1,
-                extent: [0; 8]
-            }
-            .shape()
-            .is_none()
-        );
-        assert!(
-            Dims {
-                count: 9,
-                extent: [0; 8]
-            }
-            .shape()
-            .is_none()
-        );
+        assert!(Dims { count: -1, extent: [0; 8] }.shape().is_none());
+        assert!(Dims { count: 9, extent: [0; 8] }.shape().is_none());
     }
 }

@@ -105,10 +105,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions {
-            path: None,
-            probe: Arc::new(cuda::probe),
-        }
+        LoadOptions { path: None, probe: Arc::new(cuda::probe) }
     }
 }
 
@@ -116,10 +113,7 @@ impl LoadOptions {
     /// Default options with a file or folder.
     #[must_use]
     pub fn at(path: Option<PathBuf>) -> Self {
-        LoadOptions {
-            path,
-            ..LoadOptions::default()
-        }
+        LoadOptions { path, ..LoadOptions::default() }
     }
 }
 
@@ -156,10 +150,7 @@ impl Library {
             let value = unsafe { core.get::<Number>(name).map(|f| f()) };
             value
                 .map(|v| u32::try_from(v).unwrap_or(0))
-                .map_err(|_| LibraryError::Symbol {
-                    path: shown.clone(),
-                    symbol,
-                })
+                .map_err(|_| LibraryError::Symbol { path: shown.clone(), symbol })
         };
         let version = Version {
             major: number("getInferLibMajorVersion", b"getInferLibMajorVersion\0")?,
@@ -177,15 +168,7 @@ impl Library {
             }
         };
         tracing::info!("TensorRT {version} ({abi:?}) at {}", path.display());
-        Ok(Library {
-            path,
-            version,
-            abi,
-            core,
-            parser_path,
-            logger: Logger::leak(abi),
-            driver,
-        })
+        Ok(Library { path, version, abi, core, parser_path, logger: Logger::leak(abi), driver })
     }
 
     /// The library's own version.
@@ -221,18 +204,11 @@ impl Library {
     /// The logged errors as the tail of a message.
     pub(super) fn errors_text(&self) -> String {
         let errors = self.take_errors();
-        if errors.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", errors.join("; "))
-        }
+        if errors.is_empty() { String::new() } else { format!(": {}", errors.join("; ")) }
     }
 
     fn symbol_missing(&self, symbol: &'static str) -> LibraryError {
-        LibraryError::Symbol {
-            path: self.path.display().to_string(),
-            symbol,
-        }
+        LibraryError::Symbol { path: self.path.display().to_string(), symbol }
     }
 
     fn create(&self, what: &'static str, symbol: &'static str, name: &[u8]) -> Result<Object, LibraryError> {
@@ -241,17 +217,10 @@ impl Library {
         // SAFETY: `create...(logger, version)` of every supported version; the logger lives for ever, and the object
         // begins with INoCopy.
         let object = unsafe {
-            let create = self
-                .core
-                .get::<Create>(name)
-                .map_err(|_| self.symbol_missing(symbol))?;
+            let create = self.core.get::<Create>(name).map_err(|_| self.symbol_missing(symbol))?;
             Object::own(create(self.logger.pointer(), version))
         };
-        object.ok_or_else(|| LibraryError::Create {
-            version: self.version,
-            what,
-            log: self.errors_text(),
-        })
+        object.ok_or_else(|| LibraryError::Create { version: self.version, what, log: self.errors_text() })
     }
 
     /// The number that headers of this very version would pass.
@@ -263,19 +232,11 @@ impl Library {
     }
 
     pub(super) fn create_builder(&self) -> Result<Object, LibraryError> {
-        self.create(
-            "builder",
-            "createInferBuilder_INTERNAL",
-            b"createInferBuilder_INTERNAL\0",
-        )
+        self.create("builder", "createInferBuilder_INTERNAL", b"createInferBuilder_INTERNAL\0")
     }
 
     pub(super) fn create_runtime(&self) -> Result<Object, LibraryError> {
-        self.create(
-            "runtime",
-            "createInferRuntime_INTERNAL",
-            b"createInferRuntime_INTERNAL\0",
-        )
+        self.create("runtime", "createInferRuntime_INTERNAL", b"createInferRuntime_INTERNAL\0")
     }
 
     /// A parser that fills `network`.
@@ -283,10 +244,7 @@ impl Library {
         type Create = unsafe extern "C" fn(*mut c_void, *mut c_void, i32) -> *mut c_void;
         type Number = unsafe extern "C" fn() -> i32;
         let library = open(&self.parser_path)?;
-        let missing = |symbol| LibraryError::Symbol {
-            path: self.parser_path.display().to_string(),
-            symbol,
-        };
+        let missing = |symbol| LibraryError::Symbol { path: self.parser_path.display().to_string(), symbol };
         // SAFETY: exported by every parser library; the network and the logger outlive the parser, and the deleting
         // destructor lies where the slot table says.
         let parser = unsafe {
@@ -313,20 +271,14 @@ fn open(path: &Path) -> Result<&'static libloading::Library, LibraryError> {
     let library = unsafe { libloading::Library::new(path) };
     match library {
         Ok(library) => Ok(Box::leak(Box::new(library))),
-        Err(e) => Err(LibraryError::Open {
-            path: path.display().to_string(),
-            reason: e.to_string(),
-        }),
+        Err(e) => Err(LibraryError::Open { path: path.display().to_string(), reason: e.to_string() }),
     }
 }
 
 /// Core library, parser library, RTX or not.
 fn locate(path: Option<&Path>) -> Result<(PathBuf, PathBuf, bool), LibraryError> {
     if let Some(file) = path.filter(|p| p.is_file()) {
-        let name = file
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let rtx = name.contains("tensorrt_rtx");
         // The parser has the same version suffix as the core: libnvinfer.so.10.3.0 -> libnvonnxparser.so.10.3.0.
         let parser = if rtx {
@@ -361,11 +313,7 @@ fn locate(path: Option<&Path>) -> Result<(PathBuf, PathBuf, bool), LibraryError>
     }
     Err(LibraryError::NotFound {
         names: NAMES.map(|(core, _, _)| core).join(", "),
-        places: folders
-            .iter()
-            .map(|f| f.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", "),
+        places: folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -378,16 +326,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |p: PathBuf| Library::find(&LoadOptions::at(Some(p))).unwrap_err().to_string();
         let text = at(folder.path().to_owned());
-        assert!(
-            text.contains("libnvinfer.so.10") && text.contains("--lib"),
-            "{text}"
-        );
+        assert!(text.contains("libnvinfer.so.10") && text.contains("--lib"), "{text}");
         let file = folder.path().join("libnvinfer.so.10");
         std::fs::write(&file, b"not a library").unwrap();
         let text = at(folder.path().to_owned());
-        assert!(
-            text.contains("cannot open") && text.contains("libnvinfer.so.10"),
-            "{text}"
-        );
+        assert!(text.contains("cannot open") && text.contains("libnvinfer.so.10"), "{text}");
     }
 }

@@ -39,18 +39,9 @@ struct VtableV11 {
     log: extern "C" fn(*const Logger, i32, *const c_char),
 }
 
-static V10: VtableV10 = VtableV10 {
-    log,
-    destroy: nothing,
-    delete: nothing,
-};
-static V11: VtableV11 = VtableV11 {
-    api_language: language_cpp,
-    interface_info,
-    destroy: nothing,
-    delete: nothing,
-    log,
-};
+static V10: VtableV10 = VtableV10 { log, destroy: nothing, delete: nothing };
+static V11: VtableV11 =
+    VtableV11 { api_language: language_cpp, interface_info, destroy: nothing, delete: nothing, log };
 
 /// The logger object. Its first word is the vtable pointer.
 #[repr(C)]
@@ -71,10 +62,7 @@ impl Logger {
             Abi::V10 => (&raw const V10).cast(),
             Abi::V11 | Abi::Rtx17 => (&raw const V11).cast(),
         };
-        Box::leak(Box::new(Logger {
-            vtable,
-            errors: Mutex::default(),
-        }))
+        Box::leak(Box::new(Logger { vtable, errors: Mutex::default() }))
     }
 
     pub(super) fn pointer(&'static self) -> *mut c_void {
@@ -83,11 +71,7 @@ impl Logger {
 
     /// Takes the errors logged since the last time.
     pub(super) fn take_errors(&self) -> Vec<String> {
-        self.errors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-            .collect()
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 }
 
@@ -99,10 +83,7 @@ extern "C" fn log(logger: *const Logger, severity: i32, message: *const c_char) 
             // Not an error record: the caller reports it, once, with what it was doing.
             tracing::debug!(target: "tensorrt", "{message}");
             // SAFETY: the pointer is the leaked logger that we handed over.
-            let mut errors = unsafe { &*logger }
-                .errors
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut errors = unsafe { &*logger }.errors.lock().unwrap_or_else(PoisonError::into_inner);
             if errors.len() == KEPT {
                 errors.pop_front();
             }
@@ -122,9 +103,5 @@ pub(super) extern "C" fn language_cpp(_this: *const c_void) -> i32 {
 }
 
 extern "C" fn interface_info(_this: *const c_void) -> InterfaceInfo {
-    InterfaceInfo {
-        kind: c"ILogger".as_ptr(),
-        major: 1,
-        minor: 0,
-    }
+    InterfaceInfo { kind: c"ILogger".as_ptr(), major: 1, minor: 0 }
 }

@@ -11,15 +11,22 @@
 //! once opened.
 
 pub mod abi;
+mod backend;
 mod build;
 mod ffi;
 mod library;
 mod log;
+mod pipeline;
 mod run;
 
+pub use backend::{TensorRtBackend, library_name};
 pub(crate) use build::write_atomically;
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
+pub use pipeline::{
+    BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, build_bundle,
+    engines_in, plan_bundle, settings_of, verify_built,
+};
 pub use run::{DType, Io, RunError, RunOptions, TrtContext, TrtEngine};
 
 /// First bytes of an engine file of TensorRT-RTX (measured on 1.7.1).

@@ -78,10 +78,7 @@ pub struct RunOptions {
 
 impl Default for RunOptions {
     fn default() -> Self {
-        RunOptions {
-            memory_limit: None,
-            cuda_graphs: true,
-        }
+        RunOptions { memory_limit: None, cuda_graphs: true }
     }
 }
 
@@ -179,19 +176,13 @@ impl TrtEngine {
     ) -> Result<Arc<TrtEngine>, RunError> {
         type Deserialize = unsafe extern "C" fn(NonNull<c_void>, *const u8, usize) -> *mut c_void;
         let shown = path.display().to_string();
-        let io = |source| RunError::Io {
-            path: shown.clone(),
-            source,
-        };
+        let io = |source| RunError::Io { path: shown.clone(), source };
         let file = std::fs::File::open(path).map_err(io)?;
         // SAFETY: the file is mapped privately and read only while it is deserialised; engines are replaced by
         // renaming, never written in place.
         let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
         if !super::is_engine(&bytes) {
-            return Err(RunError::NotAnEngine {
-                path: shown,
-                got: bytes[..bytes.len().min(4)].to_vec(),
-            });
+            return Err(RunError::NotAnEngine { path: shown, got: bytes[..bytes.len().min(4)].to_vec() });
         }
         drop(library.take_errors());
         let slots = library.abi().slots();
@@ -205,10 +196,7 @@ impl TrtEngine {
                 bytes.len(),
             ))
         };
-        let engine = engine.ok_or_else(|| RunError::Load {
-            path: shown,
-            log: library.errors_text(),
-        })?;
+        let engine = engine.ok_or_else(|| RunError::Load { path: shown, log: library.errors_text() })?;
         let io = describe(slots, &engine)?;
         let this = engine.implementation();
         type Size = unsafe extern "C" fn(NonNull<c_void>) -> i64;
@@ -261,9 +249,7 @@ impl TrtEngine {
         unsafe {
             let inspector = Object::own(method::<Create>(this, slots.engine_create_inspector)(this))?;
             let this = inspector.implementation();
-            let text = ffi::text(method::<Information>(this, slots.inspector_engine_information)(
-                this, 1,
-            ));
+            let text = ffi::text(method::<Information>(this, slots.inspector_engine_information)(this, 1));
             (!text.is_empty()).then_some(text)
         }
     }
@@ -307,13 +293,7 @@ fn describe(slots: &Slots, engine: &Object) -> Result<Vec<Io>, RunError> {
                 (true, false) => Some((shape.clone(), shape.clone())),
                 (false, _) => None,
             };
-            found.push(Io {
-                name,
-                input,
-                dtype,
-                shape,
-                limits,
-            });
+            found.push(Io { name, input, dtype, shape, limits });
         }
     }
     Ok(found)
@@ -354,9 +334,7 @@ fn aligned(bytes: usize) -> Option<usize> {
 }
 
 fn byte_count(shape: &[i64], dtype: DType) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(dtype.size(), |n, &d| n.checked_mul(usize::try_from(d).ok()?))
+    shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(usize::try_from(d).ok()?))
 }
 
 impl TrtContext {
@@ -367,28 +345,17 @@ impl TrtContext {
         let this = engine.engine.implementation();
         const USER_MANAGED: i32 = 2;
         // SAFETY: `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`; the result is ours.
-        let context = unsafe {
-            Object::own(method::<Create>(this, slots.engine_create_context)(
-                this,
-                USER_MANAGED,
-            ))
-        };
+        let context =
+            unsafe { Object::own(method::<Create>(this, slots.engine_create_context)(this, USER_MANAGED)) };
         let context = context.ok_or_else(|| RunError::Run {
             what: "create an execution context".into(),
             log: library.errors_text(),
         })?;
         let mut places = Vec::new();
         for io in &engine.io {
-            let c_name = CString::new(io.name.as_bytes()).map_err(|_| RunError::Input {
-                input: io.name.clone(),
-                reason: "NUL in the name".into(),
-            })?;
-            places.push(Place {
-                c_name,
-                offset: 0,
-                capacity: 0,
-                shape: Vec::new(),
-            });
+            let c_name = CString::new(io.name.as_bytes())
+                .map_err(|_| RunError::Input { input: io.name.clone(), reason: "NUL in the name".into() })?;
+            places.push(Place { c_name, offset: 0, capacity: 0, shape: Vec::new() });
         }
         // Largest shapes: inputs by profile, outputs as the context infers them.
         for (io, place) in engine.io.iter().zip(&mut places) {
@@ -398,10 +365,8 @@ impl TrtContext {
             }
         }
         let mut end = 0usize;
-        let too_large = |name: &str| RunError::Input {
-            input: name.to_owned(),
-            reason: "its size overflows".into(),
-        };
+        let too_large =
+            |name: &str| RunError::Input { input: name.to_owned(), reason: "its size overflows".into() };
         for (io, place) in engine.io.iter().zip(&mut places) {
             if !io.input {
                 place.shape = tensor_shape(slots, &context, &place.c_name);
@@ -416,9 +381,7 @@ impl TrtContext {
                 .ok_or_else(|| too_large(&io.name))?;
         }
         let activations = usize::try_from(engine.activation_bytes).map_err(|_| too_large("activations"))?;
-        let needed = end
-            .checked_add(activations)
-            .ok_or_else(|| too_large("activations"))?;
+        let needed = end.checked_add(activations).ok_or_else(|| too_large("activations"))?;
         if let Some(limit) = options.memory_limit.filter(|&l| needed as u64 > l) {
             return Err(RunError::Memory {
                 needed: needed as u64,
@@ -427,11 +390,7 @@ impl TrtContext {
                 limit,
             });
         }
-        let arena = Memory::new(
-            &engine.device,
-            needed,
-            "an engine's activations, inputs and outputs",
-        )?;
+        let arena = Memory::new(&engine.device, needed, "an engine's activations, inputs and outputs")?;
         let staging = Pinned::new(&engine.device, end)?;
         type SetMemory = unsafe extern "C" fn(NonNull<c_void>, u64);
         type SetMemorySized = unsafe extern "C" fn(NonNull<c_void>, u64, i64);
@@ -456,26 +415,12 @@ impl TrtContext {
                     address,
                 ) {
                     let what = format!("set the address of {:?}", place.c_name);
-                    return Err(RunError::Run {
-                        what,
-                        log: library.errors_text(),
-                    });
+                    return Err(RunError::Run { what, log: library.errors_text() });
                 }
             }
         }
-        let graph = if options.cuda_graphs {
-            GraphState::Warming(0)
-        } else {
-            GraphState::Off
-        };
-        Ok(TrtContext {
-            context,
-            engine: Arc::clone(engine),
-            arena,
-            staging,
-            places,
-            graph,
-        })
+        let graph = if options.cuda_graphs { GraphState::Warming(0) } else { GraphState::Off };
+        Ok(TrtContext { context, engine: Arc::clone(engine), arena, staging, places, graph })
     }
 
     /// Device memory that this context holds, bytes.
@@ -513,21 +458,12 @@ impl TrtContext {
             }
         }
         for (io, place) in engine.io.iter().zip(&mut self.places).filter(|(io, _)| io.input) {
-            let bad = |reason: String| RunError::Input {
-                input: io.name.clone(),
-                reason,
-            };
-            let (_, shape, bytes) = inputs
-                .iter()
-                .find(|(name, _, _)| *name == io.name)
-                .ok_or_else(|| bad("not given".into()))?;
+            let bad = |reason: String| RunError::Input { input: io.name.clone(), reason };
+            let (_, shape, bytes) =
+                inputs.iter().find(|(name, _, _)| *name == io.name).ok_or_else(|| bad("not given".into()))?;
             let fits = io.limits.as_ref().is_some_and(|(min, max)| {
                 shape.len() == min.len()
-                    && shape
-                        .iter()
-                        .zip(min)
-                        .zip(max)
-                        .all(|((&d, &lo), &hi)| lo <= d && d <= hi)
+                    && shape.iter().zip(min).zip(max).all(|((&d, &lo), &hi)| lo <= d && d <= hi)
             });
             if !fits {
                 return Err(bad(format!("shape {shape:?} is outside {:?}", io.limits)));
@@ -564,11 +500,7 @@ impl TrtContext {
         engine.device.synchronize()?;
         for (io, place) in engine.io.iter().zip(&self.places).filter(|(io, _)| !io.input) {
             let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0);
-            output(
-                io,
-                &place.shape,
-                &self.staging.bytes()[place.offset..place.offset + bytes],
-            );
+            output(io, &place.shape, &self.staging.bytes()[place.offset..place.offset + bytes]);
         }
         Ok(())
     }
@@ -611,15 +543,8 @@ impl TrtContext {
     fn copy(&mut self, inwards: bool) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
         let base = self.staging.bytes_mut().as_mut_ptr();
-        for (io, place) in engine
-            .io
-            .iter()
-            .zip(&self.places)
-            .filter(|(io, _)| io.input == inwards)
-        {
-            let bytes = byte_count(&place.shape, io.dtype)
-                .unwrap_or(0)
-                .min(place.capacity);
+        for (io, place) in engine.io.iter().zip(&self.places).filter(|(io, _)| io.input == inwards) {
+            let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0).min(place.capacity);
             let at = self.arena.address() + place.offset as u64;
             // SAFETY: both buffers have `capacity` bytes at `offset`; the staging buffer is left alone until
             // `synchronize`.
@@ -646,10 +571,7 @@ impl TrtContext {
         if self.enqueue() {
             return Ok(());
         }
-        Err(RunError::Run {
-            what: "queue the engine's work".into(),
-            log: self.engine.library.errors_text(),
-        })
+        Err(RunError::Run { what: "queue the engine's work".into(), log: self.engine.library.errors_text() })
     }
 
     fn forget_graph(&mut self) {
@@ -680,19 +602,13 @@ fn set_input_shape(
     type Set = unsafe extern "C" fn(NonNull<c_void>, *const c_char, *const Dims) -> bool;
     let slot = library.abi().slots().context_set_input_shape;
     let this = context.implementation();
-    let bad = |reason: String| RunError::Input {
-        input: name.to_string_lossy().into_owned(),
-        reason,
-    };
+    let bad = |reason: String| RunError::Input { input: name.to_string_lossy().into_owned(), reason };
     let dims = Dims::new(shape).ok_or_else(|| bad("more than 8 axes".into()))?;
     // SAFETY: `bool setInputShape(char const*, Dims const&)`.
     if unsafe { method::<Set>(this, slot)(this, name.as_ptr(), &raw const dims) } {
         return Ok(());
     }
-    Err(bad(format!(
-        "shape {shape:?} was refused{}",
-        library.errors_text()
-    )))
+    Err(bad(format!("shape {shape:?} was refused{}", library.errors_text())))
 }
 
 fn tensor_shape(slots: &Slots, context: &Object, name: &CString) -> Vec<i64> {

@@ -1,0 +1,676 @@
+//! A bundle in, a folder of engines with passports out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::backend::library_name;
+use super::build::{BuildError, BuildOptions, InputProfile, Progress, build};
+use super::library::Library;
+use crate::backend::{Backend, BackendError};
+use crate::bundle::{Bundle, BundleError, ComponentFormat};
+use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
+use crate::passport::{FORMAT, Passport, PassportError, sha256_file};
+use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
+use crate::quant::{
+    self, CalibrationSource, QuantConfig, QuantError, Quantised, Report, TaskEvaluation, to_float16,
+};
+use crate::target::{Precision, Target, TargetError};
+
+/// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The bundle's folder.
+    pub bundle: PathBuf,
+    /// Target name or file.
+    pub target: String,
+    /// Precision of the large products.
+    pub precision: Precision,
+    /// SmoothQuant's alpha (INT8); none without.
+    pub smooth_alpha: Option<f32>,
+    /// Choice of ranges (INT8).
+    pub calibrator: quant::Calibrator,
+    /// Weights per scale (INT4).
+    pub block: usize,
+    /// Blocks kept in float at the start.
+    pub keep_first_blocks: usize,
+    /// Blocks kept in float at the end.
+    pub keep_last_blocks: usize,
+    /// Further layers kept in float: names or parts of names.
+    pub keep: Vec<String>,
+    /// Number of calibration items.
+    pub calibration_items: u64,
+    /// Seed of the calibration items.
+    pub calibration_seed: u64,
+    /// Number of items that the check runs over.
+    pub verify_items: u64,
+    /// Context latents at most; the bundle's limit where none.
+    pub context_latents: Option<usize>,
+    /// Target latents at most; the bundle's limit where none.
+    pub target_latents: Option<usize>,
+}
+
+impl Settings {
+    /// The recipe for a precision.
+    #[must_use]
+    pub fn new(bundle: &Path, target: &str, precision: Precision) -> Self {
+        let recipe = QuantConfig::new(precision);
+        Settings {
+            bundle: bundle.to_owned(),
+            target: target.to_owned(),
+            precision,
+            smooth_alpha: recipe.smooth_alpha,
+            calibrator: recipe.calibrator,
+            block: recipe.block,
+            keep_first_blocks: recipe.keep_first_blocks,
+            keep_last_blocks: recipe.keep_last_blocks,
+            keep: Vec::new(),
+            calibration_items: 16,
+            calibration_seed: 1,
+            verify_items: 4,
+            context_latents: None,
+            target_latents: None,
+        }
+    }
+
+    fn quant(&self, head_dim: usize) -> QuantConfig {
+        QuantConfig {
+            precision: self.precision,
+            smooth_alpha: self.smooth_alpha,
+            calibrator: self.calibrator,
+            block: self.block,
+            keep_first_blocks: self.keep_first_blocks,
+            keep_last_blocks: self.keep_last_blocks,
+            keep: self.keep.clone(),
+            attention_head_dim: Some(head_dim),
+        }
+    }
+}
+
+/// File in the folder of engines that holds the [`Settings`].
+pub const SETTINGS_FILE: &str = "build.json";
+
+/// Options of one build that are not part of its result.
+pub struct Request<'a> {
+    /// The bundle.
+    pub bundle: &'a Bundle,
+    /// What to build.
+    pub settings: Settings,
+    /// For what.
+    pub target: &'a Target,
+    /// Folder to make.
+    pub out: &'a Path,
+    /// TensorRT; none for the `cpu` target, which gets graphs.
+    pub library: Option<&'a Library>,
+    /// Backend for calibration and checks.
+    pub cpu: &'a dyn Backend,
+    /// Calibration inputs of the denoiser.
+    pub calibration: &'a mut dyn CalibrationSource,
+    /// The task, where it is to be run.
+    pub task: Option<&'a dyn TaskEvaluation>,
+    /// Keep the worst layers high where limits are passed.
+    pub auto_exclude: bool,
+    /// Leave the quantised graphs beside the engines.
+    pub keep_onnx: bool,
+    /// Most scratch memory for kernels.
+    pub workspace_bytes: Option<u64>,
+    /// Kernel timings.
+    pub timing_cache: Option<PathBuf>,
+    /// Run on other Ampere and later GPUs too.
+    pub hardware_compatible: bool,
+    /// Run on later TensorRT versions of the same major.
+    pub version_compatible: bool,
+    /// Set to stop.
+    pub cancel: Arc<AtomicBool>,
+    /// Told what is being done.
+    pub progress: Arc<dyn Fn(Stage) + Send + Sync>,
+}
+
+/// What is being done.
+#[derive(Clone, Debug)]
+pub enum Stage {
+    /// A component is begun: name, index, number of components.
+    Component(String, usize, usize),
+    /// Calibration items done, and their number.
+    Calibrate(u64, Option<u64>),
+    /// The quantised graph is compared with fp32.
+    Verify,
+    /// TensorRT at work.
+    Build(Progress),
+}
+
+/// One engine of a finished build.
+#[derive(Clone, Debug, Serialize)]
+pub struct BuiltComponent {
+    /// The passport.
+    pub passport: Passport,
+    /// The engine or graph.
+    pub file: PathBuf,
+    /// Errors against fp32, where it was quantised.
+    pub report: Option<Report>,
+    /// What was calibrated with.
+    pub calibration: Option<String>,
+    /// Seconds for quantising and checking.
+    pub quantise_seconds: f64,
+}
+
+/// Why a build was refused or failed. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The target or precision.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A graph.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// Quantisation.
+    #[error("{component}: {source}")]
+    Quant {
+        /// Component.
+        component: String,
+        /// Cause.
+        source: QuantError,
+    },
+    /// TensorRT.
+    #[error("{component}: {source}")]
+    Build {
+        /// Component.
+        component: String,
+        /// Cause.
+        source: BuildError,
+    },
+    /// The passport.
+    #[error(transparent)]
+    Passport(#[from] PassportError),
+    /// A CPU backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// It does not fit, or the request contradicts itself.
+    #[error("{0}")]
+    Refused(String),
+    /// A file.
+    #[error("{path}: {source}")]
+    Io {
+        /// File.
+        path: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Stopped on request.
+    #[error("cancelled; nothing was written")]
+    Cancelled,
+}
+
+/// The plan of a bundle for a target.
+///
+/// # Errors
+/// The target lacks the precision, or the bundle's sizes do not hold together.
+pub fn plan_bundle(bundle: &Bundle, target: &Target, settings: &Settings) -> Result<Plan, PipelineError> {
+    let mut model = ModelSpec::from_manifest(bundle.manifest()).map_err(PipelineError::Refused)?;
+    if let Some(n) = settings.context_latents {
+        model.workload.context_latents = n as u64;
+    }
+    if let Some(n) = settings.target_latents {
+        model.workload.target_latents = n as u64;
+    }
+    let options = PlanOptions {
+        keep_first_blocks: settings.keep_first_blocks as u64,
+        keep_last_blocks: settings.keep_last_blocks as u64,
+        workspace_bytes: None,
+    };
+    Ok(plan(&model, target, settings.precision, &options)?)
+}
+
+/// Sizes that each symbol of the graphs' shapes may take: least, usual, most.
+fn symbols(bundle: &Bundle, s: &Settings) -> Result<BTreeMap<String, [i64; 3]>, PipelineError> {
+    let limits = &bundle.manifest().limits;
+    for (what, asked, allowed) in [
+        ("context", s.context_latents, limits.context_allowed),
+        ("target", s.target_latents, limits.target_allowed),
+    ] {
+        if let Some(n) = asked.filter(|&n| n == 0 || n > allowed) {
+            return Err(PipelineError::Refused(format!(
+                "{n} {what} latents are outside the bundle's limits (1 to {allowed})"
+            )));
+        }
+    }
+    let context = s.context_latents.unwrap_or(limits.context_allowed);
+    let targets = s.target_latents.unwrap_or(limits.target_allowed);
+    let usual = limits.context_trained.min(context) + limits.target_trained.min(targets);
+    let per_frame = bundle.manifest().dit.tokens_per_frame() as i64;
+    let frames = [1, usual.max(1) as i64, (context + targets) as i64];
+    let context = [1, limits.context_trained.clamp(1, context) as i64, context as i64];
+    Ok(BTreeMap::from([
+        ("batch".into(), [1, 1, 1]),
+        ("timesteps".into(), [1, 2, 4]),
+        ("frames".into(), frames),
+        ("tokens".into(), frames.map(|n| n * per_frame)),
+        ("context_tokens".into(), context.map(|n| n * per_frame)),
+    ]))
+}
+
+fn profiles(
+    component: &str,
+    model: &Model,
+    symbols: &BTreeMap<String, [i64; 3]>,
+) -> Result<Vec<InputProfile>, PipelineError> {
+    let mut all = Vec::new();
+    for input in &model.graph.inputs {
+        let dims = input.shape.clone().unwrap_or_default();
+        if dims.iter().all(|d| matches!(d, Dim::Fixed(_))) {
+            continue;
+        }
+        let mut shapes = [Vec::new(), Vec::new(), Vec::new()];
+        for d in &dims {
+            let sizes = match d {
+                Dim::Fixed(n) => [*n as i64; 3],
+                Dim::Symbol(name) => *symbols.get(name).ok_or_else(|| {
+                    PipelineError::Refused(format!(
+                        "{component}: input {:?} has the size {name:?}, for which the bundle gives no limits",
+                        input.name
+                    ))
+                })?,
+                Dim::Unknown => {
+                    let what = format!("{component}: input {:?} has a size without a name", input.name);
+                    return Err(PipelineError::Refused(what));
+                }
+            };
+            shapes.iter_mut().zip(sizes).for_each(|(s, n)| s.push(n));
+        }
+        let [min, opt, max] = shapes;
+        all.push(InputProfile { name: input.name.clone(), min, opt, max });
+    }
+    Ok(all)
+}
+
+/// Builds every graph of a bundle into `request.out`. The folder appears when all of it is there.
+///
+/// # Errors
+/// [`PipelineError`]; then `request.out` is as it was.
+pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, PipelineError> {
+    request.target.check_precision(request.settings.precision)?;
+    let planned = plan_bundle(request.bundle, request.target, &request.settings)?;
+    if let Some(refusal) = planned.refusal() {
+        return Err(PipelineError::Refused(refusal));
+    }
+    check_library(&request)?;
+    let symbols = symbols(request.bundle, &request.settings)?;
+    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    if request.out.exists() && !request.out.join(SETTINGS_FILE).is_file() {
+        let empty = std::fs::read_dir(request.out).map_err(|e| io(request.out, e))?.next().is_none();
+        if !empty {
+            return Err(PipelineError::Refused(format!(
+                "{} exists and holds something other than engines",
+                request.out.display()
+            )));
+        }
+    }
+    let mut name = request.out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".part-{}", std::process::id()));
+    let staging = Staging(request.out.with_file_name(name));
+    std::fs::create_dir_all(&staging.0).map_err(|e| io(&staging.0, e))?;
+
+    let graphs: Vec<String> = request
+        .bundle
+        .manifest()
+        .component
+        .iter()
+        .filter(|(_, c)| c.format == ComponentFormat::Onnx)
+        .map(|(n, _)| n.clone())
+        .collect();
+    if graphs.is_empty() {
+        return Err(PipelineError::Refused("the bundle holds no ONNX graphs".into()));
+    }
+    let mut built = Vec::new();
+    for (i, component) in graphs.iter().enumerate() {
+        (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
+        built.push(build_component(&mut request, component, &symbols, &staging.0)?);
+        if request.cancel.load(Ordering::Relaxed) {
+            return Err(PipelineError::Cancelled);
+        }
+    }
+    let settings = serde_json::to_string_pretty(&request.settings).unwrap_or_default();
+    let path = staging.0.join(SETTINGS_FILE);
+    std::fs::write(&path, settings).map_err(|e| io(&path, e))?;
+    if request.out.exists() {
+        // Engines of an earlier build: out of the way only now that the new ones are whole.
+        std::fs::remove_dir_all(request.out).map_err(|e| io(request.out, e))?;
+    }
+    std::fs::rename(&staging.0, request.out).map_err(|e| io(request.out, e))?;
+    for b in &mut built {
+        b.file = request.out.join(b.file.file_name().unwrap_or_default());
+    }
+    Ok(built)
+}
+
+struct Staging(PathBuf);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After a success the folder has moved away; best effort otherwise.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn check_library(request: &Request<'_>) -> Result<(), PipelineError> {
+    let target = request.target;
+    let Some(library) = request.library else {
+        return if target.compute_capability.is_none() {
+            Ok(())
+        } else {
+            Err(PipelineError::Refused(format!("{} needs TensorRT: pass --lib", target.name)))
+        };
+    };
+    let version = library.version();
+    if library_name(library) == "tensorrt-rtx" {
+        if !target.tensorrt_rtx {
+            return Err(PipelineError::Refused(format!(
+                "TensorRT-RTX {version} does not know {}{}: build on the target itself with TensorRT {}",
+                target.name,
+                target.compute_capability.map(|c| format!(" (compute capability {c})")).unwrap_or_default(),
+                target.tensorrt_majors.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
+            )));
+        }
+    } else if !target.tensorrt_majors.contains(&version.major) {
+        return Err(PipelineError::Refused(format!("TensorRT {version} does not run on {}", target.name)));
+    }
+    Ok(())
+}
+
+/// What quantising a component came to.
+struct Low {
+    model: Model,
+    quantised: Option<Quantised>,
+    report: Option<Report>,
+    precision: Precision,
+}
+
+/// Quantises (the denoiser) and converts floats. Components without a calibration source, and all but the denoiser,
+/// get the float format, or INT4 weights where that is asked.
+fn lower(request: &mut Request<'_>, component: &str, fp32: &Model) -> Result<Low, PipelineError> {
+    let wanted = request.settings.precision;
+    let quantises = match wanted {
+        Precision::Int8 | Precision::Fp8 => component == "denoiser",
+        Precision::Int4w => component.starts_with("denoiser"),
+        _ => false,
+    };
+    let float = if request.target.compute_capability.is_none() { Precision::Fp32 } else { wanted.float() };
+    let convert = |model: &Model| match float {
+        Precision::Fp32 => Ok(model.clone()),
+        _ => to_float16(model, float),
+    };
+    let failed = |source| match source {
+        QuantError::Cancelled => PipelineError::Cancelled,
+        source => PipelineError::Quant { component: component.to_owned(), source },
+    };
+    if !quantises {
+        let model = convert(fp32).map_err(failed)?;
+        return Ok(Low { model, quantised: None, report: None, precision: float });
+    }
+    let config = request.settings.quant(request.bundle.manifest().dit.head_dim);
+    let limits = request.target.limits.of(wanted);
+    let items = request.settings.verify_items.max(1);
+    let (quantised, mut report) = if request.auto_exclude {
+        let done = quant::auto_exclude(fp32, &config, &limits, request.cpu, request.calibration, items);
+        let (quantised, report, used) = done.map_err(failed)?;
+        request.settings.keep = used.keep;
+        (quantised, Some(report))
+    } else {
+        let (cancel, progress) = (Arc::clone(&request.cancel), Arc::clone(&request.progress));
+        let mut tell = |done, count| {
+            progress(Stage::Calibrate(done, count));
+            !cancel.load(Ordering::Relaxed)
+        };
+        let quantised =
+            quant::quantise(fp32, &config, request.cpu, request.calibration, &mut tell).map_err(failed)?;
+        // Cached graphs take inputs that no source gives: their weights are those of the joint graph.
+        let report = if component == "denoiser" {
+            (request.progress)(Stage::Verify);
+            let report = quant::verify(fp32, &quantised.emulated, request.cpu, request.calibration, items);
+            Some(report.map_err(failed)?)
+        } else {
+            None
+        };
+        if let Some((what, got, limit)) = report.as_ref().and_then(|r| r.past(&limits)) {
+            let worst =
+                quant::sensitivities(fp32, &config, &quantised.layers, request.cpu, request.calibration);
+            let worst = quant::name_worst(&worst.map_err(failed)?);
+            return Err(failed(QuantError::Limit { what, got, limit, worst }));
+        }
+        (quantised, report)
+    };
+    if let (Some(task), Some(report)) = (request.task, report.as_mut()) {
+        report.task = Some(run_task(task, fp32, &quantised.emulated).map_err(failed)?);
+    }
+    let model = convert(&quantised.deploy).map_err(failed)?;
+    Ok(Low { model, quantised: Some(quantised), report, precision: wanted })
+}
+
+/// The task with fp32 and with the quantised graph.
+fn run_task(
+    task: &dyn TaskEvaluation,
+    fp32: &Model,
+    quantised: &Model,
+) -> Result<(quant::TaskFigures, quant::TaskFigures), QuantError> {
+    let folder = quant::Scratch::new()?;
+    let run = |name: &str, model: &Model| {
+        let path = folder.0.join(name);
+        model.save(&path, &SaveOptions::default())?;
+        task.evaluate(&path).map_err(|e| QuantError::Source(format!("task: {e}")))
+    };
+    Ok((run("fp32.onnx", fp32)?, run("quantised.onnx", quantised)?))
+}
+
+fn build_component(
+    request: &mut Request<'_>,
+    component: &str,
+    symbols: &BTreeMap<String, [i64; 3]>,
+    folder: &Path,
+) -> Result<BuiltComponent, PipelineError> {
+    let source = request.bundle.path(component)?;
+    let files = &request.bundle.component(component)?.files;
+    let fp32 = Model::load(&source)?;
+    if fp32.graph.inputs.iter().any(|i| i.dtype == Some(DataType::F16)) {
+        return Err(PipelineError::Refused(format!("{component}: engines are built from fp32 bundles")));
+    }
+    let profiles = profiles(component, &fp32, symbols)?;
+    let started = std::time::Instant::now();
+    let low = lower(request, component, &fp32)?;
+    let quantise_seconds = started.elapsed().as_secs_f64();
+    drop(fp32);
+    let onnx = folder.join(format!("{component}.onnx"));
+    low.model.save(&onnx, &SaveOptions::default())?;
+    let fail = |source| match source {
+        BuildError::Cancelled => PipelineError::Cancelled,
+        source => PipelineError::Build { component: component.to_owned(), source },
+    };
+    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    let mut flags = BTreeMap::from([
+        ("strongly_typed".into(), "true".into()),
+        ("hardware_compatible".into(), request.hardware_compatible.to_string()),
+        ("version_compatible".into(), request.version_compatible.to_string()),
+    ]);
+    if let Some(bytes) = request.workspace_bytes {
+        flags.insert("workspace_bytes".into(), bytes.to_string());
+    }
+    for p in &profiles {
+        flags.insert(format!("profile.{}", p.name), format!("{:?} {:?} {:?}", p.min, p.opt, p.max));
+    }
+    let (file, build_seconds) = match request.library {
+        None => (onnx.clone(), quantise_seconds),
+        Some(library) => {
+            let engine = folder.join(format!("{component}.engine"));
+            let progress = Arc::clone(&request.progress);
+            let options = BuildOptions {
+                workspace_bytes: request.workspace_bytes,
+                profiles,
+                compute_capability: request.target.compute_capability,
+                timing_cache: request.timing_cache.clone(),
+                hardware_compatible: request.hardware_compatible,
+                version_compatible: request.version_compatible,
+                optimization_level: None,
+                cancel: Arc::clone(&request.cancel),
+                progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
+            };
+            let done = build(library, &onnx, &engine, &options).map_err(fail)?;
+            if !request.keep_onnx {
+                for path in [onnx.clone(), onnx.with_file_name(format!("{component}.onnx.data"))] {
+                    if path.exists() {
+                        std::fs::remove_file(&path).map_err(|e| io(&path, e))?;
+                    }
+                }
+            }
+            (engine, done.seconds)
+        }
+    };
+    let graph_sha256 = files.first().map(|f| f.sha256.clone()).unwrap_or_default();
+    let passport = Passport {
+        format: FORMAT,
+        component: component.to_owned(),
+        bundle_sha256: request.bundle.hash().to_owned(),
+        weights_sha256: files.get(1).map_or_else(|| graph_sha256.clone(), |f| f.sha256.clone()),
+        graph_sha256,
+        calibration_sha256: low.quantised.as_ref().and_then(|q| q.calibration_sha256.clone()),
+        scales_sha256: low.quantised.as_ref().map(|q| q.scales_sha256.clone()),
+        engine_sha256: sha256_file(&file).map_err(|e| io(&file, e))?,
+        precision: low.precision,
+        kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
+        target: request.target.name.clone(),
+        compute_capability: request.target.compute_capability,
+        library: request.library.map_or("onnx", library_name).to_owned(),
+        library_version: request.library.map_or_else(String::new, |l| l.version().to_string()),
+        driver_version: request.library.and_then(Library::driver).map(|d| d.cuda_version),
+        builder_flags: flags,
+        verification: low.report.as_ref().map(Report::for_passport),
+        build_seconds,
+        engine_bytes: std::fs::metadata(&file).map_err(|e| io(&file, e))?.len(),
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+    .rounded();
+    passport.write(&file)?;
+    let calibration = low.quantised.and_then(|q| q.calibration);
+    Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
+}
+
+/// Engines of a folder with their passports, by name.
+///
+/// # Errors
+/// The folder cannot be read, or a passport is not in order.
+pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PipelineError> {
+    let io = |source| PipelineError::Io { path: folder.display().to_string(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(engine) = name.strip_suffix(".passport.json") {
+            let engine = path.with_file_name(engine);
+            found.push((engine.clone(), Passport::read(&engine)?));
+        }
+    }
+    if found.is_empty() {
+        return Err(PipelineError::Refused(format!("{} holds no engines", folder.display())));
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+/// The settings of a folder of engines.
+///
+/// # Errors
+/// The file is missing or not in order.
+pub fn settings_of(folder: &Path) -> Result<Settings, PipelineError> {
+    let path = folder.join(SETTINGS_FILE);
+    let io = |source| PipelineError::Io { path: path.display().to_string(), source };
+    let text = std::fs::read_to_string(&path).map_err(io)?;
+    serde_json::from_str(&text).map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))
+}
+
+/// What [`verify_built`] found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// Component.
+    pub component: String,
+    /// Its precision.
+    pub precision: Precision,
+    /// Errors against fp32.
+    pub report: Report,
+    /// Without SmoothQuant, for comparison (INT8 with it).
+    pub without_smoothing: Option<Report>,
+    /// What the inputs were.
+    pub inputs: String,
+    /// Limits passed, if any: name, figure, limit.
+    pub past: Option<(String, f64, f64)>,
+}
+
+/// Quantises the bundle's denoiser as `settings` say, checks that the scales are those of the passport, and compares
+/// with fp32.
+///
+/// # Errors
+/// The bundle, the passport's hashes, or a backend.
+pub fn verify_built(
+    folder: &Path,
+    bundle: &Bundle,
+    target: &Target,
+    cpu: &dyn Backend,
+    calibration: &mut dyn CalibrationSource,
+    task: Option<&dyn TaskEvaluation>,
+) -> Result<Vec<Verified>, PipelineError> {
+    let settings = settings_of(folder)?;
+    let mut all = Vec::new();
+    for (engine, passport) in engines_in(folder)? {
+        let mismatch = |field, got: &str, want: &str| PassportError::Mismatch {
+            path: engine.display().to_string(),
+            field,
+            got: got.to_owned(),
+            want: want.to_owned(),
+        };
+        if passport.bundle_sha256 != bundle.hash() {
+            return Err(mismatch("bundle_sha256", &passport.bundle_sha256, bundle.hash()).into());
+        }
+        let Some(scales) = passport.scales_sha256.as_deref().filter(|_| passport.component == "denoiser")
+        else {
+            continue;
+        };
+        let failed = |source| PipelineError::Quant { component: passport.component.clone(), source };
+        let fp32 = Model::load(bundle.path(&passport.component)?)?;
+        let config = settings.quant(bundle.manifest().dit.head_dim);
+        let done = quant::quantise(&fp32, &config, cpu, calibration, &mut |_, _| true).map_err(failed)?;
+        if let (Some(got), Some(want)) = (&passport.calibration_sha256, &done.calibration_sha256)
+            && got != want
+        {
+            return Err(mismatch("calibration_sha256", got, want).into());
+        }
+        if scales != done.scales_sha256 {
+            return Err(mismatch("scales_sha256", scales, &done.scales_sha256).into());
+        }
+        let items = settings.verify_items.max(1);
+        let mut report = quant::verify(&fp32, &done.emulated, cpu, calibration, items).map_err(failed)?;
+        let mut without_smoothing = None;
+        if config.precision == Precision::Int8 && config.smooth_alpha.is_some() {
+            let plain = QuantConfig { smooth_alpha: None, ..config };
+            let plain = quant::quantise(&fp32, &plain, cpu, calibration, &mut |_, _| true).map_err(failed)?;
+            without_smoothing =
+                Some(quant::verify(&fp32, &plain.emulated, cpu, calibration, items).map_err(failed)?);
+        }
+        if let Some(task) = task {
+            report.task = Some(run_task(task, &fp32, &done.emulated).map_err(failed)?);
+        }
+        all.push(Verified {
+            component: passport.component.clone(),
+            precision: passport.precision,
+            past: report.past(&target.limits.of(passport.precision)),
+            report,
+            without_smoothing,
+            inputs: calibration.describe(),
+        });
+    }
+    Ok(all)
+}

@@ -1,0 +1,397 @@
+//! Bundles to engines: quantisation, the ONNX that goes to TensorRT, and real builds with TensorRT-RTX.
+//!
+//! TensorRT-RTX builds engines for an A100 on a machine without a GPU. Its library is proprietary and not in the
+//! repository: `pip download --no-deps tensorrt-rtx-cu12-libs==1.7.1.116`, unpack, and set
+//! `MINDSEYE_TENSORRT_LIB_DIR`. Where it is missing, those tests say so on one line and are skipped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
+use mindseye_engines::bundle::{
+    Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance,
+    RopeSpec, SamplerSpec,
+};
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::onnx::{Dim, MemoryWeights, Model, SaveOptions};
+use mindseye_engines::passport::Passport;
+use mindseye_engines::quant::{
+    self, CalibrationSource, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, to_float16,
+};
+use mindseye_engines::sampler::{Grid, Solver};
+use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::target::{Precision, Target};
+use mindseye_engines::trt::{self, Library, LoadOptions, PipelineError, Request, Settings};
+
+fn config(heads: usize, head_dim: usize, layers: usize) -> DitConfig {
+    DitConfig {
+        in_channels: 16,
+        out_channels: 16,
+        latent_height: 2,
+        latent_width: 3,
+        patch: [1, 1],
+        heads,
+        head_dim,
+        layers,
+        ffn_dim: 4 * heads * head_dim,
+        text_dim: 32,
+        text_len: 4,
+        freq_dim: 64,
+        eps: 1e-6,
+        rope_theta: 10000.0,
+        prediction: Prediction::X0,
+        camera_channels: 24,
+        pooled_text: true,
+        lift: true,
+        attributes: 0,
+    }
+}
+
+fn weights(cfg: &DitConfig) -> MemoryWeights {
+    let mut state = 99u64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f32 / (1u64 << 31) as f32) * 2.0 - 1.0
+    };
+    let mut weights = MemoryWeights::new();
+    for p in count_denoiser(cfg, 4, 0, 2).params() {
+        let n: usize = p.shape.iter().product();
+        let fan_in: usize = p.shape[1..].iter().product::<usize>().max(1);
+        let norm = p.name.contains("norm") && p.name.ends_with("weight");
+        let scale = match () {
+            () if norm => 0.1,
+            () if p.name.ends_with("bias") => 0.02,
+            () => (3.0 / fan_in as f32).sqrt(),
+        };
+        let values = (0..n).map(|_| uniform() * scale + if norm { 1.0 } else { 0.0 }).collect();
+        weights.insert(p.name.clone(), p.shape.clone(), values);
+    }
+    weights
+}
+
+/// A bundle of one denoiser with random weights.
+fn bundle(folder: &Path, cfg: &DitConfig) -> Bundle {
+    let manifest = Manifest {
+        format: FORMAT,
+        name: "random".into(),
+        precision: "f32".into(),
+        target: "cpu".into(),
+        license: "CC0-1.0".into(),
+        image: ImageSpec { width: 24, height: 16, frame_stride: 3, frames_per_second: 10.0 },
+        latent: LatentSpec {
+            channels: cfg.out_channels,
+            height: cfg.latent_height,
+            width: cfg.latent_width,
+            frames: 4,
+            mean: vec![0.0; cfg.out_channels],
+            std: vec![1.0; cfg.out_channels],
+        },
+        rope: RopeSpec { gap: 50.0 },
+        limits: Limits { context_trained: 3, context_allowed: 6, target_trained: 2, target_allowed: 4 },
+        sampler: SamplerSpec {
+            grid: Grid::Plain,
+            solver: Solver::Euler,
+            shift: 1.0,
+            steps: 4,
+            guidance: 1.0,
+            prediction: cfg.prediction,
+        },
+        provenance: Provenance { source: "random weights".into(), ..Provenance::default() },
+        dit: cfg.clone(),
+        networks: Default::default(),
+        lift: BTreeMap::new(),
+        evaluation: Default::default(),
+        component: BTreeMap::new(),
+    };
+    let mut writer = BundleWriter::create(folder.join("bundle"), manifest).unwrap();
+    let graph = denoiser_graph(cfg, Arc::new(weights(cfg)), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
+    graph.save(writer.path("denoiser.onnx"), &SaveOptions::default()).unwrap();
+    writer.add("denoiser", ComponentFormat::Onnx, &["denoiser.onnx"]).unwrap();
+    writer.finish().unwrap()
+}
+
+fn source(cfg: &DitConfig, items: u64) -> SyntheticDenoiser {
+    SyntheticDenoiser::new(cfg.clone(), 3, 2, 50.0, items, 1)
+}
+
+/// TensorRT-RTX, or a line that says why not.
+fn rtx() -> Option<Library> {
+    if std::env::var_os("MINDSEYE_TENSORRT_LIB_DIR").is_none_or(|v| v.is_empty()) {
+        println!("skipped: MINDSEYE_TENSORRT_LIB_DIR is not set, no TensorRT-RTX here");
+        return None;
+    }
+    match Library::find(&LoadOptions::default()) {
+        Ok(library) => Some(library),
+        Err(e) => {
+            println!("skipped: {e}");
+            None
+        }
+    }
+}
+
+struct Fixed;
+
+impl TaskEvaluation for Fixed {
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
+        let quantised = denoiser.file_name().is_some_and(|n| n == "quantised.onnx");
+        Model::load(denoiser).map_err(|e| e.to_string())?;
+        Ok(TaskFigures { success: if quantised { 0.75 } else { 0.8 }, consistency: 0.9, scenes: 20 })
+    }
+}
+
+struct Case<'a> {
+    bundle: &'a Bundle,
+    library: Option<&'a Library>,
+    target: &'a str,
+    precision: Precision,
+    out: PathBuf,
+}
+
+fn build(
+    case: &Case<'_>,
+    edit: impl FnOnce(&mut Settings),
+) -> Result<Vec<trt::BuiltComponent>, PipelineError> {
+    let mut settings = Settings::new(case.bundle.directory(), case.target, case.precision);
+    settings.calibration_items = 3;
+    settings.verify_items = 2;
+    edit(&mut settings);
+    let target = Target::named(case.target).unwrap();
+    trt::build_bundle(Request {
+        bundle: case.bundle,
+        settings,
+        target: &target,
+        out: &case.out,
+        library: case.library,
+        cpu: &RtenBackend,
+        calibration: &mut source(&case.bundle.manifest().dit, 3),
+        task: Some(&Fixed),
+        auto_exclude: false,
+        keep_onnx: true,
+        workspace_bytes: Some(1 << 30),
+        timing_cache: None,
+        hardware_compatible: false,
+        version_compatible: false,
+        cancel: Arc::new(AtomicBool::new(false)),
+        progress: Arc::new(|_| {}),
+    })
+}
+
+#[test]
+fn rtx_builds_every_precision_for_the_a100_and_fp8_for_the_l4() {
+    let Some(library) = rtx() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = config(4, 48, 4);
+    let bundle = bundle(folder.path(), &cfg);
+    let mut sizes = BTreeMap::new();
+    for (target, precision) in [
+        ("a100", Precision::Fp16),
+        ("a100", Precision::Bf16),
+        ("a100", Precision::Int8),
+        ("a100", Precision::Int4w),
+        ("l4", Precision::Fp8),
+    ] {
+        let out = folder.path().join(format!("{target}-{precision}"));
+        let case = Case { bundle: &bundle, library: Some(&library), target, precision, out: out.clone() };
+        let built = build(&case, |_| {}).unwrap_or_else(|e| panic!("{target} {precision}: {e}"));
+        let [b] = built.as_slice() else { panic!("one component") };
+        let bytes = std::fs::read(&b.file).unwrap();
+        assert_eq!(&bytes[..4], &trt::RTX_ENGINE_MAGIC, "{target} {precision}");
+        let p = Passport::read(&b.file).unwrap();
+        assert_eq!(p, b.passport);
+        assert_eq!((p.precision, p.engine_bytes), (precision, bytes.len() as u64));
+        assert_eq!(p.bundle_sha256, bundle.hash());
+        assert_eq!(p.library, "tensorrt-rtx");
+        assert_eq!(p.target, target);
+        let quantised = !matches!(precision, Precision::Fp16 | Precision::Bf16);
+        assert_eq!(p.scales_sha256.is_some(), quantised);
+        assert_eq!(p.calibration_sha256.is_some(), quantised && precision != Precision::Int4w);
+        assert_eq!(p.verification.is_some(), quantised);
+        if let Some(v) = &p.verification {
+            assert_eq!(v.task["scenes"], 20.0);
+            assert!(v.outputs["sample"] > 0.0 && v.outputs["sample"] < 0.15);
+        }
+        println!(
+            "{target} {precision}: {} bytes, {:.1} s, {:?}",
+            p.engine_bytes, p.build_seconds, p.verification
+        );
+        sizes.insert((target, precision), p.engine_bytes);
+        assert_eq!(trt::settings_of(&out).unwrap().precision, precision);
+    }
+    let fp16 = sizes[&("a100", Precision::Fp16)];
+    assert!(
+        sizes[&("a100", Precision::Int8)] < fp16 && sizes[&("a100", Precision::Int4w)] < fp16,
+        "{sizes:?}"
+    );
+}
+
+#[test]
+fn what_cannot_be_built_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = config(2, 32, 3);
+    let bundle = bundle(folder.path(), &cfg);
+    let library = rtx();
+    let mut cases: Vec<(&str, Precision, &str)> = vec![
+        ("a100", Precision::Fp8, "compute capability 8.9"),
+        ("orin-agx", Precision::Fp8, "--precision int8"),
+    ];
+    if library.is_some() {
+        cases.push(("orin-agx", Precision::Int8, "TensorRT-RTX"));
+        cases.push(("h100", Precision::Fp16, "TensorRT-RTX"));
+    } else {
+        cases.push(("orin-agx", Precision::Int8, "--lib"));
+    }
+    for (target, precision, want) in cases {
+        let out = folder.path().join("engines");
+        let case = Case { bundle: &bundle, library: library.as_ref(), target, precision, out: out.clone() };
+        let text = build(&case, |_| {}).unwrap_err().to_string();
+        assert!(text.contains(want), "{target} {precision}: {text}");
+        assert!(!out.exists());
+    }
+    let out = folder.path().join("engines");
+    let case =
+        Case { bundle: &bundle, library: None, target: "cpu", precision: Precision::Int8, out: out.clone() };
+    let text = build(&case, |s| s.context_latents = Some(7)).unwrap_err().to_string();
+    assert!(text.contains("7 context latents are outside the bundle's limits (1 to 6)"), "{text}");
+    // Limits past which no quantised graph goes: the worst layers are named, and nothing is left.
+    let file = folder.path().join("strict.toml");
+    let strict = include_str!("../../configs/targets/cpu.toml")
+        .replace("output_relative_l2 = 0.05", "output_relative_l2 = 1e-7");
+    std::fs::write(&file, strict).unwrap();
+    let case = Case { target: file.to_str().unwrap(), ..case };
+    let text = build(&case, |_| {}).unwrap_err().to_string();
+    assert!(text.contains("relative L2") && text.contains("worst layers: blocks.1."), "{text}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("photos"), b"mine").unwrap();
+    let case = Case { target: "cpu", ..case };
+    assert!(build(&case, |_| {}).unwrap_err().to_string().contains("something other than engines"));
+    assert!(out.join("photos").exists());
+}
+
+#[test]
+fn cpu_int8_is_built_verified_and_checked_against_its_passport() {
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = config(2, 32, 4);
+    let bundle = bundle(folder.path(), &cfg);
+    let out = folder.path().join("engines");
+    let case =
+        Case { bundle: &bundle, library: None, target: "cpu", precision: Precision::Int8, out: out.clone() };
+    build(&case, |_| {}).unwrap();
+    // A second build replaces the first.
+    build(&case, |_| {}).unwrap();
+    let target = Target::named("cpu").unwrap();
+    let verify = |items| {
+        trt::verify_built(&out, &bundle, &target, &RtenBackend, &mut source(&cfg, items), Some(&Fixed))
+    };
+    let all = verify(3).unwrap();
+    let v = &all[0];
+    assert!(v.past.is_none());
+    assert!(v.report.outputs["sample"] < 0.05);
+    assert!(v.without_smoothing.is_some());
+    assert_eq!(v.report.task.unwrap().1.scenes, 20);
+    // Other calibration inputs than at build time are noticed.
+    let text = verify(2).unwrap_err().to_string();
+    assert!(text.contains("calibration_sha256"), "{text}");
+}
+
+/// onnxruntime, or a line that says why not.
+fn onnxruntime() -> Option<OrtBackend> {
+    OrtBackend::open().map_err(|e| println!("skipped: {e}")).ok()
+}
+
+fn run(backend: &dyn Backend, model: &Model, cfg: &DitConfig) -> Vec<f32> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("graph.onnx");
+    model.save(&path, &SaveOptions::default()).unwrap();
+    let engine = backend.prepare(&path, &PrepareOptions::default().with_threads(1)).unwrap();
+    let inputs = source(cfg, 1).next().unwrap().unwrap();
+    let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let mut out = engine.session().unwrap().run(&views).unwrap();
+    out.remove(0).1.into_f32().unwrap()
+}
+
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let sum = |f: &dyn Fn(usize) -> f64| (0..want.len()).map(|i| f(i).powi(2)).sum::<f64>();
+    (sum(&|i| f64::from(got[i]) - f64::from(want[i])) / sum(&|i| f64::from(want[i]))).sqrt()
+}
+
+#[test]
+fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
+    let Some(ort) = onnxruntime() else { return };
+    let cfg = config(4, 48, 3);
+    let fp32 = denoiser_graph(&cfg, Arc::new(weights(&cfg)), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
+    let wanted = run(&RtenBackend, &fp32, &cfg);
+    let error = relative(&run(&ort, &fp32, &cfg), &wanted);
+    println!("fp32, onnxruntime against rten: {error:.1e}");
+    assert!(error < 1e-5);
+    let error = relative(&run(&ort, &to_float16(&fp32, Precision::Fp16).unwrap(), &cfg), &wanted);
+    println!("fp16, onnxruntime against fp32: {error:.1e}");
+    assert!(error < 5e-3);
+    for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
+        let mut c = QuantConfig::new(precision);
+        c.attention_head_dim = Some(cfg.head_dim);
+        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_, _| true).unwrap();
+        let emulated = run(&RtenBackend, &q.emulated, &cfg);
+        let deployed = run(&ort, &q.deploy, &cfg);
+        let (between, lost) = (relative(&deployed, &emulated), relative(&emulated, &wanted));
+        println!("{precision}: deployed against emulated {between:.1e}, emulated against fp32 {lost:.1e}");
+        // A value on a rounding boundary may fall either way between two libraries.
+        assert!(between < 0.1 * lost + 1e-5, "{precision}: {between} {lost}");
+        let half = run(&ort, &to_float16(&q.deploy, Precision::Fp16).unwrap(), &cfg);
+        let error = relative(&half, &wanted);
+        println!("{precision} with fp16 floats: {error:.1e} against fp32");
+        assert!(error < 1.5 * lost + 5e-3, "{precision}: {error}");
+    }
+}
+
+/// Writes every kind of graph to the folder named by `MINDSEYE_ONNX_OUT`, for `onnx.checker` and other tools.
+#[test]
+#[ignore = "slow: writes files for other tools"]
+fn write_graphs_for_other_tools() {
+    let Some(folder) = std::env::var_os("MINDSEYE_ONNX_OUT").map(PathBuf::from) else { return };
+    let cfg = config(4, 48, 3);
+    let fp32 = denoiser_graph(&cfg, Arc::new(weights(&cfg)), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
+    let save = |name: &str, m: &Model| m.save(folder.join(name), &SaveOptions::default()).unwrap();
+    save("fp32.onnx", &fp32);
+    for float in [Precision::Fp16, Precision::Bf16] {
+        save(&format!("{float}.onnx"), &to_float16(&fp32, float).unwrap());
+    }
+    for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
+        let mut c = QuantConfig::new(precision);
+        c.attention_head_dim = Some(cfg.head_dim);
+        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_, _| true).unwrap();
+        save(&format!("{precision}.onnx"), &q.deploy);
+        save(&format!("{precision}-emulated.onnx"), &q.emulated);
+        save(&format!("{precision}-fp16.onnx"), &to_float16(&q.deploy, Precision::Fp16).unwrap());
+    }
+}
+
+/// A transformer of 12 layers and width 1024 builds for the A100 in INT8 within 5 minutes and 3 GB.
+#[test]
+#[ignore = "slow: a minute or more, and 3 GB of memory"]
+fn rtx_builds_a_large_transformer_within_time_and_memory() {
+    let Some(library) = rtx() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = config(16, 64, 12);
+    let bundle = bundle(folder.path(), &cfg);
+    let out = folder.path().join("engines");
+    let case =
+        Case { bundle: &bundle, library: Some(&library), target: "a100", precision: Precision::Int8, out };
+    let started = Instant::now();
+    let built = build(&case, |s| s.verify_items = 1).unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak: f64 = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0.0);
+    println!("{} bytes, {seconds:.0} s, peak {:.2} GB", built[0].passport.engine_bytes, peak / 1e6);
+    assert!(seconds < 300.0 && peak < 3e6, "{seconds} s, {peak} kB");
+}
