@@ -22,6 +22,9 @@ use crate::model::dit::{DitConfig, Prediction};
 use crate::onnx::{DataType, Dim, Model};
 use crate::sampler::{Grid, Solver};
 
+/// Free-form values of the manifest.
+pub use toml::Table;
+
 /// Version of the layout of `bundle.toml`.
 pub const FORMAT: u32 = 1;
 /// Name of the manifest.

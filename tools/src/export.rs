@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use mindseye_engines::backend::{DataType, Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
 use mindseye_engines::checkpoint::Checkpoint;
 use mindseye_engines::checkpoint::names::Component;
@@ -19,6 +20,7 @@ use mindseye_engines::onnx::{
     CheckpointWeights, Dim, ExternalData, GraphBuilder, Model, SaveOptions, SavedFiles, WeightSource,
     codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
 };
+use mindseye_engines::sampler::Noise;
 use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
 
 /// Arguments of `export`.
@@ -40,6 +42,10 @@ pub struct ExportArgs {
     /// Put weights beside the graph even below 1.5 GB.
     #[arg(long)]
     pub external: bool,
+    /// Also write seeded inputs and the embedded backend's outputs beside every graph
+    /// (`<graph>.vectors.safetensors`), to check other runtimes with.
+    #[arg(long)]
+    pub vectors: bool,
 }
 
 /// Writes whatever `network` does with the builder as a graph to `path`.
@@ -96,6 +102,67 @@ pub fn open_dit(path: &Path, cfg: &DitConfig) -> anyhow::Result<Arc<dyn WeightSo
     )?))
 }
 
+/// Runs a graph on the embedded backend with seeded inputs and writes both to `<path>.vectors.safetensors` (`in.*`,
+/// `out.*`). `tokens` is the number of tokens per latent frame, 1 where that means nothing.
+///
+/// # Errors
+/// A graph that the embedded backend does not run; a file that cannot be written.
+pub fn write_vectors(path: &Path, tokens: usize) -> anyhow::Result<PathBuf> {
+    use safetensors::tensor::{Dtype, TensorView};
+    let engine = by_name("rten")?.prepare(path, &PrepareOptions::default())?;
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => *size,
+        Dim::Symbol(name) if name == "frames" => 3,
+        Dim::Symbol(name) if name == "tokens" => 3 * tokens,
+        Dim::Symbol(name) if name == "context_tokens" => 2 * tokens,
+        Dim::Symbol(name) if name == "batch" => 1,
+        _ => 2,
+    };
+    let mut noise = Noise::new(0, 0);
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    for port in engine.inputs() {
+        let shape: Vec<usize> = port.shape.iter().map(size).collect();
+        let count = shape.iter().product();
+        let tensor = match (port.dtype, port.name.as_str()) {
+            (DataType::F32, "keep") => Tensor::f32(&shape, vec![1.0; count]),
+            (DataType::F32, "mask_bias") => Tensor::f32(&shape, vec![0.0; count]),
+            (DataType::F32, _) => Tensor::f32(&shape, (0..count).map(|_| noise.sample()).collect()),
+            // Rows of timesteps or tokens: 0 and 1 are always there; batch entries: only 0.
+            (_, "row_batch") => Tensor::i64(&shape, vec![0; count]),
+            _ => Tensor::i64(&shape, (0..count as i64).map(|i| i % 2).collect()),
+        };
+        tensors.push((port.name.clone(), tensor));
+    }
+    let given: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let results = engine.session()?.run(&given)?;
+    let named = |prefix: &'static str| move |(name, t): (String, Tensor)| (format!("{prefix}.{name}"), t);
+    let all: Vec<(String, Tensor)> =
+        tensors.into_iter().map(named("in")).chain(results.into_iter().map(named("out"))).collect();
+    let bytes: Vec<(Dtype, Vec<u8>)> = all
+        .iter()
+        .map(|(name, tensor)| match &tensor.data {
+            Elements::F32(v) => Ok((Dtype::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect())),
+            Elements::I64(v) => Ok((Dtype::I64, v.iter().flat_map(|v| v.to_le_bytes()).collect())),
+            _ => bail!("{name}: neither floats nor 64-bit integers"),
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let views = all
+        .iter()
+        .zip(&bytes)
+        .map(|((name, tensor), (dtype, data))| {
+            Ok((name.as_str(), TensorView::new(*dtype, tensor.shape.clone(), data)?))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut file = path.as_os_str().to_owned();
+    file.push(".vectors.safetensors");
+    let file = PathBuf::from(file);
+    let temporary = file.with_extension("tmp");
+    std::fs::write(&temporary, safetensors::serialize(views, None)?)
+        .and_then(|()| std::fs::rename(&temporary, &file))
+        .with_context(|| file.display().to_string())?;
+    Ok(file)
+}
+
 fn denoiser_kinds(cached: bool) -> &'static [DenoiserKind] {
     if cached {
         &[DenoiserKind::Joint, DenoiserKind::Prefill, DenoiserKind::Cached]
@@ -133,6 +200,9 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
         let path = args.out.join(format!("{}.onnx", kind.component()));
         let saved = export_dit(&cfg, weights.clone(), *kind, Dim::Fixed(1), &options, &path)?;
         println!("{} {} bytes", saved.model.display(), saved.bytes);
+        if args.vectors {
+            println!("{}", write_vectors(&path, cfg.tokens_per_frame())?.display());
+        }
     }
     Ok(())
 }
@@ -220,6 +290,14 @@ fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()>
         writer.add(name, component.format, &names)?;
     }
     let written = writer.finish()?;
+    if args.vectors {
+        for (name, component) in &written.manifest().component {
+            if component.format == ComponentFormat::Onnx {
+                let file = write_vectors(&written.path(name)?, written.manifest().dit.tokens_per_frame())?;
+                println!("{}", file.display());
+            }
+        }
+    }
     println!("{} {}", written.directory().display(), written.hash());
     Ok(())
 }

@@ -164,21 +164,20 @@ impl GraphBuilder {
     /// Makes `x` the output called `name`.
     pub fn output(&mut self, name: &str, x: &NodeValue, dims: &[Dim]) {
         let value = self.use_value(x.0);
-        let named_already = self.renamed.contains_key(&value);
+        let already = self.renamed.get(&value).cloned();
         let is_output = self.graph.outputs.iter().any(|o| o.name == value);
-        let direct = matches!(self.values[x.0].origin, Origin::Node(_)) && !is_output;
-        if self.names.contains(name) && self.renamed.get(&value).map(String::as_str) != Some(name) {
+        let is_node = matches!(self.values[x.0].origin, Origin::Node(_));
+        if already.as_deref() != Some(name) && self.names.contains(name) {
             self.fail(OnnxError::Graph { what: format!("output {name:?} has a name that is taken") });
         }
-        self.names.insert(name.to_owned());
-        let source = if direct && !named_already {
+        let source = if is_node && !is_output && already.is_none_or(|n| n == name) {
             self.renamed.insert(value.clone(), name.to_owned());
             value
         } else {
-            let made = format!("{name}/Identity");
-            self.graph.nodes.push(Node::new(&made, "Identity", &[&value], &[name]));
+            self.graph.nodes.push(Node::new(&format!("{name}/Identity"), "Identity", &[&value], &[name]));
             name.to_owned()
         };
+        self.names.insert(name.to_owned());
         self.graph.outputs.push(ValueInfo {
             name: source,
             dtype: Some(DataType::F32),

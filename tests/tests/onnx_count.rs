@@ -1,0 +1,55 @@
+//! Arithmetic and parameters of the presets, against independent figures (a FLOP counter on the reference
+//! implementations, and the published parameter counts).
+
+use std::path::PathBuf;
+
+use mindseye_tools::model_cost::{cost, table};
+
+fn preset(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name)
+}
+
+#[track_caller]
+fn close(what: &str, got: f64, wanted: f64, relative: f64) {
+    assert!((got / wanted - 1.0).abs() <= relative, "{what}: got {got}, wanted {wanted}");
+}
+
+#[test]
+fn wan22_5b_costs_what_the_reference_costs() {
+    let cost = cost(&preset("wan22-5b.toml")).unwrap();
+    assert_eq!(cost.dit_parameters, 4_999_787_712);
+    assert_eq!(cost.text_parameters, Some(5_680_910_336));
+    assert_eq!(cost.vae_parameters, Some(704_688_668));
+    assert_eq!((cost.context_latents, cost.target_latents, cost.tokens_per_latent), (85, 46, 104));
+    let tflop = |start: &str| {
+        let row = cost.rows.iter().find(|r| r.what.starts_with(start));
+        row.unwrap_or_else(|| panic!("no row {start:?}")).tflop
+    };
+    close("joint", tflop("denoiser, joint"), 189.9, 0.01);
+    close("prefill", tflop("denoiser, prefill"), 107.8, 0.01);
+    close("cached", tflop("denoiser, cached"), 66.5, 0.01);
+    close("VAE encode", tflop("VAE encode: one group"), 1.487, 0.01);
+    close("VAE decode", tflop("VAE decode: one latent"), 7.836, 0.01);
+    close("text", tflop("text encoder"), 4.8, 0.02);
+    assert!(cost.joint_over_cached >= 2.5, "{}", cost.joint_over_cached);
+    let seconds = &cost.rows[0].seconds;
+    close("A100", seconds[0].1, 189.9e12 / 312e12, 0.01);
+    assert!(table(&cost).contains("4 999 787 712 parameters"));
+}
+
+#[test]
+fn house_tiny_is_counted_too() {
+    let cost = cost(&preset("house-tiny.toml")).unwrap();
+    assert!(cost.dit_parameters > 100_000 && cost.dit_parameters < 20_000_000, "{}", cost.dit_parameters);
+    assert!(cost.vae_parameters.is_none());
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.toml");
+    let good = std::fs::read_to_string(preset("house-tiny.toml")).unwrap();
+    std::fs::write(&path, good.replace("head_dim = 48", "head_dim = 47")).unwrap();
+    let error = format!("{:#}", cost(&path).unwrap_err());
+    assert!(error.contains("bad.toml") && error.contains("head_dim"), "{error}");
+}
