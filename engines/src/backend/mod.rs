@@ -11,8 +11,10 @@
 //!
 //! To add one: implement the three traits, add an arm to [`by_name`] and a name to [`NAMES`].
 
+mod ort;
 mod rten;
 
+pub use self::ort::{OrtBackend, PATH_VARIABLE as ORT_PATH_VARIABLE};
 pub use self::rten::RtenBackend;
 
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use std::sync::Arc;
 pub use crate::onnx::{DataType, Dim};
 
 /// Names that [`by_name`] knows.
-pub const NAMES: &[&str] = &["rten"];
+pub const NAMES: &[&str] = &["rten", "onnxruntime", "tensorrt"];
 
 /// The elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -291,6 +293,8 @@ pub trait Session: Send {
 pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
     match name {
         "rten" => Ok(Arc::new(RtenBackend)),
+        "onnxruntime" => Ok(Arc::new(OrtBackend::open()?)),
+        "tensorrt" => Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?)),
         _ => Err(BackendError::Unknown {
             name: name.to_owned(),
         }),
