@@ -1,5 +1,7 @@
 //! Bundles: written whole, read back, refused when anything does not match.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! Arithmetic and parameters of the presets, against independent figures (a FLOP counter on the reference
 //! implementations, and the published parameter counts).
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::path::PathBuf;
 
 use mindseye_tools::model_cost::{cost, table};

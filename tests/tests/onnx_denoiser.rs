@@ -1,6 +1,8 @@
 //! The denoiser's graphs on rten: the two cached halves equal the masked joint pass, lengths are dynamic, and what
 //! does not fit is named.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::path::Path;
 use std::sync::Arc;
 

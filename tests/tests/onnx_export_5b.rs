@@ -7,6 +7,8 @@
 //! /usr/bin/time -v cargo test --release -p mindseye-tests --test onnx_export_5b -- --ignored --nocapture
 //! ```
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! ONNX files: what is written is read back, the same model gives the same bytes, and damage is an error.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::path::Path;
 
 use mindseye_engines::onnx::{

@@ -1,5 +1,7 @@
 //! Each operation as the graph writer spells it, run on rten, against a plain loop.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 use std::sync::Arc;
 
 use mindseye_engines::backend::{BackendError, PrepareOptions, Tensor, by_name};
@@ -68,7 +70,8 @@ fn elementwise() {
     let (a, b) = (noise(6, 1), noise(3, 2));
     let both = [("a", &[2, 3][..], &a[..]), ("b", &[1, 3][..], &b[..])];
     type Binary = fn(&mut GraphBuilder, &NodeValue, &NodeValue) -> NodeValue;
-    let table: [(&str, Binary, fn(f64, f64) -> f64); 3] = [
+    type BinaryLoop = fn(f64, f64) -> f64;
+    let table: [(&str, Binary, BinaryLoop); 3] = [
         ("add", GraphBuilder::add, |a, b| a + b),
         ("sub", GraphBuilder::sub, |a, b| a - b),
         ("mul", GraphBuilder::mul, |a, b| a * b),
@@ -79,7 +82,8 @@ fn elementwise() {
         check(what, got, &[2, 3], &wanted);
     }
     type Unary = fn(&mut GraphBuilder, &NodeValue) -> NodeValue;
-    let table: [(&str, Unary, fn(f64) -> f64); 4] = [
+    type UnaryLoop = fn(f64) -> f64;
+    let table: [(&str, Unary, UnaryLoop); 4] = [
         ("scale", |o, x| o.scale(x, 3.5), |v| 3.5 * v),
         ("offset", |o, x| o.offset(x, -2.0), |v| v - 2.0),
         ("silu", |o, x| o.silu(x), |v| v / (1.0 + (-v).exp())),
@@ -316,10 +320,10 @@ fn images() {
     let (oh, ow) = ((5 + 1 + 2 - 3) / 2 + 1, 4 + 1 - 2 + 1);
     let mut wanted = Vec::new();
     for n in 0..2 {
-        for co in 0..2 {
+        for (co, bias) in b.iter().enumerate() {
             for y in 0..oh {
                 for z in 0..ow {
-                    let mut sum = f64::from(b[co]);
+                    let mut sum = f64::from(*bias);
                     for ci in 0..3 {
                         for ky in 0..3 {
                             for kx in 0..2 {

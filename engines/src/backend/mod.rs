@@ -141,17 +141,11 @@ pub struct Port {
 }
 
 /// How an engine is prepared and run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PrepareOptions {
     /// Threads of one run; 0 lets the backend choose.
     pub threads: usize,
-}
-
-impl Default for PrepareOptions {
-    fn default() -> Self {
-        Self { threads: 0 }
-    }
 }
 
 impl PrepareOptions {
