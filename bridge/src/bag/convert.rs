@@ -12,6 +12,8 @@ use super::{Bag, ChannelId, Damage, Encoding, ReadOptions, TopicInfo, schema};
 pub struct ConvertReport {
     /// Messages written.
     pub messages: u64,
+    /// The caller ended it early; what was written until then is a good file.
+    pub stopped: bool,
     /// What could not be read, or could not be turned into CDR.
     pub damage: Vec<Damage>,
 }
@@ -29,20 +31,21 @@ pub enum RewriteError {
         /// The output.
         path: PathBuf,
     },
-    /// A time that MCAP cannot hold.
-    #[error("{file}: nothing can be read of it")]
-    Nothing {
-        /// Path of the bag.
-        file: PathBuf,
-    },
 }
 
 /// Writes the messages of `bag` that `options` select to a new MCAP file with profile `ros2`: ROS messages as
 /// little-endian CDR with `ros2msg` definitions, others as they are. Stamps are kept.
 ///
+/// `go_on` is called with the number of messages so far; when it says false the file is finished early.
+///
 /// # Errors
 /// The output cannot be written, or is an input. Nothing is left behind then.
-pub fn rewrite_as_mcap(bag: &Bag, out: &Path, options: &ReadOptions) -> Result<ConvertReport, RewriteError> {
+pub fn rewrite_as_mcap(
+    bag: &Bag,
+    out: &Path,
+    options: &ReadOptions,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<ConvertReport, RewriteError> {
     let info = bag.info();
     if let Ok(target) = out.canonicalize()
         && info.files.iter().any(|f| f.canonicalize().is_ok_and(|f| f == target))
@@ -58,6 +61,7 @@ pub fn rewrite_as_mcap(bag: &Bag, out: &Path, options: &ReadOptions) -> Result<C
     let mut converter = CdrConverter::new(info);
     let mut misfits: Vec<(u64, String)> = vec![(0, String::new()); info.topics.len()];
     let mut early = 0;
+    let mut stopped = false;
     let mut messages = bag.messages(options);
     for message in &mut messages {
         let at = message.topic.0 as usize;
@@ -85,6 +89,10 @@ pub fn rewrite_as_mcap(bag: &Bag, out: &Path, options: &ReadOptions) -> Result<C
             }
         };
         writer.write(channel, message.log_time_ns, message.publish_time_ns, bytes)?;
+        if !go_on(writer.messages()) {
+            stopped = true;
+            break;
+        }
     }
     let mut damage: Vec<Damage> = info.damage.iter().chain(messages.damage()).cloned().collect();
     let name = info.files.first().map(|f| super::file_label(f)).unwrap_or_default();
@@ -95,7 +103,7 @@ pub fn rewrite_as_mcap(bag: &Bag, out: &Path, options: &ReadOptions) -> Result<C
         damage.push(Damage::new(&name, "stamps before 1970 have no place in MCAP").messages(Some(early)));
     }
     let messages = writer.finish()?;
-    Ok(ConvertReport { messages, damage })
+    Ok(ConvertReport { messages, stopped, damage })
 }
 
 /// The channel of a topic, and whether its messages are copied as they are.

@@ -75,6 +75,25 @@ pub struct TopicFilter {
 }
 
 impl TopicFilter {
+    /// A filter of names and regular expressions.
+    ///
+    /// # Errors
+    /// An expression that cannot be parsed, with the reason.
+    pub fn new(
+        topics: Vec<String>,
+        regex: Option<&str>,
+        exclude: Vec<String>,
+        exclude_regex: Option<&str>,
+    ) -> Result<Self, String> {
+        let compile = |text: &str| Regex::new(text).map_err(|e| format!("pattern {text:?}: {e}"));
+        Ok(Self {
+            topics,
+            regex: regex.map(compile).transpose()?,
+            exclude,
+            exclude_regex: exclude_regex.map(compile).transpose()?,
+        })
+    }
+
     /// The names of the topics of `info` that pass.
     #[must_use]
     pub fn apply(&self, info: &BagInfo) -> Vec<String> {

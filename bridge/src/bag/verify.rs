@@ -62,12 +62,13 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
 }
 
-/// Reads everything that `options` select. With `on_image`, decodes every image message and reports it.
-#[must_use]
+/// Reads everything that `options` select. With `on_image`, decodes every image message and reports it;
+/// `on_message` is called with the number of messages so far.
 pub fn verify(
     bag: &Bag,
     options: &ReadOptions,
     mut on_image: Option<&mut dyn FnMut(ImageReport)>,
+    on_message: &mut dyn FnMut(u64),
 ) -> VerifyReport {
     struct Count {
         hash: Sha256,
@@ -87,6 +88,7 @@ pub fn verify(
         let entry = &mut topics[message.topic.0 as usize];
         entry.count += 1;
         total += 1;
+        on_message(total);
         start_ns = start_ns.min(message.log_time_ns);
         end_ns = end_ns.max(message.log_time_ns);
         let bytes = match converter.convert(&message) {
