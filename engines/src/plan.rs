@@ -533,6 +533,8 @@ pub fn plan(
 fn roofline(
     target: &Target,
     linear: f64,
+    // Of it, in layers that are kept in the float format.
+    kept: f64,
     attention: f64,
     precision: Precision,
     attention_precision: Precision,
@@ -542,7 +544,8 @@ fn roofline(
     let (Some(rate), Some(attention_rate), Some(bandwidth)) = rates else {
         return (None, None, false);
     };
-    let compute = linear / rate + attention / attention_rate;
+    let float_rate = target.rate(precision.float()).unwrap_or(rate);
+    let compute = (linear - kept) / rate + kept / float_rate + attention / attention_rate;
     let memory = bytes / bandwidth;
     (Some(compute.max(memory)), Some((linear + attention) / rate), memory > compute)
 }
@@ -578,6 +581,7 @@ fn denoiser_component(
     let (seconds, at_rate, memory_bound) = roofline(
         target,
         linear + text,
+        (linear + text) * (keep as f64).min(c.layers as f64) / c.layers as f64,
         attention,
         precision,
         attention_precision,
@@ -613,6 +617,7 @@ fn vae_component(
     let (seconds, at_rate, memory_bound) = roofline(
         target,
         count.flop - count.attention,
+        0.0,
         count.attention,
         float,
         float,
@@ -643,7 +648,7 @@ fn text_component(t: &TextShape, target: &Target, float: Precision) -> Component
     let attention = 4.0 * n * n * d * layers;
     let bytes = float.weight_bytes();
     let (seconds, at_rate, memory_bound) =
-        roofline(target, 2.0 * matrices * n, attention, float, float, matrices * bytes);
+        roofline(target, 2.0 * matrices * n, 0.0, attention, float, float, matrices * bytes);
     ComponentPlan {
         name: "text_encoder".into(),
         unit: format!("{} rows", t.length),
@@ -662,7 +667,10 @@ fn text_component(t: &TextShape, target: &Target, float: Precision) -> Component
 }
 
 fn gb(bytes: u64) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
+    match bytes as f64 {
+        b if b >= 0.995e8 => format!("{:.2} GB", b / 1e9),
+        b => format!("{:.2} MB", b / 1e6),
+    }
 }
 
 impl Plan {
@@ -701,6 +709,7 @@ impl Plan {
         let mut out = format!("{} on {} in {}\n", self.model, self.target, self.precision);
         let time = |s: Option<f64>| match s {
             None => "-".into(),
+            Some(s) if s < 1e-4 => format!("{:.2} us", s * 1e6),
             Some(s) if s < 0.1 => format!("{:.2} ms", s * 1e3),
             Some(s) => format!("{s:.2} s"),
         };
@@ -722,14 +731,14 @@ impl Plan {
         for c in &self.components {
             let _ = writeln!(
                 out,
-                "{:<13} {:<17} {:<5} {:>11} {:>11} {:>11} {:>10.4} {:>6} {:>11} {:>11}{}",
+                "{:<13} {:<17} {:<5} {:>11} {:>11} {:>11} {:>10} {:>6} {:>11} {:>11}{}",
                 c.name,
                 c.unit,
                 c.precision.name(),
                 gb(c.weight_bytes),
                 gb(c.activation_bytes),
                 gb(c.state_bytes),
-                c.teraflop,
+                if c.teraflop >= 0.01 { format!("{:.2}", c.teraflop) } else { format!("{:.2e}", c.teraflop) },
                 c.calls,
                 time(c.seconds),
                 time(c.seconds_all_at_rate),

@@ -1,6 +1,8 @@
 //! Finding layers, calibrating and rewriting the graph.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::Serialize;
@@ -9,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::calibrate::{Calibrator, Observer};
 use super::{CalibrationSource, Inputs, QuantError, e4m3, session};
 use crate::backend::{Backend, Elements};
-use crate::onnx::{Attribute, DataType, Dim, Initializer, Model, Node, ValueInfo};
+use crate::onnx::{Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo};
 use crate::passport::hex;
 use crate::target::Precision;
 
@@ -503,6 +505,49 @@ struct Replacement {
     value: String,
 }
 
+/// A matrix as its packed form gives it back, made when it is written: the emulated graph costs no more memory than
+/// the packed weights that it shares with the deployed one.
+struct Restored {
+    codes: Arc<Vec<u8>>,
+    scales: Vec<f32>,
+    precision: Precision,
+    columns: usize,
+    /// Rows that share a scale (INT4); all otherwise.
+    block: usize,
+}
+
+impl LazyTensor for Restored {
+    fn write_to(&self, sink: &mut dyn Write) -> io::Result<()> {
+        let per_byte = if self.precision == Precision::Int4w { 2 } else { 1 };
+        let rows = self.codes.len() * per_byte / self.columns.max(1);
+        let mut bytes = Vec::with_capacity(4 * self.columns);
+        for row in 0..rows {
+            bytes.clear();
+            for column in 0..self.columns {
+                let at = row * self.columns + column;
+                let v = match self.precision {
+                    Precision::Int8 => f32::from(self.codes[at].cast_signed()) * self.scales[column],
+                    Precision::Fp8 => e4m3::to_f32(self.codes[at]) * self.scales[0],
+                    _ => {
+                        let nibble = (self.codes[at / 2] >> (4 * (at % 2))) & 0xf;
+                        // Sign extension of four bits.
+                        let value = (nibble << 4).cast_signed() >> 4;
+                        f32::from(value) * self.scales[row / self.block * self.columns + column]
+                    }
+                };
+                bytes.extend(v.to_le_bytes());
+            }
+            sink.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+fn shared(name: &str, dtype: DataType, shape: &[usize], codes: &Arc<Vec<u8>>) -> Initializer {
+    let data = TensorData::Memory(Arc::clone(codes), 0..codes.len());
+    Initializer { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
+}
+
 struct Rewriter {
     precision: Precision,
     float: Precision,
@@ -641,17 +686,14 @@ impl Rewriter {
             vec![representable(max, e4m3::MAX, self.float)]
         };
         let mut codes = Vec::with_capacity(w.len());
-        for row in w.chunks_mut(site.n) {
-            for (j, v) in row.iter_mut().enumerate() {
+        for row in w.chunks(site.n) {
+            for (j, v) in row.iter().enumerate() {
                 let scale = scales[if per_column { j } else { 0 }];
                 if per_column {
                     let q = (*v / scale).round_ties_even().clamp(-127.0, 127.0);
                     codes.push((q as i8).cast_unsigned());
-                    *v = q * scale;
                 } else {
-                    let q = e4m3::from_f32(*v / scale);
-                    codes.push(q);
-                    *v = e4m3::to_f32(q) * scale;
+                    codes.push(e4m3::from_f32(*v / scale));
                 }
             }
         }
@@ -660,7 +702,8 @@ impl Rewriter {
         self.record(&scale_name, &scales);
         let dtype = if per_column { DataType::I8 } else { DataType::F8E4M3 };
         let shape: &[usize] = if per_column { &[site.n] } else { &[] };
-        self.deploy_constants.push(Initializer::from_bytes(&packed, dtype, &[site.k, site.n], codes));
+        let codes = Arc::new(codes);
+        self.deploy_constants.push(shared(&packed, dtype, &[site.k, site.n], &codes));
         self.deploy_constants.push(Initializer::from_f32(&scale_name, shape, &scales));
         self.deploy_constants.push(self.zero_point(&zero, per_column.then_some(site.n)));
         let mut node = Node::new(
@@ -672,7 +715,8 @@ impl Rewriter {
         if per_column {
             node = node.with(Attribute::int("axis", 1));
         }
-        self.replace_weight(site, node, &w);
+        let restored = Restored { codes, scales, precision: self.precision, columns: site.n, block: site.k };
+        self.replace_weight(site, node, restored);
         Ok(())
     }
 
@@ -682,19 +726,18 @@ impl Rewriter {
             return Ok(());
         }
         let block = if site.k % block == 0 { block } else { 64 };
-        let mut w = weight(model, site)?;
+        let w = weight(model, site)?;
         let (mut scales, mut values) = (Vec::new(), vec![0i8; w.len()]);
-        for (b, rows) in w.chunks_mut(block * site.n).enumerate() {
+        for (b, rows) in w.chunks(block * site.n).enumerate() {
             let mut max = vec![0f32; site.n];
             for row in rows.chunks(site.n) {
                 max.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
             }
             let of_block: Vec<f32> = max.into_iter().map(|m| representable(m, 7.0, self.float)).collect();
-            for (i, v) in rows.iter_mut().enumerate() {
+            for (i, v) in rows.iter().enumerate() {
                 let scale = of_block[i % site.n];
                 let q = (*v / scale).round_ties_even().clamp(-8.0, 7.0);
                 values[b * block * site.n + i] = q as i8;
-                *v = q * scale;
             }
             scales.extend(of_block);
         }
@@ -705,21 +748,27 @@ impl Rewriter {
         let n = |part: &str| format!("{}/{part}", site.weight);
         let (packed, scale_name) = (n("packed"), n("scale"));
         self.record(&scale_name, &scales);
-        self.deploy_constants.push(Initializer::from_bytes(&packed, DataType::I4, &[site.k, site.n], codes));
+        let codes: Arc<Vec<u8>> = Arc::new(codes);
+        self.deploy_constants.push(shared(&packed, DataType::I4, &[site.k, site.n], &codes));
         self.deploy_constants.push(Initializer::from_f32(&scale_name, &[site.k / block, site.n], &scales));
         let node =
             Node::new(&n("dequantize"), "DequantizeLinear", &[&packed, &scale_name], &[&n("dequantized")])
                 .with(Attribute::int("axis", 0))
                 .with(Attribute::int("block_size", block as i64));
-        self.replace_weight(site, node, &w);
+        let restored = Restored { codes, scales, precision: Precision::Int4w, columns: site.n, block };
+        self.replace_weight(site, node, restored);
         Ok(())
     }
 
-    fn replace_weight(&mut self, site: &Site, node: Node, restored: &[f32]) {
+    fn replace_weight(&mut self, site: &Site, node: Node, restored: Restored) {
         let value = node.outputs[0].clone();
         self.deploy_weights.insert(site.weight.clone(), Replacement { nodes: vec![node], value });
-        let name = format!("{}/restored", site.weight);
-        self.emulated_constants.push(Initializer::from_f32(name, &[site.k, site.n], restored));
+        self.emulated_constants.push(Initializer {
+            name: format!("{}/restored", site.weight),
+            dtype: DataType::F32,
+            shape: vec![site.k, site.n],
+            data: TensorData::Lazy(Arc::new(restored)),
+        });
     }
 
     fn finish(self, model: &Model, chosen: &[usize]) -> (Model, Model, Vec<ScaleRecord>, String) {

@@ -128,23 +128,20 @@ pub fn verify(
     limit: u64,
 ) -> Result<Report, QuantError> {
     let values = block_ends(fp32);
+    // One graph at a time: the weights of two large ones may not fit side by side.
     let (reference, names) = with_outputs(fp32, &values);
+    let mut wanted = Vec::new();
+    run_all(&reference, backend, source, limit, &mut |_, outputs| wanted.push(outputs))?;
     let (candidate, _) = with_outputs(quantised, &values);
-    let (mut reference, mut candidate) = (session(&reference, backend)?, session(&candidate, backend)?);
     let mut errors: BTreeMap<String, Error> = BTreeMap::new();
-    source.restart().map_err(QuantError::Source)?;
-    let mut samples = 0;
-    while samples < limit {
-        let Some(inputs) = source.next().map_err(QuantError::Source)? else { break };
-        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let (wanted, got) = (reference.run(&views)?, candidate.run(&views)?);
-        for ((name, w), (_, g)) in wanted.iter().zip(&got) {
+    run_all(&candidate, backend, source, limit, &mut |sample, got| {
+        for ((name, w), (_, g)) in wanted.get(sample).into_iter().flatten().zip(&got) {
             if let (Some(w), Some(g)) = (w.as_f32(), g.as_f32()) {
                 errors.entry(name.clone()).or_default().add(w, g);
             }
         }
-        samples += 1;
-    }
+    })?;
+    let samples = wanted.len() as u64;
     if samples == 0 {
         return Err(QuantError::Source("the source gave no inputs".into()));
     }
@@ -158,6 +155,24 @@ pub fn verify(
         };
     }
     Ok(report)
+}
+
+/// Runs a graph over at most `limit` items.
+fn run_all(
+    model: &Model,
+    backend: &dyn Backend,
+    source: &mut dyn CalibrationSource,
+    limit: u64,
+    each: &mut dyn FnMut(usize, Vec<(String, Tensor)>),
+) -> Result<(), QuantError> {
+    let mut session = session(model, backend)?;
+    source.restart().map_err(QuantError::Source)?;
+    for sample in 0..usize::try_from(limit).unwrap_or(usize::MAX) {
+        let Some(inputs) = source.next().map_err(QuantError::Source)? else { break };
+        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        each(sample, session.run(&views)?);
+    }
+    Ok(())
 }
 
 /// Error of the outputs (the largest among them) when one layer alone is quantised, for each layer that `config`

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_engines::backend::{Backend as _, PrepareOptions, RtenBackend, Tensor, by_name};
+use mindseye_engines::backend::{PrepareOptions, RtenBackend, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, MANIFEST};
 use mindseye_engines::passport::Passport;
 use mindseye_engines::plan::{ModelSpec, PlanOptions, plan};
