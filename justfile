@@ -1,0 +1,31 @@
+# Short verbs; the logic is in the tools.
+
+# The main job.
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# What CI runs.
+ci:
+    .ci/run
+
+test:
+    cargo test --release --workspace
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# Train the shipped model and put it in its place.
+train:
+    cargo run --release -p mindseye-tools -- train configs/train/house-tiny.toml --out runs/house-tiny
+    cargo run --release -p mindseye-tools -- ship runs/house-tiny --config configs/train/house-tiny.toml --out models/house-tiny
+
+eval:
+    cargo run --release -p mindseye-tools -- eval grounding --houses 200 --seed 900000
+    cargo run --release -p mindseye-tools -- eval navigation --houses 100 --seed 900000
+
+bench:
+    cargo bench -p mindseye-tests
