@@ -190,6 +190,8 @@ fn mutations_do_not_panic() {
         let at = (state >> 33) as usize % bytes.len();
         bytes[at] = (state >> 20) as u8;
         if let Ok(model) = Model::parse(bytes, None) {
+            let written = model.to_bytes().unwrap();
+            assert_eq!(Model::parse(written.clone(), None).unwrap().to_bytes().unwrap(), written);
             for tensor in &model.graph.initializers {
                 let _ = tensor.to_f32();
             }

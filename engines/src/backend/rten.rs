@@ -16,6 +16,8 @@ use super::{
 use crate::onnx::{DataType, Model};
 
 const NAME: &str = "rten";
+/// Larger models are not held twice.
+const PREPACK_LIMIT: u64 = 1 << 30;
 
 /// See the [module](self).
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +33,9 @@ impl Backend for RtenBackend {
     }
 
     fn prepare(&self, path: &Path, options: &PrepareOptions) -> Result<Arc<dyn Engine>, BackendError> {
-        let fail = |what: String| BackendError::Prepare {
-            backend: NAME,
-            path: path.to_owned(),
-            what,
-        };
+        let fail = |what: String| BackendError::Prepare { backend: NAME, path: path.to_owned(), what };
         // Our own reader first: it does not trust the file, and knows symbols and 64-bit integers.
-        let (inputs, outputs) = {
+        let (inputs, outputs, weight_bytes) = {
             let model = Model::load(path).map_err(|e| fail(e.to_string()))?;
             let constants: std::collections::HashSet<&str> =
                 model.graph.initializers.iter().map(|i| i.name.as_str()).collect();
@@ -46,54 +44,29 @@ impl Backend for RtenBackend {
                     return Err(fail(format!("value {:?} has no element type", info.name)));
                 };
                 if !matches!(dtype, DataType::F32 | DataType::I64 | DataType::I32) {
-                    return Err(fail(format!(
-                        "value {:?} has elements of {}",
-                        info.name,
-                        dtype.name()
-                    )));
+                    return Err(fail(format!("value {:?} has elements of {}", info.name, dtype.name())));
                 }
                 let Some(shape) = info.shape.clone() else {
                     return Err(fail(format!("value {:?} has no shape", info.name)));
                 };
-                Ok(Port {
-                    name: info.name.clone(),
-                    dtype,
-                    shape,
-                })
+                Ok(Port { name: info.name.clone(), dtype, shape })
             };
-            let given = model
-                .graph
-                .inputs
-                .iter()
-                .filter(|i| !constants.contains(i.name.as_str()));
+            let given = model.graph.inputs.iter().filter(|i| !constants.contains(i.name.as_str()));
             let inputs = given.map(port).collect::<Result<Vec<_>, _>>()?;
-            let outputs = model
-                .graph
-                .outputs
-                .iter()
-                .map(port)
-                .collect::<Result<Vec<_>, _>>()?;
-            (inputs, outputs)
+            let outputs = model.graph.outputs.iter().map(port).collect::<Result<Vec<_>, _>>()?;
+            (inputs, outputs, model.weight_bytes())
         };
-        let loaded = catch_unwind(|| ModelOptions::with_all_ops().prepack_weights(true).load_file(path))
+        // A second copy of the weights in the order of the kernels: a few per cent faster, where there is room.
+        let prepack = weight_bytes <= PREPACK_LIMIT;
+        let loaded = catch_unwind(|| ModelOptions::with_all_ops().prepack_weights(prepack).load_file(path))
             .map_err(|_| fail("the loader broke down".into()))?;
         let model = loaded.map_err(|e| fail(e.to_string()))?;
         let ids = |ports: &[Port]| -> Result<Vec<NodeId>, BackendError> {
-            ports
-                .iter()
-                .map(|p| model.node_id(&p.name).map_err(|e| fail(e.to_string())))
-                .collect()
+            ports.iter().map(|p| model.node_id(&p.name).map_err(|e| fail(e.to_string()))).collect()
         };
         let (input_ids, output_ids) = (ids(&inputs)?, ids(&outputs)?);
         let pool = (options.threads > 0).then(|| Arc::new(ThreadPool::with_num_threads(options.threads)));
-        Ok(Arc::new(RtenEngine(Arc::new(Shared {
-            model,
-            inputs,
-            outputs,
-            input_ids,
-            output_ids,
-            pool,
-        }))))
+        Ok(Arc::new(RtenEngine(Arc::new(Shared { model, inputs, outputs, input_ids, output_ids, pool }))))
     }
 }
 
@@ -119,10 +92,7 @@ impl Engine for RtenEngine {
     }
 
     fn session(&self) -> Result<Box<dyn Session>, BackendError> {
-        Ok(Box::new(RtenSession {
-            engine: self.clone(),
-            narrow: Vec::new(),
-        }))
+        Ok(Box::new(RtenSession { engine: self.clone(), narrow: Vec::new() }))
     }
 }
 
@@ -133,10 +103,7 @@ struct RtenSession {
 }
 
 fn run_error(what: impl ToString) -> BackendError {
-    BackendError::Run {
-        backend: NAME,
-        what: what.to_string(),
-    }
+    BackendError::Run { backend: NAME, what: what.to_string() }
 }
 
 impl Session for RtenSession {
@@ -201,10 +168,9 @@ impl Session for RtenSession {
                 got,
             };
             **out = match value {
-                Value::FloatTensor(t) if port.dtype == DataType::F32 => Tensor {
-                    shape: t.shape().to_vec(),
-                    data: Elements::F32(t.into_data()),
-                },
+                Value::FloatTensor(t) if port.dtype == DataType::F32 => {
+                    Tensor { shape: t.shape().to_vec(), data: Elements::F32(t.into_data()) }
+                }
                 Value::Int32Tensor(t) if port.dtype != DataType::F32 => {
                     let shape = t.shape().to_vec();
                     let values = t.into_data();

@@ -18,6 +18,8 @@ const MAX_FILE: u64 = 1 << 31;
 const MAX_OBJECTS: u64 = 4_000_000;
 /// Graphs inside graphs.
 const MAX_DEPTH: usize = 8;
+/// Numbers of a tensor that are written one by one; each takes more memory than it takes in the file.
+const MAX_NUMBERS: usize = 64 << 20;
 /// Axes of a tensor.
 const MAX_RANK: usize = 64;
 
@@ -268,6 +270,7 @@ impl Parser {
         let (mut small, mut wide) = (Vec::new(), Vec::new());
         let (mut location, mut external) = (0, Vec::new());
         let data_limit = self.bytes.len();
+        let number_limit = data_limit.min(MAX_NUMBERS);
         while let Some((field, value)) = r.next()? {
             match field {
                 1 => r.ints(field, value, MAX_RANK, &mut dims)?,
@@ -281,9 +284,9 @@ impl Parser {
                     fixed_width = width;
                     r.fixed(field, value, width, data_limit, &mut fixed)?;
                 }
-                5 => r.ints(field, value, data_limit, &mut small)?,
+                5 => r.ints(field, value, number_limit, &mut small)?,
                 6 => return Err(unsupported("a tensor of strings", &name)),
-                7 | 11 => r.ints(field, value, data_limit, &mut wide)?,
+                7 | 11 => r.ints(field, value, number_limit, &mut wide)?,
                 8 => name = r.text(field, value)?,
                 9 => raw = Some(r.range(field, value)?),
                 13 => {
