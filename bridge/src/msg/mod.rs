@@ -35,6 +35,12 @@ pub trait RosType: CdrWrite + for<'a> CdrRead<'a> {
         (self.encode(), Vec::new())
     }
 
+    /// Reads a message of `total` bytes that lies in several pieces, if the type has a way that copies less
+    /// than putting them together.
+    fn decode_pieces(_pieces: &mut dyn Iterator<Item = &[u8]>, _total: usize) -> Pieced<Self> {
+        Pieced::Gather
+    }
+
     /// Reads a whole message.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The types, one declaration each: the macro writes the struct and its CDR.
 
 use super::RosType;
-use crate::cdr::{CdrError, CdrRead, CdrReader, CdrWrite, CdrWriter};
+use crate::cdr::{CdrError, CdrErrorKind, CdrRead, CdrReader, CdrWrite, CdrWriter};
 use crate::geometry::{Pose2, PoseError};
 use crate::time::Timestamp;
 use nalgebra::Isometry3;
+use std::ops::Range;
 
 /// `struct Name = "pkg/msg/Name" "hash" { field: Type, ... }`; the ROS name and hash only for types that
 /// travel by themselves.
@@ -465,6 +466,23 @@ impl RosType for Image {
         w.count(data.len());
         (w.finish(), data)
     }
+
+    fn decode_pieces(pieces: &mut dyn Iterator<Item = &[u8]>, total: usize) -> Pieced<Self> {
+        let Some(first) = pieces.next() else { return Pieced::Gather };
+        match ImageView::head(first, total) {
+            Ok(Some((v, range))) => Pieced::Done(Self {
+                header: v.header.to_owned(),
+                height: v.height,
+                width: v.width,
+                encoding: v.encoding.to_owned(),
+                is_bigendian: v.is_bigendian,
+                step: v.step,
+                data: collect(first, pieces, &range),
+            }),
+            Ok(None) => Pieced::Gather,
+            Err(e) => Pieced::Failed(e),
+        }
+    }
 }
 
 impl RosType for CompressedImage {
@@ -478,6 +496,111 @@ impl RosType for CompressedImage {
         self.format.write(&mut w);
         w.count(data.len());
         (w.finish(), data)
+    }
+
+    fn decode_pieces(pieces: &mut dyn Iterator<Item = &[u8]>, total: usize) -> Pieced<Self> {
+        let Some(first) = pieces.next() else { return Pieced::Gather };
+        match CompressedImageView::head(first, total) {
+            Ok(Some((view, range))) => {
+                let data = collect(first, pieces, &range);
+                Pieced::Done(Self { header: view.header.to_owned(), format: view.format.to_owned(), data })
+            }
+            Ok(None) => Pieced::Gather,
+            Err(e) => Pieced::Failed(e),
+        }
+    }
+}
+
+/// What came of reading a message that lies in several pieces.
+#[derive(Debug)]
+pub enum Pieced<T> {
+    /// The message.
+    Done(T),
+    /// It is none.
+    Failed(CdrError),
+    /// Put the pieces together and decode that.
+    Gather,
+}
+
+/// The bytes `range` of a message whose first piece is `first`.
+fn collect(first: &[u8], rest: &mut dyn Iterator<Item = &[u8]>, range: &Range<usize>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(range.len());
+    out.extend_from_slice(&first[range.start..range.end.min(first.len())]);
+    for piece in rest {
+        let want = range.len() - out.len();
+        out.extend_from_slice(&piece[..want.min(piece.len())]);
+    }
+    out
+}
+
+impl HeaderView<'_> {
+    /// With its own text.
+    #[must_use]
+    pub fn to_owned(&self) -> Header {
+        Header { stamp: self.stamp.clone(), frame_id: self.frame_id.to_owned() }
+    }
+}
+
+/// Reads up to the length of `data`, which ends the message, and gives where in the message its bytes lie.
+/// `None`: the first piece ends too early.
+fn head<'a, T>(
+    first: &'a [u8],
+    total: usize,
+    fields: impl FnOnce(&mut CdrReader<'a>) -> Result<T, CdrError>,
+) -> Result<Option<(T, Range<usize>)>, CdrError> {
+    let short = |e: CdrError| match e.kind {
+        CdrErrorKind::Short { .. } | CdrErrorKind::TooMany { .. } if first.len() < total => Ok(None),
+        _ => Err(e),
+    };
+    let mut r = match CdrReader::new(first) {
+        Ok(r) => r,
+        Err(e) => return short(e),
+    };
+    let read = fields(&mut r).and_then(|view| Ok((view, r.field::<u32>("data")? as usize)));
+    let (view, count) = match read {
+        Ok(done) => done,
+        Err(e) => return short(e),
+    };
+    let start = first.len() - r.left();
+    let left = total.saturating_sub(start);
+    let error = |kind| CdrError { field: "data".into(), offset: start, kind };
+    if count > left {
+        return Err(error(CdrErrorKind::TooMany { count, left }));
+    }
+    if left - count > crate::cdr::MAX_TRAILING {
+        return Err(error(CdrErrorKind::Trailing(left - count)));
+    }
+    Ok(Some((view, start..start + count)))
+}
+
+impl<'a> CompressedImageView<'a> {
+    /// Reads the fields before the picture out of the first piece of a message of `total` bytes, and tells
+    /// where in the message the picture lies; `data` stays empty. `None`: the piece ends too early.
+    ///
+    /// # Errors
+    /// [`CdrError`], as for the whole message.
+    pub fn head(first: &'a [u8], total: usize) -> Result<Option<(Self, Range<usize>)>, CdrError> {
+        head(first, total, |r| Ok(Self { header: r.field("header")?, format: r.field("format")?, data: &[] }))
+    }
+}
+
+impl<'a> ImageView<'a> {
+    /// As [`CompressedImageView::head`].
+    ///
+    /// # Errors
+    /// [`CdrError`], as for the whole message.
+    pub fn head(first: &'a [u8], total: usize) -> Result<Option<(Self, Range<usize>)>, CdrError> {
+        head(first, total, |r| {
+            Ok(Self {
+                header: r.field("header")?,
+                height: r.field("height")?,
+                width: r.field("width")?,
+                encoding: r.field("encoding")?,
+                is_bigendian: r.field("is_bigendian")?,
+                step: r.field("step")?,
+                data: &[],
+            })
+        })
     }
 }
 
@@ -819,6 +942,40 @@ mod tests {
         assert_eq!(view.encode(), bytes);
         let jpeg = CompressedImage { format: "jpeg".into(), data: vec![7; 3], ..Default::default() }.encode();
         assert_eq!(CompressedImageView::decode(&jpeg).unwrap().data, [7; 3]);
+    }
+
+    #[test]
+    fn pieces_give_the_same() {
+        fn check<T: RosType + PartialEq + std::fmt::Debug>(value: &T, gathers_below: usize) {
+            let bytes = value.encode();
+            for cut in 1..bytes.len() {
+                let (a, b) = bytes.split_at(cut);
+                let (b, c) = b.split_at(b.len() / 2);
+                match T::decode_pieces(&mut [a, b, c].into_iter(), bytes.len()) {
+                    Pieced::Done(got) => assert_eq!(&got, value, "cut at {cut}"),
+                    Pieced::Gather => assert!(cut < gathers_below, "cut at {cut}"),
+                    Pieced::Failed(e) => panic!("cut at {cut}: {e}"),
+                }
+            }
+            for (total, ok) in [(bytes.len() - 1, false), (bytes.len() + 7, true), (bytes.len() + 8, false)] {
+                let got = T::decode_pieces(&mut [&bytes[..]].into_iter(), total);
+                assert_eq!(matches!(got, Pieced::Done(_)), ok, "{total} bytes said");
+            }
+        }
+        let header = Header::new(Timestamp(9), "cam");
+        let data: Vec<u8> = (0..100).collect();
+        check(&CompressedImage { header: header.clone(), format: "jpeg".into(), data: data.clone() }, 40);
+        let image = Image {
+            header,
+            encoding: "mono8".into(),
+            width: 10,
+            height: 10,
+            step: 10,
+            data,
+            ..Default::default()
+        };
+        check(&image, 56);
+        assert!(matches!(StringMsg::decode_pieces(&mut [&[0u8, 1][..]].into_iter(), 9), Pieced::Gather));
     }
 
     #[test]

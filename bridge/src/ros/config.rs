@@ -1,5 +1,41 @@
 //! How a session is configured: a table of ours, Zenoh's own JSON5 file, and the environment names that
 //! ROS users know.
+//!
+//! A goal topic drives a machine, so on a shared network the session should be encrypted and know its
+//! peers. That is Zenoh's own: mutual TLS, and user and password. A session file for a client of the
+//! robot's router (name it in `zenoh.config_file` or `ZENOH_SESSION_CONFIG_URI`):
+//!
+//! ```
+//! # use mindseye_bridge::ros::RosConfig;
+//! # let dir = std::env::temp_dir().join(format!("mindseye-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&dir)?;
+//! # let path = dir.join("session.json5");
+//! let session_json5 = r#"{
+//!   mode: "client",
+//!   connect: { endpoints: ["tls/robot.local:7447"] },
+//!   transport: {
+//!     link: { tls: {
+//!       root_ca_certificate: "/etc/mindseye/ca.pem",
+//!       enable_mtls: true,                            // the router asks for our certificate
+//!       connect_certificate: "/etc/mindseye/agent.pem",
+//!       connect_private_key: "/etc/mindseye/agent.key",
+//!     } },
+//!     auth: { usrpwd: { user: "agent", password: "change me" } },
+//!   },
+//! }"#;
+//! # std::fs::write(&path, session_json5)?;
+//! let mut config = RosConfig::robot("agent");
+//! config.zenoh.config_file = Some(path);
+//! config.zenoh.connect = None; // as the file says
+//! config.zenoh.listen = None;
+//! let zenoh = config.to_zenoh()?;
+//! assert_eq!(zenoh.get_json("transport/link/tls/enable_mtls")?, "true");
+//! # std::fs::remove_dir_all(&dir)?;
+//! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+//! ```
+//!
+//! The router lists the users with `transport/auth/usrpwd/dictionary_file`, one `name:password` a line,
+//! and its access control must let `**/@adv/**` and `@ros2_lv/**` through.
 
 use serde::Deserialize;
 use std::path::PathBuf;

@@ -46,7 +46,7 @@ pub use publisher::{Publisher, RawPublisher};
 pub use queue::QueuePolicy;
 pub use service::{PendingReply, ServiceClient, ServiceRequest, ServiceServer};
 pub use session::RosSession;
-pub use subscriber::{RawSample, RawSubscriber, Received, SampleInfo, Subscriber, SubscriberCounts};
+pub use subscriber::{Pieces, RawSample, RawSubscriber, Received, SampleInfo, Subscriber, SubscriberCounts};
 pub use zenoh::bytes::ZBytes;
 
 use crate::cdr::CdrError;

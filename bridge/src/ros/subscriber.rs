@@ -6,10 +6,12 @@ use super::queue::{Queue, QueuePolicy};
 use super::session::RosSession;
 use super::{KeyStyle, RosError};
 use crate::camera::lock;
+use crate::cdr::CdrError;
 use crate::clock;
-use crate::msg::{HASH_NOT_SUPPORTED, RosType};
+use crate::msg::{CompressedImageView, HASH_NOT_SUPPORTED, ImageView, Pieced, RosType};
 use crate::time::Timestamp;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,6 +45,76 @@ impl RawSample {
     #[must_use]
     pub fn bytes<'a>(&'a self, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         contiguous(&self.payload, scratch)
+    }
+
+    /// Reads a `sensor_msgs/msg/CompressedImage` without copying: its fields (with `data` empty) and the
+    /// picture in the pieces that it came in. `None`: the fields are themselves in pieces; use
+    /// [`RawSample::bytes`].
+    ///
+    /// # Errors
+    /// [`CdrError`] with the field and the offset.
+    pub fn compressed_image(&self) -> Result<Option<(CompressedImageView<'_>, Pieces<'_>)>, CdrError> {
+        let first = self.payload.slices().next().unwrap_or_default();
+        let head = CompressedImageView::head(first, self.payload.len())?;
+        Ok(head.map(|(view, range)| (view, Pieces { payload: &self.payload, range })))
+    }
+
+    /// As [`RawSample::compressed_image`], for a `sensor_msgs/msg/Image`.
+    ///
+    /// # Errors
+    /// [`CdrError`] with the field and the offset.
+    pub fn image(&self) -> Result<Option<(ImageView<'_>, Pieces<'_>)>, CdrError> {
+        let first = self.payload.slices().next().unwrap_or_default();
+        let head = ImageView::head(first, self.payload.len())?;
+        Ok(head.map(|(view, range)| (view, Pieces { payload: &self.payload, range })))
+    }
+}
+
+/// Bytes of a message that were not copied; large ones come from a network in several pieces.
+#[derive(Debug, Clone)]
+pub struct Pieces<'a> {
+    payload: &'a ZBytes,
+    range: Range<usize>,
+}
+
+impl<'a> Pieces<'a> {
+    /// All bytes together.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// The pieces in order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
+        let (mut skip, mut left) = (self.range.start, self.range.len());
+        self.payload.slices().filter_map(move |slice| {
+            let from = skip.min(slice.len());
+            skip -= from;
+            let take = left.min(slice.len() - from);
+            left -= take;
+            (take > 0).then(|| &slice[from..from + take])
+        })
+    }
+
+    /// The bytes in one piece: borrowed where they came so, otherwise gathered into `scratch`.
+    #[must_use]
+    pub fn gather<'s>(&'s self, scratch: &'s mut Vec<u8>) -> &'s [u8] {
+        let mut pieces = self.iter();
+        let first = pieces.next().unwrap_or_default();
+        if first.len() == self.len() {
+            return first;
+        }
+        scratch.clear();
+        scratch.reserve(self.len());
+        scratch.extend_from_slice(first);
+        pieces.for_each(|piece| scratch.extend_from_slice(piece));
+        scratch
     }
 }
 
@@ -292,9 +364,11 @@ impl<T: RosType> Subscriber<T> {
     }
 
     fn decode(&self, sample: RawSample) -> Result<Received<T>, RosError> {
-        let decoded = {
-            let mut scratch = lock(&self.scratch);
-            T::decode(contiguous(&sample.payload, &mut scratch))
+        let payload = &sample.payload;
+        let decoded = match T::decode_pieces(&mut payload.slices(), payload.len()) {
+            Pieced::Done(message) => Ok(message),
+            Pieced::Failed(e) => Err(e),
+            Pieced::Gather => T::decode(contiguous(payload, &mut lock(&self.scratch))),
         };
         match decoded {
             Ok(message) => Ok(Received { message, info: sample.info }),
@@ -348,5 +422,41 @@ impl<T: RosType> Subscriber<T> {
 impl<T> std::fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.raw.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::msg::{CompressedImage, Header};
+
+    #[test]
+    fn pieces_of_a_picture() {
+        let data: Vec<u8> = (0..=255).collect();
+        let message =
+            CompressedImage { header: Header::new(Timestamp(3), "cam"), format: "png".into(), data };
+        let bytes = message.encode();
+        for cuts in [vec![], vec![60], vec![100, 101, 200], vec![48, 150]] {
+            let mut writer = ZBytes::writer();
+            let mut from = 0;
+            for to in cuts.iter().copied().chain([bytes.len()]) {
+                writer.append(bytes[from..to].to_vec().into());
+                from = to;
+            }
+            let info = SampleInfo { received_at: Timestamp(0), attachment: None };
+            let sample = RawSample { payload: writer.finish(), info };
+            let mut scratch = Vec::new();
+            assert_eq!(sample.bytes(&mut scratch), bytes);
+            let (view, pieces) = sample.compressed_image().unwrap().unwrap();
+            assert_eq!((view.header.frame_id, view.format, pieces.len()), ("cam", "png", 256));
+            assert_eq!(pieces.iter().flatten().copied().collect::<Vec<u8>>(), message.data, "{cuts:?}");
+            let mut scratch = Vec::new();
+            assert_eq!(pieces.gather(&mut scratch), message.data, "{cuts:?}");
+            assert_eq!(scratch.is_empty(), cuts.is_empty(), "{cuts:?}");
+            assert!(!matches!(sample.image(), Ok(Some(_))), "another type");
+        }
+        let info = SampleInfo { received_at: Timestamp(0), attachment: None };
+        let empty = RawSample { payload: ZBytes::new(), info };
+        assert!(empty.compressed_image().is_err());
     }
 }
