@@ -200,7 +200,8 @@ impl Passport {
     pub fn write(&self, engine: &Path) -> Result<(), PassportError> {
         let path = Passport::path_for(engine);
         let shown = path.display().to_string();
-        let sealed = Sealed { passport: self.clone(), passport_sha256: self.seal() };
+        let passport = self.clone().rounded();
+        let sealed = Sealed { passport_sha256: passport.seal(), passport };
         let text = serde_json::to_string_pretty(&sealed)
             .map_err(|e| PassportError::Malformed { path: shown.clone(), reason: e.to_string() })?;
         crate::trt::write_atomically(&path, text.as_bytes())
