@@ -94,6 +94,9 @@ fn save(model: &Model, path: &Path, options: &SaveOptions) -> anyhow::Result<Sav
 /// # Errors
 /// A file that cannot be read; a tensor that is missing, left over or misshapen.
 pub fn open_dit(path: &Path, cfg: &DitConfig) -> anyhow::Result<Arc<dyn WeightSource>> {
+    if !path.exists() {
+        bail!("{}: no such file or folder", path.display());
+    }
     let checkpoint = if path.is_dir() { Checkpoint::open_dir(path) } else { Checkpoint::open(path) }?;
     Ok(Arc::new(CheckpointWeights::locate(
         checkpoint,
@@ -232,7 +235,10 @@ fn weights_of(bundle: &Bundle, name: &str) -> anyhow::Result<Option<Arc<dyn Weig
 
 fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()> {
     let bundle = Bundle::load(&args.source)?;
-    let manifest = bundle.manifest();
+    // Graphs are written in f32, whatever the weights are stored in; `engine build` lowers them.
+    let mut manifest = bundle.manifest().clone();
+    manifest.precision = "f32".into();
+    let manifest = &manifest;
     let mut writer = BundleWriter::create(&args.out, manifest.clone())?;
     let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
         let file = format!("{name}.onnx");

@@ -185,7 +185,7 @@ pub fn cost(model: &Path) -> anyhow::Result<ModelCost> {
 /// A figure of three or four digits, whatever its size.
 fn figure(value: f64) -> String {
     match value {
-        v if v == 0.0 => "-".into(),
+        0.0 => "-".into(),
         v if v >= 100.0 => format!("{v:.1}"),
         v if v >= 0.1 => format!("{v:.3}"),
         v => format!("{v:.2e}"),
