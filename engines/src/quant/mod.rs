@@ -32,7 +32,7 @@ pub(crate) use verify::name_worst;
 pub use verify::{Report, TaskEvaluation, TaskFigures, auto_exclude, sensitivities, verify};
 
 use crate::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
-use crate::onnx::{Model, OnnxError, SaveOptions};
+use crate::onnx::{ExternalData, Model, OnnxError, SaveOptions};
 
 /// Named inputs of one run.
 pub type Inputs = Vec<(String, Tensor)>;
@@ -141,7 +141,9 @@ pub enum QuantError {
 pub(crate) fn session(model: &Model, backend: &dyn Backend) -> Result<Box<dyn Session>, QuantError> {
     let folder = Scratch::new()?;
     let path = folder.0.join("graph.onnx");
-    model.save(&path, &SaveOptions::default())?;
+    // Large weights beside the graph: readers then take one tensor at a time.
+    let external = if model.weight_bytes() > 64 << 20 { ExternalData::Always } else { ExternalData::Auto };
+    model.save(&path, &SaveOptions { external })?;
     Ok(backend.prepare(&path, &PrepareOptions::default())?.session()?)
 }
 
