@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::codec::{Codec, ZSTD_MAGIC, append_zstd, decompress};
-use super::source::{Source, Window};
+use super::source::{Source, Window, with_scratch};
 use super::{
     BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions, Opened,
     SchemaText, TopicInfo, file_label, offers_transient_local, schema,
@@ -687,9 +687,9 @@ fn read_chunk(record: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> 
 }
 
 impl McapFile {
-    /// Looks into the first pieces for messages that are zstd frames of their own.
+    /// Looks into the first piece for messages that are zstd frames of their own.
     fn has_compressed_messages(&self) -> bool {
-        (0..self.pieces.len().min(3)).any(|index| {
+        (0..self.pieces.len().min(1)).any(|index| {
             let mut chunk = Chunk::default();
             self.read(index, &mut chunk);
             let messages = chunk.entries.iter().take(64);
@@ -735,11 +735,11 @@ impl McapFile {
                 Some(Ok(())) => {}
                 Some(Err(reason)) => return damage.push(lose(reason)),
                 None => {
-                    let record = match self.source.read_vec(at..at + len) {
-                        Ok(record) => record,
-                        Err(e) => return damage.push(lose(e.to_string())),
-                    };
-                    if let Err(reason) = read_chunk(&record, cut, self.size_max, data) {
+                    let read = with_scratch(|record| {
+                        self.source.read_into(at..at + len, record).map_err(|e| e.to_string())?;
+                        read_chunk(record, cut, self.size_max, data)
+                    });
+                    if let Err(reason) = read {
                         return damage.push(lose(reason));
                     }
                 }

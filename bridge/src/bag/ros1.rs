@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::codec::{Codec, decompress};
-use super::source::{Source, Window};
+use super::source::{Source, Window, with_scratch};
 use super::{
     BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions, Opened,
     SchemaText, TopicInfo, file_label, schema,
@@ -500,11 +500,10 @@ impl BagFile for Ros1File {
         let piece = &self.pieces[index];
         let Chunk { data, entries, damage } = chunk;
         let expected = piece.counts.as_ref().map(|counts| counts.iter().map(|(_, n)| n).sum::<u64>());
-        let read = self
-            .source
-            .read_vec(piece.at..piece.at + piece.len)
-            .map_err(|e| e.to_string())
-            .and_then(|record| read_chunk(&record, piece.cut, self.size_max, data));
+        let read = with_scratch(|record| {
+            self.source.read_into(piece.at..piece.at + piece.len, record).map_err(|e| e.to_string())?;
+            read_chunk(record, piece.cut, self.size_max, data)
+        });
         if let Err(reason) = read {
             let lost = Damage::new(&self.label, reason).at(piece.number).messages(expected);
             return damage.push(lost.bytes(piece.len));

@@ -68,6 +68,20 @@ impl Source {
     }
 }
 
+/// Gives `work` a buffer of this thread that keeps its memory: compressed chunks are read into it.
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    thread_local! {
+        static SCRATCH: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        let result = work(scratch);
+        if scratch.capacity() > POOLED_BYTES {
+            *scratch = Vec::new();
+        }
+        result
+    })
+}
+
 /// Reads small records one after the other without a system call for each.
 pub(crate) struct Window<'a> {
     source: &'a Source,
