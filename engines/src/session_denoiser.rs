@@ -68,52 +68,24 @@ pub fn denoiser_graph(
     let half = fixed(cfg.head_dim / 2);
     let pixels = [fixed(cfg.latent_height), fixed(cfg.latent_width)];
     let image = |channels: usize| {
-        [
-            batch.clone(),
-            fixed(channels),
-            frames.clone(),
-            pixels[0].clone(),
-            pixels[1].clone(),
-        ]
+        [batch.clone(), fixed(channels), frames.clone(), pixels[0].clone(), pixels[1].clone()]
     };
     let latents = o.input("latents", &image(cfg.in_channels));
     let time = o.input("time", &["timesteps".into(), fixed(cfg.freq_dim)]);
     let rows = o.index_input("rows", &[batch.clone(), frames.clone()]);
-    let row_batch = cfg
-        .pooled_text
-        .then(|| o.index_input("row_batch", &["timesteps".into()]));
+    let row_batch = cfg.pooled_text.then(|| o.index_input("row_batch", &["timesteps".into()]));
     let text = o.input("text", &[batch.clone(), fixed(cfg.text_len), fixed(cfg.text_dim)]);
     let cos = o.input("cos", &[tokens.clone(), half.clone()]);
     let sin = o.input("sin", &[tokens.clone(), half]);
     let camera = (cfg.camera_channels > 0).then(|| {
-        o.input(
-            "camera",
-            &[
-                batch.clone(),
-                frames.clone(),
-                per_frame.clone(),
-                fixed(cfg.camera_channels),
-            ],
-        )
+        o.input("camera", &[batch.clone(), frames.clone(), per_frame.clone(), fixed(cfg.camera_channels)])
     });
     let bias = (kind == DenoiserKind::Masked)
         .then(|| o.input("bias", &[fixed(1), fixed(1), tokens.clone(), tokens.clone()]));
-    let memory_dims = |tokens: &Dim| {
-        [
-            batch.clone(),
-            tokens.clone(),
-            fixed(cfg.heads),
-            fixed(cfg.head_dim),
-        ]
-    };
+    let memory_dims = |tokens: &Dim| [batch.clone(), tokens.clone(), fixed(cfg.heads), fixed(cfg.head_dim)];
     let memory: Option<Vec<_>> = (kind == DenoiserKind::Cached).then(|| {
         let dims = memory_dims(&"context_tokens".into());
-        let pair = |i| {
-            (
-                o.input(&format!("memory.{i}.k"), &dims),
-                o.input(&format!("memory.{i}.v"), &dims),
-            )
-        };
+        let pair = |i| (o.input(&format!("memory.{i}.k"), &dims), o.input(&format!("memory.{i}.v"), &dims));
         (0..cfg.layers).map(pair).collect()
     });
     let inputs = DitInputs {
@@ -141,16 +113,8 @@ pub fn denoiser_graph(
     if let Some(lift) = &out.lift {
         let lead = [batch.clone(), frames.clone()];
         o.output("pose", &lift.pose, &[&lead[..], &[fixed(4)]].concat());
-        o.output(
-            "mask",
-            &lift.mask,
-            &[&lead[..], &[per_frame.clone(), fixed(1)]].concat(),
-        );
-        o.output(
-            "locate",
-            &lift.locate,
-            &[&lead[..], &[per_frame.clone(), fixed(2)]].concat(),
-        );
+        o.output("mask", &lift.mask, &[&lead[..], &[per_frame.clone(), fixed(1)]].concat());
+        o.output("locate", &lift.locate, &[&lead[..], &[per_frame.clone(), fixed(2)]].concat());
     }
     ops.finish()
 }
@@ -164,19 +128,10 @@ fn step_tensors(
     let (f, steps, per_frame) = (step.frames(), step.timesteps.len(), cfg.tokens_per_frame());
     let (tokens, half) = (f * per_frame, cfg.head_dim / 2);
     let mut tensors = vec![
-        (
-            "latents",
-            Tensor::f32(
-                &[1, cfg.in_channels, f, cfg.latent_height, cfg.latent_width],
-                host.latents,
-            ),
-        ),
+        ("latents", Tensor::f32(&[1, cfg.in_channels, f, cfg.latent_height, cfg.latent_width], host.latents)),
         ("time", Tensor::f32(&[steps, cfg.freq_dim], host.time)),
         ("rows", Tensor::i64(&[1, f], host.rows)),
-        (
-            "text",
-            Tensor::f32(&[1, cfg.text_len, cfg.text_dim], step.text.to_vec()),
-        ),
+        ("text", Tensor::f32(&[1, cfg.text_len, cfg.text_dim], step.text.to_vec())),
         ("cos", Tensor::f32(&[tokens, half], host.cos)),
         ("sin", Tensor::f32(&[tokens, half], host.sin)),
     ];
@@ -184,10 +139,7 @@ fn step_tensors(
         tensors.push(("row_batch", Tensor::i64(&[steps], vec![0; steps])));
     }
     if cfg.camera_channels > 0 {
-        tensors.push((
-            "camera",
-            Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera),
-        ));
+        tensors.push(("camera", Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera)));
     }
     Ok(tensors)
 }
@@ -219,10 +171,8 @@ fn evaluate(
     };
     let hw = cfg.latent_height * cfg.latent_width;
     let sample = floats("sample", &buffers.sample, frames * cfg.out_channels * hw)?;
-    let mut result = Denoised {
-        prediction: frames_first(&sample, cfg.out_channels, frames, hw),
-        ..Denoised::default()
-    };
+    let mut result =
+        Denoised { prediction: frames_first(&sample, cfg.out_channels, frames, hw), ..Denoised::default() };
     if cfg.lift {
         let tokens = frames * cfg.tokens_per_frame();
         let pose = floats("pose", &buffers.pose, 4 * frames)?;
@@ -268,16 +218,8 @@ fn check_ports(cfg: &DitConfig, session: &dyn Session, wanted: &[&str]) -> Resul
             )));
         };
         let sizes: &[(usize, usize)] = match *name {
-            "latents" => &[
-                (1, cfg.in_channels),
-                (3, cfg.latent_height),
-                (4, cfg.latent_width),
-            ],
-            "sample" => &[
-                (1, cfg.out_channels),
-                (3, cfg.latent_height),
-                (4, cfg.latent_width),
-            ],
+            "latents" => &[(1, cfg.in_channels), (3, cfg.latent_height), (4, cfg.latent_width)],
+            "sample" => &[(1, cfg.out_channels), (3, cfg.latent_height), (4, cfg.latent_width)],
             "time" => &[(1, cfg.freq_dim)],
             "text" => &[(1, cfg.text_len), (2, cfg.text_dim)],
             "cos" => &[(1, cfg.head_dim / 2)],
@@ -329,16 +271,8 @@ impl SessionDenoiser {
     /// # Errors
     /// [`DenoiseError::Backend`] naming the input or output that does not fit.
     pub fn new(config: DitConfig, session: Box<dyn Session>) -> Result<Self, DenoiseError> {
-        check_ports(
-            &config,
-            session.as_ref(),
-            &[common_ports(&config), output_ports(&config)].concat(),
-        )?;
-        Ok(Self {
-            config,
-            session,
-            buffers: Buffers::default(),
-        })
+        check_ports(&config, session.as_ref(), &[common_ports(&config), output_ports(&config)].concat())?;
+        Ok(Self { config, session, buffers: Buffers::default() })
     }
 }
 
@@ -350,14 +284,8 @@ impl Denoise for SessionDenoiser {
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
         let tensors = step_tensors(&self.config, step)?;
         let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        evaluate(
-            &self.config,
-            self.session.as_mut(),
-            &inputs,
-            &mut self.buffers,
-            step.frames(),
-        )
-        .map_err(backend_error)
+        evaluate(&self.config, self.session.as_mut(), &inputs, &mut self.buffers, step.frames())
+            .map_err(backend_error)
     }
 }
 
@@ -381,30 +309,18 @@ impl CachedDenoiser {
         cached: Box<dyn Session>,
     ) -> Result<Self, DenoiseError> {
         check_ports(&config, prefill.as_ref(), &common_ports(&config))?;
-        check_ports(
-            &config,
-            cached.as_ref(),
-            &[common_ports(&config), output_ports(&config)].concat(),
-        )?;
+        check_ports(&config, cached.as_ref(), &[common_ports(&config), output_ports(&config)].concat())?;
         for i in 0..config.layers {
             for part in ["k", "v"] {
                 let name = format!("memory.{i}.{part}");
                 if !prefill.engine().outputs().iter().any(|p| p.name == name)
                     || !cached.engine().inputs().iter().any(|p| p.name == name)
                 {
-                    return Err(DenoiseError::Backend(format!(
-                        "the engines do not share {name:?}"
-                    )));
+                    return Err(DenoiseError::Backend(format!("the engines do not share {name:?}")));
                 }
             }
         }
-        Ok(Self {
-            config,
-            prefill,
-            cached,
-            memory: Vec::new(),
-            buffers: Buffers::default(),
-        })
+        Ok(Self { config, prefill, cached, memory: Vec::new(), buffers: Buffers::default() })
     }
 
     /// Computes the keys and values of the context frames; steps after it look at them.
@@ -432,13 +348,7 @@ impl Denoise for CachedDenoiser {
         let tensors = step_tensors(&self.config, step)?;
         let mut inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
         inputs.extend(self.memory.iter().map(|(n, t)| (n.as_str(), t)));
-        evaluate(
-            &self.config,
-            self.cached.as_mut(),
-            &inputs,
-            &mut self.buffers,
-            step.frames(),
-        )
-        .map_err(backend_error)
+        evaluate(&self.config, self.cached.as_mut(), &inputs, &mut self.buffers, step.frames())
+            .map_err(backend_error)
     }
 }

@@ -77,15 +77,8 @@ impl Tensor {
     /// # Panics
     /// When the number of values is not the product of the shape.
     pub fn f32(shape: &[usize], values: Vec<f32>) -> Self {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            values.len(),
-            "values must fill the shape {shape:?}"
-        );
-        Self {
-            shape: shape.to_vec(),
-            data: Elements::F32(values),
-        }
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values must fill the shape {shape:?}");
+        Self { shape: shape.to_vec(), data: Elements::F32(values) }
     }
 
     /// An integer tensor.
@@ -93,23 +86,13 @@ impl Tensor {
     /// # Panics
     /// When the number of values is not the product of the shape.
     pub fn i64(shape: &[usize], values: Vec<i64>) -> Self {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            values.len(),
-            "values must fill the shape {shape:?}"
-        );
-        Self {
-            shape: shape.to_vec(),
-            data: Elements::I64(values),
-        }
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values must fill the shape {shape:?}");
+        Self { shape: shape.to_vec(), data: Elements::I64(values) }
     }
 
     /// A tensor of no elements, to be filled by [`Session::run_into`].
     pub fn empty() -> Self {
-        Self {
-            shape: vec![0],
-            data: Elements::F32(Vec::new()),
-        }
+        Self { shape: vec![0], data: Elements::F32(Vec::new()) }
     }
 
     /// The floats, where they are floats.
@@ -268,12 +251,8 @@ pub trait Session: Send {
     /// # Errors
     /// As [`Session::run_into`].
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError> {
-        let mut results: Vec<(String, Tensor)> = self
-            .engine()
-            .outputs()
-            .iter()
-            .map(|p| (p.name.clone(), Tensor::empty()))
-            .collect();
+        let mut results: Vec<(String, Tensor)> =
+            self.engine().outputs().iter().map(|p| (p.name.clone(), Tensor::empty())).collect();
         let mut wanted: Vec<(&str, &mut Tensor)> = results.iter_mut().map(|(n, t)| (n.as_str(), t)).collect();
         self.run_into(inputs, &mut wanted)?;
         Ok(results)
@@ -288,10 +267,10 @@ pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
     match name {
         "rten" => Ok(Arc::new(RtenBackend)),
         "onnxruntime" => Ok(Arc::new(OrtBackend::open()?)),
-        "tensorrt" => Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?)),
-        _ => Err(BackendError::Unknown {
-            name: name.to_owned(),
-        }),
+        "tensorrt" => {
+            Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?))
+        }
+        _ => Err(BackendError::Unknown { name: name.to_owned() }),
     }
 }
 
@@ -302,20 +281,12 @@ pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
 /// [`BackendError::Input`] for the first that does not fit.
 pub fn check_inputs(ports: &[Port], inputs: &[(&str, &Tensor)]) -> Result<(), BackendError> {
     let fail = |name: &str, expected: String, got: String| {
-        Err(BackendError::Input {
-            name: name.to_owned(),
-            expected,
-            got,
-        })
+        Err(BackendError::Input { name: name.to_owned(), expected, got })
     };
     for (i, (name, tensor)) in inputs.iter().enumerate() {
         if !ports.iter().any(|p| p.name == *name) {
             let known: Vec<&str> = ports.iter().map(|p| p.name.as_str()).collect();
-            return fail(
-                name,
-                format!("one of {}", known.join(", ")),
-                "a name that the engine lacks".into(),
-            );
+            return fail(name, format!("one of {}", known.join(", ")), "a name that the engine lacks".into());
         }
         if inputs[..i].iter().any(|(n, _)| n == name) {
             return fail(name, "one tensor".into(), "a second one".into());
