@@ -250,6 +250,8 @@ fn observe(
             return Err(QuantError::Cancelled);
         }
     }
+    drop(session);
+    crate::trt::release_freed_memory();
     if done == 0 {
         return Err(QuantError::Source("the source gave no inputs".into()));
     }

@@ -172,6 +172,8 @@ fn run_all(
         let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         each(sample, session.run(&views)?);
     }
+    drop(session);
+    crate::trt::release_freed_memory();
     Ok(())
 }
 

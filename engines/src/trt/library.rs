@@ -313,7 +313,12 @@ fn locate(path: Option<&Path>) -> Result<(PathBuf, PathBuf, bool), LibraryError>
     }
     Err(LibraryError::NotFound {
         names: NAMES.map(|(core, _, _)| core).join(", "),
-        places: folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
+        places: folders
+            .iter()
+            .filter(|f| f.exists() || path.is_some())
+            .map(|f| f.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }
 
