@@ -115,14 +115,7 @@ pub fn ray(reference_from_camera: &Pose, k: &Intrinsics, u: f64, v: f64) -> [f64
     let norm = in_camera.iter().map(|x| x * x).sum::<f64>().sqrt();
     let d: [f64; 3] = std::array::from_fn(|i| (0..3).map(|j| p[i][j] * in_camera[j] / norm).sum());
     let o = [p[0][3], p[1][3], p[2][3]];
-    [
-        o[1] * d[2] - o[2] * d[1],
-        o[2] * d[0] - o[0] * d[2],
-        o[0] * d[1] - o[1] * d[0],
-        d[0],
-        d[1],
-        d[2],
-    ]
+    [o[1] * d[2] - o[2] * d[1], o[2] * d[0] - o[0] * d[2], o[0] * d[1] - o[1] * d[0], d[0], d[1], d[2]]
 }
 
 /// Features of a clip, averaged over square cells: `[24, latents, height / cell, width / cell]`, where
@@ -142,10 +135,8 @@ pub fn features(
     if count % 4 != 1 {
         return Err(PluckerError::Frames(count));
     }
-    let origin = world_from_camera
-        .get(reference)
-        .ok_or(PluckerError::Reference { reference, count })?;
-    if cell == 0 || height == 0 || width == 0 || height % cell != 0 || width % cell != 0 {
+    let origin = world_from_camera.get(reference).ok_or(PluckerError::Reference { reference, count })?;
+    if cell == 0 || height == 0 || width == 0 || !height.is_multiple_of(cell) || !width.is_multiple_of(cell) {
         return Err(PluckerError::Cells { width, height, cell });
     }
     if !(k.fx.is_finite() && k.fy.is_finite() && k.fx > 0.0 && k.fy > 0.0) {
@@ -154,12 +145,7 @@ pub fn features(
     if !(k.cx.is_finite() && k.cy.is_finite()) {
         return Err(PluckerError::Value("principal point"));
     }
-    if world_from_camera
-        .iter()
-        .flatten()
-        .flatten()
-        .any(|x| !x.is_finite())
-    {
+    if world_from_camera.iter().flatten().flatten().any(|x| !x.is_finite()) {
         return Err(PluckerError::Value("pose"));
     }
     let (rows, columns) = (height / cell, width / cell);
@@ -168,11 +154,7 @@ pub fn features(
     let mut out = vec![0.0f32; CHANNELS * latents * plane];
     for (frame, world_from_this) in world_from_camera.iter().enumerate() {
         let pooled = pooled(&relative(origin, world_from_this), k, rows, columns, cell);
-        let slots = if frame == 0 {
-            0..4
-        } else {
-            (frame - 1) % 4..(frame - 1) % 4 + 1
-        };
+        let slots = if frame == 0 { 0..4 } else { (frame - 1) % 4..(frame - 1) % 4 + 1 };
         let latent = frame.div_ceil(4);
         for slot in slots {
             for c in 0..6 {
@@ -213,12 +195,7 @@ fn pooled(
 mod tests {
     use super::*;
 
-    const K: Intrinsics = Intrinsics {
-        fx: 50.0,
-        fy: 50.0,
-        cx: 32.0,
-        cy: 32.0,
-    };
+    const K: Intrinsics = Intrinsics { fx: 50.0, fy: 50.0, cx: 32.0, cy: 32.0 };
 
     #[test]
     fn a_line_is_orthogonal_to_its_moment_and_of_unit_length() {
@@ -248,19 +225,10 @@ mod tests {
         assert_eq!(features(&[p; 4], 0, &K, 64, 64, 32), Err(PluckerError::Frames(4)));
         assert_eq!(
             features(&[p; 5], 5, &K, 64, 64, 32),
-            Err(PluckerError::Reference {
-                reference: 5,
-                count: 5
-            })
+            Err(PluckerError::Reference { reference: 5, count: 5 })
         );
-        assert!(matches!(
-            features(&[p; 5], 0, &K, 60, 64, 32),
-            Err(PluckerError::Cells { .. })
-        ));
+        assert!(matches!(features(&[p; 5], 0, &K, 60, 64, 32), Err(PluckerError::Cells { .. })));
         let nan = pose(f64::NAN, 0.0, 0.0, [0.0; 3]);
-        assert_eq!(
-            features(&[nan], 0, &K, 64, 64, 32),
-            Err(PluckerError::Value("pose"))
-        );
+        assert_eq!(features(&[nan], 0, &K, 64, 64, 32), Err(PluckerError::Value("pose")));
     }
 }

@@ -94,6 +94,9 @@ fn the_networks_ask_for_exactly_these_weights() {
 /// A tensor to be written: name, type, shape, bytes.
 type Raw = (String, &'static str, Vec<usize>, Vec<u8>);
 
+/// A way to spoil a list of tensors.
+type Change = Box<dyn Fn(&mut Vec<Raw>)>;
+
 /// Writes a safetensors file.
 fn write(path: &Path, tensors: &[Raw]) {
     let mut header = serde_json::Map::new();
@@ -284,7 +287,7 @@ fn tensors_that_do_not_fit_are_named() {
     let good = to_original("dit", raw("set2/dit/weights.safetensors"));
     let at = |name: &str| good.iter().position(|t| t.0 == name).unwrap();
     let (missing, misshapen) = (at("blocks.1.norm3.bias"), at("head.head.weight"));
-    let cases: [(&str, Box<dyn Fn(&mut Vec<Raw>)>, &str); 4] = [
+    let cases: [(&str, Change, &str); 4] = [
         ("missing", Box::new(|t| drop(t.remove(missing))), "blocks.1.norm3.bias is missing (shape [64])"),
         (
             "extra",

@@ -224,7 +224,7 @@ pub fn locate(
     let votes = |canonical: bool| {
         let differ = specs.iter().zip(&original).filter(|(spec, other)| spec.name != **other);
         differ
-            .filter(|(spec, other)| checkpoint.get(if canonical { &spec.name } else { *other }).is_some())
+            .filter(|(spec, other)| checkpoint.get(if canonical { &spec.name } else { other }).is_some())
             .count()
     };
     let layout = if votes(true) >= votes(false) { Layout::Diffusers } else { Layout::Original };

@@ -44,8 +44,8 @@ impl LinearCodecConfig {
         }
         if self.height == 0
             || self.width == 0
-            || self.height % self.block != 0
-            || self.width % self.block != 0
+            || !self.height.is_multiple_of(self.block)
+            || !self.width.is_multiple_of(self.block)
         {
             return Err(format!(
                 "codec: image of {}x{} is not a whole number of {}-pixel blocks",
@@ -81,14 +81,8 @@ impl LinearCodecConfig {
     #[must_use]
     pub fn params(&self) -> Vec<ParamSpec> {
         vec![
-            ParamSpec {
-                name: BASIS.to_owned(),
-                shape: vec![self.channels, self.block_values()],
-            },
-            ParamSpec {
-                name: MEAN.to_owned(),
-                shape: vec![self.block_values()],
-            },
+            ParamSpec { name: BASIS.to_owned(), shape: vec![self.channels, self.block_values()] },
+            ParamSpec { name: MEAN.to_owned(), shape: vec![self.block_values()] },
         ]
     }
 }
@@ -96,11 +90,7 @@ impl LinearCodecConfig {
 /// Frames `[b, 4, 3, H, W]` in `[-1, 1]` to latents `[b, C, 1, H/s, W/s]`.
 pub fn encode<O: Ops>(ops: &mut O, config: &LinearCodecConfig, frames: &O::Tensor) -> O::Tensor {
     let (h, w) = config.latent_size();
-    let (s, c, k) = (
-        config.block as i64,
-        config.channels as i64,
-        config.block_values() as i64,
-    );
+    let (s, c, k) = (config.block as i64, config.channels as i64, config.block_values() as i64);
     let (h, w) = (h as i64, w as i64);
     let basis = ops.param(BASIS, &[config.channels, config.block_values()]);
     let mean = ops.param(MEAN, &[config.block_values()]);
@@ -109,11 +99,7 @@ pub fn encode<O: Ops>(ops: &mut O, config: &LinearCodecConfig, frames: &O::Tenso
     let x = ops.reshape(&x, &[-1, h * w, k]);
     let x = ops.sub(&x, &mean);
     let x = ops.linear(&x, &basis, None); // (b, h * w, c)
-    let x = if config.scale == 1.0 {
-        x
-    } else {
-        ops.scale(&x, config.scale)
-    };
+    let x = if config.scale == 1.0 { x } else { ops.scale(&x, config.scale) };
     let x = ops.permute(&x, &[0, 2, 1]);
     ops.reshape(&x, &[-1, c, 1, h, w])
 }
@@ -128,11 +114,7 @@ pub fn decode<O: Ops>(ops: &mut O, config: &LinearCodecConfig, latent: &O::Tenso
     let transposed = ops.permute(&basis, &[1, 0]); // (k, c)
     let x = ops.reshape(latent, &[-1, c, h * w]);
     let x = ops.permute(&x, &[0, 2, 1]); // (b, h * w, c)
-    let x = if config.scale == 1.0 {
-        x
-    } else {
-        ops.scale(&x, 1.0 / config.scale)
-    };
+    let x = if config.scale == 1.0 { x } else { ops.scale(&x, 1.0 / config.scale) };
     let x = ops.linear(&x, &transposed, Some(&mean)); // (b, h * w, k)
     let x = ops.reshape(&x, &[-1, h, w, 12, s, s]);
     let x = ops.permute(&x, &[0, 3, 1, 4, 2, 5]); // (b, 12, h, row, w, col)
@@ -156,11 +138,7 @@ impl LinearCodec {
         config.validate()?;
         let k = config.block_values();
         if basis.len() != config.channels * k {
-            return Err(format!(
-                "{BASIS}: {} values, expected {} x {k}",
-                basis.len(),
-                config.channels
-            ));
+            return Err(format!("{BASIS}: {} values, expected {} x {k}", basis.len(), config.channels));
         }
         if mean.len() != k {
             return Err(format!("{MEAN}: {} values, expected {k}", mean.len()));
@@ -279,13 +257,7 @@ mod tests {
 
     fn codec() -> LinearCodec {
         // Rows of the identity: channel c keeps value c of every block.
-        let config = LinearCodecConfig {
-            block: 2,
-            channels: 48,
-            height: 4,
-            width: 6,
-            scale: 0.5,
-        };
+        let config = LinearCodecConfig { block: 2, channels: 48, height: 4, width: 6, scale: 0.5 };
         let k = config.block_values();
         let mut basis = vec![0.0; config.channels * k];
         for c in 0..config.channels {
@@ -309,34 +281,18 @@ mod tests {
         let codec = codec();
         let frames: Vec<f32> = (0..288).map(|i| ((i * 37 % 101) as f32) / 50.0 - 1.0).collect();
         let back = codec.decode_group(&codec.encode_group(&frames));
-        let worst = frames
-            .iter()
-            .zip(&back)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = frames.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "{worst}");
     }
 
     #[test]
     fn bad_sizes_are_named() {
-        let good = LinearCodecConfig {
-            block: 2,
-            channels: 4,
-            height: 4,
-            width: 6,
-            scale: 1.0,
-        };
+        let good = LinearCodecConfig { block: 2, channels: 4, height: 4, width: 6, scale: 1.0 };
         let cases = [
             (LinearCodecConfig { block: 0, ..good }, "block"),
             (LinearCodecConfig { width: 7, ..good }, "7x4"),
             (LinearCodecConfig { channels: 49, ..good }, "49 channels"),
-            (
-                LinearCodecConfig {
-                    scale: f32::NAN,
-                    ..good
-                },
-                "scale",
-            ),
+            (LinearCodecConfig { scale: f32::NAN, ..good }, "scale"),
         ];
         for (config, word) in cases {
             let error = config.validate().unwrap_err();

@@ -55,12 +55,14 @@ pub(super) trait Program {
 
 /// Shape and values.
 pub(super) type Array = (Vec<usize>, Vec<f32>);
+/// Shape and row numbers.
+pub(super) type Rows = (Vec<usize>, Vec<usize>);
 
 /// Inputs of one run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inputs {
     pub(super) tensors: Vec<(String, Array)>,
-    pub(super) indices: Vec<(String, (Vec<usize>, Vec<usize>))>,
+    pub(super) indices: Vec<(String, Rows)>,
 }
 
 impl Inputs {
