@@ -2,15 +2,15 @@
 //! over TCP on the loopback, without scouting.
 
 use mindseye_bridge::msg::{
-    CancelGoalRequest, CancelGoalResponse, CompressedImage, Header, Image, NavigateFeedback,
+    CancelGoalRequest, CancelGoalResponse, CompressedImage, Header, Image, Limits, NavigateFeedback,
     NavigateGetResultRequest, NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse,
-    PoseStamped, RosType, StringMsg, TFMessage, TransformStamped,
+    PoseStamped, RosType, StringMsg, TFMessage, TransformStamped, flags,
 };
 use mindseye_bridge::ros::{
     Attachment, CameraIntake, CancelOutcome, Distro, Durability, EndpointKind, History, KeyStyle, Mode,
     NavResult, Qos, QueuePolicy, Reliability, RosConfig, RosError, RosSession, Token, gid_of,
 };
-use mindseye_bridge::{FramePool, Timestamp};
+use mindseye_bridge::{FramePool, TimeDelta, Timestamp};
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -64,6 +64,12 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until the other side's subscription to a key is known here.
+fn wait_for_subscription(plain: &zenoh::Session, key: &str) {
+    let publisher = plain.declare_publisher(key.to_owned()).wait().unwrap();
+    eventually("subscription", || publisher.matching_status().wait().unwrap().matching());
+}
+
 fn pose(x: f64) -> PoseStamped {
     let mut p = PoseStamped { header: Header::new(Timestamp(7_000_000_009), "map"), ..Default::default() };
     p.pose.position.x = x;
@@ -80,14 +86,15 @@ fn poses_travel_with_key_attachment_and_token() {
     for i in 1..=3 {
         assert_eq!(publisher.publish(&pose(f64::from(i))).unwrap(), i64::from(i));
     }
-    let tokens: Vec<Token> = plain
-        .liveliness()
-        .get("@ros2_lv/0/**")
-        .wait()
-        .unwrap()
-        .into_iter()
-        .filter_map(|r| Token::parse(r.into_result().ok()?.key_expr().as_str()))
-        .collect();
+    let mut tokens: Vec<Token> = Vec::new();
+    eventually("tokens", || {
+        let replies = plain.liveliness().get("@ros2_lv/0/**").wait().unwrap();
+        tokens = replies
+            .into_iter()
+            .filter_map(|r| Token::parse(r.into_result().ok()?.key_expr().as_str()))
+            .collect();
+        tokens.len() == 2
+    });
     let token = tokens.iter().find(|t| t.kind == EndpointKind::Publisher).expect("publisher token");
     assert!(tokens.iter().any(|t| t.kind == EndpointKind::Node && t.node == "agent"));
     let endpoint = token.endpoint.as_ref().unwrap();
@@ -193,7 +200,7 @@ fn distributions_and_wrong_types() {
         let key = format!("0/g/geometry_msgs::msg::dds_::PoseStamped_/{hash}");
         plain.put(key, payload).wait().unwrap();
     };
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for_subscription(&plain, "0/g/geometry_msgs::msg::dds_::PoseStamped_/x");
     put("TypeHashNotSupported", pose(1.0).encode());
     put(PoseStamped::HASH, pose(2.0).encode());
     put("RIHS01_0000000000000000000000000000000000000000000000000000000000000000", pose(3.0).encode());
@@ -233,14 +240,16 @@ fn plain_keys_of_bridges() {
             c.namespace = "/bot1".into();
         });
         let (tx, rx) = mpsc::channel();
-        let _sub = plain.declare_subscriber("**").callback(move |s| tx.send(s).unwrap()).wait().unwrap();
+        let all = plain.declare_subscriber("**").callback(move |s| tx.send(s).unwrap()).wait().unwrap();
         let publisher = ours.publisher::<PoseStamped>("goal_pose", &Qos::default()).unwrap();
         assert!(publisher.wait_for_subscribers(LONG));
         publisher.publish(&pose(1.0)).unwrap();
         let s = rx.recv_timeout(LONG).unwrap();
         assert_eq!((s.key_expr().as_str(), s.attachment().is_none()), (key, true));
         let subscriber = ours.subscriber::<StringMsg>("/text", &Qos::default(), QueuePolicy::Latest).unwrap();
-        std::thread::sleep(Duration::from_millis(200));
+        // Its own subscription to everything would match at once.
+        all.undeclare().wait().unwrap();
+        wait_for_subscription(&plain, "text");
         plain.put("text", StringMsg { data: "go".into() }.encode()).wait().unwrap();
         assert_eq!(subscriber.recv_timeout(LONG).unwrap().unwrap().message.data, "go");
         assert!(ours.graph().is_none());
@@ -471,6 +480,36 @@ fn a_router_dies_and_returns_while_messages_flow() {
     assert_eq!((robot.link_losses(), agent.link_losses()), ((1, 1), (1, 1)));
     assert!(agent.graph().unwrap().wait_until(LONG, |g| g.publishers_of("/odd").len() == 1));
     second.close().wait().unwrap();
+}
+
+/// The sender's clock jumps by an hour, forth and back, in the attachment and in the headers: nothing is lost,
+/// the jumps are there to be read, and the meaning check flags stamps that are far from now.
+#[test]
+fn clocks_jump() {
+    let (plain, ours) = with_plain(|_| {});
+    let subscriber =
+        ours.subscriber::<PoseStamped>("/g", &Qos::default(), QueuePolicy::KeepLast(99)).unwrap();
+    let key = format!("0/g/geometry_msgs::msg::dds_::PoseStamped_/{}", PoseStamped::HASH);
+    wait_for_subscription(&plain, &key);
+    let now = mindseye_bridge::clock::now();
+    let hour = TimeDelta::from_millis(3_600_000);
+    let stamps = [now, now + hour, now - hour - hour, Timestamp::ZERO, now];
+    for (i, stamp) in stamps.into_iter().enumerate() {
+        let message = PoseStamped { header: Header::new(stamp, "map"), ..Default::default() };
+        let attachment = Attachment { sequence: i as i64 + 1, source_stamp_ns: stamp.0, gid: [1; 16] };
+        plain.put(&key, message.encode()).attachment(attachment.to_bytes()).wait().unwrap();
+    }
+    let limits = Limits { now: Some(now), ..Limits::default() };
+    let mut found = Vec::new();
+    for stamp in stamps {
+        let got = subscriber.recv_timeout(LONG).unwrap().expect("message");
+        assert_eq!(got.message.header.stamp.timestamp(), stamp);
+        assert_eq!(got.info.attachment.unwrap().source_stamp_ns, stamp.0);
+        assert!((got.info.received_at - now).abs() < TimeDelta::from_millis(60_000));
+        found.push(flags("/g", &got.message, &limits).len());
+    }
+    assert_eq!(found, [0, 1, 1, 0, 0]);
+    assert_eq!(subscriber.counts().missed, 0);
 }
 
 #[test]
