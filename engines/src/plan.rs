@@ -138,7 +138,7 @@ fn vae_shape(v: &VaeConfig, dit: &DitConfig) -> Result<VaeShape, String> {
 }
 
 fn text_shape(t: &Umt5Config, dit: &DitConfig) -> Option<TextShape> {
-    (t.num_layers > 0).then(|| TextShape {
+    (t.num_layers > 0).then_some(TextShape {
         layers: t.num_layers as u64,
         width: t.d_model as u64,
         ffn: t.d_ff as u64,

@@ -3,6 +3,7 @@
 //! TensorRT-RTX builds engines for an A100 on a machine without a GPU. Its library is proprietary and not in the
 //! repository: `pip download --no-deps tensorrt-rtx-cu12-libs==1.7.1.116`, unpack, and set
 //! `MINDSEYE_TENSORRT_LIB_DIR`. Where it is missing, those tests say so on one line and are skipped.
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

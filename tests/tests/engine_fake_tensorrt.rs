@@ -1,6 +1,7 @@
 //! The TensorRT binding against a fake library (`tests/fake-tensorrt`), through both binary interfaces: build and
 //! run, the log, progress, cancelling, the timing cache, and everything that can go wrong.
 #![allow(unsafe_code)] // one dlsym, to count the fake's objects
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -727,7 +727,7 @@ impl Rewriter {
         if self.deploy_weights.contains_key(&site.weight) {
             return Ok(());
         }
-        let block = if site.k % block == 0 { block } else { 64 };
+        let block = if site.k.is_multiple_of(block) { block } else { 64 };
         let w = weight(model, site)?;
         let (mut scales, mut values) = (Vec::new(), vec![0i8; w.len()]);
         for (b, rows) in w.chunks(block * site.n).enumerate() {

@@ -370,8 +370,11 @@ fn parse(library: &Library, parser: &Object, onnx: &Path) -> Result<(), BuildErr
     Err(BuildError::Parse { path: shown, errors: errors.join("; ") })
 }
 
+/// A tensor's name and shape, -1 where dynamic.
+type Named = (String, Vec<i64>);
+
 /// Inputs with shapes (-1 where dynamic), output names, number of layers.
-fn describe(slots: &Slots, network: &Object) -> (Vec<(String, Vec<i64>)>, Vec<String>, u32) {
+fn describe(slots: &Slots, network: &Object) -> (Vec<Named>, Vec<String>, u32) {
     type Count = unsafe extern "C" fn(NonNull<c_void>) -> i32;
     type Get = unsafe extern "C" fn(NonNull<c_void>, i32) -> *mut c_void;
     type Name = unsafe extern "C" fn(NonNull<c_void>) -> *const c_char;

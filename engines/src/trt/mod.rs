@@ -28,7 +28,7 @@ pub use pipeline::{
     BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, build_bundle,
     engines_in, plan_bundle, settings_of, verify_built,
 };
-pub use run::{DType, Io, RunError, RunOptions, TrtContext, TrtEngine};
+pub use run::{DType, Given, Io, RunError, RunOptions, Take, TrtContext, TrtEngine};
 
 /// First bytes of an engine file of TensorRT-RTX (measured on 1.7.1).
 pub const RTX_ENGINE_MAGIC: [u8; 4] = *b"vtrt";

@@ -67,6 +67,12 @@ pub struct Io {
     pub limits: Option<(Vec<i64>, Vec<i64>)>,
 }
 
+/// One input of a run: name, shape, little-endian bytes.
+pub type Given<'a> = (&'a str, &'a [i64], &'a [u8]);
+
+/// Told of each output of a run: which, its shape, its bytes.
+pub type Take<'a> = dyn FnMut(&Io, &[i64], &[u8]) + 'a;
+
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -440,11 +446,7 @@ impl TrtContext {
     ///
     /// # Errors
     /// A missing, unknown or wrongly shaped input, or TensorRT or CUDA fails.
-    pub fn run(
-        &mut self,
-        inputs: &[(&str, &[i64], &[u8])],
-        output: &mut dyn FnMut(&Io, &[i64], &[u8]),
-    ) -> Result<(), RunError> {
+    pub fn run(&mut self, inputs: &[Given<'_>], output: &mut Take<'_>) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
         let library = &engine.library;
         let slots = library.abi().slots();

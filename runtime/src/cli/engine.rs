@@ -186,6 +186,9 @@ struct BuildArgs {
 /// Calibration inputs of a bundle's denoiser: number of items and seed in, a source out.
 pub type Calibrate<'a> = dyn Fn(&Bundle, u64, u64) -> anyhow::Result<Box<dyn CalibrationSource>> + 'a;
 
+/// The grounding evaluation around a bundle's denoiser.
+pub type Task<'a> = dyn Fn(&Bundle) -> anyhow::Result<Box<dyn TaskEvaluation>> + 'a;
+
 /// What the rest of the program lends to `engine`: calibration inputs that look like what the robot sees, and the
 /// grounding evaluation. Without them calibration uses seeded noise, and `--task` is refused.
 #[derive(Default, Clone, Copy)]
@@ -193,7 +196,7 @@ pub struct Hooks<'a> {
     /// Calibration inputs.
     pub calibrate: Option<&'a Calibrate<'a>>,
     /// The grounding evaluation of a bundle with another denoiser.
-    pub task: Option<&'a dyn Fn(&Bundle) -> anyhow::Result<Box<dyn TaskEvaluation>>>,
+    pub task: Option<&'a Task<'a>>,
 }
 
 /// Runs `mindseye engine` without hooks.
