@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p mindseye-tests --bench bags` writes bags of the same 640x480 RGB images (200 MB; another size
 //! with `BAGS_MB`), reads each with ours and with the others in turn, and prints the best rate of each and their
-//! ratio. The Python packages are left out when `python3` (or `PYTHON`) does not have them.
+//! ratio; "CPU ratio" is that of the CPU seconds of all rounds, which other work on the machine disturbs less. The
+//! Python packages are left out when `python3` (or `PYTHON`) does not have them.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -164,10 +165,8 @@ fn write_bag(path: &Path, compression: &str, frames: usize) {
         about.extend(((name.len() + 1 + value.len()) as u32).to_le_bytes());
         about.extend(format!("{name}={value}").as_bytes());
     }
-    let connection = record(
-        &[("op", vec![7]), ("conn", u32s(0)), ("topic", b"/camera/image_raw".to_vec())],
-        &about,
-    );
+    let connection =
+        record(&[("op", vec![7]), ("conn", u32s(0)), ("topic", b"/camera/image_raw".to_vec())], &about);
     let mut out = BufWriter::new(File::create(path).unwrap());
     let head = |index_pos: u64, chunks: usize| {
         let fields = [
@@ -209,10 +208,8 @@ fn write_bag(path: &Path, compression: &str, frames: usize) {
         );
         let mut entry = time(frame);
         entry.extend(u32s(offset));
-        let index = record(
-            &[("op", vec![4]), ("ver", u32s(1)), ("conn", u32s(0)), ("count", u32s(1))],
-            &entry,
-        );
+        let index =
+            record(&[("op", vec![4]), ("ver", u32s(1)), ("conn", u32s(0)), ("count", u32s(1))], &entry);
         infos.push((at as u64, time(frame)));
         out.write_all(&chunk).unwrap();
         out.write_all(&index).unwrap();
@@ -239,36 +236,62 @@ fn write_bag(path: &Path, compression: &str, frames: usize) {
     file.write_all_at(&head(at as u64, frames), 13).unwrap();
 }
 
-/// Bytes of all messages and the seconds it took.
-type Measured = Option<(u64, f64)>;
+/// What reading a bag once took.
+struct Once {
+    /// Bytes of all messages.
+    bytes: u64,
+    seconds: f64,
+    cpu_seconds: f64,
+}
+
+type Measured = Option<Once>;
+
+/// CPU time of this process, all threads, in steps of 10 ms.
+fn cpu() -> f64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+fn timed(read: impl FnOnce() -> u64) -> Measured {
+    let (start, before) = (Instant::now(), cpu());
+    let bytes = read();
+    Some(Once { bytes, seconds: start.elapsed().as_secs_f64(), cpu_seconds: cpu() - before })
+}
 
 fn ours(path: &Path) -> Measured {
-    let start = Instant::now();
+    timed(|| read_ours(path))
+}
+
+fn read_ours(path: &Path) -> u64 {
     let bag = open(path, &OpenOptions::default()).unwrap();
     let mut messages = bag.messages(&ReadOptions::default());
     let bytes = (&mut messages).map(|m| m.data.len() as u64).sum();
     assert!(messages.damage().is_empty(), "{:?}", messages.damage());
-    Some((bytes, start.elapsed().as_secs_f64()))
+    bytes
+}
+
+fn bare_mcap(path: &Path) -> Measured {
+    timed(|| read_bare_mcap(path))
 }
 
 #[allow(unsafe_code)]
-fn bare_mcap(path: &Path) -> Measured {
-    let start = Instant::now();
+fn read_bare_mcap(path: &Path) -> u64 {
     let file = File::open(path).unwrap();
     // SAFETY: the file was written by this program into its own temporary directory; nobody changes it.
     let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
     let stream = mcap::MessageStream::new(&map).unwrap();
-    let bytes = stream.map(|m| m.unwrap().data.len() as u64).sum();
-    Some((bytes, start.elapsed().as_secs_f64()))
+    stream.map(|m| m.unwrap().data.len() as u64).sum()
 }
 
 const PYTHON_MCAP: &str = "
 import sys, time
 from mcap.reader import make_reader
-t = time.perf_counter()
+t, c = time.perf_counter(), time.process_time()
 with open(sys.argv[1], 'rb') as f:
     n = sum(len(m.data) for _, _, m in make_reader(f).iter_messages())
-print(n, time.perf_counter() - t)
+print(n, time.perf_counter() - t, time.process_time() - c)
 ";
 
 const PYTHON_ROSBAGS: &str = "
@@ -278,10 +301,10 @@ if sys.argv[1].endswith('.bag'):
     from rosbags.rosbag1 import Reader
 else:
     from rosbags.rosbag2 import Reader
-t = time.perf_counter()
+t, c = time.perf_counter(), time.process_time()
 with Reader(Path(sys.argv[1])) as r:
     n = sum(len(d) for _, _, d in r.messages())
-print(n, time.perf_counter() - t)
+print(n, time.perf_counter() - t, time.process_time() - c)
 ";
 
 fn python(script: &str, path: &Path) -> Measured {
@@ -293,8 +316,10 @@ fn python(script: &str, path: &Path) -> Measured {
         return None;
     }
     let text = String::from_utf8(out.stdout).ok()?;
-    let (bytes, seconds) = text.trim().split_once(' ')?;
-    Some((bytes.parse().ok()?, seconds.parse().ok()?))
+    let mut parts = text.split_whitespace();
+    let bytes = parts.next()?.parse().ok()?;
+    let mut number = || parts.next()?.parse().ok();
+    Some(Once { bytes, seconds: number()?, cpu_seconds: number()? })
 }
 
 struct Row<'a> {
@@ -334,37 +359,43 @@ fn main() {
         Row { name: "bag lz4", path: at("lz4.bag"), rounds: 5, others: rosbags(2.0) },
         Row { name: "bag bz2", path: at("bz2.bag"), rounds: 2, others: rosbags(1.8) },
     ];
-    println!("{:<10} {:>12}   {:<15} {:>12} {:>7} {:>7}", "bag", "ours MB/s", "other", "MB/s", "ratio", "wanted");
+    println!(
+        "{:<10} {:>10}   {:<15} {:>10} {:>7} {:>7} {:>10}",
+        "bag", "ours MB/s", "other", "MB/s", "ratio", "wanted", "CPU ratio"
+    );
     for row in rows {
-        let mut best = f64::INFINITY;
-        let mut others = vec![f64::INFINITY; row.others.len()];
+        let (mut best, mut cpu) = (f64::INFINITY, 0.0);
+        let mut others = vec![(f64::INFINITY, 0.0); row.others.len()];
         let mut bytes = 0;
         for _ in 0..row.rounds {
-            if let Some((n, seconds)) = ours(&row.path) {
-                bytes = n;
-                best = best.min(seconds);
+            if let Some(once) = ours(&row.path) {
+                bytes = once.bytes;
+                best = best.min(once.seconds);
+                cpu += once.cpu_seconds;
             }
-            for ((name, _, measure), slot) in row.others.iter().zip(&mut others) {
-                if let Some((n, seconds)) = measure(&row.path) {
-                    assert_eq!(n, bytes, "{name} reads other bytes");
-                    *slot = slot.min(seconds);
+            for ((name, _, measure), (best, cpu)) in row.others.iter().zip(&mut others) {
+                if let Some(once) = measure(&row.path) {
+                    assert_eq!(once.bytes, bytes, "{name} reads other bytes");
+                    *best = best.min(once.seconds);
+                    *cpu += once.cpu_seconds;
                 }
             }
         }
         let rate = |seconds: f64| bytes as f64 / 1e6 / seconds;
-        for ((name, wanted, _), seconds) in row.others.iter().zip(others) {
-            if seconds.is_finite() {
-                let ratio = seconds / best;
-                let verdict = if ratio >= *wanted { "" } else { "  missed" };
-                println!(
-                    "{:<10} {:>12.0}   {name:<15} {:>12.0} {ratio:>7.2} {wanted:>7.2}{verdict}",
-                    row.name,
-                    rate(best),
-                    rate(seconds)
-                );
-            } else {
-                println!("{:<10} {:>12.0}   {name:<15} {:>12}", row.name, rate(best), "not there");
+        for ((name, wanted, _), (other, other_cpu)) in row.others.iter().zip(others) {
+            let ours = rate(best);
+            if !other.is_finite() {
+                println!("{:<10} {ours:>10.0}   {name:<15} {:>10}", row.name, "not there");
+                continue;
             }
+            let ratio = other / best;
+            let verdict = if ratio >= *wanted { "" } else { "  missed" };
+            println!(
+                "{:<10} {ours:>10.0}   {name:<15} {:>10.0} {ratio:>7.2} {wanted:>7.2} {:>10.2}{verdict}",
+                row.name,
+                rate(other),
+                other_cpu / cpu,
+            );
         }
     }
 }

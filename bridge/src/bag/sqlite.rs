@@ -95,10 +95,14 @@ struct Group {
     first: i64,
     last: i64,
     rows: u64,
+    bytes: usize,
 }
 
 struct SqliteFile {
-    connection: Mutex<Connection>,
+    /// Connections that no thread uses now; each thread takes its own.
+    connections: Mutex<Vec<Connection>>,
+    path: PathBuf,
+    writable: bool,
     label: String,
     groups: Vec<Group>,
     metas: Vec<ChunkMeta>,
@@ -107,20 +111,23 @@ struct SqliteFile {
     size_max: usize,
 }
 
-fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -> Result<Opened, String> {
-    let text = |e: rusqlite::Error| e.to_string();
+fn connect(path: &Path, writable: bool) -> rusqlite::Result<Connection> {
     let connection = match uri(path).filter(|_| !writable) {
         Some(uri) => {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-            Connection::open_with_flags(uri, flags)
+            Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         }
         None => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE),
-    }
-    .map_err(text)?;
+    }?;
     // A hostile schema must not run code; a broken file must not cost memory.
     connection
-        .execute_batch("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA cache_size=-4096;")
-        .map_err(text)?;
+        .execute_batch("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA cache_size=-4096;")?;
+    Ok(connection)
+}
+
+fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -> Result<Opened, String> {
+    let text = |e: rusqlite::Error| e.to_string();
+    let connection = connect(path, writable).map_err(text)?;
     let (mut topics, ids) = read_topics(&connection).map_err(text)?;
     let (mut groups, mut metas, mut orphans) = (Vec::new(), Vec::<ChunkMeta>::new(), 0);
     let mut compressed = false;
@@ -146,20 +153,21 @@ fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -
             topics[*topic as usize].count += 1;
             let len = integer(3).unwrap_or(0);
             if bytes >= GROUP_BYTES {
-                groups.push(Group { first: id, last: id, rows: 0 });
+                groups.push(Group { first: id, last: id, rows: 0, bytes: 0 });
                 metas.push(ChunkMeta { start_ns: time, end_ns: time });
                 bytes = 0;
             }
             if let (Some(group), Some(meta)) = (groups.last_mut(), metas.last_mut()) {
                 group.last = id;
                 group.rows += 1;
+                group.bytes += usize::try_from(len).unwrap_or(0);
                 meta.start_ns = meta.start_ns.min(time);
                 meta.end_ns = meta.end_ns.max(time);
             }
             bytes += len + 64;
         }
         let mut first =
-            connection.prepare("SELECT data FROM messages ORDER BY rowid LIMIT 64").map_err(text)?;
+            connection.prepare("SELECT data FROM messages ORDER BY rowid LIMIT 1").map_err(text)?;
         let mut rows = first.query([]).map_err(text)?;
         while let Some(row) = rows.next().map_err(text)? {
             compressed |= row.get_ref(0).is_ok_and(|v| v.as_blob().is_ok_and(|b| b.starts_with(&ZSTD_MAGIC)));
@@ -172,7 +180,9 @@ fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -
     }
     let compression = if compressed { vec![("zstd", "message")] } else { vec![("none", "")] };
     let file = SqliteFile {
-        connection: Mutex::new(connection),
+        connections: Mutex::new(vec![connection]),
+        path: path.to_path_buf(),
+        writable,
         label,
         groups,
         metas,
@@ -266,7 +276,23 @@ impl SqliteFile {
         chunk: &mut Chunk,
         failed: &mut (u64, String),
     ) -> rusqlite::Result<()> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.connections.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match free {
+            Some(connection) => connection,
+            None => connect(&self.path, self.writable)?,
+        };
+        let read = self.rows_with(&connection, (first, last), chunk, failed);
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        read
+    }
+
+    fn rows_with(
+        &self,
+        connection: &Connection,
+        (first, last): (i64, i64),
+        chunk: &mut Chunk,
+        failed: &mut (u64, String),
+    ) -> rusqlite::Result<()> {
         let mut statement = connection.prepare(
             "SELECT topic_id, timestamp, data FROM messages WHERE rowid BETWEEN ?1 AND ?2 ORDER BY rowid",
         )?;
@@ -298,6 +324,7 @@ impl BagFile for SqliteFile {
     fn load(&self, index: usize, chunk: &mut Chunk) {
         let group = &self.groups[index];
         chunk.data.clear();
+        chunk.data.reserve(group.bytes.min(2 * GROUP_BYTES as usize));
         let mut failed = (0, String::new());
         if let Err(e) = self.rows(group.first, group.last, chunk, &mut failed) {
             // One bad row must not hide the others of the group.
