@@ -315,13 +315,17 @@ mod tests {
     }
 
     fn goal(ticket: u64, id: &str) -> Event {
-        Event::Goal { ticket: Ticket(ticket), goal: Goal::text(id, "find the red chair").unwrap() }
+        Event::Goal {
+            ticket: Ticket(ticket),
+            goal: Goal::text(id, "find the red chair").unwrap(),
+            publish: true,
+        }
     }
 
     fn with_deadline(ticket: u64, millis: i64) -> Event {
         let mut goal = Goal::text(format!("g{ticket}"), "find the red chair").unwrap();
         goal.deadline = Some(ms(millis));
-        Event::Goal { ticket: Ticket(ticket), goal }
+        Event::Goal { ticket: Ticket(ticket), goal, publish: true }
     }
 
     fn found(x: f64) -> Box<Answer> {

@@ -4,6 +4,7 @@
 //! table of topics in the design.
 
 use crate::agent::AgentConfig;
+use crate::context::Keep;
 use crate::senses::SensesConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::ros::RosConfig;
@@ -73,7 +74,7 @@ pub struct Frames {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContextTable {
-    /// Every k-th frame is kept.
+    /// Every k-th frame is kept; 0 = as many a second as the model was trained with.
     pub keep_every: usize,
     /// Latents kept.
     pub capacity: usize,
@@ -210,7 +211,7 @@ impl Default for Frames {
 
 impl Default for ContextTable {
     fn default() -> Self {
-        Self { keep_every: 3, capacity: 64, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
+        Self { keep_every: 0, capacity: 64, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
     }
 }
 
@@ -259,12 +260,7 @@ impl RobotConfig {
         let name_ok = !self.robot.is_empty()
             && self.robot.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         range("robot", name_ok, format!("{:?}", self.robot), "letters, digits, _ and -")?;
-        range(
-            "context.keep_every",
-            (1..=1000).contains(&c.keep_every),
-            c.keep_every.to_string(),
-            "1 to 1000",
-        )?;
+        range("context.keep_every", c.keep_every <= 1000, c.keep_every.to_string(), "0 to 1000")?;
         range("context.capacity", (2..=4096).contains(&c.capacity), c.capacity.to_string(), "2 to 4096")?;
         let recent = (1..c.capacity).contains(&c.recent);
         range("context.recent", recent, c.recent.to_string(), "at least 1, less than context.capacity")?;
@@ -294,11 +290,11 @@ impl RobotConfig {
         Ok(())
     }
 
-    /// The senses' part.
-    pub fn senses(&self) -> SensesConfig {
+    /// The senses' part, for a model that was trained with one frame per `frame_period`.
+    pub fn senses(&self, frame_period: TimeDelta) -> SensesConfig {
         let c = &self.context;
         SensesConfig {
-            keep_every: c.keep_every,
+            keep: if c.keep_every == 0 { Keep::Period(frame_period) } else { Keep::Every(c.keep_every) },
             capacity: c.capacity,
             recent: c.recent,
             max_gap: TimeDelta::from_millis(c.max_gap_ms),

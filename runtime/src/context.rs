@@ -73,20 +73,30 @@ pub struct Offer {
     pub segment: Option<SegmentReason>,
 }
 
-/// Keeps every k-th frame of a stream and notices where the stream breaks.
+/// Which frames are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Every k-th.
+    Every(usize),
+    /// At most one per period, whatever the camera's rate: what a model was trained with. Frames up to a tenth
+    /// early count, since cameras jitter.
+    Period(TimeDelta),
+}
+
+/// Keeps some frames of a stream and notices where the stream breaks.
 #[derive(Clone, Debug)]
 pub struct FrameSampler {
-    keep_every: usize,
+    keep: Keep,
     max_gap: TimeDelta,
     last: Option<(Timestamp, (u32, u32))>,
     since_segment: usize,
+    last_kept: Timestamp,
 }
 
 impl FrameSampler {
-    /// A sampler that keeps every `keep_every`-th frame (at least 1) and begins a new segment when frames are
-    /// further apart than `max_gap`.
-    pub fn new(keep_every: usize, max_gap: TimeDelta) -> Self {
-        Self { keep_every: keep_every.max(1), max_gap, last: None, since_segment: 0 }
+    /// A sampler that begins a new segment when frames are further apart than `max_gap`.
+    pub fn new(keep: Keep, max_gap: TimeDelta) -> Self {
+        Self { keep, max_gap, last: None, since_segment: 0, last_kept: Timestamp::ZERO }
     }
 
     /// Judges a frame by its stamp and size (pixels). The first frame of a segment is always kept; a frame
@@ -110,7 +120,15 @@ impl FrameSampler {
         if segment.is_some() {
             self.since_segment = 0;
         }
-        let keep = self.since_segment.is_multiple_of(self.keep_every);
+        let keep = match self.keep {
+            Keep::Every(k) => self.since_segment.is_multiple_of(k.max(1)),
+            Keep::Period(period) => {
+                self.since_segment == 0 || captured_at.since(self.last_kept).0 >= period.0 / 10 * 9
+            }
+        };
+        if keep {
+            self.last_kept = captured_at;
+        }
         self.since_segment += 1;
         Offer { keep, segment }
     }
@@ -348,6 +366,14 @@ impl ContextMemory {
     /// What is known of the latent at `position` (0 = oldest).
     pub fn info(&self, position: usize) -> Option<&LatentInfo> {
         self.entries.get(position).map(|(info, _)| info)
+    }
+
+    /// Corrects the pose of the latent with this index, if it is still held: odometry of its own time may come
+    /// after the frame.
+    pub fn set_pose(&mut self, index: u64, odom_from_base: Pose2) {
+        if let Some((info, _)) = self.entries.iter_mut().find(|(info, _)| info.index == index) {
+            info.odom_from_base = Some(odom_from_base);
+        }
     }
 
     /// The values of the latent at `position` (0 = oldest).
@@ -666,7 +692,7 @@ mod tests {
             frames in proptest::collection::vec((-3i64..8, 0u32..12), 1..200),
             keep_every in 1usize..5,
         ) {
-            let sampler = FrameSampler::new(keep_every, TimeDelta(5));
+            let sampler = FrameSampler::new(Keep::Every(keep_every), TimeDelta(5));
             let mut intake = ContextIntake::new(sampler, 1);
             let mut encoder = Sum { groups: 0, resets: 0, fail_every: 3 };
             let mut stamp = 1000;
@@ -725,7 +751,7 @@ mod tests {
     fn streams_break_for_stated_reasons() {
         use SegmentReason as R;
         let ms = TimeDelta::from_millis;
-        let mut sampler = FrameSampler::new(3, ms(500));
+        let mut sampler = FrameSampler::new(Keep::Every(3), ms(500));
         let cases: [(i64, (u32, u32), bool, Option<R>); 10] = [
             (0, (24, 16), true, Some(R::First)),
             (100, (24, 16), false, None),
@@ -745,6 +771,26 @@ mod tests {
         assert!(R::Gap { lasted: ms(1) }.keeps_history());
         assert!(!R::ClockBackwards { by: ms(1) }.keeps_history());
         assert_eq!(R::Gap { lasted: ms(501) }.to_string(), "no frame for 0.50 s");
+    }
+
+    #[test]
+    fn a_period_is_kept_at_any_camera_rate() {
+        for (rate_hz, want) in [(5.0, 5), (10.0, 10), (20.0, 10), (30.0, 10), (60.0, 10), (15.0, 8)] {
+            let mut sampler =
+                FrameSampler::new(Keep::Period(TimeDelta::from_millis(100)), TimeDelta::from_millis(500));
+            let kept = (0..rate_hz as i64 * 10)
+                .filter(|i| {
+                    // Stamps jitter by up to 4 ms.
+                    let jitter = (i * 7919 % 9 - 4) as f64 * 1e-3;
+                    let at = 1000.0 + *i as f64 / rate_hz + jitter;
+                    sampler.offer(Timestamp::from_secs_f64(at), (24, 16)).keep
+                })
+                .count();
+            assert!(
+                kept.abs_diff(10 * want) <= 5,
+                "{rate_hz} Hz: {kept} in ten seconds, wanted {want} a second"
+            );
+        }
     }
 
     #[test]

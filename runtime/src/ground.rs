@@ -24,6 +24,8 @@ use nalgebra::Isometry3;
 pub struct MindSpec {
     /// The camera that frames are looked at with.
     pub camera: ModelCamera,
+    /// Time between two kept frames in training.
+    pub frame_period: TimeDelta,
     /// Values per latent.
     pub latent_len: usize,
     /// Most context latents in one evaluation.
@@ -165,6 +167,8 @@ pub struct Grounded {
     pub object: Option<(f64, f64)>,
     /// Duration of each denoising step, ms.
     pub step_ms: Vec<f64>,
+    /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
+    pub reconstruction_error: Option<f64>,
 }
 
 struct Stopwatch<'a> {
@@ -222,6 +226,7 @@ pub fn ground(
         path: Vec::new(),
         object: None,
         step_ms: Vec::new(),
+        reconstruction_error: None,
     };
     match attempt(mind, scene, goal, &settings, clock, until, progress, &mut out) {
         Ok(()) => Ok(out),
@@ -363,7 +368,7 @@ fn attempt(
         let boxed = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP);
         out.found_box = find_box(&out.frames[boxed..]).filter(|b| b.score >= spec.lift.box_min);
     }
-    let reconstruction_error = match spec.lift.reconstruction_max {
+    out.reconstruction_error = match spec.lift.reconstruction_max {
         Some(_) => reconstruction_error(mind, scene, &seen, &out.used)?,
         None => None,
     };
@@ -373,8 +378,12 @@ fn attempt(
     }
 
     // The pose, and whether to believe it.
-    let mut evidence =
-        Evidence { context: &context, found_box: out.found_box, likeness_error: None, reconstruction_error };
+    let mut evidence = Evidence {
+        context: &context,
+        found_box: out.found_box,
+        likeness_error: None,
+        reconstruction_error: out.reconstruction_error,
+    };
     let mut lifted = lift(&imagined, &evidence, &spec.lift);
     let end = if by_text { lifted.pose } else { route.last().copied() };
     let view_end = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP + 1);

@@ -1,11 +1,25 @@
 //! mindseye: camera frames in, an imagined drive, a grounded goal pose out.
 //!
-//! The pure core takes values and a time and returns values:
+//! ```
+//! use mindseye::planar::{Pose2, point_from};
+//! // Where the base stood, and what it saw two metres ahead of it.
+//! let odom_from_base = Pose2::new(1.0, 2.0, std::f64::consts::FRAC_PI_2);
+//! let (x, y) = point_from(odom_from_base, 2.0, 0.0);
+//! assert!((x - 1.0).abs() < 1e-12 && (y - 4.0).abs() < 1e-12);
+//! ```
+//!
+//! The pure core takes values and a time and returns values; it reads no clock, file or socket:
 //! * [`context`]: what the robot has seen, as a fixed ring of video latents;
-//! * [`imagine`]: the sampler over the denoiser;
-//! * [`ground`]: one goal from end to end;
-//! * [`lift`]: where the base should stand, and whether to believe it;
-//! * [`agent`]: goals, deadlines and cancellation as a step function.
+//! * [`imagine`]: the sampler over the denoiser, with joint guidance, deadlines and cancellation;
+//! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
+//! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
+//! * [`agent`]: goals, pre-emption, staleness and deadlines as a step function;
+//! * [`senses`]: ROS messages to memory, for live robots and bags alike.
+//!
+//! The shell around it:
+//! * [`mind`]: a model bundle on a backend;
+//! * [`node`]: threads and Zenoh; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
+//! * [`cli`]: the `mindseye` command.
 
 pub mod agent;
 pub mod boxes;

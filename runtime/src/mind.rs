@@ -14,6 +14,7 @@ use crate::imagine::Settings;
 use crate::lift::{LiftParams, LiftTableError};
 use crate::planar::Pose2;
 use mindseye_bridge::geometry::body_from_optical;
+use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleError, Manifest};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
@@ -114,7 +115,8 @@ impl Pipeline {
         let backend = by_name(backend)?;
         let bundle = Bundle::load(directory)?;
         let manifest = bundle.manifest();
-        let spec = spec_of(&bundle, &format!("{} {}", backend.name(), backend.version()))?;
+        let lift = LiftParams::from_table(&manifest.lift)?;
+        let spec = spec_of(&bundle, lift, &format!("{} {}", backend.name(), backend.version()))?;
         let words = match closed_vocabulary(manifest)? {
             Some(words) => Words::Closed(words),
             None => Words::SentencePiece(Arc::new(Tokenizer::open(&bundle.path("tokenizer")?)?)),
@@ -181,9 +183,18 @@ impl Pipeline {
     /// # Errors
     /// When a session cannot be made or does not fit the configuration.
     pub fn mind(&self, seed: u64) -> Result<Box<dyn Mind>, LoadError> {
+        self.mind_with(seed, self.spec.lift)
+    }
+
+    /// As [`Pipeline::mind`], with another calibration.
+    ///
+    /// # Errors
+    /// As [`Pipeline::mind`].
+    pub fn mind_with(&self, seed: u64, lift: LiftParams) -> Result<Box<dyn Mind>, LoadError> {
         let config = self.bundle.manifest().dit.clone();
         let mut spec = self.spec.clone();
         spec.settings.seed = seed;
+        spec.lift = lift;
         Ok(Box::new(Thread {
             spec,
             words: self.words.clone(),
@@ -254,7 +265,7 @@ impl Camera {
     }
 }
 
-fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
+fn spec_of(bundle: &Bundle, lift: LiftParams, engine: &str) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
     if manifest.latent.frames != GROUP {
         let got = manifest.latent.frames;
@@ -267,12 +278,12 @@ fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
         None => manifest.limits.target_trained,
     };
     let sampler = &manifest.sampler;
-    let lift = LiftParams::from_table(&manifest.lift)?;
     let image = &manifest.image;
     Ok(MindSpec {
         camera: ModelCamera::from_fov(image.width, image.height, Camera::of(manifest).horizontal_fov_rad),
+        frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
-        context_max: manifest.limits.context_allowed,
+        context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
         settings: Settings {
             target_latents,
             gap: manifest.rope.gap,

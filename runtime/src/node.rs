@@ -110,12 +110,22 @@ struct Job {
 struct Figures {
     context: Mutex<ContextCounts>,
     profile: Mutex<Profile>,
+    /// The senses' own, copied over now and then: nobody waits for a lock while a frame is encoded.
+    senses_profile: Mutex<Profile>,
     camera: Mutex<SubscriberCounts>,
     poses_dropped: AtomicU64,
     events_dropped: AtomicU64,
     bad_messages: AtomicU64,
     ignored_frames: AtomicU64,
     segments: Mutex<String>,
+}
+
+impl Figures {
+    fn profile(&self) -> Profile {
+        let mut all = lock(&self.profile).clone();
+        all.absorb(&lock(&self.senses_profile));
+        all
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -224,7 +234,7 @@ impl Node {
         ];
 
         let camera: ModelCamera = mind.spec().camera;
-        let senses = Senses::new(config.senses(), camera, encoder);
+        let senses = Senses::new(config.senses(mind.spec().frame_period), camera, encoder);
         let seen = senses.seen();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -240,7 +250,16 @@ impl Node {
         };
 
         let (s, f) = (stop.clone(), figures.clone());
-        let mut pump = SensesPump { senses, inputs, events: events_in, figures: f, record, stop: s };
+        let mut pump = SensesPump {
+            senses,
+            inputs,
+            events: events_in,
+            figures: f,
+            record,
+            stop: s,
+            profile: Profile::default(),
+            copied: TimeDelta::ZERO,
+        };
         spawn("senses", Box::new(move || pump.run()))?;
 
         let worker = Worker {
@@ -297,7 +316,7 @@ impl Node {
 
     /// Durations per stage so far.
     pub fn profile(&self) -> Profile {
-        lock(&self.figures.profile).clone()
+        self.figures.profile()
     }
 
     /// What the goals can see.
@@ -508,6 +527,8 @@ struct SensesPump {
     figures: Arc<Figures>,
     record: Option<RecordSender>,
     stop: Arc<AtomicBool>,
+    profile: Profile,
+    copied: TimeDelta,
 }
 
 impl SensesPump {
@@ -559,10 +580,7 @@ impl SensesPump {
     }
 
     fn take(&mut self, sense: Sense, cdr: &[u8]) {
-        let taken = {
-            let mut profile = lock(&self.figures.profile);
-            self.senses.take(sense, cdr, &MonotonicClock, &mut profile)
-        };
+        let taken = self.senses.take(sense, cdr, &MonotonicClock, &mut self.profile);
         if let Some(record) = &self.record {
             self.record(record, sense, cdr);
         }
@@ -620,7 +638,12 @@ impl SensesPump {
         }
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
+        let now = clock::monotonic();
+        if now - self.copied > TimeDelta::from_millis(500) {
+            self.copied = now;
+            lock(&self.figures.senses_profile).clone_from(&self.profile);
+        }
         *lock(&self.figures.context) = self.senses.counts();
         self.figures.ignored_frames.store(self.senses.ignored(), Ordering::Relaxed);
         let mut camera = SubscriberCounts::default();
@@ -909,7 +932,7 @@ impl AgentLoop {
                 "segment": *lock(&self.figures.segments),
             },
             "recording_dropped": self.outputs.record.as_ref().map(RecordSender::dropped),
-            "stages_ms": lock(&self.figures.profile).summary(),
+            "stages_ms": self.figures.profile().summary(),
         })
     }
 

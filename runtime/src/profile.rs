@@ -75,6 +75,13 @@ impl Profile {
         }
     }
 
+    /// Takes over the stages of another profile that this one lacks.
+    pub fn absorb(&mut self, other: &Profile) {
+        for (name, durations) in &other.stages {
+            self.stages.entry(name.clone()).or_insert_with(|| durations.clone());
+        }
+    }
+
     /// Figures by stage.
     pub fn summary(&self) -> BTreeMap<String, StageSummary> {
         self.stages.iter().filter_map(|(name, d)| Some((name.clone(), d.summary()?))).collect()

@@ -4,7 +4,7 @@
 //! measured with the injected one). Frames that subsampling leaves out are not decoded.
 
 use crate::context::{
-    ContextCounts, ContextIntake, ContextMemory, Eviction, FrameSampler, GroupEncoder, LatentInfo,
+    ContextCounts, ContextIntake, ContextMemory, Eviction, FrameSampler, GroupEncoder, Keep, LatentInfo,
     SegmentReason,
 };
 use crate::ground::Scene;
@@ -18,6 +18,7 @@ use mindseye_bridge::image::{Limits, RawImage, decode_compressed_rgb8, decode_ra
 use mindseye_bridge::msg::{CameraInfo, CompressedImageView, ImageView, Odometry, RosType, TFMessage};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use nalgebra::Isometry3;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a message is.
@@ -40,8 +41,8 @@ pub enum Sense {
 /// How the context is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SensesConfig {
-    /// Every k-th frame is kept.
-    pub keep_every: usize,
+    /// Which frames are kept.
+    pub keep: Keep,
     /// Latents kept.
     pub capacity: usize,
     /// Newest latents that are never evicted.
@@ -63,7 +64,7 @@ pub struct SensesConfig {
 impl Default for SensesConfig {
     fn default() -> Self {
         Self {
-            keep_every: 3,
+            keep: Keep::Every(3),
             capacity: 64,
             recent: 2,
             max_gap: TimeDelta::from_millis(2000),
@@ -115,6 +116,8 @@ struct Newest {
     picture: RgbImage,
     captured_at: Timestamp,
     odom_from_base: Option<Pose2>,
+    /// Odometry of its own time has come.
+    settled: bool,
 }
 
 /// What a goal can see: shared between the thread that fills it and the one that asks.
@@ -177,7 +180,12 @@ pub struct Senses {
     camera_topic: Option<Sense>,
     pixels: Vec<u8>,
     ignored: u64,
+    /// Latents whose odometry had not come when they were stored: index and stamp.
+    unsettled: VecDeque<(u64, Timestamp)>,
 }
+
+/// Latents that wait for their odometry.
+const UNSETTLED_MAX: usize = 16;
 
 impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
@@ -193,7 +201,7 @@ impl Senses {
             base_from_camera: config.base_from_camera,
         };
         Self {
-            intake: ContextIntake::new(FrameSampler::new(config.keep_every, config.max_gap), latent_len),
+            intake: ContextIntake::new(FrameSampler::new(config.keep, config.max_gap), latent_len),
             seen: Seen(Arc::new(Mutex::new(shared))),
             poses: PoseHistory::new(4096),
             tf: TfTree::new(),
@@ -202,6 +210,7 @@ impl Senses {
             camera_topic: None,
             pixels: Vec::new(),
             ignored: 0,
+            unsettled: VecDeque::with_capacity(UNSETTLED_MAX),
             config,
             camera,
             encoder,
@@ -292,6 +301,7 @@ impl Senses {
                     shared.base_frame = plain(&odometry.child_frame_id, &self.config.base_frame);
                 }
                 self.poses.push(odometry.header.stamp.timestamp().as_nanos(), planar(&pose));
+                self.settle();
                 Ok(Took::default())
             }
             Sense::Tf | Sense::TfStatic => {
@@ -308,6 +318,7 @@ impl Senses {
                                 self.tf.lookup(&self.config.odom_frame, &self.config.base_frame, stamp)
                             {
                                 self.poses.push(stamp.as_nanos(), planar(&pose));
+                                self.settle();
                             }
                         }
                     }
@@ -365,7 +376,12 @@ impl Senses {
         let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
         {
             let mut shared = self.seen.lock();
-            shared.newest = Some(Newest { picture: picture.clone(), captured_at, odom_from_base: pose });
+            shared.newest = Some(Newest {
+                picture: picture.clone(),
+                captured_at,
+                odom_from_base: pose,
+                settled: self.poses.newest().is_some_and(|(stamp, _)| stamp >= captured_at.as_nanos()),
+            });
             if shared.base_from_camera.is_none() {
                 shared.base_from_camera = self.tf.lookup(&shared.base_frame, frame_id, Timestamp::ZERO).ok();
             }
@@ -374,10 +390,39 @@ impl Senses {
         if let Some(encoded) = self.intake.push(picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
             took.latent = Some(encoded.info);
+            if self.poses.newest().is_none_or(|(stamp, _)| stamp < captured_at.as_nanos()) {
+                if self.unsettled.len() == UNSETTLED_MAX {
+                    self.unsettled.pop_front();
+                }
+                self.unsettled.push_back((encoded.info.index, captured_at));
+            }
             let stored = self.seen.lock().memory.store(encoded.info, encoded.latent, &encoded.picture);
             took.eviction = stored.map_err(|e| SenseError::Frame(e.to_string()))?;
         }
         Ok(took)
+    }
+}
+
+impl Senses {
+    /// Corrects the poses of frames that came before the odometry of their own time.
+    fn settle(&mut self) {
+        let Some((known_until, _)) = self.poses.newest() else { return };
+        let slack = self.config.pose_slack.as_nanos();
+        let mut shared = self.seen.lock();
+        while let Some((index, captured_at)) = self.unsettled.front().copied() {
+            if captured_at.as_nanos() > known_until {
+                break;
+            }
+            self.unsettled.pop_front();
+            if let Some(pose) = self.poses.at(captured_at.as_nanos(), slack) {
+                shared.memory.set_pose(index, pose);
+            }
+        }
+        if let Some(newest) = shared.newest.as_mut().filter(|n| !n.settled) {
+            let stamp = newest.captured_at.as_nanos();
+            newest.settled = stamp <= known_until;
+            newest.odom_from_base = self.poses.at(stamp, slack).or(newest.odom_from_base);
+        }
     }
 }
 
@@ -449,7 +494,7 @@ mod tests {
     }
 
     fn senses() -> Senses {
-        let config = SensesConfig { keep_every: 1, capacity: 4, ..SensesConfig::default() };
+        let config = SensesConfig { keep: Keep::Every(1), capacity: 4, ..SensesConfig::default() };
         Senses::new(config, ModelCamera { width: 4, height: 2, focal_px: 2.0 }, Box::new(FirstByte))
     }
 
@@ -506,6 +551,19 @@ mod tests {
         // So does a clock that goes back.
         let took = take(&mut s, Sense::Image, &image(100, 16, 8, 9)).unwrap();
         assert!(matches!(took.segment, Some(SegmentReason::ClockBackwards { .. })));
+    }
+
+    #[test]
+    fn odometry_that_comes_late_is_heeded() {
+        let mut s = senses();
+        take(&mut s, Sense::Odometry, &odometry(0, 0.0)).unwrap();
+        for i in 1..=4 {
+            take(&mut s, Sense::Image, &image(100 * i, 8, 4, 0)).unwrap();
+            take(&mut s, Sense::Odometry, &odometry(100 * i, i as f64)).unwrap();
+        }
+        let scene = s.seen().scene().unwrap();
+        assert_eq!(scene.memory[0].info.odom_from_base.unwrap().x, 4.0, "not the pose of 100 ms before");
+        assert_eq!(scene.odom_from_base.unwrap().x, 4.0);
     }
 
     #[test]

@@ -187,7 +187,9 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     // The house, and where the robot starts.
     let house = world::House::generate(args.seed, &difficulty);
     let mut rng = world::Rng::new(args.seed);
-    let sweep = world::exploration_sweep(&house, &mut rng, 97);
+    // One room: the 97 poses at 10 Hz that the model was trained with. Several: as long as driving there takes.
+    let poses = if house.rooms.len() == 1 { 97 } else { 220 * house.rooms.len() };
+    let sweep = world::exploration_sweep(&house, &mut rng, poses);
     let names: Vec<&str> = house.objects.iter().map(|o| o.name.as_str()).collect();
     progress.line(&format!("house {}: {} rooms with {}", args.seed, house.rooms.len(), names.join(", ")));
 

@@ -3,8 +3,10 @@
 //! Every command prints people's text, or with `--json` one document, on stdout; logs and progress go to stderr.
 //! Exit status: 0 done, 1 refused or failed (one clear line), 2 usage.
 
+mod bag;
 mod demo;
 mod doctor;
+pub mod engine;
 mod goal;
 mod picture;
 mod progress;
@@ -43,6 +45,10 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Asks a running mindseye.
     Goal(goal::GoalArgs),
+    /// Recorded bags: info, play, verify, recover, convert.
+    Bag(bag::BagArgs),
+    /// Engines for a target machine: build, inspect, verify, bench.
+    Engine(engine::EngineArgs),
     /// Checks the model bundle, the machine and the network.
     Doctor(doctor::DoctorArgs),
 }
@@ -82,6 +88,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Goal(args) => goal::run(&args),
+        Command::Bag(args) => bag::run(&args),
+        Command::Engine(args) => engine::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

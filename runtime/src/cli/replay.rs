@@ -117,7 +117,8 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new(args.json);
     let pipeline = args.model.load()?;
     let mut mind = pipeline.mind(args.seed)?;
-    let mut senses = Senses::new(config.senses(), mind.spec().camera, pipeline.encoder()?);
+    let mut senses =
+        Senses::new(config.senses(mind.spec().frame_period), mind.spec().camera, pipeline.encoder()?);
     let bag = open(&args.bag, &OpenOptions::default()).with_context(|| args.bag.display().to_string())?;
     let info = bag.info().clone();
     let topics = topics(&info, &config, &mut progress);

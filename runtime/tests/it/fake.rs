@@ -114,6 +114,7 @@ impl FakeMind {
         };
         let spec = MindSpec {
             camera: ModelCamera::from_fov(24, 16, std::f64::consts::FRAC_PI_2),
+            frame_period: TimeDelta::from_millis(100),
             latent_len: 12,
             context_max: 6,
             settings: Settings {
@@ -239,8 +240,29 @@ pub fn odometry(stamp: Timestamp) -> Odometry {
     }
 }
 
+/// A picture that does not compress.
+pub fn noise(stamp: Timestamp, width: u32, height: u32) -> Image {
+    let mut picture = image(stamp, width, height);
+    let mut state = stamp.as_nanos() as u64 | 1;
+    for byte in &mut picture.data {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *byte = (state >> 32) as u8;
+    }
+    picture
+}
+
 impl FakeRobot {
     pub fn start(session: &RosSession, rate_hz: f64) -> Self {
+        Self::with(session, rate_hz, |stamp| image(stamp, 48, 32))
+    }
+
+    pub fn with(
+        session: &RosSession,
+        rate_hz: f64,
+        picture: impl Fn(Timestamp) -> Image + Send + 'static,
+    ) -> Self {
         let images: Publisher<Image> = session.publisher("/camera/image_raw", &Qos::SENSOR_DATA).unwrap();
         let odom: Publisher<Odometry> = session.publisher("/odom", &Qos::SENSOR_DATA).unwrap();
         assert!(images.wait_for_subscribers(Duration::from_secs(5)), "the node's subscription appears");
@@ -253,7 +275,7 @@ impl FakeRobot {
             while !flag.load(Ordering::Relaxed) {
                 stamp = stamp + TimeDelta::from_secs_f64(1.0 / rate_hz);
                 odom.publish(&odometry(stamp)).unwrap();
-                images.publish(&image(stamp, 48, 32)).unwrap();
+                images.publish(&picture(stamp)).unwrap();
                 sent += 1;
                 std::thread::sleep(Duration::from_secs_f64(1.0 / rate_hz));
             }

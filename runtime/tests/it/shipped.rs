@@ -1,6 +1,6 @@
 //! The program and the bundle of the repository, from outside: processes, exit statuses, documents.
 
-use crate::fake::{FakeRobot, free_port, session};
+use crate::fake::{FakeRobot, free_port, noise, session};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -34,7 +34,14 @@ fn document(output: &Output) -> serde_json::Value {
 
 #[test]
 fn help_and_wrong_usage_have_their_exit_status() {
-    for command in [&["--help"][..], &["demo", "--help"], &["run", "--help"], &["replay", "--help"], &["goal", "--help"], &["doctor", "--help"]] {
+    for command in [
+        &["--help"][..],
+        &["demo", "--help"],
+        &["run", "--help"],
+        &["replay", "--help"],
+        &["goal", "--help"],
+        &["doctor", "--help"],
+    ] {
         let output = program().args(command).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command:?}");
         assert!(text(&output).0.contains("Examples:"), "{command:?} shows an example");
@@ -210,13 +217,25 @@ fn a_full_disk_ends_the_recording_and_not_the_runtime() {
     let path = dir.path().join("r.mcap");
     // Files of at most 64 KiB; the signal that would kill is ignored, so that writing fails as on a full disk.
     let limit = "trap '' XFSZ; ulimit -f 64;";
-    let (served, port) = serve(&["--record", path.to_str().unwrap()], Some(limit));
+    let (mut served, port) = serve(&["--record", path.to_str().unwrap()], Some(limit));
     let client = session("client", None, Some(port));
-    let _robot = FakeRobot::start(&client, 200.0);
-    std::thread::sleep(Duration::from_millis(1500));
-    let status = client.query_json("mindseye/sim/status", "", Duration::from_secs(5)).unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    assert!(status["frames"]["received"].as_u64().unwrap() > 100, "{status}");
-    drop(served);
-    assert!(!path.exists(), "no half-written file under the final name");
+    let robot = FakeRobot::with(&client, 30.0, |stamp| noise(stamp, 320, 240));
+    let received = || {
+        let status = client.query_json("mindseye/sim/status", "", Duration::from_secs(5)).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["frames"]["received"].as_u64().unwrap()
+    };
+    // Thirty pictures are seven megabytes: the disk was full long before.
+    let began = Instant::now();
+    while received() < 30 && began.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let before = received();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(received() > before, "frames are still taken in");
+    drop(robot);
+    let pid = served.0.id().to_string();
+    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+    assert_eq!(served.0.wait().unwrap().code(), Some(1), "the lost recording is a failure in the end");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing half-written is left behind");
 }
