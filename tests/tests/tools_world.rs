@@ -108,6 +108,58 @@ fn recordings_are_consistent() {
     }
 }
 
+/// Objects lie in the images where tf, intrinsics and truth say: at their projected centres is their colour.
+#[test]
+fn objects_are_where_the_truth_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.mcap");
+    let (mut hits, mut tried) = (0, 0);
+    for seed in [7, 8, 9] {
+        record(&path, &RecordOptions { width: 96, height: 64, rate: 4.0, ..options(seed, "plain", 9.0) })
+            .unwrap();
+        let truth: Value = serde_json::from_slice(&fs::read(truth_path(&path)).unwrap()).unwrap();
+        let topics = messages(&path);
+        let mut tree = TfTree::new();
+        for (topic, fixed) in [("/tf_static", true), ("/tf", false)] {
+            for (_, data) in &topics[topic] {
+                tree.insert_message(&TFMessage::decode(data).unwrap(), fixed);
+            }
+        }
+        let k = CameraInfo::decode(&topics["/camera/camera_info"][0].1).unwrap().k;
+        for (stamp, data) in &topics["/camera/image_raw"] {
+            let image = ImageView::decode(data).unwrap();
+            let from_camera = tree.lookup("odom", "camera_optical_frame", Timestamp(*stamp)).unwrap();
+            // Round things: nothing shines through their middle.
+            let solid = |o: &&Value| ["ball", "box"].contains(&o["shape"].as_str().unwrap());
+            for object in truth["objects"].as_array().unwrap().iter().filter(solid) {
+                let at: Vec<f64> =
+                    object["position"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+                let p = from_camera.inverse_transform_point(&[at[0], at[1], at[2]].into());
+                let (u, v) = (k[0] * p.x / p.z + k[2], k[4] * p.y / p.z + k[5]);
+                if p.z < 0.5 || !(2.0..93.0).contains(&u) || !(2.0..61.0).contains(&v) {
+                    continue;
+                }
+                let pixel = (v.round() as usize * 96 + u.round() as usize) * 3;
+                let rgb: Vec<i32> = image.data[pixel..pixel + 3].iter().map(|c| i32::from(*c)).collect();
+                let wanted: [bool; 3] = match object["colour"].as_str().unwrap() {
+                    "red" => [true, false, false],
+                    "green" => [false, true, false],
+                    "blue" => [false, false, true],
+                    "yellow" => [true, true, false],
+                    "purple" => [true, false, true],
+                    _ => [false, true, true],
+                };
+                let low = (0..3).filter(|c| !wanted[*c]).map(|c| rgb[c]).max().unwrap();
+                let high = (0..3).filter(|c| wanted[*c]).map(|c| rgb[c]).min().unwrap();
+                tried += 1;
+                hits += usize::from(high > 2 * low);
+            }
+        }
+    }
+    // Other objects may stand in front.
+    assert!(tried >= 20 && hits * 10 >= tried * 8, "{hits} of {tried}");
+}
+
 #[test]
 fn a_seed_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();

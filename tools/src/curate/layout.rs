@@ -236,8 +236,19 @@ fn bad(path: &Path, reason: impl Into<String>) -> CurateError {
     CurateError::Scene { path: path.to_path_buf(), reason: reason.into() }
 }
 
+/// Longest list of poses that is read (bytes).
+const POSES_MAX: u64 = 512 << 20;
+
+fn text(path: &Path) -> Result<String, CurateError> {
+    let length = fs::metadata(path).map_err(io(path))?.len();
+    if length > POSES_MAX {
+        return Err(bad(path, format!("{length} bytes; the limit is {POSES_MAX}")));
+    }
+    fs::read_to_string(path).map_err(io(path))
+}
+
 fn json(path: &Path) -> Result<Value, CurateError> {
-    let text = fs::read_to_string(path).map_err(io(path))?;
+    let text = text(path)?;
     // Python writes NaN, which JSON does not know: such a pose is counted instead of losing the whole file.
     match serde_json::from_str(&text) {
         Ok(value) => Ok(value),
@@ -508,7 +519,7 @@ fn pincam(path: &Path) -> Option<[f64; 4]> {
 
 /// Lines `time rx ry rz tx ty tz`: rotation vector (rad) and translation (m) of `camera_from_map`.
 fn trajectory(path: &Path, counts: &mut Counts) -> Result<BTreeMap<i64, Isometry3<f64>>, CurateError> {
-    let text = fs::read_to_string(path).map_err(io(path))?;
+    let text = text(path)?;
     let mut poses = BTreeMap::new();
     for (k, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let v: Vec<f64> = line.split_whitespace().map(|t| t.parse().unwrap_or(f64::NAN)).collect();

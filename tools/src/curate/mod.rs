@@ -441,7 +441,7 @@ pub fn curate(
                     unanswered += 1;
                     in_a_row += 1;
                     tracing::warn!(scene = scene.id, frame, error = %e, "no answer");
-                    if in_a_row >= GIVE_UP || !e.passing() {
+                    if in_a_row >= GIVE_UP || e.lasting() {
                         report.stopped = Some(e.to_string());
                         break;
                     }

@@ -72,6 +72,12 @@ impl VlmError {
             Self::Status { status, .. } => *status == 429 || *status >= 500,
         }
     }
+
+    /// Whether every other request would be refused as well: a wrong address, key or model.
+    #[must_use]
+    pub fn lasting(&self) -> bool {
+        matches!(self, Self::Url { .. } | Self::Status { status: 401 | 403 | 404, .. })
+    }
 }
 
 /// A chat-completions endpoint.

@@ -87,8 +87,8 @@ const PANELS: [Panel; 4] = [
         log: false,
         range: Some((0.0, 1.0)),
         series: &[
-            series("mask within 25 deg", "/eval/mask_within_25"),
-            series("head within 25 deg", "/eval/head_within_25"),
+            series("mask < 25 deg", "/eval/mask_within_25"),
+            series("head < 25 deg", "/eval/head_within_25"),
             series("absent AUC", "/eval/absent_auc"),
         ],
     },
@@ -245,9 +245,7 @@ fn draw_panel(
     for (k, (series, curve)) in panel.series.iter().zip(&curves).enumerate() {
         let (x, y) = (x1 + 14.0, y0 + 12.0 + 46.0 * k as f32);
         canvas.line((x, y), (x + 18.0, y), 4.0, COLOURS[k % COLOURS.len()]);
-        let mut name = series.name.to_owned();
-        name.truncate((LEGEND - 42) / 12 + 1);
-        canvas.text(x as i64 + 26, y as i64 - 7, series.name, if name == series.name { 2 } else { 1 }, INK);
+        canvas.text(x as i64 + 26, y as i64 - 7, series.name, 2, INK);
         if let Some(p) = curve.last() {
             canvas.text(x as i64 + 26, y as i64 + 12, &number(p.1), 2, FADED);
         }
