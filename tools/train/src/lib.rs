@@ -1,5 +1,6 @@
 //! The eager interpreter with gradients, and the trainer. Nothing here is part of the on-device binary.
 
+pub mod curve;
 pub mod data;
 pub mod eager;
 pub mod family;
