@@ -469,11 +469,14 @@ fn decode_jpeg(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size,
     Ok(Size { width, height })
 }
 
+/// A PNG whose header is read, its size, and the bytes that decoding gives.
+type OpenPng<'a> = (png::Reader<Cursor<&'a [u8]>>, Size, usize);
+
 fn png_reader<'a>(
     bytes: &'a [u8],
     limits: &Limits,
     transformations: png::Transformations,
-) -> Result<(png::Reader<Cursor<&'a [u8]>>, Size, usize), ImageError> {
+) -> Result<OpenPng<'a>, ImageError> {
     let corrupt = |reason: String| ImageError::Corrupt { format: "PNG", bytes: bytes.len(), reason };
     let budget = limits.pixels_max.saturating_mul(8).saturating_add(1 << 20);
     let mut decoder = png::Decoder::new_with_limits(

@@ -5,6 +5,8 @@
 //! ratio; "CPU ratio" is that of the CPU seconds of all rounds, which other work on the machine disturbs less. The
 //! Python packages are left out when `python3` (or `PYTHON`) does not have them.
 
+#![allow(clippy::unwrap_used)] // A helper that fails ends the run, as it should.
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -322,11 +324,14 @@ fn python(script: &str, path: &Path) -> Measured {
     Some(Once { bytes, seconds: number()?, cpu_seconds: number()? })
 }
 
+/// Another reader: its name, the ratio wanted, how it reads.
+type Other<'a> = (&'a str, f64, fn(&Path) -> Measured);
+
 struct Row<'a> {
     name: &'a str,
     path: PathBuf,
     rounds: usize,
-    others: Vec<(&'a str, f64, fn(&Path) -> Measured)>,
+    others: Vec<Other<'a>>,
 }
 
 fn main() {
@@ -346,11 +351,10 @@ fn main() {
     write_bag(&at("lz4.bag"), "lz4", frames);
     write_bag(&at("bz2.bag"), "bz2", frames);
 
-    let mcap_others: Vec<(&str, f64, fn(&Path) -> Measured)> =
+    let mcap_others: Vec<Other<'_>> =
         vec![("mcap crate", 0.9, bare_mcap), ("python mcap", 2.0, |p| python(PYTHON_MCAP, p))];
-    let rosbags = |target: f64| -> Vec<(&str, f64, fn(&Path) -> Measured)> {
-        vec![("python rosbags", target, |p| python(PYTHON_ROSBAGS, p))]
-    };
+    let rosbags =
+        |target: f64| -> Vec<Other<'_>> { vec![("python rosbags", target, |p| python(PYTHON_ROSBAGS, p))] };
     let rows = [
         Row { name: "MCAP none", path: at("none.mcap"), rounds: 7, others: mcap_others.clone() },
         Row { name: "MCAP lz4", path: at("lz4.mcap"), rounds: 7, others: mcap_others.clone() },

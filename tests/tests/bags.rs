@@ -2,6 +2,8 @@
 //!
 //! The truth files come from other readers; see `tests/data/bags/SOURCES.md`.
 
+#![allow(clippy::unwrap_used)] // A helper that fails ends the run, as it should.
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -235,10 +235,10 @@ impl Messages {
             let mut first = Pipeline::new(shared(i64::MIN, i64::MAX), everything, threads);
             let mut ranged = Vec::new();
             while let Some((planned, sorted)) = first.take() {
-                if let (Some((low, _)), Some((high, _))) = (sorted.entries.first(), sorted.entries.last()) {
-                    if in_range(*low, *high) {
-                        ranged.push(Planned { start_ns: *low, ..planned });
-                    }
+                if let (Some((low, _)), Some((high, _))) = (sorted.entries.first(), sorted.entries.last())
+                    && in_range(*low, *high)
+                {
+                    ranged.push(Planned { start_ns: *low, ..planned });
                 }
                 first.shared.pool.give(sorted.data);
             }

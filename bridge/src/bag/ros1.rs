@@ -420,10 +420,9 @@ impl<'a> Scan<'a> {
         while let Some((h, body, n)) = record(rest) {
             match h.op {
                 CONNECTION => {
-                    if self.registry.add(&h, body).is_none() {
-                        self.damage
-                            .push(Damage::new(&self.label, "a connection record is broken").at(number));
-                    }
+                    let known = self.registry.add(&h, body);
+                    let broken = || Damage::new(&self.label, "a connection record is broken").at(number);
+                    self.damage.extend(known.is_none().then(broken));
                 }
                 MSG_DATA => {
                     let topic = h.connection.and_then(|c| self.registry.connections.get(&c).copied());
