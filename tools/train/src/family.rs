@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::umt5::Umt5Config;
 use serde::{Deserialize, Serialize};
 
 /// `configs/models/house-tiny.toml`.
@@ -102,6 +103,22 @@ impl HouseModel {
     #[must_use]
     pub fn latents(&self) -> usize {
         self.layout.context_latents + self.target_latents()
+    }
+
+    /// The text encoder: a umT5 without blocks.
+    #[must_use]
+    pub fn umt5(&self) -> Umt5Config {
+        Umt5Config {
+            vocab_size: self.vocabulary(),
+            d_model: self.dit.text_dim,
+            d_kv: 1,
+            d_ff: 1,
+            num_layers: 0,
+            num_heads: 1,
+            buckets: 32,
+            max_distance: 128,
+            eps: self.text.eps,
+        }
     }
 
     /// Size of the embedding table.

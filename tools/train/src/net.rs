@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mindseye_engines::denoise::sinusoid;
-use mindseye_engines::model::Ops;
 use mindseye_engines::model::dit::{self, DitInputs, Prediction};
+use mindseye_engines::model::umt5::{self, Umt5Inputs};
 use mindseye_world::Rng;
 
 use crate::data::{SEEN_SHARE, Sample, Task};
@@ -117,16 +117,6 @@ pub struct Forward {
     pub attributes: Option<Var>,
 }
 
-/// Text rows `[batch, text_len, text_dim]` of token ids: the umT5 encoder without blocks, padded rows zero.
-pub fn text_rows<O: Ops>(o: &mut O, model: &HouseModel, ids: &O::Index, keep: &O::Tensor) -> O::Tensor {
-    let dim = model.dit.text_dim;
-    let table = o.param("text.shared.weight", &[model.vocabulary(), dim]);
-    let rows = o.gather(&table, ids);
-    let weight = o.param("text.encoder.final_layer_norm.weight", &[dim]);
-    let rows = o.rms_norm(&rows, &weight, model.text.eps);
-    o.mul(&rows, keep)
-}
-
 /// Runs the network over a batch of samples with the given draws.
 ///
 /// # Panics
@@ -187,8 +177,17 @@ pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[D
     let rows = e.index(&[b, f], rows);
     let row_batch = e.index(&[2 * b], row_batch);
     let ids = e.index(&[b, cfg.text_len], ids);
+    let lengths: Vec<usize> =
+        keep.chunks_exact(cfg.text_len).map(|k| k.iter().filter(|v| **v > 0.0).count()).collect();
+    let umt5 = model.umt5();
+    let (mask_bias, keep) = umt5::host_inputs(&lengths, cfg.text_len);
+    let mask_bias = e.input(&[b, 1, 1, cfg.text_len], mask_bias);
     let keep = e.input(&[b, cfg.text_len, 1], keep);
-    let text = text_rows(e, model, &ids, &keep);
+    let buckets = e.index(&[cfg.text_len, cfg.text_len], umt5.bucket_table(cfg.text_len));
+    e.set_prefix("text.");
+    let inputs = Umt5Inputs { ids: &ids, buckets: &buckets, mask_bias: &mask_bias, keep: &keep };
+    let text = umt5::encode(e, &umt5, &inputs).rows;
+    e.set_prefix("");
     let cos = e.input(&[b * n, half], cos);
     let sin = e.input(&[b * n, half], sin);
     let camera = (cfg.camera_channels > 0).then(|| e.input(&[b, f, tokens, cfg.camera_channels], camera));

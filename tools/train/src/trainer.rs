@@ -133,10 +133,11 @@ impl TrainConfig {
         Ok((config, model))
     }
 
-    fn lr(&self, step: u64) -> f64 {
+    /// Learning rate of a step in a run of `steps` steps: warm-up, constant, linear decay to zero.
+    fn lr(&self, step: u64, steps: u64) -> f64 {
         let warm = (step as f64 / self.warmup.max(1) as f64).min(1.0);
-        let left = self.steps.saturating_sub(step) as f64;
-        let decay = (left / self.steps.saturating_sub(self.decay_from).max(1) as f64).min(1.0);
+        let left = steps.saturating_sub(step) as f64;
+        let decay = (left / steps.saturating_sub(self.decay_from).max(1) as f64).min(1.0);
         self.optim.lr * warm * decay
     }
 }
@@ -362,6 +363,7 @@ pub struct Trainer {
     difficulty: Difficulty,
     workers: Vec<(Eager, Source)>,
     out: PathBuf,
+    schedule: u64,
 }
 
 impl Trainer {
@@ -385,9 +387,15 @@ impl Trainer {
                 (Eager::new(Arc::default(), true), Source::new(&model, difficulty.clone(), codec.clone()))
             })
             .collect();
-        let trainer = Self { config, model, state, difficulty, workers, out: out.to_path_buf() };
+        let schedule = config.steps;
+        let trainer = Self { config, model, state, difficulty, workers, out: out.to_path_buf(), schedule };
         trainer.trim_metrics()?;
         Ok(trainer)
+    }
+
+    /// The learning rate follows a run of this many steps, even when fewer are done now.
+    pub fn schedule_steps(&mut self, steps: u64) {
+        self.schedule = steps;
     }
 
     /// Lines after the checkpoint's step are those of a run that was killed: they will be written again.
@@ -431,7 +439,7 @@ impl Trainer {
                 let line = Metrics {
                     step,
                     samples: step * self.config.batch as u64,
-                    lr: self.config.lr(step),
+                    lr: self.config.lr(step, self.schedule),
                     losses: sum.scaled(1.0 / self.config.log_every as f64),
                     grad_norm: norm_max,
                     eval,
@@ -521,7 +529,7 @@ impl Trainer {
         }
         let norm = grads.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
         let clip = (config.optim.clip / norm.max(1e-12)).min(1.0) as f32;
-        let lr = config.lr(step);
+        let lr = config.lr(step, self.schedule);
         let rules = optim::rules(&config.optim, &self.state.params);
         let params = Arc::make_mut(&mut self.state.params);
         let ema_decay = self.config.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;

@@ -51,10 +51,6 @@ impl Eager {
         std::mem::take(&mut self.param_grads)
     }
 
-    fn give(&mut self, v: Vec<f32>) {
-        self.pool.entry(v.len()).or_default().push(v);
-    }
-
     #[allow(clippy::too_many_lines)]
     fn step_back(&mut self, i: usize, g: Vec<f32>, grads: &mut [Option<Vec<f32>>]) {
         let op = std::mem::replace(&mut self.nodes[i].op, Op::Leaf);

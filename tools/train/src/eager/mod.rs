@@ -179,14 +179,28 @@ struct Node {
     needs: bool,
 }
 
+/// Free buffers of one size.
+#[derive(Default)]
+struct Shelf {
+    free: Vec<Vec<f32>>,
+    made: usize,
+}
+
+fn give(pool: &mut HashMap<usize, Shelf>, v: Vec<f32>) {
+    if let Some(shelf) = pool.get_mut(&v.len()).filter(|s| s.free.len() < s.made) {
+        shelf.free.push(v);
+    }
+}
+
 /// The interpreter; see the module.
 #[derive(Default)]
 pub struct Eager {
     params: Arc<Params>,
     train: bool,
     collect: bool,
+    prefix: String,
     nodes: Vec<Node>,
-    pool: HashMap<usize, Vec<Vec<f32>>>,
+    pool: HashMap<usize, Shelf>,
     cache: HashMap<usize, Var>,
     /// Gradients of the weights, summed over [`Eager::backward`] calls until [`Eager::take_grads`].
     param_grads: Vec<Vec<f32>>,
@@ -211,6 +225,12 @@ impl Eager {
         Self { collect: true, ..Self::default() }
     }
 
+    /// Puts this before the name of every weight that networks ask for from now on: several networks share one
+    /// set of weights.
+    pub fn set_prefix(&mut self, prefix: &str) {
+        self.prefix = prefix.to_string();
+    }
+
     /// The weights, in the order in which they were added.
     #[must_use]
     pub fn params(&self) -> &Params {
@@ -227,11 +247,7 @@ impl Eager {
     pub fn clear(&mut self) {
         self.cache.clear();
         for node in self.nodes.drain(..) {
-            let mut give = |v: Vec<f32>| {
-                if v.capacity() > 0 {
-                    self.pool.entry(v.len()).or_default().push(v);
-                }
-            };
+            let mut give = |v: Vec<f32>| give(&mut self.pool, v);
             if let Ok(v) = Arc::try_unwrap(node.data) {
                 give(v);
             }
@@ -324,7 +340,17 @@ impl Eager {
 
     /// A buffer with arbitrary content.
     fn take(&mut self, n: usize) -> Vec<f32> {
-        self.pool.get_mut(&n).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; n])
+        let shelf = self.pool.entry(n).or_default();
+        shelf.free.pop().unwrap_or_else(|| {
+            shelf.made += 1;
+            vec![0.0; n]
+        })
+    }
+
+    /// Takes a buffer back. Buffers that came from outside are kept only in place of our own: the pool never grows
+    /// beyond what was in use at one time.
+    fn give(&mut self, v: Vec<f32>) {
+        give(&mut self.pool, v);
     }
 
     fn zeros(&mut self, n: usize) -> Vec<f32> {
@@ -540,6 +566,8 @@ impl Ops for Eager {
     type Index = IndexVar;
 
     fn param(&mut self, name: &str, shape: &[usize]) -> Var {
+        let full = format!("{}{name}", self.prefix);
+        let name = full.as_str();
         if self.collect && self.params.position(name).is_none() {
             Arc::make_mut(&mut self.params).insert(name, shape, vec![0.0; count(shape)]);
         }
@@ -823,7 +851,7 @@ impl Ops for Eager {
             let to = View::rows(i * s.co * o, o);
             gemm([s.co, o, k], &mut out, to, keep, &wd, View::rows(0, k), &columns, View::rows(0, o), 1.0);
         }
-        self.pool.entry(columns.len()).or_default().push(columns);
+        self.give(columns);
         let needs = self.needs(&[*x, *w]) || b.is_some_and(|b| self.needs(&[*b]));
         self.push(
             vec![s.n, s.co, s.oh, s.ow],

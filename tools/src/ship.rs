@@ -1,0 +1,241 @@
+//! From a training run to a bundle of graphs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::bail;
+use mindseye_engines::bundle::{
+    Bundle, BundleWriter, ComponentFormat, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
+    SamplerSpec,
+};
+use mindseye_engines::onnx::{
+    Dim, MemoryWeights, Model, SaveOptions, WeightSource, codec_decoder_graph, codec_encoder_graph,
+    text_encoder_graph,
+};
+use mindseye_engines::sampler::{Grid, Solver};
+use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_train::eager::Params;
+use mindseye_train::family::{FIRST_WORD, HouseModel};
+use mindseye_train::trainer::{State, TrainConfig};
+
+/// What goes into the bundle besides the run.
+#[derive(Clone, Debug, Default)]
+pub struct ShipOptions {
+    /// Take the last weights instead of the averaged ones.
+    pub raw: bool,
+    /// Calibration of the lift; provisional values where nothing is given.
+    pub lift: Option<BTreeMap<String, f64>>,
+    /// Figures to store with the bundle.
+    pub evaluation: toml::Table,
+    /// Also write the halves for the one-way mask.
+    pub cached: bool,
+}
+
+/// Calibration to begin with; `eval calibrate` replaces it by measured values.
+#[must_use]
+pub fn provisional_lift() -> BTreeMap<String, f64> {
+    [
+        ("early_timestep", 970.0),
+        ("standoff_m", mindseye_world::STANDOFF_M),
+        ("mask_present", 0.0),
+        ("mask_vote", -1.0),
+        ("plan_sigma_m", 0.3),
+        ("memory_sigma_m", 0.25),
+        ("drive_sigma_m", 0.4),
+        ("yaw_sigma_rad", 0.2),
+        ("agree_max", 3.5),
+        ("localisation_sigma_m", 0.4),
+        ("localisation_max_m", 1.2),
+        ("consistency_min", 0.2),
+        ("box_min", 0.3),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_string(), v))
+    .collect()
+}
+
+/// The weights of one network, under the names that it asks for.
+fn part(params: &Params, keep: impl Fn(&str) -> Option<&str>) -> Arc<dyn WeightSource> {
+    let mut weights = MemoryWeights::new();
+    for i in 0..params.len() {
+        let (name, shape, data) = params.get(i);
+        if let Some(name) = keep(name) {
+            weights.insert(name, shape.to_vec(), data.to_vec());
+        }
+    }
+    Arc::new(weights)
+}
+
+/// A SentencePiece unigram model whose pieces are whole words.
+#[must_use]
+pub fn word_model(words: &[String]) -> Vec<u8> {
+    fn varint(out: &mut Vec<u8>, mut v: u64) {
+        while v >= 0x80 {
+            out.push((v as u8 & 0x7f) | 0x80);
+            v >>= 7;
+        }
+        out.push(v as u8);
+    }
+    fn message(out: &mut Vec<u8>, field: u64, body: &[u8]) {
+        varint(out, field << 3 | 2);
+        varint(out, body.len() as u64);
+        out.extend_from_slice(body);
+    }
+    let mut model = Vec::new();
+    let special = [("<pad>", 3), ("</s>", 3), ("<s>", 3), ("<unk>", 2)];
+    debug_assert_eq!(special.len(), FIRST_WORD);
+    let words = words.iter().map(|w| (format!("\u{2581}{w}"), 1));
+    for (piece, kind) in special.into_iter().map(|(p, k)| (p.to_string(), k)).chain(words) {
+        let mut body = Vec::new();
+        message(&mut body, 1, piece.as_bytes());
+        body.push(2 << 3 | 5);
+        body.extend_from_slice(&(-1.0f32).to_le_bytes());
+        varint(&mut body, 3 << 3);
+        varint(&mut body, kind);
+        message(&mut model, 1, &body);
+    }
+    // Trainer: unigram, ids of unknown, begin, end, padding.
+    let mut trainer = Vec::new();
+    for (field, value) in [(3, 1), (40, 3), (41, 2), (42, 1), (43, 0)] {
+        varint(&mut trainer, field << 3);
+        varint(&mut trainer, value);
+    }
+    message(&mut model, 2, &trainer);
+    // Normaliser: a space before the text, spaces joined and escaped.
+    let mut normaliser = Vec::new();
+    message(&mut normaliser, 1, b"identity");
+    for field in [3, 4, 5] {
+        varint(&mut normaliser, field << 3);
+        varint(&mut normaliser, 1);
+    }
+    message(&mut model, 3, &normaliser);
+    model
+}
+
+fn revision() -> String {
+    let out = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    out.ok()
+        .filter(|o| o.status.success())
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string())
+        .unwrap_or_default()
+}
+
+/// Writes the bundle of a training run.
+///
+/// # Errors
+/// A run or configuration that cannot be read, a file that cannot be written.
+pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -> anyhow::Result<Bundle> {
+    let (config, model) = TrainConfig::load(config_path)?;
+    let checkpoint = run.join("checkpoint.safetensors");
+    if !checkpoint.is_file() {
+        bail!("{}: no checkpoint.safetensors; train first", run.display());
+    }
+    let state = State::load(&checkpoint, &model)?;
+    let params: &Params = if options.raw { &state.params } else { &state.ema };
+    let manifest = manifest(&config, &model, &state, options)?;
+    let mut writer = BundleWriter::create(out, manifest)?;
+
+    let dit = part(params, |n| (!n.starts_with("text.") && !n.starts_with("codec.")).then_some(n));
+    let text = part(params, |n| n.strip_prefix("text."));
+    let codec = part(params, |n| n.starts_with("codec.").then_some(n));
+    let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
+        let file = format!("{name}.onnx");
+        model.save(&writer.path(&file), &SaveOptions::default())?;
+        writer.add(name, ComponentFormat::Onnx, &[&file])?;
+        Ok(())
+    };
+    let mut exported = model.dit.clone();
+    exported.attributes = 0; // training only
+    let kinds: &[DenoiserKind] = if options.cached {
+        &[DenoiserKind::Joint, DenoiserKind::Prefill, DenoiserKind::Cached]
+    } else {
+        &[DenoiserKind::Joint]
+    };
+    for kind in kinds {
+        graph(kind.component(), denoiser_graph(&exported, dit.clone(), *kind, Dim::Fixed(1))?)?;
+    }
+    graph("text_encoder", text_encoder_graph(&model.umt5(), model.dit.text_len, text)?)?;
+    graph("vae_encoder", codec_encoder_graph(&model.codec, codec.clone())?)?;
+    graph("vae_decoder", codec_decoder_graph(&model.codec, codec)?)?;
+    std::fs::write(writer.path("tokenizer.model"), word_model(&model.text.words))?;
+    writer.add("tokenizer", ComponentFormat::Sentencepiece, &["tokenizer.model"])?;
+    Ok(writer.finish()?)
+}
+
+fn manifest(
+    config: &TrainConfig,
+    model: &HouseModel,
+    state: &State,
+    options: &ShipOptions,
+) -> anyhow::Result<Manifest> {
+    let (h, w) = model.codec.latent_size();
+    let mut dit = model.dit.clone();
+    dit.attributes = 0;
+    let mut training = toml::Table::try_from(config)?;
+    training.insert("done_steps".into(), toml::Value::Integer(state.step as i64));
+    training.insert("samples".into(), toml::Value::Integer((state.step * config.batch as u64) as i64));
+    training.insert("weights".into(), if options.raw { "last" } else { "averaged" }.into());
+    let mut networks = toml::Table::new();
+    networks.insert("codec".into(), toml::Value::try_from(model.codec)?);
+    networks.insert("umt5".into(), toml::Value::try_from(model.umt5())?);
+    networks.insert("text".into(), toml::Value::try_from(&model.text)?);
+    let mut layout = toml::Table::new();
+    layout.insert("motion_latents".into(), toml::Value::Integer(model.layout.motion_latents as i64));
+    layout.insert("box_latents".into(), toml::Value::Integer(model.layout.box_latents as i64));
+    layout.insert("recording_images".into(), toml::Value::Integer(model.layout.recording_images as i64));
+    let seen_by = mindseye_world::Camera::new(model.codec.width, model.codec.height);
+    let mut camera = toml::Table::new();
+    camera.insert("horizontal_fov_deg".into(), toml::Value::Float(seen_by.hfov_rad.to_degrees()));
+    camera.insert("pitch_deg".into(), toml::Value::Float(seen_by.pitch_rad.to_degrees()));
+    camera.insert("height_m".into(), toml::Value::Float(seen_by.mount_height_m));
+    networks.insert("camera".into(), toml::Value::Table(camera));
+    networks.insert("layout".into(), toml::Value::Table(layout));
+    Ok(Manifest {
+        format: mindseye_engines::bundle::FORMAT,
+        name: model.name.clone(),
+        precision: "f32".into(),
+        target: "cpu".into(),
+        license: "Apache-2.0 OR MIT".into(),
+        image: ImageSpec {
+            width: model.codec.width,
+            height: model.codec.height,
+            frame_stride: 1,
+            frames_per_second: 10.0,
+        },
+        latent: LatentSpec {
+            channels: model.codec.channels,
+            height: h,
+            width: w,
+            frames: 4,
+            mean: vec![0.0; model.codec.channels],
+            std: vec![1.0; model.codec.channels],
+        },
+        rope: RopeSpec { gap: model.layout.gap as f64 },
+        limits: Limits {
+            context_trained: model.layout.context_latents,
+            context_allowed: 2 * model.layout.context_latents,
+            target_trained: model.target_latents(),
+            target_allowed: model.target_latents(),
+        },
+        sampler: SamplerSpec {
+            grid: Grid::Plain,
+            solver: Solver::Euler,
+            shift: 3.0,
+            steps: 12,
+            guidance: 2.0,
+            prediction: model.dit.prediction,
+        },
+        provenance: Provenance {
+            source: "trained".into(),
+            training,
+            seeds: vec![config.seed],
+            revision: revision(),
+        },
+        dit,
+        networks,
+        lift: options.lift.clone().unwrap_or_else(provisional_lift),
+        evaluation: options.evaluation.clone(),
+        component: BTreeMap::new(),
+    })
+}
