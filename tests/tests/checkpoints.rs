@@ -288,20 +288,26 @@ fn tensors_that_do_not_fit_are_named() {
     let at = |name: &str| good.iter().position(|t| t.0 == name).unwrap();
     let (missing, misshapen) = (at("blocks.1.norm3.bias"), at("head.head.weight"));
     let cases: [(&str, Change, &str); 4] = [
-        ("missing", Box::new(|t| drop(t.remove(missing))), "blocks.1.norm3.bias is missing (shape [64])"),
+        (
+            "missing",
+            Box::new(move |t| drop(t.remove(missing))),
+            "blocks.1.norm3.bias is missing (shape [64])",
+        ),
         (
             "extra",
-            Box::new(|t| t.push(("zzz".to_owned(), "F32", vec![1], vec![0; 4]))),
+            Box::new(move |t| t.push(("zzz".to_owned(), "F32", vec![1], vec![0; 4]))),
             "zzz is not a tensor",
         ),
         (
             "shape",
-            Box::new(|t| t[misshapen].2.reverse()),
+            Box::new(move |t| t[misshapen].2.reverse()),
             "head.head.weight has shape [64, 16], expected [16, 64]",
         ),
         (
             "dtype",
-            Box::new(|t| t[misshapen] = ("head.head.weight".to_owned(), "I64", vec![16, 64], vec![0; 8192])),
+            Box::new(move |t| {
+                t[misshapen] = ("head.head.weight".to_owned(), "I64", vec![16, 64], vec![0; 8192])
+            }),
             "head.head.weight is I64, expected F32, F16 or BF16",
         ),
     ];
