@@ -752,7 +752,8 @@ mod tests {
         use SegmentReason as R;
         let ms = TimeDelta::from_millis;
         let mut sampler = FrameSampler::new(Keep::Every(3), ms(500));
-        let cases: [(i64, (u32, u32), bool, Option<R>); 10] = [
+        type Case = (i64, (u32, u32), bool, Option<R>);
+        let cases: [Case; 10] = [
             (0, (24, 16), true, Some(R::First)),
             (100, (24, 16), false, None),
             (200, (24, 16), false, None),

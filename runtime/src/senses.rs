@@ -184,6 +184,9 @@ pub struct Senses {
     unsettled: VecDeque<(u64, Timestamp)>,
 }
 
+/// Puts a picture's RGB bytes into a buffer and gives width and height.
+type Decode<'a> = dyn FnMut(&mut Vec<u8>) -> Result<(u32, u32), String> + 'a;
+
 /// Latents that wait for their odometry.
 const UNSETTLED_MAX: usize = 16;
 
@@ -340,7 +343,7 @@ impl Senses {
         size: (u32, u32),
         clock: &dyn Clock,
         profile: &mut Profile,
-        decode: &mut dyn FnMut(&mut Vec<u8>) -> Result<(u32, u32), String>,
+        decode: &mut Decode<'_>,
     ) -> Result<Took, SenseError> {
         if *self.camera_topic.get_or_insert(sense) != sense {
             self.ignored += 1;
@@ -612,7 +615,8 @@ mod tests {
             &[0xff, 0xc0, 0, 11, 8, 0x01, 0x80, 0x02, 0x00, 1, 0, 0, 0],
         ]
         .concat();
-        let cases: [(&[u8], Option<(u32, u32)>); 6] = [
+        type Size = Option<(u32, u32)>;
+        let cases: [(&[u8], Size); 6] = [
             (&png, Some((9, 5))),
             (&jpeg, Some((512, 384))),
             (&jpeg[..10], None),

@@ -302,6 +302,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         evidence,
         scene,
     )?;
+    drop(goals); // before its publisher goes: nobody is to be warned of that
     node.stop();
     // Whatever is still on its way is not waited for.
     let _ = session.close();

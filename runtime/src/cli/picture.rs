@@ -43,9 +43,16 @@ const DRIVEN: [u8; 3] = [24, 100, 200];
 const TRUTH: [u8; 3] = [30, 150, 80];
 const MARGIN: usize = 28;
 const WIDTH: usize = 1280;
+const GAP: usize = 8;
 
 fn world(p: Pose2) -> mindseye_world::Pose2 {
     mindseye_world::Pose2::new(p.x, p.y, p.yaw)
+}
+
+/// How much `count` frames of this width are enlarged to fill a row.
+fn zoom(width: usize, count: usize) -> usize {
+    let room = (WIDTH - 2 * MARGIN + GAP) / count.max(1);
+    (room.saturating_sub(GAP) / width.max(1)).clamp(1, 8)
 }
 
 /// One row of frames over the picture's width; returns its height.
@@ -56,11 +63,9 @@ fn strip(
     found_box: Option<(usize, [f64; 4])>,
 ) -> usize {
     let Some(first) = frames.first() else { return 0 };
-    let gap = 8;
-    let room = (WIDTH - 2 * MARGIN + gap) / frames.len().max(1);
-    let zoom = (room.saturating_sub(gap) / first.width.max(1)).clamp(1, 8);
+    let zoom = zoom(first.width, frames.len());
     for (i, frame) in frames.iter().enumerate() {
-        let x = MARGIN + i * (frame.width * zoom + gap);
+        let x = MARGIN + i * (frame.width * zoom + GAP);
         canvas.blit(x as i64, top as i64, &frame.data, frame.width, zoom);
         if let Some((at, [x0, y0, x1, y1])) = found_box
             && at == i
@@ -83,9 +88,13 @@ fn strip(
 
 /// Draws it.
 pub fn draw(p: &Picture<'_>) -> Option<RgbImage> {
-    let shown = |frames: &[RgbImage]| frames.first().map_or(0, |f| f.height * 8);
     let map_side = 600;
-    let height = 110 + 2 * 40 + shown(p.context).max(96) + shown(p.imagined).max(96) + map_side + 60;
+    let row = |frames: &[RgbImage], count: usize| match frames.first() {
+        Some(first) if count > 0 => zoom(first.width, count) * first.height,
+        _ => 40,
+    };
+    let (remembered, imagined) = (row(p.context, p.context.len()), row(p.imagined, p.imagined.len() / 4));
+    let height = 72 + 26 + remembered + 18 + 26 + imagined + 22 + map_side + MARGIN;
     let mut canvas = Canvas::new(WIDTH, height, PAPER);
     let left = MARGIN as i64;
     canvas.text(left, 22, &format!("\"{}\"", p.goal), 3, INK);

@@ -83,12 +83,6 @@ fn run(secs: u64) {
 }
 
 #[test]
-fn memory_is_flat_over_a_minute() {
-    run(60);
-}
-
-#[test]
-#[ignore = "slow: ten simulated minutes"]
 fn memory_is_flat_over_ten_minutes() {
     run(600);
 }

@@ -1,6 +1,8 @@
 //! Integration tests of the runtime, in one binary. Most run against a fake model (named so), because they are
 //! about threads, topics and deadlines; those in `shipped` need the bundle of the repository.
 
+#![allow(clippy::unwrap_used)] // tests may
+
 mod fake;
 mod flat;
 mod node;
