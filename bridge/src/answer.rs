@@ -63,12 +63,7 @@ impl FramedPose2 {
     /// A planar pose in a named frame.
     #[must_use]
     pub fn new(frame: impl Into<String>, pose: Pose2) -> Self {
-        Self {
-            frame: frame.into(),
-            x: pose.x,
-            y: pose.y,
-            yaw: pose.yaw,
-        }
+        Self { frame: frame.into(), x: pose.x, y: pose.y, yaw: pose.yaw }
     }
 
     /// The numbers without the frame.
@@ -95,11 +90,7 @@ impl FramedPose3 {
     pub fn new(frame: impl Into<String>, frame_from_body: &nalgebra::Isometry3<f64>) -> Self {
         let t = frame_from_body.translation.vector;
         let q = frame_from_body.rotation.coords;
-        Self {
-            frame: frame.into(),
-            position: [t.x, t.y, t.z],
-            orientation: [q.x, q.y, q.z, q.w],
-        }
+        Self { frame: frame.into(), position: [t.x, t.y, t.z], orientation: [q.x, q.y, q.z, q.w] }
     }
 }
 
@@ -183,10 +174,7 @@ mod tests {
         a.timings_ms.insert("denoise".into(), 12.5);
         let json: serde_json::Value = serde_json::from_str(&a.to_json()).unwrap();
         assert_eq!(json["status"], "found");
-        assert_eq!(
-            json["pose"],
-            serde_json::json!({"frame": "map", "x": 1.0, "y": -2.0, "yaw": 0.5})
-        );
+        assert_eq!(json["pose"], serde_json::json!({"frame": "map", "x": 1.0, "y": -2.0, "yaw": 0.5}));
         assert_eq!(json["box"], serde_json::json!([1.0, 2.0, 3.0, 4.0]));
         assert_eq!(json["covariance"].as_array().unwrap().len(), 36);
         let mut keys: Vec<_> = json.as_object().unwrap().keys().cloned().collect();

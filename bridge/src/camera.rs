@@ -33,14 +33,7 @@ impl CameraFrame {
         height: u32,
         rgb: Vec<u8>,
     ) -> Self {
-        Self {
-            captured_at,
-            frame_id: frame_id.into(),
-            width,
-            height,
-            rgb,
-            pool: None,
-        }
+        Self { captured_at, frame_id: frame_id.into(), width, height, rgb, pool: None }
     }
 
     /// Whether the buffer's length is what width and height say.
@@ -64,13 +57,7 @@ impl CameraFrame {
 impl Clone for CameraFrame {
     /// A copy with a buffer of its own (not of the pool).
     fn clone(&self) -> Self {
-        Self::new(
-            self.captured_at,
-            self.frame_id.clone(),
-            self.width,
-            self.height,
-            self.rgb.clone(),
-        )
+        Self::new(self.captured_at, self.frame_id.clone(), self.width, self.height, self.rgb.clone())
     }
 }
 
@@ -125,12 +112,7 @@ impl FramePool {
     /// freed instead of kept.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self {
-            inner: Arc::new(PoolInner {
-                stock: Mutex::new(Vec::with_capacity(capacity)),
-                capacity,
-            }),
-        }
+        Self { inner: Arc::new(PoolInner { stock: Mutex::new(Vec::with_capacity(capacity)), capacity }) }
     }
 
     /// An empty frame (0 x 0) whose buffers come from the pool where it has some.
@@ -182,7 +164,7 @@ pub struct CameraIntrinsics {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IntrinsicsError {
-    /// K[0] is zero: the driver says that it was never calibrated (REP-104).
+    /// `K[0]` is zero: the driver says that it was never calibrated (REP-104).
     #[error(
         "camera_info of {frame_id:?}: k[0] is 0, the camera is uncalibrated; calibrate it or give the intrinsics by configuration"
     )]
@@ -208,7 +190,7 @@ impl CameraIntrinsics {
     /// Reads K, D and the size of a message.
     ///
     /// # Errors
-    /// [`IntrinsicsError::Uncalibrated`] when K[0] is 0; [`IntrinsicsError::Invalid`] for NaN, negative
+    /// [`IntrinsicsError::Uncalibrated`] when `K[0]` is 0; [`IntrinsicsError::Invalid`] for NaN, negative
     /// focal lengths or a size of zero.
     pub fn from_camera_info(info: &crate::msg::CameraInfo) -> Result<Self, IntrinsicsError> {
         let id = || info.header.frame_id.clone();
@@ -227,21 +209,11 @@ impl CameraIntrinsics {
         }
         let centre = [("k[2]", k[2]), ("k[5]", k[5])];
         if let Some(&(field, value)) = centre.iter().find(|(_, v)| !v.is_finite()) {
-            return Err(IntrinsicsError::Invalid {
-                frame_id: id(),
-                field,
-                value,
-                want: "a finite pixel",
-            });
+            return Err(IntrinsicsError::Invalid { frame_id: id(), field, value, want: "a finite pixel" });
         }
         let size = [("width", info.width), ("height", info.height)];
         if let Some(&(field, _)) = size.iter().find(|(_, v)| *v == 0) {
-            return Err(IntrinsicsError::Invalid {
-                frame_id: id(),
-                field,
-                value: 0.0,
-                want: "at least 1",
-            });
+            return Err(IntrinsicsError::Invalid { frame_id: id(), field, value: 0.0, want: "at least 1" });
         }
         if let Some(&value) = info.d.iter().find(|v| !v.is_finite()) {
             return Err(IntrinsicsError::Invalid {
@@ -319,11 +291,7 @@ mod tests {
 
     #[test]
     fn intrinsics() {
-        let mut info = crate::msg::CameraInfo {
-            width: 640,
-            height: 480,
-            ..Default::default()
-        };
+        let mut info = crate::msg::CameraInfo { width: 640, height: 480, ..Default::default() };
         info.k = [0.0; 9];
         assert!(matches!(
             CameraIntrinsics::from_camera_info(&info),
@@ -338,10 +306,7 @@ mod tests {
             let mut wrong = info.clone();
             wrong.k[i] = bad;
             assert!(
-                matches!(
-                    CameraIntrinsics::from_camera_info(&wrong),
-                    Err(IntrinsicsError::Invalid { .. })
-                ),
+                matches!(CameraIntrinsics::from_camera_info(&wrong), Err(IntrinsicsError::Invalid { .. })),
                 "k[{i}] = {bad}"
             );
         }

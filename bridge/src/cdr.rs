@@ -112,35 +112,20 @@ impl<'a> CdrReader<'a> {
     /// # Errors
     /// [`CdrErrorKind::Short`] or [`CdrErrorKind::Header`].
     pub fn new(message: &'a [u8]) -> Result<Self, CdrError> {
-        let error = |kind| CdrError {
-            field: String::new(),
-            offset: 0,
-            kind,
-        };
+        let error = |kind| CdrError { field: String::new(), offset: 0, kind };
         let Some((header, body)) = message.split_first_chunk::<HEADER_LEN>() else {
-            return Err(error(CdrErrorKind::Short {
-                need: HEADER_LEN,
-                left: message.len(),
-            }));
+            return Err(error(CdrErrorKind::Short { need: HEADER_LEN, left: message.len() }));
         };
         let big_endian = match header {
             [0, 0, ..] => true,
             [0, 1, ..] => false,
             [a, b, ..] => return Err(error(CdrErrorKind::Header([*a, *b]))),
         };
-        Ok(Self {
-            body,
-            at: 0,
-            big_endian,
-        })
+        Ok(Self { body, at: 0, big_endian })
     }
 
     fn error(&self, kind: CdrErrorKind) -> CdrError {
-        CdrError {
-            field: String::new(),
-            offset: HEADER_LEN + self.at,
-            kind,
-        }
+        CdrError { field: String::new(), offset: HEADER_LEN + self.at, kind }
     }
 
     /// Bytes not read yet.
@@ -161,10 +146,7 @@ impl<'a> CdrReader<'a> {
                 self.at += n;
                 Ok(bytes)
             }
-            None => Err(self.error(CdrErrorKind::Short {
-                need: n,
-                left: self.left(),
-            })),
+            None => Err(self.error(CdrErrorKind::Short { need: n, left: self.left() })),
         }
     }
 
@@ -198,15 +180,9 @@ impl<'a> CdrReader<'a> {
     /// [`CdrErrorKind::Short`], [`CdrErrorKind::TooMany`].
     pub fn count(&mut self, min_item_bytes: usize) -> Result<usize, CdrError> {
         let count = self.u32()? as usize;
-        if count
-            .checked_mul(min_item_bytes.max(1))
-            .is_none_or(|need| need > self.left())
-        {
+        if count.checked_mul(min_item_bytes.max(1)).is_none_or(|need| need > self.left()) {
             self.at -= 4;
-            return Err(self.error(CdrErrorKind::TooMany {
-                count,
-                left: self.left() - 4,
-            }));
+            return Err(self.error(CdrErrorKind::TooMany { count, left: self.left() - 4 }));
         }
         Ok(count)
     }
@@ -502,9 +478,7 @@ impl<T: CdrWrite> CdrWrite for Vec<T> {
         T::write_many(self, w);
     }
     fn size_hint(&self) -> usize {
-        8 + self
-            .first()
-            .map_or(0, |first| self.len() * (first.size_hint() + 4))
+        8 + self.first().map_or(0, |first| self.len() * (first.size_hint() + 4))
     }
 }
 
@@ -549,15 +523,10 @@ mod tests {
         let bytes = w.finish();
         assert_eq!(
             bytes,
-            [
-                0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 7, 0, 0, 0, 9, 0, 0, 0
-            ]
+            [0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 7, 0, 0, 0, 9, 0, 0, 0]
         );
         let mut r = CdrReader::new(&bytes).unwrap();
-        assert_eq!(
-            (r.u8(), r.f64(), r.u16(), r.u32()),
-            (Ok(1), Ok(1.5), Ok(7), Ok(9))
-        );
+        assert_eq!((r.u8(), r.f64(), r.u16(), r.u32()), (Ok(1), Ok(1.5), Ok(7), Ok(9)));
         assert_eq!(r.left(), 0);
     }
 
@@ -582,36 +551,17 @@ mod tests {
                 CdrErrorKind::Short { need: 4, .. }
             ));
         }
-        assert_eq!(
-            CdrReader::new(&[0, 2, 0, 0]).unwrap_err().kind,
-            CdrErrorKind::Header([0, 2])
-        );
+        assert_eq!(CdrReader::new(&[0, 2, 0, 0]).unwrap_err().kind, CdrErrorKind::Header([0, 2]));
         let body = [0xff, 0xff, 0xff, 0xff, 1, 2];
-        check(
-            &body,
-            "claims 4294967295 items",
-            read(&msg(&body), |r| r.field::<Vec<f64>>("d").map(drop)),
-        );
-        check(
-            &body,
-            "claims 4294967295 items",
-            read(&msg(&body), |r| r.field::<&[u8]>("data").map(drop)),
-        );
-        check(
-            &body,
-            "claims 4294967295 items",
-            read(&msg(&body), |r| r.field::<String>("s").map(drop)),
-        );
+        check(&body, "claims 4294967295 items", read(&msg(&body), |r| r.field::<Vec<f64>>("d").map(drop)));
+        check(&body, "claims 4294967295 items", read(&msg(&body), |r| r.field::<&[u8]>("data").map(drop)));
+        check(&body, "claims 4294967295 items", read(&msg(&body), |r| r.field::<String>("s").map(drop)));
         let body = [2, 0, 0, 0, b'a', b'b'];
         check(&body, "NUL", read(&msg(&body), |r| r.str().map(drop)));
         let body = [2, 0, 0, 0, 0xff, 0];
         check(&body, "UTF-8", read(&msg(&body), |r| r.str().map(drop)));
         check(&[2], "bool is 2", read(&msg(&[2]), |r| r.bool().map(drop)));
-        check(
-            &[1, 2, 3],
-            "needs 4 bytes, 3 are left",
-            read(&msg(&[1, 2, 3]), |r| r.u32().map(drop)),
-        );
+        check(&[1, 2, 3], "needs 4 bytes, 3 are left", read(&msg(&[1, 2, 3]), |r| r.u32().map(drop)));
         // Alignment beyond the end.
         check(
             &[1, 2],
@@ -621,11 +571,7 @@ mod tests {
                 r.f64().map(drop)
             }),
         );
-        check(
-            &[0; 8],
-            "8 bytes are left",
-            CdrReader::new(&msg(&[0; 8])).unwrap().finish(),
-        );
+        check(&[0; 8], "8 bytes are left", CdrReader::new(&msg(&[0; 8])).unwrap().finish());
         assert!(CdrReader::new(&msg(&[0; 7])).unwrap().finish().is_ok());
         assert_eq!(read(&msg(&[0; 4]), |r| r.str().map(str::to_owned)).unwrap(), "");
     }

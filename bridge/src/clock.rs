@@ -34,10 +34,7 @@ impl ClockWatch {
     /// A watch that reports steps larger than `tolerance`.
     #[must_use]
     pub fn new(tolerance: TimeDelta) -> Self {
-        Self {
-            last: None,
-            tolerance: tolerance.abs(),
-        }
+        Self { last: None, tolerance: tolerance.abs() }
     }
 
     /// Takes a pair of readings; returns the step of the wall clock (positive: forwards) since the last

@@ -177,10 +177,7 @@ impl Goal {
             let distance_m = pose.translation.vector.norm();
             let finite = distance_m.is_finite() && pose.rotation.coords.iter().all(|v| v.is_finite());
             if !finite {
-                return Err(GoalError::BadWaypoint {
-                    index,
-                    cause: "a number is not finite".into(),
-                });
+                return Err(GoalError::BadWaypoint { index, cause: "a number is not finite".into() });
             }
             if distance_m > MAX_WAYPOINT_DISTANCE_M {
                 return Err(GoalError::FarWaypoint { index, distance_m });
@@ -190,14 +187,7 @@ impl Goal {
     }
 
     fn of(id: String, kind: GoalKind) -> Self {
-        Self {
-            id,
-            kind,
-            deadline: None,
-            max_frame_age: None,
-            candidates: None,
-            seed: None,
-        }
+        Self { id, kind, deadline: None, max_frame_age: None, candidates: None, seed: None }
     }
 
     /// Reads the JSON that queryables take:
@@ -231,11 +221,7 @@ impl Goal {
             None => None,
             Some(n) if (1..=u64::from(MAX_CANDIDATES)).contains(&n) => Some(n as u32),
             Some(n) => {
-                return Err(GoalError::Range {
-                    field: "candidates",
-                    got: n as f64,
-                    want: "1 to 64",
-                });
+                return Err(GoalError::Range { field: "candidates", got: n as f64, want: "1 to 64" });
             }
         };
         goal.seed = wire.seed;
@@ -248,19 +234,14 @@ impl Goal {
     /// As [`Goal::waypoints`].
     pub fn from_path(id: impl Into<String>, path: &crate::msg::Path) -> Result<Self, GoalError> {
         if path.poses.len() > MAX_WAYPOINTS {
-            return Err(GoalError::ManyWaypoints {
-                got: path.poses.len(),
-            });
+            return Err(GoalError::ManyWaypoints { got: path.poses.len() });
         }
         let poses: Result<Vec<_>, _> = path
             .poses
             .iter()
             .enumerate()
             .map(|(index, p)| {
-                p.pose.isometry().map_err(|e| GoalError::BadWaypoint {
-                    index,
-                    cause: e.to_string(),
-                })
+                p.pose.isometry().map_err(|e| GoalError::BadWaypoint { index, cause: e.to_string() })
             })
             .collect();
         Self::waypoints(id, poses?)
@@ -271,11 +252,7 @@ fn span(field: &'static str, millis: Option<f64>) -> Result<Option<TimeDelta>, G
     let Some(ms) = millis else { return Ok(None) };
     let max = MAX_SPAN.as_millis_f64();
     if !(ms > 0.0 && ms <= max) {
-        return Err(GoalError::Range {
-            field,
-            got: ms,
-            want: "more than 0 and at most 3600000",
-        });
+        return Err(GoalError::Range { field, got: ms, want: "more than 0 and at most 3600000" });
     }
     Ok(Some(TimeDelta::from_secs_f64(ms / 1e3)))
 }
@@ -285,10 +262,7 @@ impl WireWaypoint {
         let euler = |x: f64, y: f64, z: f64, r: f64, p: f64, w: f64| {
             let all = [x, y, z, r, p, w];
             if let Some(bad) = all.iter().find(|v| !v.is_finite()) {
-                return Err(GoalError::BadWaypoint {
-                    index,
-                    cause: format!("a number is {bad}"),
-                });
+                return Err(GoalError::BadWaypoint { index, cause: format!("a number is {bad}") });
             }
             Ok(Isometry3::from_parts(
                 nalgebra::Translation3::new(x, y, z),
@@ -300,12 +274,8 @@ impl WireWaypoint {
             Self::List(v) => match v[..] {
                 [x, y, yaw] => euler(x, y, 0.0, 0.0, 0.0, yaw),
                 [x, y, z, r, p, w] => euler(x, y, z, r, p, w),
-                [x, y, z, qx, qy, qz, qw] => {
-                    isometry([x, y, z], [qx, qy, qz, qw]).map_err(|e| GoalError::BadWaypoint {
-                        index,
-                        cause: e.to_string(),
-                    })
-                }
+                [x, y, z, qx, qy, qz, qw] => isometry([x, y, z], [qx, qy, qz, qw])
+                    .map_err(|e| GoalError::BadWaypoint { index, cause: e.to_string() }),
                 _ => Err(GoalError::BadWaypoint {
                     index,
                     cause: format!("{} numbers; wanted 3, 6 or 7", v.len()),
@@ -332,9 +302,7 @@ mod tests {
         assert_eq!((g.candidates, g.seed, g.id.as_str()), (Some(2), Some(7), "a"));
         let forms = r#"{"waypoints":[[1,0,0.5],[1,0,0,0,0,0.5],[1,0,0,0,0,0.24740395925452294,0.9689124217106447],{"x":1,"y":0,"yaw":0.5}]}"#;
         let g = Goal::from_json("b", forms.as_bytes()).unwrap();
-        let GoalKind::Waypoints(poses) = g.kind else {
-            panic!("waypoints wanted")
-        };
+        let GoalKind::Waypoints(poses) = g.kind else { panic!("waypoints wanted") };
         assert_eq!(poses.len(), 4);
         for p in &poses {
             assert!(p.rotation.angle_to(&poses[0].rotation) < 1e-9 && p.translation == poses[0].translation);
@@ -358,10 +326,7 @@ mod tests {
         check(&many, "1001 waypoints");
         check(r#"{"text":"a","colour":"red"}"#, "unknown field `colour`");
         check(r#"{"waypoints":[]}"#, "at least one");
-        check(
-            r#"{"waypoints":[[0,0,0],[1000,0,0]]}"#,
-            "waypoint 1 is 1000.0 m away",
-        );
+        check(r#"{"waypoints":[[0,0,0],[1000,0,0]]}"#, "waypoint 1 is 1000.0 m away");
         check(r#"{"waypoints":[[1,2]]}"#, "2 numbers");
         check(r#"{"waypoints":[[1e999,0,0]]}"#, "not the JSON");
         check(r#"{"waypoints":[[NaN,0,0]]}"#, "not the JSON");
@@ -372,14 +337,8 @@ mod tests {
         check(r#"{"text":"a","candidates":4000000000000}"#, "candidates");
         check(r#"{"text":"a","seed":-1}"#, "not the JSON");
         let nan = Isometry3::translation(f64::NAN, 0.0, 0.0);
-        assert!(matches!(
-            Goal::waypoints("g", vec![nan]),
-            Err(GoalError::BadWaypoint { index: 0, .. })
-        ));
+        assert!(matches!(Goal::waypoints("g", vec![nan]), Err(GoalError::BadWaypoint { index: 0, .. })));
         let huge = vec![b' '; MAX_JSON_BYTES + 1];
-        assert!(matches!(
-            Goal::from_json("g", &huge),
-            Err(GoalError::TooLarge { .. })
-        ));
+        assert!(matches!(Goal::from_json("g", &huge), Err(GoalError::TooLarge { .. })));
     }
 }

@@ -66,12 +66,7 @@ pub enum Grid {
 
 impl Grid {
     /// All grids.
-    pub const ALL: [Self; 4] = [
-        Self::WanUnipc,
-        Self::UnipcDiffusers,
-        Self::Plain,
-        Self::EulerDiffusers,
-    ];
+    pub const ALL: [Self; 4] = [Self::WanUnipc, Self::UnipcDiffusers, Self::Plain, Self::EulerDiffusers];
 
     /// The name used in configuration files.
     #[must_use]
@@ -208,14 +203,7 @@ impl Sampler {
     /// A sampler at the first step.
     #[must_use]
     pub fn new(schedule: Schedule, solver: Solver) -> Self {
-        Self {
-            schedule,
-            solver,
-            index: 0,
-            predictions: [vec![], vec![]],
-            previous: vec![],
-            order: 0,
-        }
+        Self { schedule, solver, index: 0, predictions: [vec![], vec![]], previous: vec![], order: 0 }
     }
 
     /// The schedule.
@@ -228,11 +216,7 @@ impl Sampler {
     #[must_use]
     pub fn next_step(&self) -> Option<Step> {
         let timestep = *self.schedule.timesteps.get(self.index)?;
-        Some(Step {
-            index: self.index,
-            sigma: self.schedule.sigmas[self.index],
-            timestep,
-        })
+        Some(Step { index: self.index, sigma: self.schedule.sigmas[self.index], timestep })
     }
 
     /// Moves `x` to the next sigma, given the velocity `v` at `x` (guidance included).
@@ -243,12 +227,7 @@ impl Sampler {
         let Some(step) = self.next_step() else {
             return Err(SamplerError::Finished(self.schedule.steps()));
         };
-        let wrong = |sample| {
-            Err(SamplerError::Size {
-                velocity: v.len(),
-                sample,
-            })
-        };
+        let wrong = |sample| Err(SamplerError::Size { velocity: v.len(), sample });
         if v.len() != x.len() {
             return wrong(x.len());
         }
@@ -275,11 +254,7 @@ impl Sampler {
 
     fn unipc(&mut self, i: usize, v: &[f32], x: &mut [f32]) {
         let (_, s_i, l_i) = self.level(i);
-        let m: Vec<f32> = x
-            .iter()
-            .zip(v)
-            .map(|(x, v)| x - self.schedule.sigmas[i] * v)
-            .collect();
+        let m: Vec<f32> = x.iter().zip(v).map(|(x, v)| x - self.schedule.sigmas[i] * v).collect();
 
         if i > 0 {
             // Corrector: redo the previous step, knowing the prediction at its end.
@@ -303,11 +278,7 @@ impl Sampler {
             let (back, last) = ((rho / r) as f32, rho_last as f32);
             let [m1, m2] = &self.predictions;
             for (j, x) in x.iter_mut().enumerate() {
-                let curve = if self.order == 1 {
-                    0.0
-                } else {
-                    back * (m2[j] - m1[j])
-                };
+                let curve = if self.order == 1 { 0.0 } else { back * (m2[j] - m1[j]) };
                 *x = keep * self.previous[j] + k * (m1[j] + curve + last * (m[j] - m1[j]));
             }
         }
@@ -323,11 +294,7 @@ impl Sampler {
             let e = (-h).exp_m1();
             let keep = (s_n / s_i) as f32;
             let k = (-a_n * e) as f32;
-            let slope = if order == 1 {
-                0.0
-            } else {
-                (0.5 * h / (self.level(i - 1).2 - l_i)) as f32
-            };
+            let slope = if order == 1 { 0.0 } else { (0.5 * h / (self.level(i - 1).2 - l_i)) as f32 };
             let m1 = &self.predictions[0];
             for (j, x) in x.iter_mut().enumerate() {
                 let p = if order == 1 { 0.0 } else { slope * (m1[j] - m[j]) };
@@ -345,11 +312,7 @@ impl Sampler {
 /// # Panics
 /// If the two differ in size.
 pub fn guide(unconditional: &mut [f32], conditional: &[f32], weight: f32) {
-    assert_eq!(
-        unconditional.len(),
-        conditional.len(),
-        "both velocities have the same size"
-    );
+    assert_eq!(unconditional.len(), conditional.len(), "both velocities have the same size");
     for (u, c) in unconditional.iter_mut().zip(conditional) {
         *u += weight * (c - *u);
     }
@@ -396,14 +359,10 @@ pub fn training_table(shift: f64) -> Result<(Vec<f32>, Vec<f32>), SamplerError> 
         return Err(SamplerError::Shift(shift));
     }
     let train = TRAIN_STEPS as f64;
-    let sigma: Vec<f64> = linspace(1.0, 0.0, TRAIN_STEPS + 1)[..TRAIN_STEPS]
-        .iter()
-        .map(|&s| shifted(s, shift))
-        .collect();
-    let bell: Vec<f64> = sigma
-        .iter()
-        .map(|s| (-2.0 * ((s * train - train / 2.0) / train).powi(2)).exp())
-        .collect();
+    let sigma: Vec<f64> =
+        linspace(1.0, 0.0, TRAIN_STEPS + 1)[..TRAIN_STEPS].iter().map(|&s| shifted(s, shift)).collect();
+    let bell: Vec<f64> =
+        sigma.iter().map(|s| (-2.0 * ((s * train - train / 2.0) / train).powi(2)).exp()).collect();
     let least = bell.iter().copied().fold(f64::INFINITY, f64::min);
     let sum: f64 = bell.iter().map(|y| y - least).sum();
     let weight = bell.iter().map(|y| ((y - least) * train / sum) as f32).collect();
@@ -423,15 +382,9 @@ impl Noise {
     /// A generator; different `stream`s of one `seed` are independent (targets, context noise, ...).
     #[must_use]
     pub fn new(seed: u64, stream: u64) -> Self {
-        let mut noise = Self {
-            state: seed,
-            spare: None,
-        };
+        let mut noise = Self { state: seed, spare: None };
         let mixed = noise.next_u64() ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03);
-        Self {
-            state: mixed,
-            spare: None,
-        }
+        Self { state: mixed, spare: None }
     }
 
     fn next_u64(&mut self) -> u64 {
@@ -484,10 +437,7 @@ mod tests {
             let v: Vec<f32> = x.iter().map(|&x| gaussian(x, step.sigma, 0.4, 0.7)).collect();
             sampler.step(&v, &mut x).unwrap();
         }
-        x.iter()
-            .zip(z)
-            .map(|(x, z)| (x - (0.4 + 0.7 * z)).abs())
-            .fold(0.0, f32::max)
+        x.iter().zip(z).map(|(x, z)| (x - (0.4 + 0.7 * z)).abs()).fold(0.0, f32::max)
     }
 
     #[test]
@@ -511,27 +461,14 @@ mod tests {
         assert_eq!(Schedule::new(Grid::Plain, 4, 0.0), Err(SamplerError::Shift(0.0)));
         let mut sampler = Sampler::new(Schedule::new(Grid::Plain, 1, 5.0).unwrap(), Solver::UniPc);
         let mut x = [0.0; 3];
-        assert_eq!(
-            sampler.step(&[0.0; 2], &mut x),
-            Err(SamplerError::Size {
-                velocity: 2,
-                sample: 3
-            })
-        );
+        assert_eq!(sampler.step(&[0.0; 2], &mut x), Err(SamplerError::Size { velocity: 2, sample: 3 }));
         sampler.step(&[0.0; 3], &mut x).unwrap();
         assert_eq!(sampler.step(&[0.0; 3], &mut x), Err(SamplerError::Finished(1)));
     }
 
     #[test]
     fn a_branch_replaces_the_given_frames() {
-        let b = branch(
-            &[-1.0, -2.0],
-            &[90.0, 91.0],
-            &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
-            2,
-            0.0,
-            500.0,
-        );
+        let b = branch(&[-1.0, -2.0], &[90.0, 91.0], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2, 0.0, 500.0);
         assert_eq!(b.timesteps, [0.0, 0.0, 500.0, 500.0]);
         assert_eq!(b.latents, [-1.0, -2.0, 90.0, 91.0, 2.0, 3.0, 4.0, 5.0]);
     }

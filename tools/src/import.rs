@@ -49,7 +49,7 @@ pub struct ImportArgs {
     /// Where the bundle is put.
     #[arg(long)]
     pub out: PathBuf,
-    /// Model configuration (TOML with [dit], [vae], [umt5], [layout], [sampler]); Wan2.2 TI2V-5B without it.
+    /// Model configuration (TOML with `dit`, `vae`, `umt5`, `layout`, `sampler`); Wan2.2 TI2V-5B without it.
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// Parts to import, separated by commas.

@@ -141,7 +141,7 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     let codec = part(params, |n| n.starts_with("codec.").then_some(n));
     let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
         let file = format!("{name}.onnx");
-        model.save(&writer.path(&file), &SaveOptions::default())?;
+        model.save(writer.path(&file), &SaveOptions::default())?;
         writer.add(name, ComponentFormat::Onnx, &[&file])?;
         Ok(())
     };

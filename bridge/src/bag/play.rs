@@ -673,7 +673,8 @@ mod tests {
             (from..10).map(move |i| ('a', i * 10, at + (i - from) * step)).collect::<Vec<_>>()
         };
         // options, controls, (topic, stamp ms, sent at ms)
-        let cases: Vec<(&str, PlayOptions, Vec<(i64, Control)>, Vec<(char, i64, i64)>)> = vec![
+        type Case = (&'static str, PlayOptions, Vec<(i64, Control)>, Vec<(char, i64, i64)>);
+        let cases: Vec<Case> = vec![
             ("as recorded", only_a(), vec![], every(0, 10, 0)),
             ("double", PlayOptions { rate: 2.0, ..only_a() }, vec![], every(0, 5, 0)),
             ("at once", PlayOptions { rate: 0.0, ..only_a() }, vec![], every(0, 0, 0)),

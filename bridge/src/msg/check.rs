@@ -18,11 +18,7 @@ pub struct Flag {
 
 impl std::fmt::Display for Flag {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} at {} ns: {} {}",
-            self.topic, self.stamp.0, self.field, self.problem
-        )
+        write!(f, "{} at {} ns: {} {}", self.topic, self.stamp.0, self.field, self.problem)
     }
 }
 
@@ -149,21 +145,12 @@ pub trait Validate {
 /// Everything that is wrong with a message; at most 16 flags.
 #[must_use]
 pub fn flags<T: Validate + ?Sized>(topic: &str, message: &T, limits: &Limits) -> Vec<Flag> {
-    let mut c = Checker {
-        limits,
-        path: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut c = Checker { limits, path: Vec::new(), found: Vec::new() };
     message.check(&mut c);
     let stamp = message.stamp();
     c.found
         .into_iter()
-        .map(|(field, problem)| Flag {
-            topic: topic.to_owned(),
-            stamp,
-            field,
-            problem,
-        })
+        .map(|(field, problem)| Flag { topic: topic.to_owned(), stamp, field, problem })
         .collect()
 }
 
@@ -264,9 +251,7 @@ validate! {
 
 impl Validate for TFMessage {
     fn stamp(&self) -> Timestamp {
-        self.transforms
-            .first()
-            .map_or(Timestamp::ZERO, |t| t.header.stamp.timestamp())
+        self.transforms.first().map_or(Timestamp::ZERO, |t| t.header.stamp.timestamp())
     }
     fn check(&self, c: &mut Checker<'_>) {
         c.within("transforms", |c| {
@@ -282,25 +267,16 @@ mod tests {
     use super::*;
 
     fn check<T: Validate>(what: &str, message: &T, limits: &Limits, want: &[&str]) {
-        let got: Vec<String> = flags("/t", message, limits)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let got: Vec<String> = flags("/t", message, limits).iter().map(ToString::to_string).collect();
         assert_eq!(got, want, "{what}");
     }
 
     #[test]
     fn meaning() {
         let now = Timestamp(1_764_000_000_000_000_000);
-        let limits = Limits {
-            now: Some(now),
-            ..Limits::default()
-        };
+        let limits = Limits { now: Some(now), ..Limits::default() };
         let none = Limits::default();
-        let at = |t: Timestamp| PoseStamped {
-            header: Header::new(t, "map"),
-            ..Default::default()
-        };
+        let at = |t: Timestamp| PoseStamped { header: Header::new(t, "map"), ..Default::default() };
         check("good", &at(now), &limits, &[]);
         check("zero stamp", &at(Timestamp::ZERO), &limits, &[]);
         check("simulated", &at(Timestamp(5)), &none, &[]);
@@ -318,30 +294,17 @@ mod tests {
         );
         let mut m = at(Timestamp(1));
         m.header.stamp.nanosec = 2_000_000_000;
-        check(
-            "nanosec",
-            &m,
-            &none,
-            &["/t at 2000000000 ns: header.stamp is no time"],
-        );
+        check("nanosec", &m, &none, &["/t at 2000000000 ns: header.stamp is no time"]);
         let mut m = at(Timestamp(1));
         m.pose.orientation.w = 0.0;
-        check(
-            "norm",
-            &m,
-            &none,
-            &["/t at 1 ns: pose.orientation has norm 0, wanted 1"],
-        );
+        check("norm", &m, &none, &["/t at 1 ns: pose.orientation has norm 0, wanted 1"]);
         m.pose.orientation.w = f64::NAN;
         m.pose.position.y = f64::INFINITY;
         check(
             "nan",
             &m,
             &none,
-            &[
-                "/t at 1 ns: pose.position.y is not finite",
-                "/t at 1 ns: pose.orientation is not finite",
-            ],
+            &["/t at 1 ns: pose.position.y is not finite", "/t at 1 ns: pose.orientation is not finite"],
         );
         check(
             "camera",
@@ -361,23 +324,9 @@ mod tests {
                 "/t at 0 ns: twist.twist.angular.z is not finite",
             ],
         );
-        let image = ImageView {
-            width: 4,
-            height: 4,
-            step: 12,
-            data: &[0; 47],
-            ..Default::default()
-        };
-        check(
-            "image",
-            &image,
-            &none,
-            &["/t at 0 ns: data does not fit width, height and step"],
-        );
-        let path = Path {
-            poses: vec![m; 100],
-            ..Default::default()
-        };
+        let image = ImageView { width: 4, height: 4, step: 12, data: &[0; 47], ..Default::default() };
+        check("image", &image, &none, &["/t at 0 ns: data does not fit width, height and step"]);
+        let path = Path { poses: vec![m; 100], ..Default::default() };
         assert_eq!(flags("/t", &path, &none).len(), 16);
     }
 }

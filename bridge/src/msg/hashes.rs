@@ -7,10 +7,7 @@ pub const HASH_NOT_SUPPORTED: &str = "TypeHashNotSupported";
 /// in the table. NavigateToPose's feedback differs and is left out: read it from the robot's tokens.
 #[must_use]
 pub fn type_hash(name: &str) -> Option<&'static str> {
-    TABLE
-        .binary_search_by_key(&name, |(n, _)| n)
-        .ok()
-        .map(|i| TABLE[i].1)
+    TABLE.binary_search_by_key(&name, |(n, _)| n).ok().map(|i| TABLE[i].1)
 }
 
 // One type per line, sorted by name.
@@ -81,10 +78,7 @@ mod tests {
         assert!(TABLE.windows(2).all(|w| w[0].0 < w[1].0));
         for (name, hash) in TABLE {
             let hex = hash.strip_prefix("RIHS01_").unwrap_or_else(|| panic!("{name}"));
-            assert!(
-                hex.len() == 64 && hex.bytes().all(|b| b"0123456789abcdef".contains(&b)),
-                "{name}"
-            );
+            assert!(hex.len() == 64 && hex.bytes().all(|b| b"0123456789abcdef".contains(&b)), "{name}");
             assert_eq!(name.matches('/').count(), 2, "{name}");
         }
         assert_eq!(type_hash("std_msgs/msg/Nothing"), None);

@@ -20,7 +20,7 @@ const NAME: &str = "onnxruntime";
 /// The environment variable that names the library.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// See the [module](self).
+/// See the module.
 #[derive(Clone)]
 pub struct OrtBackend {
     environment: Environment,

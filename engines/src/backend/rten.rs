@@ -19,7 +19,7 @@ const NAME: &str = "rten";
 /// Larger models are not held twice.
 const PREPACK_LIMIT: u64 = 1 << 30;
 
-/// See the [module](self).
+/// See the module.
 #[derive(Clone, Copy, Debug)]
 pub struct RtenBackend;
 

@@ -70,10 +70,7 @@ pub enum CudaError {
 }
 
 fn call<T>(name: &'static str, r: Result<T, result::DriverError>) -> Result<T, CudaError> {
-    r.map_err(|e| CudaError::Call {
-        call: name,
-        reason: format!("{e:?}"),
-    })
+    r.map_err(|e| CudaError::Call { call: name, reason: format!("{e:?}") })
 }
 
 /// Initialises the driver and lists the devices.
@@ -102,10 +99,7 @@ pub fn probe() -> Result<DriverInfo, CudaError> {
     if devices.is_empty() {
         return Err(CudaError::NoDevice);
     }
-    Ok(DriverInfo {
-        cuda_version,
-        devices,
-    })
+    Ok(DriverInfo { cuda_version, devices })
 }
 
 fn describe(ordinal: i32) -> Result<DeviceInfo, CudaError> {
@@ -113,9 +107,7 @@ fn describe(ordinal: i32) -> Result<DeviceInfo, CudaError> {
     let dev = call("cuDeviceGet", result::device::get(ordinal))?;
     let attribute = |a| {
         // SAFETY: `dev` came from cuDeviceGet.
-        let value = call("cuDeviceGetAttribute", unsafe {
-            result::device::get_attribute(dev, a)
-        })?;
+        let value = call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(dev, a) })?;
         Ok::<u32, CudaError>(u32::try_from(value).unwrap_or(0))
     };
     Ok(DeviceInfo {
@@ -218,18 +210,10 @@ impl Memory {
     pub fn new(device: &Arc<dyn Device>, bytes: usize, what: &str) -> Result<Memory, CudaError> {
         let free = device.free_bytes()?;
         if bytes as u64 > free {
-            return Err(CudaError::OutOfMemory {
-                what: what.to_owned(),
-                wanted: bytes as u64,
-                free,
-            });
+            return Err(CudaError::OutOfMemory { what: what.to_owned(), wanted: bytes as u64, free });
         }
         let address = device.alloc(bytes.max(1))?;
-        Ok(Memory {
-            device: Arc::clone(device),
-            address,
-            bytes,
-        })
+        Ok(Memory { device: Arc::clone(device), address, bytes })
     }
 
     /// Device address.
@@ -272,11 +256,7 @@ impl Pinned {
         let at = device.alloc_pinned(bytes)?;
         // SAFETY: `at` is `bytes` long.
         unsafe { std::ptr::write_bytes(at, 0, bytes) };
-        Ok(Pinned {
-            device: Arc::clone(device),
-            at,
-            bytes,
-        })
+        Ok(Pinned { device: Arc::clone(device), at, bytes })
     }
 
     /// The bytes.
@@ -315,38 +295,19 @@ impl CudaDevice {
     /// # Errors
     /// No driver, no such device, or a failed call.
     pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, CudaError> {
-        let info = probe()?
-            .devices
-            .into_iter()
-            .find(|d| d.ordinal == ordinal)
-            .ok_or(CudaError::NoDevice)?;
-        let device = call(
-            "cuDeviceGet",
-            result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)),
-        )?;
+        let info = probe()?.devices.into_iter().find(|d| d.ordinal == ordinal).ok_or(CudaError::NoDevice)?;
+        let device = call("cuDeviceGet", result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)))?;
         // SAFETY: `device` came from cuDeviceGet; the context is released in `drop`.
-        let context = call("cuDevicePrimaryCtxRetain", unsafe {
-            result::primary_ctx::retain(device)
-        })?;
+        let context = call("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
         // SAFETY: the context was just retained.
         call("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
-        let stream = call(
-            "cuStreamCreate",
-            result::stream::create(result::stream::StreamKind::NonBlocking),
-        )?;
-        Ok(Arc::new(CudaDevice {
-            info,
-            context: context as usize,
-            device,
-            stream: stream as usize,
-        }))
+        let stream = call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        Ok(Arc::new(CudaDevice { info, context: context as usize, device, stream: stream as usize }))
     }
 
     fn bind(&self) -> Result<sys::CUstream, CudaError> {
         // SAFETY: the context lives as long as self.
-        call("cuCtxSetCurrent", unsafe {
-            result::ctx::set_current(self.context as sys::CUcontext)
-        })?;
+        call("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context as sys::CUcontext) })?;
         Ok(self.stream as sys::CUstream)
     }
 }
@@ -417,28 +378,19 @@ unsafe impl Device for CudaDevice {
     fn synchronize(&self) -> Result<(), CudaError> {
         let stream = self.bind()?;
         // SAFETY: the stream lives as long as self.
-        call("cuStreamSynchronize", unsafe {
-            result::stream::synchronize(stream)
-        })
+        call("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) })
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> bool) -> Result<Option<u64>, CudaError> {
         let stream = self.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is ours and not capturing.
-        call("cuStreamBeginCapture", unsafe {
-            result::stream::begin_capture(stream, mode)
-        })?;
+        call("cuStreamBeginCapture", unsafe { result::stream::begin_capture(stream, mode) })?;
         let worked = work();
         // SAFETY: ends the capture begun above, on success and on failure alike.
-        let graph = call("cuStreamEndCapture", unsafe {
-            result::stream::end_capture(stream)
-        })?;
+        let graph = call("cuStreamEndCapture", unsafe { result::stream::end_capture(stream) })?;
         if graph.is_null() {
-            return Err(CudaError::Call {
-                call: "cuStreamEndCapture",
-                reason: "no graph came back".into(),
-            });
+            return Err(CudaError::Call { call: "cuStreamEndCapture", reason: "no graph came back".into() });
         }
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: `graph` came from the capture; it is destroyed once, here.
@@ -446,10 +398,7 @@ unsafe impl Device for CudaDevice {
             let exec = if worked {
                 call("cuGraphInstantiate", result::graph::instantiate(graph, flags))
             } else {
-                Err(CudaError::Call {
-                    call: "graph capture",
-                    reason: "the work refused to be queued".into(),
-                })
+                Err(CudaError::Call { call: "graph capture", reason: "the work refused to be queued".into() })
             };
             if let Err(e) = result::graph::destroy(graph) {
                 tracing::warn!("cuGraphDestroy: {e:?}");
@@ -462,9 +411,7 @@ unsafe impl Device for CudaDevice {
     fn launch(&self, graph: u64) -> Result<(), CudaError> {
         let stream = self.bind()?;
         // SAFETY: `graph` came from `capture`.
-        call("cuGraphLaunch", unsafe {
-            result::graph::launch(graph as sys::CUgraphExec, stream)
-        })
+        call("cuGraphLaunch", unsafe { result::graph::launch(graph as sys::CUgraphExec, stream) })
     }
 
     fn drop_graph(&self, graph: u64) {
@@ -518,16 +465,12 @@ impl HostDevice {
     }
 
     fn used(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<u64, usize>> {
-        self.used
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn layout(bytes: usize) -> Result<std::alloc::Layout, CudaError> {
-        std::alloc::Layout::from_size_align(bytes.max(1), 256).map_err(|e| CudaError::Call {
-            call: "alloc",
-            reason: e.to_string(),
-        })
+        std::alloc::Layout::from_size_align(bytes.max(1), 256)
+            .map_err(|e| CudaError::Call { call: "alloc", reason: e.to_string() })
     }
 }
 
@@ -538,23 +481,14 @@ unsafe impl Device for HostDevice {
     }
 
     fn free_bytes(&self) -> Result<u64, CudaError> {
-        Ok(self.capacity
-            - self
-                .used()
-                .values()
-                .map(|&b| b as u64)
-                .sum::<u64>()
-                .min(self.capacity))
+        Ok(self.capacity - self.used().values().map(|&b| b as u64).sum::<u64>().min(self.capacity))
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
         // SAFETY: the layout has a size above zero.
         let at = unsafe { std::alloc::alloc_zeroed(Self::layout(bytes)?) };
         if at.is_null() {
-            return Err(CudaError::Call {
-                call: "alloc",
-                reason: "the host has no memory left".into(),
-            });
+            return Err(CudaError::Call { call: "alloc", reason: "the host has no memory left".into() });
         }
         self.used().insert(at as u64, bytes);
         Ok(at as u64)
@@ -602,10 +536,7 @@ unsafe impl Device for HostDevice {
     }
 
     fn launch(&self, _graph: u64) -> Result<(), CudaError> {
-        Err(CudaError::Call {
-            call: "launch",
-            reason: "this device has no graphs".into(),
-        })
+        Err(CudaError::Call { call: "launch", reason: "this device has no graphs".into() })
     }
 
     fn drop_graph(&self, _graph: u64) {}
@@ -638,12 +569,8 @@ mod tests {
             let mut back = Pinned::new(&device, data.len()).unwrap();
             // SAFETY: both ranges are data.len() bytes and untouched until `synchronize`.
             unsafe {
-                device
-                    .copy_in(memory.address(), pinned.bytes().as_ptr(), data.len())
-                    .unwrap();
-                device
-                    .copy_out(back.bytes_mut().as_mut_ptr(), memory.address(), data.len())
-                    .unwrap();
+                device.copy_in(memory.address(), pinned.bytes().as_ptr(), data.len()).unwrap();
+                device.copy_out(back.bytes_mut().as_mut_ptr(), memory.address(), data.len()).unwrap();
             }
             device.synchronize().unwrap();
             assert_eq!(back.bytes(), &data[..]);
@@ -653,12 +580,7 @@ mod tests {
     #[test]
     fn too_much_memory_is_refused_with_figures() {
         let device = HostDevice::open(ComputeCapability { major: 8, minor: 7 }, 1000);
-        let Err(e) = Memory::new(&device, 1001, "activations") else {
-            panic!("accepted")
-        };
-        assert_eq!(
-            e.to_string(),
-            "device memory: 1001 bytes wanted for activations, 1000 free"
-        );
+        let Err(e) = Memory::new(&device, 1001, "activations") else { panic!("accepted") };
+        assert_eq!(e.to_string(), "device memory: 1001 bytes wanted for activations, 1000 free");
     }
 }

@@ -152,7 +152,9 @@ impl DitConfig {
                 self.head_dim, self.freq_dim
             ));
         }
-        if !self.latent_height.is_multiple_of(self.patch[0]) || !self.latent_width.is_multiple_of(self.patch[1]) {
+        if !self.latent_height.is_multiple_of(self.patch[0])
+            || !self.latent_width.is_multiple_of(self.patch[1])
+        {
             return Err(format!(
                 "dit latent {}x{} is not a multiple of the patch {}x{}",
                 self.latent_height, self.latent_width, self.patch[0], self.patch[1]
@@ -308,7 +310,9 @@ pub fn forward<O: Ops>(o: &mut O, cfg: &DitConfig, inputs: &DitInputs<O>) -> Dit
         let q = o.rotate(&q, inputs.cos, inputs.sin, heads, head_dim);
         let k = o.rotate(&k, inputs.cos, inputs.sin, heads, head_dim);
         let (all_k, all_v) = match inputs.memory {
-            Some(m) => (o.concat(&[m[layer].0.clone(), k.clone()], 1), o.concat(&[m[layer].1.clone(), v.clone()], 1)),
+            Some(m) => {
+                (o.concat(&[m[layer].0.clone(), k.clone()], 1), o.concat(&[m[layer].1.clone(), v.clone()], 1))
+            }
             None => (k.clone(), v.clone()),
         };
         let a = o.attention(&q, &all_k, &all_v, self_scale, inputs.bias, heads, head_dim);

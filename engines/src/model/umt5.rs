@@ -89,21 +89,14 @@ impl Umt5Config {
         if self.num_layers == 0 {
             return vec![0; length * length];
         }
-        (0..length * length)
-            .map(|i| self.bucket((i % length) as i64 - (i / length) as i64))
-            .collect()
+        (0..length * length).map(|i| self.bucket((i % length) as i64 - (i / length) as i64)).collect()
     }
 
     /// The weights that the encoder asks for.
     #[must_use]
     pub fn params(&self) -> Vec<ParamSpec> {
         let mut out = Vec::new();
-        let mut add = |name: String, shape: &[usize]| {
-            out.push(ParamSpec {
-                name,
-                shape: shape.to_vec(),
-            })
-        };
+        let mut add = |name: String, shape: &[usize]| out.push(ParamSpec { name, shape: shape.to_vec() });
         let (d, inner) = (self.d_model, self.num_heads * self.d_kv);
         add("shared.weight".to_owned(), &[self.vocab_size, d]);
         for layer in 0..self.num_layers {
@@ -112,10 +105,7 @@ impl Umt5Config {
                 add(name(&format!("0.SelfAttention.{part}")), &[inner, d]);
             }
             add(name("0.SelfAttention.o"), &[d, inner]);
-            add(
-                name("0.SelfAttention.relative_attention_bias"),
-                &[self.buckets, self.num_heads],
-            );
+            add(name("0.SelfAttention.relative_attention_bias"), &[self.buckets, self.num_heads]);
             add(name("0.layer_norm"), &[d]);
             add(name("1.DenseReluDense.wi_0"), &[self.d_ff, d]);
             add(name("1.DenseReluDense.wi_1"), &[self.d_ff, d]);
@@ -177,10 +167,7 @@ pub fn encode<O: Ops>(o: &mut O, cfg: &Umt5Config, inputs: &Umt5Inputs<O>) -> Um
             o.reshape(&y, &[0, 0, heads as i64, head_dim as i64])
         };
         let (q, k, v) = (project("q"), project("k"), project("v"));
-        let positions = o.param(
-            &name("0.SelfAttention.relative_attention_bias"),
-            &[cfg.buckets, heads],
-        );
+        let positions = o.param(&name("0.SelfAttention.relative_attention_bias"), &[cfg.buckets, heads]);
         let positions = o.gather(&positions, inputs.buckets); // (query, key, heads)
         let positions = o.permute(&positions, &[2, 0, 1]);
         o.mark(&format!("encoder.block.{layer}.positions"), &positions);
@@ -249,20 +236,9 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         assert!(config().validate().is_ok());
-        assert!(
-            Umt5Config { d_ff: 0, ..config() }
-                .validate()
-                .unwrap_err()
-                .contains("d_ff")
-        );
-        let only_embedding = Umt5Config {
-            num_layers: 0,
-            d_ff: 0,
-            d_kv: 0,
-            num_heads: 0,
-            buckets: 0,
-            ..config()
-        };
+        assert!(Umt5Config { d_ff: 0, ..config() }.validate().unwrap_err().contains("d_ff"));
+        let only_embedding =
+            Umt5Config { num_layers: 0, d_ff: 0, d_kv: 0, num_heads: 0, buckets: 0, ..config() };
         assert!(only_embedding.validate().is_ok());
         assert_eq!(only_embedding.params().len(), 2);
     }

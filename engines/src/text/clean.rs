@@ -10,16 +10,12 @@ use unicode_normalization::UnicodeNormalization;
 
 /// HTML named character references: name (with `;` where it has one) to text, and whether only `ftfy` knows it.
 static ENTITIES: LazyLock<HashMap<&'static str, (String, bool)>> = LazyLock::new(|| {
-    let lines = include_str!("entities.txt")
-        .lines()
-        .filter(|line| !line.starts_with('#'));
+    let lines = include_str!("entities.txt").lines().filter(|line| !line.starts_with('#'));
     lines
         .filter_map(|line| {
             let (name, codes) = line.split_once(' ')?;
-            let text = codes
-                .split(' ')
-                .filter_map(|c| char::from_u32(u32::from_str_radix(c, 16).ok()?))
-                .collect();
+            let text =
+                codes.split(' ').filter_map(|c| char::from_u32(u32::from_str_radix(c, 16).ok()?)).collect();
             Some(match name.strip_prefix('^') {
                 Some(name) => (name, (text, true)),
                 None => (name, (text, false)),
@@ -80,11 +76,7 @@ fn fix_text(text: &str) -> String {
 
 /// One round of all fixes; repeated until nothing changes.
 fn fix_once(line: &str, unescape_html: bool) -> String {
-    let line = if unescape_html {
-        unescape_strictly(line)
-    } else {
-        line.to_owned()
-    };
+    let line = if unescape_html { unescape_strictly(line) } else { line.to_owned() };
     let line: String = line
         .chars()
         .map(|c| match c {
@@ -109,9 +101,7 @@ fn fix_once(line: &str, unescape_html: bool) -> String {
             _ => narrow.push(c),
         }
     }
-    let broken = narrow
-        .replace("\r\n", "\n")
-        .replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+    let broken = narrow.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
     let mut plain = without_terminal_escapes(&broken);
     plain.retain(|c| {
         !matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{206a}'..='\u{206f}' | '\u{feff}'
@@ -218,16 +208,9 @@ fn unescape(text: &str) -> String {
 
 /// Decodes what follows `&#`; the bytes used, or `None` when it is no number.
 fn numeric(text: &str, out: &mut String) -> Option<usize> {
-    let (prefix, radix) = if text.starts_with(['x', 'X']) {
-        (1, 16)
-    } else {
-        (0, 10)
-    };
+    let (prefix, radix) = if text.starts_with(['x', 'X']) { (1, 16) } else { (0, 10) };
     let digits = &text[prefix..];
-    let count = digits
-        .bytes()
-        .take_while(|b| (*b as char).is_digit(radix))
-        .count();
+    let count = digits.bytes().take_while(|b| (*b as char).is_digit(radix)).count();
     if count == 0 {
         return None;
     }
@@ -246,22 +229,18 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
 /// Decodes what follows `&`; the bytes used, or `None` when it is no name.
 fn named(text: &str, out: &mut String) -> Option<usize> {
     let stop = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';');
-    let mut end = text.char_indices().take(32).find(|(_, c)| stop(*c)).map_or_else(
-        || text.char_indices().nth(32).map_or(text.len(), |(at, _)| at),
-        |(at, _)| at,
-    );
+    let mut end = text
+        .char_indices()
+        .take(32)
+        .find(|(_, c)| stop(*c))
+        .map_or_else(|| text.char_indices().nth(32).map_or(text.len(), |(at, _)| at), |(at, _)| at);
     if end == 0 {
         return None;
     }
     if text[end..].starts_with(';') {
         end += 1;
     }
-    let known = |name: &str| {
-        ENTITIES
-            .get(name)
-            .filter(|(_, ftfy_only)| !ftfy_only)
-            .map(|(text, _)| text)
-    };
+    let known = |name: &str| ENTITIES.get(name).filter(|(_, ftfy_only)| !ftfy_only).map(|(text, _)| text);
     if let Some(decoded) = known(&text[..end]) {
         out.push_str(decoded);
         return Some(end);
@@ -287,10 +266,7 @@ mod tests {
         let cases = [
             ("P&EACUTE;REZ &notit; &amp;lt;b&gt;", "PÉREZ ¬it; <b>"),
             ("a < b &amp; c &EACUTE;", "a < b & c &EACUTE;"),
-            (
-                "“quoted” ‘single’ \u{1b}[31mred\u{1b}[0m",
-                "\"quoted\" 'single' red",
-            ),
+            ("“quoted” ‘single’ \u{1b}[31mred\u{1b}[0m", "\"quoted\" 'single' red"),
             ("ﬀ ﬃ Ǆ \u{3000}Ａ１ ｶﾞ", "ff ffi DŽ A1 ガ"),
             ("&#150;&#0;&#xD800;&#1;|&#x110000;", "–\u{fffd}\u{fffd}|\u{fffd}"),
             ("e\u{301} \u{feff}x\u{7f}", "é x"),

@@ -90,16 +90,10 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read or is no unigram model.
     pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        let failed = |source| TokenizerError::Read {
-            path: path.display().to_string(),
-            source,
-        };
+        let failed = |source| TokenizerError::Read { path: path.display().to_string(), source };
         let bytes = std::fs::metadata(path).map_err(failed)?.len();
         if bytes > MAX_MODEL_BYTES {
-            return Err(TokenizerError::TooLarge {
-                path: path.display().to_string(),
-                bytes,
-            });
+            return Err(TokenizerError::TooLarge { path: path.display().to_string(), bytes });
         }
         Self::from_bytes(&std::fs::read(path).map_err(failed)?)
     }
@@ -130,11 +124,7 @@ impl Tokenizer {
                     let text = std::str::from_utf8(text.unwrap_or_default())
                         .map_err(|_| malformed(format!("piece {} is not UTF-8", pieces.len())))?;
                     if text.is_empty() || text.len() > MAX_PIECE_BYTES {
-                        return Err(malformed(format!(
-                            "piece {} has {} bytes",
-                            pieces.len(),
-                            text.len()
-                        )));
+                        return Err(malformed(format!("piece {} has {} bytes", pieces.len(), text.len())));
                     }
                     if !score.is_finite() {
                         return Err(malformed(format!("score of piece {} is {score}", pieces.len())));
@@ -180,11 +170,7 @@ impl Tokenizer {
         };
         let unknown = id("unknown", unknown)?;
         let end = id("end of text", by_name("</s>").unwrap_or(end))?;
-        let pad = if pad >= 0 {
-            id("padding", pad)?
-        } else {
-            id("padding", by_name("<pad>").unwrap_or(0))?
-        };
+        let pad = if pad >= 0 { id("padding", pad)? } else { id("padding", by_name("<pad>").unwrap_or(0))? };
 
         let mut ids = HashMap::new();
         let mut reserved = HashMap::new();
@@ -226,9 +212,7 @@ impl Tokenizer {
             .filter(|(kind, _)| **kind == Kind::UserDefined)
             .map(|(_, piece)| piece.clone())
             .collect();
-        normalizer
-            .keep
-            .sort_by_key(|piece| std::cmp::Reverse(piece.len()));
+        normalizer.keep.sort_by_key(|piece| std::cmp::Reverse(piece.len()));
         Ok(Self {
             pieces,
             scores,
@@ -314,14 +298,7 @@ impl Tokenizer {
             start: Option<usize>,
         }
         let bytes = text.as_bytes();
-        let mut best = vec![
-            Node {
-                id: self.unknown,
-                score: 0.0,
-                start: None
-            };
-            bytes.len() + 1
-        ];
+        let mut best = vec![Node { id: self.unknown, score: 0.0, start: None }; bytes.len() + 1];
         for (start, c) in text.char_indices() {
             let so_far = best[start].score;
             let one = c.len_utf8();
@@ -329,11 +306,7 @@ impl Tokenizer {
             let mut relax = |end: usize, id: u32, score: f32| {
                 let total = so_far + score;
                 if best[end].start.is_none() || total > best[end].score {
-                    best[end] = Node {
-                        id,
-                        score: total,
-                        start: Some(start),
-                    };
+                    best[end] = Node { id, score: total, start: Some(start) };
                 }
             };
             let last = bytes.len().min(start + self.longest_piece);
@@ -445,10 +418,8 @@ impl Normalizer {
                         return Err(malformed("the size of the normalisation trie does not fit"));
                     };
                     let (trie, replacements) = blob[4..].split_at(size);
-                    out.trie = trie
-                        .chunks_exact(4)
-                        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                        .collect();
+                    out.trie =
+                        trie.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
                     out.replacements = replacements.to_vec();
                 }
                 (3, Value::Varint(v)) => out.add_dummy_prefix = v != 0,
@@ -521,11 +492,7 @@ impl Normalizer {
         while !rest.is_empty() {
             let (new, used) = self.step(rest);
             rest = &rest[used..];
-            let new = if after_space {
-                new.trim_start_matches(' ')
-            } else {
-                new
-            };
+            let new = if after_space { new.trim_start_matches(' ') } else { new };
             if !new.is_empty() {
                 for c in new.chars() {
                     if c == ' ' {
@@ -650,13 +617,7 @@ mod tests {
         // "a" + "b" (-2) beats "ab" (-2.5)
         assert_eq!(t.encode("ab  xy a ").unwrap(), [2, 3, 5, 2, 0, 2, 3]);
         assert_eq!(t.encode("").unwrap(), [] as [u32; 0]);
-        assert_eq!(
-            t.encode_prompt("abab", 3).unwrap(),
-            Encoded {
-                ids: vec![2, 3, 1],
-                length: 3
-            }
-        );
+        assert_eq!(t.encode_prompt("abab", 3).unwrap(), Encoded { ids: vec![2, 3, 1], length: 3 });
         assert_eq!((t.pad(), t.end(), t.unknown()), (0, 1, 0));
     }
 
@@ -667,10 +628,7 @@ mod tests {
             (good[..good.len() - 3].to_vec(), "broken field"),
             (vec![], "no pieces"),
             (model(&PIECES, &[0x18, 2]), "model type 2"),
-            (
-                model(&PIECES, &[0x98, 0x02, 1]),
-                "byte fallback without piece <0x00>",
-            ),
+            (model(&PIECES, &[0x98, 0x02, 1]), "byte fallback without piece <0x00>"),
             (model(&[PIECES[0], PIECES[1], PIECES[3], PIECES[3]], &[]), "twice"),
             (model(&[("", 0.0, 1)], &[]), "0 bytes"),
         ];
@@ -679,10 +637,7 @@ mod tests {
             assert!(error.contains(word), "{error} should say {word}");
         }
         let t = Tokenizer::from_bytes(&good).unwrap();
-        assert!(matches!(
-            t.encode(&"a".repeat(MAX_TEXT_BYTES + 1)),
-            Err(TokenizerError::TextTooLong(_))
-        ));
+        assert!(matches!(t.encode(&"a".repeat(MAX_TEXT_BYTES + 1)), Err(TokenizerError::TextTooLong(_))));
         assert!(matches!(t.encode_prompt("a", 0), Err(TokenizerError::NoRoom)));
     }
 
