@@ -15,7 +15,7 @@ fi
 peer=${ROS_PEER:-}
 if [ -z "$peer" ]; then
     cargo build --release --quiet --manifest-path "$root/Cargo.toml" -p mindseye-tests --bin ros_peer
-    peer=$root/target/release/ros_peer
+    peer=${CARGO_TARGET_DIR:-$root/target}/release/ros_peer
 fi
 status=0
 for case in "rmw_zenoh plain" "ros2dds plain" "rmw_zenoh buffer-aware"; do

@@ -251,6 +251,7 @@ fn symbols(bundle: &Bundle, s: &Settings) -> Result<BTreeMap<String, [i64; 3]>, 
     Ok(BTreeMap::from([
         ("batch".into(), [1, 1, 1]),
         ("timesteps".into(), [1, 2, 4]),
+        ("groups".into(), [1, 1, frames[2]]),
         ("frames".into(), frames),
         ("tokens".into(), frames.map(|n| n * per_frame)),
         ("context_tokens".into(), context.map(|n| n * per_frame)),

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 )]
 pub struct DemoArgs {
     /// Seed of the house, the drive and the imagination.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 10)]
     seed: u64,
     /// What to find [default: something in the house that the robot does not see when it asks].
     #[arg(long, value_name = "TEXT")]
