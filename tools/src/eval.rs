@@ -694,7 +694,10 @@ fn calibrate(directory: &std::path::Path, present: &[Outcome], absent: &[Outcome
     if !places.is_empty() {
         let middle = median_of(&mut places);
         lift.insert("localisation_sigma_m".into(), (WIDER.powi(2) * middle * 1e3).round() / 1e3);
-        lift.insert("localisation_max_m".into(), (2.0 * WIDER * places[places.len() * 98 / 100] * 1e3).round() / 1e3);
+        lift.insert(
+            "localisation_max_m".into(),
+            (2.0 * WIDER * places[places.len() * 98 / 100] * 1e3).round() / 1e3,
+        );
     }
     let out = toml::to_string_pretty(&manifest)?;
     let temporary = path.with_extension("tmp");
