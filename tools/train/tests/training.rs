@@ -1,0 +1,128 @@
+//! Training on the smallest configuration: the loss falls, and a run that is killed and resumed is the same run.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mindseye_train::trainer::{Metrics, TrainConfig, Trainer};
+
+const MODEL: &str = r#"
+name = "smallest"
+[dit]
+in_channels = 24
+out_channels = 24
+latent_height = 2
+latent_width = 3
+patch = [1, 1]
+heads = 2
+head_dim = 12
+layers = 1
+ffn_dim = 32
+text_dim = 8
+text_len = 4
+freq_dim = 16
+eps = 1e-6
+rope_theta = 10000.0
+prediction = "x0"
+camera_channels = 24
+pooled_text = true
+lift = true
+attributes = 14
+[codec]
+block = 8
+channels = 24
+height = 16
+width = 24
+scale = 1.0
+[text]
+words = ["red", "green", "blue", "yellow", "purple", "cyan", "chair", "table", "lamp", "plant", "ball", "box", "cone", "bed"]
+eps = 1e-6
+[layout]
+recording_images = 97
+context_latents = 2
+motion_latents = 1
+box_latents = 1
+gap = 50
+"#;
+
+const TRAIN: &str = r#"
+model = "model.toml"
+seed = 3
+difficulty = "plain"
+steps = 240
+batch = 4
+workers = 2
+warmup = 5
+decay_from = 200
+ema = 0.9
+navigate = 0.25
+absent = 0.2
+drop = 0.1
+high_noise = 0.35
+shift = 3.0
+codec_blocks = 800
+checkpoint_every = 80
+log_every = 40
+eval_every = 240
+eval_houses = 2
+[loss]
+video = 1.0
+mask = 3.0
+context_pose = 2.0
+target_pose = 2.0
+locate = 1.0
+attributes = 4.0
+[optim]
+lr = 3e-3
+weight_decay = 0.05
+momentum = 0.95
+betas = [0.9, 0.99]
+clip = 1.0
+muon = true
+"#;
+
+fn open(dir: &Path, run: &str) -> Trainer {
+    std::fs::write(dir.join("model.toml"), MODEL).unwrap();
+    std::fs::write(dir.join("train.toml"), TRAIN).unwrap();
+    let (config, model) = TrainConfig::load(&dir.join("train.toml")).unwrap();
+    Trainer::open(config, model, &dir.join(run)).unwrap()
+}
+
+/// Runs until a metrics line of this step was written, then stops as a kill would: nothing more is saved.
+fn run_until(trainer: &mut Trainer, step: u64) {
+    let stop = AtomicBool::new(false);
+    trainer.run(&stop, |m, _| stop.store(m.step >= step, Ordering::Relaxed)).unwrap();
+}
+
+fn metrics(dir: &Path, run: &str) -> String {
+    std::fs::read_to_string(dir.join(run).join("metrics.jsonl")).unwrap()
+}
+
+#[test]
+fn the_loss_falls_and_a_killed_run_goes_on_as_if_nothing_had_happened() {
+    let dir = tempfile::tempdir().unwrap();
+    run_until(&mut open(dir.path(), "whole"), 240);
+    let whole = metrics(dir.path(), "whole");
+    let lines: Vec<Metrics> = whole.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    let (first, last) = (lines[0].losses.total, lines[5].losses.total);
+    assert!(last < 0.9 * first, "the loss went from {first} to {last}");
+
+    // Killed at step 200, forty steps after the checkpoint of step 160: those forty are done again.
+    run_until(&mut open(dir.path(), "killed"), 200);
+    let mut again = open(dir.path(), "killed");
+    assert_eq!(again.state.step, 160);
+    run_until(&mut again, 240);
+    assert_eq!(metrics(dir.path(), "killed"), whole);
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    run_until(&mut open(dir.path(), "run"), 80);
+    let (config, mut model) = TrainConfig::load(&dir.path().join("train.toml")).unwrap();
+    model.dit.ffn_dim = 48;
+    let Err(error) = Trainer::open(config, model, &dir.path().join("run")) else {
+        panic!("a checkpoint of another model was taken");
+    };
+    assert!(error.to_string().contains("ffn"), "{error}");
+}
