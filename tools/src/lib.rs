@@ -11,19 +11,3 @@ pub mod train;
 pub mod world;
 
 pub use mindseye_train::eager;
-
-/// An error and its causes as one line; a cause that the line has said already is not said again.
-#[must_use]
-pub fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            if !line.is_empty() {
-                line.push_str(": ");
-            }
-            line.push_str(&text);
-        }
-    }
-    line
-}

@@ -98,7 +98,7 @@ fn main() -> ExitCode {
         Command::Golden(args) => golden::run(args),
     };
     result.unwrap_or_else(|e| {
-        eprintln!("error: {}", mindseye_tools::one_line(&e));
+        eprintln!("error: {}", mindseye::cli::one_line(&e));
         ExitCode::FAILURE
     })
 }

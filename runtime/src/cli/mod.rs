@@ -75,6 +75,21 @@ impl ModelArgs {
     }
 }
 
+/// An error and its causes as one line; what the line says already is not said again.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if text.contains(&line) {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
+}
+
 /// Parses the arguments, runs the command and turns its result into an exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -106,7 +121,7 @@ pub fn main() -> ExitCode {
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
             if !pipe {
-                eprintln!("mindseye: {error:#}");
+                eprintln!("mindseye: {}", one_line(&error));
             }
             ExitCode::FAILURE
         }
