@@ -81,20 +81,20 @@ muon = true
 "#;
 
 fn open(dir: &Path, run: &str) -> Trainer {
-    std::fs::write(dir.join("model.toml"), MODEL).unwrap();
-    std::fs::write(dir.join("train.toml"), TRAIN).unwrap();
-    let (config, model) = TrainConfig::load(&dir.join("train.toml")).unwrap();
-    Trainer::open(config, model, &dir.join(run)).unwrap()
+    std::fs::write(dir.join("model.toml"), MODEL).expect("the model file is written");
+    std::fs::write(dir.join("train.toml"), TRAIN).expect("the configuration is written");
+    let (config, model) = TrainConfig::load(&dir.join("train.toml")).expect("the configuration is valid");
+    Trainer::open(config, model, &dir.join(run)).expect("the run opens")
 }
 
 /// Runs until a metrics line of this step was written, then stops as a kill would: nothing more is saved.
 fn run_until(trainer: &mut Trainer, step: u64) {
     let stop = AtomicBool::new(false);
-    trainer.run(&stop, |m, _| stop.store(m.step >= step, Ordering::Relaxed)).unwrap();
+    trainer.run(&stop, |m, _| stop.store(m.step >= step, Ordering::Relaxed)).expect("the run goes on");
 }
 
 fn metrics(dir: &Path, run: &str) -> String {
-    std::fs::read_to_string(dir.join(run).join("metrics.jsonl")).unwrap()
+    std::fs::read_to_string(dir.join(run).join("metrics.jsonl")).expect("metrics were written")
 }
 
 #[test]
