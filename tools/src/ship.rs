@@ -10,7 +10,7 @@ use mindseye_engines::bundle::{
     SamplerSpec,
 };
 use mindseye_engines::onnx::{
-    Dim, MemoryWeights, Model, SaveOptions, WeightSource, codec_decoder_graph, codec_encoder_graph,
+    DataType, Dim, MemoryWeights, Model, SaveOptions, WeightSource, codec_decoder_graph, codec_encoder_graph,
     text_encoder_graph,
 };
 use mindseye_engines::sampler::{Grid, Solver};
@@ -163,6 +163,51 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     Ok(writer.finish()?)
 }
 
+/// Weights whose rows a graph stores with the first channels of all rotated pairs before the second ones
+/// ([`mindseye_engines::onnx::GraphBuilder`]).
+const ROTATED: [&str; 4] = [".attn1.to_q.", ".attn1.to_k.", ".attn1.norm_q.", ".attn1.norm_k."];
+
+/// The weights of a bundle of graphs under the names of training: the way back from [`ship`]. Heads that only
+/// training has are not in a bundle.
+///
+/// # Errors
+/// A bundle that cannot be read, a graph without weights.
+pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
+    let bundle = Bundle::load(bundle)?;
+    let mut params = Params::new();
+    for (component, prefix) in [("denoiser", ""), ("text_encoder", "text."), ("vae_encoder", "codec.")] {
+        let model = Model::load(bundle.path(component)?)?;
+        for stored in &model.graph.initializers {
+            let transposed = stored.name.strip_suffix(".T");
+            let name = transposed.unwrap_or(&stored.name);
+            if stored.dtype != DataType::F32 || name.starts_with("const") {
+                continue;
+            }
+            let name = if name.starts_with(prefix) { name.to_string() } else { format!("{prefix}{name}") };
+            let values = stored.to_f32()?;
+            let (shape, mut values) = match (transposed, stored.shape.as_slice()) {
+                (Some(_), &[rows, cols]) => {
+                    let turned = (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect();
+                    (vec![cols, rows], turned)
+                }
+                _ => (stored.shape.clone(), values),
+            };
+            if ROTATED.iter().any(|part| name.contains(part)) {
+                let head = bundle.manifest().dit.head_dim;
+                let width = values.len() / shape[0];
+                let graph = values.clone();
+                for (row, from) in graph.chunks_exact(width).enumerate() {
+                    let (first, j) = (row / head * head, row % head);
+                    let to = first + if j < head / 2 { 2 * j } else { 2 * (j - head / 2) + 1 };
+                    values[to * width..(to + 1) * width].copy_from_slice(from);
+                }
+            }
+            params.insert(&name, &shape, values);
+        }
+    }
+    Ok(params)
+}
+
 fn manifest(
     config: &TrainConfig,
     model: &HouseModel,
@@ -238,4 +283,90 @@ fn manifest(
         evaluation: options.evaluation.clone(),
         component: BTreeMap::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest model that has every kind of weight.
+    const MODEL: &str = r#"
+name = "smallest"
+[dit]
+in_channels = 24
+out_channels = 24
+latent_height = 2
+latent_width = 3
+patch = [1, 1]
+heads = 2
+head_dim = 12
+layers = 2
+ffn_dim = 32
+text_dim = 8
+text_len = 4
+freq_dim = 16
+eps = 1e-6
+rope_theta = 10000.0
+prediction = "x0"
+camera_channels = 24
+pooled_text = true
+lift = true
+attributes = 14
+[codec]
+block = 8
+channels = 24
+height = 16
+width = 24
+scale = 1.0
+[text]
+words = ["red", "green", "blue", "yellow", "purple", "cyan", "chair", "table", "lamp", "plant", "ball", "box", "cone", "bed"]
+eps = 1e-6
+[layout]
+recording_images = 97
+context_latents = 2
+motion_latents = 1
+box_latents = 1
+gap = 50
+"#;
+
+    #[test]
+    fn weights_come_back_from_a_bundle_as_they_went_in() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/train/house-tiny.toml");
+        let text = std::fs::read_to_string(recipe).expect("the shipped recipe");
+        let text = text.replace("../models/house-tiny.toml", "model.toml").replace("24000", "800");
+        let config_path = dir.path().join("train.toml");
+        std::fs::write(dir.path().join("model.toml"), MODEL).expect("the model is written");
+        std::fs::write(&config_path, text).expect("the recipe is written");
+        let (config, model) = TrainConfig::load(&config_path).expect("the recipe is valid");
+        let plain = mindseye_world::Difficulty::plain();
+        let mut state = State::new(&config, &model, &plain);
+        // Norms and heads begin as ones and zeros, which would hide a wrong order.
+        let params = Arc::make_mut(&mut state.params);
+        for (i, values) in params.all_values_mut().enumerate() {
+            for (j, v) in values.iter_mut().enumerate() {
+                *v += ((i * 31 + j) as f32).sin();
+            }
+        }
+        state.save(&dir.path().join("checkpoint.safetensors"), &config).expect("the checkpoint is written");
+        let options = ShipOptions { raw: true, ..Default::default() };
+        let bundle = dir.path().join("bundle");
+        ship(dir.path(), &config_path, &bundle, &options).expect("the run ships");
+
+        let back = weights_of(&bundle).expect("the bundle is read");
+        let mut compared = 0;
+        for i in 0..state.params.len() {
+            let (name, shape, want) = state.params.get(i);
+            if name.starts_with("lift.attributes") {
+                continue; // training only
+            }
+            let (_, _, have) = back.get(back.position(name).unwrap_or_else(|| panic!("{name} is missing")));
+            assert_eq!(have, want, "{name} {shape:?}");
+            compared += 1;
+        }
+        assert!(compared > 50, "only {compared} weights were compared");
+        let mut fresh = State::new(&config, &model, &plain);
+        assert_eq!(fresh.start_from(&back, &bundle).expect("shapes fit"), 2);
+        assert_eq!(fresh.params.get(3).2, state.params.get(3).2);
+    }
 }

@@ -17,6 +17,9 @@ pub struct TrainArgs {
     /// Directory of the run: checkpoint, metrics, curve.
     #[arg(long)]
     pub out: PathBuf,
+    /// Begin with the weights of this bundle instead of fresh ones.
+    #[arg(long, value_name = "BUNDLE")]
+    pub init: Option<PathBuf>,
     /// Stop after this step, as if interrupted, whatever the configuration says.
     #[arg(long)]
     pub until: Option<u64>,
@@ -40,6 +43,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let mut trainer = Trainer::open(config, model, &args.out)?;
     trainer.schedule_steps(total);
+    if let Some(bundle) = &args.init {
+        let fresh = trainer.start_from(&crate::ship::weights_of(bundle)?, bundle)?;
+        eprintln!("weights of {}; {fresh} that it does not have are fresh", bundle.display());
+    }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let stop = AtomicBool::new(false);
     let terminal = std::io::stderr().is_terminal();

@@ -6,8 +6,27 @@ use mindseye_world::{
     project_box_in, random_drive_from, random_pose, render_with,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::family::{END, FIRST_WORD, HouseModel};
+
+/// What makes training pictures and recordings as varied as a robot's: `[variety]` of a training configuration.
+/// Shares of 0 draw nothing, so that a run without them stays the run that it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variety {
+    /// Share of samples rendered with 4x4 instead of 2x2 rays per pixel: what a larger camera image is when it is
+    /// averaged down.
+    #[serde(default)]
+    pub fine: f64,
+    /// Share of recordings whose turn takes 49 to 145 images instead of the layout's number.
+    #[serde(default)]
+    pub paced: f64,
+    /// Share of recordings that go on with 16 to 96 images of driving about after the turn.
+    #[serde(default)]
+    pub wander: f64,
+}
 
 /// What a sample asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +81,8 @@ pub struct Codec {
 pub struct Source {
     model: HouseModel,
     difficulty: Difficulty,
+    variety: Variety,
+    supersample: usize,
     codec: Option<Codec>,
     camera: Camera,
     frame: Frame,
@@ -79,10 +100,19 @@ impl Source {
             camera: Camera::new(model.codec.width, model.codec.height),
             model: model.clone(),
             difficulty,
+            variety: Variety::default(),
+            supersample: RenderOptions::rgb_only().supersample,
             codec,
             frame: Frame::new(),
             scratch: Frame::new(),
         }
+    }
+
+    /// Samples drawn from now on vary as told.
+    #[must_use]
+    pub fn varied(mut self, variety: Variety) -> Self {
+        self.variety = variety;
+        self
     }
 
     /// The camera that samples are rendered with.
@@ -103,6 +133,7 @@ impl Source {
         out: &mut Vec<f32>,
     ) {
         let options = if ids { RenderOptions::rgb_ids() } else { RenderOptions::rgb_only() };
+        let options = RenderOptions { supersample: self.supersample, ..options };
         render_with(house, pose, &self.camera, options, &mut self.frame);
         let (w, h) = (self.camera.width, self.camera.height);
         if let Some(object) = boxed
@@ -180,8 +211,10 @@ impl Source {
     ) -> Sample {
         let look = Look::draw(rng, augment);
         let layout = self.model.layout.clone();
-        let sweep = exploration_sweep(house, rng, layout.recording_images);
-        let groups = (layout.recording_images - 1) / 4;
+        let coarse = RenderOptions::rgb_only().supersample;
+        self.supersample = if happens(rng, self.variety.fine) { 2 * coarse } else { coarse };
+        let sweep = recording(house, rng, layout.recording_images, self.variety);
+        let groups = (sweep.len() - 1) / 4;
 
         // Context: groups of four images, at random and without repetition, in order.
         let mut order: Vec<usize> = (1..=groups).collect();
@@ -343,6 +376,31 @@ impl Source {
         out.truncate(count * n);
         out
     }
+}
+
+fn happens(rng: &mut Rng, share: f64) -> bool {
+    share > 0.0 && rng.chance(share)
+}
+
+/// Base poses of a recording, 1 + 4k of them: a turn of `images` poses, more or less of them and followed by
+/// driving about where [`Variety`] says so.
+fn recording(house: &House, rng: &mut Rng, images: usize, variety: Variety) -> Vec<Pose2> {
+    let turn = if happens(rng, variety.paced) { 49 + rng.below(97) } else { images };
+    let mut poses = exploration_sweep(house, rng, turn);
+    if happens(rng, variety.wander)
+        && let Some(last) = poses.last().copied()
+    {
+        // Two poses for one of the drive's, which are 0.25 s apart.
+        let more = 8 + rng.below(41);
+        let drive = random_drive_from(house, rng, last, more + 1);
+        for pair in drive.windows(2) {
+            let half = pair[0].relative(pair[1]);
+            poses.push(pair[0].compose(Pose2::new(half.x / 2.0, half.y / 2.0, half.yaw / 2.0)));
+            poses.push(pair[1]);
+        }
+    }
+    poses.truncate((poses.len() - 1) / 4 * 4 + 1);
+    poses
 }
 
 /// Rays of a pinhole camera on a planar base, packed as four images per latent, averaged per token:

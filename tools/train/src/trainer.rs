@@ -10,7 +10,7 @@ use std::time::Instant;
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Codec, Sample, Source, Task};
+use crate::data::{Codec, Sample, Source, Task, Variety};
 use crate::eager::backward::accumulate;
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::eager::{Eager, Params};
@@ -66,6 +66,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Unseen houses per evaluation.
     pub eval_houses: usize,
+    /// How varied pictures and recordings are.
+    #[serde(default)]
+    pub variety: Variety,
     /// Loss weights.
     pub loss: LossWeights,
     /// Optimiser.
@@ -266,6 +269,42 @@ impl State {
         Self { step: 0, moments: vec![Moments::default(); params.len()], params: Arc::new(params), ema }
     }
 
+    /// Takes the weights of a finished run or bundle in place of fresh ones; moments and step stay at their start.
+    /// Weights that `from` lacks (heads that only training has) stay fresh; the number of those is returned.
+    ///
+    /// # Errors
+    /// When a weight has another shape: names it.
+    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<usize, TrainError> {
+        let (mut params, mut fresh) = ((*self.params).clone(), 0);
+        for i in 0..params.len() {
+            let (name, shape, _) = params.get(i);
+            let (name, shape) = (name.to_string(), shape.to_vec());
+            let Some(at) = from.position(&name) else {
+                fresh += 1;
+                continue;
+            };
+            let (_, have, values) = from.get(at);
+            // A graph may store a 1x1x1 convolution as the matrix that it is.
+            let sides = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+            if sides(have) != sides(&shape) {
+                return Err(TrainError::Checkpoint {
+                    path: path.into(),
+                    reason: format!("{name}: expected shape {shape:?}, got {have:?}"),
+                });
+            }
+            params.insert(&name, &shape, values.to_vec());
+        }
+        if fresh == params.len() {
+            return Err(TrainError::Checkpoint {
+                path: path.into(),
+                reason: "it has no weight of this model".into(),
+            });
+        }
+        self.ema = params.clone();
+        self.params = Arc::new(params);
+        Ok(fresh)
+    }
+
     /// Writes a checkpoint: to a temporary name, then renamed.
     ///
     /// # Errors
@@ -384,13 +423,32 @@ impl Trainer {
         let codec = codec_of(&state.params);
         let workers = (0..config.workers)
             .map(|_| {
-                (Eager::new(Arc::default(), true), Source::new(&model, difficulty.clone(), codec.clone()))
+                let source = Source::new(&model, difficulty.clone(), codec.clone()).varied(config.variety);
+                (Eager::new(Arc::default(), true), source)
             })
             .collect();
         let schedule = config.steps;
         let trainer = Self { config, model, state, difficulty, workers, out: out.to_path_buf(), schedule };
         trainer.trim_metrics()?;
         Ok(trainer)
+    }
+
+    /// Begins a run with the weights of `from` (see [`State::start_from`]) instead of fresh ones; a run that has
+    /// begun already goes on as it is.
+    ///
+    /// # Errors
+    /// When a weight has another shape.
+    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<usize, TrainError> {
+        if self.state.step > 0 {
+            return Ok(0);
+        }
+        let fresh = self.state.start_from(from, path)?;
+        let codec = codec_of(&self.state.params);
+        for (_, source) in &mut self.workers {
+            *source =
+                Source::new(&self.model, self.difficulty.clone(), codec.clone()).varied(self.config.variety);
+        }
+        Ok(fresh)
     }
 
     /// The learning rate follows a run of this many steps, even when fewer are done now.
