@@ -14,6 +14,7 @@ use mindseye_tools::curate::dataset::Dataset;
 use mindseye_tools::curate::layout::{self, Layout};
 use mindseye_tools::curate::vlm::Endpoint;
 use mindseye_tools::curate::{Counts, CurateOptions, Report, curate};
+use mindseye_tools::train::{self, TrainArgs};
 use mindseye_tools::world::write_png;
 use serde_json::{Value, json};
 
@@ -308,35 +309,33 @@ fn both_layouts_become_clips_that_decode() {
             "The camera moves across a small office. Finally, it focuses on the red chair by the desk in the \
              center of the frame."
         );
-        let mut samples = dataset.samples(12, 8);
-        let sample = samples.next().unwrap().unwrap();
-        assert_eq!((sample.frames.len(), sample.frames[0].len()), (9, 3 * 8 * 12));
-        assert!(sample.frames.iter().flatten().all(|v| (-1.0..=1.0).contains(v)));
-        assert!(sample.frames[0] != sample.frames[1]);
-        // Half the size, the height cut from 18 to 16 before: the optical centre stays in the middle.
-        assert_eq!(sample.intrinsics[0], [10.0, 10.0, 5.5, 3.5]);
-        // Box 0.4..0.7 of 24 columns and 0.3..0.7 of 18 rows, one row cut off on top.
-        for (got, wanted) in sample.area.iter().zip([4.8, 2.2, 8.4, 5.8]) {
-            assert!((got - wanted).abs() < 1e-6, "{:?}", sample.area);
-        }
+        // Box in thousandths of the answer; half-size pictures would see it at half the place.
+        assert_eq!(clip.area, Some([0.4, 0.3, 0.7, 0.7]));
+        let recording = dataset.recordings().next().unwrap();
+        let mut decoded = 0;
+        dataset
+            .pictures(recording, &mut |at, picture| {
+                let picture = picture?;
+                assert_eq!((at, picture.width, picture.height), (decoded, WIDTH, HEIGHT));
+                decoded += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(decoded, 12);
         // Kept frame k is frame 3 k of the source: 6 degrees and 3 cm each.
-        for (k, first_from_camera) in sample.first_from_camera.iter().enumerate() {
+        let frames = dataset.frames(clip);
+        let first = frames[0].map_from_camera.unwrap();
+        for (k, frame) in frames.iter().enumerate() {
+            assert_eq!(frame.intrinsics, Some([20.0, 20.0, 11.5, 8.5]));
+            let first_from_camera = first.inverse() * frame.map_from_camera.unwrap();
             let angle = first_from_camera.rotation.angle().to_degrees();
             assert!((angle - 6.0 * k as f64).abs() < 0.01, "{layout:?} frame {k}: {angle}");
             let t = first_from_camera.translation.vector;
             assert!((t.norm() - 0.03 * k as f64).abs() < 1e-4, "{layout:?} frame {k}: {t:?}");
             assert!(t.x >= 0.0 && t.y.abs() < 1e-9);
         }
-        assert_eq!(samples.count(), dataset.clips.len() - 1);
-        // Context: the other video of the place, or the same one outside the clip.
-        let groups = dataset.context_groups(clip);
-        match layout {
-            Layout::Arkitscenes => assert_eq!(groups.len(), 3),
-            Layout::Scannetpp => assert_eq!(groups.len(), 0, "9 of 12 frames are the clip's"),
-        }
-        for group in groups {
-            assert!(group.iter().all(|f| f.file.to_string_lossy().contains("/42/")));
-        }
+        let places: BTreeSet<_> = dataset.recordings().map(|r| r.environment.clone()).collect();
+        assert_eq!(places.len(), 1);
 
         // What is finished is not asked again.
         let asked = server.asked();
@@ -644,18 +643,167 @@ fn a_damaged_dataset_is_read_as_far_as_it_goes() {
     check(clip, &|v| v["recording"] = json!("../s"), 3, "no such consecutive frames");
     check(clip, &|v| *v = json!([]), 3, "s-000011.json");
     let recording = "recordings/s.json";
-    check(recording, &|v| v["frames"][5]["map_from_camera"][0] = json!(7.0), 0, "its pose is no pose");
-    check(recording, &|v| v["frames"][5]["intrinsics"][0] = json!(-1.0), 0, "intrinsics");
+    // What is known of a frame is used, the rest is not.
+    check(recording, &|v| v["frames"][5]["map_from_camera"][0] = json!(7.0), 4, "its pose is no pose");
+    check(recording, &|v| v["frames"][5]["map_from_camera"][3] = json!(null), 4, "its pose is no pose");
+    check(recording, &|v| v["frames"][5]["intrinsics"][0] = json!(-1.0), 4, "intrinsics");
+    check(recording, &|v| v["frames"][5]["file"] = json!("gone.jpg"), 0, "gone.jpg: missing");
+    check(recording, &|v| v["id"] = json!("../s"), 0, "file name");
+    check(recording, &|v| v["frames"] = json!(null), 0, "either");
+    check(recording, &|v| v["video"] = json!("x"), 0, "either");
     check(recording, &|v| v["frames"][5]["index"] = json!(2), 0, "ascending");
     // A picture that is gone, and one that is damaged.
     let file = root.join("data/s/iphone/rgb/frame_000033.jpg");
     fs::write(&file, b"\x89PNG\r\n\x1a\nnothing").unwrap();
     let dataset = Dataset::open(&out).unwrap();
     assert_eq!(dataset.clips.len(), 4);
-    assert_eq!(dataset.samples(8, 8).filter(Result::is_err).count(), 1);
+    let mut broken = 0;
+    dataset
+        .pictures(dataset.recordings().next().unwrap(), &mut |_, picture| {
+            broken += usize::from(picture.is_err());
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(broken, 1);
     fs::remove_file(&file).unwrap();
     let dataset = Dataset::open(&out).unwrap();
-    assert_eq!((dataset.clips.len(), dataset.rejected.len()), (3, 1));
+    assert_eq!((dataset.clips.len(), dataset.rejected.len()), (3, 2));
+    assert_eq!((dataset.faults.missing_images, dataset.faults.clips), (1, 1));
     fs::write(out.join("dataset.json"), "{\"format\": 2}").unwrap();
     assert!(Dataset::open(&out).is_err());
+}
+
+const MODEL: &str = r#"
+name = "smallest"
+[dit]
+in_channels = 24
+out_channels = 24
+latent_height = 2
+latent_width = 3
+patch = [1, 1]
+heads = 2
+head_dim = 12
+layers = 1
+ffn_dim = 32
+text_dim = 8
+text_len = 4
+freq_dim = 16
+eps = 1e-6
+rope_theta = 10000.0
+prediction = "x0"
+camera_channels = 24
+pooled_text = true
+lift = true
+attributes = 14
+[codec]
+block = 4
+channels = 24
+height = 8
+width = 12
+scale = 1.0
+[text]
+words = ["red", "green", "chair", "table"]
+eps = 1e-6
+[layout]
+recording_images = 97
+context_latents = 2
+motion_latents = 1
+box_latents = 1
+gap = 50
+"#;
+
+const TRAIN: &str = r#"
+model = "model.toml"
+seed = 3
+difficulty = "plain"
+steps = 120
+batch = 4
+workers = 2
+warmup = 5
+decay_from = 100
+ema = 0.9
+navigate = 0.25
+absent = 0.2
+drop = 0.1
+high_noise = 0.35
+shift = 3.0
+codec_blocks = 800
+checkpoint_every = 50
+log_every = 20
+eval_every = 120
+eval_houses = 8
+[loss]
+video = 1.0
+mask = 3.0
+context_pose = 2.0
+target_pose = 2.0
+locate = 1.0
+attributes = 4.0
+[optim]
+lr = 3e-3
+weight_decay = 0.05
+momentum = 0.95
+betas = [0.9, 0.99]
+clip = 1.0
+muon = true
+[data]
+kind = "clips"
+path = "clips"
+"#;
+
+fn train_args(dir: &Path, run: &str) -> TrainArgs {
+    TrainArgs {
+        config: dir.join("train.toml"),
+        out: dir.join(run),
+        init: None,
+        until: None,
+        prepare: false,
+        other_configuration: false,
+        json: false,
+    }
+}
+
+#[test]
+fn what_curate_writes_trains() {
+    for layout in [Layout::Scannetpp, Layout::Arkitscenes] {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, out) = (dir.path().join("source"), dir.path().join("clips"));
+        match layout {
+            Layout::Scannetpp => {
+                scannetpp(&root, "a", 90, |_, _| {});
+                scannetpp(&root, "b", 90, |_, _| {});
+            }
+            Layout::Arkitscenes => {
+                arkitscenes(&root, "41", 60, None);
+                arkitscenes(&root, "42", 60, None);
+                let table = "video_id,visit_id,fold\n41,7.0,Training\n42,7.0,Training\n";
+                fs::write(root.join("raw/metadata.csv"), table).unwrap();
+            }
+        }
+        let server = StandIn::start(good);
+        let report = go(&options(layout, &root, &out), &server.endpoint(5000, 0));
+        assert!(report.counts.clips > 20, "{:?}", report.counts);
+        fs::write(dir.path().join("model.toml"), MODEL).unwrap();
+        fs::write(dir.path().join("train.toml"), TRAIN).unwrap();
+        train::run(&train_args(dir.path(), "run")).unwrap();
+        let text = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), 6);
+        let loss = |k: usize, name: &str| lines[k]["losses"][name].as_f64().unwrap();
+        for name in ["total", "video", "target_pose"] {
+            assert!(
+                loss(5, name) < 0.8 * loss(0, name),
+                "{layout:?} {name}: {} {}",
+                loss(0, name),
+                loss(5, name)
+            );
+        }
+        // Clips have no such labels.
+        for name in ["mask", "locate", "attributes"] {
+            assert_eq!(loss(5, name), 0.0, "{name}");
+        }
+        // The recordings of ARKitScenes have maps of their own: context has no pose in the target's.
+        assert_eq!(loss(5, "context_pose") == 0.0, layout == Layout::Arkitscenes);
+        assert!(dir.path().join("run/curve.png").is_file());
+    }
 }

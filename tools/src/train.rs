@@ -1,16 +1,25 @@
 //! `mindseye-tools train`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use mindseye_train::trainer::{Metrics, TrainConfig, Trainer};
+use anyhow::Context;
+use mindseye_train::clips::{Clips, Kind};
+use mindseye_train::family::HouseModel;
+use mindseye_train::trainer::{Metrics, OpenOptions, TrainConfig, Trainer};
+
+use crate::clips;
 
 /// Arguments of `train`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: mindseye-tools train configs/train/house-tiny.toml --out runs/house-tiny\n\
-                        Run it again to go on after a stop; metrics.jsonl and curve.png are in the directory.")]
+                        Run it again to go on after a stop (Ctrl-C, kill, full disk): the run is the same as if it had \
+                        not stopped. metrics.jsonl and curve.png are in the directory.\n\
+                        With [data] kind = \"clips\", path = \"DIR\" it trains on recorded videos, such as those that \
+                        curate writes.")]
 pub struct TrainArgs {
     /// Training configuration (TOML).
     pub config: PathBuf,
@@ -23,9 +32,77 @@ pub struct TrainArgs {
     /// Stop after this step, as if interrupted, whatever the configuration says.
     #[arg(long)]
     pub until: Option<u64>,
-    /// Print the last metrics as one JSON document at the end.
+    /// Only decode the clips of the configuration and say what there is; nothing is trained.
+    #[arg(long)]
+    pub prepare: bool,
+    /// Go on from a checkpoint that was written with another configuration or other data.
+    #[arg(long)]
+    pub other_configuration: bool,
+    /// Print the last metrics (with --prepare: what there is) as one JSON document at the end.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Exit status after Ctrl-C or SIGTERM.
+const INTERRUPTED: u8 = 130;
+
+/// Sets the flag on Ctrl-C or SIGTERM; the second time the process ends at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let flag = Arc::new(AtomicBool::new(false));
+    let shared = flag.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("signals")?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::interrupt()).context("signals")?,
+            signal(SignalKind::terminate()).context("signals")?,
+        )
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if shared.swap(true, Ordering::Relaxed) {
+                    std::process::exit(i32::from(INTERRUPTED));
+                }
+                eprintln!("stopping after this pass; once more to stop at once");
+            }
+        });
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).context("signals")?;
+    Ok(flag)
+}
+
+/// The clips of a configuration, if it asks for any.
+fn open_clips(
+    args: &TrainArgs,
+    config: &TrainConfig,
+    model: &HouseModel,
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<(Clips, clips::Report)>> {
+    if config.data.kind != Kind::Clips {
+        return Ok(None);
+    }
+    let base = args.config.parent().unwrap_or(Path::new("."));
+    let cache = if config.data.cache.as_os_str().is_empty() {
+        args.out.join("images")
+    } else {
+        base.join(&config.data.cache)
+    };
+    let dir = base.join(&config.data.path);
+    let (clips, report) =
+        clips::prepare(&dir, &cache, model, &config.data, stop, &mut |line| eprintln!("{line}"))?;
+    for line in report.lines() {
+        eprintln!("{line}");
+    }
+    for problem in &report.problems {
+        eprintln!("  {problem}");
+    }
+    Ok(Some((clips, report)))
 }
 
 /// Runs `train`.
@@ -41,14 +118,23 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         // The schedule is that of the whole run.
         config.decay_from = decays.decay_from;
     }
-    let mut trainer = Trainer::open(config, model, &args.out)?;
+    let stop = stop_flag()?;
+    let clips = open_clips(args, &config, &model, &stop)?;
+    if args.prepare {
+        if args.json {
+            println!("{}", serde_json::to_string(&clips.map(|(_, report)| report))?);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options =
+        OpenOptions { clips: clips.map(|(clips, _)| clips), other_configuration: args.other_configuration };
+    let mut trainer = Trainer::open_with(config, model, &args.out, options)?;
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
         let fresh = trainer.start_from(&crate::ship::weights_of(bundle)?, bundle)?;
         eprintln!("weights of {}; {fresh} that it does not have are fresh", bundle.display());
     }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
-    let stop = AtomicBool::new(false);
     let terminal = std::io::stderr().is_terminal();
     let mut last: Option<Metrics> = None;
     trainer.run(&stop, |m, rate| {
@@ -56,7 +142,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         let l = &m.losses;
         eprintln!(
             "{}step {} of {total}, {rate:.1} samples/s, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
-             poses {:.3} {:.3}, place {:.3}){}",
+             poses {:.3} {:.3}, place {:.3}){}{}",
             if terminal { "\r" } else { "" },
             m.step,
             left / 60.0,
@@ -70,10 +156,18 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
                 "; unseen houses: heading {:.1} deg, within 25 deg {:.2}, position {:.2} m, absent AUC {:.3}",
                 e.mask_yaw_deg, e.mask_within_25, e.mask_position_m, e.absent_auc
             )),
+            m.held_out.map_or_else(String::new, |h| format!(
+                "; held-out clips: loss {:.3} (video {:.4})",
+                h.total, h.video
+            )),
         );
         last = Some(m.clone());
     })?;
     mindseye_train::curve::plot(&args.out)?;
+    if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
+        eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     if args.json
         && let Some(last) = last
     {

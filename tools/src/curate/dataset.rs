@@ -1,15 +1,4 @@
-//! The curated dataset on disk, and reading it for training.
-//!
-//! ```text
-//! out/dataset.json            {"format": 1, "layout", "root", "interval", "clip_frames"}
-//! out/recordings/<id>.json    {"id", "environment", "frames": [{"file", "index", "map_from_camera", "intrinsics"}]}
-//! out/clips/<id>.json         {"id", "recording", "first", "frames", "caption", "object", "area"}
-//! out/state.jsonl             what has been asked, for going on after a stop
-//! ```
-//!
-//! Pictures stay where they are: `file` is relative to `root`. A clip is `frames` consecutive kept frames of its
-//! recording, from the one whose `index` is `first`; in the last one the object is centred, and `area` is its box
-//! as shares of width and height.
+#![doc = include_str!("../../DATASET.md")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +10,8 @@ use nalgebra::Isometry3;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Frame, Layout, Recording};
+use super::bags;
+use super::layout::{self, Layout};
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -36,14 +26,22 @@ const PICTURE_MAX: u64 = 64 << 20;
 pub struct Info {
     /// [`FORMAT`].
     pub format: u32,
-    /// Where it comes from.
-    pub layout: Layout,
-    /// Directory that picture files are relative to.
+    /// Layout that it was curated from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Directory that picture files are relative to; itself relative to the dataset.
+    #[serde(default)]
     pub root: PathBuf,
-    /// Every how many frames of the source one is kept.
+    /// Every how many images of a source one is kept.
+    #[serde(default = "one")]
     pub interval: usize,
-    /// Frames of a clip.
-    pub clip_frames: usize,
+    /// Frames of every clip, if they are all as long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_frames: Option<usize>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// `clips/<id>.json`.
@@ -60,10 +58,92 @@ pub struct Clip {
     pub frames: usize,
     /// The instruction.
     pub caption: String,
-    /// The object, in a few words.
+    /// The object, in a few words; may be empty.
+    #[serde(default)]
     pub object: String,
     /// Box of the object in the last frame, `[x0, y0, x1, y1]` as shares of width and height.
-    pub area: [f64; 4],
+    #[serde(default)]
+    pub area: Option<[f64; 4]>,
+}
+
+/// `recordings/<id>.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordingFile {
+    id: String,
+    #[serde(default)]
+    environment: Option<String>,
+    #[serde(default)]
+    map: Option<String>,
+    #[serde(default)]
+    up: Option<[f64; 3]>,
+    #[serde(default)]
+    frames: Option<Vec<FrameFile>>,
+    #[serde(default)]
+    video: Option<PathBuf>,
+    #[serde(default)]
+    topic: Option<String>,
+    #[serde(default)]
+    poses: Option<PathBuf>,
+    #[serde(default)]
+    intrinsics: Option<Vec<Option<f64>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FrameFile {
+    file: PathBuf,
+    #[serde(default)]
+    index: Option<usize>,
+    #[serde(default)]
+    map_from_camera: Option<Vec<Option<f64>>>,
+    #[serde(default)]
+    intrinsics: Option<Vec<Option<f64>>>,
+}
+
+/// One image of a recording.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Picture, or the bag that it is in, relative to the root.
+    pub file: PathBuf,
+    /// Number among the kept images; a gap stands for images that were left out.
+    pub index: usize,
+    /// Where the camera was (metres; camera x right, y down, z forward).
+    pub map_from_camera: Option<Isometry3<f64>>,
+    /// `[fx, fy, cx, cy]` in pixels of the picture as it is stored, integers being pixel centres.
+    pub intrinsics: Option<[f64; 4]>,
+}
+
+/// One recording.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Its name.
+    pub id: String,
+    /// Recordings of the same place share this.
+    pub environment: String,
+    /// Recordings whose poses are in the same map share this.
+    pub map: String,
+    /// Direction of up in the map, if it is known.
+    pub up: Option<[f64; 3]>,
+    /// Its images, ascending in `index`.
+    pub frames: Vec<Frame>,
+    /// The bag that they are in and the image topic, unless they are files.
+    bag: Option<(PathBuf, Option<String>)>,
+}
+
+/// What opening a dataset found wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Faults {
+    /// Recordings that cannot be used.
+    pub recordings: u64,
+    /// Clips that cannot be used.
+    pub clips: u64,
+    /// Images whose pose is NaN or no rotation; they count as images without pose.
+    pub bad_poses: u64,
+    /// Images whose intrinsics are no camera's; they count as images without intrinsics.
+    pub bad_intrinsics: u64,
+    /// Images that are not there.
+    pub missing_images: u64,
 }
 
 /// Why a dataset, or a part of it, cannot be used.
@@ -78,6 +158,9 @@ pub enum DatasetError {
         /// What happened.
         source: std::io::Error,
     },
+    /// A bag cannot be read.
+    #[error("{0}")]
+    Bag(String),
     /// A file is not what it should be.
     #[error("{path}: {reason}")]
     Invalid {
@@ -88,16 +171,16 @@ pub enum DatasetError {
     },
 }
 
-fn invalid(path: &Path, reason: impl Into<String>) -> DatasetError {
+pub(super) fn invalid(path: &Path, reason: impl Into<String>) -> DatasetError {
     DatasetError::Invalid { path: path.to_path_buf(), reason: reason.into() }
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> DatasetError + '_ {
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> DatasetError + '_ {
     move |source| DatasetError::Io { path: path.to_path_buf(), source }
 }
 
 /// Writes a value as JSON under a temporary name, which is then renamed.
-pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DatasetError> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DatasetError> {
     crate::world::write_atomically(path, |out| {
         serde_json::to_writer(&mut *out, value)?;
         out.write_all(b"\n")
@@ -105,9 +188,16 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Dat
     .map_err(io(path))
 }
 
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, DatasetError> {
-    let bytes = bounded(path, MANIFEST_MAX)?;
-    serde_json::from_slice(&bytes).map_err(|e| invalid(path, e.to_string()))
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, DatasetError> {
+    let text = String::from_utf8(bounded(path, MANIFEST_MAX)?).map_err(|e| invalid(path, e.to_string()))?;
+    // Python writes NaN, which JSON does not know: such a number is missing, the rest of the file is not.
+    let parsed = match serde_json::from_str(&text) {
+        Err(_) if text.contains("NaN") || text.contains("Infinity") => {
+            serde_json::from_str(&layout::without_nan(&text))
+        }
+        parsed => parsed,
+    };
+    parsed.map_err(|e| invalid(path, e.to_string()))
 }
 
 fn bounded(path: &Path, max: u64) -> Result<Vec<u8>, DatasetError> {
@@ -172,9 +262,24 @@ impl Picture {
     }
 }
 
-/// A scaling with a cut.
+impl Picture {
+    /// [`Picture::fitted`] in 8 bits: `[height, width, 3]`.
+    #[must_use]
+    pub fn fitted_rgb8(&self, width: usize, height: usize) -> Vec<u8> {
+        if (self.width, self.height) == (width, height) {
+            return self.rgb.clone();
+        }
+        let planes = self.fitted(width, height);
+        let n = width * height;
+        (0..3 * n)
+            .map(|k| ((planes[(k % 3) * n + k / 3] + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
+            .collect()
+    }
+}
+
+/// A scaling with a cut, as [`Picture::fitted`] does it.
 #[derive(Clone, Copy, Debug)]
-struct Fit {
+pub struct Fit {
     scale: f64,
     /// Left edge of what is kept (pixels of the source).
     left: f64,
@@ -183,14 +288,23 @@ struct Fit {
 }
 
 impl Fit {
-    fn new(from: (usize, usize), to: (usize, usize)) -> Self {
+    /// From one size `(width, height)` to another.
+    #[must_use]
+    pub fn new(from: (usize, usize), to: (usize, usize)) -> Self {
         let (w, h) = (to.0 as f64, to.1 as f64);
         let scale = (w / from.0 as f64).max(h / from.1 as f64);
         Self { scale, left: (from.0 as f64 - w / scale) * 0.5, top: (from.1 as f64 - h / scale) * 0.5 }
     }
 
+    /// A point in continuous pixels of the source, in continuous pixels of the result.
+    #[must_use]
+    pub fn point(&self, x: f64, y: f64) -> (f64, f64) {
+        ((x - self.left) * self.scale, (y - self.top) * self.scale)
+    }
+
     /// Intrinsics whose integers are pixel centres.
-    fn intrinsics(&self, k: [f64; 4]) -> [f64; 4] {
+    #[must_use]
+    pub fn intrinsics(&self, k: [f64; 4]) -> [f64; 4] {
         let moved = |c: f64, edge: f64| (c + 0.5 - edge) * self.scale - 0.5;
         [k[0] * self.scale, k[1] * self.scale, moved(k[2], self.left), moved(k[3], self.top)]
     }
@@ -210,38 +324,23 @@ fn spans(edge: f64, scale: f64, count: usize, source: usize) -> Vec<Vec<(usize, 
         .collect()
 }
 
-/// A decoded clip, ready for training.
-#[derive(Clone, Debug)]
-pub struct ClipSample {
-    /// The clip's name.
-    pub id: String,
-    /// The instruction.
-    pub caption: String,
-    /// Columns of every frame.
-    pub width: usize,
-    /// Rows of every frame.
-    pub height: usize,
-    /// One `[3, height, width]` per frame, in [-1, 1].
-    pub frames: Vec<Vec<f32>>,
-    /// Camera poses relative to the first frame (m; x right, y down, z forward).
-    pub first_from_camera: Vec<Isometry3<f64>>,
-    /// `[fx, fy, cx, cy]` of every frame in its pixels, integers being pixel centres.
-    pub intrinsics: Vec<[f64; 4]>,
-    /// Box of the object in the last frame, `[x0, y0, x1, y1]` in continuous pixels, cut at the edges.
-    pub area: [f64; 4],
-}
-
-/// A curated dataset. Parts that cannot be used are left out and listed.
+/// A dataset. Parts that cannot be used are left out, counted and listed.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// How it was made.
     pub info: Info,
-    /// Clips that can be used, by name.
+    /// Clips whose manifests are good, by name.
     pub clips: Vec<Clip>,
-    /// Manifests that were left out, with the reason.
+    /// What is wrong, counted.
+    pub faults: Faults,
+    /// What is wrong, in words: the first [`LISTED_MAX`] of each kind.
     pub rejected: Vec<String>,
     recordings: BTreeMap<String, Recording>,
+    root: PathBuf,
 }
+
+/// Faults of one kind that are listed in words.
+pub const LISTED_MAX: u64 = 20;
 
 impl Dataset {
     /// Opens a dataset directory and checks it: manifests, poses, captions, boxes, and that the pictures are there.
@@ -255,28 +354,195 @@ impl Dataset {
         if info.format != FORMAT {
             return Err(invalid(&path, format!("format {}; this program reads {FORMAT}", info.format)));
         }
-        if info.clip_frames == 0 {
+        if info.clip_frames == Some(0) {
             return Err(invalid(&path, "clip_frames = 0"));
         }
-        let mut rejected = Vec::new();
-        let mut recordings = BTreeMap::new();
+        if info.interval == 0 {
+            return Err(invalid(&path, "interval = 0"));
+        }
+        let root = dir.join(&info.root);
+        let mut dataset = Self {
+            info,
+            clips: Vec::new(),
+            faults: Faults::default(),
+            rejected: Vec::new(),
+            recordings: BTreeMap::new(),
+            root,
+        };
         for path in manifests(&dir.join("recordings"))? {
-            let read = read_json::<Recording>(&path).and_then(|r| check_recording(&path, r));
-            match read {
+            match read_json::<RecordingFile>(&path).and_then(|file| dataset.recording(&path, file)) {
                 Ok(recording) => {
-                    recordings.insert(recording.id.clone(), recording);
+                    dataset.recordings.insert(recording.id.clone(), recording);
                 }
-                Err(e) => rejected.push(e.to_string()),
+                Err(e) => {
+                    dataset.faults.recordings += 1;
+                    dataset.reject(dataset.faults.recordings, e.to_string());
+                }
             }
         }
-        let mut dataset = Self { info, clips: Vec::new(), rejected, recordings };
-        for path in manifests(&dir.join("clips"))? {
+        let clips = dir.join("clips");
+        for path in if clips.is_dir() { manifests(&clips)? } else { Vec::new() } {
             match read_json::<Clip>(&path).and_then(|clip| dataset.check_clip(&path, clip)) {
                 Ok(clip) => dataset.clips.push(clip),
-                Err(e) => dataset.rejected.push(e.to_string()),
+                Err(e) => {
+                    dataset.faults.clips += 1;
+                    dataset.reject(dataset.faults.clips, e.to_string());
+                }
             }
         }
         Ok(dataset)
+    }
+
+    fn reject(&mut self, so_far: u64, what: String) {
+        if so_far <= LISTED_MAX {
+            self.rejected.push(what);
+        }
+    }
+
+    /// Makes a recording of its manifest.
+    fn recording(&mut self, path: &Path, file: RecordingFile) -> Result<Recording, DatasetError> {
+        let bad = |reason: &str| invalid(path, reason);
+        if file.id.is_empty() || file.id.starts_with('.') || file.id.contains(['/', '\\', '\0']) {
+            return Err(bad("\"id\": wanted a name that can be a file name"));
+        }
+        if file.up.is_some_and(|u| !u.iter().all(|v| v.is_finite()) || u.iter().all(|v| *v == 0.0)) {
+            return Err(bad("\"up\": wanted a direction"));
+        }
+        let mut up = file.up;
+        let mut bag = None;
+        let mut frames = match (file.frames, file.video) {
+            (Some(_), Some(_)) | (None, None) => return Err(bad("wanted either \"frames\" or \"video\"")),
+            (Some(listed), None) => {
+                if file.poses.is_some() || file.topic.is_some() {
+                    return Err(bad("\"poses\" and \"topic\" go with \"video\""));
+                }
+                self.listed(path, listed)?
+            }
+            (None, Some(video)) => {
+                let at = self.root.join(&video);
+                if at.is_dir() && !is_bag_directory(&at)? {
+                    self.images(&at, &video)?
+                } else {
+                    let (images, damage) = bags::list(&at, file.topic.as_deref())?;
+                    self.rejected.extend(damage.into_iter().take(LISTED_MAX as usize));
+                    // Odometry is level (REP-105).
+                    up = up.or(Some([0.0, 0.0, 1.0]));
+                    bag = Some((at, file.topic));
+                    let kept = images.into_iter().step_by(self.info.interval).enumerate();
+                    kept.map(|(index, i)| Frame {
+                        file: video.clone(),
+                        index,
+                        map_from_camera: i.pose,
+                        intrinsics: i.intrinsics,
+                    })
+                    .collect()
+                }
+            }
+        };
+        if let Some(poses) = file.poses {
+            self.kitti(&self.root.join(poses), &mut frames)?;
+        }
+        if let Some(given) = file.intrinsics {
+            let intrinsics = numbers(&given).and_then(usable);
+            if intrinsics.is_none() {
+                return Err(bad("\"intrinsics\": wanted [fx, fy, cx, cy] in pixels"));
+            }
+            for frame in &mut frames {
+                frame.intrinsics = frame.intrinsics.or(intrinsics);
+            }
+        }
+        let environment = file.environment.unwrap_or_else(|| file.id.clone());
+        let map = file.map.unwrap_or_else(|| file.id.clone());
+        Ok(Recording { id: file.id, environment, map, up, frames, bag })
+    }
+
+    /// Frames that a manifest lists.
+    fn listed(&mut self, path: &Path, listed: Vec<FrameFile>) -> Result<Vec<Frame>, DatasetError> {
+        let mut frames = Vec::with_capacity(listed.len());
+        let mut before = None;
+        for (k, frame) in listed.into_iter().enumerate() {
+            let index = frame.index.unwrap_or(k);
+            if before.is_some_and(|b| index <= b) {
+                return Err(invalid(path, "frames are not in ascending order"));
+            }
+            before = Some(index);
+            if !self.root.join(&frame.file).is_file() {
+                self.faults.missing_images += 1;
+                let file = self.root.join(&frame.file);
+                self.reject(self.faults.missing_images, format!("{}: missing", file.display()));
+                continue;
+            }
+            let map_from_camera = frame.map_from_camera.and_then(|given| {
+                let pose = numbers(&given).and_then(|m| layout::pose_3x4(&m));
+                if pose.is_none() {
+                    self.bad_pose(path, index);
+                }
+                pose
+            });
+            let intrinsics = frame.intrinsics.and_then(|given| {
+                let k = numbers(&given).and_then(usable);
+                if k.is_none() {
+                    self.faults.bad_intrinsics += 1;
+                    let what = format!("{}: frame {index}: intrinsics {given:?}", path.display());
+                    self.reject(self.faults.bad_intrinsics, what);
+                }
+                k
+            });
+            frames.push(Frame { file: frame.file, index, map_from_camera, intrinsics });
+        }
+        Ok(frames)
+    }
+
+    fn bad_pose(&mut self, path: &Path, index: usize) {
+        self.faults.bad_poses += 1;
+        let what = format!("{}: frame {index}: its pose is no pose", path.display());
+        self.reject(self.faults.bad_poses, what);
+    }
+
+    /// Every n-th picture of a directory, in the order of their names.
+    fn images(&self, dir: &Path, name: &Path) -> Result<Vec<Frame>, DatasetError> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(dir).map_err(io(dir))? {
+            let file = entry.map_err(io(dir))?.file_name();
+            let ending = Path::new(&file).extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+            if matches!(ending.as_deref(), Some("png" | "jpg" | "jpeg")) {
+                files.push(file);
+            }
+        }
+        if files.is_empty() {
+            return Err(invalid(dir, "no PNG or JPEG pictures; take a video apart first"));
+        }
+        files.sort();
+        let kept = files.into_iter().step_by(self.info.interval).enumerate();
+        Ok(kept
+            .map(|(index, file)| Frame {
+                file: name.join(file),
+                index,
+                map_from_camera: None,
+                intrinsics: None,
+            })
+            .collect())
+    }
+
+    /// Poses of a file with one line per image of the source: twelve numbers, `map_from_camera` row by row (the
+    /// format of KITTI's odometry).
+    fn kitti(&mut self, path: &Path, frames: &mut [Frame]) -> Result<(), DatasetError> {
+        let text =
+            String::from_utf8(bounded(path, MANIFEST_MAX)?).map_err(|e| invalid(path, e.to_string()))?;
+        let lines: Vec<&str> = text.lines().collect();
+        let images = frames.last().map_or(0, |f| f.index * self.info.interval + 1);
+        if lines.len() < images {
+            return Err(invalid(path, format!("{} lines for {images} or more images", lines.len())));
+        }
+        for frame in frames {
+            let line = lines[frame.index * self.info.interval];
+            let m: Vec<f64> = line.split_whitespace().map(|t| t.parse().unwrap_or(f64::NAN)).collect();
+            frame.map_from_camera = (m.len() == 12).then(|| layout::pose_3x4(&m)).flatten();
+            if frame.map_from_camera.is_none() {
+                self.bad_pose(path, frame.index);
+            }
+        }
+        Ok(())
     }
 
     fn check_clip(&self, path: &Path, clip: Clip) -> Result<Clip, DatasetError> {
@@ -284,21 +550,19 @@ impl Dataset {
         if clip.caption.trim().is_empty() {
             return Err(bad("empty caption".to_owned()));
         }
-        let [x0, y0, x1, y1] = clip.area;
-        if !(0.0 <= x0 && x0 < x1 && x1 <= 1.0 && 0.0 <= y0 && y0 < y1 && y1 <= 1.0) {
-            return Err(bad(format!("area {:?}: wanted shares with x0 < x1, y0 < y1", clip.area)));
+        if let Some([x0, y0, x1, y1]) = clip.area
+            && !(0.0 <= x0 && x0 < x1 && x1 <= 1.0 && 0.0 <= y0 && y0 < y1 && y1 <= 1.0)
+        {
+            let area = [x0, y0, x1, y1];
+            return Err(bad(format!("area {area:?}: wanted shares with x0 < x1, y0 < y1")));
         }
-        if clip.frames != self.info.clip_frames {
-            return Err(bad(format!("{} frames; the dataset has {}", clip.frames, self.info.clip_frames)));
+        if let Some(frames) = self.info.clip_frames
+            && clip.frames != frames
+        {
+            return Err(bad(format!("{} frames; the dataset has {frames}", clip.frames)));
         }
-        let frames = self
-            .range(&clip)
-            .ok_or_else(|| bad(format!("recording {:?} has no such consecutive frames", clip.recording)))?;
-        for frame in frames {
-            let file = self.info.root.join(&frame.file);
-            if !file.is_file() {
-                return Err(bad(format!("{}: missing", file.display())));
-            }
+        if clip.frames == 0 || self.range(&clip).is_none() {
+            return Err(bad(format!("recording {:?} has no such consecutive frames", clip.recording)));
         }
         Ok(clip)
     }
@@ -316,96 +580,75 @@ impl Dataset {
         self.range(clip).unwrap_or_default()
     }
 
-    /// Recordings by name, for camera-pose instructions, which need no object.
+    /// Recordings by name.
     pub fn recordings(&self) -> impl Iterator<Item = &Recording> {
         self.recordings.values()
     }
 
-    /// Groups of four consecutive kept frames that context can be taken from: of other recordings of the place
-    /// where there are any, else of the clip's own recording outside the clip (Video4Spatial, section 6.2).
-    #[must_use]
-    pub fn context_groups(&self, clip: &Clip) -> Vec<[&Frame; 4]> {
-        let Some(own) = self.recordings.get(&clip.recording) else { return Vec::new() };
-        let others: Vec<&Recording> =
-            self.recordings.values().filter(|r| r.environment == own.environment && r.id != own.id).collect();
-        let from = if others.is_empty() { vec![own] } else { others };
-        let clear = |f: &Frame, r: &Recording| {
-            r.id != clip.recording || f.index < clip.first || f.index >= clip.first + clip.frames
+    /// What a recording's pictures are, without reading them: names, sizes, times of change.
+    ///
+    /// # Errors
+    /// A file is gone.
+    pub fn stamps(&self, recording: &Recording) -> Result<Vec<String>, DatasetError> {
+        let stamp = |path: &Path| -> Result<String, DatasetError> {
+            let about = fs::metadata(path).map_err(io(path))?;
+            let changed = about.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            let changed = changed.unwrap_or_default().as_nanos();
+            Ok(format!("{} {} {changed}", path.display(), about.len()))
         };
-        from.into_iter()
-            .flat_map(|r| {
-                r.frames.chunks(4).filter_map(move |c| {
-                    let [a, b, c, d] = c else { return None };
-                    let fits = d.index == a.index + 3 && [a, b, c, d].into_iter().all(|f| clear(f, r));
-                    fits.then_some([a, b, c, d])
-                })
-            })
-            .collect()
-    }
-
-    /// Decodes one frame to `[3, height, width]` in [-1, 1]; the middle is kept where the shapes differ.
-    ///
-    /// # Errors
-    /// The picture is missing or damaged.
-    pub fn decode(&self, frame: &Frame, width: usize, height: usize) -> Result<Vec<f32>, DatasetError> {
-        Ok(Picture::read(&self.info.root.join(&frame.file))?.fitted(width, height))
-    }
-
-    /// Decodes a clip.
-    ///
-    /// # Errors
-    /// A picture is missing or damaged.
-    pub fn sample(&self, clip: &Clip, width: usize, height: usize) -> Result<ClipSample, DatasetError> {
-        let run = self.frames(clip);
-        let (mut frames, mut intrinsics, mut poses) = (Vec::new(), Vec::new(), Vec::new());
-        let mut area = [0.0; 4];
-        for frame in run {
-            let path = self.info.root.join(&frame.file);
-            let picture = Picture::read(&path)?;
-            let fit = Fit::new((picture.width, picture.height), (width, height));
-            frames.push(picture.fitted(width, height));
-            intrinsics.push(fit.intrinsics(frame.intrinsics));
-            poses.push(frame.isometry().ok_or_else(|| invalid(&path, "its pose is no pose"))?);
-            let x = |v: f64| ((v * picture.width as f64 - fit.left) * fit.scale).clamp(0.0, width as f64);
-            let y = |v: f64| ((v * picture.height as f64 - fit.top) * fit.scale).clamp(0.0, height as f64);
-            area = [x(clip.area[0]), y(clip.area[1]), x(clip.area[2]), y(clip.area[3])];
+        match &recording.bag {
+            Some((path, topic)) => {
+                Ok(vec![stamp(path)?, topic.clone().unwrap_or_default(), self.info.interval.to_string()])
+            }
+            None => recording.frames.iter().map(|f| stamp(&self.root.join(&f.file))).collect(),
         }
-        let first_from_map = poses.first().map(Isometry3::inverse).unwrap_or_else(Isometry3::identity);
-        Ok(ClipSample {
-            id: clip.id.clone(),
-            caption: clip.caption.clone(),
-            width,
-            height,
-            frames,
-            first_from_camera: poses.iter().map(|p| first_from_map * p).collect(),
-            intrinsics,
-            area,
-        })
     }
 
-    /// All clips, decoded one after the other.
-    pub fn samples(
+    /// Decodes the pictures of a recording one after the other; `take` gets the position of each in
+    /// [`Recording::frames`].
+    ///
+    /// # Errors
+    /// What `take` returns; a bag that cannot be opened any more.
+    pub fn pictures(
         &self,
-        width: usize,
-        height: usize,
-    ) -> impl Iterator<Item = Result<ClipSample, DatasetError>> + '_ {
-        self.clips.iter().map(move |clip| self.sample(clip, width, height))
+        recording: &Recording,
+        take: &mut dyn FnMut(usize, Result<Picture, DatasetError>) -> Result<(), DatasetError>,
+    ) -> Result<(), DatasetError> {
+        match &recording.bag {
+            Some((path, topic)) => {
+                let interval = self.info.interval;
+                bags::pictures(path, topic.as_deref(), interval, &mut |k, p| take(k / interval, p))
+            }
+            None => {
+                for (k, frame) in recording.frames.iter().enumerate() {
+                    take(k, Picture::read(&self.root.join(&frame.file)))?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 
-fn check_recording(path: &Path, recording: Recording) -> Result<Recording, DatasetError> {
-    if !recording.frames.windows(2).all(|w| w[0].index < w[1].index) {
-        return Err(invalid(path, "frames are not in ascending order"));
-    }
-    for f in &recording.frames {
-        if f.isometry().is_none() {
-            return Err(invalid(path, format!("frame {}: its pose is no pose", f.index)));
+/// All numbers, unless one is missing.
+fn numbers(given: &[Option<f64>]) -> Option<Vec<f64>> {
+    given.iter().copied().collect()
+}
+
+fn usable(k: Vec<f64>) -> Option<[f64; 4]> {
+    let k: [f64; 4] = k.try_into().ok()?;
+    (k.iter().all(|v| v.is_finite()) && k[0] > 0.0 && k[1] > 0.0).then_some(k)
+}
+
+/// Whether a directory is a recording of rosbag2.
+fn is_bag_directory(dir: &Path) -> Result<bool, DatasetError> {
+    for entry in fs::read_dir(dir).map_err(io(dir))? {
+        let name = entry.map_err(io(dir))?.file_name();
+        let ending = Path::new(&name).extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        if name == "metadata.yaml" || matches!(ending.as_deref(), Some("mcap" | "db3" | "bag")) {
+            return Ok(true);
         }
-        if !f.intrinsics.iter().all(|v| v.is_finite()) || f.intrinsics[0] <= 0.0 || f.intrinsics[1] <= 0.0 {
-            return Err(invalid(path, format!("frame {}: intrinsics {:?}", f.index, f.intrinsics)));
-        }
     }
-    Ok(recording)
+    Ok(false)
 }
 
 fn manifests(dir: &Path) -> Result<Vec<PathBuf>, DatasetError> {

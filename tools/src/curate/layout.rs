@@ -61,18 +61,6 @@ pub struct Recording {
     pub frames: Vec<Frame>,
 }
 
-impl Frame {
-    /// The pose, unless its numbers are no pose.
-    #[must_use]
-    pub fn isometry(&self) -> Option<Isometry3<f64>> {
-        let m = &self.map_from_camera;
-        rigid(
-            Matrix3::new(m[0], m[1], m[2], m[4], m[5], m[6], m[8], m[9], m[10]),
-            Vector3::new(m[3], m[7], m[11]),
-        )
-    }
-}
-
 /// A rigid motion from a rotation matrix that may be rounded by up to 2 %.
 fn rigid(r: Matrix3<f64>, t: Vector3<f64>) -> Option<Isometry3<f64>> {
     if !r.iter().chain(t.iter()).all(|v| v.is_finite()) {
@@ -247,14 +235,18 @@ fn text(path: &Path) -> Result<String, CurateError> {
     fs::read_to_string(path).map_err(io(path))
 }
 
+/// JSON without the numbers that Python writes and JSON does not know.
+pub(super) fn without_nan(text: &str) -> String {
+    text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null")
+}
+
 fn json(path: &Path) -> Result<Value, CurateError> {
     let text = text(path)?;
     // Python writes NaN, which JSON does not know: such a pose is counted instead of losing the whole file.
     match serde_json::from_str(&text) {
         Ok(value) => Ok(value),
         Err(_) if text.contains("NaN") || text.contains("Infinity") => {
-            let text = text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
-            serde_json::from_str(&text).map_err(|e| bad(path, e.to_string()))
+            serde_json::from_str(&without_nan(&text)).map_err(|e| bad(path, e.to_string()))
         }
         Err(e) => Err(bad(path, e.to_string())),
     }
@@ -273,6 +265,14 @@ fn numbers(value: Option<&Value>, wanted: usize) -> Option<Vec<f64>> {
 }
 
 fn pose_4x4(m: &[f64]) -> Option<Isometry3<f64>> {
+    pose_3x4(&m[..12])
+}
+
+/// A pose from twelve numbers, row by row; none when they are no rigid motion.
+pub(super) fn pose_3x4(m: &[f64]) -> Option<Isometry3<f64>> {
+    if m.len() != 12 {
+        return None;
+    }
     rigid(
         Matrix3::new(m[0], m[1], m[2], m[4], m[5], m[6], m[8], m[9], m[10]),
         Vector3::new(m[3], m[7], m[11]),
@@ -545,7 +545,7 @@ fn trajectory(path: &Path, counts: &mut Counts) -> Result<BTreeMap<i64, Isometry
     Ok(poses)
 }
 
-fn pose_at(poses: &BTreeMap<i64, Isometry3<f64>>, at: f64) -> Option<Isometry3<f64>> {
+pub(super) fn pose_at(poses: &BTreeMap<i64, Isometry3<f64>>, at: f64) -> Option<Isometry3<f64>> {
     let micros = (at * 1e6).round() as i64;
     let before = poses.range(..=micros).next_back();
     let after = poses.range(micros..).next();

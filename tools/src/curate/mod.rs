@@ -7,8 +7,10 @@
 //!
 //! * [`layout`]: ScanNet++ and ARKitScenes on disk.
 //! * [`vlm`]: the endpoint.
-//! * [`dataset`]: the result on disk, and [`Dataset`](dataset::Dataset), which reads it for training.
+//! * [`dataset`]: the result on disk, and [`Dataset`](dataset::Dataset), which reads it for training; a lab can write
+//!   the same by other means.
 
+mod bags;
 pub mod dataset;
 pub mod layout;
 pub mod vlm;
@@ -384,10 +386,10 @@ pub fn curate(
         .map_err(|source| CurateError::Io { path: options.root.clone(), source })?;
     let info = Info {
         format: FORMAT,
-        layout: options.layout,
+        layout: Some(options.layout),
         root,
         interval: options.interval,
-        clip_frames: options.clip_frames,
+        clip_frames: Some(options.clip_frames),
     };
     for dir in ["clips", "recordings"] {
         let dir = options.out.join(dir);
@@ -514,7 +516,7 @@ fn look(
         frames: options.clip_frames,
         caption: vlm::instruction(&place, &thing),
         object: thing,
-        area: object.area,
+        area: Some(object.area),
         id: id.clone(),
     };
     write_json(&options.out.join("clips").join(format!("{id}.json")), &clip).map_err(Failure::Output)?;
@@ -527,15 +529,7 @@ fn sent(path: &Path) -> Result<Vec<u8>, DatasetError> {
     let scale = (SENT_SIDE as f64 / picture.width.max(picture.height) as f64).min(1.0);
     let side = |n: usize| ((n as f64 * scale).round() as usize).max(1);
     let (width, height) = (side(picture.width), side(picture.height));
-    let rgb = if scale < 1.0 {
-        let planes = picture.fitted(width, height);
-        let n = width * height;
-        (0..3 * n)
-            .map(|k| ((planes[(k % 3) * n + k / 3] + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
-            .collect()
-    } else {
-        picture.rgb
-    };
+    let rgb = if scale < 1.0 { picture.fitted_rgb8(width, height) } else { picture.rgb };
     let mut png = Vec::new();
     let failed =
         |e: png::EncodingError| DatasetError::Invalid { path: path.to_path_buf(), reason: e.to_string() };

@@ -1,6 +1,6 @@
 //! Training samples from the procedural house: a pure function of a seed.
 
-use mindseye_engines::model::codec::LinearCodec;
+use mindseye_engines::model::codec::{LinearCodec, LinearCodecConfig};
 use mindseye_world::{
     Camera, Difficulty, Frame, House, Pose2, RenderOptions, Rng, approach, draw_box, exploration_sweep,
     project_box_in, random_drive_from, random_pose, render_with,
@@ -52,6 +52,8 @@ pub struct Sample {
     pub context_index: Vec<usize>,
     /// Base pose at the last image of each latent, relative to the first target image (m, rad).
     pub pose: Vec<Pose2>,
+    /// Which labels are known.
+    pub known: Known,
     /// Token ids `[text_len]`, zero-padded.
     pub ids: Vec<usize>,
     /// Camera rays `[latents, tokens, 24]`, zero unless navigating.
@@ -66,6 +68,32 @@ pub struct Sample {
     pub object: usize,
     /// Map pose of the base at the first target image.
     pub map_from_start: Pose2,
+}
+
+/// Which labels of a sample are known; losses of the others are off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// All of them.
+    All,
+    /// Of each latent, whether its pose is; neither mask, place nor attributes.
+    Poses(Vec<bool>),
+}
+
+impl Known {
+    /// Whether mask, place and attributes are known.
+    #[must_use]
+    pub fn dense(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// Whether the pose of a latent is known.
+    #[must_use]
+    pub fn pose(&self, latent: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Poses(known) => known.get(latent).copied().unwrap_or(false),
+        }
+    }
 }
 
 /// Weights of the codec: `basis[channels, values]`, `mean[values]`.
@@ -155,39 +183,9 @@ impl Source {
         }
     }
 
-    /// Latents `[groups, channels, h, w]` of groups of four images, given as blocks `[groups * cells, values]`:
-    /// what [`LinearCodec`] computes, as one matrix product.
-    fn encode(&self, mut blocks: Vec<f32>) -> Vec<f32> {
-        let Some(codec) = &self.codec else { return Vec::new() };
-        let (h, w) = self.model.codec.latent_size();
-        let (k, c, cells) = (self.model.codec.block_values(), self.model.codec.channels, h * w);
-        let rows = blocks.len() / k;
-        for block in blocks.chunks_exact_mut(k) {
-            for (v, m) in block.iter_mut().zip(&codec.mean) {
-                *v -= m;
-            }
-        }
-        let mut flat = vec![0.0; rows * c];
-        let scale = self.model.codec.scale;
-        gemm(
-            [rows, c, k],
-            &mut flat,
-            View::rows(0, c),
-            0.0,
-            &blocks,
-            View::rows(0, k),
-            &codec.basis,
-            View::rows(0, k).t(),
-            scale,
-        );
-        let mut out = vec![0.0; rows * c];
-        for (row, values) in flat.chunks_exact(c).enumerate() {
-            let (group, cell) = (row / cells, row % cells);
-            for (ch, v) in values.iter().enumerate() {
-                out[(group * c + ch) * cells + cell] = *v;
-            }
-        }
-        out
+    /// See [`encode_blocks`]; empty without a codec.
+    fn encode(&self, blocks: Vec<f32>) -> Vec<f32> {
+        self.codec.as_ref().map_or_else(Vec::new, |codec| encode_blocks(&self.model.codec, codec, blocks))
     }
 
     /// The sample with this seed.
@@ -316,6 +314,7 @@ impl Source {
             latents: self.encode(latents),
             context_index,
             pose,
+            known: Known::All,
             ids,
             camera,
             seen: marks.seen,
@@ -401,6 +400,30 @@ fn recording(house: &House, rng: &mut Rng, images: usize, variety: Variety) -> V
     }
     poses.truncate((poses.len() - 1) / 4 * 4 + 1);
     poses
+}
+
+/// Latents `[groups, channels, h, w]` of groups of four images, given as blocks `[groups * cells, values]`: what
+/// [`LinearCodec`] computes, as one matrix product.
+pub(crate) fn encode_blocks(config: &LinearCodecConfig, codec: &Codec, mut blocks: Vec<f32>) -> Vec<f32> {
+    let (h, w) = config.latent_size();
+    let (k, c, cells) = (config.block_values(), config.channels, h * w);
+    let rows = blocks.len() / k;
+    for block in blocks.chunks_exact_mut(k) {
+        for (v, m) in block.iter_mut().zip(&codec.mean) {
+            *v -= m;
+        }
+    }
+    let mut flat = vec![0.0; rows * c];
+    let (to, from) = (View::rows(0, c), View::rows(0, k));
+    gemm([rows, c, k], &mut flat, to, 0.0, &blocks, from, &codec.basis, from.t(), config.scale);
+    let mut out = vec![0.0; rows * c];
+    for (row, values) in flat.chunks_exact(c).enumerate() {
+        let (group, cell) = (row / cells, row % cells);
+        for (ch, v) in values.iter().enumerate() {
+            out[(group * c + ch) * cells + cell] = *v;
+        }
+    }
+    out
 }
 
 /// Rays of a pinhole camera on a planar base, packed as four images per latent, averaged per token:

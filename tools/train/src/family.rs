@@ -54,6 +54,14 @@ pub struct Layout {
     pub gap: usize,
 }
 
+/// Reads TOML; the error is one line and names the line of the text.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        format!("line {line}: {}", e.message())
+    })
+}
+
 impl HouseModel {
     /// Reads and checks a configuration.
     ///
@@ -61,7 +69,7 @@ impl HouseModel {
     /// A sentence with the file and the field.
     pub fn load(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let model: Self = toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        let model: Self = parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
         model.validate().map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(model)
     }

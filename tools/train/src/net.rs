@@ -7,7 +7,7 @@ use mindseye_engines::model::dit::{self, DitInputs, Prediction};
 use mindseye_engines::model::umt5::{self, Umt5Inputs};
 use mindseye_world::Rng;
 
-use crate::data::{SEEN_SHARE, Sample, Task};
+use crate::data::{Known, SEEN_SHARE, Sample, Task};
 use crate::eager::{Eager, Params, Var};
 use crate::family::{END, HouseModel};
 
@@ -292,7 +292,7 @@ pub fn losses(
         }
         // Poses.
         for t in 0..f {
-            if t == context || (t > context && sample.task == Task::Absent) {
+            if t == context || (t > context && sample.task == Task::Absent) || !sample.known.pose(t) {
                 continue;
             }
             let (k, counter) = if t < context {
@@ -311,6 +311,9 @@ pub fn losses(
             }
         }
         // Mask, place, attributes.
+        if !sample.known.dense() {
+            continue;
+        }
         if sample.task != Task::Navigate {
             let n = (context + 1) * tokens;
             let on = sample.seen.iter().filter(|s| **s >= SEEN_SHARE).count();
@@ -411,6 +414,7 @@ pub fn collect(model: &HouseModel) -> Params {
         latents: vec![0.0; values],
         context_index: (1..=model.layout.context_latents).collect(),
         pose: vec![mindseye_world::Pose2::default(); f],
+        known: Known::All,
         ids: vec![0; cfg.text_len],
         camera: vec![0.0; f * tokens * cfg.camera_channels],
         seen: vec![0.0; (model.layout.context_latents + 1) * tokens],

@@ -10,13 +10,15 @@ use std::time::Instant;
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
+use crate::clips::{Clips, DataConfig, Kind};
 use crate::data::{Codec, Sample, Source, Task, Variety};
 use crate::eager::backward::accumulate;
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::eager::{Eager, Params};
-use crate::family::HouseModel;
+use crate::family::{HouseModel, parse};
 use crate::net::{self, Draw, LossWeights, Losses};
 use crate::optim::{self, Moments, OptimConfig};
+use crate::resume;
 
 /// `configs/train/*.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Unseen houses per evaluation.
     pub eval_houses: usize,
+    /// Passes per step: a worker's share of the batch is taken in this many parts and the gradients are summed.
+    #[serde(default = "one")]
+    pub accumulate: usize,
     /// How varied pictures and recordings are.
     #[serde(default)]
     pub variety: Variety,
@@ -73,6 +78,17 @@ pub struct TrainConfig {
     pub loss: LossWeights,
     /// Optimiser.
     pub optim: OptimConfig,
+    /// Where samples come from; by default the procedural house.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub data: DataConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_default(data: &DataConfig) -> bool {
+    *data == DataConfig::default()
 }
 
 /// Why training could not go on.
@@ -83,7 +99,7 @@ pub enum TrainError {
     #[error("{0}")]
     Config(String),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", hint(.source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -98,9 +114,28 @@ pub enum TrainError {
         /// What does not fit.
         reason: String,
     },
+    /// A checkpoint is of another configuration.
+    #[error(
+        "checkpoint {path} is of another configuration: {differences}; give another --out, or \
+         --other-configuration to go on all the same"
+    )]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// Where they differ.
+        differences: String,
+    },
     /// The loss is not a number any more.
     #[error("step {0}: the loss is not finite; lower optim.lr and resume from the last checkpoint")]
     Diverged(u64),
+}
+
+fn hint(source: &std::io::Error) -> &'static str {
+    if source.kind() == std::io::ErrorKind::StorageFull {
+        "; make room and run the same command again, it goes on from the last checkpoint"
+    } else {
+        ""
+    }
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> TrainError + '_ {
@@ -115,7 +150,7 @@ impl TrainConfig {
     pub fn load(path: &Path) -> Result<(Self, HouseModel), TrainError> {
         let text = fs::read_to_string(path).map_err(io(path))?;
         let config: Self =
-            toml::from_str(&text).map_err(|e| TrainError::Config(format!("{}: {e}", path.display())))?;
+            parse(&text).map_err(|e| TrainError::Config(format!("{}: {e}", path.display())))?;
         let model_path = path.parent().unwrap_or(Path::new(".")).join(&config.model);
         let model = HouseModel::load(&model_path).map_err(TrainError::Config)?;
         if config.batch == 0 || config.workers == 0 || !config.batch.is_multiple_of(config.workers) {
@@ -126,6 +161,27 @@ impl TrainConfig {
                 config.workers
             )));
         }
+        let share = config.batch / config.workers;
+        if config.accumulate == 0 || !share.is_multiple_of(config.accumulate) {
+            return Err(TrainError::Config(format!(
+                "{}: accumulate = {} must divide batch / workers = {share}",
+                path.display(),
+                config.accumulate
+            )));
+        }
+        for (name, value) in [
+            ("log_every", config.log_every),
+            ("checkpoint_every", config.checkpoint_every),
+            ("eval_every", config.eval_every),
+        ] {
+            if value == 0 {
+                return Err(TrainError::Config(format!(
+                    "{}: {name} = 0: expected 1 or more",
+                    path.display()
+                )));
+            }
+        }
+        config.data.validate().map_err(|e| TrainError::Config(format!("{}: {e}", path.display())))?;
         if Difficulty::named(&config.difficulty).is_none() {
             return Err(TrainError::Config(format!(
                 "{}: difficulty = {:?}: expected \"plain\" or \"house\"",
@@ -154,6 +210,44 @@ pub struct State {
     /// Averaged weights.
     pub ema: Params,
     moments: Vec<Moments>,
+    /// What belongs to the next line of the metrics file.
+    pending: Pending,
+    /// Configuration and model (TOML) and identity of the data that a checkpoint was written with.
+    origin: [String; 3],
+}
+
+/// Sums since the last line of the metrics file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Pending {
+    losses: Losses,
+    norm_max: f64,
+    steps: u64,
+}
+
+impl Pending {
+    /// Exact text: the bits of every number.
+    fn to_text(self) -> String {
+        let l = &self.losses;
+        [l.total, l.video, l.mask, l.context_pose, l.target_pose, l.locate, l.attributes, self.norm_max]
+            .iter()
+            .fold(self.steps.to_string(), |text, v| format!("{text} {:016x}", v.to_bits()))
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let steps = words.next()?.parse().ok()?;
+        let mut next = || u64::from_str_radix(words.next()?, 16).ok().map(f64::from_bits);
+        let losses = Losses {
+            total: next()?,
+            video: next()?,
+            mask: next()?,
+            context_pose: next()?,
+            target_pose: next()?,
+            locate: next()?,
+            attributes: next()?,
+        };
+        Some(Self { losses, norm_max: next()?, steps })
+    }
 }
 
 /// One line of the metrics file.
@@ -172,6 +266,9 @@ pub struct Metrics {
     /// Evaluation on unseen houses, on lines where it ran.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval: Option<Eval>,
+    /// Losses on clips that are kept apart, on the same lines.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_out: Option<Losses>,
 }
 
 /// Errors of goal poses on unseen houses, one pass at t = 0.97, no guidance.
@@ -201,10 +298,19 @@ pub struct Eval {
 /// When there are fewer blocks than values in a block.
 #[must_use]
 pub fn fit_codec(model: &HouseModel, difficulty: &Difficulty, seed: u64, count: usize) -> Codec {
-    let (k, c) = (model.codec.block_values(), model.codec.channels);
-    assert!(count >= k, "codec_blocks = {count}: at least {k} are needed");
     let mut source = Source::new(model, difficulty.clone(), None);
-    let mut blocks = source.blocks(seed ^ 0xc0dec, count);
+    fit_codec_to(model, seed, source.blocks(seed ^ 0xc0dec, count))
+}
+
+/// The codec's basis from blocks `[count, 12 * block^2]`: mean and leading principal components.
+///
+/// # Panics
+/// When there are fewer blocks than values in a block.
+#[must_use]
+pub fn fit_codec_to(model: &HouseModel, seed: u64, mut blocks: Vec<f32>) -> Codec {
+    let (k, c) = (model.codec.block_values(), model.codec.channels);
+    let count = blocks.len() / k;
+    assert!(count >= k, "codec_blocks = {count}: at least {k} are needed");
     let mut mean = vec![0.0f64; k];
     for b in blocks.chunks_exact(k) {
         for (m, v) in mean.iter_mut().zip(b) {
@@ -257,16 +363,51 @@ pub fn codec_of(params: &Params) -> Option<Codec> {
 }
 
 impl State {
-    /// Fresh weights.
+    /// Fresh weights; the codec is fitted to houses.
+    ///
+    /// # Panics
+    /// As [`fit_codec`].
     #[must_use]
     pub fn new(config: &TrainConfig, model: &HouseModel, difficulty: &Difficulty) -> Self {
+        Self::with_codec(config, model, fit_codec(model, difficulty, config.seed, config.codec_blocks))
+    }
+
+    /// Fresh weights; the codec is fitted to clips, and to houses where they are mixed in.
+    ///
+    /// # Errors
+    /// When pixels of clips cannot be read.
+    ///
+    /// # Panics
+    /// As [`fit_codec_to`].
+    pub fn from_clips(
+        config: &TrainConfig,
+        model: &HouseModel,
+        difficulty: &Difficulty,
+        clips: &Clips,
+    ) -> Result<Self, TrainError> {
+        let seed = config.seed ^ 0xc0dec;
+        let houses = (config.codec_blocks as f64 * config.data.house) as usize;
+        let mut blocks = clips.blocks(seed, config.codec_blocks - houses)?;
+        if houses > 0 {
+            blocks.extend(Source::new(model, difficulty.clone(), None).blocks(seed, houses));
+        }
+        Ok(Self::with_codec(config, model, fit_codec_to(model, config.seed, blocks)))
+    }
+
+    fn with_codec(config: &TrainConfig, model: &HouseModel, codec: Codec) -> Self {
         let mut params = net::init(model, config.seed);
-        let codec = fit_codec(model, difficulty, config.seed, config.codec_blocks);
         let k = model.codec.block_values();
         params.insert(BASIS, &[model.codec.channels, k], codec.basis);
         params.insert(MEAN, &[k], codec.mean);
         let ema = params.clone();
-        Self { step: 0, moments: vec![Moments::default(); params.len()], params: Arc::new(params), ema }
+        Self {
+            step: 0,
+            moments: vec![Moments::default(); params.len()],
+            params: Arc::new(params),
+            ema,
+            pending: Pending::default(),
+            origin: Default::default(),
+        }
     }
 
     /// Takes the weights of a finished run or bundle in place of fresh ones; moments and step stay at their start.
@@ -310,6 +451,7 @@ impl State {
     /// # Errors
     /// When the file cannot be written; an older checkpoint stays as it was.
     pub fn save(&self, path: &Path, config: &TrainConfig) -> Result<(), TrainError> {
+        let [_, model, data] = &self.origin;
         use safetensors::tensor::{Dtype, TensorView};
         let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let mut owned: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -332,12 +474,40 @@ impl State {
         let meta = std::collections::HashMap::from([
             ("step".to_string(), self.step.to_string()),
             ("config".to_string(), toml::to_string(config).unwrap_or_default()),
+            ("model".to_string(), model.clone()),
+            ("data".to_string(), data.clone()),
+            ("pending".to_string(), self.pending.to_text()),
         ]);
         let data = safetensors::serialize(views, Some(meta))
             .map_err(|e| TrainError::Checkpoint { path: path.into(), reason: e.to_string() })?;
         let temporary = path.with_extension("tmp");
-        fs::write(&temporary, data).map_err(io(&temporary))?;
-        fs::rename(&temporary, path).map_err(io(path))
+        let written = fs::File::create(&temporary)
+            .and_then(|mut file| file.write_all(&data).and_then(|()| file.sync_all()))
+            .map_err(io(&temporary))
+            .and_then(|()| fs::rename(&temporary, path).map_err(io(path)));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// Refuses to go on with another configuration or other data.
+    fn agrees(
+        &self,
+        path: &Path,
+        config: &TrainConfig,
+        model: &HouseModel,
+        identity: &str,
+    ) -> Result<(), TrainError> {
+        let [stored, stored_model, data] = &self.origin;
+        let mut found = resume::differences(stored, stored_model, config, model);
+        if data != identity {
+            found.push("the clips have changed".to_owned());
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Other { path: path.to_path_buf(), differences: found.join("; ") })
     }
 
     /// Reads a checkpoint of a run with this model.
@@ -349,12 +519,10 @@ impl State {
         let data = fs::read(path).map_err(io(path))?;
         let (_, meta) = safetensors::SafeTensors::read_metadata(&data).map_err(|e| fail(e.to_string()))?;
         let file = safetensors::SafeTensors::deserialize(&data).map_err(|e| fail(e.to_string()))?;
-        let step = meta
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get("step"))
-            .and_then(|s| s.parse().ok())
-            .ok_or_else(|| fail("no step recorded".into()))?;
+        let note = |key: &str| meta.metadata().as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default();
+        let step = note("step").parse().map_err(|_| fail("no step recorded".into()))?;
+        let pending = Pending::from_text(&note("pending")).unwrap_or_default();
+        let origin = ["config", "model", "data"].map(note);
         let get = |kind: &str, name: &str, shape: &[usize]| -> Result<Option<Vec<f32>>, TrainError> {
             let Ok(t) = file.tensor(&format!("{kind}.{name}")) else { return Ok(None) };
             if t.shape() != shape || t.dtype() != safetensors::Dtype::F32 {
@@ -381,7 +549,7 @@ impl State {
                 second: get("second", name, shape)?.unwrap_or_default(),
             });
         }
-        Ok(Self { step, params: Arc::new(params), ema, moments })
+        Ok(Self { step, params: Arc::new(params), ema, moments, pending, origin })
     }
 }
 
@@ -401,25 +569,60 @@ pub struct Trainer {
     pub state: State,
     difficulty: Difficulty,
     workers: Vec<(Eager, Source)>,
+    clips: Option<(Clips, Codec)>,
     out: PathBuf,
     schedule: u64,
+}
+
+/// What a run is opened with, besides its configuration.
+#[derive(Default)]
+pub struct OpenOptions {
+    /// Clips to train on, where the configuration asks for them.
+    pub clips: Option<Clips>,
+    /// Go on even from a checkpoint of another configuration or other data, as long as its weights fit.
+    pub other_configuration: bool,
 }
 
 impl Trainer {
     /// Opens a run: goes on from its checkpoint, or starts.
     ///
     /// # Errors
-    /// When the directory cannot be used or holds a checkpoint of another model.
+    /// When the directory cannot be used or holds a checkpoint of another model, configuration or other data.
     pub fn open(config: TrainConfig, model: HouseModel, out: &Path) -> Result<Self, TrainError> {
+        Self::open_with(config, model, out, OpenOptions::default())
+    }
+
+    /// [`Trainer::open`] with options.
+    ///
+    /// # Errors
+    /// As [`Trainer::open`]; also when the configuration asks for clips and none are given.
+    pub fn open_with(
+        config: TrainConfig,
+        model: HouseModel,
+        out: &Path,
+        options: OpenOptions,
+    ) -> Result<Self, TrainError> {
+        let OpenOptions { clips, other_configuration } = options;
+        if (config.data.kind == Kind::Clips) != clips.is_some() {
+            return Err(TrainError::Config("data.kind = \"clips\" and clips go together".to_owned()));
+        }
         fs::create_dir_all(out).map_err(io(out))?;
         let difficulty = Difficulty::named(&config.difficulty)
             .ok_or_else(|| TrainError::Config(format!("unknown difficulty {:?}", config.difficulty)))?;
         let checkpoint = out.join("checkpoint.safetensors");
-        let state = if checkpoint.exists() {
-            State::load(&checkpoint, &model)?
+        let identity = clips.as_ref().map_or_else(String::new, |c| c.identity().to_owned());
+        let mut state = if checkpoint.exists() {
+            let state = State::load(&checkpoint, &model)?;
+            if !other_configuration {
+                state.agrees(&checkpoint, &config, &model, &identity)?;
+            }
+            state
+        } else if let Some(clips) = &clips {
+            State::from_clips(&config, &model, &difficulty, clips)?
         } else {
             State::new(&config, &model, &difficulty)
         };
+        state.origin = [String::new(), toml::to_string(&model).unwrap_or_default(), identity];
         let codec = codec_of(&state.params);
         let workers = (0..config.workers)
             .map(|_| {
@@ -428,7 +631,9 @@ impl Trainer {
             })
             .collect();
         let schedule = config.steps;
-        let trainer = Self { config, model, state, difficulty, workers, out: out.to_path_buf(), schedule };
+        let clips = clips.zip(codec);
+        let out = out.to_path_buf();
+        let trainer = Self { config, model, state, difficulty, workers, clips, out, schedule };
         trainer.trim_metrics()?;
         Ok(trainer)
     }
@@ -444,6 +649,9 @@ impl Trainer {
         }
         let fresh = self.state.start_from(from, path)?;
         let codec = codec_of(&self.state.params);
+        if let (Some((_, own)), Some(codec)) = (&mut self.clips, &codec) {
+            own.clone_from(codec);
+        }
         for (_, source) in &mut self.workers {
             *source =
                 Source::new(&self.model, self.difficulty.clone(), codec.clone()).varied(self.config.variety);
@@ -470,8 +678,9 @@ impl Trainer {
         fs::rename(&temporary, &path).map_err(io(&path))
     }
 
-    /// Runs until the configured number of steps or until `stop`; `progress` gets every metrics line and the
-    /// samples per second.
+    /// Runs until the configured number of steps or until `stop`, which takes effect between two passes; the
+    /// checkpoint is written then, and a run that goes on from it is the same run. `progress` gets every metrics
+    /// line and the samples per second.
     ///
     /// # Errors
     /// When the loss is no longer finite or a file cannot be written.
@@ -482,53 +691,81 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let checkpoint = self.out.join("checkpoint.safetensors");
         let metrics_path = self.out.join("metrics.jsonl");
-        let (mut sum, mut norm_max, mut since) = (Losses::default(), 0f64, Instant::now());
+        let mut since = (Instant::now(), 0);
+        let mut saved = self.state.step;
         while self.state.step < self.config.steps && !stop.load(Ordering::Relaxed) {
-            let (losses, norm) = self.step()?;
-            sum.add(&losses);
-            norm_max = norm_max.max(norm);
+            let Some((losses, norm)) = self.step(stop)? else { break };
+            let pending = &mut self.state.pending;
+            pending.losses.add(&losses);
+            pending.norm_max = pending.norm_max.max(norm);
+            pending.steps += 1;
+            since.1 += 1;
             let step = self.state.step;
             if step.is_multiple_of(self.config.log_every) {
-                let rate =
-                    (self.config.log_every * self.config.batch as u64) as f64 / since.elapsed().as_secs_f64();
-                let eval = step.is_multiple_of(self.config.eval_every).then(|| {
-                    evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
-                });
+                let rate = (since.1 * self.config.batch as u64) as f64 / since.0.elapsed().as_secs_f64();
+                let eval = step.is_multiple_of(self.config.eval_every);
+                let houses = self.config.data.kind == Kind::House || self.config.data.house > 0.0;
+                let pending = std::mem::take(&mut self.state.pending);
                 let line = Metrics {
                     step,
                     samples: step * self.config.batch as u64,
                     lr: self.config.lr(step, self.schedule),
-                    losses: sum.scaled(1.0 / self.config.log_every as f64),
-                    grad_norm: norm_max,
-                    eval,
+                    losses: pending.losses.scaled(1.0 / pending.steps as f64),
+                    grad_norm: pending.norm_max,
+                    eval: (eval && houses).then(|| {
+                        evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
+                    }),
+                    held_out: if eval { self.held_out()? } else { None },
                 };
-                let text = serde_json::to_string(&line).map_err(|e| TrainError::Config(e.to_string()))?;
+                let mut text = serde_json::to_string(&line).map_err(|e| TrainError::Config(e.to_string()))?;
+                text.push('\n');
                 let mut file = fs::OpenOptions::new()
                     .create(true)
                     .append(true)
                     .open(&metrics_path)
                     .map_err(io(&metrics_path))?;
-                writeln!(file, "{text}").map_err(io(&metrics_path))?;
+                file.write_all(text.as_bytes()).map_err(io(&metrics_path))?;
                 progress(&line, rate);
-                (sum, norm_max, since) = (Losses::default(), 0.0, Instant::now());
+                since = (Instant::now(), 0);
             }
             if step.is_multiple_of(self.config.checkpoint_every) {
                 self.state.save(&checkpoint, &self.config)?;
+                saved = step;
             }
         }
-        // A stop between two log lines would lose the running means: stop only where both are written.
-        if self.state.step == self.config.steps {
+        if self.state.step != saved {
             self.state.save(&checkpoint, &self.config)?;
         }
         Ok(())
     }
 
-    /// One optimiser step.
-    fn step(&mut self) -> Result<(Losses, f64), TrainError> {
+    /// Losses on clips that are kept apart: as many as `eval_houses`, always the same, without dropping.
+    fn held_out(&self) -> Result<Option<Losses>, TrainError> {
+        let Some((clips, codec)) = self.clips.as_ref().filter(|(c, _)| c.has_held_out()) else {
+            return Ok(None);
+        };
+        let (c, count) = (&self.config, self.config.eval_houses.max(1));
+        let mut eager = Eager::new(self.state.params.clone(), false);
+        let mut sum = Losses::default();
+        for i in 0..count {
+            let mut rng = Rng::new(0x4e1d_0000 + i as u64);
+            let samples = [clips.sample(rng.next_u64(), c.navigate, false, codec)?];
+            let values = samples[0].latents.len();
+            let draws = [Draw::new(&mut rng, values, c.high_noise, c.shift, 0.0, c.one_way)];
+            eager.restart(self.state.params.clone());
+            let out = net::forward(&mut eager, &self.model, &samples, &draws);
+            sum.add(&net::losses(&eager, &self.model, &samples, &draws, &out, &c.loss, count).0);
+        }
+        Ok(Some(sum))
+    }
+
+    /// One optimiser step; none when `stop` came between two passes, and then nothing has changed.
+    fn step(&mut self, stop: &AtomicBool) -> Result<Option<(Losses, f64)>, TrainError> {
         let step = self.state.step + 1;
         let (config, model, params) = (&self.config, &self.model, &self.state.params);
         let per = config.batch / config.workers;
-        let shares: Vec<Share> = std::thread::scope(|scope| {
+        let clips = self.clips.as_ref();
+        let shares: Result<Option<Vec<Share>>, TrainError> = std::thread::scope(|scope| {
             let handles: Vec<_> = self
                 .workers
                 .iter_mut()
@@ -539,6 +776,11 @@ impl Trainer {
                         let mut rng = Rng::new(config.seed ^ (step << 8) ^ w as u64);
                         let samples: Vec<Sample> = (0..per)
                             .map(|_| {
+                                if let Some((clips, codec)) = clips
+                                    && !(config.data.house > 0.0 && rng.chance(config.data.house))
+                                {
+                                    return clips.sample(rng.next_u64(), config.navigate, true, codec);
+                                }
                                 let task = if rng.chance(config.navigate) {
                                     Task::Navigate
                                 } else if rng.chance(config.absent) {
@@ -546,9 +788,9 @@ impl Trainer {
                                 } else {
                                     Task::Ground
                                 };
-                                source.sample(rng.next_u64(), task, true)
+                                Ok(source.sample(rng.next_u64(), task, true))
                             })
-                            .collect();
+                            .collect::<Result<_, _>>()?;
                         let draws: Vec<Draw> = samples
                             .iter()
                             .map(|s| {
@@ -557,35 +799,38 @@ impl Trainer {
                                 Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way)
                             })
                             .collect();
-                        eager.restart(params);
-                        let out = net::forward(eager, model, &samples, &draws);
-                        let (losses, grads) =
-                            net::losses(eager, model, &samples, &draws, &out, &config.loss, config.batch);
-                        eager.backward(grads);
-                        let grads = eager.take_grads();
+                        let mut share = Share { losses: Losses::default(), grads: Vec::new() };
+                        let part = per / config.accumulate;
+                        for (samples, draws) in samples.chunks(part).zip(draws.chunks(part)) {
+                            if stop.load(Ordering::Relaxed) {
+                                return Ok(None);
+                            }
+                            eager.restart(params.clone());
+                            let out = net::forward(eager, model, samples, draws);
+                            let (losses, grads) =
+                                net::losses(eager, model, samples, draws, &out, &config.loss, config.batch);
+                            eager.backward(grads);
+                            share.losses.add(&losses);
+                            add_grads(&mut share.grads, eager.take_grads());
+                        }
                         eager.clear();
-                        Share { losses, grads }
+                        Ok(Some(share))
                     })
                 })
                 .collect();
             handles.into_iter().map(|h| h.join().expect("a training worker panicked")).collect()
         });
+        let Some(shares) = shares? else { return Ok(None) };
         let mut losses = Losses::default();
         let mut grads: Vec<Vec<f32>> = vec![Vec::new(); self.state.params.len()];
         for share in shares {
             losses.add(&share.losses);
-            for (sum, g) in grads.iter_mut().zip(share.grads) {
-                if sum.is_empty() {
-                    *sum = g;
-                } else if !g.is_empty() {
-                    accumulate(sum, &g);
-                }
-            }
-        }
-        if !losses.total.is_finite() {
-            return Err(TrainError::Diverged(step));
+            add_grads(&mut grads, share.grads);
         }
         let norm = grads.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+        if !losses.total.is_finite() || !norm.is_finite() {
+            return Err(TrainError::Diverged(step));
+        }
         let clip = (config.optim.clip / norm.max(1e-12)).min(1.0) as f32;
         let lr = config.lr(step, self.schedule);
         let rules = optim::rules(&config.optim, &self.state.params);
@@ -646,7 +891,21 @@ impl Trainer {
             }
         });
         self.state.step = step;
-        Ok((losses, norm))
+        Ok(Some((losses, norm)))
+    }
+}
+
+fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
+    if sums.is_empty() {
+        *sums = grads;
+        return;
+    }
+    for (sum, g) in sums.iter_mut().zip(grads) {
+        if sum.is_empty() {
+            *sum = g;
+        } else if !g.is_empty() {
+            accumulate(sum, &g);
+        }
     }
 }
 

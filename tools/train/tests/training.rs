@@ -1,4 +1,5 @@
-//! Training on the smallest configuration: the loss falls, and a run that is killed and resumed is the same run.
+//! Training on the smallest configuration: the loss falls, and a run that is stopped and resumed is the same run. (Runs
+//! that are killed are in `tools/tests/train.rs`.)
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,13 +82,17 @@ muon = true
 "#;
 
 fn open(dir: &Path, run: &str) -> Trainer {
-    std::fs::write(dir.join("model.toml"), MODEL).expect("the model file is written");
-    std::fs::write(dir.join("train.toml"), TRAIN).expect("the configuration is written");
+    open_as(dir, run, MODEL, TRAIN)
+}
+
+fn open_as(dir: &Path, run: &str, model: &str, train: &str) -> Trainer {
+    std::fs::write(dir.join("model.toml"), model).expect("the model file is written");
+    std::fs::write(dir.join("train.toml"), train).expect("the configuration is written");
     let (config, model) = TrainConfig::load(&dir.join("train.toml")).expect("the configuration is valid");
     Trainer::open(config, model, &dir.join(run)).expect("the run opens")
 }
 
-/// Runs until a metrics line of this step was written, then stops as a kill would: nothing more is saved.
+/// Runs until a metrics line of this step was written, then stops.
 fn run_until(trainer: &mut Trainer, step: u64) {
     let stop = AtomicBool::new(false);
     trainer.run(&stop, |m, _| stop.store(m.step >= step, Ordering::Relaxed)).expect("the run goes on");
@@ -98,7 +103,7 @@ fn metrics(dir: &Path, run: &str) -> String {
 }
 
 #[test]
-fn the_loss_falls_and_a_killed_run_goes_on_as_if_nothing_had_happened() {
+fn the_loss_falls_and_a_stopped_run_goes_on_as_if_nothing_had_happened() {
     let dir = tempfile::tempdir().unwrap();
     run_until(&mut open(dir.path(), "whole"), 240);
     let whole = metrics(dir.path(), "whole");
@@ -107,12 +112,57 @@ fn the_loss_falls_and_a_killed_run_goes_on_as_if_nothing_had_happened() {
     let (first, last) = (lines[0].losses.total, lines[5].losses.total);
     assert!(last < 0.9 * first, "the loss went from {first} to {last}");
 
-    // Killed at step 200, forty steps after the checkpoint of step 160: those forty are done again.
-    run_until(&mut open(dir.path(), "killed"), 200);
-    let mut again = open(dir.path(), "killed");
-    assert_eq!(again.state.step, 160);
+    // Stopped at step 200, between two checkpoints: one more is written.
+    run_until(&mut open(dir.path(), "stopped"), 200);
+    let mut again = open(dir.path(), "stopped");
+    assert_eq!(again.state.step, 200);
     run_until(&mut again, 240);
-    assert_eq!(metrics(dir.path(), "killed"), whole);
+    assert_eq!(metrics(dir.path(), "stopped"), whole);
+}
+
+fn losses(dir: &Path, run: &str) -> Vec<Metrics> {
+    metrics(dir, run).lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+}
+
+#[test]
+fn velocity_is_trained_by_configuration() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = MODEL.replace("prediction = \"x0\"", "prediction = \"velocity\"");
+    run_until(&mut open_as(dir.path(), "run", &model, TRAIN), 240);
+    let lines = losses(dir.path(), "run");
+    let (first, last) = (lines[0].losses, lines[5].losses);
+    assert!(last.video < 0.9 * first.video, "the video loss went from {} to {}", first.video, last.video);
+    assert!(last.total < 0.9 * first.total, "the loss went from {} to {}", first.total, last.total);
+}
+
+#[test]
+fn gradients_of_several_passes_are_those_of_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let train = TRAIN.replace("steps = 240", "steps = 4").replace("log_every = 40", "log_every = 1");
+    run_until(&mut open_as(dir.path(), "one", MODEL, &train), 4);
+    let train = train.replace("workers = 2", "workers = 2\naccumulate = 2");
+    run_until(&mut open_as(dir.path(), "two", MODEL, &train), 4);
+    for (a, b) in losses(dir.path(), "one").iter().zip(losses(dir.path(), "two")) {
+        let near = |x: f64, y: f64| (x - y).abs() < 1e-3 * x.abs();
+        assert!(near(a.losses.total, b.losses.total) && near(a.grad_norm, b.grad_norm), "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn attention_alone_can_be_trained() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let train = format!("only = [\"attn1\", \"attn2\"]\n{}", TRAIN.replace("steps = 240", "steps = 10"));
+    let mut trainer = open_as(dir.path(), "run", MODEL, &train);
+    let before = trainer.state.params.clone();
+    run_until(&mut trainer, 10);
+    let mut changed = 0;
+    for i in 0..before.len() {
+        let (name, _, values) = before.get(i);
+        let same = values == trainer.state.params.get(i).2;
+        assert!(same || name.contains("attn"), "{name} has changed");
+        changed += usize::from(!same);
+    }
+    assert!(changed >= 8, "only {changed} weights have changed");
 }
 
 #[test]
