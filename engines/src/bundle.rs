@@ -66,7 +66,7 @@ pub enum BundleError {
     Manifest {
         /// Which file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// What is wrong, with the line.
         what: String,
     },
     /// A field has another value than it must have.
@@ -532,7 +532,10 @@ impl Bundle {
             return Err(fail(format!("longer than {MAX_MANIFEST} bytes")));
         }
         let text = std::str::from_utf8(&bytes).map_err(|e| fail(e.to_string()))?;
-        let manifest: Manifest = toml::from_str(text).map_err(|e| fail(e.to_string()))?;
+        let manifest: Manifest = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            fail(format!("line {line}: {}", e.message().replace('\n', ", ")))
+        })?;
         manifest.validate()?;
         for (name, component) in &manifest.component {
             for file in &component.files {

@@ -13,7 +13,7 @@
 //! | `bias` | f32 | `[1, 1, tokens, tokens]` | masked |
 //! | `memory.{i}.k`, `memory.{i}.v` | f32 | `[batch, context_tokens, heads, head_dim]` | cached (in), prefill (out) |
 //! | `sample` | f32 | `[batch, out_channels, frames, height, width]` | joint, masked, cached (out) |
-//! | `pose`, `mask`, `locate` | f32 | `[batch, frames, 4]`, `[batch, frames, tokens per frame, 1]`, `[.., 2]` | with lift heads (out) |
+//! | `pose`, `mask`, `locate` | f32 | `[batch, frames, 4]`, `[batch, frames, tokens per frame, 1]`, `[.., 2]` | with lift heads (out; for their own frames) |
 
 use std::sync::Arc;
 
@@ -107,9 +107,9 @@ pub fn denoiser_graph(
             o.output(&format!("memory.{i}.k"), k, &dims);
             o.output(&format!("memory.{i}.v"), v, &dims);
         }
-        return ops.finish();
+    } else {
+        o.output("sample", &out.sample, &image(cfg.out_channels));
     }
-    o.output("sample", &out.sample, &image(cfg.out_channels));
     if let Some(lift) = &out.lift {
         let lead = [batch.clone(), frames.clone()];
         o.output("pose", &lift.pose, &[&lead[..], &[fixed(4)]].concat());
@@ -159,29 +159,41 @@ fn evaluate(
         outputs.push(("locate", &mut buffers.locate));
     }
     session.run_into(inputs, &mut outputs)?;
-    let floats = |name: &str, tensor: &'_ Tensor, count: usize| -> Result<Vec<f32>, BackendError> {
-        match tensor.as_f32() {
-            Some(values) if values.len() == count => Ok(values.to_vec()),
-            _ => Err(BackendError::Output {
-                name: name.to_owned(),
-                expected: format!("{count} values of f32"),
-                got: format!("{} {:?}", tensor.data.dtype().name(), tensor.shape),
-            }),
-        }
-    };
     let hw = cfg.latent_height * cfg.latent_width;
     let sample = floats("sample", &buffers.sample, frames * cfg.out_channels * hw)?;
     let mut result =
         Denoised { prediction: frames_first(&sample, cfg.out_channels, frames, hw), ..Denoised::default() };
     if cfg.lift {
-        let tokens = frames * cfg.tokens_per_frame();
-        let pose = floats("pose", &buffers.pose, 4 * frames)?;
-        result.pose = pose.chunks_exact(4).map(|p| [p[0], p[1], p[2], p[3]]).collect();
-        result.mask = floats("mask", &buffers.mask, tokens)?;
-        let locate = floats("locate", &buffers.locate, 2 * tokens)?;
-        result.locate = locate.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
+        read_heads(cfg, buffers, frames, &mut result)?;
     }
     Ok(result)
+}
+
+fn floats(name: &str, tensor: &Tensor, count: usize) -> Result<Vec<f32>, BackendError> {
+    match tensor.as_f32() {
+        Some(values) if values.len() == count => Ok(values.to_vec()),
+        _ => Err(BackendError::Output {
+            name: name.to_owned(),
+            expected: format!("{count} values of f32"),
+            got: format!("{} {:?}", tensor.data.dtype().name(), tensor.shape),
+        }),
+    }
+}
+
+/// What the lift heads wrote about `frames` frames.
+fn read_heads(
+    cfg: &DitConfig,
+    buffers: &Buffers,
+    frames: usize,
+    result: &mut Denoised,
+) -> Result<(), BackendError> {
+    let tokens = frames * cfg.tokens_per_frame();
+    let pose = floats("pose", &buffers.pose, 4 * frames)?;
+    result.pose = pose.chunks_exact(4).map(|p| [p[0], p[1], p[2], p[3]]).collect();
+    result.mask = floats("mask", &buffers.mask, tokens)?;
+    let locate = floats("locate", &buffers.locate, 2 * tokens)?;
+    result.locate = locate.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
+    Ok(())
 }
 
 struct Buffers {
@@ -289,12 +301,19 @@ impl Denoise for SessionDenoiser {
     }
 }
 
+/// Keys and values of some context, and what the heads said about its frames.
+#[derive(Default)]
+struct Memory {
+    tensors: Vec<(String, Tensor)>,
+    heads: Denoised,
+}
+
 /// The two halves of a denoiser trained with the one-way mask: context once, targets at every step.
 pub struct CachedDenoiser {
     config: DitConfig,
     prefill: Box<dyn Session>,
     cached: Box<dyn Session>,
-    memory: Vec<(String, Tensor)>,
+    memory: Memory,
     buffers: Buffers,
 }
 
@@ -320,7 +339,10 @@ impl CachedDenoiser {
                 }
             }
         }
-        Ok(Self { config, prefill, cached, memory: Vec::new(), buffers: Buffers::default() })
+        if config.lift {
+            check_ports(&config, prefill.as_ref(), &output_ports(&config)[1..])?;
+        }
+        Ok(Self { config, prefill, cached, memory: Memory::default(), buffers: Buffers::default() })
     }
 
     /// Computes the keys and values of the context frames; steps after it look at them.
@@ -328,10 +350,36 @@ impl CachedDenoiser {
     /// # Errors
     /// As [`Denoise::denoise`].
     pub fn set_context(&mut self, context: &DenoiseStep<'_>) -> Result<(), DenoiseError> {
+        self.memory = self.prefill(context)?;
+        Ok(())
+    }
+
+    fn prefill(&mut self, context: &DenoiseStep<'_>) -> Result<Memory, DenoiseError> {
         let tensors = step_tensors(&self.config, context)?;
         let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        self.memory = self.prefill.run(&inputs).map_err(backend_error)?;
-        Ok(())
+        let mut memory = Memory::default();
+        let mut of_heads = Buffers::default();
+        for (name, tensor) in self.prefill.run(&inputs).map_err(backend_error)? {
+            match name.as_str() {
+                "pose" => of_heads.pose = tensor,
+                "mask" => of_heads.mask = tensor,
+                "locate" => of_heads.locate = tensor,
+                _ => memory.tensors.push((name, tensor)),
+            }
+        }
+        if self.config.lift {
+            read_heads(&self.config, &of_heads, context.frames(), &mut memory.heads)
+                .map_err(backend_error)?;
+        }
+        Ok(memory)
+    }
+
+    fn targets(&mut self, step: &DenoiseStep<'_>, memory: &Memory) -> Result<Denoised, DenoiseError> {
+        let tensors = step_tensors(&self.config, step)?;
+        let mut inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        inputs.extend(memory.tensors.iter().map(|(n, t)| (n.as_str(), t)));
+        evaluate(&self.config, self.cached.as_mut(), &inputs, &mut self.buffers, step.frames())
+            .map_err(backend_error)
     }
 }
 
@@ -342,13 +390,139 @@ impl Denoise for CachedDenoiser {
 
     /// Evaluates target frames only; the context is that of [`CachedDenoiser::set_context`].
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
-        if self.memory.is_empty() {
+        if self.memory.tensors.is_empty() {
             return Err(DenoiseError::Backend("no context: call set_context first".into()));
         }
-        let tensors = step_tensors(&self.config, step)?;
-        let mut inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        inputs.extend(self.memory.iter().map(|(n, t)| (n.as_str(), t)));
-        evaluate(&self.config, self.cached.as_mut(), &inputs, &mut self.buffers, step.frames())
-            .map_err(backend_error)
+        let memory = std::mem::take(&mut self.memory);
+        let result = self.targets(step, &memory);
+        self.memory = memory;
+        result
+    }
+}
+
+/// A context that keys and values were computed for: the inputs of its prefill, to be compared bit by bit.
+#[derive(PartialEq)]
+struct ContextKey {
+    latents: Vec<u32>,
+    timestep: u64,
+    t_index: Vec<u64>,
+    text: Vec<u32>,
+    camera: Option<Vec<u32>>,
+}
+
+impl ContextKey {
+    fn of(step: &DenoiseStep<'_>) -> Self {
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect();
+        Self {
+            latents: bits(step.latents),
+            timestep: step.timesteps[step.rows[0]].to_bits(),
+            t_index: step.t_index.iter().map(|t| t.to_bits()).collect(),
+            text: bits(step.text),
+            camera: step.camera.map(bits),
+        }
+    }
+
+    fn is(&self, step: &DenoiseStep<'_>) -> bool {
+        let same = |ours: &[u32], theirs: &[f32]| {
+            ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(a, b)| *a == b.to_bits())
+        };
+        self.timestep == step.timesteps[step.rows[0]].to_bits()
+            && self.t_index.len() == step.t_index.len()
+            && self.t_index.iter().zip(step.t_index).all(|(a, b)| *a == b.to_bits())
+            && match (&self.camera, step.camera) {
+                (None, None) => true,
+                (Some(ours), Some(theirs)) => same(ours, theirs),
+                _ => false,
+            }
+            && same(&self.latents, step.latents)
+            && same(&self.text, step.text)
+    }
+}
+
+/// Contexts whose keys and values are kept: the two branches of joint guidance.
+const CONTEXTS_KEPT: usize = 2;
+
+/// The cached halves behind the interface of the whole network, for callers that give context and targets together.
+///
+/// The *given* frames are those at the front of a step that share the first one's row of timesteps: context and first
+/// target frame. Their keys and values are computed when they are seen for the first time; as long as given frames,
+/// text and indices stay the same, further steps only evaluate the other frames. The newest two contexts are kept,
+/// one per branch of joint guidance. `prediction` is zero for given frames, which no caller uses: they are known.
+pub struct SplitDenoiser {
+    halves: CachedDenoiser,
+    /// Newest first.
+    kept: Vec<(ContextKey, Memory)>,
+    prefills: u64,
+}
+
+impl SplitDenoiser {
+    /// Takes the two halves.
+    #[must_use]
+    pub fn new(halves: CachedDenoiser) -> Self {
+        Self { halves, kept: Vec::with_capacity(CONTEXTS_KEPT + 1), prefills: 0 }
+    }
+
+    /// How many times keys and values of a context were computed.
+    #[must_use]
+    pub fn prefills(&self) -> u64 {
+        self.prefills
+    }
+}
+
+impl Denoise for SplitDenoiser {
+    fn config(&self) -> &DitConfig {
+        &self.halves.config
+    }
+
+    fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
+        let cfg = &self.halves.config;
+        let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
+        let rays = cfg.tokens_per_frame() * cfg.camera_channels;
+        let frames = step.frames();
+        let check = |name, expected: usize, got: usize| {
+            if expected == got { Ok(()) } else { Err(DenoiseError::Size { name, expected, got }) }
+        };
+        check("latents", frames * frame, step.latents.len())?;
+        check("t_index", frames, step.t_index.len())?;
+        if let Some(bad) = step.rows.iter().find(|r| **r >= step.timesteps.len()) {
+            return Err(DenoiseError::Size { name: "rows", expected: step.timesteps.len(), got: *bad });
+        }
+        if let Some(camera) = step.camera {
+            check("camera", frames * rays, camera.len())?;
+        }
+        let given = step.rows.iter().take_while(|r| **r == step.rows[0]).count();
+        if given == frames {
+            let what = "all frames have one timestep: nothing tells given frames from targets";
+            return Err(DenoiseError::Backend(what.into()));
+        }
+        let part = |from: usize, to: usize| DenoiseStep {
+            latents: &step.latents[from * frame..to * frame],
+            timesteps: step.timesteps,
+            rows: &step.rows[from..to],
+            t_index: &step.t_index[from..to],
+            text: step.text,
+            camera: step.camera.map(|c| &c[from * rays..to * rays]),
+        };
+        let context = part(0, given);
+        let (key, memory) = match self.kept.iter().position(|(key, _)| key.is(&context)) {
+            Some(at) => self.kept.remove(at),
+            None => {
+                self.prefills += 1;
+                (ContextKey::of(&context), self.halves.prefill(&context)?)
+            }
+        };
+        let result = self.halves.targets(&part(given, frames), &memory);
+        let heads = result.is_ok().then(|| memory.heads.clone());
+        self.kept.insert(0, (key, memory));
+        self.kept.truncate(CONTEXTS_KEPT);
+        let mut result = result?;
+        let per_frame = self.halves.config.out_channels * frame / self.halves.config.in_channels;
+        result.prediction.splice(0..0, std::iter::repeat_n(0.0, given * per_frame));
+        if let Some(heads) = heads {
+            result.pose.splice(0..0, heads.pose);
+            result.mask.splice(0..0, heads.mask);
+            result.locate.splice(0..0, heads.locate);
+        }
+        Ok(result)
     }
 }

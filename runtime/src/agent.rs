@@ -26,6 +26,8 @@ pub struct AgentConfig {
     pub reserve: TimeDelta,
     /// The same goal pose is published again only after this long.
     pub republish_after: TimeDelta,
+    /// Published goals are driven to by an action, whose end is told by [`Event::DriveOver`].
+    pub drives: bool,
 }
 
 /// What happens to the agent.
@@ -81,6 +83,11 @@ pub enum Event {
         /// Its answer.
         answer: Box<Answer>,
     },
+    /// The drive to a published goal ended, however.
+    DriveOver {
+        /// Whose.
+        ticket: Ticket,
+    },
     /// Time passed.
     Tick,
 }
@@ -109,10 +116,17 @@ pub enum Action {
         /// What.
         answer: Box<Answer>,
     },
-    /// Publish the answer's pose as the robot's goal.
+    /// Publish the answer's pose as the robot's goal, or drive there. Comes before the answer itself.
     PublishGoal {
+        /// Whose.
+        ticket: Ticket,
         /// The answer with the pose.
         answer: Box<Answer>,
+    },
+    /// Stop driving to a goal.
+    StopDrive {
+        /// Whose.
+        ticket: Ticket,
     },
 }
 
@@ -135,6 +149,8 @@ pub struct Agent {
     newest_frame: Option<(TimeDelta, Timestamp)>,
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
+    /// The drive under way and the client's id of its goal.
+    driving: Option<(Ticket, String)>,
     counts: AgentCounts,
 }
 
@@ -155,7 +171,7 @@ impl Agent {
     /// An agent without a goal.
     pub fn new(config: AgentConfig) -> Self {
         let counts = AgentCounts::default();
-        Self { config, active: None, newest_frame: None, latents: 0, published: None, counts }
+        Self { config, active: None, newest_frame: None, latents: 0, published: None, driving: None, counts }
     }
 
     /// The goal in work.
@@ -192,6 +208,9 @@ impl Agent {
                 if self.active.as_ref().is_some_and(|a| id.is_empty() || a.id == id) {
                     self.stop(Status::Cancelled, "cancelled by a client", &mut actions);
                 }
+                if self.driving.as_ref().is_some_and(|(_, driving)| id.is_empty() || *driving == id) {
+                    self.stop_drive(&mut actions);
+                }
             }
             Event::Frame { captured_at } => self.newest_frame = Some((now, captured_at)),
             Event::ContextReady { latents } => self.latents = latents,
@@ -202,6 +221,9 @@ impl Agent {
                 }
             }
             Event::Done { ticket, answer } => self.done(ticket, answer, now, &mut actions),
+            Event::DriveOver { ticket } => {
+                self.driving.take_if(|(driving, _)| *driving == ticket);
+            }
             Event::Tick => {}
         }
         actions
@@ -211,6 +233,10 @@ impl Agent {
         self.counts.goals += 1;
         // The newest wish counts, even if it cannot be met: the old one is no longer wanted.
         self.stop(Status::Cancelled, &format!("pre-empted by goal {:?}", goal.id), actions);
+        // Asking only moves nobody, and stops nobody.
+        if publish {
+            self.stop_drive(actions);
+        }
         let max_age = goal.max_frame_age.unwrap_or(self.config.max_frame_age);
         let Some((arrived, _)) = self.newest_frame else {
             let reason = "no camera frame has come yet; check the camera topic and that it publishes";
@@ -247,7 +273,9 @@ impl Agent {
             && answer.status == Status::Found
             && let Some(pose) = &answer.pose
         {
-            let repeated = self.published.as_ref().is_some_and(|(at, frame, last)| {
+            // A pose on a topic may still be on the way to being driven to; a drive's end is known.
+            let published = self.published.as_ref().filter(|_| !self.config.drives);
+            let repeated = published.is_some_and(|(at, frame, last)| {
                 *frame == pose.frame
                     && last.distance(pose.pose2()) < 0.01
                     && wrap_angle(last.yaw - pose.yaw).abs() < 0.01
@@ -256,7 +284,10 @@ impl Agent {
             if !repeated {
                 self.published = Some((now, pose.frame.clone(), pose.pose2()));
                 self.counts.published += 1;
-                actions.push(Action::PublishGoal { answer: answer.clone() });
+                if self.config.drives {
+                    self.driving = Some((ticket, active.id));
+                }
+                actions.push(Action::PublishGoal { ticket, answer: answer.clone() });
             }
         }
         self.answer(ticket, *answer, actions);
@@ -287,6 +318,12 @@ impl Agent {
         self.answer(active.ticket, Answer::new(active.id, status, Some(reason.into())), actions);
     }
 
+    fn stop_drive(&mut self, actions: &mut Vec<Action>) {
+        if let Some((ticket, _)) = self.driving.take() {
+            actions.push(Action::StopDrive { ticket });
+        }
+    }
+
     fn answer(&mut self, ticket: Ticket, answer: Answer, actions: &mut Vec<Action>) {
         self.counts.answers += 1;
         self.counts.found += u64::from(answer.status == Status::Found);
@@ -306,7 +343,12 @@ mod tests {
     }
 
     fn agent() -> Agent {
+        driven(false)
+    }
+
+    fn driven(drives: bool) -> Agent {
         Agent::new(AgentConfig {
+            drives,
             deadline: ms(5000),
             max_frame_age: ms(500),
             reserve: ms(300),
@@ -347,6 +389,7 @@ mod tests {
                 Action::Halt { ticket } => format!("halt {}", ticket.0),
                 Action::Answer { ticket, answer } => format!("{} {}", answer.status, ticket.0),
                 Action::PublishGoal { .. } => "publish".into(),
+                Action::StopDrive { .. } => "stop drive".into(),
             })
             .collect()
     }
@@ -498,6 +541,59 @@ mod tests {
         assert_eq!(agent.next_tick(), None);
     }
 
+    /// What a drive is told: published goals as `go N`, stops as `stop N`.
+    fn drives(actions: &[Action]) -> Vec<String> {
+        let told = |action: &Action| match action {
+            Action::PublishGoal { ticket, .. } => Some(format!("go {}", ticket.0)),
+            Action::StopDrive { ticket } => Some(format!("stop {}", ticket.0)),
+            _ => None,
+        };
+        actions.iter().filter_map(told).collect()
+    }
+
+    #[test]
+    fn a_drive_ends_with_its_goal() {
+        let ready = |drives: bool| {
+            let mut agent = driven(drives);
+            agent.step(frame(), ms(0));
+            agent.step(Event::ContextReady { latents: 3 }, ms(0));
+            agent
+        };
+        let found_at = |agent: &mut Agent, ticket: u64| {
+            let mut actions = agent.step(goal(ticket, &format!("g{ticket}")), ms(10));
+            actions.extend(agent.step(Event::Done { ticket: Ticket(ticket), answer: found(1.0) }, ms(20)));
+            drives(&actions)
+        };
+        let cancel =
+            |agent: &mut Agent, id: &str| drives(&agent.step(Event::Cancel { id: id.into() }, ms(30)));
+
+        let mut agent = ready(true);
+        assert_eq!(found_at(&mut agent, 1), ["go 1"]);
+        assert_eq!(
+            found_at(&mut agent, 2),
+            ["stop 1", "go 2"],
+            "pre-empted, and the same pose is driven to again"
+        );
+        let asked =
+            Event::Goal { ticket: Ticket(3), goal: Goal::text("g3", "a chair").unwrap(), publish: false };
+        assert_eq!(drives(&agent.step(asked, ms(25))), [""; 0], "asking only stops nobody");
+        assert_eq!(cancel(&mut agent, "g1"), [""; 0], "another goal's id");
+        assert_eq!(cancel(&mut agent, "g2"), ["stop 2"]);
+        assert_eq!(cancel(&mut agent, ""), [""; 0], "once is enough");
+        assert_eq!(found_at(&mut agent, 4), ["go 4"]);
+        agent.step(Event::DriveOver { ticket: Ticket(2) }, ms(40));
+        assert_eq!(cancel(&mut agent, ""), ["stop 4"], "the end of an older drive is not the newer one's");
+        assert_eq!(found_at(&mut agent, 5), ["go 5"]);
+        agent.step(Event::DriveOver { ticket: Ticket(5) }, ms(40));
+        assert_eq!(cancel(&mut agent, ""), [""; 0], "it is over");
+
+        // On a topic nobody knows of drives, and the same pose is published once.
+        let mut agent = ready(false);
+        assert_eq!(found_at(&mut agent, 1), ["go 1"]);
+        assert_eq!(found_at(&mut agent, 2), [""; 0]);
+        assert_eq!(cancel(&mut agent, ""), [""; 0]);
+    }
+
     proptest! {
         #[test]
         fn exactly_one_answer_per_goal(script in proptest::collection::vec((0u8..9, 0i64..400, 0u64..6), 1..200)) {
@@ -519,7 +615,7 @@ mod tests {
                                 *working = None;
                             }
                         }
-                        Action::PublishGoal { .. } => {}
+                        Action::PublishGoal { .. } | Action::StopDrive { .. } => {}
                     }
                 }
             };

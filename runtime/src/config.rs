@@ -29,6 +29,8 @@ pub struct RobotConfig {
     pub context: ContextTable,
     /// Deadlines and ages.
     pub goals: GoalTable,
+    /// How a goal that was found is driven to.
+    pub navigate: NavigateTable,
     /// The model.
     pub model: ModelTable,
     /// The camera, where the robot's topics do not say.
@@ -98,6 +100,21 @@ pub struct GoalTable {
     pub reserve_ms: i64,
     /// The same pose is published again only after this long.
     pub republish_after_ms: i64,
+}
+
+/// How a goal that was found is driven to.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NavigateTable {
+    /// A `nav2_msgs/action/NavigateToPose` server, usually `/navigate_to_pose`. Empty: the pose is published on
+    /// `topics.goal_pose`. Never both: nav2 takes a pose on its topic for a new goal and would give up the first.
+    pub action: String,
+    /// nav2's behaviour tree; empty for its default.
+    pub behavior_tree: String,
+    /// Longest time to wait for the server to accept.
+    pub accept_ms: i64,
+    /// A drive that lasts longer is cancelled.
+    pub longest_ms: i64,
 }
 
 /// The model.
@@ -173,6 +190,7 @@ impl Default for RobotConfig {
             frames: Frames::default(),
             context: ContextTable::default(),
             goals: GoalTable::default(),
+            navigate: NavigateTable::default(),
             model: ModelTable::default(),
             camera: None,
             status_period_ms: 1000,
@@ -211,7 +229,7 @@ impl Default for Frames {
 
 impl Default for ContextTable {
     fn default() -> Self {
-        Self { keep_every: 0, capacity: 64, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
+        Self { keep_every: 0, capacity: 256, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
     }
 }
 
@@ -221,9 +239,28 @@ impl Default for GoalTable {
     }
 }
 
+impl Default for NavigateTable {
+    fn default() -> Self {
+        Self { action: String::new(), behavior_tree: String::new(), accept_ms: 5000, longest_ms: 600_000 }
+    }
+}
+
 impl Default for ModelTable {
     fn default() -> Self {
         Self { bundle: None, backend: "rten".into(), threads: 2, seed: 0 }
+    }
+}
+
+/// What is wrong with a TOML text, and where.
+fn in_one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', ", ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: {message}")
+        }
+        None => message,
     }
 }
 
@@ -247,7 +284,7 @@ impl RobotConfig {
     /// [`ConfigError`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text)
-            .map_err(|e| ConfigError::Toml { path: PathBuf::new(), reason: e.to_string() })?;
+            .map_err(|e| ConfigError::Toml { path: PathBuf::new(), reason: in_one_line(&e, text) })?;
         config.check()?;
         Ok(config)
     }
@@ -268,6 +305,8 @@ impl RobotConfig {
             ("context.max_gap_ms", c.max_gap_ms),
             ("goals.deadline_ms", self.goals.deadline_ms),
             ("goals.max_frame_age_ms", self.goals.max_frame_age_ms),
+            ("navigate.accept_ms", self.navigate.accept_ms),
+            ("navigate.longest_ms", self.navigate.longest_ms),
         ] {
             range(key, (1..=3_600_000).contains(&millis), millis.to_string(), "1 to 3600000")?;
         }
@@ -313,6 +352,7 @@ impl RobotConfig {
             max_frame_age: TimeDelta::from_millis(self.goals.max_frame_age_ms),
             reserve: TimeDelta::from_millis(self.goals.reserve_ms),
             republish_after: TimeDelta::from_millis(self.goals.republish_after_ms),
+            drives: !self.navigate.action.is_empty(),
         }
     }
 }
@@ -359,11 +399,18 @@ mod tests {
         check("robot = \"bot-1\"\n[context]\nkeep_every = 2\n[topics]\nimage = \"/front/image\"", Ok(()));
         check("robot = \"a/b\"", Err("robot is \"a/b\""));
         check("[context]\ncapacity = 1", Err("context.capacity is 1"));
-        check("[context]\nrecent = 64", Err("context.recent is 64"));
+        check("[context]\nrecent = 256", Err("context.recent is 256"));
         check("[goals]\ndeadline_ms = 0", Err("goals.deadline_ms is 0"));
+        check("[navigate]\naction = \"/navigate_to_pose\"", Ok(()));
+        check("[navigate]\nlongest_ms = 0", Err("navigate.longest_ms is 0"));
         check("[topics]\nimagee = \"/x\"", Err("imagee"));
         check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
         check("not toml", Err("configuration"));
+        check("robot = \"x\"\n[topics]\nimage = 3\n", Err("line 3, column 9: invalid type"));
+        for text in ["not toml", "robot = \"x\n", "[topics]\nimagee = 1", "[context]\ncapacity = -1"] {
+            let error = RobotConfig::parse(text).unwrap_err().to_string();
+            assert!(!error.contains('\n') && error.contains("line "), "{error}");
+        }
     }
 
     #[test]

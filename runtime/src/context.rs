@@ -16,7 +16,7 @@ use crate::planar::Pose2;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use std::fmt;
 
-/// Frames per latent.
+/// Frames per latent. The first latent of a streaming encoder's segment is one frame: [`GroupEncoder::group_len`].
 pub const GROUP: usize = 4;
 
 /// Why a new segment began. Frames of one latent never come from two segments.
@@ -139,11 +139,16 @@ pub trait GroupEncoder {
     /// Values per latent: `channels * height * width`.
     fn latent_len(&self) -> usize;
 
-    /// Encodes four frames of the model's size, oldest first, into `latent` (`[channels, height, width]`,
-    /// normalised as the denoiser wants it).
+    /// Frames that the next latent takes: [`GROUP`], or 1 where a stream begins with a frame of its own.
+    fn group_len(&self) -> usize {
+        GROUP
+    }
+
+    /// Encodes [`GroupEncoder::group_len`] frames of the model's size, oldest first, into `latent`
+    /// (`[channels, height, width]`, normalised as the denoiser wants it).
     ///
     /// # Errors
-    /// When the backend fails.
+    /// When the backend fails; a stream's state is what it was before.
     fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError>;
 
     /// Encodes one still frame as the first latent of a clip, without touching the streaming state.
@@ -175,7 +180,7 @@ pub enum EncodeError {
     Backend(String),
 }
 
-/// Four kept frames on their way to the encoder.
+/// Kept frames on their way to the encoder.
 #[derive(Debug)]
 pub struct GroupStage {
     frames: Vec<RgbImage>,
@@ -188,10 +193,10 @@ impl Default for GroupStage {
 }
 
 impl GroupStage {
-    /// Adds a frame; `true` when the group is full and must be encoded and cleared.
-    pub fn push(&mut self, frame: RgbImage) -> bool {
+    /// Adds a frame; `true` when the group has `wanted` frames and must be encoded and cleared.
+    pub fn push(&mut self, frame: RgbImage, wanted: usize) -> bool {
         self.frames.push(frame);
-        self.frames.len() == GROUP
+        self.frames.len() >= wanted
     }
 
     /// The frames so far, oldest first.
@@ -429,6 +434,29 @@ pub fn spread(len: usize, count: usize) -> Vec<usize> {
     }
 }
 
+/// Stretches of a long history, newest first, each as long as the recordings that a model was trained on: positions into
+/// `index` (ascending), first and last included.
+///
+/// A stretch spans at most `span` indices, but holds at least `least` latents where there are so many: what is left of
+/// old history is thin. Neighbours overlap by half, so that whatever takes less than half a stretch to pass by is
+/// whole in one of them. Together they cover everything. One stretch where `index` is not longer than `span`.
+pub fn stretches(index: &[u64], span: u64, least: usize) -> Vec<(usize, usize)> {
+    let mut all = Vec::new();
+    let Some(mut end) = index.len().checked_sub(1) else { return all };
+    loop {
+        let within = index.partition_point(|i| *i + span < index[end]);
+        let begin = within.min((end + 1).saturating_sub(least.max(1)));
+        all.push((begin, end));
+        if begin == 0 {
+            return all;
+        }
+        // Half a stretch earlier, but not before one that reaches the beginning.
+        let half = index.partition_point(|i| *i + span / 2 < index[end]).min(begin + (end - begin) / 2);
+        let first_end = index.partition_point(|i| *i <= index[0] + span).max(least.min(index.len())) - 1;
+        end = half.max(first_end).min(end - 1);
+    }
+}
+
 /// Why a latent was not stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -539,10 +567,10 @@ impl ContextIntake {
     }
 
     /// Takes a kept frame at the model's size with the base's pose at its stamp. Every fourth one yields a
-    /// latent.
+    /// latent; with a streaming encoder also the first one of a segment.
     ///
     /// # Errors
-    /// When the encoder fails; the group is dropped and counted.
+    /// When the encoder fails; the group is dropped and counted, and a stream begins anew with the next frame.
     pub fn push(
         &mut self,
         frame: RgbImage,
@@ -550,13 +578,15 @@ impl ContextIntake {
         odom_from_base: Option<Pose2>,
         encoder: &mut dyn GroupEncoder,
     ) -> Result<Option<Encoded<'_>>, EncodeError> {
-        if !self.stage.push(frame) {
+        if !self.stage.push(frame, encoder.group_len()) {
             return Ok(None);
         }
         let index = self.next_index;
         self.next_index += 1;
         if let Err(error) = encoder.encode_group(self.stage.frames(), &mut self.latent) {
             self.counts.failed += self.stage.clear() as u64;
+            // The group is missing from the stream: what comes next does not continue it.
+            encoder.reset();
             return Err(error);
         }
         let picture = self.stage.frames.pop().expect("a full group has a last frame");
@@ -688,13 +718,36 @@ mod tests {
         }
 
         #[test]
+        fn stretches_cover_a_history_newest_first(
+            steps in proptest::collection::vec(1u64..30, 0..150), span in 1u64..60, least in 1usize..8,
+        ) {
+            let mut at = 0;
+            let index: Vec<u64> = steps.iter().map(|s| { at += s; at }).collect();
+            let all = stretches(&index, span, least);
+            prop_assert_eq!(all.is_empty(), index.is_empty());
+            prop_assert!(all.len() <= index.len());
+            for (i, (begin, end)) in all.iter().copied().enumerate() {
+                prop_assert!(begin <= end && end < index.len());
+                let size = end - begin + 1;
+                prop_assert!(index[end] - index[begin] <= span || size == least.min(index.len()), "{:?}", all);
+                prop_assert!(size >= least.min(index.len()));
+                prop_assert!(i > 0 || end == index.len() - 1, "the newest comes first");
+                if i > 0 {
+                    prop_assert!(end < all[i - 1].1 && end + 1 >= all[i - 1].0, "no latent is left out: {:?}", all);
+                }
+            }
+            prop_assert!(all.last().is_none_or(|(begin, _)| *begin == 0));
+        }
+
+        #[test]
         fn every_frame_is_accounted_for(
             frames in proptest::collection::vec((-3i64..8, 0u32..12), 1..200),
             keep_every in 1usize..5,
+            streaming in proptest::bool::ANY,
         ) {
             let sampler = FrameSampler::new(Keep::Every(keep_every), TimeDelta(5));
             let mut intake = ContextIntake::new(sampler, 1);
-            let mut encoder = Sum { groups: 0, resets: 0, fail_every: 3 };
+            let mut encoder = Sum { fail_every: 3, streaming, ..Sum::default() };
             let mut stamp = 1000;
             let (mut stored, mut last) = (0, None);
             for (step, size) in frames {
@@ -712,17 +765,23 @@ mod tests {
             let c = intake.counts();
             prop_assert_eq!(c.offered, c.skipped + c.kept);
             let waiting = intake.stage.frames().len() as u64;
-            prop_assert_eq!(c.kept, c.latents * GROUP as u64 + c.cut_off + c.failed + waiting);
+            prop_assert_eq!(c.kept, encoder.encoded + c.cut_off + c.failed + waiting);
             prop_assert_eq!(c.latents, stored);
-            prop_assert_eq!(encoder.resets, c.segments);
+            prop_assert!(streaming || encoder.encoded == GROUP as u64 * stored);
+            // A stream begins with every segment, and anew where a group is missing from it.
+            prop_assert_eq!(encoder.resets, c.segments + encoder.groups / encoder.fail_every);
         }
     }
 
-    /// A fake encoder: the mean of the last picture, failing now and then.
+    /// A fake encoder: the last picture's first byte, failing now and then. A streaming one takes a single frame first.
+    #[derive(Default)]
     struct Sum {
         groups: u64,
+        encoded: u64,
         resets: u64,
         fail_every: u64,
+        streaming: bool,
+        started: bool,
     }
 
     impl GroupEncoder for Sum {
@@ -730,13 +789,18 @@ mod tests {
             1
         }
         fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError> {
-            assert_eq!(frames.len(), GROUP);
+            assert_eq!(frames.len(), self.group_len());
             self.groups += 1;
             if self.groups.is_multiple_of(self.fail_every) {
                 return Err(EncodeError::Backend("made to fail".into()));
             }
-            latent[0] = f32::from(frames[3].data[0]);
+            self.encoded += frames.len() as u64;
+            self.started = true;
+            latent[0] = f32::from(frames[frames.len() - 1].data[0]);
             Ok(())
+        }
+        fn group_len(&self) -> usize {
+            if self.streaming && !self.started { 1 } else { GROUP }
         }
         fn encode_still(&mut self, frame: &RgbImage, latent: &mut [f32]) -> Result<(), EncodeError> {
             latent[0] = f32::from(frame.data[0]);
@@ -744,7 +808,18 @@ mod tests {
         }
         fn reset(&mut self) {
             self.resets += 1;
+            self.started = false;
         }
+    }
+
+    #[test]
+    fn stretches_overlap_by_half() {
+        let even: Vec<u64> = (0..60).collect();
+        assert_eq!(stretches(&even, 23, 6), [(36, 59), (24, 47), (12, 35), (0, 23)]);
+        assert_eq!(stretches(&even[..24], 23, 6), [(0, 23)]);
+        let thin: Vec<u64> = (0..10).map(|i| 20 * i).collect();
+        assert_eq!(stretches(&thin, 23, 6), [(4, 9), (1, 6), (0, 5)]);
+        assert!(stretches(&[], 23, 6).is_empty());
     }
 
     #[test]

@@ -2,13 +2,19 @@
 //!
 //! This is the whole path without threads, sockets and clocks; the node, `replay`, and evaluation all call
 //! [`ground`]. The model is behind [`Mind`], so that tests can put a fake in its place.
+//!
+//! # Models without lift heads
+//! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the drive, and the red box in
+//! its last frames can say that it found the thing; a metric pose cannot be read from that, and none is made up:
+//! * a box: `failed`, with the reason that this model has no pose heads; box and imagined frames are given;
+//! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
-use crate::context::{ContextLatent, EncodeError, GROUP};
+use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
     Budget, Clock, Flow, Heads, ImagineError, Imagined, Progress, Prompt, Seen, Settings, choose_context,
-    imagine, pick,
+    imagine, opinions, pick,
 };
 use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift};
 use crate::planar::{Pose2, wrap_angle};
@@ -32,8 +38,10 @@ pub struct MindSpec {
     pub context_max: usize,
     /// Sampler defaults.
     pub settings: Settings,
-    /// Calibration of the lift.
-    pub lift: LiftParams,
+    /// Calibration of the lift; `None` for a model without lift heads.
+    pub lift: Option<LiftParams>,
+    /// Smallest score (0..1) of a box that is reported.
+    pub box_min: f64,
     /// Latents at the end of a drive that show the box (at least 1).
     pub box_latents: usize,
     /// Which bundle.
@@ -59,11 +67,17 @@ pub trait Mind: Send {
     /// When the backend fails.
     fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError>;
 
-    /// Decodes `[n, channels, height, width]` into `4 n` frames.
+    /// Decodes a clip `[n, channels, height, width]` into `4 n` frames; frame `4 i + 3` is the last of latent `i`.
+    /// Where the first latent of a clip is a single frame (streaming autoencoders) it is given four times.
     ///
     /// # Errors
     /// When the backend fails.
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError>;
+
+    /// Whether [`Mind::decode`] also works on latents that do not follow each other.
+    fn decodes_alone(&self) -> bool {
+        true
+    }
 
     /// Camera rays `[target_latents, tokens, camera_channels]` for a path of base poses relative to here: one for
     /// the first frame and one for each of the `4 (target_latents - 1)` others. `base_from_camera` is the robot's
@@ -153,7 +167,8 @@ pub enum Stage<'a> {
 pub struct Grounded {
     /// The answer.
     pub answer: Answer,
-    /// What the lift found, relative to the base at the newest frame.
+    /// What the lift found, relative to the base where the drive begins: at the newest frame, or where an older view
+    /// of the thing was had.
     pub lifted: Option<Lifted>,
     /// Frames of the first imagined drive; empty when none was sampled.
     pub frames: Vec<RgbImage>,
@@ -187,7 +202,9 @@ impl Stopwatch<'_> {
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
 pub fn settings_for(spec: &MindSpec, goal: &Goal) -> Settings {
     let mut settings = spec.settings.clone();
-    settings.early_timestep = spec.lift.early_timestep;
+    if let Some(lift) = &spec.lift {
+        settings.early_timestep = lift.early_timestep;
+    }
     if let Some(candidates) = goal.candidates {
         settings.candidates = (candidates as usize).max(1);
     }
@@ -304,36 +321,22 @@ fn attempt(
     watch.lap(&mut out.answer, "text");
     tell(Stage::Text)?;
 
-    // The newest frame as the first latent.
-    let first = mind.encode_still(&scene.newest)?;
-    watch.lap(&mut out.answer, "encode_first");
-    tell(Stage::Encode)?;
-
-    // Which latents, then the imagination.
-    let memory = Seen {
-        index: scene.memory.iter().map(|c| c.info.index).collect(),
-        latents: scene.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
-        first,
-    };
-    if memory.index.is_empty() {
+    // Where the drive begins and which latents it looks at, then the imagination.
+    if scene.memory.is_empty() {
         return Err(Trouble::Reason("nothing has been seen yet".into()));
     }
+    let by_text = matches!(goal.kind, GoalKind::Text(_));
     let prompt = Prompt { text: &text, null_text: &null_text, camera: rays.as_deref() };
     let budget = Budget { clock, until };
-    let by_text = matches!(goal.kind, GoalKind::Text(_));
-    let mut scan = |p: Progress<'_>| match p {
-        Progress::Scanned(part, parts) => progress(Stage::Scan(part, parts)),
-        _ => Flow::Continue,
-    };
-    out.used = if by_text {
-        choose_context(mind.denoiser(), &memory, prompt, settings, spec.context_max, budget, &mut scan)?
-    } else {
-        crate::context::spread(memory.index.len(), spec.context_max)
-    };
-    let seen = pick(&memory, &out.used, spec.latent_len);
-    let here = scene.odom_from_base.map(Pose2::inverse);
-    let context: Vec<Option<Pose2>> =
-        out.used.iter().map(|p| Some(here?.compose(scene.memory.get(*p)?.info.odom_from_base?))).collect();
+    let view = choose_view(mind, scene, by_text, prompt, settings, budget, progress)?;
+    let View { start, origin, seen, context, .. } = view;
+    out.used = view.used;
+    if let Some(start) = start.and_then(|p| scene.memory.get(p)) {
+        out.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
+    }
+    if progress(Stage::Encode) == Flow::Stop {
+        return Err(Trouble::Stopped);
+    }
     watch.lap(&mut out.answer, "select");
 
     let mut early: Vec<Heads> = Vec::new();
@@ -342,13 +345,13 @@ fn attempt(
         Progress::Scanned(..) => Flow::Continue,
         Progress::Early(heads) => {
             early.push(heads.clone());
-            if !by_text {
+            let Some(params) = spec.lift.as_ref().filter(|_| by_text) else {
                 return progress(Stage::Encode);
-            }
+            };
             let imagined = Imagined { early: early.clone(), ..Imagined::default() };
             let evidence = Evidence { context: &context, ..Evidence::default() };
             let mut draft = template.clone();
-            fill(&mut draft, scene, &lift(&imagined, &evidence, &spec.lift));
+            fill(&mut draft, scene, origin, &lift(&imagined, &evidence, params));
             draft.candidates = early.len() as u32;
             progress(Stage::Draft(&draft))
         }
@@ -360,22 +363,36 @@ fn attempt(
     watch.lap(&mut out.answer, "denoise");
     out.step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
     out.answer.steps = imagined.drives.iter().map(|d| d.steps as u32).max().unwrap_or(0);
-    out.answer.candidates = imagined.early.len() as u32;
+    out.answer.candidates = imagined.early.len().max(imagined.drives.len()) as u32;
 
-    // The imagined frames.
-    if let Some(drive) = imagined.drives.first() {
-        out.frames = mind.decode(&drive.latents)?;
-        let boxed = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP);
-        out.found_box = find_box(&out.frames[boxed..]).filter(|b| b.score >= spec.lift.box_min);
+    // The imagined frames. Heads speak for all drives; without heads the drive with the clearest box is taken.
+    let looked_at = if spec.lift.is_some() { 1 } else { usize::MAX };
+    let mut clearest: Option<FoundBox> = None;
+    for drive in imagined.drives.iter().take(looked_at) {
+        let frames = mind.decode(&drive.latents)?;
+        let boxed = frames.len().saturating_sub(spec.box_latents.max(1) * GROUP);
+        let found = find_box(&frames[boxed..]);
+        let score = |found: &Option<FoundBox>| found.map_or(f64::NEG_INFINITY, |b| b.score);
+        if out.frames.is_empty() || score(&found) > score(&clearest) {
+            (out.frames, clearest) = (frames, found);
+        }
     }
-    out.reconstruction_error = match spec.lift.reconstruction_max {
-        Some(_) => reconstruction_error(mind, scene, &seen, &out.used)?,
-        None => None,
+    out.found_box = clearest.filter(|b| b.score >= spec.box_min);
+    out.answer.bounding_box = out.found_box.map(|b| b.edges());
+    out.reconstruction_error = match spec.lift.and_then(|lift| lift.reconstruction_max) {
+        Some(_) if mind.decodes_alone() => reconstruction_error(mind, scene, &seen, &out.used)?,
+        _ => None,
     };
     watch.lap(&mut out.answer, "decode_video");
     if progress(Stage::Decode) == Flow::Stop {
         return Err(Trouble::Stopped);
     }
+    let Some(params) = spec.lift else {
+        let (status, reason) = without_heads(&imagined, clearest, spec.box_min);
+        out.answer.status = status;
+        out.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+        return Ok(());
+    };
 
     // The pose, and whether to believe it.
     let mut evidence = Evidence {
@@ -384,28 +401,23 @@ fn attempt(
         likeness_error: None,
         reconstruction_error: out.reconstruction_error,
     };
-    let mut lifted = lift(&imagined, &evidence, &spec.lift);
+    let mut lifted = lift(&imagined, &evidence, &params);
     let end = if by_text { lifted.pose } else { route.last().copied() };
     let view_end = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP + 1);
     if let (Some(end), Some(view)) = (end, out.frames.get(view_end)) {
         evidence.likeness_error = nearest_view(&context, end)
             .and_then(|i| scene.memory.get(out.used[i]))
             .and_then(|seen| mean_difference(view, &seen.picture));
-        lifted = lift(&imagined, &evidence, &spec.lift);
+        lifted = lift(&imagined, &evidence, &params);
     }
     if !by_text {
-        follow(&mut lifted, &imagined, &route, &spec.lift);
+        follow(&mut lifted, &imagined, &route, &params);
     }
-    fill(&mut out.answer, scene, &lifted);
-    out.answer.bounding_box = out.found_box.map(|b| b.edges());
+    fill(&mut out.answer, scene, origin, &lifted);
     if let Some(reduced) = &imagined.reduced {
-        let reason = out.answer.reason.take();
-        out.answer.reason = Some(match reason {
-            Some(reason) => format!("{reason}; {reduced}"),
-            None => reduced.clone(),
-        });
+        out.answer.reason = Some(with_reduction(out.answer.reason.take(), Some(reduced)));
     }
-    let origin = scene.odom_from_base.unwrap_or_default();
+    let origin = origin.unwrap_or_default();
     let route = if by_text { &lifted.path } else { &route };
     out.path = route.iter().map(|p| origin.compose(*p)).collect();
     out.object = lifted.object.map(|(x, y)| crate::planar::point_from(origin, x, y));
@@ -417,8 +429,130 @@ fn attempt(
     Ok(())
 }
 
-/// Carries what the lift found over into the answer's frame.
-fn fill(answer: &mut Answer, scene: &Scene, lifted: &Lifted) {
+/// What can be said about a goal by a model that has no lift heads: see the head of this file.
+fn without_heads(imagined: &Imagined, clearest: Option<FoundBox>, box_min: f64) -> (Status, String) {
+    if imagined.drives.is_empty() {
+        return (Status::Failed, "this model answers by imagining the drive only".into());
+    }
+    match clearest {
+        Some(found) if found.score >= box_min => (
+            Status::Failed,
+            format!(
+                "the drive was imagined and ends with a box around the goal (score {:.2}), but this model has no \
+                 heads to read a pose from: no pose can be given; box and imagined frames are attached",
+                found.score
+            ),
+        ),
+        _ => (
+            Status::NotInContext,
+            format!(
+                "the last imagined frames show no box around anything (clearest {:.2}, {box_min:.2} is needed)",
+                clearest.map_or(0.0, |b| b.score)
+            ),
+        ),
+    }
+}
+
+/// A reason, and why less was done than asked for.
+fn with_reduction(reason: Option<String>, reduced: Option<&str>) -> String {
+    [reason.as_deref(), reduced].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// Where a drive begins, and what it is imagined from.
+struct View {
+    /// Position in the memory of the view that it begins with; `None`: the newest frame.
+    start: Option<usize>,
+    /// `odom_from_base` there.
+    origin: Option<Pose2>,
+    /// Positions in the memory that were chosen.
+    used: Vec<usize>,
+    /// Their latents, and the first one of the drive.
+    seen: Seen,
+    /// For each of them `start_from_base`, where known.
+    context: Vec<Option<Pose2>>,
+}
+
+/// Chooses where to begin and what to look at.
+///
+/// A history no longer than the recordings that the model was trained on is taken whole, and the drive begins here.
+/// A longer one is looked through in stretches of that length ([`stretches`]): inside each the drive begins with the
+/// stretch's own last view, whose place odometry knows, so that context and start are what they were in training.
+/// The stretch that would be believed wins; of several, the one with the clearest sight of the thing. This also lets
+/// a model that knows single rooms find things in rooms that the robot has left. Without odometry nothing can be
+/// carried from there to here, and without lift heads nothing tells one stretch from another: then the whole history
+/// is taken, evenly. Waypoints begin here.
+fn choose_view(
+    mind: &mut dyn Mind,
+    scene: &Scene,
+    by_text: bool,
+    prompt: Prompt<'_>,
+    settings: &Settings,
+    budget: Budget<'_>,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+) -> Result<View, Trouble> {
+    let spec = mind.spec().clone();
+    let index: Vec<u64> = scene.memory.iter().map(|c| c.info.index).collect();
+    let last = index.len() - 1;
+    let params = spec.lift.filter(|_| scene.odom_from_base.is_some());
+    let all = match (params, settings.max_span) {
+        (Some(_), Some(span)) => stretches(&index, span as u64, spec.context_max),
+        _ => vec![(0, last)],
+    };
+    let all = if by_text { &all[..] } else { &all[..1] };
+    let began = budget.clock.now();
+    let mut best: Option<((bool, f64), View)> = None;
+    for (i, &(begin, end)) in all.iter().enumerate() {
+        // Looking must leave at least half of the time to imagining.
+        let spent = budget.clock.now() - began;
+        if best.is_some()
+            && budget.left().is_some_and(|left| left.0 < spent.0 + 2 * spent.0 / i.max(1) as i64)
+        {
+            break;
+        }
+        let start = (end < last).then_some(end);
+        let origin = start.map_or(scene.odom_from_base, |p| scene.memory[p].info.odom_from_base);
+        if start.is_some() && origin.is_none() {
+            continue;
+        }
+        let stretch = &scene.memory[begin..=end];
+        let memory = Seen {
+            index: index[begin..=end].to_vec(),
+            latents: stretch.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+            first: mind.encode_still(start.map_or(&scene.newest, |p| &scene.memory[p].picture))?,
+        };
+        let chosen = if by_text {
+            let mut scan = |p: Progress<'_>| match p {
+                Progress::Scanned(part, parts) => progress(Stage::Scan(i * parts + part, all.len() * parts)),
+                _ => Flow::Continue,
+            };
+            choose_context(mind.denoiser(), &memory, prompt, settings, spec.context_max, budget, &mut scan)?
+        } else {
+            crate::context::spread(stretch.len(), spec.context_max)
+        };
+        let seen = pick(&memory, &chosen, spec.latent_len);
+        let start_from_odom = origin.map(Pose2::inverse);
+        let context = chosen
+            .iter()
+            .map(|p| Some(start_from_odom?.compose(stretch.get(*p)?.info.odom_from_base?)))
+            .collect();
+        let used = chosen.into_iter().map(|p| begin + p).collect();
+        let view = View { start, origin, used, seen, context };
+        let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
+        let early = opinions(mind.denoiser(), &view.seen, prompt, settings, budget)?;
+        let imagined = Imagined { early, ..Imagined::default() };
+        let evidence = Evidence { context: &view.context, ..Evidence::default() };
+        let lifted = lift(&imagined, &evidence, &params);
+        let rank = (lifted.decision == Decision::Found, lifted.mask_max);
+        let better = |(found, clear): (bool, f64)| (rank.0 && !found) || (rank.0 == found && rank.1 > clear);
+        if best.as_ref().is_none_or(|(other, _)| better(*other)) {
+            best = Some((rank, view));
+        }
+    }
+    best.map(|(_, view)| view).ok_or_else(|| Trouble::Reason("nothing has been seen yet".into()))
+}
+
+/// Carries what the lift found over into the answer's frame; `origin` is `odom_from_base` where the drive begins.
+fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lifted) {
     let (status, reason) = match &lifted.decision {
         Decision::Found => (Status::Found, None),
         Decision::NotInContext(reason) => (Status::NotInContext, Some(reason.clone())),
@@ -431,7 +565,7 @@ fn fill(answer: &mut Answer, scene: &Scene, lifted: &Lifted) {
     let Some(pose) = lifted.pose.filter(|_| status == Status::Found) else {
         return;
     };
-    let (frame, origin) = match scene.odom_from_base {
+    let (frame, origin) = match origin {
         Some(origin) => (&scene.odom_frame, origin),
         None => {
             answer.reason = Some(

@@ -21,19 +21,21 @@ pub struct ModelCamera {
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// Focal length in pixels, the same along both axes.
-    pub focal_px: f64,
+    /// Focal length in pixels, the same along both axes. `None`: trained on whatever cameras see, so that frames
+    /// are only scaled and cropped.
+    pub focal_px: Option<f64>,
 }
 
 impl ModelCamera {
     /// The camera with the given horizontal field of view (radians) and square pixels.
     pub fn from_fov(width: usize, height: usize, horizontal_fov_rad: f64) -> Self {
-        Self { width, height, focal_px: width as f64 / (2.0 * (horizontal_fov_rad / 2.0).tan()) }
+        let focal_px = Some(width as f64 / (2.0 * (horizontal_fov_rad / 2.0).tan()));
+        Self { width, height, focal_px }
     }
 
-    /// Horizontal field of view, radians.
-    pub fn horizontal_fov_rad(&self) -> f64 {
-        2.0 * (self.width as f64 / (2.0 * self.focal_px)).atan()
+    /// Any camera: frames fill the model's picture, the middle of what does not fit is taken.
+    pub fn any(width: usize, height: usize) -> Self {
+        Self { width, height, focal_px: None }
     }
 }
 
@@ -150,7 +152,8 @@ impl Span {
 /// With `intrinsics` (for the frame's size, or scaled to it) a model pixel averages exactly the part of the
 /// source that it would see; what lies outside the source is black. Lens distortion is not undone. Without
 /// intrinsics the source is taken to have the model's horizontal field of view and square pixels, so that a
-/// taller source is cropped and a wider one gets bars.
+/// taller source is cropped and a wider one gets bars. A model without a field of view of its own
+/// ([`ModelCamera::any`]) takes the largest middle part of the source that has its shape.
 ///
 /// `rgb` holds `width * height * 3` bytes. Returns `None` when sizes disagree or are zero.
 pub fn look_through(
@@ -164,21 +167,24 @@ pub fn look_through(
     if want == 0 || rgb.len() != want || camera.width == 0 || camera.height == 0 {
         return None;
     }
-    let (fx, fy, cx, cy) = match intrinsics {
-        Some(k) => {
+    let (middle_x, middle_y) = ((width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0);
+    let scale = [width as f64 / camera.width as f64, height as f64 / camera.height as f64];
+    let (model_focal, (fx, fy, cx, cy)) = match (camera.focal_px, intrinsics) {
+        (Some(focal), Some(k)) => {
             let k = k.resized(u32::try_from(width).ok()?, u32::try_from(height).ok()?);
-            (k.fx, k.fy, k.cx, k.cy)
+            (focal, (k.fx, k.fy, k.cx, k.cy))
         }
-        None => {
-            let focal = camera.focal_px * width as f64 / camera.width as f64;
-            (focal, focal, (width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0)
+        (Some(focal), None) => (focal, (focal * scale[0], focal * scale[0], middle_x, middle_y)),
+        (None, _) => {
+            let fill = scale[0].min(scale[1]);
+            (1.0, (fill, fill, middle_x, middle_y))
         }
     };
     if ![fx, fy, cx, cy].iter().all(|v| v.is_finite()) || fx <= 0.0 || fy <= 0.0 {
         return None;
     }
-    let columns = coverage(camera.width, camera.focal_px, width, fx, cx);
-    let rows = coverage(camera.height, camera.focal_px, height, fy, cy);
+    let columns = coverage(camera.width, model_focal, width, fx, cx);
+    let rows = coverage(camera.height, model_focal, height, fy, cy);
     let mut data = Vec::with_capacity(camera.width * camera.height * 3);
     // Rows first: one weighted source row per model row, then columns.
     let mut line = vec![0.0f32; width * 3];
@@ -247,7 +253,7 @@ mod tests {
     #[test]
     fn same_camera_is_the_identity() {
         let picture = gradient(24, 16);
-        let camera = ModelCamera { width: 24, height: 16, focal_px: 12.0 };
+        let camera = ModelCamera { width: 24, height: 16, focal_px: Some(12.0) };
         let same = look_through(camera, &picture.data, 24, 16, Some(&intrinsics(24, 16, 12.0))).unwrap();
         assert_eq!(same, picture);
         assert_eq!(look_through(camera, &picture.data, 24, 16, None).unwrap(), picture);
@@ -262,7 +268,7 @@ mod tests {
                 data.extend([(10 * (x / 2) + y % 2 * 4) as u8, 7, if x % 2 == 0 { 0 } else { 100 }]);
             }
         }
-        let camera = ModelCamera { width: 4, height: 2, focal_px: 3.0 };
+        let camera = ModelCamera { width: 4, height: 2, focal_px: Some(3.0) };
         let small = look_through(camera, &data, 8, 4, Some(&intrinsics(8, 4, 6.0))).unwrap();
         for y in 0..2 {
             for x in 0..4 {
@@ -275,7 +281,7 @@ mod tests {
     fn fields_of_view_are_lined_up() {
         // A source that sees less than the model is surrounded by black; one that sees more is cropped.
         let white = RgbImage::filled(100, 100, [255; 3]);
-        let camera = ModelCamera { width: 20, height: 20, focal_px: 10.0 };
+        let camera = ModelCamera { width: 20, height: 20, focal_px: Some(10.0) };
         let narrow = look_through(camera, &white.data, 100, 100, Some(&intrinsics(100, 100, 100.0))).unwrap();
         assert_eq!((narrow.pixel(0, 10), narrow.pixel(10, 10)), ([0; 3], [255; 3]));
         let lit = narrow.data.iter().filter(|v| **v == 255).count() / 3;
@@ -285,8 +291,23 @@ mod tests {
     }
 
     #[test]
+    fn a_model_for_any_camera_takes_the_middle() {
+        // Columns 0..100 and 140..240 are black, the middle is white; the model is square.
+        let mut wide = RgbImage::filled(240, 40, [0; 3]);
+        for y in 0..40 {
+            for x in 100..140 {
+                wide.data[(y * 240 + x) * 3..][..3].copy_from_slice(&[255; 3]);
+            }
+        }
+        for known in [None, Some(intrinsics(240, 40, 500.0))] {
+            let seen = look_through(ModelCamera::any(8, 8), &wide.data, 240, 40, known.as_ref()).unwrap();
+            assert!(seen.data.iter().all(|v| *v == 255), "no bars, whatever the intrinsics: {known:?}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
-        let camera = ModelCamera { width: 4, height: 2, focal_px: 3.0 };
+        let camera = ModelCamera { width: 4, height: 2, focal_px: Some(3.0) };
         assert!(look_through(camera, &[0; 11], 2, 2, None).is_none());
         assert!(look_through(camera, &[], 0, 2, None).is_none());
         assert!(look_through(camera, &[], usize::MAX, 3, None).is_none());

@@ -3,7 +3,8 @@
 //! One *drive* is a short video of going to the goal, in latents: the first frame (given), motion, and at the end
 //! the frames with a box around the goal. Before a drive is sampled, one single pass at a high noise level asks
 //! the lift heads for their first opinion: it is the best place to read the goal's pose from, and an answer that
-//! a tight deadline can have.
+//! a tight deadline can have. A model without heads has no opinion to give: it is asked only where a deadline makes
+//! it necessary to know what one pass costs.
 //!
 //! Nothing here reads a clock, draws unseeded numbers or knows a backend: the denoiser is a
 //! `&mut dyn Denoise`, time comes through [`Clock`], and the caller is asked between two evaluations whether to
@@ -124,7 +125,7 @@ pub struct Drive {
 /// What came of one goal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imagined {
-    /// First opinions, one per candidate.
+    /// First opinions, one per candidate; none from a model without heads.
     pub early: Vec<Heads>,
     /// Imagined drives; fewer than asked, or none, when time was short.
     pub drives: Vec<Drive>,
@@ -210,7 +211,8 @@ pub struct Budget<'a> {
 }
 
 impl Budget<'_> {
-    fn left(&self) -> Option<TimeDelta> {
+    /// Time left, where there is a limit.
+    pub fn left(&self) -> Option<TimeDelta> {
         self.until.map(|until| until - self.clock.now())
     }
 
@@ -433,6 +435,36 @@ pub fn pick(memory: &Seen, positions: &[usize], frame: usize) -> Seen {
     }
 }
 
+/// The first opinions of `count` candidates: what [`imagine`] begins with, for the same seed bit for bit the same.
+/// Fewer, but at least one, when the budget is tight; none from a model without heads.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn opinions(
+    model: &mut dyn Denoise,
+    seen: &Seen,
+    prompt: Prompt<'_>,
+    settings: &Settings,
+    budget: Budget<'_>,
+) -> Result<Vec<Heads>, ImagineError> {
+    let mut work = Work::new(model, seen, prompt, settings)?;
+    let mut all = Vec::new();
+    if !work.model.config().lift {
+        return Ok(all);
+    }
+    let mut pass = TimeDelta(1);
+    for candidate in 0..settings.candidates.max(1) {
+        if candidate > 0 && budget.fits(pass) < 2 {
+            break;
+        }
+        let began = budget.clock.now();
+        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
+        all.push(work.early(&noise)?);
+        pass = (budget.clock.now() - began).max(TimeDelta(1));
+    }
+    Ok(all)
+}
+
 /// Imagines going to the goal.
 ///
 /// First one pass per candidate (their first opinions), then the drives. When the budget does not allow all of
@@ -452,19 +484,27 @@ pub fn imagine(
     let mut work = Work::new(model, seen, prompt, settings)?;
     let mut result = Imagined::default();
     let wanted = settings.candidates.max(1);
+    let has_heads = work.model.config().lift;
     let guided = settings.guidance != 1.0;
     let branches = if guided { 2 } else { 1 };
     let mut noises = Vec::with_capacity(wanted);
     let mut pass = TimeDelta(1);
     for candidate in 0..wanted {
+        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
+        if !has_heads && (candidate > 0 || budget.until.is_none()) {
+            noises.push(noise);
+            continue;
+        }
         if candidate > 0 && budget.fits(pass) < 1 {
             break;
         }
         let began = budget.clock.now();
-        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
         let heads = work.early(&noise)?;
         pass = (budget.clock.now() - began).max(TimeDelta(1));
         noises.push(noise);
+        if !has_heads {
+            continue;
+        }
         let flow = progress(Progress::Early(&heads));
         result.early.push(heads);
         if flow == Flow::Stop {
@@ -476,6 +516,7 @@ pub fn imagine(
     let (candidates, steps) = plan(noises.len(), settings.steps.max(1), settings.min_steps, affordable);
     if (candidates, steps) != (wanted, settings.steps.max(1)) {
         result.reduced = Some(match candidates {
+            0 if !has_heads => "no time to imagine the drive".to_owned(),
             0 => "no time to imagine the drive: the answer rests on the first pass".to_owned(),
             _ => format!(
                 "{candidates} of {wanted} candidates and {steps} of {} steps, to meet the deadline",

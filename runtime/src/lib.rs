@@ -14,16 +14,17 @@
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
 //! * [`agent`]: goals, pre-emption, staleness and deadlines as a step function;
-//! * [`senses`]: ROS messages to memory, for live robots and bags alike.
+//! * [`senses`]: ROS messages to memory, for live robots and bags alike; [`replay`]: a whole bag and one goal.
 //!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
-//! * [`node`]: threads and Zenoh; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
+//! * [`node`]: threads and Zenoh; [`navigate`]: nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
 //! * [`cli`]: the `mindseye` command.
 
 pub mod agent;
 pub mod boxes;
 pub mod cli;
+mod codec;
 pub mod config;
 pub mod context;
 pub mod ground;
@@ -31,8 +32,10 @@ pub mod image;
 pub mod imagine;
 pub mod lift;
 pub mod mind;
+pub mod navigate;
 pub mod node;
 pub mod planar;
 pub mod profile;
 pub mod record;
+pub mod replay;
 pub mod senses;

@@ -279,6 +279,10 @@ pub fn lift(imagined: &Imagined, evidence: &Evidence<'_>, params: &LiftParams) -
     out.drive = drive_witness(imagined, params);
     if let Some(drive) = imagined.drives.first() {
         out.path = drive.heads.pose.iter().skip(drive.heads.context).map(|h| pose_of(*h).0).collect();
+        // The drive begins here, whatever the head says about the given frame.
+        if let Some(first) = out.path.first_mut() {
+            *first = Pose2::default();
+        }
     }
     fuse(&mut out, params);
     out.consistency = consistency(&out, evidence, params);

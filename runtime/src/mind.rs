@@ -1,12 +1,24 @@
 //! A model bundle, loaded and ready: text encoder, codec and denoiser behind [`Mind`] and [`GroupEncoder`].
 //!
+//! Two kinds of bundles are run by the same code:
+//! * small models with a stateless codec, a closed vocabulary and lift heads;
+//! * the full Wan2.2 family: streaming video autoencoder, umT5 with its SentencePiece tokenizer, no heads. Such a
+//!   model imagines; it has nothing to read a metric pose from (see [`crate::ground`]).
+//!
+//! With `denoiser_prefill` and `denoiser_cached` (a network trained with the one-way mask) the context's keys and
+//! values are computed once per goal and branch; otherwise `denoiser` sees context and targets at every step.
+//!
 //! Besides the manifest's own fields these tables of `[networks]` are read:
 //! * `networks.text.words`: the closed vocabulary of a small model (ids 4, 5, ... after pad, end, begin, unknown);
 //!   without it the `tokenizer` component is used;
+//! * `networks.text.prompt`: the sentence that the model was trained with, with `{}` in the place of the thing
+//!   wanted (Video4Spatial: "The camera moves across ... Finally, it focuses on {} in the center of the frame.");
 //! * `networks.layout`: `motion_latents`, `box_latents`, and `recording_images`, which bounds the distance between
 //!   context indices;
-//! * `networks.camera`: `horizontal_fov_deg` (90 when left out), `pitch_deg` and `height_m` of the training camera.
+//! * `networks.camera`: `horizontal_fov_deg`, `pitch_deg` and `height_m` of the training camera. Without this table
+//!   the model takes pictures of any camera, scaled and cropped.
 
+use crate::codec::{CodecEngines, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
@@ -20,7 +32,7 @@ use mindseye_engines::bundle::{Bundle, BundleError, Manifest};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
 use mindseye_engines::plucker;
-use mindseye_engines::session_denoiser::SessionDenoiser;
+use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{Tokenizer, TokenizerError};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
@@ -90,7 +102,19 @@ pub fn find_bundle(given: Option<&Path>, var: impl Fn(&str) -> Option<String>) -
 /// How a text becomes token ids.
 enum Words {
     Closed(Vec<String>),
-    SentencePiece(Arc<Tokenizer>),
+    SentencePiece {
+        tokenizer: Box<Tokenizer>,
+        /// The training's sentence, `{}` in the place of what is wanted.
+        prompt: Option<String>,
+    },
+}
+
+/// The denoiser's engines.
+enum DenoiserEngines {
+    /// Context and targets at every step.
+    Joint(Arc<dyn Engine>),
+    /// Context once, then targets alone.
+    Halves(Arc<dyn Engine>, Arc<dyn Engine>),
 }
 
 /// A loaded bundle; sessions for threads are made from it.
@@ -99,9 +123,9 @@ pub struct Pipeline {
     spec: MindSpec,
     words: Arc<Words>,
     text: Arc<dyn Engine>,
-    encoder: Arc<dyn Engine>,
-    decoder: Arc<dyn Engine>,
-    denoiser: Arc<dyn Engine>,
+    encoder: CodecEngines,
+    decoder: CodecEngines,
+    denoiser: DenoiserEngines,
     training_mount: Isometry3<f64>,
 }
 
@@ -115,11 +139,14 @@ impl Pipeline {
         let backend = by_name(backend)?;
         let bundle = Bundle::load(directory)?;
         let manifest = bundle.manifest();
-        let lift = LiftParams::from_table(&manifest.lift)?;
-        let spec = spec_of(&bundle, lift, &format!("{} {}", backend.name(), backend.version()))?;
+        check_runnable(&bundle)?;
+        let spec = spec_of(&bundle, &format!("{} {}", backend.name(), backend.version()))?;
         let words = match closed_vocabulary(manifest)? {
             Some(words) => Words::Closed(words),
-            None => Words::SentencePiece(Arc::new(Tokenizer::open(&bundle.path("tokenizer")?)?)),
+            None => Words::SentencePiece {
+                tokenizer: Box::new(Tokenizer::open(&bundle.path("tokenizer")?)?),
+                prompt: prompt_sentence(manifest)?,
+            },
         };
         let options = PrepareOptions::default().with_threads(threads);
         let prepare = |component: &str| -> Result<Arc<dyn Engine>, LoadError> {
@@ -127,14 +154,20 @@ impl Pipeline {
             bundle.check_engine(component, engine.as_ref())?;
             Ok(engine)
         };
-        if !bundle.has("vae_encoder") || !bundle.has("vae_decoder") {
-            return Err(LoadError::Unsupported(format!(
-                "{}: only bundles with a stateless codec (vae_encoder, vae_decoder) can be run by this version",
-                directory.display()
-            )));
-        }
-        let (text, encoder) = (prepare("text_encoder")?, prepare("vae_encoder")?);
-        let (decoder, denoiser) = (prepare("vae_decoder")?, prepare("denoiser")?);
+        let codec = |component: &str| -> Result<CodecEngines, LoadError> {
+            if bundle.has(component) {
+                return Ok(CodecEngines::Plain(prepare(component)?));
+            }
+            let part = |name| prepare(&format!("{component}_{name}"));
+            Ok(CodecEngines::Stream(part("first")?, part("next")?))
+        };
+        let (text, encoder, decoder) =
+            (prepare("text_encoder")?, codec("vae_encoder")?, codec("vae_decoder")?);
+        let denoiser = if bundle.has("denoiser_prefill") && bundle.has("denoiser_cached") {
+            DenoiserEngines::Halves(prepare("denoiser_prefill")?, prepare("denoiser_cached")?)
+        } else {
+            DenoiserEngines::Joint(prepare("denoiser")?)
+        };
         let camera = Camera::of(manifest);
         Ok(Self {
             spec,
@@ -174,8 +207,26 @@ impl Pipeline {
     pub fn words(&self) -> &[String] {
         match self.words.as_ref() {
             Words::Closed(words) => words,
-            Words::SentencePiece(_) => &[],
+            Words::SentencePiece { .. } => &[],
         }
+    }
+
+    /// Pieces of the tokenizer of an open vocabulary; `None` for a closed one.
+    pub fn pieces(&self) -> Option<usize> {
+        match self.words.as_ref() {
+            Words::Closed(_) => None,
+            Words::SentencePiece { tokenizer, .. } => Some(tokenizer.vocabulary()),
+        }
+    }
+
+    /// Whether frames are encoded as a stream, by a video autoencoder with state.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.encoder, CodecEngines::Stream(..))
+    }
+
+    /// Whether the context's keys and values are computed once per goal.
+    pub fn caches_context(&self) -> bool {
+        matches!(self.denoiser, DenoiserEngines::Halves(..))
     }
 
     /// Sessions for one thread that grounds goals. `seed` is used by goals that give none.
@@ -183,25 +234,42 @@ impl Pipeline {
     /// # Errors
     /// When a session cannot be made or does not fit the configuration.
     pub fn mind(&self, seed: u64) -> Result<Box<dyn Mind>, LoadError> {
-        self.mind_with(seed, self.spec.lift)
+        let mut spec = self.spec.clone();
+        spec.settings.seed = seed;
+        self.thread(spec)
     }
 
     /// As [`Pipeline::mind`], with another calibration.
     ///
     /// # Errors
-    /// As [`Pipeline::mind`].
+    /// As [`Pipeline::mind`]; a model without lift heads has nothing to calibrate.
     pub fn mind_with(&self, seed: u64, lift: LiftParams) -> Result<Box<dyn Mind>, LoadError> {
-        let config = self.bundle.manifest().dit.clone();
         let mut spec = self.spec.clone();
         spec.settings.seed = seed;
-        spec.lift = lift;
+        if spec.lift.is_none() {
+            return Err(LoadError::Unsupported("this model has no lift heads to be calibrated".into()));
+        }
+        spec.lift = Some(lift);
+        self.thread(spec)
+    }
+
+    fn thread(&self, spec: MindSpec) -> Result<Box<dyn Mind>, LoadError> {
+        let manifest = self.bundle.manifest();
+        let config = manifest.dit.clone();
+        let denoiser: Box<dyn Denoise + Send> =
+            match &self.denoiser {
+                DenoiserEngines::Joint(engine) => Box::new(SessionDenoiser::new(config, engine.session()?)?),
+                DenoiserEngines::Halves(prefill, cached) => Box::new(SplitDenoiser::new(
+                    CachedDenoiser::new(config, prefill.session()?, cached.session()?)?,
+                )),
+            };
         Ok(Box::new(Thread {
             spec,
             words: self.words.clone(),
             text: self.text.session()?,
-            codec: self.codec()?,
-            decoder: self.decoder.session()?,
-            denoiser: SessionDenoiser::new(config, self.denoiser.session()?)?,
+            encoder: Encoder::new(&self.encoder, manifest)?,
+            decoder: Decoder::new(&self.decoder, manifest)?,
+            denoiser,
             training_mount: self.training_mount,
         }))
     }
@@ -211,20 +279,23 @@ impl Pipeline {
     /// # Errors
     /// When a session cannot be made.
     pub fn encoder(&self) -> Result<Box<dyn GroupEncoder + Send>, LoadError> {
-        Ok(Box::new(self.codec()?))
+        Ok(Box::new(Encoder::new(&self.encoder, self.bundle.manifest())?))
     }
+}
 
-    fn codec(&self) -> Result<Codec, LoadError> {
-        let manifest = self.bundle.manifest();
-        Ok(Codec {
-            session: self.encoder.session()?,
-            size: (manifest.image.width, manifest.image.height),
-            mean: manifest.latent.mean.clone(),
-            std: manifest.latent.std.clone(),
-            cells: manifest.latent.height * manifest.latent.width,
-            output: Tensor::empty(),
-        })
+/// Refuses what can only be run after another command.
+fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {
+    use mindseye_engines::bundle::ComponentFormat;
+    let weights = |name: &str| {
+        bundle.component(name).is_ok_and(|component| component.format == ComponentFormat::Safetensors)
+    };
+    if ["denoiser", "vae", "text_encoder"].into_iter().any(weights) {
+        let dir = bundle.directory().display();
+        return Err(LoadError::Unsupported(format!(
+            "{dir} holds weights, not graphs; make it runnable with: mindseye-tools export {dir} --out DIR"
+        )));
     }
+    Ok(())
 }
 
 fn table_number(manifest: &Manifest, table: &str, key: &str) -> Option<f64> {
@@ -240,6 +311,29 @@ fn closed_vocabulary(manifest: &Manifest) -> Result<Option<Vec<String>>, LoadErr
         return Err(LoadError::Unsupported("networks.text.words is not a list of words".into()));
     }
     Ok(Some(words))
+}
+
+/// `networks.text.prompt`.
+fn prompt_sentence(manifest: &Manifest) -> Result<Option<String>, LoadError> {
+    let Some(prompt) = manifest.networks.get("text").and_then(|t| t.get("prompt")) else { return Ok(None) };
+    match prompt.as_str() {
+        Some(prompt) if prompt.matches("{}").count() == 1 => Ok(Some(prompt.to_owned())),
+        _ => Err(LoadError::Unsupported(format!(
+            "networks.text.prompt: wanted a sentence with {{}} once, got {prompt}"
+        ))),
+    }
+}
+
+/// The thing that a goal names: without "find", "go to" and the like in front, and without an end mark.
+fn thing_of(text: &str) -> &str {
+    let mut thing = text.trim().trim_end_matches(['.', '!', '?']).trim_end();
+    for verb in ["please ", "find ", "go to ", "drive to ", "look for ", "search for ", "show me "] {
+        let starts = thing.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb));
+        if starts && thing.len() > verb.len() {
+            thing = thing[verb.len()..].trim_start();
+        }
+    }
+    thing
 }
 
 /// The camera of the training world.
@@ -265,8 +359,13 @@ impl Camera {
     }
 }
 
-fn spec_of(bundle: &Bundle, lift: LiftParams, engine: &str) -> Result<MindSpec, LoadError> {
+fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
+    let lift = if manifest.dit.lift { Some(LiftParams::from_table(&manifest.lift)?) } else { None };
+    let box_min = match &lift {
+        Some(lift) => lift.box_min,
+        None => manifest.lift.get("box_min").copied().ok_or(LiftTableError("box_min"))?,
+    };
     if manifest.latent.frames != GROUP {
         let got = manifest.latent.frames;
         return Err(LoadError::Unsupported(format!("latent.frames: wanted {GROUP}, got {got}")));
@@ -280,7 +379,12 @@ fn spec_of(bundle: &Bundle, lift: LiftParams, engine: &str) -> Result<MindSpec, 
     let sampler = &manifest.sampler;
     let image = &manifest.image;
     Ok(MindSpec {
-        camera: ModelCamera::from_fov(image.width, image.height, Camera::of(manifest).horizontal_fov_rad),
+        camera: match manifest.networks.get("camera") {
+            Some(_) => {
+                ModelCamera::from_fov(image.width, image.height, Camera::of(manifest).horizontal_fov_rad)
+            }
+            None => ModelCamera::any(image.width, image.height),
+        },
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
@@ -294,11 +398,13 @@ fn spec_of(bundle: &Bundle, lift: LiftParams, engine: &str) -> Result<MindSpec, 
             grid: sampler.grid,
             shift: sampler.shift,
             solver: sampler.solver,
-            early_timestep: lift.early_timestep,
-            candidates: 2,
+            early_timestep: lift.map_or(1000.0, |lift| lift.early_timestep),
+            // Heads are averaged over candidates; without heads one drive is all that is looked at.
+            candidates: if lift.is_some() { 2 } else { 1 },
             seed: 0,
         },
         lift,
+        box_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
         engine_sha256: engine_hash(manifest, engine),
@@ -308,84 +414,26 @@ fn spec_of(bundle: &Bundle, lift: LiftParams, engine: &str) -> Result<MindSpec, 
 /// Hash of what is run: the denoiser's file and the backend's name and version.
 fn engine_hash(manifest: &Manifest, engine: &str) -> String {
     use sha2::{Digest, Sha256};
-    let files = manifest.component.get("denoiser").map(|c| c.files.as_slice()).unwrap_or_default();
     let mut hasher = Sha256::new();
     hasher.update(engine);
-    for file in files {
-        hasher.update(&file.sha256);
+    // As they are run: both halves, or the whole.
+    let halves = ["denoiser_prefill", "denoiser_cached"];
+    let split = halves.iter().all(|name| manifest.component.contains_key(*name));
+    for name in if split { &halves[..] } else { &["denoiser"] } {
+        for file in manifest.component.get(*name).map(|c| c.files.as_slice()).unwrap_or_default() {
+            hasher.update(&file.sha256);
+        }
     }
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-struct Codec {
-    session: Box<dyn Session>,
-    size: (usize, usize),
-    mean: Vec<f32>,
-    std: Vec<f32>,
-    cells: usize,
-    output: Tensor,
-}
-
-impl Codec {
-    fn encode(&mut self, frames: &[&RgbImage], latent: &mut [f32]) -> Result<(), EncodeError> {
-        let (width, height) = self.size;
-        let plane = width * height;
-        let mut pixels = vec![0.0f32; GROUP * 3 * plane];
-        for (t, frame) in frames.iter().enumerate() {
-            if frame.data.len() != 3 * plane {
-                let (expected, got) = (3 * plane, frame.data.len());
-                return Err(EncodeError::Size { what: "frame", expected, got });
-            }
-            // (frame, channel, row, column), -1..1
-            for (p, rgb) in frame.data.chunks_exact(3).enumerate() {
-                for (c, value) in rgb.iter().enumerate() {
-                    pixels[(t * 3 + c) * plane + p] = f32::from(*value) / 127.5 - 1.0;
-                }
-            }
-        }
-        let input = Tensor::f32(&[1, GROUP, 3, height, width], pixels);
-        self.session
-            .run_into(&[("frames", &input)], &mut [("latent", &mut self.output)])
-            .map_err(|e| EncodeError::Backend(e.to_string()))?;
-        let values = self.output.as_f32().unwrap_or_default();
-        if values.len() != latent.len() {
-            let (expected, got) = (latent.len(), values.len());
-            return Err(EncodeError::Size { what: "latent", expected, got });
-        }
-        for (i, (to, from)) in latent.iter_mut().zip(values).enumerate() {
-            let channel = i / self.cells;
-            *to = (from - self.mean[channel]) / self.std[channel];
-        }
-        Ok(())
-    }
-}
-
-impl GroupEncoder for Codec {
-    fn latent_len(&self) -> usize {
-        self.mean.len() * self.cells
-    }
-
-    fn encode_group(&mut self, frames: &[RgbImage], latent: &mut [f32]) -> Result<(), EncodeError> {
-        if frames.len() != GROUP {
-            return Err(EncodeError::Size { what: "group", expected: GROUP, got: frames.len() });
-        }
-        self.encode(&frames.iter().collect::<Vec<_>>(), latent)
-    }
-
-    fn encode_still(&mut self, frame: &RgbImage, latent: &mut [f32]) -> Result<(), EncodeError> {
-        self.encode(&[frame; GROUP], latent)
-    }
-
-    fn reset(&mut self) {}
 }
 
 struct Thread {
     spec: MindSpec,
     words: Arc<Words>,
     text: Box<dyn Session>,
-    codec: Codec,
-    decoder: Box<dyn Session>,
-    denoiser: SessionDenoiser,
+    encoder: Encoder,
+    decoder: Decoder,
+    denoiser: Box<dyn Denoise + Send>,
     training_mount: Isometry3<f64>,
 }
 
@@ -429,9 +477,13 @@ impl Mind for Thread {
         let mut ids = match self.words.as_ref() {
             _ if text.is_empty() => vec![END],
             Words::Closed(words) => closed_ids(words, text, length)?,
-            Words::SentencePiece(tokenizer) => {
+            Words::SentencePiece { tokenizer, prompt } => {
+                let text = match prompt {
+                    Some(prompt) => prompt.replacen("{}", thing_of(text), 1),
+                    None => text.to_owned(),
+                };
                 let encoded = tokenizer
-                    .encode_prompt(text, length)
+                    .encode_prompt(&text, length)
                     .map_err(|e| MindError::Part { part: "tokenizer", reason: e.to_string() })?;
                 encoded.ids.iter().take(encoded.length).map(|id| i64::from(*id)).collect()
             }
@@ -459,48 +511,16 @@ impl Mind for Thread {
 
     fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
         let mut latent = vec![0.0; self.spec.latent_len];
-        self.codec.encode_still(frame, &mut latent)?;
+        self.encoder.encode_still(frame, &mut latent)?;
         Ok(latent)
     }
 
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        let len = self.spec.latent_len;
-        let count = latents.len() / len;
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let (channels, cells) = (self.codec.mean.len(), self.codec.cells);
-        let z: Vec<f32> = latents[..count * len]
-            .iter()
-            .enumerate()
-            .map(|(i, v)| {
-                let channel = i / cells % channels;
-                v * self.codec.std[channel] + self.codec.mean[channel]
-            })
-            .collect();
-        let config = self.denoiser.config();
-        let shape = [count, channels, 1, config.latent_height, config.latent_width];
-        let mut out = Tensor::empty();
-        self.decoder
-            .run_into(&[("latent", &Tensor::f32(&shape, z))], &mut [("frames", &mut out)])
-            .map_err(part("decoder"))?;
-        let pixels = out.into_f32().unwrap_or_default();
-        let (width, height) = self.codec.size;
-        let plane = width * height;
-        if pixels.len() != count * GROUP * 3 * plane {
-            let reason = format!("gave {} values, expected {}", pixels.len(), count * GROUP * 3 * plane);
-            return Err(MindError::Part { part: "decoder", reason });
-        }
-        let frame = |values: &[f32]| {
-            let mut data = vec![0u8; 3 * plane];
-            for (c, channel) in values.chunks_exact(plane).enumerate() {
-                for (p, v) in channel.iter().enumerate() {
-                    data[p * 3 + c] = ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
-                }
-            }
-            RgbImage { width, height, data }
-        };
-        Ok(pixels.chunks_exact(3 * plane).map(frame).collect())
+        self.decoder.decode(latents)
+    }
+
+    fn decodes_alone(&self) -> bool {
+        self.decoder.is_stateless()
     }
 
     fn camera_rays(
@@ -521,9 +541,10 @@ impl Mind for Thread {
             })
             .collect();
         let camera = &self.spec.camera;
+        let focal = camera.focal_px?;
         let intrinsics = plucker::Intrinsics {
-            fx: camera.focal_px,
-            fy: camera.focal_px,
+            fx: focal,
+            fy: focal,
             cx: camera.width as f64 / 2.0,
             cy: camera.height as f64 / 2.0,
         };
@@ -545,7 +566,7 @@ impl Mind for Thread {
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {
-        &mut self.denoiser
+        self.denoiser.as_mut()
     }
 }
 
@@ -568,6 +589,21 @@ mod tests {
         check("credence table", Ok(&[7, 1]));
         check("the fridge", Err("red, blue, chair, table"));
         check("red blue chair table", Err("one thing at a time"));
+    }
+
+    #[test]
+    fn sentences_are_built_around_the_thing() {
+        for (text, want) in [
+            ("find the red chair", "the red chair"),
+            ("Find the red chair.", "the red chair"),
+            ("please go to the blue table!", "the blue table"),
+            ("the lamp", "the lamp"),
+            ("find ", "find"),
+            ("finding nemo", "finding nemo"),
+            ("\u{fc}ber das Sofa", "\u{fc}ber das Sofa"),
+        ] {
+            assert_eq!(thing_of(text), want, "{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!                                                           mind thread (denoiser)
 //! ```
 //!
+//! With `[navigate] action` a task drives by nav2's action ([`crate::navigate`]); its news goes to the agent's thread.
+//!
 //! Invariant: the senses thread never waits for the mind: they share only the context memory, whose lock
 //! is held while a latent is copied. Every queue is bounded; what is dropped is counted and reported.
 
@@ -16,6 +18,7 @@ use crate::context::{ContextCounts, GroupEncoder};
 use crate::ground::{Grounded, Mind, Stage, ground};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Clock, Flow};
+use crate::navigate::{Command, Drive, DriveState, Navigator, NavigatorSettings};
 use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
@@ -51,6 +54,12 @@ const POSES_WAITING: usize = 512;
 const EVENTS_WAITING: usize = 256;
 /// Requests that wait for the agent.
 const REQUESTS_WAITING: usize = 64;
+/// News of a drive that wait for the agent, which looks every few milliseconds.
+const DRIVES_WAITING: usize = 256;
+/// Queries that wait for a robot to arrive; more are answered at once.
+const ARRIVALS_WAITING: usize = 64;
+/// A drive is cancelled within this when the node stops.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// The process's monotonic clock.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +99,7 @@ enum Origin {
 }
 
 enum Inbox {
-    Goal { goal: Goal, origin: Origin, publish: bool },
+    Goal { goal: Goal, origin: Origin, publish: bool, wait: bool },
     Bad { id: String, reason: String, origin: Origin },
     Cancel { id: String },
     Status(JsonRequest),
@@ -153,6 +162,7 @@ pub struct Node {
     inbox: SyncSender<Inbox>,
     threads: Vec<JoinHandle<()>>,
     runtime: Option<tokio::runtime::Runtime>,
+    navigator: Option<tokio::task::JoinHandle<()>>,
     figures: Arc<Figures>,
     seen: Seen,
 }
@@ -223,6 +233,9 @@ impl Node {
         let observer: Arc<Observer> = Arc::new(observer.unwrap_or_else(|| Box::new(|_| ())));
         let inputs = inputs(session, &config)?;
         let outputs = outputs(session, &config, record.clone())?;
+        let (drives_in, drives_out) = sync_channel::<(Ticket, Drive)>(DRIVES_WAITING);
+        let navigator = navigator(session, &config, drives_in)?;
+        let (navigator, commands) = navigator.unzip();
         let text = subscribe::<StringMsg>(session, &config.topics.goal_text)?;
         let waypoints = subscribe::<msg::Path>(session, &config.topics.goal_waypoints)?;
         let cancel = subscribe::<StringMsg>(session, &config.topics.goal_cancel)?;
@@ -282,6 +295,10 @@ impl Node {
             jobs: jobs_in,
             wanted,
             outputs,
+            commands,
+            drives: drives_out,
+            drive: None,
+            arrivals: HashMap::new(),
             origins: HashMap::new(),
             next_ticket: 1,
             last: None,
@@ -299,7 +316,8 @@ impl Node {
             .build()
             .map_err(|e| NodeError::Thread("requests", e))?;
         listen(&runtime, &inbox, text, waypoints, cancel, queryables);
-        Ok(Self { stop, inbox, threads, runtime: Some(runtime), figures, seen })
+        let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
+        Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, seen })
     }
 
     /// Counts so far.
@@ -333,14 +351,20 @@ impl Node {
         self.stop.store(true, Ordering::Relaxed);
         // A full inbox is drained by the agent, which sees the flag by itself.
         let _ = self.inbox.try_send(Inbox::Stop);
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the node panicked");
             }
         }
+        let Some(runtime) = self.runtime.take() else { return };
+        // The agent's end of the commands is gone: the navigator cancels its drive and ends.
+        if let Some(navigator) = self.navigator.take() {
+            let over = runtime.block_on(async { tokio::time::timeout(STOP_WITHIN, navigator).await });
+            if over.is_err() {
+                tracing::warn!("the navigation server did not confirm that the drive is cancelled");
+            }
+        }
+        runtime.shutdown_background();
     }
 }
 
@@ -410,6 +434,44 @@ fn outputs(
     })
 }
 
+/// The navigator and the way to command it, where one is configured.
+fn navigator(
+    session: &RosSession,
+    config: &RobotConfig,
+    drives: SyncSender<(Ticket, Drive)>,
+) -> Result<Option<(Navigator, tokio::sync::mpsc::Sender<Command>)>, RosError> {
+    let table = &config.navigate;
+    if table.action.is_empty() {
+        return Ok(None);
+    }
+    let millis = |ms: i64| TimeDelta::from_millis(ms).to_std();
+    let settings = NavigatorSettings {
+        action: table.action.clone(),
+        behavior_tree: table.behavior_tree.clone(),
+        accept: millis(table.accept_ms),
+        longest: millis(table.longest_ms),
+    };
+    let report = move |ticket, drive| {
+        if drives.try_send((ticket, drive)).is_err() {
+            tracing::warn!("news of a drive was dropped");
+        }
+    };
+    Ok(Some(Navigator::new(session.navigate_client(&table.action)?, settings, Box::new(report))))
+}
+
+/// The body of a `navigate` query: a goal, and `"wait": true` to be answered when the robot has arrived (or will not).
+fn navigate_request(id: &str, body: &[u8]) -> Result<(Goal, bool), String> {
+    let mut wait = false;
+    let mut body = std::borrow::Cow::Borrowed(body);
+    if let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(&body)
+        && let Some(value) = object.remove("wait")
+    {
+        wait = value.as_bool().ok_or_else(|| format!("goal wait is {value}; wanted true or false"))?;
+        body = serde_json::Value::Object(object).to_string().into_bytes().into();
+    }
+    Goal::from_json(id, &body).map(|goal| (goal, wait)).map_err(|e| e.to_string())
+}
+
 /// The tasks that turn topics and queries into requests.
 fn listen(
     runtime: &tokio::runtime::Runtime,
@@ -432,7 +494,7 @@ fn listen(
     }
     fn topic_goal(goal: Result<Goal, mindseye_bridge::goal::GoalError>, id: String) -> Inbox {
         match goal {
-            Ok(goal) => Inbox::Goal { goal, origin: Origin::Topic, publish: true },
+            Ok(goal) => Inbox::Goal { goal, origin: Origin::Topic, publish: true, wait: false },
             Err(error) => Inbox::Bad { id, reason: error.to_string(), origin: Origin::Topic },
         }
     }
@@ -489,13 +551,17 @@ fn listen(
         runtime.spawn(async move {
             while let Some(request) = queryable.recv().await {
                 let id = fresh(kind);
-                let goal = Goal::from_json(id.clone(), request.body());
+                let goal = if publish {
+                    navigate_request(&id, request.body())
+                } else {
+                    Goal::from_json(id.clone(), request.body()).map(|g| (g, false)).map_err(|e| e.to_string())
+                };
                 let origin = Origin::Query(request);
                 hand(
                     &inbox,
                     match goal {
-                        Ok(goal) => Inbox::Goal { goal, origin, publish },
-                        Err(error) => Inbox::Bad { id, reason: error.to_string(), origin },
+                        Ok((goal, wait)) => Inbox::Goal { goal, origin, publish, wait },
+                        Err(reason) => Inbox::Bad { id, reason, origin },
                     },
                 );
             }
@@ -728,6 +794,12 @@ impl Worker {
     }
 }
 
+/// A query that is answered when its drive is over.
+#[derive(Default)]
+struct Arrival {
+    held: Option<(JsonRequest, Box<Answer>)>,
+}
+
 struct AgentLoop {
     agent: Agent,
     robot: String,
@@ -737,6 +809,12 @@ struct AgentLoop {
     jobs: SyncSender<Job>,
     wanted: Arc<AtomicU64>,
     outputs: Outputs,
+    commands: Option<tokio::sync::mpsc::Sender<Command>>,
+    drives: Receiver<(Ticket, Drive)>,
+    /// The newest drive.
+    drive: Option<(Ticket, Drive)>,
+    /// Queries that wait for the end of a drive, with their answer.
+    arrivals: HashMap<Ticket, Arrival>,
     origins: HashMap<Ticket, Origin>,
     next_ticket: u64,
     last: Option<Box<Answer>>,
@@ -766,6 +844,9 @@ impl AgentLoop {
             while let Some(event) = self.events.try_pop() {
                 self.step(event, None);
             }
+            while let Ok((ticket, drive)) = self.drives.try_recv() {
+                self.drove(ticket, drive);
+            }
             match request {
                 Some(request) => self.request(request),
                 None => self.step(Event::Tick, None),
@@ -777,12 +858,42 @@ impl AgentLoop {
         }
         self.step(Event::Cancel { id: String::new() }, None);
         self.wanted.store(0, Ordering::Relaxed);
+        for (_, arrival) in std::mem::take(&mut self.arrivals) {
+            if let Some((query, answer)) = arrival.held {
+                let mut drive = Drive::requested(answer.goal_id.clone());
+                drive.state = DriveState::Cancelled;
+                drive.reason = Some("the runtime stops".into());
+                reply(query, &answer, Some(&drive));
+            }
+        }
+    }
+
+    /// News of a drive.
+    fn drove(&mut self, ticket: Ticket, drive: Drive) {
+        if drive.state.is_over() {
+            tracing::info!(goal = drive.goal_id, state = ?drive.state, reason = drive.reason, "drive is over");
+            self.step(Event::DriveOver { ticket }, None);
+            if let Some((query, answer)) = self.arrivals.remove(&ticket).and_then(|a| a.held) {
+                reply(query, &answer, Some(&drive));
+            }
+        }
+        // An older drive's end may come after a newer one's beginning.
+        if self.drive.as_ref().is_none_or(|(newest, _)| newest.0 <= ticket.0) {
+            let changed = self.drive.as_ref().is_none_or(|(_, last)| last.state != drive.state);
+            self.drive = Some((ticket, drive));
+            if changed {
+                self.publish_status();
+            }
+        }
     }
 
     fn request(&mut self, request: Inbox) {
         match request {
-            Inbox::Goal { goal, origin, publish } => {
+            Inbox::Goal { goal, origin, publish, wait } => {
                 let ticket = self.ticket(origin);
+                if wait && self.commands.is_some() && self.arrivals.len() < ARRIVALS_WAITING {
+                    self.arrivals.insert(ticket, Arrival::default());
+                }
                 self.step(Event::Goal { ticket, goal, publish }, None);
             }
             Inbox::Bad { id, reason, origin } => {
@@ -833,7 +944,8 @@ impl AgentLoop {
                     }
                 }
                 Action::Halt { .. } => self.wanted.store(0, Ordering::Relaxed),
-                Action::PublishGoal { answer } => self.publish_goal(&answer),
+                Action::PublishGoal { ticket, answer } => self.publish_goal(ticket, &answer),
+                Action::StopDrive { ticket } => self.command(Command::Stop { ticket }),
                 Action::Answer { ticket, answer } => {
                     let began = clock::monotonic();
                     if let Some(grounded) = evidence {
@@ -847,13 +959,32 @@ impl AgentLoop {
         }
     }
 
-    fn publish_goal(&self, answer: &Answer) {
+    /// By the action where one is configured, else on the topic.
+    fn publish_goal(&mut self, ticket: Ticket, answer: &Answer) {
         let Some(pose) = &answer.pose else { return };
         let stamped = PoseStamped {
             header: Header::new(clock::now(), pose.frame.clone()),
             pose: Pose::from_pose2(pose.pose2()),
         };
-        self.outputs.send(self.outputs.goal_pose.as_ref(), &stamped);
+        if self.commands.is_none() {
+            return self.outputs.send(self.outputs.goal_pose.as_ref(), &stamped);
+        }
+        let goal_id = answer.goal_id.clone();
+        self.drive = Some((ticket, Drive::requested(goal_id.clone())));
+        self.command(Command::Go { ticket, goal_id, pose: Box::new(stamped) });
+    }
+
+    fn command(&mut self, command: Command) {
+        let Some(commands) = &self.commands else { return };
+        let Err(refused) = commands.try_send(command) else { return };
+        let (Command::Go { ticket, .. } | Command::Stop { ticket }) = refused.into_inner();
+        // Only a server that answers nothing for long lets commands pile up.
+        if let Some((_, drive)) = self.drive.as_ref().filter(|(newest, _)| *newest == ticket) {
+            let mut drive = drive.clone();
+            drive.state = DriveState::Failed;
+            drive.reason = Some("the navigation server is too slow: commands pile up".into());
+            self.drove(ticket, drive);
+        }
     }
 
     /// Target with covariance, path, box and imagined frames: what the answer rests on.
@@ -895,10 +1026,17 @@ impl AgentLoop {
             Status::Found => tracing::info!(goal = answer.goal_id, "found"),
             status => tracing::info!(goal = answer.goal_id, %status, reason = answer.reason, "answered"),
         }
-        if let Some(Origin::Query(query)) = self.origins.remove(&ticket)
-            && let Err(error) = query.reply(&answer.to_json())
-        {
-            tracing::debug!(%error, "client is gone before its answer");
+        let drive = self.drive.as_ref().filter(|(newest, _)| *newest == ticket).map(|(_, drive)| drive);
+        let under_way = drive.is_some_and(|drive| !drive.state.is_over());
+        let wants_arrival = self.arrivals.contains_key(&ticket);
+        if let Some(Origin::Query(query)) = self.origins.remove(&ticket) {
+            match self.arrivals.get_mut(&ticket) {
+                Some(arrival) if under_way => arrival.held = Some((query, answer.clone())),
+                _ => reply(query, &answer, drive),
+            }
+        }
+        if wants_arrival && !under_way {
+            self.arrivals.remove(&ticket);
         }
         (self.observer)(Note::Answered(answer.clone()));
         self.last = Some(answer);
@@ -913,6 +1051,7 @@ impl AgentLoop {
             "robot": self.robot,
             "goal": self.agent.active().map(|(_, id)| id),
             "last_answer": self.last,
+            "drive": self.drive.as_ref().map(|(_, drive)| drive),
             "goals": counts,
             "frames": {
                 "age_ms": age.map(|a| a.as_millis_f64()),
@@ -965,6 +1104,23 @@ impl AgentLoop {
             }],
         };
         self.outputs.send(self.outputs.diagnostics.as_ref(), &diagnostics);
+    }
+}
+
+/// Answers a query: the answer, and where the drive to it stands.
+fn reply(query: JsonRequest, answer: &Answer, drive: Option<&Drive>) {
+    let text = match drive {
+        None => answer.to_json(),
+        Some(drive) => match (serde_json::to_value(answer), serde_json::to_value(drive)) {
+            (Ok(serde_json::Value::Object(mut document)), Ok(drive)) => {
+                document.insert("drive".into(), drive);
+                serde_json::Value::Object(document).to_string()
+            }
+            _ => answer.to_json(),
+        },
+    };
+    if let Err(error) = query.reply(&text) {
+        tracing::debug!(%error, "client is gone before its answer");
     }
 }
 

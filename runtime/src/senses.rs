@@ -498,7 +498,7 @@ mod tests {
 
     fn senses() -> Senses {
         let config = SensesConfig { keep: Keep::Every(1), capacity: 4, ..SensesConfig::default() };
-        Senses::new(config, ModelCamera { width: 4, height: 2, focal_px: 2.0 }, Box::new(FirstByte))
+        Senses::new(config, ModelCamera { width: 4, height: 2, focal_px: Some(2.0) }, Box::new(FirstByte))
     }
 
     fn image(millis: i64, width: u32, height: u32, value: u8) -> Vec<u8> {

@@ -11,7 +11,9 @@ use mindseye_engines::count::count_denoiser;
 use mindseye_engines::denoise::{Denoise, DenoiseStep, HostInputs};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::onnx::{Dim, MemoryWeights, SaveOptions};
-use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, denoiser_graph};
+use mindseye_engines::session_denoiser::{
+    CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser, denoiser_graph,
+};
 
 /// Everything that a configuration can switch on.
 fn config() -> DitConfig {
@@ -158,6 +160,68 @@ fn prefill_and_cached_equal_the_masked_joint_pass() {
     let out = free.denoise(&case.step(0, frames)).unwrap();
     let worst = out.prediction.iter().zip(&sample).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst > 1e-3, "masked and unmasked differ by only {worst}");
+}
+
+/// The halves behind the interface of the whole: given context and targets together, they say what the masked joint
+/// pass says, and compute a context once.
+#[test]
+fn split_steps_compute_their_context_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cfg = config();
+    let (mut case, targets) = (Case::new(4, 2), 2);
+    let (frames, tokens, given) = (6, 6 * cfg.tokens_per_frame(), 4 * cfg.tokens_per_frame());
+    let masked = |case: &Case, session: &mut dyn Session| {
+        let host = HostInputs::new(&cfg, &case.step(0, frames)).unwrap();
+        let bias = (0..tokens * tokens)
+            .map(|i| if i / tokens < given && i % tokens >= given { -1e9 } else { 0.0 })
+            .collect();
+        let inputs = [
+            ("latents", Tensor::f32(&[1, cfg.in_channels, frames, 4, 6], host.latents)),
+            ("time", Tensor::f32(&[2, cfg.freq_dim], host.time)),
+            ("rows", Tensor::i64(&[1, frames], host.rows)),
+            ("row_batch", Tensor::i64(&[2], vec![0, 0])),
+            ("text", Tensor::f32(&[1, cfg.text_len, cfg.text_dim], case.text.clone())),
+            ("cos", Tensor::f32(&[tokens, cfg.head_dim / 2], host.cos)),
+            ("sin", Tensor::f32(&[tokens, cfg.head_dim / 2], host.sin)),
+            ("camera", Tensor::f32(&[1, frames, cfg.tokens_per_frame(), 7], host.camera)),
+            ("bias", Tensor::f32(&[1, 1, tokens, tokens], bias)),
+        ];
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
+        session.run(&given).unwrap()
+    };
+    let mut joint = session(DenoiserKind::Masked, dir.path());
+    let halves = CachedDenoiser::new(
+        cfg.clone(),
+        session(DenoiserKind::Prefill, dir.path()),
+        session(DenoiserKind::Cached, dir.path()),
+    );
+    let mut split = SplitDenoiser::new(halves.unwrap());
+    let frame = cfg.in_channels * 24;
+    let texts = [noise(cfg.text_len * cfg.text_dim, 7), noise(cfg.text_len * cfg.text_dim, 8)];
+    // Two branches in turn, as joint guidance asks, with targets that change from step to step.
+    for step in 0..3u64 {
+        for text in &texts {
+            case.text.clone_from(text);
+            case.latents[4 * frame..].copy_from_slice(&noise(targets * frame, 50 + step));
+            let wanted = masked(&case, joint.as_mut());
+            let output =
+                |name: &str| wanted.iter().find(|(n, _)| n == name).unwrap().1.as_f32().unwrap().to_vec();
+            let sample = mindseye_engines::denoise::frames_first(&output("sample"), 5, frames, 24);
+            let out = split.denoise(&case.step(0, frames)).unwrap();
+            assert_eq!(out.prediction.len(), frames * frame);
+            assert!(out.prediction[..4 * frame].iter().all(|v| *v == 0.0), "given frames are not predicted");
+            close("sample", &out.prediction[4 * frame..], &sample[4 * frame..]);
+            close("mask", &out.mask, &output("mask"));
+            close("pose", &out.pose.concat(), &output("pose"));
+            close("locate", &out.locate.concat(), &output("locate"));
+        }
+    }
+    assert_eq!(split.prefills(), 2, "one per branch");
+    case.latents[0] += 0.5;
+    split.denoise(&case.step(0, frames)).unwrap();
+    assert_eq!(split.prefills(), 3, "another context");
+    let error = split.denoise(&case.step(0, 4)).unwrap_err().to_string();
+    assert!(error.contains("nothing tells given frames from targets"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `mindseye-tools export`: from weights to the graphs that backends run.
 //!
 //! Weights are read and written tensor by tensor: no model is ever in memory. A bundle of weights becomes a bundle of
-//! graphs; a checkpoint with a configuration becomes the denoiser's graphs alone.
+//! graphs, which is what `mindseye replay --bundle DIR`, `run` and `engine build` take; a checkpoint with a
+//! configuration becomes the denoiser's graphs alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +37,8 @@ pub struct ExportArgs {
     /// Model configuration (TOML), for weights without a bundle.
     #[arg(long)]
     pub model: Option<PathBuf>,
-    /// Also write the two halves for the one-way mask: `denoiser_prefill` and `denoiser_cached`.
+    /// Also write the two halves, `denoiser_prefill` and `denoiser_cached`, which the runtime then prefers. Right only
+    /// for weights that were trained with the one-way mask (published Wan2.2 weights were not).
     #[arg(long)]
     pub cached: bool,
     /// Put weights beside the graph even below 1.5 GB.

@@ -5,6 +5,9 @@
 //! `google/umt5-xxl/`). Names and shapes of all tensors are checked before the first byte is copied; values keep
 //! their type and are copied in pieces, so no model is ever in memory. `.pth` files are read without executing
 //! anything.
+//!
+//! The result holds weights. `mindseye-tools export BUNDLE --out DIR` turns it into the graphs that
+//! `mindseye replay --bundle DIR` runs.
 
 use std::{
     collections::BTreeMap,
@@ -40,9 +43,11 @@ const CONTEXT_TRAINED: usize = 43;
 /// Bytes copied at once.
 const CHUNK: usize = 4 << 20;
 
-/// Turn published Wan2.2 weights into a bundle of weights.
+/// Turn published Wan2.2 weights into a bundle of weights; `export` then makes it runnable.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example: mindseye-tools import Wan2.2-TI2V-5B-Diffusers --out bundles/wan22-5b")]
+#[command(after_help = "Example: mindseye-tools import Wan2.2-TI2V-5B-Diffusers --out bundles/wan22-5b\n  \
+                        mindseye-tools export bundles/wan22-5b --out bundles/wan22-5b-graphs\n  \
+                        mindseye replay drive.mcap --goal \"find the red chair\" --bundle bundles/wan22-5b-graphs")]
 pub struct ImportArgs {
     /// Directory with the weights, in the layout of diffusers or of the original release.
     pub dir: PathBuf,
@@ -106,6 +111,9 @@ struct Model {
     umt5: Umt5Config,
     layout: ModelLayout,
     sampler: ModelSampler,
+    /// What the runtime needs to read the imagination: `box_min` for a model without lift heads.
+    #[serde(default)]
+    lift: BTreeMap<String, f64>,
 }
 
 #[derive(Deserialize)]
@@ -164,6 +172,7 @@ pub fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
             );
         }
         println!("{}", args.out.display());
+        println!("next: mindseye-tools export {} --out DIR", args.out.display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -339,8 +348,18 @@ fn manifest(model: &Model, text: &str, args: &ImportArgs, networks: &[Found]) ->
     };
     let raw: toml::Table = toml::from_str(text)?;
     let mut tables = toml::Table::new();
-    for name in ["vae", "umt5"] {
+    for name in ["vae", "umt5", "layout"] {
         tables.insert(name.to_owned(), raw.get(name).context("the tables were read before")?.clone());
+    }
+    // How the text is put, and what the training camera saw; a published checkpoint says neither.
+    for name in ["text", "camera"] {
+        if let Some(table) = raw.get(name) {
+            tables.insert(name.to_owned(), table.clone());
+        }
+    }
+    if let Some(layout) = tables.get_mut("layout").and_then(toml::Value::as_table_mut) {
+        // The longest recording of the paper's inference, not a bound of training: source indices are kept as they are.
+        layout.remove("recording_images");
     }
     let target = 1 + model.layout.motion_latents + model.layout.box_latents;
     let spatial = model.vae.spatial_factor();
@@ -385,7 +404,7 @@ fn manifest(model: &Model, text: &str, args: &ImportArgs, networks: &[Found]) ->
         },
         dit: model.dit.clone(),
         networks: tables,
-        lift: BTreeMap::new(),
+        lift: model.lift.clone(),
         evaluation: toml::Table::new(),
         component: BTreeMap::new(),
     })

@@ -4,7 +4,7 @@
 //! The robot's side knows the house (its controller avoids walls with it, as a navigation stack would). The runtime
 //! knows only what arrives on topics.
 
-use super::picture::{Picture, draw};
+use super::picture::{Picture, VIEW, draw};
 use super::progress::Progress;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
@@ -243,39 +243,59 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mounting(&camera));
     static_tf.publish(&TFMessage { transforms: vec![mount] })?;
 
-    // Explore.
-    robot.wall = Instant::now();
-    explore(&mut robot, &sweep, &node, &stop, &mut progress)?;
-    let counts = node.counts();
-    progress.line(&format!(
-        "explored: {} frames seen, {} kept, {} latents in memory, {} dropped",
-        counts.context.offered, counts.context.kept, counts.latents, counts.camera_dropped
-    ));
+    let mut story = || -> anyhow::Result<Story> {
+        // Explore.
+        robot.wall = Instant::now();
+        explore(&mut robot, &sweep, &node, &stop, &mut progress)?;
+        let counts = node.counts();
+        progress.line(&format!(
+            "explored: {} frames seen, {} kept, {} latents in memory, {} dropped",
+            counts.context.offered, counts.context.kept, counts.latents, counts.camera_dropped
+        ));
 
-    // Ask, and go on publishing while the runtime thinks.
-    let asked_at = robot.body.pose;
-    let (goal, object) = choose_goal(&robot, args.goal.as_deref(), &mut rng);
-    progress.line(&format!("asking: \"{goal}\""));
-    told.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
-    let driven_before = robot.driven.len();
-    ask.publish(&StringMsg { data: goal.clone() })?;
-    let answer = wait_for_answer(&mut robot, &node, &stop, &notes, &mut progress)?;
-    progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
+        // Ask, and go on publishing while the runtime thinks.
+        let asked_at = robot.body.pose;
+        let (goal, object) = choose_goal(&robot, args.goal.as_deref(), &mut rng);
+        progress.line(&format!("asking: \"{goal}\""));
+        told.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
+        let driven_before = robot.driven.len();
+        ask.publish(&StringMsg { data: goal.clone() })?;
+        let answer = wait_for_answer(&mut robot, &node, &stop, &notes, &mut progress)?;
+        progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
 
-    // Drive to the pose that came over /goal_pose.
-    let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
-    let received = if answer.status == Status::Found {
-        goals.recv_timeout(Duration::from_secs(2))?.map(|r| r.message.pose.isometry()).transpose()?
-    } else {
-        None
+        // Drive to the pose that came over /goal_pose.
+        let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
+        let received = if answer.status == Status::Found {
+            goals.recv_timeout(Duration::from_secs(2))?.map(|r| r.message.pose.isometry()).transpose()?
+        } else {
+            None
+        };
+        if let Some(goal_in_odom) = received {
+            let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
+            let t = goal_in_odom.translation;
+            let target = world::Pose2::new(t.x, t.y, forward.y.atan2(forward.x));
+            drive(&mut robot, target, &node, &stop, &mut progress)?;
+        }
+        let arrived = received.is_some() && object.is_some_and(|i| stands_before(&robot, i));
+        Ok(Story { asked_at, goal, object, answer, truth, driven_before, went: received.is_some(), arrived })
     };
-    if let Some(goal_in_odom) = received {
-        let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
-        let t = goal_in_odom.translation;
-        let target = world::Pose2::new(t.x, t.y, forward.y.atan2(forward.x));
-        drive(&mut robot, target, &node, &stop, &mut progress)?;
-    }
-    let arrived = received.is_some() && object.is_some_and(|i| stands_before(&robot, i));
+    let story = story();
+    // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
+    drop(goals); // before its publisher goes: nobody is to be warned of that
+    node.stop();
+    // Whatever is still on its way is not waited for.
+    let _ = session.close();
+    let recording = args.out.join("demo.mcap");
+    let recorded = recorder.finish();
+    let Story { asked_at, goal, object, answer, truth, driven_before, went, arrived } = match story {
+        Ok(story) => story,
+        Err(error) => {
+            if let Ok(messages) = recorded {
+                progress.line(&format!("kept {} ({messages} messages)", recording.display()));
+            }
+            return Err(error);
+        }
+    };
 
     // Report.
     let estimate = answer.pose.as_ref().map(|p| p.pose2());
@@ -288,11 +308,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         (told.evidence.take(), told.scene.take())
     };
     let picture = args.out.join("imagination.png");
-    paint(
+    let painted = paint(
         &picture,
         &robot,
         &goal,
-        object,
         asked_at,
         driven_before,
         &answer,
@@ -301,19 +320,21 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         arrived,
         evidence,
         scene,
-    )?;
-    drop(goals); // before its publisher goes: nobody is to be warned of that
-    node.stop();
-    // Whatever is still on its way is not waited for.
-    let _ = session.close();
-    let recording = args.out.join("demo.mcap");
-    let messages = recorder.finish()?;
-    match (arrived, received.is_some()) {
+    );
+    match (arrived, went) {
         (true, _) => progress.line("arrived: the robot stands before it and sees it"),
         (false, true) => progress.line("not arrived: it is not in view, or too far away"),
         (false, false) => progress.line("the robot stayed where it was"),
     }
-    progress.line(&format!("wrote {} and {} ({messages} messages)", picture.display(), recording.display()));
+    if let (Ok(()), Ok(messages)) = (&painted, &recorded) {
+        let (picture, recording) = (picture.display(), recording.display());
+        progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
+    }
+    let files: Vec<String> = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)]
+        .into_iter()
+        .filter(|(there, _)| *there)
+        .map(|(_, path)| path.display().to_string())
+        .collect();
 
     let named = object.map(|i| &robot.house.objects[i]);
     if args.json {
@@ -327,7 +348,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
             },
             "error": error.map(|(m, deg)| serde_json::json!({"position_m": m, "heading_deg": deg})),
             "arrived": arrived,
-            "files": [picture.display().to_string(), recording.display().to_string()],
+            "files": files,
         });
         say(&document.to_string())?;
     } else {
@@ -353,7 +374,23 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
             ))?;
         }
     }
+    // The answer is told; what could not be written is a failure all the same.
+    recorded?;
+    painted?;
     Ok(if answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What happened between the first picture and the end of the drive.
+struct Story {
+    asked_at: world::Pose2,
+    goal: String,
+    object: Option<usize>,
+    answer: Box<Answer>,
+    truth: Option<world::Pose2>,
+    driven_before: usize,
+    /// A goal pose came.
+    went: bool,
+    arrived: bool,
 }
 
 /// Follows the sweep: turns and drives as its poses do, three camera frames per pose.
@@ -479,7 +516,6 @@ fn paint(
     path: &std::path::Path,
     robot: &Robot,
     goal: &str,
-    object: Option<usize>,
     asked_at: world::Pose2,
     driven_before: usize,
     answer: &Answer,
@@ -496,36 +532,35 @@ fn paint(
         }
         _ => Vec::new(),
     };
-    let mut lines = vec![format!("answer: {}", answer.status)];
-    if let Some(p) = &answer.pose {
-        lines.push(format!("stand at {:.2}, {:.2}, {:.0} degrees", p.x, p.y, p.yaw.to_degrees()));
-    }
-    if let Some(c) = answer.consistency {
-        lines.push(format!("consistency {c:.2}"));
+    let moved = robot.driven.len() > driven_before && answer.status == Status::Found;
+    let mut said = answer.status.to_string();
+    if let Some(total) = answer.timings_ms.get("total") {
+        said += &format!(" in {:.2} s", total / 1000.0);
     }
     if let Some((metres, degrees)) = error {
-        lines.push(format!("error {metres:.2} m, {degrees:.0} degrees"));
+        said += &format!(", {metres:.2} m and {degrees:.0} degrees from the truth");
     }
-    lines.push(format!("{} steps, {} candidates", answer.steps, answer.candidates));
-    if let Some(total) = answer.timings_ms.get("total") {
-        lines.push(format!("{:.2} s from goal to answer", total / 1000.0));
+    if moved {
+        said += if arrived { ", arrived" } else { ", not arrived" };
     }
-    lines.push(if arrived { "arrived".into() } else { "not arrived".into() });
+    let mut lines = vec![said];
+    if let Some(reason) = &answer.reason {
+        lines.push(reason.clone());
+    }
     let shown = robot.body.pose;
     let mut real = world::Frame::new();
-    let large = world::Camera::new(416, 256);
+    let large = world::Camera::new(VIEW.0, VIEW.1);
     world::render_with(&robot.house, shown, &large, world::RenderOptions::picture(), &mut real);
-    if let Some(area) = object.and_then(|i| world::project_box(&robot.house, shown, &large, i)) {
-        world::draw_box(&mut real.rgb, large.width, area, [255, 0, 0]);
-    }
-    let arrival = RgbImage::from_rgb(large.width, large.height, real.rgb);
+    let view = RgbImage::from_rgb(large.width, large.height, real.rgb);
     let picture = draw(&Picture {
         goal,
         lines: &lines,
+        remembered: scene.as_ref().map_or(0, |s| s.memory.len()),
         context: &context,
         imagined: evidence.as_ref().map_or(&[], |e| e.frames.as_slice()),
         found_box: evidence.as_ref().and_then(|e| e.found_box).map(|b| b.edges()),
-        arrival: arrival.as_ref(),
+        view: view.as_ref(),
+        moved,
         house: &robot.house,
         asked_at: planar(asked_at),
         driven: &robot.driven[driven_before.min(robot.driven.len())..],

@@ -9,6 +9,7 @@ use crate::mind::{Pipeline, find_bundle};
 use crate::node::MonotonicClock;
 use clap::Args;
 use mindseye_bridge::ros::RosSession;
+use mindseye_engines::count::count_denoiser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -124,8 +125,49 @@ fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {
             &pipeline.bundle().hash()[..12],
         ),
     );
-    if !pipeline.words().is_empty() {
-        findings.add("vocabulary", Verdict::Ok, pipeline.words().join(", "));
+    let dit = &manifest.dit;
+    let joined = |parts: [&str; 3]| parts.join(", ");
+    findings.add(
+        "model",
+        Verdict::Ok,
+        joined([
+            &format!(
+                "denoiser of {} layers, width {}, {} parameters",
+                dit.layers,
+                dit.dim(),
+                grouped(count_denoiser(dit, 2, 0, 2).parameters())
+            ),
+            if pipeline.is_streaming() {
+                "streaming video autoencoder (1 + 4 k frames)"
+            } else {
+                "stateless codec (4 frames a latent)"
+            },
+            if pipeline.caches_context() {
+                "context computed once per goal (one-way mask)"
+            } else {
+                "context seen at every step"
+            },
+        ]),
+    );
+    if dit.lift {
+        findings.add("lift", Verdict::Ok, "heads for pose, mask and place: goals get metric poses");
+    } else {
+        let text = "no heads for pose, mask and place: goals are imagined, but no pose can be given";
+        findings.add("lift", Verdict::Warn, text);
+    }
+    match pipeline.pieces() {
+        Some(pieces) => {
+            findings.add("vocabulary", Verdict::Ok, format!("open, SentencePiece of {pieces} pieces"));
+        }
+        None => findings.add("vocabulary", Verdict::Ok, pipeline.words().join(", ")),
+    }
+    let work = goal_flops(&pipeline);
+    if work > TRIAL_MAX_FLOP {
+        let text = format!(
+            "{:.0} TFLOP; not tried on the CPU. Build engines for a GPU: mindseye engine build",
+            work / 1e12
+        );
+        return findings.add("one goal", Verdict::Warn, text);
     }
     match pipeline.mind(0).map_err(|e| e.to_string()).and_then(|mut mind| trial(mind.as_mut())) {
         Ok(millis) => {
@@ -134,6 +176,36 @@ fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {
         }
         Err(error) => findings.add("one goal", Verdict::Fail, error),
     }
+}
+
+/// More arithmetic than this is not tried: on two cores it takes minutes.
+const TRIAL_MAX_FLOP: f64 = 10e12;
+
+/// Arithmetic of the denoiser for one goal at full context, both branches, all steps and candidates.
+fn goal_flops(pipeline: &Pipeline) -> f64 {
+    let (spec, dit) = (pipeline.spec(), &pipeline.bundle().manifest().dit);
+    let s = &spec.settings;
+    let steps = (s.candidates * s.steps) as f64 * if s.guidance == 1.0 { 1.0 } else { 2.0 };
+    let flops = |frames, memory| count_denoiser(dit, frames, memory, 2).flops().products();
+    if pipeline.caches_context() {
+        let given = spec.context_max + 1;
+        2.0 * flops(given, 0) + steps * flops(s.target_latents - 1, given)
+    } else {
+        steps * flops(spec.context_max + s.target_latents, 0)
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 /// Imagines one drive from grey frames: does everything run, and how fast?
@@ -194,6 +266,18 @@ fn network(
             findings.add(what, Verdict::Ok, name.clone());
         } else {
             findings.add(what, Verdict::Warn, format!("nobody publishes {name}: {without}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn thousands_are_apart() {
+        for (number, want) in [(7, "7"), (1234, "1 234"), (4_999_787_712, "4 999 787 712")] {
+            assert_eq!(grouped(number), want);
         }
     }
 }

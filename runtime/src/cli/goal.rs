@@ -5,7 +5,7 @@ use super::say;
 use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::{Answer, Status};
-use mindseye_bridge::ros::RosSession;
+use mindseye_bridge::ros::{RosError, RosSession};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  mindseye goal \"find the red chair\"\n  \
                         mindseye goal \"find the blue table\" --ask-only --json\n  \
+                        mindseye goal \"find the green plant\" --wait\n  \
                         mindseye goal --waypoint 1,0,0 --waypoint 2,1,1.57\n  mindseye goal --cancel")]
 pub struct GoalArgs {
     /// What to find.
@@ -27,7 +28,11 @@ pub struct GoalArgs {
     /// Only answer; do not publish /goal_pose.
     #[arg(long)]
     ask_only: bool,
-    /// Time allowed from arrival to answer.
+    /// Come back when the robot stands at the goal, or will not get there. Needs [navigate] action in the runtime's
+    /// configuration; without it nobody knows of arrivals, and the answer comes at once.
+    #[arg(long, conflicts_with_all = ["cancel", "ask_only"])]
+    wait: bool,
+    /// Time allowed from the goal's arrival to the answer.
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<u64>,
     /// Oldest camera frame allowed.
@@ -74,18 +79,38 @@ pub fn run(args: &GoalArgs) -> anyhow::Result<ExitCode> {
         ("seed", args.seed),
     ];
     body.extend(numbers.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))));
+    if args.wait {
+        body.insert("wait".into(), true.into());
+    }
 
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
+    let asked_at = std::time::Instant::now();
     let asked = if args.cancel {
         session.query_json(&format!("mindseye/{robot}/cancel"), "", Duration::from_secs(5))
     } else {
         let verb = if args.ask_only { "ground" } else { "navigate" };
-        let wait = Duration::from_millis(args.deadline_ms.unwrap_or(60_000)) + Duration::from_secs(5);
+        let mut wait = Duration::from_millis(args.deadline_ms.unwrap_or(60_000)) + Duration::from_secs(5);
+        if args.wait {
+            wait +=
+                Duration::from_millis(config.navigate.longest_ms.unsigned_abs()) + Duration::from_secs(30);
+        }
         let body = serde_json::Value::Object(body).to_string();
         session.query_json(&format!("mindseye/{robot}/{verb}"), &body, wait)
     };
+    let links = session.links();
     // The answer counts; a session that does not close cleanly changes nothing about it.
     let _ = session.close();
+    // Zenoh says at once when nobody serves the key.
+    if let Err(RosError::Timeout { .. }) = &asked
+        && asked_at.elapsed() < Duration::from_secs(4)
+    {
+        let connect = config.ros.zenoh.connect.clone().unwrap_or_default().join(", ");
+        let reached = match links {
+            0 => format!("nobody is reached at [{connect}]; is the router, or mindseye run, there?"),
+            _ => format!("{links} reached at [{connect}], but none serves this robot; is mindseye run up?"),
+        };
+        bail!("robot {robot:?} does not answer: {reached}");
+    }
     let text = asked.with_context(|| format!("robot {robot:?}"))?;
     if args.cancel {
         say(if args.json { &text } else { "cancellation requested" })?;
@@ -95,12 +120,33 @@ pub fn run(args: &GoalArgs) -> anyhow::Result<ExitCode> {
         Ok(answer) => answer,
         Err(error) => bail!("the answer is not what this version understands: {error}: {text}"),
     };
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let drive = document.get("drive");
     if args.json {
         say(&text)?;
     } else {
         say(&in_words(&answer))?;
+        if let Some(drive) = drive {
+            say(&drive_in_words(drive))?;
+        } else if args.wait && answer.status == Status::Found {
+            say(
+                "  the runtime publishes /goal_pose and is not told of arrivals ([navigate] action is not set)",
+            )?;
+        }
     }
-    Ok(if answer.status == Status::Found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let arrived = drive.is_none_or(|d| !args.wait || d["state"] == "arrived");
+    Ok(if answer.status == Status::Found && arrived { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A drive for a person.
+fn drive_in_words(drive: &serde_json::Value) -> String {
+    let state = drive["state"].as_str().unwrap_or("unknown");
+    let after = drive["elapsed_ms"].as_f64().filter(|ms| *ms > 0.0);
+    let after = after.map(|ms| format!(" after {:.1} s", ms / 1e3)).unwrap_or_default();
+    match drive["reason"].as_str() {
+        Some(reason) => format!("  drive: {state}{after}: {reason}"),
+        None => format!("  drive: {state}{after}"),
+    }
 }
 
 fn numbers(waypoint: &str) -> anyhow::Result<Vec<f64>> {

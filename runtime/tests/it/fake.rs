@@ -131,7 +131,8 @@ impl FakeMind {
                 candidates: 1,
                 seed: 0,
             },
-            lift,
+            lift: Some(lift),
+            box_min: lift.box_min,
             box_latents: 1,
             bundle_sha256: "fake".into(),
             engine_sha256: "fake".into(),
@@ -193,10 +194,15 @@ pub fn config() -> RobotConfig {
 
 /// A node with the fake model that listens on a loopback port.
 pub fn start(delay: Duration) -> (Node, RosSession, u16) {
+    start_with(config(), delay)
+}
+
+/// As [`start`], configured otherwise.
+pub fn start_with(config: RobotConfig, delay: Duration) -> (Node, RosSession, u16) {
     let port = free_port();
     let session = session("mindseye", Some(port), None);
     let parts = NodeParts {
-        config: config(),
+        config,
         mind: Box::new(FakeMind::new(delay)),
         encoder: Box::new(FakeEncoder),
         record: None,

@@ -2,9 +2,16 @@
 
 use crate::fake::{FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, STANDS, session, start, wait_for_latents};
 use mindseye_bridge::answer::{Answer, Status};
-use mindseye_bridge::msg::{Header, Path, Pose, PoseStamped, StringMsg};
+use mindseye_bridge::msg::{
+    CancelGoalRequest, CancelGoalResponse, Header, NavigateFeedback, NavigateGetResultRequest,
+    NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse, Path, Pose, PoseStamped,
+    StringMsg,
+};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RosSession};
 use mindseye_bridge::time::Timestamp;
+use std::sync::atomic::{AtomicBool, AtomicI8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 fn ask(client: &RosSession, key: &str, body: serde_json::Value) -> Answer {
@@ -59,6 +66,216 @@ fn goals_come_by_topic_and_by_query() {
     assert_eq!(document["goals"]["published"], 1);
     assert!(document["context"]["latents"].as_u64().unwrap() >= 2);
     assert!(status.recv_timeout(Duration::from_secs(2)).unwrap().is_some(), "status is published");
+}
+
+/// A fake NavigateToPose server: accepts goals, tells of progress, and ends a drive when it is told how. A cancelled
+/// drive ends cancelled.
+struct FakeNav2 {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// Poses that came.
+    goals: Arc<Mutex<Vec<PoseStamped>>>,
+    /// Set: the drive under way ends with this status (4 succeeded, 6 aborted).
+    end: Arc<AtomicI8>,
+    cancels: Arc<AtomicU32>,
+}
+
+impl FakeNav2 {
+    fn start(session: &RosSession, accept: bool) -> Self {
+        let part = |name: &str| format!("/navigate_to_pose/_action/{name}");
+        let send = session
+            .service_server::<NavigateSendGoalRequest, NavigateSendGoalResponse>(&part("send_goal"))
+            .unwrap();
+        let result = session
+            .service_server::<NavigateGetResultRequest, NavigateGetResultResponse>(&part("get_result"))
+            .unwrap();
+        let cancel =
+            session.service_server::<CancelGoalRequest, CancelGoalResponse>(&part("cancel_goal")).unwrap();
+        let feedback = session.publisher::<NavigateFeedback>(&part("feedback"), &Qos::default()).unwrap();
+        let mut nav = Self {
+            stop: Arc::default(),
+            thread: None,
+            goals: Arc::default(),
+            end: Arc::default(),
+            cancels: Arc::default(),
+        };
+        let (stop, goals, end, cancels) =
+            (nav.stop.clone(), nav.goals.clone(), nav.end.clone(), nav.cancels.clone());
+        let thread = std::thread::spawn(move || {
+            let soon = Duration::from_millis(5);
+            let mut current: Option<[u8; 16]> = None;
+            let mut waiting = Vec::new();
+            let mut over: std::collections::HashMap<[u8; 16], i8> = std::collections::HashMap::new();
+            while !stop.load(Ordering::Relaxed) {
+                if let Some(request) = send.recv_timeout(soon).unwrap() {
+                    goals.lock().unwrap().push(request.request.pose.clone());
+                    if let Some(old) = current.take() {
+                        over.insert(old, 6);
+                    }
+                    current = accept.then_some(request.request.goal_id);
+                    let answer = NavigateSendGoalResponse { accepted: accept, ..Default::default() };
+                    request.respond(&answer).unwrap();
+                }
+                if let Some(request) = cancel.recv_timeout(soon).unwrap() {
+                    cancels.fetch_add(1, Ordering::Relaxed);
+                    let id = request.request.goal_info.goal_id;
+                    over.insert(id, 5);
+                    current.take_if(|c| *c == id);
+                    request.respond(&CancelGoalResponse::default()).unwrap();
+                }
+                if let Some(request) = result.recv_timeout(soon).unwrap() {
+                    waiting.push(request);
+                }
+                if let Some(id) = current {
+                    let told =
+                        NavigateFeedback { goal_id: id, distance_remaining: 1.25, ..Default::default() };
+                    feedback.publish(&told).unwrap();
+                    let status = end.swap(0, Ordering::Relaxed);
+                    if status != 0 {
+                        over.insert(id, status);
+                        current = None;
+                    }
+                }
+                let (ready, rest): (Vec<_>, Vec<_>) =
+                    waiting.into_iter().partition(|r| over.contains_key(&r.request.goal_id));
+                waiting = rest;
+                for request in ready {
+                    let status = over[&request.request.goal_id];
+                    let error_msg = if status == 6 { "stuck".into() } else { String::new() };
+                    let answer = NavigateGetResultResponse { status, error_code: 0, error_msg };
+                    request.respond(&answer).unwrap();
+                }
+            }
+        });
+        nav.thread = Some(thread);
+        // The node finds the server's services.
+        std::thread::sleep(Duration::from_millis(300));
+        nav
+    }
+}
+
+impl Drop for FakeNav2 {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// Asks in another thread; the answer comes when the drive is over.
+fn drive_to(client: &RosSession, text: &str) -> JoinHandle<serde_json::Value> {
+    let (client, body) = (client.clone(), serde_json::json!({"text": text, "wait": true}).to_string());
+    std::thread::spawn(move || {
+        let text = client.query_json("mindseye/test/navigate", &body, Duration::from_secs(30)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    })
+}
+
+fn status(client: &RosSession) -> serde_json::Value {
+    let text = client.query_json("mindseye/test/status", "", Duration::from_secs(5)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Waits until the drive is in this state, under way with the feedback's distance.
+fn wait_for_drive(client: &RosSession, state: &str) -> serde_json::Value {
+    let began = Instant::now();
+    loop {
+        let drive = status(client)["drive"].clone();
+        if drive["state"] == state && (state != "driving" || drive["distance_remaining_m"] == 1.25) {
+            return drive;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "no {state}: {drive}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn nav2_drives_and_arrival_is_told() {
+    let mut config = crate::fake::config();
+    config.navigate.action = "/navigate_to_pose".into();
+    config.navigate.accept_ms = 2000;
+    let (node, _robot_session, port) = crate::fake::start_with(config, Duration::from_millis(1));
+    let client = session("client", None, Some(port));
+    let goal_pose =
+        client.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::KeepLast(10)).unwrap();
+    let cancel = client.publisher::<StringMsg>("/mindseye/goal/cancel", &Qos::default()).unwrap();
+    let _robot = FakeRobot::start(&client, 30.0);
+    wait_for_latents(&node, 2);
+    assert!(cancel.wait_for_subscribers(Duration::from_secs(5)));
+
+    // Nobody there.
+    let lost = drive_to(&client, "the chair").join().unwrap();
+    assert_eq!((&lost["status"], &lost["drive"]["state"]), (&"found".into(), &"failed".into()), "{lost}");
+    assert!(lost["drive"]["reason"].as_str().unwrap().contains("is nav2 running"), "{lost}");
+
+    // One that refuses.
+    let refuses = FakeNav2::start(&client, false);
+    let refused = drive_to(&client, "the chair").join().unwrap();
+    assert_eq!(refused["drive"]["state"], "rejected", "{refused}");
+    assert_eq!(refuses.goals.lock().unwrap().len(), 1);
+    drop(refuses);
+
+    // It arrives.
+    let nav = FakeNav2::start(&client, true);
+    let asked = drive_to(&client, "the chair");
+    wait_for_drive(&client, "driving");
+    {
+        let goals = nav.goals.lock().unwrap();
+        assert_eq!((goals.len(), goals[0].header.frame_id.as_str()), (1, "odom"));
+        check_pose(goals[0].pose.position.x, goals[0].pose.position.y);
+    }
+    assert!(!asked.is_finished(), "the answer waits for the arrival");
+    nav.end.store(4, Ordering::Relaxed);
+    let arrived = asked.join().unwrap();
+    assert_eq!(arrived["drive"]["state"], "arrived", "{arrived}");
+    assert!(arrived["pose"].is_object() && arrived["drive"]["elapsed_ms"].as_f64().unwrap() > 0.0);
+
+    // It gets stuck; whoever does not wait is told at once that the drive was asked for.
+    let body = serde_json::json!({"text": "the chair"}).to_string();
+    let answer = client.query_json("mindseye/test/navigate", &body, Duration::from_secs(20)).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["drive"]["state"], "requested", "{answer}");
+    wait_for_drive(&client, "driving");
+    nav.end.store(6, Ordering::Relaxed);
+    let stuck = wait_for_drive(&client, "failed");
+    assert!(stuck["reason"].as_str().unwrap().contains("stuck"), "{stuck}");
+
+    // Asking stops nobody; cancelling does.
+    let asked = drive_to(&client, "the chair");
+    wait_for_drive(&client, "driving");
+    let looked = ask(&client, "mindseye/test/ground", serde_json::json!({"text": "the table"}));
+    assert_eq!(looked.status, Status::Found);
+    assert_eq!(nav.cancels.load(Ordering::Relaxed), 0);
+    cancel.publish(&StringMsg { data: String::new() }).unwrap();
+    let cancelled = asked.join().unwrap();
+    assert_eq!(cancelled["drive"]["state"], "cancelled", "{cancelled}");
+    assert_eq!(nav.cancels.load(Ordering::Relaxed), 1);
+
+    // A newer goal, even one that cannot be met, ends the drive to the older one.
+    let asked = drive_to(&client, "the chair");
+    wait_for_drive(&client, "driving");
+    let unknown = ask(&client, "mindseye/test/navigate", serde_json::json!({"text": "the piano"}));
+    assert_eq!(unknown.status, Status::Failed, "{unknown:?}");
+    assert_eq!(asked.join().unwrap()["drive"]["state"], "cancelled");
+    assert_eq!(nav.cancels.load(Ordering::Relaxed), 2);
+
+    // A node that stops leaves no robot driving, and no client waiting.
+    let asked = drive_to(&client, "the chair");
+    wait_for_drive(&client, "driving");
+    node.stop();
+    assert_eq!(asked.join().unwrap()["drive"]["state"], "cancelled");
+    assert_eq!(nav.cancels.load(Ordering::Relaxed), 3);
+    assert!(goal_pose.recv_timeout(Duration::from_millis(100)).unwrap().is_none(), "the topic is not used");
+}
+
+#[test]
+fn a_wait_that_is_no_yes_or_no_is_refused() {
+    let (_node, _robot_session, port) = start(Duration::from_millis(1));
+    let client = session("client", None, Some(port));
+    let answer = ask(&client, "mindseye/test/navigate", serde_json::json!({"text": "x", "wait": 3}));
+    assert_eq!(answer.status, Status::Failed);
+    assert!(answer.reason.unwrap().contains("wait is 3"));
 }
 
 #[test]

@@ -67,6 +67,11 @@ fn refusals_are_one_clear_line() {
     check("no bag", &["replay", "/nowhere.mcap", "--goal", "red chair"], "/nowhere.mcap");
     check("a wrong configuration", &["run", "--config", broken.to_str().unwrap()], "context.capacity is 1");
     check("an empty goal", &["replay", "x.mcap", "--goal", " "], "empty");
+    check("a time before the bag", &["replay", "x.mcap", "--goal", "chair", "--at", "-1"], "0 or more");
+    let nobody = ["goal", "red chair", "--robot", "nobody", "--connect", "tcp/127.0.0.1:1"];
+    check("nobody there", &nobody, "nobody is reached at [tcp/127.0.0.1:1]");
+    std::fs::write(&broken, "[topics]\nimage = 3\n").unwrap();
+    check("a wrong type", &["run", "--config", broken.to_str().unwrap()], "line 2, column 9");
     check("a waypoint of letters", &["goal", "--waypoint", "a,b,c"], "not X,Y,YAW");
 
     // A bundle with one byte changed.

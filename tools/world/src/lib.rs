@@ -54,7 +54,7 @@ pub use house::{
     CEILING_M, Colour, DOOR_HEIGHT_M, Difficulty, Door, FloorPattern, House, Object, Palette, ROBOT_RADIUS_M,
     Rect, Room, Shape, WALL_THICKNESS_M, WallPattern,
 };
-pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down};
+pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down, top_down_named};
 pub use plan::NavGrid;
 pub use render::{Frame, Quality, RenderOptions, render, render_with};
 pub use rng::Rng;

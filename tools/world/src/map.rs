@@ -55,8 +55,13 @@ impl MapView {
 }
 
 /// Draws the house from above: floors, walls, doors, and the objects with their names. The canvas should have the
-/// view's size.
+/// view's size. Names are as large as the scale allows.
 pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
+    top_down_named(house, view, canvas, if view.px_per_m >= 110.0 { 2 } else { 1 });
+}
+
+/// As [`top_down`], with names enlarged by `zoom` (see [`Canvas::text`]).
+pub fn top_down_named(house: &House, view: &MapView, canvas: &mut Canvas, zoom: usize) {
     let paper = [250, 249, 246];
     let ink = [52, 54, 62];
     canvas.fill_rect(0, 0, canvas.width, canvas.height, paper);
@@ -151,7 +156,6 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
         }
     }
     // Names last, above everything.
-    let zoom = if view.px_per_m >= 110.0 { 2 } else { 1 };
     for o in &house.objects {
         let (x, y) = view.pixel(o.x, o.y);
         let width = text_width(&o.name, zoom) as i64;
@@ -162,7 +166,7 @@ pub fn top_down(house: &House, view: &MapView, canvas: &mut Canvas) {
         } else {
             below
         };
-        canvas.fill_rect_cover(left - 2, top - 1, width as usize + 3, 9 * zoom, [255; 3], 0.72);
+        canvas.fill_rect_cover(left - 2, top - 2, width as usize + 3, 9 * zoom, [255; 3], 0.72);
         canvas.text(left, top, &o.name, zoom, ink);
     }
 }

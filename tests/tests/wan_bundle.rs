@@ -1,0 +1,426 @@
+//! The full Wan2.2 family in the runtime: a tiny checkpoint of random weights in the published layout is imported,
+//! exported, and answers goals from a recording, by the path that a real one would take.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
+use mindseye::config::RobotConfig;
+use mindseye::context::GroupEncoder;
+use mindseye::image::RgbImage;
+use mindseye::imagine::NoClock;
+use mindseye::mind::Pipeline;
+use mindseye::node::{Node, NodeParts};
+use mindseye::replay::{Replay, Replayed, replay};
+use mindseye_bridge::answer::{Answer, Status};
+use mindseye_bridge::goal::Goal;
+use mindseye_bridge::msg::{CompressedImage, Header, Image};
+use mindseye_bridge::ros::{Qos, QueuePolicy, RosConfig, RosSession};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::backend::{PrepareOptions, Tensor, by_name};
+use mindseye_engines::checkpoint::Checkpoint;
+use mindseye_engines::checkpoint::names::dit_params;
+use mindseye_engines::model::ParamSpec;
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::umt5::Umt5Config;
+use mindseye_engines::model::vae::{VaeConfig, encode_clip};
+use mindseye_engines::onnx::{CheckpointWeights, Dim, SaveOptions};
+use mindseye_engines::sampler::Noise;
+use mindseye_tools::export::{ExportArgs, export_graph};
+use mindseye_tools::import::{ImportArgs, Part};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pictures of 64 x 32 pixels, latents of 4 x 2.
+const MODEL: &str = r#"
+name = "wan-tiny"
+[dit]
+in_channels = 4
+out_channels = 4
+latent_height = 2
+latent_width = 4
+patch = [2, 2]
+heads = 2
+head_dim = 12
+layers = 2
+ffn_dim = 32
+text_dim = 16
+text_len = 96
+freq_dim = 16
+eps = 1e-6
+rope_theta = 10000.0
+prediction = "velocity"
+[vae]
+base_dim = 4
+decoder_base_dim = 4
+z_dim = 4
+dim_mult = [1, 2, 4, 4]
+num_res_blocks = 1
+temporal_downsample = [false, true, true]
+patch_size = 2
+latents_mean = [0.0, 0.1, 0.2, 0.3]
+latents_std = [1.0, 1.0, 1.0, 2.0]
+[umt5]
+vocab_size = 512
+d_model = 16
+d_kv = 8
+d_ff = 24
+num_layers = 2
+num_heads = 2
+buckets = 32
+max_distance = 128
+eps = 1e-6
+[layout]
+context_latents = 8
+motion_latents = 3
+box_latents = 1
+gap = 50
+[sampler]
+grid = "wan_unipc"
+solver = "unipc"
+shift = 5.0
+steps = 4
+guidance = 5.0
+[text]
+prompt = "The camera moves across the room. Finally, it focuses on {} in the center of the frame."
+[lift]
+box_min = 0.2
+"#;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn table(name: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(MODEL).unwrap()[name].clone()
+}
+
+fn vae() -> VaeConfig {
+    table("vae").try_into().unwrap()
+}
+
+/// Weights that keep activations in bounds: noise over the square root of the fan-in, gains near one.
+fn write_weights(path: &Path, params: &[ParamSpec], seed: u64) {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (i, p) in params.iter().enumerate() {
+        let from = data.len();
+        let mut noise = Noise::new(seed, i as u64);
+        let fan_in = p.shape[1..].iter().product::<usize>().max(1) as f32;
+        let gain = p.name.ends_with("gamma") || (p.shape.len() == 1 && p.name.ends_with("weight"));
+        for _ in 0..p.shape.iter().product::<usize>() {
+            let value = if gain { 1.0 + 0.1 * noise.sample() } else { noise.sample() / fan_in.sqrt() };
+            data.extend_from_slice(&value.to_le_bytes());
+        }
+        let entry = serde_json::json!({"dtype": "F32", "shape": p.shape, "data_offsets": [from, data.len()]});
+        header.insert(p.name.clone(), entry);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    std::fs::write(path, file).unwrap();
+}
+
+/// One test at a time: one of them looks at the memory of the whole process.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The bundle of weights, and the bundle of graphs made from it.
+struct Made {
+    dir: tempfile::TempDir,
+}
+
+impl Made {
+    fn new(cached: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("checkpoint");
+        let dit: DitConfig = table("dit").try_into().unwrap();
+        let umt5: Umt5Config = table("umt5").try_into().unwrap();
+        let networks =
+            [("transformer", dit_params(&dit)), ("vae", vae().params()), ("text_encoder", umt5.params())];
+        for (i, (folder, params)) in networks.iter().enumerate() {
+            std::fs::create_dir_all(from.join(folder)).unwrap();
+            write_weights(&from.join(folder).join("model.safetensors"), params, i as u64);
+        }
+        std::fs::create_dir_all(from.join("tokenizer")).unwrap();
+        let tokenizer = root().join("data/golden/set1/tokenizer/tiny.model");
+        std::fs::copy(tokenizer, from.join("tokenizer/spiece.model")).unwrap();
+        let model = dir.path().join("model.toml");
+        std::fs::write(&model, MODEL).unwrap();
+        let made = Self { dir };
+        mindseye_tools::import::run(ImportArgs {
+            dir: from,
+            out: made.weights(),
+            model: Some(model),
+            parts: Part::ALL.to_vec(),
+            license: "Apache-2.0".to_owned(),
+            json: false,
+        })
+        .unwrap();
+        mindseye_tools::export::run(ExportArgs {
+            source: made.weights(),
+            out: made.graphs(),
+            model: None,
+            cached,
+            external: false,
+            vectors: false,
+        })
+        .unwrap();
+        made
+    }
+
+    fn weights(&self) -> PathBuf {
+        self.dir.path().join("weights")
+    }
+
+    fn graphs(&self) -> PathBuf {
+        self.dir.path().join("graphs")
+    }
+
+    fn pipeline(&self) -> Pipeline {
+        Pipeline::load(&self.graphs(), "rten", 1).unwrap()
+    }
+}
+
+fn ask(pipeline: &Pipeline, text: &str, seed: u64) -> Replayed {
+    let mut goal = Goal::text("replay", text).unwrap();
+    goal.seed = Some(seed);
+    let asked = Replay {
+        bag: root().join("data/runtime/house.mcap"),
+        config: RobotConfig::default(),
+        goal: Some(goal),
+        at_secs: None,
+        deadline: None,
+    };
+    replay(pipeline, &asked, &NoClock, &mut |_| (), &|| true).unwrap()
+}
+
+fn without_times(mut answer: Answer) -> Answer {
+    answer.timings_ms.clear();
+    answer
+}
+
+#[test]
+fn a_checkpoint_becomes_a_bundle_that_answers() {
+    let _alone = alone();
+    for cached in [false, true] {
+        let made = Made::new(cached);
+        let pipeline = made.pipeline();
+        assert!(pipeline.is_streaming() && pipeline.pieces().is_some() && pipeline.words().is_empty());
+        assert_eq!(pipeline.caches_context(), cached);
+        assert!(pipeline.spec().lift.is_none());
+
+        let first = ask(&pipeline, "find the red chair", 3);
+        // The first frame of the segment is a latent of its own, then groups of four.
+        let latents = first.counts.latents;
+        assert_eq!(latents, 1 + (first.counts.kept - 1) / 4, "{:?}", first.counts);
+        let memory = &first.scene.as_ref().unwrap().memory;
+        assert!(latents > 3 && memory.len() as u64 == latents);
+        assert!(memory.iter().all(|m| m.latent.iter().all(|v| v.is_finite())));
+
+        // It imagines; nothing in it can say where that is, and no pose is made up.
+        let (answer, grounded) = (first.answer.unwrap(), first.grounded.unwrap());
+        assert_eq!((answer.steps, answer.candidates), (4, 1));
+        assert_eq!(grounded.frames.len(), 4 * 5, "the first frame, three latents of motion, one of the box");
+        assert!(grounded.frames.iter().all(|f| (f.width, f.height) == (64, 32)));
+        assert!(answer.pose.is_none() && answer.camera_pose.is_none() && answer.covariance.is_none());
+        assert!(answer.consistency.is_none() && grounded.lifted.is_none());
+        let reason = answer.reason.clone().unwrap();
+        match answer.status {
+            Status::Failed => {
+                assert!(
+                    answer.bounding_box.is_some() && reason.contains("no heads to read a pose"),
+                    "{reason}"
+                );
+            }
+            Status::NotInContext => {
+                assert!(answer.bounding_box.is_none() && reason.contains("no box"), "{reason}");
+            }
+            other => panic!("{other}: {reason}"),
+        }
+
+        // The same again, bit for bit; another seed and another text imagine something else.
+        let again = ask(&pipeline, "find the red chair", 3);
+        assert_eq!(without_times(again.answer.unwrap()), without_times(answer));
+        let frames = grounded.frames;
+        assert!(again.grounded.unwrap().frames == frames, "the same pictures");
+        assert!(ask(&pipeline, "find the red chair", 4).grounded.unwrap().frames != frames, "another seed");
+        assert!(ask(&pipeline, "find the blue bed", 3).grounded.unwrap().frames != frames, "another text");
+
+        let waypoints = Goal::from_json("w", br#"{"waypoints": [[1, 0, 0]]}"#).unwrap();
+        let mut mind = pipeline.mind(0).unwrap();
+        let scene = again.scene.unwrap();
+        let out = mindseye::ground::ground(mind.as_mut(), &scene, &waypoints, &NoClock, None, &mut |_| {
+            mindseye::imagine::Flow::Continue
+        });
+        let answer = out.unwrap().answer;
+        assert_eq!(answer.status, Status::Failed);
+        assert!(answer.reason.unwrap().contains("not trained to follow waypoints"));
+    }
+}
+
+#[test]
+fn weights_are_refused_with_the_way_on() {
+    let _alone = alone();
+    let made = Made::new(false);
+    let error = Pipeline::load(&made.weights(), "rten", 1).err().unwrap().to_string();
+    assert!(error.contains("mindseye-tools export") && !error.contains('\n'), "{error}");
+}
+
+fn picture(seed: u64) -> RgbImage {
+    let mut noise = Noise::new(seed, 0);
+    let shade = (0..64 * 32 * 3).map(|_| (127.5 + 60.0 * noise.sample()).clamp(0.0, 255.0) as u8).collect();
+    RgbImage::from_rgb(64, 32, shade).unwrap()
+}
+
+/// Pushes frames through an encoder as the intake does.
+fn stream(encoder: &mut dyn GroupEncoder, frames: &[RgbImage]) -> Vec<Vec<f32>> {
+    let mut latents = Vec::new();
+    let mut rest = frames;
+    while rest.len() >= encoder.group_len() {
+        let (group, after) = rest.split_at(encoder.group_len());
+        let mut latent = vec![0.0; encoder.latent_len()];
+        encoder.encode_group(group, &mut latent).unwrap();
+        latents.push(latent);
+        rest = after;
+    }
+    latents
+}
+
+#[test]
+fn the_stream_equals_the_whole_encode() {
+    let _alone = alone();
+    const FRAMES: usize = 1 + 4 * 6;
+    let made = Made::new(false);
+    let pipeline = made.pipeline();
+    let frames: Vec<RgbImage> = (0..FRAMES as u64).map(picture).collect();
+    let mut encoder = pipeline.encoder().unwrap();
+    let streamed = stream(encoder.as_mut(), &frames);
+    assert_eq!(streamed.len(), 7);
+
+    // The whole clip in one graph, from the weights themselves.
+    let cfg = vae();
+    let weights = Checkpoint::open(&made.weights().join("vae.safetensors")).unwrap();
+    let path = made.dir.path().join("whole.onnx");
+    let weights = Arc::new(CheckpointWeights::plain(weights));
+    export_graph("whole", weights, &SaveOptions::default(), &path, |ops| {
+        let dims = [FRAMES, 3, 32, 64].map(Dim::Fixed);
+        let clip = ops.input("frames", &dims);
+        for (i, latent) in encode_clip(ops, &cfg, [2, 4], &clip, FRAMES).iter().enumerate() {
+            ops.output(&format!("latent.{i}"), latent, &[1, 4, 2, 4].map(Dim::Fixed));
+        }
+    })
+    .unwrap();
+    let options = PrepareOptions::default().with_threads(1);
+    let mut whole = by_name("rten").unwrap().prepare(&path, &options).unwrap().session().unwrap();
+    let mut pixels = Vec::new();
+    for frame in &frames {
+        for c in 0..3 {
+            pixels.extend(frame.data.iter().skip(c).step_by(3).map(|v| f32::from(*v) / 127.5 - 1.0));
+        }
+    }
+    let clip = Tensor::f32(&[FRAMES, 3, 32, 64], pixels);
+    let outputs = whole.run(&[("frames", &clip)]).unwrap();
+    for (i, latent) in streamed.iter().enumerate() {
+        assert_eq!(outputs[i].1.as_f32().unwrap(), latent, "latent {i}, bit for bit");
+    }
+
+    // A new segment begins anew; a still is the first latent of a clip and disturbs nothing.
+    let mut still = vec![0.0; encoder.latent_len()];
+    encoder.reset();
+    let (begin, rest) = frames.split_at(5);
+    let mut parts = stream(encoder.as_mut(), begin);
+    encoder.encode_still(&frames[0], &mut still).unwrap();
+    assert_eq!(still, streamed[0]);
+    for group in rest.chunks_exact(4) {
+        let mut latent = vec![0.0; still.len()];
+        encoder.encode_group(group, &mut latent).unwrap();
+        parts.push(latent);
+    }
+    assert_eq!(parts, streamed);
+    let wrong = encoder.encode_group(&frames[..1], &mut still).unwrap_err().to_string();
+    assert!(wrong.contains("group has 1 values, expected 4"), "{wrong}");
+}
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[test]
+fn a_long_stream_takes_no_more_memory() {
+    let _alone = alone();
+    let made = Made::new(false);
+    let mut encoder = made.pipeline().encoder().unwrap();
+    let frames: Vec<RgbImage> = (0..40).map(picture).collect();
+    let mut latent = vec![0.0; encoder.latent_len()];
+    let mut warm = 0;
+    let mut at = 0;
+    for group in 0..600 {
+        let count = encoder.group_len();
+        at = (at + count) % 32;
+        encoder.encode_group(&frames[at..at + count], &mut latent).unwrap();
+        if group == 150 {
+            warm = resident_bytes();
+        }
+    }
+    let growth = resident_bytes().saturating_sub(warm) as f64 / 1e6;
+    println!("{growth:.2} MB after 450 more groups");
+    assert!(growth < 2.0, "{growth:.2} MB");
+    assert!(latent.iter().all(|v| v.is_finite()));
+}
+
+#[test]
+fn a_node_publishes_what_it_imagined() {
+    let _alone = alone();
+    let made = Made::new(false);
+    let pipeline = made.pipeline();
+    let robot = RosSession::open(&RosConfig::in_process("robot")).unwrap();
+    let session = robot.another_node("mindseye", "/").unwrap();
+    let images = robot.publisher::<Image>("/camera/image_raw", &Qos::SENSOR_DATA).unwrap();
+    let topic = "/mindseye/imagination/compressed";
+    let shown =
+        robot.subscriber::<CompressedImage>(topic, &Qos::default(), QueuePolicy::KeepLast(4)).unwrap();
+    let mut config = RobotConfig { robot: "test".into(), ..RobotConfig::default() };
+    config.goals.max_frame_age_ms = 60_000;
+    let parts = NodeParts {
+        config,
+        mind: pipeline.mind(0).unwrap(),
+        encoder: pipeline.encoder().unwrap(),
+        record: None,
+        observer: None,
+    };
+    let node = Node::start(&session, parts).unwrap();
+    assert!(images.wait_for_subscribers(Duration::from_secs(5)));
+    let mut stamp = Timestamp(1_700_000_000_000_000_000);
+    for i in 0..30u64 {
+        stamp = stamp + TimeDelta::from_millis(100);
+        let header = Header::new(stamp, "camera");
+        let data = picture(i).data;
+        let image = Image {
+            header,
+            width: 64,
+            height: 32,
+            encoding: "rgb8".into(),
+            step: 192,
+            data,
+            ..Image::default()
+        };
+        images.publish(&image).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for _ in 0..500 {
+        if node.counts().latents >= 8 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(node.counts().latents, 8, "1 + 4 k frames: {:?}", node.counts());
+    let body = r#"{"text": "the red chair"}"#;
+    let text = robot.query_json("mindseye/test/navigate", body, Duration::from_secs(30)).unwrap();
+    let answer: Answer = serde_json::from_str(&text).unwrap();
+    assert!(matches!(answer.status, Status::Failed | Status::NotInContext), "{text}");
+    assert!(answer.pose.is_none() && answer.steps == 4, "{text}");
+    let picture = shown.recv_timeout(Duration::from_secs(5)).unwrap().expect("the imagined frames").message;
+    assert!(picture.data.starts_with(b"\x89PNG"));
+    node.stop();
+}
