@@ -3,9 +3,9 @@
 //! Every function writes into a buffer of the caller, which keeps its memory between frames. Sizes are
 //! checked against [`Limits`] and against the bytes that are really there before anything is allocated.
 //!
-//! `yuv422` and `yuv422_yuy2` are taken as full-range luma with the colour differences of OpenCV's
-//! `COLOR_RGB2YUV` (U = 0.492 (B - Y), V = 0.877 (R - Y)), `nv12` and `nv21` as full-range BT.601 YCbCr.
-//! `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
+//! `yuv422`, `yuv422_yuy2`, `nv12` and `nv21` are BT.601 with luma from 16 to 235, and pixels that share a colour get
+//! the same: what UVC cameras send, and what cv_bridge makes of it (OpenCV's `COLOR_YUV2RGB_UYVY`, `_YUY2`, `_NV12`,
+//! `_NV21`, to the bit). `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
 
 use std::io::Cursor;
 
@@ -290,14 +290,9 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
         }
         Layout::Bayer { red } => demosaic(data, step, w, h, red, out),
         Layout::Yuv422 { y, u, v } => rows(out, &|from, to| {
-            // The colour of odd columns lies between those of its neighbours.
-            let mut cells = from.chunks_exact(4).peekable();
-            let mut targets = to.chunks_exact_mut(6);
-            while let (Some(p), Some(t)) = (cells.next(), targets.next()) {
-                let next = cells.peek().unwrap_or(&p);
-                let mean = |a: u8, b: u8| (u16::from(a) + u16::from(b)).div_ceil(2) as u8;
-                t[..3].copy_from_slice(&difference_to_rgb(p[y[0]], p[u], p[v]));
-                t[3..].copy_from_slice(&difference_to_rgb(p[y[1]], mean(p[u], next[u]), mean(p[v], next[v])));
+            for (p, t) in from.chunks_exact(4).zip(to.chunks_exact_mut(6)) {
+                t[..3].copy_from_slice(&yuv_to_rgb(p[y[0]], p[u], p[v]));
+                t[3..].copy_from_slice(&yuv_to_rgb(p[y[1]], p[u], p[v]));
             }
         }),
         Layout::Yuv420 { u } => {
@@ -316,18 +311,12 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
     Ok(Size { width, height })
 }
 
-/// Luma and the weighted colour differences U = 0.492 (B - Y), V = 0.877 (R - Y), 16-bit fixed point.
-fn difference_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
-    let (y, u, v) = (i32::from(y) << 16, i32::from(u) - 128, i32::from(v) - 128);
-    let clamp = |value: i32| ((value + 32_768) >> 16).clamp(0, 255) as u8;
-    [clamp(y + 74_700 * v), clamp(y - 25_864 * u - 38_050 * v), clamp(y + 133_176 * u)]
-}
-
-/// Full-range BT.601 YCbCr, 16-bit fixed point.
+/// BT.601, luma 16 to 235, in OpenCV's fixed point: 1.164, 2.018, -0.391, -0.813 and 1.596 times 2^20.
 fn yuv_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
-    let (y, u, v) = (i32::from(y) << 16, i32::from(u) - 128, i32::from(v) - 128);
-    let clamp = |value: i32| ((value + 32_768) >> 16).clamp(0, 255) as u8;
-    [clamp(y + 91_881 * v), clamp(y - 22_554 * u - 46_802 * v), clamp(y + 116_130 * u)]
+    let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+    let y = (i32::from(y) - 16).max(0) * 1_220_542 + (1 << 19);
+    let clamp = |value: i32| (value >> 20).clamp(0, 255) as u8;
+    [clamp(y + 1_673_527 * v), clamp(y - 409_993 * u - 852_492 * v), clamp(y + 2_116_026 * u)]
 }
 
 /// Bilinear interpolation; at the border the mirrored neighbour, which has the same colour.
@@ -597,11 +586,39 @@ mod tests {
             ("bayer_bggr8", 2, 2, 2, &[30, 20, 20, 10], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
             ("bayer_grbg8", 2, 2, 2, &[20, 10, 30, 20], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
             ("bayer_gbrg8", 2, 2, 2, &[20, 30, 10, 20], &[10, 20, 30, 10, 20, 30, 10, 20, 30, 10, 20, 30]),
-            ("yuv422", 2, 1, 4, &[128, 50, 128, 60], &[50, 50, 50, 60, 60, 60]),
-            ("yuv422_yuy2", 2, 1, 4, &[50, 128, 60, 128], &[50, 50, 50, 60, 60, 60]),
-            // Pure red: y 76, u 85, v 255.
-            ("nv12", 2, 2, 2, &[76, 76, 76, 76, 85, 255], &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0]),
-            ("nv21", 2, 2, 2, &[76, 76, 76, 76, 255, 85], &[254, 0, 0, 254, 0, 0, 254, 0, 0, 254, 0, 0]),
+            // The next four: what OpenCV 5.0 makes of the same bytes.
+            (
+                "yuv422",
+                4,
+                1,
+                8,
+                &[50, 100, 200, 150, 16, 90, 235, 240],
+                &[213, 70, 0, 255, 128, 0, 255, 43, 0, 255, 218, 35],
+            ),
+            (
+                "yuv422_yuy2",
+                4,
+                1,
+                8,
+                &[50, 100, 200, 150, 16, 90, 235, 240],
+                &[75, 33, 0, 249, 207, 158, 179, 0, 0, 255, 179, 178],
+            ),
+            (
+                "nv12",
+                2,
+                2,
+                2,
+                &[50, 200, 16, 235, 100, 150],
+                &[75, 33, 0, 249, 207, 158, 35, 0, 0, 255, 248, 198],
+            ),
+            (
+                "nv21",
+                2,
+                2,
+                2,
+                &[50, 200, 16, 235, 100, 150],
+                &[0, 54, 84, 169, 228, 255, 0, 14, 44, 210, 255, 255],
+            ),
         ];
         let mut out = Vec::new();
         for (encoding, width, height, step, data, want) in cases {

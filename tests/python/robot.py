@@ -1,11 +1,13 @@
 """Plays a ROS 2 robot without ROS: a camera, odometry and a goal over Zenoh, as rmw_zenoh or zenoh-bridge-ros2dds
 would put them on the wire. Messages are made and read by the rosbags package, keys and tokens by this file.
 
-    robot.py --connect tcp/127.0.0.1:7447 [--style rmw_zenoh|ros2dds] [--camera plain|buffer-aware]
-             [--expect pose|answer] [--goal "find the red chair"] [--seconds 30]
+    robot.py --connect tcp/127.0.0.1:7447 --recording room.mcap --goal "find the yellow cone" [--goal ...]
+             [--style rmw_zenoh|ros2dds] [--camera plain|buffer-aware] [--node mindseye] [--seconds 60]
 
---expect pose: the other side must publish /goal_pose; its key, hash, attachment (sequence, GID) and its node and
-topics in the liveliness graph are checked. --expect answer: it must publish a JSON answer on /mindseye/status.
+The robot drives as the recording (raw rgb8 images, odometry, CameraInfo, tf_static) shows, with the stamps of now and
+its pictures as PNG, then stands still and asks, for the next thing when an answer withholds the pose. The other side
+must publish /goal_pose: its key, hash, attachment (sequence, GID), its node and its topics in the liveliness graph are
+checked.
 Exit status 0 and a last line "ok ..." when everything holds, else 1 and what does not.
 """
 
@@ -20,6 +22,7 @@ import zlib
 import numpy as np
 import xxhash
 import zenoh
+from mcap.reader import make_reader
 from rosbags.typesys import Stores, get_typestore
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -29,6 +32,8 @@ ODOM = "nav_msgs/msg/Odometry"
 INFO = "sensor_msgs/msg/CameraInfo"
 POSE = "geometry_msgs/msg/PoseStamped"
 TEXT = "std_msgs/msg/String"
+TF = "tf2_msgs/msg/TFMessage"
+RAW = "sensor_msgs/msg/Image"
 
 
 def dds(name):
@@ -41,12 +46,9 @@ def fail(what):
     sys.exit(1)
 
 
-def png(width, height, phase):
-    """A picture with moving stripes, so that frames differ."""
-    x = np.arange(width)[None, :, None]
-    y = np.arange(height)[:, None, None]
-    c = np.arange(3)[None, None, :]
-    rgb = ((x * 3 + y * 2 + c * 80 + phase * 7) % 256).astype(np.uint8)
+def png(rgb):
+    """RGB8 pixels of shape (height, width, 3) as PNG."""
+    height, width, _ = rgb.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), rgb.reshape(height, -1)], axis=1).tobytes()
 
     def chunk(kind, data):
@@ -143,45 +145,48 @@ class Robot:
         return False
 
 
-def header(frame):
+class Recording:
+    """A drive: moments of (seconds from the start, picture, odometry, camera), and the static transforms."""
+
+    def __init__(self, path):
+        self.moments, self.statics = [], None
+        odometry = info = None
+        with open(path, "rb") as file:
+            for schema, channel, message in make_reader(file).iter_messages():
+                value = STORE.deserialize_cdr(message.data, schema.name)
+                if channel.topic == "/tf_static":
+                    self.statics = value
+                elif schema.name == ODOM:
+                    odometry = value
+                elif schema.name == INFO:
+                    info = value
+                elif schema.name == RAW:
+                    rgb = np.asarray(value.data).reshape(value.height, value.step)[:, : value.width * 3]
+                    picture = (value.header.frame_id, png(rgb.reshape(value.height, value.width, 3)))
+                    self.moments.append((message.log_time, picture, odometry, info))
+        first = self.moments[0][0]
+        self.moments = [((t - first) * 1e-9, *rest) for t, *rest in self.moments]
+
+
+def stamped(message, frame=None):
+    """The message with the time of now."""
     now = time.time_ns()
-    return T["std_msgs/msg/Header"](T["builtin_interfaces/msg/Time"](now // 10**9, now % 10**9), frame)
-
-
-def odometry(x):
-    point = T["geometry_msgs/msg/Point"](x, 0.0, 0.0)
-    turn = T["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
-    pose = T["geometry_msgs/msg/Pose"](point, turn)
-    zero = T["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)
-    flat = np.zeros(36)
-    return T[ODOM](
-        header("odom"),
-        "base_link",
-        T["geometry_msgs/msg/PoseWithCovariance"](pose, flat),
-        T["geometry_msgs/msg/TwistWithCovariance"](T["geometry_msgs/msg/Twist"](zero, zero), flat),
-    )
-
-
-def camera_info(width, height):
-    k = np.array([width, 0, width / 2, 0, width, height / 2, 0, 0, 1], dtype=np.float64)
-    p = np.array([width, 0, width / 2, 0, 0, width, height / 2, 0, 0, 0, 1, 0], dtype=np.float64)
-    roi = T["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-    return T[INFO](
-        header("camera_optical_frame"), height, width, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p, 0, 0, roi
-    )
+    stamp = T["builtin_interfaces/msg/Time"](now // 10**9, now % 10**9)
+    message.header = T["std_msgs/msg/Header"](stamp, frame or message.header.frame_id)
+    return message
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--connect", required=True)
+    args.add_argument("--recording", required=True)
     args.add_argument("--style", choices=["rmw_zenoh", "ros2dds"], default="rmw_zenoh")
     args.add_argument("--camera", choices=["plain", "buffer-aware"], default="plain")
-    args.add_argument("--expect", choices=["pose", "answer"], default="pose")
-    args.add_argument("--goal", default="find the red chair")
-    args.add_argument("--seconds", type=float, default=30.0)
-    args.add_argument("--size", default="96x64")
+    args.add_argument("--goal", action="append", required=True)
+    args.add_argument("--node", default="mindseye")
+    args.add_argument("--seconds", type=float, default=60.0)
     args = args.parse_args()
-    width, height = (int(v) for v in args.size.split("x"))
+    drive = Recording(args.recording)
 
     config = zenoh.Config()
     config.insert_json5("mode", '"peer"')
@@ -194,57 +199,69 @@ def main():
         image_pub = robot.publisher(image_topic, IMAGE, "2::,5:,:,:,,")
         odom_pub = robot.publisher("/odom", ODOM)
         info_pub = robot.publisher("/camera/camera_info", INFO)
+        # A plain publisher of a transient-local topic: it repeats itself instead of keeping a cache.
+        static_pub = robot.publisher("/tf_static", TF, ":1:,1:,:,:,,")
         goal_pub = robot.publisher("/mindseye/goal/text", TEXT)
-        poses, answers = [], []
+        poses, states = [], []
         robot.endpoint("MS", "/goal_pose", POSE, "::,10:,:,:,,")
+        robot.endpoint("MS", "/mindseye/status", TEXT, "::,10:,:,:,,")
         subs = [
             session.declare_subscriber(robot.key("/goal_pose", POSE, any_hash=True), poses.append),
-            session.declare_subscriber(robot.key("/mindseye/status", TEXT, any_hash=True), answers.append),
+            session.declare_subscriber(robot.key("/mindseye/status", TEXT, any_hash=True), states.append),
         ]
 
-        def answer():
-            for s in list(answers):
-                text = STORE.deserialize_cdr(s.payload.to_bytes(), TEXT).data
-                try:
-                    found = json.loads(text)
-                except ValueError:
-                    fail(f"/mindseye/status carries no JSON: {text[:200]}")
-                for candidate in (found, found.get("answer"), found.get("last_answer")):
-                    if isinstance(candidate, dict) and "goal_id" in candidate and "status" in candidate:
-                        return candidate
-            return None
-
-        sent = skipped = 0
-        asked_at = -10.0
+        sent = skipped = at = asked = 0
         start = time.monotonic()
-        done = None
-        while done is None:
+        while not poses:
             now = time.monotonic() - start
             if now > args.seconds:
-                fail(f"no {args.expect} within {args.seconds} s ({sent} frames sent, {skipped} not wanted)")
-            odom_pub(odometry(0.1 * now))
-            info_pub(camera_info(width, height))
+                fail(f"no pose within {args.seconds} s ({sent} frames sent, {skipped} not wanted): {said(states)}")
+            if at % 10 == 0:
+                static_pub(drive.statics)
+            # At the end of the drive the robot stands still.
+            _, (frame, data), odometry, info = drive.moments[min(at, len(drive.moments) - 1)]
+            odom_pub(stamped(odometry))
+            info_pub(stamped(info))
             if robot.camera_is_wanted(image_topic):
-                data = np.frombuffer(png(width, height, sent), dtype=np.uint8)
-                image_pub(T[IMAGE](header("camera_optical_frame"), "png", data))
+                image = T[IMAGE](None, "png", np.frombuffer(data, dtype=np.uint8))
+                image_pub(stamped(image, frame))
                 sent += 1
+                at += 1
             else:
                 skipped += 1
-            if sent >= 5 and now - asked_at > 5.0:
-                asked_at = now
-                goal_pub(T[TEXT](args.goal))
-            time.sleep(0.1)
-            if args.expect == "pose" and poses:
-                done = poses[0]
-            elif args.expect == "answer":
-                done = answer()
-        if args.expect == "pose":
-            check_pose(robot, done)
+            if at > len(drive.moments) + 3 and asked <= answered(states):
+                if asked == len(args.goal):
+                    fail(f"no pose for any of {args.goal}: {said(states)}")
+                goal_pub(T[TEXT](args.goal[asked]))
+                asked += 1
+            step = drive.moments[1][0] - drive.moments[0][0]
+            time.sleep(max(0.0, start + (sent + skipped) * step - time.monotonic()))
+        time.sleep(0.2)
+        pose = check_pose(robot, poses[0])
         if args.style == "rmw_zenoh":
-            check_graph(robot, image_topic)
-        what = done if isinstance(done, dict) else str(done.key_expr)
-        print(f"ok {args.style} {args.camera} {args.expect}: {sent} frames, {skipped} not wanted, {what}", flush=True)
+            check_graph(robot, image_topic, args.node)
+            check_sequences(robot, states)
+        where = f"x {pose.position.x:.2f} y {pose.position.y:.2f}"
+        what = f"{sent} frames, {skipped} not wanted, {args.goal[asked - 1]!r} stands at {where}"
+        print(f"ok {args.style} {args.camera}: {what}", flush=True)
         del subs
+
+
+def answered(states):
+    """How many goals the newest state counts as answered."""
+    if not states:
+        return 0
+    state = json.loads(STORE.deserialize_cdr(states[-1].payload.to_bytes(), TEXT).data)
+    return state["goals"]["answers"]
+
+
+def said(states):
+    """The last answer that the status topic carried."""
+    for sample in reversed(states):
+        answer = json.loads(STORE.deserialize_cdr(sample.payload.to_bytes(), TEXT).data).get("last_answer")
+        if answer:
+            return f"answered {answer['status']}, {answer.get('reason')}"
+    return f"no answer in {len(states)} states"
 
 
 def check_pose(robot, sample):
@@ -254,47 +271,68 @@ def check_pose(robot, sample):
     if message.header.frame_id not in ("map", "odom") or abs(norm - 1) > 1e-6 or (q.x, q.y) != (0.0, 0.0):
         fail(f"goal pose is not planar in map or odom: {message}")
     if robot.style == "ros2dds":
-        if str(sample.key_expr) != "goal_pose":
-            fail(f"key {sample.key_expr}")
-        return
+        if str(sample.key_expr) != "goal_pose" or sample.attachment is not None:
+            fail(f"key {sample.key_expr}, attachment {sample.attachment}")
+        return message.pose
     want = f"0/goal_pose/{dds(POSE)}/{STORE.hash_rihs01(POSE)}"
     if str(sample.key_expr) != want:
         fail(f"key {sample.key_expr}, wanted {want}")
     if sample.attachment is None:
         fail("no attachment: an rmw_zenoh subscription would drop the goal")
+    sequence = check_attachment(robot, sample, "/goal_pose", POSE)
+    if sequence != 1:
+        fail(f"the first goal pose has sequence {sequence}")
+    return message.pose
+
+
+def check_attachment(robot, sample, topic, name):
+    """Sequence, time and GID; the GID must be that of the only publisher in the graph, with the right hash."""
     raw = sample.attachment.to_bytes()
     if len(raw) != 33 or raw[16] != 16:
-        fail(f"attachment {raw.hex()}")
+        fail(f"{topic}: attachment {raw.hex()}")
     sequence, stamp = struct.unpack_from("<qq", raw)
-    if sequence != 1 or abs(time.time_ns() - stamp) > 60e9:
-        fail(f"attachment: sequence {sequence}, stamp {stamp}")
-    publishers = [t for t in robot.graph() if t.kind == "MP" and t.topic == "/goal_pose"]
+    if abs(time.time_ns() - stamp) > 120e9:
+        fail(f"{topic}: source stamp {stamp}")
+    publishers = [t for t in robot.graph() if t.kind == "MP" and t.topic == topic]
     if len(publishers) != 1:
-        fail(f"{len(publishers)} publishers of /goal_pose in the graph")
+        fail(f"{len(publishers)} publishers of {topic} in the graph")
     token = publishers[0]
     if token.gid != raw[17:]:
-        fail(f"GID {raw[17:].hex()} is not that of {token.key}")
-    if (token.type, token.hash) != (dds(POSE), STORE.hash_rihs01(POSE)):
+        fail(f"{topic}: GID {raw[17:].hex()} is not that of {token.key}")
+    if (token.type, token.hash) != (dds(name), STORE.hash_rihs01(name)):
         fail(f"token {token.key}")
+    return sequence
 
 
-def check_graph(robot, image_topic):
+def check_sequences(robot, states):
+    """The status comes every second: its numbers follow each other."""
+    numbers = [check_attachment(robot, s, "/mindseye/status", TEXT) for s in list(states)]
+    if len(numbers) < 3 or any(b != a + 1 for a, b in zip(numbers, numbers[1:])):
+        fail(f"sequence numbers of /mindseye/status: {numbers}")
+
+
+def check_graph(robot, image_topic, node):
     graph = robot.graph()
     nodes = {t.node for t in graph if t.kind == "NN"}
-    if not nodes:
-        fail("no node of the other side in the graph")
+    if nodes != {node}:
+        fail(f"nodes of the other side in the graph: {nodes}")
     for kind, topic, name in [
         ("MS", image_topic, IMAGE),
+        ("MS", "/camera/camera_info", INFO),
         ("MS", "/odom", ODOM),
+        ("MS", "/tf_static", TF),
         ("MS", "/mindseye/goal/text", TEXT),
         ("MP", "/goal_pose", POSE),
+        ("MP", "/mindseye/status", TEXT),
     ]:
         rows = [t for t in graph if (t.kind, t.topic) == (kind, topic)]
-        if not rows:
-            fail(f"no {kind} {topic} in the graph")
+        if len(rows) != 1:
+            fail(f"{len(rows)} of {kind} {topic} in the graph")
         for t in rows:
-            if (t.type, t.hash) != (dds(name), STORE.hash_rihs01(name)) or t.qos.count(":") != 5:
+            if (t.type, t.hash) != (dds(name), STORE.hash_rihs01(name)) or t.qos.count(":") != 5 or t.node != node:
                 fail(f"token {t.key}")
+            if t.kind == "MS" and t.backends:
+                fail(f"token {t.key} claims buffer backends")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/bin/sh
-# The Python robot against our side of the wire, three times: rmw_zenoh keys, ros2dds keys, and a camera that sends
-# only when it sees a subscription without buffer backends. Usage: run.sh [VENV]. Without the Python packages it says
-# SKIP and ends with status 0.
+# 1. A robot written in Python against the real `mindseye run`, three times: rmw_zenoh keys, ros2dds keys, and a camera
+#    that sends only when it sees a subscription without buffer backends.
+# 2. zenoh-ros2-sdk, an rmw_zenoh implementation of others, against our publishers and subscribers.
+# Usage: run.sh [VENV]. Without the Python packages it says SKIP and ends with status 0.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -9,34 +10,51 @@ venv=${1:-$root/target/python}
 if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv" || { echo "SKIP: python3 with venv is not there"; exit 0; }
 fi
-if ! "$venv/bin/python" -c 'import zenoh, rosbags, xxhash' 2>/dev/null; then
-    "$venv/bin/pip" install --quiet -r "$here/requirements.txt" || { echo "SKIP: eclipse-zenoh, rosbags and xxhash cannot be had"; exit 0; }
+if ! "$venv/bin/python" -c 'import mcap, zenoh, rosbags, xxhash, zenoh_ros2_sdk' 2>/dev/null; then
+    "$venv/bin/pip" install --quiet -r "$here/requirements.txt" || { echo "SKIP: eclipse-zenoh, mcap, rosbags, xxhash and zenoh-ros2-sdk cannot be had"; exit 0; }
 fi
-peer=${ROS_PEER:-}
-if [ -z "$peer" ]; then
-    cargo build --release --quiet --manifest-path "$root/Cargo.toml" -p mindseye-tests --bin ros_peer
-    peer=${CARGO_TARGET_DIR:-$root/target}/release/ros_peer
-fi
+# What the tests have built; the whole workspace is named so that nothing is built a second time with other features.
+cargo build --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye --bin ros_peer
+bin=${CARGO_TARGET_DIR:-$root/target}/release
+work=$(mktemp -d)
+pid=
+trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
 status=0
 for case in "rmw_zenoh plain" "ros2dds plain" "rmw_zenoh buffer-aware"; do
     set -- $case
-    log=$(mktemp)
-    "$peer" --style "$1" --seconds 60 >"$log" 2>&1 &
+    port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    cat >"$work/robot.toml" <<END
+robot = "python"
+[ros]
+key_style = "$1"
+[ros.zenoh]
+connect = []
+listen = ["tcp/127.0.0.1:$port"]
+[model]
+bundle = "$root/models/house-tiny"
+END
+    "$bin/mindseye" run --config "$work/robot.toml" --seconds 120 >"$work/log" 2>&1 &
     pid=$!
-    endpoint=
-    for _ in $(seq 100); do
-        endpoint=$(sed -n 's/^ready //p' "$log")
-        [ -n "$endpoint" ] && break
+    while ! grep -q "Ctrl-C stops" "$work/log" && kill -0 "$pid" 2>/dev/null; do
         sleep 0.1
     done
-    if [ -z "$endpoint" ]; then
-        echo "FAIL: the peer did not start: $(cat "$log")"
+    if ! "$venv/bin/python" "$here/robot.py" --connect "tcp/127.0.0.1:$port" --style "$1" --camera "$2" \
+        --recording "$root/tests/data/runtime/room.mcap" --goal "find the yellow cone" --goal "find the cyan chair" \
+        --goal "find the blue box"; then
         status=1
-    else
-        "$venv/bin/python" "$here/robot.py" --connect "$endpoint" --style "$1" --camera "$2" || { status=1; cat "$log"; }
+        cat "$work/log"
     fi
     kill "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
-    rm -f "$log"
+    pid=
 done
+"$bin/ros_peer" --count 20 --seconds 90 >"$work/log" 2>&1 &
+pid=$!
+while ! grep -q "^ready" "$work/log" && kill -0 "$pid" 2>/dev/null; do
+    sleep 0.1
+done
+"$venv/bin/python" "$here/rmw_peer.py" "$(sed -n 's/^ready //p' "$work/log")" 20 || status=1
+wait "$pid" || status=1
+pid=
+sed -n '/^ready/!p' "$work/log"
 exit $status

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 
+use super::{bz2, ffi};
+
 /// How a chunk is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Codec {
@@ -41,8 +43,15 @@ pub(crate) struct Decompressed {
 }
 
 /// Decompresses into `out`, at most `size` bytes (what the header claims). Memory grows with what is really
-/// produced, unless the claim is believable for the number of compressed bytes.
-pub(crate) fn decompress(codec: Codec, compressed: &[u8], size: usize, out: &mut Vec<u8>) -> Decompressed {
+/// produced, unless the claim is believable for the number of compressed bytes. Without `checked` the checksum of an
+/// LZ4 frame may go unseen: for content that has one of its own.
+pub(crate) fn decompress(
+    codec: Codec,
+    compressed: &[u8],
+    size: usize,
+    checked: bool,
+    out: &mut Vec<u8>,
+) -> Decompressed {
     let error = match codec {
         Codec::None => {
             out.clear();
@@ -64,15 +73,30 @@ pub(crate) fn decompress(codec: Codec, compressed: &[u8], size: usize, out: &mut
                 Err(e) => Some(e.to_string()),
             }
         }
-        Codec::Lz4 => match lz4::Decoder::new(compressed) {
-            Ok(decoder) => fill(decoder, compressed.len(), size, out),
-            Err(e) => Some(e.to_string()),
-        },
-        Codec::Bz2 => fill(bzip2::bufread::BzDecoder::new(compressed), compressed.len(), size, out),
+        Codec::Lz4 => lz4(compressed, size, checked, out),
+        Codec::Bz2 => bz2::decompress(compressed, size, out),
     };
     let error = error
         .or_else(|| (out.len() < size).then(|| format!("{} of {size} bytes after decompression", out.len())));
     Decompressed { error }
+}
+
+fn lz4(compressed: &[u8], size: usize, checked: bool, out: &mut Vec<u8>) -> Option<String> {
+    if believable(compressed.len(), size) {
+        // The memory of a used buffer is not cleared.
+        if out.len() < size {
+            out.resize(size, 0);
+        } else {
+            out.truncate(size);
+        }
+        let (done, error) = ffi::lz4::decompress(compressed, out, checked);
+        if error.is_none() {
+            out.truncate(done);
+            return None;
+        }
+    }
+    out.clear();
+    ffi::lz4::salvage(compressed, size, out)
 }
 
 /// A claim of up to 64 times the compressed bytes is given memory at once.
@@ -92,33 +116,6 @@ fn zstd_bulk(compressed: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         };
         decompressor.decompress_to_buffer(compressed, out).map(drop)
     })
-}
-
-/// Reads into a buffer whose memory is reused without being cleared.
-fn fill(mut reader: impl Read, compressed: usize, size: usize, out: &mut Vec<u8>) -> Option<String> {
-    if !believable(compressed, size) {
-        out.clear();
-        return drain(reader, size, out);
-    }
-    if out.len() < size {
-        out.resize(size, 0);
-    } else {
-        out.truncate(size);
-    }
-    let mut done = 0;
-    let error = loop {
-        if done == size {
-            break None;
-        }
-        match reader.read(&mut out[done..]) {
-            Ok(0) => break None,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => break Some(e.to_string()),
-        }
-    };
-    out.truncate(done);
-    error
 }
 
 fn drain(reader: impl Read, size: usize, out: &mut Vec<u8>) -> Option<String> {

@@ -672,7 +672,7 @@ fn read_chunk(record: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> 
         None if cut => stored,
         None => return Err("the chunk is longer than its record".to_owned()),
     };
-    let done = decompress(codec, stored, size, data);
+    let done = decompress(codec, stored, size, cut || head.crc == 0, data);
     if cut {
         return Ok(());
     }

@@ -25,10 +25,12 @@
 //! Reading never changes the files: a sqlite file with a write-ahead log or a hot journal is copied to a
 //! temporary directory first, a `.zstd` file is decompressed into one.
 
+mod bz2;
 mod cdr;
 mod codec;
 mod convert;
 mod directory;
+mod ffi;
 mod mcap_file;
 pub mod play;
 mod read;

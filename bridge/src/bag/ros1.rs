@@ -483,7 +483,7 @@ fn read_chunk(bytes: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> R
     if size > size_max {
         return Err(format!("the chunk claims {size} bytes, {size_max} are allowed"));
     }
-    let done = decompress(codec, stored, size, data);
+    let done = decompress(codec, stored, size, true, data);
     match done.error {
         Some(error) if !cut => Err(format!("{} cannot be decompressed: {error}", codec.name())),
         _ => Ok(codec),

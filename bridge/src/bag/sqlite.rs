@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use super::codec::{ZSTD_MAGIC, append_zstd};
 use super::source::Source;
@@ -19,6 +19,10 @@ use super::{
 
 /// Rows are read in groups of about this many bytes.
 pub(super) const GROUP_BYTES: i64 = 1 << 20;
+
+/// From this mean size on, blobs are read straight into the buffer: a statement for each costs less than SQLite's own
+/// copy of it.
+const LARGE_BYTES: usize = 16 << 10;
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path.as_os_str());
@@ -109,6 +113,7 @@ struct SqliteFile {
     /// From the id of the table to the topic of the file.
     topics: HashMap<i64, u32>,
     size_max: usize,
+    file_bytes: usize,
 }
 
 fn connect(path: &Path, writable: bool) -> rusqlite::Result<Connection> {
@@ -188,6 +193,7 @@ fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -
         metas,
         topics: ids,
         size_max: options.chunk_bytes_max,
+        file_bytes: fs::metadata(path).map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX)),
     };
     Ok(Opened { file: Box::new(file), format: Format::Sqlite3, topics, compression, damage })
 }
@@ -269,6 +275,21 @@ pub(super) fn push_message(
 }
 
 impl SqliteFile {
+    /// Calls `read` with a connection that no other thread uses.
+    fn with_connection<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let free = self.connections.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match free {
+            Some(connection) => connection,
+            None => connect(&self.path, self.writable)?,
+        };
+        let result = read(&connection);
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        result
+    }
+
     fn rows(
         &self,
         first: i64,
@@ -276,14 +297,53 @@ impl SqliteFile {
         chunk: &mut Chunk,
         failed: &mut (u64, String),
     ) -> rusqlite::Result<()> {
-        let free = self.connections.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match free {
-            Some(connection) => connection,
-            None => connect(&self.path, self.writable)?,
-        };
-        let read = self.rows_with(&connection, (first, last), chunk, failed);
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        read
+        self.with_connection(|connection| self.rows_with(connection, (first, last), chunk, failed))
+    }
+
+    /// As [`rows`](Self::rows), without SQLite's copy of each blob. Any trouble is an error: the other way then finds
+    /// out what can be had.
+    fn large_rows(&self, first: i64, last: i64, chunk: &mut Chunk) -> rusqlite::Result<()> {
+        self.with_connection(|connection| {
+            let mut statement = connection.prepare(
+                "SELECT rowid, topic_id, timestamp FROM messages WHERE rowid BETWEEN ?1 AND ?2 ORDER BY rowid",
+            )?;
+            let mut rows = statement.query([first, last])?;
+            let mut blob = None;
+            let mut end = 0;
+            while let Some(row) = rows.next()? {
+                let (ValueRef::Integer(id), ValueRef::Integer(topic), ValueRef::Integer(time)) =
+                    (row.get_ref(0)?, row.get_ref(1)?, row.get_ref(2)?)
+                else {
+                    continue;
+                };
+                let Some(topic) = self.topics.get(&topic) else { continue };
+                let blob = match &mut blob {
+                    None => blob.insert(connection.blob_open(MAIN_DB, "messages", "data", id, true)?),
+                    Some(blob) => {
+                        blob.reopen(id)?;
+                        blob
+                    }
+                };
+                let (start, len) = (end, blob.len());
+                end += len;
+                // Nothing is longer than the file it is in.
+                if end > self.file_bytes {
+                    return Err(rusqlite::Error::InvalidQuery);
+                }
+                // The memory of a used buffer is not cleared.
+                if chunk.data.len() < end {
+                    chunk.data.resize(end, 0);
+                }
+                let to = &mut chunk.data[start..end];
+                blob.read_at_exact(to, 0)?;
+                if to.starts_with(&ZSTD_MAGIC) {
+                    return Err(rusqlite::Error::InvalidQuery);
+                }
+                chunk.entries.push(Entry { topic: *topic, log_ns: time, publish_ns: time, start, len });
+            }
+            chunk.data.truncate(end);
+            Ok(())
+        })
     }
 
     fn rows_with(
@@ -323,6 +383,12 @@ impl BagFile for SqliteFile {
 
     fn load(&self, index: usize, chunk: &mut Chunk) {
         let group = &self.groups[index];
+        if group.bytes >= LARGE_BYTES * usize::try_from(group.rows).unwrap_or(usize::MAX) {
+            if self.large_rows(group.first, group.last, chunk).is_ok() {
+                return;
+            }
+            chunk.entries.clear();
+        }
         chunk.data.clear();
         chunk.data.reserve(group.bytes.min(2 * GROUP_BYTES as usize));
         let mut failed = (0, String::new());

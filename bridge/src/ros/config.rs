@@ -49,6 +49,7 @@ pub enum KeyStyle {
     #[default]
     RmwZenoh,
     /// As `zenoh-bridge-ros2dds`: the topic's name only; no attachments, no tokens of ours.
+    #[serde(rename = "ros2dds", alias = "ros2_dds")]
     Ros2Dds,
     /// The topic's name is the key.
     Raw,
@@ -121,6 +122,7 @@ pub struct RosConfig {
     #[serde(default = "root")]
     pub namespace: String,
     /// Name of the node in the ROS graph.
+    #[serde(default = "node_name")]
     pub node: String,
     /// How topics become keys.
     #[serde(default)]
@@ -131,6 +133,10 @@ pub struct RosConfig {
     /// The Zenoh side.
     #[serde(default)]
     pub zenoh: ZenohSettings,
+}
+
+fn node_name() -> String {
+    "mindseye".to_owned()
 }
 
 fn root() -> String {
@@ -361,7 +367,7 @@ mod tests {
     #[test]
     fn toml_is_strict() {
         let c: RosConfig = toml::from_str(
-            "node = 'agent'\nkey_style = 'ros2_dds'\ndistro = 'kilted'\n[zenoh]\nlisten = []\nshared_memory = true",
+            "node = 'agent'\nkey_style = 'ros2dds'\ndistro = 'kilted'\n[zenoh]\nlisten = []\nshared_memory = true",
         )
         .unwrap();
         assert_eq!((c.key_style, c.distro), (KeyStyle::Ros2Dds, Distro::Jazzy));

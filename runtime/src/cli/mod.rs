@@ -93,7 +93,9 @@ pub fn one_line(error: &anyhow::Error) -> String {
 /// Parses the arguments, runs the command and turns its result into an exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    // A node says by itself what happens to it: links, publishers, segments, answers.
+    let least = usize::from(matches!(cli.command, Command::Run(_)));
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2)).max(least)];
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         tracing_subscriber::EnvFilter::new(format!("{level},zenoh=error,zenoh_transport=error"))
     });

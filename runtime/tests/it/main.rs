@@ -5,5 +5,6 @@
 
 mod fake;
 mod flat;
+mod links;
 mod node;
 mod shipped;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mindseye"));
     command.env_remove("ROS_DOMAIN_ID").env_remove("ZENOH_CONFIG_OVERRIDE").env_remove("MINDSEYE_BUNDLE");
     command
