@@ -132,9 +132,9 @@ impl Code {
             }
         }
         let (mut code, mut place) = (0u32, 0u32);
-        for length in 1..=CODE_MAX {
+        for (length, count) in count.into_iter().enumerate().take(CODE_MAX + 1).skip(1) {
             self.offset[length] = place as i32 - code as i32;
-            for _ in 0..count[length] {
+            for _ in 0..count {
                 if code >> length != 0 {
                     return Err("a code is over-full");
                 }

@@ -6,7 +6,7 @@
 
 use mindseye_bridge::msg::{Image, PoseStamped, RosType};
 use mindseye_bridge::ros::{
-    Attachment, Publisher, Qos, QueuePolicy, RosConfig, RosSession, SampleInfo, Subscriber,
+    Attachment, History, Publisher, Qos, QueuePolicy, RosConfig, RosSession, SampleInfo, Subscriber,
 };
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -26,7 +26,9 @@ impl<T: RosType> Echo<T> {
     fn new(session: &RosSession, name: &str) -> Result<Self, Failure> {
         let from =
             session.subscriber(&format!("/theirs/{name}"), &Qos::default(), QueuePolicy::KeepLast(64))?;
-        let to = session.publisher(&format!("/ours/{name}"), &Qos::default())?;
+        // Waits instead of dropping, so that a busy machine loses nothing.
+        let lossless = Qos { history: History::KeepAll, ..Qos::default() };
+        let to = session.publisher(&format!("/ours/{name}"), &lossless)?;
         Ok(Self { from, to, count: 0, first: 0 })
     }
 
