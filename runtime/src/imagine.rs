@@ -36,6 +36,28 @@ impl Clock for NoClock {
     }
 }
 
+/// What the unconditional branch of the guidance leaves out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dropped {
+    /// Context, first frame and instruction together: joint guidance.
+    #[default]
+    Both,
+    /// The instruction alone; the context stays clean (the paper's "without context CFG").
+    Instruction,
+    /// Context and first frame alone; the instruction stays.
+    Context,
+}
+
+/// Where the context's temporal indices come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rope {
+    /// From the recording: what lies far apart there is far apart here.
+    #[default]
+    Source,
+    /// 0, 1, 2, ... whatever was left out between; with a gap of 1 this is the usual rotary embedding.
+    Consecutive,
+}
+
 /// How to imagine. Sampler defaults come from the model bundle.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -51,6 +73,10 @@ pub struct Settings {
     pub min_steps: usize,
     /// Guidance weight; 1 is purely conditional.
     pub guidance: f32,
+    /// What guidance pulls away from.
+    pub dropped: Dropped,
+    /// Temporal indices of the context.
+    pub rope: Rope,
     /// Noise levels to visit.
     pub grid: Grid,
     /// Shift of the noise levels.
@@ -238,6 +264,15 @@ struct Work<'a> {
     evaluations: usize,
 }
 
+/// What one evaluation is not told.
+#[derive(Clone, Copy, Default)]
+struct Blind<'a> {
+    /// Takes the place of context and first frame.
+    noise: Option<&'a [f32]>,
+    /// The empty text and no camera rays.
+    instruction: bool,
+}
+
 /// Temporal indices: context as in its source, less the smallest; targets `gap` after the last.
 fn temporal_indices(index: &[u64], targets: usize, gap: f64, max_span: Option<f64>) -> Vec<f64> {
     let (first, last) = (index.first().copied().unwrap_or(0), index.last().copied().unwrap_or(0));
@@ -288,7 +323,13 @@ impl<'a> Work<'a> {
             }
             _ => None,
         };
-        let t_index = temporal_indices(&seen.index, targets, settings.gap, settings.max_span);
+        let t_index = match settings.rope {
+            Rope::Source => temporal_indices(&seen.index, targets, settings.gap, settings.max_span),
+            Rope::Consecutive => {
+                let index: Vec<u64> = (0..context as u64).collect();
+                temporal_indices(&index, targets, settings.gap, None)
+            }
+        };
         Ok(Self { model, seen, prompt, settings, frame, t_index, camera, evaluations: 0 })
     }
 
@@ -296,9 +337,9 @@ impl<'a> Work<'a> {
         self.seen.index.len()
     }
 
-    /// Evaluates one branch at timestep `t`. `x` is the whole target sample. With `noise` (context and first
-    /// frame replaced by it, empty text) it is the unconditional branch.
-    fn evaluate(&mut self, x: &[f32], t: f64, noise: Option<&[f32]>) -> Result<Denoised, ImagineError> {
+    /// Evaluates one branch at timestep `t`. `x` is the whole target sample.
+    fn evaluate(&mut self, x: &[f32], t: f64, blind: Blind<'_>) -> Result<Denoised, ImagineError> {
+        let noise = blind.noise;
         let given = (self.context() + 1) * self.frame;
         let mut latents = Vec::with_capacity(given - self.frame + x.len());
         match noise {
@@ -317,8 +358,8 @@ impl<'a> Work<'a> {
             timesteps: &[given_t, t],
             rows: &rows,
             t_index: &self.t_index,
-            text: if noise.is_some() { self.prompt.null_text } else { self.prompt.text },
-            camera: if noise.is_some() { None } else { self.camera.as_deref() },
+            text: if blind.instruction { self.prompt.null_text } else { self.prompt.text },
+            camera: if blind.instruction { None } else { self.camera.as_deref() },
         };
         let out = self.model.denoise(&step)?;
         self.evaluations += 1;
@@ -354,7 +395,7 @@ impl<'a> Work<'a> {
         let t = self.settings.early_timestep;
         let s = (t / 1000.0) as f32;
         let x: Vec<f32> = noise.iter().map(|n| n * s).collect();
-        let mut out = self.evaluate(&x, t, None)?;
+        let mut out = self.evaluate(&x, t, Blind::default())?;
         Ok(Heads::of(&mut out, self.context()))
     }
 }
@@ -526,7 +567,7 @@ pub fn imagine(
     }
     result.steps = if candidates == 0 { 0 } else { steps };
     for (candidate, noise) in noises.into_iter().enumerate().take(candidates) {
-        let context_noise = guided.then(|| {
+        let context_noise = (guided && settings.dropped != Dropped::Instruction).then(|| {
             Noise::new(settings.seed, 2 * candidate as u64 + 1).draw((work.context() + 1) * work.frame)
         });
         let schedule = Schedule::new(settings.grid, steps, settings.shift)?;
@@ -545,10 +586,14 @@ pub fn imagine(
             }
             let began = budget.clock.now();
             let t = f64::from(step.timestep);
-            let mut conditional = work.evaluate(&x, t, None)?;
+            let mut conditional = work.evaluate(&x, t, Blind::default())?;
             let mut v = work.velocity(&conditional, &x, step.sigma);
-            if let Some(noise) = &context_noise {
-                let unconditional = work.evaluate(&x, t, Some(noise))?;
+            if guided {
+                let blind = Blind {
+                    noise: context_noise.as_deref(),
+                    instruction: settings.dropped != Dropped::Context,
+                };
+                let unconditional = work.evaluate(&x, t, blind)?;
                 let mut u = work.velocity(&unconditional, &x, step.sigma);
                 guide(&mut u, &v, settings.guidance);
                 v = u;
@@ -687,6 +732,8 @@ pub(crate) mod tests {
             steps: 8,
             min_steps: 3,
             guidance: 2.0,
+            dropped: Dropped::default(),
+            rope: Rope::default(),
             grid: Grid::Plain,
             shift: 3.0,
             solver: Solver::Euler,
@@ -752,6 +799,36 @@ pub(crate) mod tests {
         assert_eq!(unconditional.0, [1000.0; 5]);
         assert_eq!((conditional.2, unconditional.2), (0.75, 0.5));
         assert_eq!(conditional.1, [0.0, 3.0, 53.0, 54.0, 55.0], "indices less the smallest, then the gap");
+    }
+
+    #[test]
+    fn guidance_drops_what_it_is_asked_to() {
+        // Timestep of the context, first word of the text: in the second branch.
+        let cases = [
+            (Dropped::Both, 1000.0, 0.5),
+            (Dropped::Instruction, 0.0, 0.5),
+            (Dropped::Context, 1000.0, 0.75),
+        ];
+        for (dropped, context, word) in cases {
+            let mut fake = Fake::new(Prediction::X0);
+            let s = Settings { candidates: 1, steps: 2, min_steps: 1, dropped, ..settings() };
+            imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
+            assert_eq!(fake.calls.len(), 5);
+            assert_eq!(fake.calls[2].0, [context, context, context, 1000.0, 1000.0], "{dropped:?}");
+            assert_eq!(fake.calls[2].2, word, "{dropped:?}");
+            assert_eq!(fake.calls[1].2, 0.75, "{dropped:?}: the first branch is told everything");
+        }
+    }
+
+    #[test]
+    fn consecutive_indices_forget_the_source() {
+        for (gap, want) in [(50.0, [0.0, 1.0, 2.0, 52.0, 53.0, 54.0]), (1.0, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])]
+        {
+            let mut fake = Fake::new(Prediction::X0);
+            let s = Settings { candidates: 1, gap, rope: Rope::Consecutive, ..settings() };
+            imagine(&mut fake, &seen(3), PROMPT, &s, free(), &mut go_on).unwrap();
+            assert!(fake.calls.iter().all(|c| c.1 == want), "gap {gap}: {:?}", fake.calls[0].1);
+        }
     }
 
     #[test]

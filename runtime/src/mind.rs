@@ -22,7 +22,7 @@ use crate::codec::{CodecEngines, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
-use crate::imagine::Settings;
+use crate::imagine::{Dropped, Rope, Settings};
 use crate::lift::{LiftParams, LiftTableError};
 use crate::planar::Pose2;
 use mindseye_bridge::geometry::body_from_optical;
@@ -395,6 +395,8 @@ fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
             steps: sampler.steps,
             min_steps: (sampler.steps / 3).max(1),
             guidance: sampler.guidance as f32,
+            dropped: Dropped::default(),
+            rope: Rope::default(),
             grid: sampler.grid,
             shift: sampler.shift,
             solver: sampler.solver,

@@ -7,7 +7,7 @@ use mindseye::config::RobotConfig;
 use mindseye::context::{EncodeError, GroupEncoder};
 use mindseye::ground::{Mind, MindError, MindSpec};
 use mindseye::image::{ModelCamera, RgbImage};
-use mindseye::imagine::Settings;
+use mindseye::imagine::{Dropped, Rope, Settings};
 use mindseye::lift::LiftParams;
 use mindseye::node::{Node, NodeParts};
 use mindseye::planar::Pose2;
@@ -124,6 +124,8 @@ impl FakeMind {
                 steps: STEPS,
                 min_steps: 3,
                 guidance: 2.0,
+                dropped: Dropped::default(),
+                rope: Rope::default(),
                 grid: Grid::Plain,
                 shift: 3.0,
                 solver: Solver::Euler,

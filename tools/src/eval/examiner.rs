@@ -1,0 +1,517 @@
+//! The examiner: what a picture shows, said without knowing which house it should show.
+//!
+//! The paper reads points out of imagined frames with VGGT and asks a vision-language model what they show. At the
+//! size of the house world neither works, so two small networks take their place. They are trained on the spot, from
+//! renders of houses whose seeds no evaluation uses, sent through the codec of the bundle that is examined:
+//! * **depth**: one picture to the planar depth of each of its pixels (m);
+//! * **name**: what a box holds to the probabilities of the six colours and eight shapes.
+//!
+//! Neither sees the house under evaluation nor anything of the model but its pictures. How good they are is
+//! measured on further houses and reported with every evaluation ([`Quality`]).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use mindseye::image::RgbImage;
+use mindseye_engines::model::Ops;
+use mindseye_engines::model::dit::dense;
+use mindseye_train::eager::{Eager, Params, Var};
+use mindseye_train::optim::{self, Moments, OptimConfig, Rule};
+use mindseye_world::{
+    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, approach, draw_box,
+    goal_pose, project_box, random_drive, random_pose, render_with, wrap_angle,
+};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use super::stats::median_of;
+
+/// Sends groups of pictures through the codec and back.
+pub trait Coder {
+    /// The pictures as they come out, four for each four that go in.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    fn coded(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>>;
+}
+
+/// How much the examiner is trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Houses that pictures are made in.
+    pub houses: usize,
+    /// Times that each picture is learned from, blurred differently each time.
+    pub epochs: usize,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self { houses: 2500, epochs: 6 }
+    }
+}
+
+/// How good the examiner is, on houses that it was not trained on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Quality {
+    /// Median relative error of the depth of true, coded pictures.
+    pub depth_relative_median: f64,
+    /// Share of true boxed things whose colour and shape are both named rightly.
+    pub named: f64,
+    /// Pictures that depth was measured on.
+    pub pictures: usize,
+    /// Boxed things.
+    pub things: usize,
+}
+
+/// Pixels of the cut-out that names are read from.
+const CUT: usize = 10;
+const NAMES: usize = Colour::ALL.len() + Shape::ALL.len();
+const BATCH: usize = 64;
+/// Seeds of houses that only the examiner sees.
+const SEEDS: u64 = 0x0e8a_0000_0000;
+
+/// See the module.
+pub struct Examiner {
+    depth: Arc<Params>,
+    name: Arc<Params>,
+    width: usize,
+    height: usize,
+    /// See [`Quality`].
+    pub quality: Quality,
+}
+
+/// Pictures and what they show.
+#[derive(Default)]
+struct Lessons {
+    pictures: Vec<(Vec<u8>, Vec<f32>)>,
+    things: Vec<(Vec<f32>, usize, usize)>,
+}
+
+/// `[rows, inputs]` to `[rows, outputs]`: a layer, two residual layers, a layer.
+fn network(e: &mut Eager, x: &Var, name: &str, inputs: usize, hidden: usize, outputs: usize) -> Var {
+    e.set_prefix(name);
+    let h = dense(e, x, "first", inputs, hidden);
+    let mut h = e.gelu_tanh(&h);
+    for block in ["second", "third"] {
+        let r = e.layer_norm(&h, 1e-5);
+        let r = dense(e, &r, block, hidden, hidden);
+        let r = e.gelu_tanh(&r);
+        h = e.add(&h, &r);
+    }
+    let h = e.layer_norm(&h, 1e-5);
+    let out = dense(e, &h, "last", hidden, outputs);
+    e.set_prefix("");
+    out
+}
+
+#[derive(Clone, Copy)]
+struct Shape3 {
+    name: &'static str,
+    inputs: usize,
+    hidden: usize,
+    outputs: usize,
+}
+
+impl Shape3 {
+    fn depth(pixels: usize) -> Self {
+        Self { name: "depth.", inputs: 3 * pixels, hidden: 512, outputs: pixels }
+    }
+
+    fn name() -> Self {
+        Self { name: "name.", inputs: 3 * CUT * CUT + 4, hidden: 256, outputs: NAMES }
+    }
+
+    fn run(&self, e: &mut Eager, rows: usize, x: Vec<f32>) -> Var {
+        let x = e.input(&[rows, self.inputs], x);
+        network(e, &x, self.name, self.inputs, self.hidden, self.outputs)
+    }
+
+    fn fresh(&self, rng: &mut Rng) -> Params {
+        let mut e = Eager::collecting();
+        self.run(&mut e, 1, vec![0.0; self.inputs]);
+        let mut params = e.params().clone();
+        for i in 0..params.len() {
+            let shape = params.get(i).1.to_vec();
+            if let [_, fan] = shape[..] {
+                let k = 1.0 / (fan as f32).sqrt();
+                params.values_mut(i).iter_mut().for_each(|v| *v = rng.normal() as f32 * k);
+            }
+        }
+        params
+    }
+
+    /// Trains on batches: `batch(rng, step)` gives inputs, `loss(row, output, gradient)` the gradient of a row.
+    fn train(
+        &self,
+        seed: u64,
+        steps: usize,
+        batch: impl Fn(&mut Rng, usize) -> (Vec<usize>, Vec<f32>),
+        gradient: impl Fn(usize, &[f32], &mut [f32]),
+    ) -> Params {
+        let mut rng = Rng::new(seed);
+        let mut params = Arc::new(self.fresh(&mut rng));
+        let config = OptimConfig {
+            lr: 1e-3,
+            weight_decay: 0.01,
+            momentum: 0.95,
+            betas: [0.9, 0.99],
+            clip: 1.0,
+            muon: false,
+        };
+        let mut moments = vec![Moments::default(); params.len()];
+        let mut e = Eager::new(Arc::default(), true);
+        for step in 1..=steps {
+            let (rows, x) = batch(&mut rng, step);
+            e.restart(params.clone());
+            let out = self.run(&mut e, rows.len(), x);
+            let values = e.value(out).1;
+            let mut g = vec![0.0; values.len()];
+            for ((row, v), g) in rows.iter().zip(values.chunks(self.outputs)).zip(g.chunks_mut(self.outputs))
+            {
+                gradient(*row, v, g);
+            }
+            g.iter_mut().for_each(|g| *g /= rows.len() as f32);
+            e.backward(vec![(out, g)]);
+            let grads = e.take_grads();
+            e.clear();
+            let k = step as f64 / steps as f64;
+            let lr = config.lr * (step as f64 / 50.0).min(1.0) * (1.0 - k).max(0.0).powf(0.7);
+            let weights = Arc::make_mut(&mut params);
+            for (i, (grad, moments)) in grads.iter().zip(&mut moments).enumerate() {
+                let shape = weights.get(i).1.to_vec();
+                let rule = if shape.len() == 2 { Rule::Matrix } else { Rule::Vector };
+                optim::update(&config, rule, &shape, weights.values_mut(i), grad, moments, lr, step as u64);
+            }
+        }
+        Arc::unwrap_or_clone(params)
+    }
+}
+
+impl Examiner {
+    /// Trains the two networks; `coders` gives each worker its codec.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    pub fn train<C: Coder + Send>(
+        difficulty: &Difficulty,
+        camera: &Camera,
+        effort: Effort,
+        coders: Vec<C>,
+    ) -> anyhow::Result<Self> {
+        // Pictures: a fixed share of the houses for each worker, joined in their order.
+        let held_out = (effort.houses / 20).clamp(4, 60);
+        let all = effort.houses + held_out;
+        let workers = coders.len().max(1);
+        let parts: Vec<anyhow::Result<Vec<(usize, Lessons)>>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = coders
+                .into_iter()
+                .enumerate()
+                .map(|(w, mut coder)| {
+                    scope.spawn(move || {
+                        (w..all)
+                            .step_by(workers)
+                            .map(|h| Ok((h, lessons(difficulty, camera, h as u64, &mut coder)?)))
+                            .collect()
+                    })
+                })
+                .collect();
+            handles.into_iter().map(|h| h.join().expect("an examiner's worker panicked")).collect()
+        });
+        let mut made = Vec::new();
+        for part in parts {
+            made.extend(part?);
+        }
+        made.sort_by_key(|(h, _)| *h);
+        let (mut train, mut test) = (Lessons::default(), Lessons::default());
+        for (h, l) in made {
+            let to = if h < effort.houses { &mut train } else { &mut test };
+            to.pictures.extend(l.pictures);
+            to.things.extend(l.things);
+        }
+        let (width, height) = (camera.width, camera.height);
+        let depth = Shape3::depth(width * height);
+        let (depth, name) = std::thread::scope(|scope| {
+            let train = &train;
+            let names = scope.spawn(move || {
+                let count = train.things.len().max(1);
+                let steps = 3 * effort.epochs * count / BATCH / 2 + 1;
+                let batch = |rng: &mut Rng, _: usize| {
+                    let rows: Vec<usize> = (0..BATCH).map(|_| rng.below(count)).collect();
+                    let mut x = Vec::new();
+                    for r in &rows {
+                        let (cut, k, shift) =
+                            (&train.things[*r].0, 0.06 * rng.unit(), rng.range(-0.08, 0.08));
+                        x.extend(cut.iter().map(|v| v + (k * rng.normal() + shift) as f32));
+                    }
+                    (rows, x)
+                };
+                Shape3::name().train(2, steps, batch, |row, v, g| {
+                    let (_, colour, shape) = train.things[row];
+                    let (a, b) = g.split_at_mut(Colour::ALL.len());
+                    for (g, v, wanted) in
+                        [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)]
+                    {
+                        g.copy_from_slice(&softmax(v));
+                        g[wanted] -= 1.0;
+                    }
+                })
+            });
+            let count = train.pictures.len().max(1);
+            let steps = effort.epochs * count / BATCH + 1;
+            let batch = |rng: &mut Rng, _: usize| {
+                let rows: Vec<usize> = (0..BATCH).map(|_| rng.below(count)).collect();
+                let mut x = Vec::new();
+                for r in &rows {
+                    soften(rng, &train.pictures[*r].0, width, &mut x);
+                }
+                (rows, x)
+            };
+            let depth = depth.train(1, steps, batch, |row, v, g| {
+                // About the absolute error of the logarithm: far pixels count as much as near ones.
+                for ((g, v), want) in g.iter_mut().zip(v).zip(&train.pictures[row].1) {
+                    let d = v - want.ln();
+                    *g = d / (d * d + 0.0025).sqrt() / (width * height) as f32;
+                }
+            });
+            (depth, names.join().expect("an examiner's worker panicked"))
+        });
+        let mut out = Self {
+            depth: Arc::new(depth),
+            name: Arc::new(name),
+            width,
+            height,
+            quality: Quality {
+                depth_relative_median: f64::NAN,
+                named: f64::NAN,
+                pictures: test.pictures.len(),
+                things: test.things.len(),
+            },
+        };
+        out.quality(&test);
+        Ok(out)
+    }
+
+    /// Writes the networks as safetensors; `made_for` says for what.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path, made_for: &str) -> anyhow::Result<()> {
+        let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = [&self.depth, &self.name]
+            .into_iter()
+            .flat_map(|p| (0..p.len()).map(|i| p.get(i)))
+            .map(|(name, shape, v)| {
+                (name.to_owned(), shape.to_vec(), v.iter().flat_map(|v| v.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = bytes
+            .iter()
+            .map(|(name, shape, data)| {
+                Ok((name.as_str(), TensorView::new(safetensors::Dtype::F32, shape.clone(), data)?))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let about = [
+            ("made_for".to_owned(), made_for.to_owned()),
+            ("quality".to_owned(), serde_json::to_string(&self.quality)?),
+        ];
+        let data = safetensors::serialize(views, Some(about.into_iter().collect()))?;
+        super::report::write_atomically(path, &data)
+    }
+
+    /// Reads what [`Examiner::save`] wrote; none when it was made for something else.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds other networks.
+    pub fn load(path: &Path, made_for: &str, camera: &Camera) -> anyhow::Result<Option<Self>> {
+        let context = || path.display().to_string();
+        let bytes = std::fs::read(path).with_context(context)?;
+        let (_, head) = SafeTensors::read_metadata(&bytes).with_context(context)?;
+        let about = head.metadata().clone().unwrap_or_default();
+        if about.get("made_for").map(String::as_str) != Some(made_for) {
+            return Ok(None);
+        }
+        let quality = about.get("quality").context("no quality").and_then(|q| Ok(serde_json::from_str(q)?));
+        let tensors = SafeTensors::deserialize(&bytes).with_context(context)?;
+        let take = |net: Shape3| -> anyhow::Result<Arc<Params>> {
+            let mut params = net.fresh(&mut Rng::new(0));
+            for i in 0..params.len() {
+                let (name, shape, _) = params.get(i);
+                let found = tensors.tensor(name).with_context(|| format!("{}: {name}", context()))?;
+                if found.shape() != shape || found.dtype() != safetensors::Dtype::F32 {
+                    bail!("{}: {name} is {:?}, expected f32 {shape:?}", context(), found.shape());
+                }
+                let values =
+                    found.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                *params.values_mut(i) = values.collect();
+            }
+            Ok(Arc::new(params))
+        };
+        let (width, height) = (camera.width, camera.height);
+        Ok(Some(Self {
+            depth: take(Shape3::depth(width * height))?,
+            name: take(Shape3::name())?,
+            width,
+            height,
+            quality: quality.with_context(context)?,
+        }))
+    }
+
+    fn quality(&mut self, test: &Lessons) {
+        let mut e = Eager::new(Arc::default(), false);
+        let mut errors = Vec::new();
+        for (rgb, truth) in &test.pictures {
+            let image = RgbImage { width: self.width, height: self.height, data: rgb.clone() };
+            let depth = self.depth(&mut e, &[&image]);
+            errors.extend(depth[0].iter().zip(truth).map(|(d, t)| f64::from((d / t - 1.0).abs())));
+        }
+        self.quality.depth_relative_median = median_of(&mut errors);
+        let right = test
+            .things
+            .iter()
+            .filter(|(cut, colour, shape)| {
+                let (c, s) = self.names(&mut e, cut.clone());
+                best(&c) == *colour && best(&s) == *shape
+            })
+            .count();
+        self.quality.named = right as f64 / test.things.len().max(1) as f64;
+    }
+
+    /// Planar depth (m) of every pixel of every picture.
+    pub fn depth(&self, e: &mut Eager, pictures: &[&RgbImage]) -> Vec<Vec<f32>> {
+        let x: Vec<f32> =
+            pictures.iter().flat_map(|p| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0)).collect();
+        e.restart(self.depth.clone());
+        let out = Shape3::depth(self.width * self.height).run(e, pictures.len(), x);
+        e.value(out).1.chunks(self.width * self.height).map(|d| d.iter().map(|v| v.exp()).collect()).collect()
+    }
+
+    /// Probabilities of the colours and of the shapes of what a box holds; `edges` are `x0, y0, x1, y1` in
+    /// continuous pixels.
+    pub fn name(&self, e: &mut Eager, picture: &RgbImage, edges: [f64; 4]) -> (Vec<f32>, Vec<f32>) {
+        self.names(e, cut_out(picture, edges))
+    }
+
+    fn names(&self, e: &mut Eager, cut: Vec<f32>) -> (Vec<f32>, Vec<f32>) {
+        e.restart(self.name.clone());
+        let out = Shape3::name().run(e, 1, cut);
+        let v = e.value(out).1;
+        (softmax(&v[..Colour::ALL.len()]), softmax(&v[Colour::ALL.len()..]))
+    }
+}
+
+/// Index of the largest value.
+#[must_use]
+pub fn best(v: &[f32]) -> usize {
+    v.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
+}
+
+fn softmax(v: &[f32]) -> Vec<f32> {
+    let top = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let e: Vec<f32> = v.iter().map(|v| (v - top).exp()).collect();
+    let sum: f32 = e.iter().sum();
+    e.into_iter().map(|v| v / sum).collect()
+}
+
+/// A picture in -1..1, blended with a blurred copy and with some noise: imagined pictures are not sharp.
+fn soften(rng: &mut Rng, rgb: &[u8], width: usize, out: &mut Vec<f32>) {
+    let height = rgb.len() / 3 / width;
+    let (k, noise) = (rng.unit() as f32, 0.05 * rng.unit());
+    for y in 0..height {
+        for x in 0..width {
+            for c in 0..3 {
+                let at = |x: usize, y: usize| f32::from(rgb[(y * width + x) * 3 + c]);
+                let (mut sum, mut n) = (0.0, 0.0);
+                for v in y.saturating_sub(1)..(y + 2).min(height) {
+                    for u in x.saturating_sub(1)..(x + 2).min(width) {
+                        sum += at(u, v);
+                        n += 1.0;
+                    }
+                }
+                let v = (1.0 - k) * at(x, y) + k * sum / n;
+                out.push(v / 127.5 - 1.0 + (noise * rng.normal()) as f32);
+            }
+        }
+    }
+}
+
+/// What a box holds with a margin of one pixel, resampled to [`CUT`] squared, and the box's place and size.
+fn cut_out(picture: &RgbImage, [x0, y0, x1, y1]: [f64; 4]) -> Vec<f32> {
+    let (w, h) = (picture.width as f64, picture.height as f64);
+    let mut out = Vec::with_capacity(3 * CUT * CUT + 4);
+    for j in 0..CUT {
+        for i in 0..CUT {
+            let place =
+                |lo: f64, hi: f64, k: usize| lo - 1.0 + (hi - lo + 2.0) * (k as f64 + 0.5) / CUT as f64 - 0.5;
+            let (x, y) = (place(x0, x1, i).clamp(0.0, w - 1.0), place(y0, y1, j).clamp(0.0, h - 1.0));
+            let (a, b) = (x.floor(), y.floor());
+            let (fx, fy) = (x - a, y - b);
+            for c in 0..3 {
+                let at = |x: f64, y: f64| {
+                    let (x, y) = ((x as usize).min(picture.width - 1), (y as usize).min(picture.height - 1));
+                    f64::from(picture.data[(y * picture.width + x) * 3 + c])
+                };
+                let top = at(a, b) * (1.0 - fx) + at(a + 1.0, b) * fx;
+                let low = at(a, b + 1.0) * (1.0 - fx) + at(a + 1.0, b + 1.0) * fx;
+                out.push(((top * (1.0 - fy) + low * fy) / 127.5 - 1.0) as f32);
+            }
+        }
+    }
+    out.extend([(x0 + x1) / w - 1.0, (y0 + y1) / h - 1.0, (x1 - x0) / w, (y1 - y0) / h].map(|v| v as f32));
+    out
+}
+
+/// What one house teaches.
+fn lessons(
+    difficulty: &Difficulty,
+    camera: &Camera,
+    index: u64,
+    coder: &mut dyn Coder,
+) -> anyhow::Result<Lessons> {
+    let house = House::generate(SEEDS + index, difficulty);
+    let mut rng = Rng::new(SEEDS ^ index);
+    let mut frame = Frame::new();
+    let mut out = Lessons::default();
+    let still = |house: &House, pose: Pose2, frame: &mut Frame| {
+        let options = RenderOptions { ids: false, ..RenderOptions::default() };
+        render_with(house, pose, camera, options, frame);
+        let image = RgbImage { width: camera.width, height: camera.height, data: frame.rgb.clone() };
+        (image, frame.depth.clone())
+    };
+    // Drives, as they are imagined: there and about.
+    let object = rng.below(house.objects.len());
+    let there = approach(&house, random_pose(&house, &mut rng), object, 17).poses;
+    let about = random_drive(&house, &mut rng, 9);
+    for group in there[1..].chunks_exact(4).chain(about[1..].chunks_exact(4)) {
+        let (images, depths): (Vec<RgbImage>, Vec<Vec<f32>>) =
+            group.iter().map(|p| still(&house, *p, &mut frame)).unzip();
+        let coded = coder.coded(&images)?;
+        out.pictures.extend(coded.into_iter().map(|c| c.data).zip(depths));
+    }
+    // Things in their boxes, from about where drives end.
+    for (i, o) in house.objects.iter().enumerate() {
+        let start = random_pose(&house, &mut rng);
+        let Some(goal) = goal_pose(&house, start, i) else { continue };
+        let pose = Pose2::new(
+            goal.x + 0.15 * rng.normal(),
+            goal.y + 0.15 * rng.normal(),
+            wrap_angle(goal.yaw + 0.12 * rng.normal()),
+        );
+        if house.clearance(pose.x, pose.y) < 0.15 {
+            continue;
+        }
+        let Some(area) = project_box(&house, pose, camera, i) else { continue };
+        let (mut image, depth) = still(&house, pose, &mut frame);
+        draw_box(&mut image.data, camera.width, area, [255, 0, 0]);
+        let coded = coder.coded(&[image.clone(), image.clone(), image.clone(), image])?;
+        let Some(shown) = coded.into_iter().next() else { continue };
+        // The outline's pixels, found to within one.
+        let edges: [f64; 4] = std::array::from_fn(|k| {
+            let v = f64::from(area[k]);
+            (if k < 2 { v.floor() } else { v.ceil() }) + [-1.0, 0.0, 0.0, 0.0, 0.0, 1.0][rng.below(6)]
+        });
+        out.things.push((cut_out(&shown, edges), o.colour.index(), o.shape.index()));
+        out.pictures.push((shown.data, depth));
+    }
+    Ok(out)
+}

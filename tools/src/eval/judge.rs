@@ -1,0 +1,251 @@
+//! Whether an imagined drive went to what was asked for: the forms of IF, and everything else that is measured on
+//! its pictures.
+//!
+//! # Instruction following
+//! All forms want the red box (the best outline in the mean of the box frames, of at least the bundle's score) with
+//! its centre within 0.6 of the half size: `|x - W/2| <= 0.6 W/2`, the same for y. They differ in what else:
+//! * **boxed** asks nothing more.
+//! * **named** (the paper's form): the [`Examiner`] says that what the box holds has the colour and the shape that were
+//!   asked for. A model that paints the thing anywhere passes: the paper's IF rises when the context is taken away.
+//! * **IF** (strict, the headline): the mean of the box frames is nearer (mean squared difference) to the true boxed view
+//!   of the named object than to that of any other object of the house.
+//! * **in place**: it is nearer to the named object *where it stands* than to any object of the house set in the place of
+//!   any other (all pairs of object and place, each as a boxed view, each in nine slightly different poses).
+//!   Painting the right thing before the wrong wall does not pass.
+//!
+//! `IF(SD < d)` is the share of all drives that pass IF and have `SD < d` (the paper's joint count).
+
+use mindseye::boxes::{FoundBox, find_box};
+use mindseye::context::GROUP;
+use mindseye::image::RgbImage;
+use mindseye_train::eager::Eager;
+use mindseye_world::{Camera, Colour, Frame, House, Pose2, Shape, approach, goal_pose, project_box};
+use serde::{Deserialize, Serialize};
+
+use super::examiner::{Examiner, best};
+use super::picture::{LpipsSession, motion, psnr, squared_difference, ssim};
+use super::space::Space;
+use super::visit::{boxed_picture, picture};
+
+/// Share of the half size within which a box's centre must lie.
+pub const CENTRE: f64 = 0.6;
+
+/// What is said about one drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// There is a box and it is centred.
+    pub boxed: bool,
+    /// See the module.
+    pub named: bool,
+    /// Strict IF.
+    pub followed: bool,
+    /// See the module.
+    pub in_place: bool,
+    /// Whether the last picture is nearest to the named object's view, box or not.
+    pub nearest: bool,
+    /// Spatial distance (m); none without an examiner.
+    pub sd: Option<f64>,
+    /// Against the true drive, over all images after the first (dB; -).
+    pub psnr: f64,
+    /// See [`Verdict::psnr`].
+    pub ssim: f64,
+    /// Where weights were given.
+    pub lpips: Option<f64>,
+    /// Mean absolute difference of neighbouring images, 0..1.
+    pub motion: f64,
+}
+
+/// How to judge, the same for all drives.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// The robot's camera.
+    pub camera: &'a Camera,
+    /// For SD and names.
+    pub examiner: Option<&'a Examiner>,
+    /// Latents that show the box at the end of a drive.
+    pub box_latents: usize,
+    /// Least score of a box.
+    pub box_min: f64,
+}
+
+/// One goal in one house: the true drive, the views that an end is compared with.
+pub struct Judge<'a> {
+    rules: Rules<'a>,
+    object: usize,
+    colour: Colour,
+    shape: Shape,
+    start: Pose2,
+    /// Boxed true view of each object that can be stood before.
+    views: Vec<(usize, RgbImage)>,
+    /// `(object, place)` and the poses' views.
+    placed: Vec<((usize, usize), Vec<RgbImage>)>,
+    space: Option<Space<'a>>,
+    /// Images of the true drive, the first one included.
+    pub truth: Vec<RgbImage>,
+    /// Where it ends.
+    pub goal: Option<Pose2>,
+}
+
+/// Images of the true drive to an object, boxed at the end, with `1 + 4k` images.
+pub fn true_drive(
+    house: &House,
+    start: Pose2,
+    object: usize,
+    rules: &Rules<'_>,
+    target_latents: usize,
+) -> Vec<RgbImage> {
+    let mut frame = Frame::new();
+    let moving = 1 + GROUP * (target_latents - 1).saturating_sub(rules.box_latents);
+    let poses = approach(house, start, object, moving).poses;
+    let mut images: Vec<RgbImage> =
+        poses.iter().map(|p| picture(house, *p, rules.camera, &mut frame)).collect();
+    if let Some(end) = poses.last() {
+        let view = boxed_picture(house, *end, rules.camera, object, &mut frame);
+        images.resize(1 + GROUP * (target_latents - 1), view);
+    }
+    images
+}
+
+/// `house` with object `a` where `b` stands and the other way round.
+fn exchanged(house: &House, a: usize, b: usize) -> House {
+    let mut out = house.clone();
+    let (pa, pb) = ((house.objects[a].x, house.objects[a].y), (house.objects[b].x, house.objects[b].y));
+    (out.objects[a].x, out.objects[a].y) = pb;
+    (out.objects[b].x, out.objects[b].y) = pa;
+    out
+}
+
+impl<'a> Judge<'a> {
+    /// Prepares the views for a goal asked for at `start`.
+    #[must_use]
+    pub fn new(
+        rules: Rules<'a>,
+        house: &'a House,
+        start: Pose2,
+        object: usize,
+        target_latents: usize,
+    ) -> Self {
+        let mut frame = Frame::new();
+        let goals: Vec<Option<Pose2>> =
+            (0..house.objects.len()).map(|i| goal_pose(house, start, i)).collect();
+        let (mut views, mut placed) = (Vec::new(), Vec::new());
+        for (place, goal) in goals.iter().enumerate() {
+            let Some(goal) = goal else { continue };
+            views.push((place, boxed_picture(house, *goal, rules.camera, place, &mut frame)));
+            for thing in 0..house.objects.len() {
+                let set = exchanged(house, thing, place);
+                let poses = [-1.0, 0.0, 1.0].into_iter().flat_map(|ahead| {
+                    [-1.0, 0.0, 1.0]
+                        .map(|turn| goal.compose(Pose2::new(0.2 * ahead, 0.0, 8f64.to_radians() * turn)))
+                });
+                let shots = poses.map(|p| boxed_picture(&set, p, rules.camera, thing, &mut frame)).collect();
+                placed.push(((thing, place), shots));
+            }
+        }
+        let named = &house.objects[object];
+        Self {
+            rules,
+            object,
+            colour: named.colour,
+            shape: named.shape,
+            start,
+            views,
+            placed,
+            space: rules.examiner.map(|_| Space::new(house, rules.camera)),
+            truth: true_drive(house, start, object, &rules, target_latents),
+            goal: goals[object],
+        }
+    }
+
+    /// The box of a drive's last pictures, where it is good enough.
+    #[must_use]
+    pub fn find_box(&self, frames: &[RgbImage]) -> Option<FoundBox> {
+        let boxed = frames.len().saturating_sub(self.rules.box_latents.max(1) * GROUP);
+        find_box(&frames[boxed..]).filter(|b| b.score >= self.rules.box_min)
+    }
+
+    /// Judges a drive of decoded frames (the first image four times, then groups of four).
+    ///
+    /// # Errors
+    /// When the graph of LPIPS fails.
+    pub fn verdict(
+        &mut self,
+        frames: &[RgbImage],
+        eager: &mut Eager,
+        lpips: Option<&mut LpipsSession>,
+    ) -> anyhow::Result<Verdict> {
+        let mut out = Verdict::default();
+        let still = last_still(frames, self.rules.box_latents);
+        let found = self.find_box(frames);
+        let (w, h) = (self.rules.camera.width as f64, self.rules.camera.height as f64);
+        out.boxed = found.is_some_and(|b| {
+            let [x0, y0, x1, y1] = b.edges();
+            ((x0 + x1) / 2.0 - w / 2.0).abs() <= CENTRE * w / 2.0
+                && ((y0 + y1) / 2.0 - h / 2.0).abs() <= CENTRE * h / 2.0
+        });
+        if let Some(still) = &still {
+            let by = |views: &[(usize, RgbImage)]| {
+                let d = views.iter().map(|(i, v)| (squared_difference(still, v), *i));
+                d.min_by(|a, b| a.0.total_cmp(&b.0)).map(|d| d.1)
+            };
+            out.nearest = by(&self.views) == Some(self.object);
+            let place = self
+                .placed
+                .iter()
+                .map(|(which, views)| {
+                    let d = views.iter().map(|v| squared_difference(still, v)).fold(f64::INFINITY, f64::min);
+                    (d, *which)
+                })
+                .min_by(|a, b| a.0.total_cmp(&b.0));
+            out.in_place = out.boxed && place.is_some_and(|p| p.1 == (self.object, self.object));
+            if let (Some(examiner), Some(b)) = (self.rules.examiner, found) {
+                let (colour, shape) = examiner.name(eager, still, b.edges());
+                out.named =
+                    out.boxed && best(&colour) == self.colour.index() && best(&shape) == self.shape.index();
+            }
+        }
+        out.followed = out.boxed && out.nearest;
+        let imagined = frames.get(GROUP..).unwrap_or_default();
+        if let (Some(examiner), Some(space)) = (self.rules.examiner, &mut self.space) {
+            let boxed = self.rules.box_latents * GROUP;
+            let edges = found.map(|b| b.edges());
+            let d = space.distance(examiner, eager, imagined, self.start, boxed, edges);
+            out.sd = d.sd.is_finite().then_some(d.sd);
+        }
+        let pairs: Vec<(&RgbImage, &RgbImage)> = imagined.iter().zip(self.truth.iter().skip(1)).collect();
+        let n = pairs.len().max(1) as f64;
+        out.psnr = psnr(pairs.iter().map(|(a, b)| squared_difference(a, b)).sum::<f64>() / n);
+        out.ssim = pairs.iter().map(|(a, b)| ssim(a, b)).sum::<f64>() / n;
+        if let Some(lpips) = lpips {
+            let mut sum = 0.0;
+            for (a, b) in &pairs {
+                sum += lpips.distance(a, b)?;
+            }
+            out.lpips = Some(sum / n);
+        }
+        let moving = imagined.len().saturating_sub(self.rules.box_latents * GROUP);
+        out.motion = motion(frames.get(GROUP - 1..GROUP + moving).unwrap_or_default());
+        Ok(out)
+    }
+
+    /// The true box at the goal, in continuous pixels.
+    #[must_use]
+    pub fn true_box(&self, house: &House) -> Option<[f32; 4]> {
+        project_box(house, self.goal?, self.rules.camera, self.object)
+    }
+}
+
+/// The mean of the box frames.
+#[must_use]
+pub fn last_still(frames: &[RgbImage], box_latents: usize) -> Option<RgbImage> {
+    let tail = &frames[frames.len().saturating_sub(box_latents.max(1) * GROUP)..];
+    let first = tail.first()?;
+    let mut sum = vec![0u32; first.data.len()];
+    for f in tail {
+        for (s, v) in sum.iter_mut().zip(&f.data) {
+            *s += u32::from(*v);
+        }
+    }
+    let data = sum.iter().map(|s| (s / tail.len() as u32) as u8).collect();
+    Some(RgbImage { width: first.width, height: first.height, data })
+}

@@ -1,0 +1,248 @@
+//! `eval navigation`: drives along given poses.
+//!
+//! * **PSNR, SSIM, LPIPS** of the imagined images against the true ones, beside two trivial answers: a copy of the first
+//!   image, and for each pose the remembered image whose pose (oracle odometry) is nearest to it (metres plus radians).
+//! * **Following**: how far the imagined drive is from the poses that were given, at the last image of each latent, twice:
+//!   by the model's own pose head, and by registering its images in the true house (see [`super::space`]), which the
+//!   model has no say in. Registered true images say what registration itself is worth.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use mindseye::context::GROUP;
+use mindseye::image::RgbImage;
+use mindseye::imagine::{Budget, Flow, NoClock, Prompt, Seen, imagine};
+use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
+use serde::Serialize;
+
+use super::picture::{Lpips, LpipsSession, motion, psnr, squared_difference, ssim};
+use super::report::{Table, write_atomically};
+use super::space::Space;
+use super::stats::{Figure, mean, median};
+use super::visit::{Bench, CommonArgs, Tools, picture, plain_pose, visit, world_pose};
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Likeness {
+    psnr: f64,
+    ssim: f64,
+    lpips: Option<f64>,
+}
+
+/// Heading (degrees) and place (m) errors.
+type Off = [f64; 2];
+
+#[derive(Clone, Debug, Serialize)]
+struct Drive {
+    house: u64,
+    model: Likeness,
+    copy_first: Likeness,
+    nearest_remembered: Likeness,
+    /// Mean absolute difference of neighbouring images, 0..1: imagined and true.
+    motion: [f64; 2],
+    by_head: Vec<Off>,
+    by_registration: Vec<Off>,
+    registered_truth: Vec<Off>,
+}
+
+fn likeness(pairs: &[(&RgbImage, &RgbImage)], lpips: &mut Option<LpipsSession>) -> anyhow::Result<Likeness> {
+    let n = pairs.len().max(1) as f64;
+    let learned = match lpips {
+        None => None,
+        Some(l) => {
+            let mut sum = 0.0;
+            for (a, b) in pairs {
+                sum += l.distance(a, b)?;
+            }
+            Some(sum / n)
+        }
+    };
+    Ok(Likeness {
+        psnr: psnr(pairs.iter().map(|(a, b)| squared_difference(a, b)).sum::<f64>() / n),
+        ssim: pairs.iter().map(|(a, b)| ssim(a, b)).sum::<f64>() / n,
+        lpips: learned,
+    })
+}
+
+fn off(a: Pose2, b: Pose2) -> Off {
+    [wrap_angle(a.yaw - b.yaw).abs().to_degrees(), a.distance(b)]
+}
+
+fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> anyhow::Result<Drive> {
+    let camera = &bench.camera;
+    let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+    let spec = tools.mind.spec().clone();
+    let images = 1 + (spec.settings.target_latents - 1) * GROUP;
+    let drive = random_drive_from(&v.house, &mut v.rng, v.here, images);
+    let along: Vec<_> = drive.iter().map(|p| plain_pose(v.here.relative(*p))).collect();
+    let rays = tools.mind.camera_rays(&along, None).context("this model does not follow poses")?;
+    let null_text = tools.mind.encode_text("")?;
+    let picks = mindseye::context::spread(v.memory.len(), spec.context_max);
+    let seen = Seen {
+        index: picks.iter().map(|i| v.memory[*i].info.index).collect(),
+        latents: picks.iter().flat_map(|i| v.memory[*i].latent.iter().copied()).collect(),
+        first: tools.mind.encode_still(&v.newest)?,
+    };
+    let mut settings = spec.settings.clone();
+    settings.candidates = 1;
+    settings.seed = seed;
+    let prompt = Prompt { text: &null_text, null_text: &null_text, camera: Some(&rays) };
+    let budget = Budget { clock: &NoClock, until: None };
+    let imagined = imagine(tools.mind.denoiser(), &seen, prompt, &settings, budget, &mut |_| Flow::Continue)?;
+    let sampled = imagined.drives.first().context("no drive was sampled")?;
+    let frames = tools.mind.decode(&sampled.latents)?;
+
+    let mut frame = Frame::new();
+    let truth: Vec<RgbImage> = drive.iter().map(|p| picture(&v.house, *p, camera, &mut frame)).collect();
+    let nearest: Vec<&RgbImage> = drive
+        .iter()
+        .filter_map(|pose| {
+            let cost = |p: Pose2| p.distance(*pose) + wrap_angle(p.yaw - pose.yaw).abs();
+            let remembered =
+                v.memory.iter().filter_map(|c| Some((world_pose(c.info.odom_from_base?), &c.picture)));
+            remembered.min_by(|a, b| cost(a.0).total_cmp(&cost(b.0))).map(|(_, picture)| picture)
+        })
+        .collect();
+    let mut lpips = lpips.map(Lpips::session).transpose()?;
+    let mut compare = |ours: Vec<&RgbImage>| {
+        let pairs: Vec<_> = ours.into_iter().zip(&truth[1..]).collect();
+        likeness(&pairs, &mut lpips)
+    };
+    let model = compare(frames.iter().skip(GROUP).collect())?;
+    let copy_first = compare(vec![&v.newest; images - 1])?;
+    let nearest_remembered = compare(nearest.iter().skip(1).copied().collect())?;
+
+    // Where the drive went: at the last image of each latent.
+    let ends: Vec<usize> = (1..spec.settings.target_latents).map(|k| GROUP * k).collect();
+    let heads = &sampled.heads.pose[sampled.heads.context.min(sampled.heads.pose.len())..];
+    let by_head = ends
+        .iter()
+        .zip(heads.iter().skip(1))
+        .map(|(i, h)| {
+            let [x, y, c, s] = h.map(f64::from);
+            off(v.here.compose(Pose2::new(x, y, s.atan2(c))), drive[*i])
+        })
+        .collect();
+    let mut space = Space::new(&v.house, camera);
+    let coded = tools.coded_drive(&truth)?;
+    let mut registered = |frames: &[RgbImage]| -> Vec<Off> {
+        let images: Vec<&RgbImage> = frames.iter().skip(GROUP).collect();
+        let poses = space.register(&images, Some(v.here), &[]);
+        ends.iter().filter_map(|i| Some(off(*poses.get(i - 1)?, drive[*i]))).collect()
+    };
+    Ok(Drive {
+        house: seed,
+        model,
+        copy_first,
+        nearest_remembered,
+        motion: [motion(&frames[GROUP - 1..]), motion(&truth)],
+        by_head,
+        by_registration: registered(&frames),
+        registered_truth: registered(&coded),
+    })
+}
+
+/// Runs `eval navigation`.
+///
+/// # Errors
+/// A bundle or a file that cannot be used; a model that takes no poses.
+pub fn run(args: &CommonArgs) -> anyhow::Result<ExitCode> {
+    let bench = Bench::new(args)?;
+    let lpips = args.lpips.as_deref().map(Lpips::open).transpose()?;
+    let began = Instant::now();
+    let drives = bench.each(args, |tools, seed| one(&bench, tools, lpips.as_ref(), seed))?;
+
+    let of = |get: &dyn Fn(&Drive) -> f64| mean(drives.iter().map(get));
+    type Pick = fn(&Drive) -> Likeness;
+    let kinds: [(&str, &str, Pick); 3] = [
+        ("model", "the model", |d| d.model),
+        ("copy_first", "copy of the first image", |d| d.copy_first),
+        ("nearest_remembered", "nearest remembered image (oracle poses)", |d| d.nearest_remembered),
+    ];
+    type Offs = fn(&Drive) -> &Vec<Off>;
+    let ways: [(&str, &str, Offs); 3] = [
+        ("by_head", "the model, by its pose head", |d| &d.by_head),
+        ("by_registration", "the model, its images registered in the true house", |d| &d.by_registration),
+        ("registered_truth", "true images, registered (what the measure is worth)", |d| &d.registered_truth),
+    ];
+    let all = |get: Offs, k: usize| -> Figure { median(drives.iter().flat_map(get).map(|o| o[k])) };
+    let last =
+        |get: Offs, k: usize| -> Figure { median(drives.iter().filter_map(|d| get(d).last()).map(|o| o[k])) };
+    let gain_copy = of(&|d| d.model.psnr - d.copy_first.psnr);
+    let gain_nearest = of(&|d| d.model.psnr - d.nearest_remembered.psnr);
+    let moves = of(&|d| d.motion[0] / d.motion[1].max(1e-9));
+
+    let mut document = serde_json::json!({
+        "bundle": bench.pipeline.bundle().hash(),
+        "houses": args.houses,
+        "seed": args.seed,
+        "difficulty": args.difficulty,
+        "psnr_db": of(&|d| d.model.psnr),
+        "psnr_copy_first_db": of(&|d| d.copy_first.psnr),
+        "psnr_nearest_context_db": of(&|d| d.nearest_remembered.psnr),
+        "gain_over_copy_first_db": gain_copy,
+        "gain_over_nearest_context_db": gain_nearest,
+        "motion_over_true_motion": moves,
+        "lpips": if lpips.is_some() { "given" } else { "left out: no --lpips" },
+        "seconds": began.elapsed().as_secs_f64(),
+    });
+    let (mut rows, mut following) = (serde_json::Map::new(), serde_json::Map::new());
+    let mut text = format!(
+        "Navigation: {} houses ({}) from seed {}, bundle {}, {:.0} s. 95 % intervals in brackets.\n\n",
+        args.houses,
+        args.difficulty,
+        args.seed,
+        bench.pipeline.bundle().hash(),
+        began.elapsed().as_secs_f64()
+    );
+    let mut t = Table::new(&["images", "PSNR (dB)", "SSIM", "LPIPS"]);
+    for (key, what, get) in kinds {
+        let (psnr, ssim) = (of(&|d| get(d).psnr), of(&|d| get(d).ssim));
+        let learned = mean(drives.iter().filter_map(|d| get(d).lpips));
+        rows.insert(key.to_owned(), serde_json::json!({"psnr_db": psnr, "ssim": ssim, "lpips": learned}));
+        t.row([what.to_owned(), psnr.text(2), ssim.text(3), learned.text(3)]);
+    }
+    text += &t.text();
+    text += &format!(
+        "\nPSNR over copying the first image: {} dB; over the nearest remembered one: {} dB. Motion over true motion: {}.\n\n",
+        gain_copy.text(2),
+        gain_nearest.text(2),
+        moves.text(2)
+    );
+    let mut t = Table::new(&[
+        "following the given poses",
+        "heading, median (deg)",
+        "position, median (m)",
+        "heading at the end (deg)",
+        "position at the end (m)",
+    ]);
+    for (key, what, get) in ways {
+        let f = [all(get, 0), all(get, 1), last(get, 0), last(get, 1)];
+        following.insert(
+            key.to_owned(),
+            serde_json::json!({
+                "heading_deg_median": f[0], "position_m_median": f[1],
+                "end_heading_deg_median": f[2], "end_position_m_median": f[3],
+            }),
+        );
+        t.row([what.to_owned(), f[0].text(1), f[1].text(2), f[2].text(1), f[3].text(2)]);
+    }
+    text += &t.text();
+    if lpips.is_none() {
+        text += "\nLPIPS is left out: no weights were given (--lpips FILE).\n";
+    }
+    if let Some(map) = document.as_object_mut() {
+        map.insert("rows".into(), rows.into());
+        map.insert("following".into(), following.into());
+        map.insert("drives".into(), serde_json::to_value(&drives)?);
+    }
+    if let Some(path) = &args.markdown {
+        write_atomically(path, text.as_bytes())?;
+    }
+    if args.json {
+        println!("{document}");
+    } else {
+        print!("{text}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

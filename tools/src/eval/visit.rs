@@ -1,0 +1,377 @@
+//! Houses as a robot knows them after looking around once, and the machinery that goes through many of them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, bail};
+use mindseye::context::{ContextLatent, GROUP, GroupEncoder, LatentInfo};
+use mindseye::ground::{Mind, MindSpec, Scene};
+use mindseye::image::RgbImage;
+use mindseye::lift::LiftParams;
+use mindseye::mind::{Pipeline, find_bundle};
+use mindseye_bridge::time::Timestamp;
+use mindseye_train::eager::Eager;
+use mindseye_world::{
+    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, draw_box, exploration_sweep,
+    project_box, render_with,
+};
+
+use super::examiner::{Coder, Effort, Examiner};
+
+/// Arguments that all evaluations share.
+#[derive(clap::Args, Debug, Clone)]
+pub struct CommonArgs {
+    /// Bundle to evaluate; the shipped one when left out.
+    #[arg(long)]
+    pub bundle: Option<PathBuf>,
+    /// Number of houses.
+    #[arg(long, default_value_t = 200)]
+    pub houses: usize,
+    /// Seed of the first house; training draws its own from the whole range at random.
+    #[arg(long, default_value_t = 900_000)]
+    pub seed: u64,
+    /// Difficulty of the world.
+    #[arg(long, default_value = "plain")]
+    pub difficulty: String,
+    /// Backend.
+    #[arg(long, default_value = "rten")]
+    pub backend: String,
+    /// Houses evaluated at the same time.
+    #[arg(long, default_value_t = 2)]
+    pub jobs: usize,
+    /// Denoising steps instead of the bundle's.
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Guidance instead of the bundle's; 1 is none.
+    #[arg(long)]
+    pub guidance: Option<f32>,
+    /// ONNX file of LPIPS (two pictures in, one number out); without it LPIPS is left out.
+    #[arg(long)]
+    pub lpips: Option<PathBuf>,
+    /// Houses that the examiner learns from (see the documentation of SD); fewer is faster and less exact.
+    #[arg(long, default_value_t = Effort::default().houses)]
+    pub examiner_houses: usize,
+    /// Where the examiner is kept: read from this file when it was made for the same codec and world, else trained and
+    /// written there. Without it, every run trains its own, always the same.
+    #[arg(long)]
+    pub examiner: Option<PathBuf>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+    /// Also write the Markdown tables into this file.
+    #[arg(long)]
+    pub markdown: Option<PathBuf>,
+}
+
+/// A house as the robot knows it after looking around once.
+pub struct Visit {
+    /// The house.
+    pub house: House,
+    /// What was seen.
+    pub memory: Vec<ContextLatent>,
+    /// Base poses of all images of the recording, in the map.
+    pub sweep: Vec<Pose2>,
+    /// The newest image.
+    pub newest: RgbImage,
+    /// Where it was taken.
+    pub here: Pose2,
+    /// For everything random that follows.
+    pub rng: Rng,
+}
+
+/// A colour picture from a base pose.
+pub fn picture(house: &House, pose: Pose2, camera: &Camera, frame: &mut Frame) -> RgbImage {
+    render_with(house, pose, camera, RenderOptions::rgb_only(), frame);
+    RgbImage { width: camera.width, height: camera.height, data: frame.rgb.clone() }
+}
+
+/// [`picture`] with a red box around an object, where it is seen.
+pub fn boxed_picture(
+    house: &House,
+    pose: Pose2,
+    camera: &Camera,
+    object: usize,
+    frame: &mut Frame,
+) -> RgbImage {
+    let mut view = picture(house, pose, camera, frame);
+    if let Some(area) = project_box(house, pose, camera, object) {
+        draw_box(&mut view.data, view.width, area, [255, 0, 0]);
+    }
+    view
+}
+
+/// Pixels (1 % of the picture, at least 2) at which an object counts as seen.
+fn seen_pixels(camera: &Camera) -> usize {
+    (camera.width * camera.height / 100).max(2)
+}
+
+/// Whether an object is seen from a base pose.
+pub fn sees(house: &House, pose: Pose2, camera: &Camera, object: usize, frame: &mut Frame) -> bool {
+    let options = RenderOptions { rgb: false, depth: false, ids: true, ..RenderOptions::default() };
+    render_with(house, pose, camera, options, frame);
+    frame.ids.iter().filter(|id| usize::from(**id) == object + 1).count() >= seen_pixels(camera)
+}
+
+/// The same pose in the runtime's type.
+pub fn plain_pose(p: Pose2) -> mindseye::planar::Pose2 {
+    mindseye::planar::Pose2::new(p.x, p.y, p.yaw)
+}
+
+/// And back.
+pub fn world_pose(p: mindseye::planar::Pose2) -> Pose2 {
+    Pose2::new(p.x, p.y, p.yaw)
+}
+
+/// Time of an image of a recording.
+pub fn stamp(image: usize) -> Timestamp {
+    Timestamp(1_700_000_000_000_000_000 + image as i64 * 100_000_000)
+}
+
+/// Looks around a house.
+///
+/// # Errors
+/// When the encoder fails.
+pub fn visit(
+    seed: u64,
+    difficulty: &Difficulty,
+    camera: &Camera,
+    encoder: &mut dyn GroupEncoder,
+    images: usize,
+) -> anyhow::Result<Visit> {
+    let house = House::generate(seed, difficulty);
+    let mut rng = Rng::new(seed ^ 0x0e7a1);
+    let sweep = exploration_sweep(&house, &mut rng, images);
+    let mut frame = Frame::new();
+    let mut memory = Vec::new();
+    for k in 1..=(sweep.len() - 1) / GROUP {
+        let frames: Vec<RgbImage> = sweep[GROUP * k - 3..=GROUP * k]
+            .iter()
+            .map(|p| picture(&house, *p, camera, &mut frame))
+            .collect();
+        let mut latent = vec![0.0; encoder.latent_len()];
+        encoder.encode_group(&frames, &mut latent)?;
+        let info = LatentInfo {
+            index: k as u64,
+            segment: 0,
+            captured_at: stamp(GROUP * k),
+            odom_from_base: Some(plain_pose(sweep[GROUP * k])),
+        };
+        let last = frames.into_iter().next_back().context("a group has frames")?;
+        memory.push(ContextLatent { info, latent, picture: last });
+    }
+    let here = sweep[sweep.len() - 1];
+    let newest = picture(&house, here, camera, &mut frame);
+    Ok(Visit { house, memory, sweep, newest, here, rng })
+}
+
+impl Visit {
+    /// The visit as the runtime is told of it; odometry is the map.
+    #[must_use]
+    pub fn scene(&self) -> Scene {
+        Scene {
+            memory: self.memory.clone(),
+            newest: self.newest.clone(),
+            captured_at: stamp(self.sweep.len() - 1),
+            odom_from_base: Some(plain_pose(self.here)),
+            odom_frame: "odom".into(),
+            base_frame: "base_link".into(),
+            base_from_camera: None,
+        }
+    }
+}
+
+/// The bundle's calibration.
+///
+/// # Errors
+/// For a bundle without one: its drives cannot be judged.
+pub fn calibration(spec: &MindSpec) -> anyhow::Result<LiftParams> {
+    spec.lift.context("the bundle has no [lift] table: boxes and poses of its drives cannot be read")
+}
+
+/// A colour and shape that the house does not have together.
+pub fn absent_name(house: &House, rng: &mut Rng) -> String {
+    loop {
+        let name = format!("{} {}", Colour::ALL[rng.below(6)].name(), Shape::ALL[rng.below(8)].name());
+        if house.find(&name).is_none() {
+            return name;
+        }
+    }
+}
+
+/// The colour of one object with the shape of another, where the house does not have them together.
+pub fn swapped_name(house: &House, rng: &mut Rng) -> Option<String> {
+    let objects = &house.objects;
+    let mut names: Vec<String> = Vec::new();
+    for a in objects {
+        for b in objects {
+            let name = format!("{} {}", a.colour.name(), b.shape.name());
+            if house.find(&name).is_none() && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    (!names.is_empty()).then(|| names.swap_remove(rng.below(names.len())))
+}
+
+/// What one thread works with.
+pub struct Tools {
+    /// The model.
+    pub mind: Box<dyn Mind>,
+    /// Its encoder.
+    pub encoder: Box<dyn GroupEncoder + Send>,
+    /// For the examiner's networks.
+    pub eager: Eager,
+}
+
+impl Tools {
+    /// A still through the codec and back.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    pub fn coded_still(&mut self, image: &RgbImage) -> anyhow::Result<RgbImage> {
+        let latent = self.mind.encode_still(image)?;
+        self.mind.decode(&latent)?.into_iter().next().context("the decoder gave no picture")
+    }
+
+    /// A drive through the codec and back, as the model's own come out: the first image four times, then groups
+    /// of four. `images` holds 1 + 4k.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    pub fn coded_drive(&mut self, images: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>> {
+        let (first, rest) = images.split_first().context("a drive has images")?;
+        let mut latents = self.mind.encode_still(first)?;
+        for group in rest.chunks_exact(GROUP) {
+            let mut latent = vec![0.0; self.encoder.latent_len()];
+            self.encoder.encode_group(group, &mut latent)?;
+            latents.extend(latent);
+        }
+        Ok(self.mind.decode(&latents)?)
+    }
+}
+
+impl Coder for Tools {
+    fn coded(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>> {
+        let mut latent = vec![0.0; self.encoder.latent_len()];
+        self.encoder.encode_group(frames, &mut latent)?;
+        Ok(self.mind.decode(&latent)?)
+    }
+}
+
+/// A loaded bundle and the world that it is evaluated in.
+pub struct Bench {
+    /// The bundle.
+    pub pipeline: Pipeline,
+    /// Of the houses.
+    pub difficulty: Difficulty,
+    /// The robot's camera.
+    pub camera: Camera,
+    /// Images of a recording.
+    pub images: usize,
+}
+
+impl Bench {
+    /// Loads what the arguments name.
+    ///
+    /// # Errors
+    /// A bundle that cannot be loaded, an unknown difficulty or backend, counts of zero.
+    pub fn new(args: &CommonArgs) -> anyhow::Result<Self> {
+        let Some(difficulty) = Difficulty::named(&args.difficulty) else {
+            bail!("unknown difficulty {:?}; known: plain, house", args.difficulty);
+        };
+        if args.houses == 0 || args.jobs == 0 || args.examiner_houses == 0 {
+            bail!("--houses, --jobs and --examiner-houses must be at least 1");
+        }
+        let directory = find_bundle(args.bundle.as_deref(), |v| std::env::var(v).ok())?;
+        let mut pipeline = Pipeline::load(&directory, &args.backend, 1)?;
+        pipeline.adjust(args.steps, args.guidance);
+        let image = &pipeline.bundle().manifest().image;
+        let camera = Camera::new(image.width, image.height);
+        Ok(Self { pipeline, difficulty, camera, images: 97 })
+    }
+
+    /// Sessions for one thread.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn tools(&self) -> anyhow::Result<Tools> {
+        Ok(Tools {
+            mind: self.pipeline.mind(0)?,
+            encoder: self.pipeline.encoder()?,
+            eager: Eager::new(std::sync::Arc::default(), false),
+        })
+    }
+
+    /// Trains the examiner on this bundle's codec.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    pub fn examiner(&self, args: &CommonArgs) -> anyhow::Result<Examiner> {
+        let effort = Effort { houses: args.examiner_houses, ..Effort::default() };
+        let manifest = self.pipeline.bundle().manifest();
+        let codec: Vec<&str> = ["vae_encoder", "vae_decoder"]
+            .into_iter()
+            .filter_map(|c| manifest.component.get(c))
+            .flat_map(|c| c.files.iter().map(|f| f.sha256.as_str()))
+            .collect();
+        let made_for = format!(
+            "1 {}x{} {:?} {effort:?} codec {}",
+            self.camera.width,
+            self.camera.height,
+            self.difficulty,
+            codec.join(" ")
+        );
+        if let Some(path) = args.examiner.as_deref().filter(|p| p.exists()) {
+            match Examiner::load(path, &made_for, &self.camera)? {
+                Some(known) => return Ok(known),
+                None => eprintln!("{}: made for another codec or world; made again", path.display()),
+            }
+        }
+        let coders = (0..args.jobs).map(|_| self.tools()).collect::<anyhow::Result<Vec<Tools>>>()?;
+        let made = Examiner::train(&self.difficulty, &self.camera, effort, coders)?;
+        if let Some(path) = &args.examiner {
+            made.save(path, &made_for)?;
+        }
+        Ok(made)
+    }
+
+    /// Calls `f` for every house, `jobs` at a time; results in the order of houses. The first error stops all.
+    ///
+    /// # Errors
+    /// Those of `f` and of making sessions.
+    pub fn each<T: Send>(
+        &self,
+        args: &CommonArgs,
+        f: impl Fn(&mut Tools, u64) -> anyhow::Result<T> + Sync,
+    ) -> anyhow::Result<Vec<T>> {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || -> anyhow::Result<Vec<(usize, T)>> {
+            let mut tools = self.tools()?;
+            let mut out = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= args.houses || failed.load(Ordering::Relaxed) {
+                    return Ok(out);
+                }
+                let seed = args.seed.wrapping_add(i as u64);
+                match f(&mut tools, seed).with_context(|| format!("house {seed}")) {
+                    Ok(value) => out.push((i, value)),
+                    Err(e) => {
+                        failed.store(true, Ordering::Relaxed);
+                        return Err(e);
+                    }
+                }
+            }
+        };
+        let parts: Vec<anyhow::Result<Vec<(usize, T)>>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..args.jobs).map(|_| scope.spawn(work)).collect();
+            handles.into_iter().map(|h| h.join().expect("an evaluation thread panicked")).collect()
+        });
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(part?);
+        }
+        all.sort_by_key(|(i, _)| *i);
+        Ok(all.into_iter().map(|(_, t)| t).collect())
+    }
+}

@@ -1,0 +1,128 @@
+//! `mindseye-tools eval` from end to end with the shipped bundle.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn eval(args: &[&str]) -> Result<Output, Box<dyn Error>> {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
+    Ok(Command::new(env!("CARGO_BIN_EXE_mindseye-tools"))
+        .arg("eval")
+        .args(args)
+        .env("MINDSEYE_BUNDLE", bundle)
+        .output()?)
+}
+
+fn document(args: &[&str]) -> Result<Value, Box<dyn Error>> {
+    let out = eval(args)?;
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {errors}");
+    Ok(serde_json::from_slice(&out.stdout)?)
+}
+
+fn value(of: &Value, pointer: &str) -> f64 {
+    of.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number at {pointer} in {of}"))
+}
+
+#[test]
+fn the_same_houses_give_the_same_figures() -> Outcome {
+    let args = ["grounding", "--quick", "--houses", "2", "--json"];
+    let (a, b) = (document(&args)?, document(&args)?);
+    assert_eq!(a["rows"], b["rows"]);
+    assert_eq!(a["goal_pose"], b["goal_pose"]);
+    assert_eq!(a["outcomes"].as_array().map(Vec::len), Some(2));
+    assert!(a["rows"]["model"]["sd_m"]["value"].is_null(), "no examiner, no SD");
+    Ok(())
+}
+
+#[test]
+fn bad_requests_are_refused_in_one_line() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let nonsense = dir.path().join("lpips.onnx");
+    fs::write(&nonsense, "nonsense")?;
+    let nonsense = nonsense.display().to_string();
+    let cases: [(&[&str], &str); 5] = [
+        (&["grounding", "--houses", "0"], "--houses"),
+        (&["grounding", "--difficulty", "castle"], "castle"),
+        (&["navigation", "--bundle", "/nowhere"], "/nowhere"),
+        (&["grounding", "--lpips", &nonsense], "lpips.onnx"),
+        (&["ablation", "--minutes", "0"], "--minutes"),
+    ];
+    for (args, part) in cases {
+        let out = eval(args)?;
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {errors}");
+        assert!(errors.contains(part) && errors.lines().count() == 1, "{args:?}: {errors}");
+        assert!(out.stdout.is_empty(), "{args:?}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow: trains the examiner, half a minute or more"]
+fn controls_stand_beside_the_model() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (table, sheet) = (dir.path().join("t.md"), dir.path().join("s.png"));
+    let (table_arg, sheet_arg) = (table.display().to_string(), sheet.display().to_string());
+    let d = document(&[
+        "grounding",
+        "--houses",
+        "12",
+        "--json",
+        "--markdown",
+        &table_arg,
+        "--sheet",
+        &sheet_arg,
+    ])?;
+    let sd = |row: &str| value(&d, &format!("/rows/{row}/sd_m/value"));
+    // The instrument: true drives are near the house, those of another house are not.
+    assert!(sd("truth") < 0.12, "true drives have SD {}", sd("truth"));
+    assert!(sd("truth_wrong_room") > 1.5 * sd("truth"), "another house has SD {}", sd("truth_wrong_room"));
+    assert!(value(&d, "/sd_tells_rooms_apart_auc/value") > 0.9);
+    assert!(value(&d, "/examiner/named") > 0.8);
+    assert_eq!(value(&d, "/rows/truth/instruction_followed/value"), 1.0);
+    assert_eq!(value(&d, "/rows/copy_first/instruction_followed/value"), 0.0);
+    assert_eq!(value(&d, "/rows/copy_first/dynamic_degree/value"), 0.0);
+    let text = fs::read_to_string(&table)?;
+    assert!(text.contains("IF(SD<0.2)") && text.contains("control: another house altogether"), "{text}");
+    assert!(fs::metadata(&sheet)?.len() > 10_000);
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow: five houses in all variants, a minute or more"]
+fn ablations_on_five_houses_and_on_again_after_a_stop() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("ablation");
+    let out_arg = out.display().to_string();
+    let run = |houses: &str| document(&["ablation", "--houses", houses, "--out", &out_arg, "--json"]);
+    let first = run("3")?;
+    assert_eq!(first["houses"], 3);
+    let all = run("5")?;
+    assert_eq!((&all["houses"], &all["resumed_houses"]), (&Value::from(5), &Value::from(3)));
+    for variant in
+        ["base", "no_cfg", "no_context_cfg", "first_only", "vanilla_rope", "contiguous", "cfg_7", "context_1"]
+    {
+        let n = value(&all, &format!("/variants/{variant}/sd_m/n"));
+        assert_eq!(n, 5.0, "{variant}");
+    }
+    // Any of more repeats cannot pass less often.
+    let passes: Vec<f64> =
+        (0..5).map(|k| value(&all, &format!("/repeats/{k}/instruction_followed/value"))).collect();
+    assert!(passes.windows(2).all(|p| p[0] <= p[1]), "{passes:?}");
+    let text = fs::read_to_string(out.join("ablation.md"))?;
+    for part in ["Table 1", "Table 3", "Figure 8a", "Figure 13", "Figure 14", "not measured"] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+    assert!(fs::metadata(out.join("ablation.png"))?.len() > 10_000);
+    // The state belongs to this run.
+    let refused = eval(&["ablation", "--houses", "3", "--seed", "7", "--out", &out_arg])?;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("another --out"));
+    Ok(())
+}
