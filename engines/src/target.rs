@@ -186,17 +186,24 @@ pub struct Limits {
     pub block_relative_l2: f64,
     /// Factor on both for INT4 weights.
     pub int4w_factor: f64,
+    /// As `int4w_factor`, for FP8: three bits of mantissa round coarser than eight of an integer.
+    pub fp8_factor: f64,
 }
 
 impl Limits {
     /// The limits of a precision.
     #[must_use]
     pub fn of(&self, precision: Precision) -> Limits {
-        let factor = if precision == Precision::Int4w { self.int4w_factor } else { 1.0 };
+        let factor = match precision {
+            Precision::Int4w => self.int4w_factor,
+            Precision::Fp8 => self.fp8_factor,
+            _ => 1.0,
+        };
         Limits {
             output_relative_l2: self.output_relative_l2 * factor,
             block_relative_l2: self.block_relative_l2 * factor,
             int4w_factor: 1.0,
+            fp8_factor: 1.0,
         }
     }
 }
@@ -379,6 +386,7 @@ impl Target {
             ("limits.output_relative_l2", wire.limits.output_relative_l2),
             ("limits.block_relative_l2", wire.limits.block_relative_l2),
             ("limits.int4w_factor", wire.limits.int4w_factor),
+            ("limits.fp8_factor", wire.limits.fp8_factor),
         ] {
             positive(key, v)?;
         }

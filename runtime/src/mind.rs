@@ -27,13 +27,15 @@ use crate::lift::{LiftParams, LiftTableError};
 use crate::planar::Pose2;
 use mindseye_bridge::geometry::body_from_optical;
 use mindseye_bridge::time::TimeDelta;
-use mindseye_engines::backend::{BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
+use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleError, Manifest};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
+use mindseye_engines::passport::{Present, sha256_file};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{Tokenizer, TokenizerError};
+use mindseye_engines::trt::{LoadOptions, TensorRtBackend, engines_in};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +73,9 @@ pub enum LoadError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Engines do not fit the bundle or this machine.
+    #[error("{0}")]
+    Engines(String),
     /// A part or a value that this program needs is not there.
     #[error("bundle: {0}")]
     Unsupported(String),
@@ -109,6 +114,9 @@ enum Words {
     },
 }
 
+/// What runs a component: a backend and its file.
+type Part = (Arc<dyn Backend>, PathBuf);
+
 /// The denoiser's engines.
 enum DenoiserEngines {
     /// Context and targets at every step.
@@ -138,9 +146,59 @@ impl Pipeline {
     pub fn load(directory: &Path, backend: &str, threads: usize) -> Result<Self, LoadError> {
         let backend = by_name(backend)?;
         let bundle = Bundle::load(directory)?;
+        let part = |bundle: &Bundle, name: &str| Ok((backend.clone(), bundle.path(name)?));
+        let mut pipeline = Self::load_parts(bundle, threads, &part)?;
+        let engine = format!("{} {}", backend.name(), backend.version());
+        pipeline.spec.engine_sha256 = engine_hash(pipeline.bundle.manifest(), &engine);
+        Ok(pipeline)
+    }
+
+    /// As [`Pipeline::load`], with the engines of a folder that `engine build` wrote in place of the bundle's graphs.
+    /// Their passports must match the bundle and this machine. Parts that are graphs run on the backend called
+    /// `backend`.
+    ///
+    /// # Errors
+    /// [`LoadError`]; a passport that does not match names the field.
+    pub fn load_engines(
+        directory: &Path,
+        engines: &Path,
+        backend: &str,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        let backend = by_name(backend)?;
+        let bundle = Bundle::load(directory)?;
+        let built = engines_in(engines).map_err(|e| LoadError::Engines(e.to_string()))?;
+        let mut tensorrt: Option<Arc<dyn Backend>> = None;
+        if built.iter().any(|(_, passport)| passport.library != "onnx") {
+            let mut gpu = TensorRtBackend::open(&LoadOptions::default(), 0)?;
+            gpu.bundle_sha256 = Some(bundle.hash().to_owned());
+            tensorrt = Some(Arc::new(gpu));
+        }
+        let part = |bundle: &Bundle, name: &str| -> Result<Part, LoadError> {
+            let Some((file, passport)) = built.iter().find(|(_, p)| p.component == name) else {
+                return Ok((backend.clone(), bundle.path(name)?));
+            };
+            if let Some(gpu) = tensorrt.as_ref().filter(|_| passport.library != "onnx") {
+                return Ok((gpu.clone(), file.clone()));
+            }
+            let here = Present { bundle_sha256: Some(bundle.hash()), ..Present::default() };
+            passport.check(file, &here).map_err(|e| LoadError::Engines(e.to_string()))?;
+            Ok((backend.clone(), file.clone()))
+        };
+        let mut pipeline = Self::load_parts(bundle, threads, &part)?;
+        let denoiser = built.iter().find(|(_, p)| p.component == "denoiser").map(|(_, p)| &p.engine_sha256);
+        pipeline.spec.engine_sha256 = denoiser.cloned().unwrap_or_default();
+        Ok(pipeline)
+    }
+
+    fn load_parts(
+        bundle: Bundle,
+        threads: usize,
+        part: &dyn Fn(&Bundle, &str) -> Result<Part, LoadError>,
+    ) -> Result<Self, LoadError> {
         let manifest = bundle.manifest();
         check_runnable(&bundle)?;
-        let spec = spec_of(&bundle, &format!("{} {}", backend.name(), backend.version()))?;
+        let spec = spec_of(&bundle)?;
         let words = match closed_vocabulary(manifest)? {
             Some(words) => Words::Closed(words),
             None => Words::SentencePiece {
@@ -150,7 +208,8 @@ impl Pipeline {
         };
         let options = PrepareOptions::default().with_threads(threads);
         let prepare = |component: &str| -> Result<Arc<dyn Engine>, LoadError> {
-            let engine = backend.prepare(&bundle.path(component)?, &options)?;
+            let (backend, file) = part(&bundle, component)?;
+            let engine = backend.prepare(&file, &options)?;
             bundle.check_engine(component, engine.as_ref())?;
             Ok(engine)
         };
@@ -179,6 +238,23 @@ impl Pipeline {
             training_mount: camera.mount(),
             bundle,
         })
+    }
+
+    /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
+    ///
+    /// # Errors
+    /// When it cannot be prepared or does not fit the bundle.
+    pub fn replace_denoiser(
+        &mut self,
+        backend: &dyn Backend,
+        file: &Path,
+        threads: usize,
+    ) -> Result<(), LoadError> {
+        let engine = backend.prepare(file, &PrepareOptions::default().with_threads(threads))?;
+        self.bundle.check_engine("denoiser", engine.as_ref())?;
+        self.denoiser = DenoiserEngines::Joint(engine);
+        self.spec.engine_sha256 = sha256_file(file).map_err(|e| LoadError::Engines(e.to_string()))?;
+        Ok(())
     }
 
     /// The bundle.
@@ -359,7 +435,7 @@ impl Camera {
     }
 }
 
-fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
+fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
     let lift = if manifest.dit.lift { Some(LiftParams::from_table(&manifest.lift)?) } else { None };
     let box_min = match &lift {
@@ -409,7 +485,7 @@ fn spec_of(bundle: &Bundle, engine: &str) -> Result<MindSpec, LoadError> {
         box_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
-        engine_sha256: engine_hash(manifest, engine),
+        engine_sha256: String::new(),
     })
 }
 

@@ -95,7 +95,11 @@ pub enum ReplayError {
 }
 
 /// Which topic is which: the configuration's names where the bag has them, else the only topic of a type.
-fn topics(info: &BagInfo, config: &RobotConfig, tell: &mut dyn FnMut(Told<'_>)) -> HashMap<TopicId, Sense> {
+pub(crate) fn topics(
+    info: &BagInfo,
+    config: &RobotConfig,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> HashMap<TopicId, Sense> {
     let t = &config.topics;
     let wanted = [
         (Sense::Image, &t.image, "sensor_msgs/Image"),

@@ -21,12 +21,14 @@ use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::onnx::{Dim, ExternalData, MemoryWeights, Model, SaveOptions};
 use mindseye_engines::passport::Passport;
 use mindseye_engines::quant::{
-    self, CalibrationSource, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, to_float16,
+    self, CalibrationSource, Checks, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
+    to_float16,
 };
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
 use mindseye_engines::target::{Precision, Target};
-use mindseye_engines::trt::{self, Library, LoadOptions, PipelineError, Request, Settings};
+use mindseye_engines::trt::{self, Library, LoadOptions, PipelineError, Request, Settings, Verify};
+use mindseye_tools::export::write_vectors;
 
 fn config(heads: usize, head_dim: usize, layers: usize) -> DitConfig {
     DitConfig {
@@ -121,6 +123,11 @@ fn source(cfg: &DitConfig, items: u64) -> SyntheticDenoiser {
     SyntheticDenoiser::new(cfg.clone(), 3, 2, 50.0, items, 1)
 }
 
+/// Two of the calibration's own items: with random weights and noise there is nothing to generalise to.
+fn held_out(cfg: &DitConfig) -> SyntheticDenoiser {
+    source(cfg, 2)
+}
+
 /// TensorRT-RTX, or a line that says why not.
 fn rtx() -> Option<Library> {
     if std::env::var_os("MINDSEYE_TENSORRT_LIB_DIR").is_none_or(|v| v.is_empty()) {
@@ -142,13 +149,15 @@ impl TaskEvaluation for Fixed {
     fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
         let quantised = denoiser.file_name().is_some_and(|n| n == "quantised.onnx");
         Model::load(denoiser).map_err(|e| e.to_string())?;
-        Ok(TaskFigures { success: if quantised { 0.75 } else { 0.8 }, consistency: 0.9, scenes: 20 })
+        let success = if quantised { 0.75 } else { 0.8 };
+        Ok(TaskFigures { success, consistency: 0.9, scenes: 20, answers: Vec::new() })
     }
 }
 
 struct Case<'a> {
     bundle: &'a Bundle,
     library: Option<&'a Library>,
+    graphs_only: bool,
     target: &'a str,
     precision: Precision,
     out: PathBuf,
@@ -169,8 +178,10 @@ fn build(
         target: &target,
         out: &case.out,
         library: case.library,
+        graphs_only: case.graphs_only,
         cpu: &RtenBackend,
         calibration: &mut source(&case.bundle.manifest().dit, 3),
+        held_out: &mut held_out(&case.bundle.manifest().dit),
         task: Some(&Fixed),
         auto_exclude: false,
         keep_onnx: true,
@@ -198,7 +209,14 @@ fn rtx_builds_every_precision_for_the_a100_and_fp8_for_the_l4() {
         ("l4", Precision::Fp8),
     ] {
         let out = folder.path().join(format!("{target}-{precision}"));
-        let case = Case { bundle: &bundle, library: Some(&library), target, precision, out: out.clone() };
+        let case = Case {
+            bundle: &bundle,
+            library: Some(&library),
+            graphs_only: false,
+            target,
+            precision,
+            out: out.clone(),
+        };
         let built = build(&case, |_| {}).unwrap_or_else(|e| panic!("{target} {precision}: {e}"));
         let [b] = built.as_slice() else { panic!("one component") };
         let bytes = std::fs::read(&b.file).unwrap();
@@ -246,14 +264,27 @@ fn what_cannot_be_built_is_refused_and_leaves_nothing() {
     }
     for (target, precision, want) in cases {
         let out = folder.path().join("engines");
-        let case = Case { bundle: &bundle, library: library.as_ref(), target, precision, out: out.clone() };
+        let case = Case {
+            bundle: &bundle,
+            library: library.as_ref(),
+            graphs_only: false,
+            target,
+            precision,
+            out: out.clone(),
+        };
         let text = build(&case, |_| {}).unwrap_err().to_string();
         assert!(text.contains(want), "{target} {precision}: {text}");
         assert!(!out.exists());
     }
     let out = folder.path().join("engines");
-    let case =
-        Case { bundle: &bundle, library: None, target: "cpu", precision: Precision::Int8, out: out.clone() };
+    let case = Case {
+        bundle: &bundle,
+        library: None,
+        graphs_only: false,
+        target: "cpu",
+        precision: Precision::Int8,
+        out: out.clone(),
+    };
     let text = build(&case, |s| s.context_latents = Some(7)).unwrap_err().to_string();
     assert!(text.contains("7 context latents are outside the bundle's limits (1 to 6)"), "{text}");
     // Limits past which no quantised graph goes: the worst layers are named, and nothing is left.
@@ -279,24 +310,117 @@ fn cpu_int8_is_built_verified_and_checked_against_its_passport() {
     let cfg = config(2, 32, 4);
     let bundle = bundle(folder.path(), &cfg);
     let out = folder.path().join("engines");
-    let case =
-        Case { bundle: &bundle, library: None, target: "cpu", precision: Precision::Int8, out: out.clone() };
+    let case = Case {
+        bundle: &bundle,
+        library: None,
+        graphs_only: false,
+        target: "cpu",
+        precision: Precision::Int8,
+        out: out.clone(),
+    };
     build(&case, |_| {}).unwrap();
     // A second build replaces the first.
     build(&case, |_| {}).unwrap();
     let target = Target::named("cpu").unwrap();
-    let verify = |items| {
-        trt::verify_built(&out, &bundle, &target, &RtenBackend, &mut source(&cfg, items), Some(&Fixed))
+    let verify = |bundle: &Bundle, items| {
+        let checks = Checks {
+            backend: &RtenBackend,
+            calibration: &mut source(&cfg, items),
+            held_out: &mut held_out(&cfg),
+            samples: 2,
+            tell: &mut |_| true,
+        };
+        trt::verify_built(&out, Verify { bundle, target: &target, checks, task: Some(&Fixed) })
     };
-    let all = verify(3).unwrap();
+    let all = verify(&bundle, 3).unwrap();
     let v = &all[0];
     assert!(v.past.is_none());
     assert!(v.report.outputs["sample"] < 0.05);
     assert!(v.without_smoothing.is_some());
-    assert_eq!(v.report.task.unwrap().1.scenes, 20);
-    // Other calibration inputs than at build time are noticed.
-    let text = verify(2).unwrap_err().to_string();
+    let task = v.report.task.as_ref().unwrap();
+    assert_eq!((task.quantised.scenes, task.fp32.success, task.quantised.success), (20, 0.8, 0.75));
+    // Other calibration inputs than at build time are noticed, and so are another bundle and a changed graph.
+    let text = verify(&bundle, 2).unwrap_err().to_string();
     assert!(text.contains("calibration_sha256"), "{text}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let another = self::bundle(elsewhere.path(), &config(2, 32, 3));
+    let text = verify(&another, 3).unwrap_err().to_string();
+    assert!(text.contains("bundle_sha256 is") && text.contains(another.hash()), "{text}");
+    let graph = out.join("denoiser.onnx");
+    let mut bytes = std::fs::read(&graph).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&graph, bytes).unwrap();
+    let text = verify(&bundle, 3).unwrap_err().to_string();
+    assert!(text.contains("engine_sha256 is"), "{text}");
+}
+
+/// Graphs for a machine that this one cannot build engines for: quantised and checked here, no library asked.
+#[test]
+fn graphs_of_any_target_are_written_and_verified_without_tensorrt() {
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = config(2, 32, 4);
+    let bundle = bundle(folder.path(), &cfg);
+    for (target, precision) in [("orin-agx", Precision::Int4w), ("l4", Precision::Fp8)] {
+        let out = folder.path().join(target);
+        let case =
+            Case { bundle: &bundle, library: None, graphs_only: true, target, precision, out: out.clone() };
+        let built = build(&case, |_| {}).unwrap();
+        let p = &built[0].passport;
+        assert_eq!((p.library.as_str(), p.target.as_str(), p.precision), ("onnx", target, precision));
+        assert!(built[0].file.ends_with("denoiser.onnx"));
+        let target = Target::named(target).unwrap();
+        let checks = Checks {
+            backend: &RtenBackend,
+            calibration: &mut source(&cfg, 3),
+            held_out: &mut held_out(&cfg),
+            samples: 2,
+            tell: &mut |_| true,
+        };
+        let all = trt::verify_built(&out, Verify { bundle: &bundle, target: &target, checks, task: None });
+        let v = &all.unwrap()[0];
+        assert_eq!((v.precision, v.past.clone()), (precision, None));
+        assert_eq!(v.report.outputs, built[0].report.as_ref().unwrap().outputs);
+    }
+    let out = folder.path().join("refused");
+    let case = Case {
+        bundle: &bundle,
+        library: None,
+        graphs_only: true,
+        target: "orin-agx",
+        precision: Precision::Fp8,
+        out,
+    };
+    assert!(build(&case, |_| {}).unwrap_err().to_string().contains("compute capability 8.9"));
+}
+
+/// E4M3 against an implementation that is not ours: all 256 codes, and the rounding of all 16-bit floats.
+#[test]
+fn e4m3_is_that_of_ml_dtypes() {
+    let values = include_str!("../data/e4m3/values.txt");
+    assert_eq!(values.lines().count(), 256);
+    for (code, line) in values.lines().enumerate() {
+        let want: f32 = line.parse().unwrap();
+        let got = e4m3::to_f32(code as u8);
+        assert!(
+            got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+            "{code:#04x}: {got} {want}"
+        );
+    }
+    let rounded = include_bytes!("../data/e4m3/rounded.bin");
+    for bits in 0..=u16::MAX {
+        // A 16-bit float by hand: sign, five bits of exponent, ten of mantissa.
+        let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+        let magnitude = match exponent {
+            0 => mantissa * 2f32.powi(-24),
+            31 if mantissa == 0.0 => f32::INFINITY,
+            31 => f32::NAN,
+            _ => (1024.0 + mantissa) * 2f32.powi(exponent - 25),
+        };
+        let x = if bits >> 15 == 1 { -magnitude } else { magnitude };
+        let got = e4m3::from_f32(x) & if x.is_nan() { 0x7f } else { 0xff };
+        assert_eq!(got, rounded[usize::from(bits)], "{x}");
+    }
 }
 
 /// onnxruntime, or a line that says why not.
@@ -336,7 +460,7 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
-        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_, _| true).unwrap();
+        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_| true).unwrap();
         let emulated = run(&RtenBackend, &q.emulated, &cfg);
         let deployed = run(&ort, &q.deploy, &cfg);
         let (between, lost) = (relative(&deployed, &emulated), relative(&emulated, &wanted));
@@ -350,25 +474,41 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
     }
 }
 
-/// Writes every kind of graph to the folder named by `MINDSEYE_ONNX_OUT`, for `onnx.checker` and other tools.
+/// Writes the shipped denoiser in every precision to the folder named by `MINDSEYE_ONNX_OUT`, each with inputs and with
+/// what the emulation gives for them, for `tests/python/check_onnx.py`.
 #[test]
-#[ignore = "slow: writes files for other tools"]
+#[ignore = "writes files for other tools; run by tests/python/run.sh"]
 fn write_graphs_for_other_tools() {
-    let Some(folder) = std::env::var_os("MINDSEYE_ONNX_OUT").map(PathBuf::from) else { return };
-    let cfg = config(4, 48, 3);
-    let fp32 = denoiser_graph(&cfg, Arc::new(weights(&cfg)), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
-    let save = |name: &str, m: &Model| m.save(folder.join(name), &SaveOptions::default()).unwrap();
-    save("fp32.onnx", &fp32);
-    for float in [Precision::Fp16, Precision::Bf16] {
-        save(&format!("{float}.onnx"), &to_float16(&fp32, float).unwrap());
-    }
+    let Some(folder) = std::env::var_os("MINDSEYE_ONNX_OUT").map(PathBuf::from) else {
+        println!("skipped: MINDSEYE_ONNX_OUT is not set");
+        return;
+    };
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
+    let bundle = Bundle::load(shipped).unwrap();
+    let cfg = bundle.manifest().dit.clone();
+    let fp32 = Model::load(bundle.path("denoiser").unwrap()).unwrap();
+    // Vectors are made by running the graph at the path where the one to check is put after.
+    let save = |name: &str, graph: &Model, emulated: Option<&Model>| {
+        let path = folder.join(name);
+        if let Some(emulated) = emulated {
+            emulated.save(&path, &SaveOptions::default()).unwrap();
+            write_vectors(&path, cfg.tokens_per_frame()).unwrap();
+        }
+        graph.save(&path, &SaveOptions::default()).unwrap();
+    };
+    save("fp32.onnx", &fp32, Some(&fp32));
+    save("fp16.onnx", &to_float16(&fp32, Precision::Fp16).unwrap(), Some(&fp32));
+    // onnxruntime's CPU kernels know no bf16: the checker alone sees these.
+    save("bf16.onnx", &to_float16(&fp32, Precision::Bf16).unwrap(), None);
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
-        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_, _| true).unwrap();
-        save(&format!("{precision}.onnx"), &q.deploy);
-        save(&format!("{precision}-emulated.onnx"), &q.emulated);
-        save(&format!("{precision}-fp16.onnx"), &to_float16(&q.deploy, Precision::Fp16).unwrap());
+        let mut noise = SyntheticDenoiser::new(cfg.clone(), 6, 6, 50.0, 2, 1);
+        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut noise, &mut |_| true).unwrap();
+        save(&format!("{precision}.onnx"), &q.deploy, Some(&q.emulated));
+        let half = to_float16(&q.deploy, Precision::Fp16).unwrap();
+        save(&format!("{precision}-fp16.onnx"), &half, Some(&q.emulated));
+        save(&format!("{precision}-bf16.onnx"), &to_float16(&q.deploy, Precision::Bf16).unwrap(), None);
     }
 }
 
@@ -381,8 +521,14 @@ fn rtx_builds_a_large_transformer_within_time_and_memory() {
     let cfg = config(16, 64, 12);
     let bundle = bundle(folder.path(), &cfg);
     let out = folder.path().join("engines");
-    let case =
-        Case { bundle: &bundle, library: Some(&library), target: "a100", precision: Precision::Int8, out };
+    let case = Case {
+        bundle: &bundle,
+        library: Some(&library),
+        graphs_only: false,
+        target: "a100",
+        precision: Precision::Int8,
+        out,
+    };
     let started = Instant::now();
     let built = build(&case, |s| s.verify_items = 1).unwrap();
     let seconds = started.elapsed().as_secs_f64();

@@ -19,6 +19,7 @@ pub mod e4m3;
 mod calibrate;
 mod float;
 mod rewrite;
+mod spool;
 mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -26,13 +27,41 @@ mod verify;
 
 pub use calibrate::Calibrator;
 pub use float::to_float16;
-pub use rewrite::{QuantConfig, Quantised, ScaleRecord, calibrate_and_quantise as quantise, layers};
+pub use rewrite::{
+    Observed, QuantConfig, Quantised, ScaleRecord, calibrate_and_quantise as quantise, layers, observe_all,
+    quantise_observed,
+};
+pub use spool::Spooled;
 pub use synthetic::{SyntheticDenoiser, denoiser_inputs};
 pub(crate) use verify::name_worst;
-pub use verify::{Report, TaskEvaluation, TaskFigures, auto_exclude, sensitivities, verify};
+pub use verify::{
+    Checks, Reference, Report, TaskAnswer, TaskChange, TaskEvaluation, TaskFigures, auto_exclude,
+    sensitivities, verify,
+};
 
 use crate::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
 use crate::onnx::{ExternalData, Model, OnnxError, SaveOptions};
+
+/// What is being done, told between two steps of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // done and of count items, layers or tries
+pub enum Work {
+    /// The fp32 graph is run over calibration inputs.
+    Calibrate { done: u64, of: Option<u64> },
+    /// Both graphs are run over inputs and compared.
+    Compare { done: u64, of: u64 },
+    /// Each layer alone is quantised, to find those that lose most.
+    Layers { done: u64, of: u64 },
+    /// The task is run with a graph, `fp32` or `quantised`.
+    Task(&'static str),
+}
+
+/// Told about work; returns false to stop it.
+pub type Tell<'a> = dyn FnMut(Work) -> bool + 'a;
+
+fn go_on(tell: &mut Tell<'_>, work: Work) -> Result<(), QuantError> {
+    if tell(work) { Ok(()) } else { Err(QuantError::Cancelled) }
+}
 
 /// Named inputs of one run.
 pub type Inputs = Vec<(String, Tensor)>;
@@ -114,6 +143,9 @@ pub enum QuantError {
     /// The source gave nothing or failed.
     #[error("calibration: {0}")]
     Source(String),
+    /// The task could not be run.
+    #[error("task: {0}")]
+    Task(String),
     /// The precision is not one that this graph can take.
     #[error("{0}")]
     Unsupported(String),

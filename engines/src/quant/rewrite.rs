@@ -9,7 +9,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::calibrate::{Calibrator, Observer};
-use super::{CalibrationSource, Inputs, QuantError, e4m3, session};
+use super::{CalibrationSource, Inputs, QuantError, Tell, Work, e4m3, session};
 use crate::backend::{Backend, Elements};
 use crate::onnx::{Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo};
 use crate::passport::hex;
@@ -51,6 +51,31 @@ impl QuantConfig {
             keep: Vec::new(),
             attention_head_dim: None,
         }
+    }
+
+    /// Whether attention products are quantised.
+    fn attention_products(&self) -> bool {
+        self.precision == Precision::Fp8 && self.attention_head_dim.is_some_and(|d| d > 0 && d % 16 == 0)
+    }
+
+    /// Refuses what no graph can be quantised with.
+    fn check(&self) -> Result<(), QuantError> {
+        if !matches!(self.precision, Precision::Int8 | Precision::Fp8 | Precision::Int4w) {
+            return Err(QuantError::Unsupported(format!("{} is not a quantised precision", self.precision)));
+        }
+        if self.precision == Precision::Int4w && !matches!(self.block, 64 | 128) {
+            let block = self.block;
+            return Err(QuantError::Unsupported(format!("int4w blocks have 64 or 128 weights, not {block}")));
+        }
+        if self.smooth_alpha.is_some_and(|a| !(0.0..=1.0).contains(&a)) {
+            return Err(QuantError::Unsupported("SmoothQuant's alpha must lie between 0 and 1".into()));
+        }
+        if let Calibrator::Percentile(p) = self.calibrator
+            && !(p > 0.0 && p <= 100.0)
+        {
+            return Err(QuantError::Unsupported(format!("percentile {p} must lie above 0 and up to 100")));
+        }
+        Ok(())
     }
 }
 
@@ -224,7 +249,7 @@ fn observe(
     values: &[(String, Option<usize>)],
     backend: &dyn Backend,
     source: &mut dyn CalibrationSource,
-    progress: &mut dyn FnMut(u64, Option<u64>) -> bool,
+    tell: &mut Tell<'_>,
 ) -> Result<(Vec<Observer>, String), QuantError> {
     let (augmented, names) = with_outputs(model, values);
     let mut session = session(&augmented, backend)?;
@@ -246,9 +271,7 @@ fn observe(
             observer.add(value, seen.unwrap_or(&[]))?;
         }
         done += 1;
-        if !progress(done, source.count()) {
-            return Err(QuantError::Cancelled);
-        }
+        super::go_on(tell, Work::Calibrate { done, of: source.count() })?;
     }
     drop(session);
     crate::trt::release_freed_memory();
@@ -258,41 +281,84 @@ fn observe(
     Ok((observers, hex(&hash.finalize())))
 }
 
-/// Calibrates and rewrites. `source` is needed for `int8` and `fp8`; `progress` is told items done and their number,
-/// and returns false to stop.
+/// What was seen of a graph's values over calibration inputs, for any choice of layers to quantise.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    values: HashMap<String, Observer>,
+    sha256: String,
+    description: String,
+}
+
+/// Runs the fp32 graph over the calibration inputs, once, and observes every value that a quantised layer of
+/// `config.precision` could read.
 ///
 /// # Errors
-/// [`QuantError`].
+/// [`QuantError`]; [`QuantError::Cancelled`] when `tell` returns false.
+pub fn observe_all(
+    model: &Model,
+    config: &QuantConfig,
+    backend: &dyn Backend,
+    source: &mut dyn CalibrationSource,
+    tell: &mut Tell<'_>,
+) -> Result<Observed, QuantError> {
+    let mut values: Vec<(String, Option<usize>)> = Vec::new();
+    for site in sites(model).into_iter().filter(|s| s.block.is_some()) {
+        if !values.iter().any(|(v, _)| *v == site.input) {
+            values.push((site.input, Some(site.k)));
+        }
+    }
+    if config.attention_products() {
+        let mut groups = Vec::new();
+        attention_groups(model, &|_| false, &mut groups);
+        for group in groups.into_iter().filter(|g| !g.softmax) {
+            if !values.iter().any(|(v, _)| *v == group.value) {
+                values.push((group.value, None));
+            }
+        }
+    }
+    let (observers, sha256) = observe(model, &values, backend, source, tell)?;
+    let values = values.into_iter().map(|(v, _)| v).zip(observers).collect();
+    Ok(Observed { values, sha256, description: source.describe() })
+}
+
+/// Calibrates and rewrites. `source` is needed for `int8` and `fp8`.
+///
+/// # Errors
+/// [`QuantError`]; [`QuantError::Cancelled`] when `tell` returns false.
 pub fn calibrate_and_quantise(
     model: &Model,
     config: &QuantConfig,
     backend: &dyn Backend,
     source: &mut dyn CalibrationSource,
-    progress: &mut dyn FnMut(u64, Option<u64>) -> bool,
+    tell: &mut Tell<'_>,
 ) -> Result<Quantised, QuantError> {
-    if !matches!(config.precision, Precision::Int8 | Precision::Fp8 | Precision::Int4w) {
-        return Err(QuantError::Unsupported(format!("{} is not a quantised precision", config.precision)));
-    }
-    if config.precision == Precision::Int4w && !matches!(config.block, 64 | 128) {
-        return Err(QuantError::Unsupported(format!(
-            "int4w blocks have 64 or 128 weights, not {}",
-            config.block
-        )));
-    }
-    if config.smooth_alpha.is_some_and(|a| !(0.0..=1.0).contains(&a)) {
-        return Err(QuantError::Unsupported("SmoothQuant's alpha must lie between 0 and 1".into()));
-    }
-    if let Calibrator::Percentile(p) = config.calibrator
-        && !(p > 0.0 && p <= 100.0)
-    {
-        return Err(QuantError::Unsupported(format!("percentile {p} must lie above 0 and up to 100")));
-    }
+    config.check()?;
+    let observed = match config.precision {
+        Precision::Int4w => None,
+        _ => Some(observe_all(model, config, backend, source, tell)?),
+    };
+    quantise_observed(model, config, observed.as_ref(), backend, source, tell)
+}
+
+/// Rewrites with ranges that were observed before. The inputs are run through once more only where ranges of smoothed
+/// values are not known from the largest magnitudes (percentile and entropy).
+///
+/// # Errors
+/// As [`calibrate_and_quantise`].
+pub fn quantise_observed(
+    model: &Model,
+    config: &QuantConfig,
+    observed: Option<&Observed>,
+    backend: &dyn Backend,
+    source: &mut dyn CalibrationSource,
+    tell: &mut Tell<'_>,
+) -> Result<Quantised, QuantError> {
+    config.check()?;
     let all = sites(model);
     let blocks = all.iter().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let ends = |block: usize| block < config.keep_first_blocks || block + config.keep_last_blocks >= blocks;
     let keeps = |block: usize, layer: &str| {
-        block < config.keep_first_blocks
-            || block + config.keep_last_blocks >= blocks
-            || config.keep.iter().any(|k| !k.is_empty() && layer.contains(k.as_str()))
+        ends(block) || config.keep.iter().any(|k| !k.is_empty() && layer.contains(k.as_str()))
     };
     let (mut chosen, mut kept) = (Vec::new(), Vec::new());
     for site in all {
@@ -313,11 +379,7 @@ pub fn calibrate_and_quantise(
     let mut build = Rewriter::new(model, config.precision);
     let (mut calibration, mut calibration_sha256) = (None, None);
     let mut attention_products = 0;
-    if config.precision == Precision::Int4w {
-        for site in &chosen {
-            build.weight_int4(model, site, config.block)?;
-        }
-    } else {
+    if let Some(observed) = observed.filter(|_| config.precision != Precision::Int4w) {
         let mut groups: Vec<Group> = Vec::new();
         for (i, site) in chosen.iter().enumerate() {
             match groups.iter_mut().find(|g| g.value == site.input) {
@@ -330,14 +392,18 @@ pub fn calibrate_and_quantise(
                 }),
             }
         }
-        if config.precision == Precision::Fp8
-            && config.attention_head_dim.is_some_and(|d| d > 0 && d % 16 == 0)
-        {
-            attention_products = attention_groups(model, &keeps, &mut groups, &mut build);
+        if config.attention_products() {
+            build.products = attention_groups(model, &ends, &mut groups);
+            attention_products = build.products.len();
         }
         let measured: Vec<usize> = (0..groups.len()).filter(|&i| !groups[i].softmax).collect();
         let values: Vec<_> = measured.iter().map(|&i| (groups[i].value.clone(), groups[i].width)).collect();
-        let (observers, sha) = observe(model, &values, backend, source, progress)?;
+        let observers: Vec<&Observer> = values
+            .iter()
+            .map(|(v, _)| {
+                observed.values.get(v).ok_or_else(|| QuantError::Source(format!("{v:?} was not observed")))
+            })
+            .collect::<Result<_, _>>()?;
         let smoothing = smoothing(model, config, &groups, &measured, &chosen, &observers)?;
         // Smoothed values have other ranges: known exactly for the largest magnitude, else seen again.
         let ranges: Vec<f32> = match (config.calibrator, config.precision) {
@@ -351,7 +417,7 @@ pub fn calibrate_and_quantise(
                 .collect(),
             (calibrator, _) => {
                 let (smoothed, values) = smoothed_values(model, &values, &smoothing);
-                let (observers, _) = observe(&smoothed, &values, backend, source, progress)?;
+                let (observers, _) = observe(&smoothed, &values, backend, source, tell)?;
                 observers.iter().map(|o| o.range(calibrator)).collect()
             }
         };
@@ -364,8 +430,12 @@ pub fn calibrate_and_quantise(
         for group in groups.iter().filter(|g| g.softmax) {
             build.activation(group, 1.0, None);
         }
-        calibration = Some(source.describe());
-        calibration_sha256 = Some(sha);
+        calibration = Some(observed.description.clone());
+        calibration_sha256 = Some(observed.sha256.clone());
+    } else {
+        for site in &chosen {
+            build.weight_int4(model, site, config.block)?;
+        }
     }
     let layers = chosen.iter().map(|s| s.layer.clone()).collect();
     let nodes: Vec<usize> = chosen.iter().map(|s| s.node).collect();
@@ -383,18 +453,12 @@ pub fn calibrate_and_quantise(
     })
 }
 
-/// Adds a group for each operand of the attention products in blocks that are not kept. Returns the number of
-/// products.
-fn attention_groups(
-    model: &Model,
-    keeps: &dyn Fn(usize, &str) -> bool,
-    groups: &mut Vec<Group>,
-    build: &mut Rewriter,
-) -> usize {
+/// Adds a group for each operand of the attention products in blocks that are not kept. Returns the products' nodes.
+fn attention_groups(model: &Model, keeps: &dyn Fn(usize) -> bool, groups: &mut Vec<Group>) -> Vec<usize> {
     let constant: std::collections::HashSet<&str> =
         model.graph.initializers.iter().map(|i| i.name.as_str()).collect();
     let mut block = None;
-    let mut count = 0;
+    let mut products = Vec::new();
     for (index, node) in model.graph.nodes.iter().enumerate() {
         // Products carry no weight: they belong to the block of the last layer before them.
         if let Some(b) =
@@ -405,11 +469,10 @@ fn attention_groups(
         let is_product =
             node.op_type == "MatMul" && node.inputs.iter().all(|i| !constant.contains(i.as_str()));
         let Some(b) = block.filter(|_| is_product) else { continue };
-        if keeps(b, "attention product") {
+        if keeps(b) {
             continue;
         }
-        count += 1;
-        build.products.push(index);
+        products.push(index);
         for input in &node.inputs {
             let softmax =
                 model.graph.producer(input).is_some_and(|p| model.graph.nodes[p].op_type == "Softmax");
@@ -418,7 +481,7 @@ fn attention_groups(
             }
         }
     }
-    count
+    products
 }
 
 /// SmoothQuant (Xiao et al. 2023, equation 4): `s_j = max|x_j|^a / max|w_j|^(1-a)`, one per channel; 1 for channels
@@ -429,7 +492,7 @@ fn smoothing(
     groups: &[Group],
     measured: &[usize],
     chosen: &[Site],
-    observers: &[Observer],
+    observers: &[&Observer],
 ) -> Result<Vec<Option<Vec<f32>>>, QuantError> {
     let Some(alpha) = config.smooth_alpha.filter(|_| config.precision == Precision::Int8) else {
         return Ok(vec![None; measured.len()]);

@@ -72,9 +72,15 @@ fn source(items: u64) -> SyntheticDenoiser {
     SyntheticDenoiser::new(config(), 3, 2, 50.0, items, 7)
 }
 
+fn held_out() -> SyntheticDenoiser {
+    SyntheticDenoiser::new(config(), 3, 2, 50.0, 4, 8)
+}
+
+/// Compared on the inputs of the calibration: this is about the arithmetic, not about how well four inputs of noise stand for
+/// others.
 fn run(config: &QuantConfig, model: &Model) -> (Quantised, Report) {
-    let q = quantise(model, config, &RtenBackend, &mut source(4), &mut |_, _| true).unwrap();
-    let report = verify(model, &q.emulated, &RtenBackend, &mut source(4), 4).unwrap();
+    let q = quantise(model, config, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
+    let report = verify(model, &q.emulated, &RtenBackend, &mut source(4), 4, &mut |_| true).unwrap();
     (q, report)
 }
 
@@ -103,7 +109,7 @@ fn every_precision_stays_close_and_writes_sound_scales() {
             _ => DataType::I4,
         };
         assert!(q.deploy.graph.initializers.iter().any(|i| i.dtype == packed && i.shape.len() == 2));
-        let again = quantise(&fp32, &c, &RtenBackend, &mut source(4), &mut |_, _| true).unwrap();
+        let again = quantise(&fp32, &c, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
         assert_eq!(again.scales_sha256, q.scales_sha256);
         assert_eq!(again.calibration_sha256, q.calibration_sha256);
         // The deployed graph converts to both 16-bit formats.
@@ -145,13 +151,36 @@ fn limits_are_met_by_keeping_the_worst_layers() {
     c.block = 64;
     let (_, report) = run(&c, &fp32);
     let error = report.outputs["sample"];
-    let limits = Limits { output_relative_l2: error * 0.9, block_relative_l2: 1.0, int4w_factor: 1.0 };
+    let limits = Limits {
+        output_relative_l2: error * 0.9,
+        block_relative_l2: 1.0,
+        int4w_factor: 1.0,
+        fp8_factor: 1.0,
+    };
     assert_eq!(report.past(&limits).unwrap().0, "sample");
-    let (q, report, used) = auto_exclude(&fp32, &c, &limits, &RtenBackend, &mut source(2), 2).unwrap();
+    let mut seen = Vec::new();
+    let search = |limits: &Limits, tell: &mut Tell<'_>| {
+        let mut checks = Checks {
+            backend: &RtenBackend,
+            calibration: &mut source(2),
+            held_out: &mut held_out(),
+            samples: 4,
+            tell,
+        };
+        auto_exclude(&fp32, &c, limits, &mut checks)
+    };
+    let mut note = |work| {
+        seen.push(work);
+        true
+    };
+    let (q, report, used) = search(&limits, &mut note).unwrap();
+    let layers = q.layers.len() as u64 + used.keep.len() as u64;
+    assert!(seen.contains(&Work::Layers { done: layers, of: layers }), "{seen:?}");
     assert!(report.past(&limits).is_none());
     assert!(!used.keep.is_empty() && used.keep.iter().all(|k| q.kept.contains(k)), "{:?}", used.keep);
-    let impossible = Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0, int4w_factor: 1.0 };
-    let text = auto_exclude(&fp32, &c, &impossible, &RtenBackend, &mut source(1), 1).unwrap_err().to_string();
+    let impossible =
+        Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0, int4w_factor: 1.0, fp8_factor: 1.0 };
+    let text = search(&impossible, &mut |_| true).unwrap_err().to_string();
     assert!(text.contains("sample") && text.contains("blocks."), "{text}");
 }
 
@@ -161,7 +190,7 @@ fn bad_calibration_is_refused() {
     let c = QuantConfig::new(Precision::Int8);
     let mut empty = InMemory::new("nothing", vec![]);
     let text = |source: &mut dyn CalibrationSource| {
-        quantise(&fp32, &c, &RtenBackend, source, &mut |_, _| true).unwrap_err().to_string()
+        quantise(&fp32, &c, &RtenBackend, source, &mut |_| true).unwrap_err().to_string()
     };
     assert!(text(&mut empty).contains("no inputs"));
     let mut item = source(1).next().unwrap().unwrap();
@@ -170,11 +199,56 @@ fn bad_calibration_is_refused() {
     }
     let message = text(&mut InMemory::new("nan", vec![item]));
     assert!(message.contains("latents") && message.contains("NaN"), "{message}");
-    let stopped = quantise(&fp32, &c, &RtenBackend, &mut source(3), &mut |done, _| done < 2).unwrap_err();
+    let mut second = |work| !matches!(work, Work::Calibrate { done: 2.., .. });
+    let stopped = quantise(&fp32, &c, &RtenBackend, &mut source(3), &mut second).unwrap_err();
+    assert!(matches!(stopped, QuantError::Cancelled));
+    let mut early = |work| !matches!(work, Work::Layers { .. });
+    let mut checks = Checks {
+        backend: &RtenBackend,
+        calibration: &mut source(1),
+        held_out: &mut held_out(),
+        samples: 1,
+        tell: &mut early,
+    };
+    let middle: Vec<String> = layers(&fp32).into_iter().filter(|l| l.starts_with("blocks.1.")).collect();
+    let stopped = sensitivities(&fp32, &c, &middle, &mut checks).unwrap_err();
     assert!(matches!(stopped, QuantError::Cancelled));
 }
 
-/// The emulation as a graph gives the codec's values, bit by bit, on every code, every tie and its neighbours.
+#[test]
+fn the_task_is_compared_scene_by_scene() {
+    let figures = |answers: &[(bool, &str, Option<[f64; 3]>)]| TaskFigures {
+        success: 0.0,
+        consistency: 0.5,
+        scenes: answers.len() as u64,
+        answers: answers
+            .iter()
+            .map(|&(succeeded, status, pose)| TaskAnswer { succeeded, status: status.into(), pose })
+            .collect(),
+    };
+    let fp32 = figures(&[
+        (true, "found", Some([0.0, 0.0, 3.1])),
+        (false, "found", Some([1.0, 1.0, 0.0])),
+        (true, "found", Some([1.0, 2.0, 0.0])),
+        (false, "inconsistent", None),
+    ]);
+    let low = figures(&[
+        (true, "found", Some([0.3, 0.4, -3.1])),
+        (true, "found", Some([1.0, 1.1, 0.1])),
+        (false, "not_in_context", None),
+        (false, "inconsistent", None),
+    ]);
+    let change = TaskChange::new(fp32, low);
+    assert_eq!((change.success_changed, change.status_changed), (2, 1));
+    assert!((change.pose_shift_m.unwrap() - 0.5).abs() < 1e-12, "of 0.1 and 0.5 the upper");
+    let turn = (std::f64::consts::TAU - 6.2).to_degrees();
+    assert!((change.pose_shift_deg.unwrap() - 0.1f64.to_degrees().max(turn)).abs() < 1e-9);
+    let empty = TaskChange::new(figures(&[]), figures(&[]));
+    assert_eq!((empty.success_changed, empty.pose_shift_m), (0, None));
+}
+
+/// The emulation as a graph gives the codec's values, bit by bit, on every code, every tie and its neighbours, and on
+/// every 16-bit float.
 #[test]
 fn e4m3_in_a_graph_is_bit_exact() {
     let mut values: Vec<f32> = vec![0.0, 1e-9, -1e-9, 500.0, -500.0, 1e9];
@@ -188,6 +262,7 @@ fn e4m3_in_a_graph_is_bit_exact() {
         let mid = (v + next) / 2.0;
         values.extend([mid, mid.next_up(), mid.next_down()]);
     }
+    values.extend((0..=u16::MAX).map(|b| half::f16::from_bits(b).to_f32()).filter(|v| v.is_finite()));
     let info = |name: &str| ValueInfo {
         name: name.into(),
         dtype: Some(DataType::F32),
@@ -234,7 +309,7 @@ fn packed_weights_of_one_layer() {
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         (c.keep_first_blocks, c.keep_last_blocks, c.smooth_alpha, c.block) = (0, 0, None, 64);
-        let q = quantise(&model, &c, &RtenBackend, &mut source, &mut |_, _| true).unwrap();
+        let q = quantise(&model, &c, &RtenBackend, &mut source, &mut |_| true).unwrap();
         let find = |end: &str| {
             let i = q.deploy.graph.initializers.iter().find(|i| i.name.ends_with(end)).unwrap();
             i.bytes().unwrap().into_owned()

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::rewrite::{QuantConfig, Quantised, calibrate_and_quantise, layers, with_outputs};
-use super::{CalibrationSource, QuantError, session};
+use super::rewrite::{QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs};
+use super::{CalibrationSource, QuantError, Tell, Work, go_on, session};
 use crate::backend::{Backend, Tensor};
 use crate::onnx::Model;
 use crate::passport::Verification;
-use crate::target::Limits;
+use crate::target::{Limits, Precision};
 
 /// Errors of a quantised graph against fp32.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -21,19 +21,81 @@ pub struct Report {
     pub blocks: BTreeMap<String, f64>,
     /// Number of inputs.
     pub samples: u64,
-    /// Figures of the task with fp32 and with the quantised graph, where it was run.
-    pub task: Option<(TaskFigures, TaskFigures)>,
+    /// What the task says, where it was run.
+    pub task: Option<TaskChange>,
 }
 
 /// What the task says of a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TaskFigures {
-    /// Share of scenes in which the goal was found, 0 to 1.
+    /// Share of scenes in which the goal was reached, 0 to 1.
     pub success: f64,
     /// Mean consistency with what was seen, 0 to 1.
     pub consistency: f64,
     /// Number of scenes.
     pub scenes: u64,
+    /// The scenes one by one, in the same order at every call.
+    #[serde(skip)]
+    pub answers: Vec<TaskAnswer>,
+}
+
+/// What became of one scene.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskAnswer {
+    /// The goal was reached.
+    pub succeeded: bool,
+    /// The answer's status.
+    pub status: String,
+    /// Its pose: x and y in metres, yaw in radians.
+    pub pose: Option<[f64; 3]>,
+}
+
+/// What quantisation changes in the task: the same scenes and seeds with both graphs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TaskChange {
+    /// With the fp32 graph.
+    pub fp32: TaskFigures,
+    /// With the quantised graph.
+    pub quantised: TaskFigures,
+    /// Scenes whose success changed, in either direction.
+    pub success_changed: u64,
+    /// Scenes whose status changed.
+    pub status_changed: u64,
+    /// Median distance between the two poses where both gave one, metres.
+    pub pose_shift_m: Option<f64>,
+    /// Median angle between them, degrees.
+    pub pose_shift_deg: Option<f64>,
+}
+
+impl TaskChange {
+    /// Compares scene by scene.
+    #[must_use]
+    pub fn new(fp32: TaskFigures, quantised: TaskFigures) -> Self {
+        let pairs = || fp32.answers.iter().zip(&quantised.answers);
+        let count = |differs: fn(&TaskAnswer, &TaskAnswer) -> bool| {
+            pairs().filter(|(a, b)| differs(a, b)).count() as u64
+        };
+        let (mut metres, mut degrees) = (Vec::new(), Vec::new());
+        for (a, b) in pairs() {
+            if let (Some(a), Some(b)) = (a.pose, b.pose) {
+                metres.push((a[0] - b[0]).hypot(a[1] - b[1]));
+                let turn = (a[2] - b[2]).rem_euclid(std::f64::consts::TAU);
+                degrees.push(turn.min(std::f64::consts::TAU - turn).to_degrees());
+            }
+        }
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied()
+        };
+        TaskChange {
+            success_changed: count(|a, b| a.succeeded != b.succeeded),
+            status_changed: count(|a, b| a.status != b.status),
+            pose_shift_m: median(metres),
+            pose_shift_deg: median(degrees),
+            fp32,
+            quantised,
+        }
+    }
 }
 
 /// The task that engines are for, as far as it can be measured on the CPU: the grounding evaluation.
@@ -65,12 +127,13 @@ impl Report {
     #[must_use]
     pub fn for_passport(&self) -> Verification {
         let mut task = BTreeMap::new();
-        if let Some((fp32, quantised)) = &self.task {
-            for (prefix, f) in [("fp32", fp32), ("quantised", quantised)] {
+        if let Some(change) = &self.task {
+            for (prefix, f) in [("fp32", &change.fp32), ("quantised", &change.quantised)] {
                 task.insert(format!("{prefix}_success"), f.success);
                 task.insert(format!("{prefix}_consistency"), f.consistency);
             }
-            task.insert("scenes".into(), quantised.scenes as f64);
+            task.insert("scenes".into(), change.quantised.scenes as f64);
+            task.insert("success_changed".into(), change.success_changed as f64);
         }
         Verification {
             outputs: self.outputs.clone(),
@@ -116,6 +179,72 @@ fn block_ends(model: &Model) -> Vec<(String, Option<usize>)> {
         .collect()
 }
 
+/// What the fp32 graph gives for some inputs: its outputs and the values at the ends of its blocks.
+pub struct Reference {
+    values: Vec<(String, Option<usize>)>,
+    /// Names of the added outputs, in the order of `values`.
+    names: Vec<String>,
+    wanted: Vec<Vec<(String, Tensor)>>,
+}
+
+impl Reference {
+    /// Runs the fp32 graph over the source, at most `limit` items.
+    ///
+    /// # Errors
+    /// The backend or the source fails, or the source gives nothing.
+    pub fn new(
+        fp32: &Model,
+        backend: &dyn Backend,
+        source: &mut dyn CalibrationSource,
+        limit: u64,
+        tell: &mut Tell<'_>,
+    ) -> Result<Reference, QuantError> {
+        let values = block_ends(fp32);
+        let (graph, names) = with_outputs(fp32, &values);
+        let mut wanted = Vec::new();
+        // One graph at a time: the weights of two large ones may not fit side by side.
+        run_all(&graph, backend, source, limit, tell, &mut |_, outputs| wanted.push(outputs))?;
+        if wanted.is_empty() {
+            return Err(QuantError::Source("the source gave no inputs".into()));
+        }
+        Ok(Reference { values, names, wanted })
+    }
+
+    /// Runs another graph over the same inputs and compares.
+    ///
+    /// # Errors
+    /// The backend or the source fails.
+    pub fn compare(
+        &self,
+        quantised: &Model,
+        backend: &dyn Backend,
+        source: &mut dyn CalibrationSource,
+        tell: &mut Tell<'_>,
+    ) -> Result<Report, QuantError> {
+        let (graph, _) = with_outputs(quantised, &self.values);
+        let mut errors: BTreeMap<String, Error> = BTreeMap::new();
+        let samples = self.wanted.len() as u64;
+        run_all(&graph, backend, source, samples, tell, &mut |sample, got| {
+            for ((name, w), (_, g)) in self.wanted[sample].iter().zip(&got) {
+                if let (Some(w), Some(g)) = (w.as_f32(), g.as_f32()) {
+                    errors.entry(name.clone()).or_default().add(w, g);
+                }
+            }
+        })?;
+        let mut report = Report { samples, ..Report::default() };
+        for (name, error) in errors {
+            match self.names.iter().position(|n| *n == name) {
+                Some(i) => {
+                    let block = self.values[i].0.trim_end_matches(".out").to_owned();
+                    report.blocks.insert(block, error.relative())
+                }
+                None => report.outputs.insert(name, error.relative()),
+            };
+        }
+        Ok(report)
+    }
+}
+
 /// Runs both graphs over the source, at most `limit` items.
 ///
 /// # Errors
@@ -126,35 +255,9 @@ pub fn verify(
     backend: &dyn Backend,
     source: &mut dyn CalibrationSource,
     limit: u64,
+    tell: &mut Tell<'_>,
 ) -> Result<Report, QuantError> {
-    let values = block_ends(fp32);
-    // One graph at a time: the weights of two large ones may not fit side by side.
-    let (reference, names) = with_outputs(fp32, &values);
-    let mut wanted = Vec::new();
-    run_all(&reference, backend, source, limit, &mut |_, outputs| wanted.push(outputs))?;
-    let (candidate, _) = with_outputs(quantised, &values);
-    let mut errors: BTreeMap<String, Error> = BTreeMap::new();
-    run_all(&candidate, backend, source, limit, &mut |sample, got| {
-        for ((name, w), (_, g)) in wanted.get(sample).into_iter().flatten().zip(&got) {
-            if let (Some(w), Some(g)) = (w.as_f32(), g.as_f32()) {
-                errors.entry(name.clone()).or_default().add(w, g);
-            }
-        }
-    })?;
-    let samples = wanted.len() as u64;
-    if samples == 0 {
-        return Err(QuantError::Source("the source gave no inputs".into()));
-    }
-    let mut report = Report { samples, ..Report::default() };
-    for (name, error) in errors {
-        match names.iter().position(|n| *n == name) {
-            Some(i) => {
-                report.blocks.insert(values[i].0.trim_end_matches(".out").to_owned(), error.relative())
-            }
-            None => report.outputs.insert(name, error.relative()),
-        };
-    }
-    Ok(report)
+    Reference::new(fp32, backend, source, limit, &mut |_| true)?.compare(quantised, backend, source, tell)
 }
 
 /// Runs a graph over at most `limit` items.
@@ -163,35 +266,56 @@ fn run_all(
     backend: &dyn Backend,
     source: &mut dyn CalibrationSource,
     limit: u64,
+    tell: &mut Tell<'_>,
     each: &mut dyn FnMut(usize, Vec<(String, Tensor)>),
 ) -> Result<(), QuantError> {
     let mut session = session(model, backend)?;
     source.restart().map_err(QuantError::Source)?;
+    let of = source.count().map_or(limit, |count| count.min(limit));
     for sample in 0..usize::try_from(limit).unwrap_or(usize::MAX) {
         let Some(inputs) = source.next().map_err(QuantError::Source)? else { break };
         let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         each(sample, session.run(&views)?);
+        go_on(tell, Work::Compare { done: sample as u64 + 1, of })?;
     }
     drop(session);
     crate::trt::release_freed_memory();
     Ok(())
 }
 
-/// Error of the outputs (the largest among them) when one layer alone is quantised, for each layer that `config`
-/// quantises, worst first. One calibration item is used for the comparison.
+/// What graphs are calibrated and compared with.
+pub struct Checks<'a> {
+    /// Runs the graphs.
+    pub backend: &'a dyn Backend,
+    /// Calibration inputs.
+    pub calibration: &'a mut dyn CalibrationSource,
+    /// Inputs for the comparison with fp32: others than those of the calibration.
+    pub held_out: &'a mut dyn CalibrationSource,
+    /// Number of inputs of the comparison.
+    pub samples: u64,
+    /// Told about the work.
+    pub tell: &'a mut Tell<'a>,
+}
+
+/// Error of the outputs (the largest among them) when one layer alone is quantised, for each of `quantised_layers`,
+/// worst first. One held-out input is used for the comparison.
 ///
 /// # Errors
-/// As [`calibrate_and_quantise`] and [`verify`].
+/// As [`super::quantise`] and [`verify`].
 pub fn sensitivities(
     model: &Model,
     config: &QuantConfig,
     quantised_layers: &[String],
-    backend: &dyn Backend,
-    source: &mut dyn CalibrationSource,
+    checks: &mut Checks<'_>,
 ) -> Result<Vec<(String, f64)>, QuantError> {
     let all = layers(model);
+    let observed = match config.precision {
+        Precision::Int4w => None,
+        _ => Some(observe_all(model, config, checks.backend, checks.calibration, checks.tell)?),
+    };
+    let reference = Reference::new(model, checks.backend, checks.held_out, 1, &mut |_| true)?;
     let mut found = Vec::new();
-    for layer in quantised_layers {
+    for (i, layer) in quantised_layers.iter().enumerate() {
         let mut alone = config.clone();
         // Every other layer is kept by its full name; `keep` matches parts of names, so a layer whose name is part
         // of another's cannot occur: names end in the layer's own part.
@@ -200,9 +324,12 @@ pub fn sensitivities(
             continue;
         }
         alone.attention_head_dim = None;
-        let one = calibrate_and_quantise(model, &alone, backend, source, &mut |_, _| true)?;
-        let report = verify(model, &one.emulated, backend, source, 1)?;
+        let quiet = &mut |_| true;
+        let (backend, calibration) = (checks.backend, &mut *checks.calibration);
+        let one = quantise_observed(model, &alone, observed.as_ref(), backend, calibration, quiet)?;
+        let report = reference.compare(&one.emulated, backend, checks.held_out, quiet)?;
         found.push((layer.clone(), report.outputs.values().copied().fold(0.0, f64::max)));
+        go_on(checks.tell, Work::Layers { done: i as u64 + 1, of: quantised_layers.len() as u64 })?;
     }
     found.sort_by(|a, b| b.1.total_cmp(&a.1));
     Ok(found)
@@ -217,22 +344,31 @@ pub fn auto_exclude(
     model: &Model,
     config: &QuantConfig,
     limits: &Limits,
-    backend: &dyn Backend,
-    source: &mut dyn CalibrationSource,
-    samples: u64,
+    checks: &mut Checks<'_>,
 ) -> Result<(Quantised, Report, QuantConfig), QuantError> {
     let mut config = config.clone();
-    let first = calibrate_and_quantise(model, &config, backend, source, &mut |_, _| true)?;
-    let mut report = verify(model, &first.emulated, backend, source, samples)?;
+    let observed = match config.precision {
+        Precision::Int4w => None,
+        _ => Some(observe_all(model, &config, checks.backend, checks.calibration, checks.tell)?),
+    };
+    let reference = Reference::new(model, checks.backend, checks.held_out, checks.samples, &mut |_| true)?;
+    let attempt = |config: &QuantConfig, checks: &mut Checks<'_>| {
+        let (backend, calibration) = (checks.backend, &mut *checks.calibration);
+        let made = quantise_observed(model, config, observed.as_ref(), backend, calibration, checks.tell)?;
+        let report = reference.compare(&made.emulated, backend, checks.held_out, checks.tell)?;
+        Ok::<_, QuantError>((made, report))
+    };
+    let (first, mut report) = attempt(&config, checks)?;
     if report.past(limits).is_none() {
         return Ok((first, report, config));
     }
-    let worst = sensitivities(model, &config, &first.layers, backend, source)?;
+    let worst = sensitivities(model, &config, &first.layers, checks)?;
+    drop(first);
     let step = (worst.len() / 10).max(1);
     for end in (step..=worst.len() / 2).step_by(step) {
         config.keep.extend(worst[end - step..end].iter().map(|(l, _)| l.clone()));
-        let next = calibrate_and_quantise(model, &config, backend, source, &mut |_, _| true)?;
-        report = verify(model, &next.emulated, backend, source, samples)?;
+        let (next, checked) = attempt(&config, checks)?;
+        report = checked;
         if report.past(limits).is_none() {
             return Ok((next, report, config));
         }

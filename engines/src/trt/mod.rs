@@ -25,15 +25,16 @@ pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub(crate) use ffi::release_freed_memory;
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
 pub use pipeline::{
-    BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, build_bundle,
-    engines_in, plan_bundle, settings_of, verify_built,
+    BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, Verify, build_bundle,
+    check_library, engines_in, plan_bundle, settings_of, verify_built,
 };
 pub use run::{DType, Given, Io, RunError, RunOptions, Take, TrtContext, TrtEngine};
 
-/// First bytes of an engine file of TensorRT-RTX (measured on 1.7.1).
+/// First bytes of an engine file of TensorRT-RTX: what 1.7.1 writes, and compares a file with when it loads it.
 pub const RTX_ENGINE_MAGIC: [u8; 4] = *b"vtrt";
 
-/// First bytes of an engine file of TensorRT 8.5 and later.
+/// First bytes of an engine file of TensorRT 10 and 11: what the lean runtimes 10.16.1 and 11.4.0 compare a file's
+/// first word with (read from their code; no such engine was built here).
 pub const ENGINE_MAGIC: [u8; 4] = *b"ftrt";
 
 /// True for the first bytes of a file that TensorRT or TensorRT-RTX wrote.

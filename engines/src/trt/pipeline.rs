@@ -13,10 +13,11 @@ use super::library::Library;
 use crate::backend::{Backend, BackendError};
 use crate::bundle::{Bundle, BundleError, ComponentFormat};
 use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use crate::passport::{FORMAT, Passport, PassportError, sha256_file};
+use crate::passport::{FORMAT, Passport, PassportError, Present, sha256_file};
 use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
 use crate::quant::{
-    self, CalibrationSource, QuantConfig, QuantError, Quantised, Report, TaskEvaluation, to_float16,
+    self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
+    Work, to_float16,
 };
 use crate::target::{Precision, Target, TargetError};
 
@@ -42,6 +43,12 @@ pub struct Settings {
     pub keep_last_blocks: usize,
     /// Further layers kept in float: names or parts of names.
     pub keep: Vec<String>,
+    /// What the calibration inputs are: `scenes`, `noise`, or a bag's path.
+    #[serde(default = "noise")]
+    pub calibration: String,
+    /// What is asked for while a bag is replayed.
+    #[serde(default)]
+    pub calibration_goals: Vec<String>,
     /// Number of calibration items.
     pub calibration_items: u64,
     /// Seed of the calibration items.
@@ -52,6 +59,10 @@ pub struct Settings {
     pub context_latents: Option<usize>,
     /// Target latents at most; the bundle's limit where none.
     pub target_latents: Option<usize>,
+}
+
+fn noise() -> String {
+    "noise".into()
 }
 
 impl Settings {
@@ -69,6 +80,8 @@ impl Settings {
             keep_first_blocks: recipe.keep_first_blocks,
             keep_last_blocks: recipe.keep_last_blocks,
             keep: Vec::new(),
+            calibration: noise(),
+            calibration_goals: Vec::new(),
             calibration_items: 16,
             calibration_seed: 1,
             verify_items: 4,
@@ -104,12 +117,16 @@ pub struct Request<'a> {
     pub target: &'a Target,
     /// Folder to make.
     pub out: &'a Path,
-    /// TensorRT; none for the `cpu` target, which gets graphs.
+    /// TensorRT; none where graphs are wanted ([`Request::graphs_only`], and always for the `cpu` target).
     pub library: Option<&'a Library>,
+    /// Quantise and check only: the folder gets ONNX graphs, and engines are built from the bundle on the target.
+    pub graphs_only: bool,
     /// Backend for calibration and checks.
     pub cpu: &'a dyn Backend,
     /// Calibration inputs of the denoiser.
     pub calibration: &'a mut dyn CalibrationSource,
+    /// Inputs for the comparison with fp32; others than those of the calibration.
+    pub held_out: &'a mut dyn CalibrationSource,
     /// The task, where it is to be run.
     pub task: Option<&'a dyn TaskEvaluation>,
     /// Keep the worst layers high where limits are passed.
@@ -135,10 +152,8 @@ pub struct Request<'a> {
 pub enum Stage {
     /// A component is begun: name, index, number of components.
     Component(String, usize, usize),
-    /// Calibration items done, and their number.
-    Calibrate(u64, Option<u64>),
-    /// The quantised graph is compared with fp32.
-    Verify,
+    /// The denoiser is calibrated and compared with fp32.
+    Quantise(Work),
     /// TensorRT at work.
     Build(Progress),
 }
@@ -302,7 +317,7 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     if let Some(refusal) = planned.refusal() {
         return Err(PipelineError::Refused(refusal));
     }
-    check_library(&request)?;
+    check_library(request.target, request.library, request.graphs_only)?;
     let symbols = symbols(request.bundle, &request.settings)?;
     let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
     if request.out.exists() && !request.out.join(SETTINGS_FILE).is_file() {
@@ -361,10 +376,17 @@ impl Drop for Staging {
     }
 }
 
-fn check_library(request: &Request<'_>) -> Result<(), PipelineError> {
-    let target = request.target;
-    let Some(library) = request.library else {
-        return if target.compute_capability.is_none() {
+/// Whether a library can build for a target. None is right for graphs, which need no library.
+///
+/// # Errors
+/// [`PipelineError::Refused`] with the reason and what to do.
+pub fn check_library(
+    target: &Target,
+    library: Option<&Library>,
+    graphs_only: bool,
+) -> Result<(), PipelineError> {
+    let Some(library) = library.filter(|_| !graphs_only) else {
+        return if target.compute_capability.is_none() || graphs_only {
             Ok(())
         } else {
             Err(PipelineError::Refused(format!("{} needs TensorRT: pass --lib", target.name)))
@@ -374,7 +396,8 @@ fn check_library(request: &Request<'_>) -> Result<(), PipelineError> {
     if library_name(library) == "tensorrt-rtx" {
         if !target.tensorrt_rtx {
             return Err(PipelineError::Refused(format!(
-                "TensorRT-RTX {version} does not know {}{}: build on the target itself with TensorRT {}",
+                "TensorRT-RTX {version} does not know {}{}: build on the target itself with TensorRT {}, or write the \
+                 quantised graphs here with --graphs-only",
                 target.name,
                 target.compute_capability.map(|c| format!(" (compute capability {c})")).unwrap_or_default(),
                 target.tensorrt_majors.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
@@ -418,38 +441,47 @@ fn lower(request: &mut Request<'_>, component: &str, fp32: &Model) -> Result<Low
     }
     let config = request.settings.quant(request.bundle.manifest().dit.head_dim);
     let limits = request.target.limits.of(wanted);
-    let items = request.settings.verify_items.max(1);
-    let (quantised, mut report) = if request.auto_exclude {
-        let done = quant::auto_exclude(fp32, &config, &limits, request.cpu, request.calibration, items);
-        let (quantised, report, used) = done.map_err(failed)?;
+    let (cancel, progress) = (Arc::clone(&request.cancel), Arc::clone(&request.progress));
+    let mut tell = |work| {
+        progress(Stage::Quantise(work));
+        !cancel.load(Ordering::Relaxed)
+    };
+    let mut checks = Checks {
+        backend: request.cpu,
+        calibration: &mut *request.calibration,
+        held_out: &mut *request.held_out,
+        samples: request.settings.verify_items.max(1),
+        tell: &mut tell,
+    };
+    // Cached graphs take inputs that no source gives: their weights are those of the joint graph.
+    let (quantised, mut report) = if component != "denoiser" {
+        let done = quant::quantise(fp32, &config, checks.backend, checks.calibration, checks.tell);
+        (done.map_err(failed)?, None)
+    } else if request.auto_exclude {
+        let (quantised, report, used) =
+            quant::auto_exclude(fp32, &config, &limits, &mut checks).map_err(failed)?;
         request.settings.keep = used.keep;
         (quantised, Some(report))
     } else {
-        let (cancel, progress) = (Arc::clone(&request.cancel), Arc::clone(&request.progress));
-        let mut tell = |done, count| {
-            progress(Stage::Calibrate(done, count));
-            !cancel.load(Ordering::Relaxed)
-        };
-        let quantised =
-            quant::quantise(fp32, &config, request.cpu, request.calibration, &mut tell).map_err(failed)?;
-        // Cached graphs take inputs that no source gives: their weights are those of the joint graph.
-        let report = if component == "denoiser" {
-            (request.progress)(Stage::Verify);
-            let report = quant::verify(fp32, &quantised.emulated, request.cpu, request.calibration, items);
-            Some(report.map_err(failed)?)
-        } else {
-            None
-        };
-        if let Some((what, got, limit)) = report.as_ref().and_then(|r| r.past(&limits)) {
-            let worst =
-                quant::sensitivities(fp32, &config, &quantised.layers, request.cpu, request.calibration);
+        let done = quant::quantise(fp32, &config, checks.backend, checks.calibration, checks.tell);
+        let quantised = done.map_err(failed)?;
+        let emulated = &quantised.emulated;
+        let report =
+            quant::verify(fp32, emulated, checks.backend, checks.held_out, checks.samples, checks.tell)
+                .map_err(failed)?;
+        if let Some((what, got, limit)) = report.past(&limits) {
+            let worst = quant::sensitivities(fp32, &config, &quantised.layers, &mut checks);
             let worst = quant::name_worst(&worst.map_err(failed)?);
             return Err(failed(QuantError::Limit { what, got, limit, worst }));
         }
-        (quantised, report)
+        (quantised, Some(report))
     };
     if let (Some(task), Some(report)) = (request.task, report.as_mut()) {
-        report.task = Some(run_task(task, fp32, &quantised.emulated).map_err(failed)?);
+        let mut tell = |graph| {
+            progress(Stage::Quantise(Work::Task(graph)));
+            !cancel.load(Ordering::Relaxed)
+        };
+        report.task = Some(run_task(task, fp32, &quantised.emulated, &mut tell).map_err(failed)?);
     }
     let model = convert(&quantised.deploy).map_err(failed)?;
     Ok(Low { model, quantised: Some(quantised), report, precision: wanted })
@@ -460,14 +492,22 @@ fn run_task(
     task: &dyn TaskEvaluation,
     fp32: &Model,
     quantised: &Model,
-) -> Result<(quant::TaskFigures, quant::TaskFigures), QuantError> {
+    tell: &mut dyn FnMut(&'static str) -> bool,
+) -> Result<TaskChange, QuantError> {
     let folder = quant::Scratch::new()?;
-    let run = |name: &str, model: &Model| {
-        let path = folder.0.join(name);
+    let mut run = |name: &'static str, model: &Model| {
+        if !tell(name) {
+            return Err(QuantError::Cancelled);
+        }
+        let path = folder.0.join(format!("{name}.onnx"));
         model.save(&path, &SaveOptions::default())?;
-        task.evaluate(&path).map_err(|e| QuantError::Source(format!("task: {e}")))
+        let figures = task.evaluate(&path);
+        if !tell(name) {
+            return Err(QuantError::Cancelled);
+        }
+        figures.map_err(QuantError::Task)
     };
-    Ok((run("fp32.onnx", fp32)?, run("quantised.onnx", quantised)?))
+    Ok(TaskChange::new(run("fp32", fp32)?, run("quantised", quantised)?))
 }
 
 fn build_component(
@@ -505,7 +545,8 @@ fn build_component(
     for p in &profiles {
         flags.insert(format!("profile.{}", p.name), format!("{:?} {:?} {:?}", p.min, p.opt, p.max));
     }
-    let (file, build_seconds) = match request.library {
+    let library = request.library.filter(|_| !request.graphs_only);
+    let (file, build_seconds) = match library {
         None => (onnx.clone(), quantise_seconds),
         Some(library) => {
             let engine = folder.join(format!("{component}.engine"));
@@ -546,9 +587,9 @@ fn build_component(
         kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
         target: request.target.name.clone(),
         compute_capability: request.target.compute_capability,
-        library: request.library.map_or("onnx", library_name).to_owned(),
-        library_version: request.library.map_or_else(String::new, |l| l.version().to_string()),
-        driver_version: request.library.and_then(Library::driver).map(|d| d.cuda_version),
+        library: library.map_or("onnx", library_name).to_owned(),
+        library_version: library.map_or_else(String::new, |l| l.version().to_string()),
+        driver_version: library.and_then(Library::driver).map(|d| d.cuda_version),
         builder_flags: flags,
         verification: low.report.as_ref().map(Report::for_passport),
         build_seconds,
@@ -611,39 +652,58 @@ pub struct Verified {
     pub past: Option<(String, f64, f64)>,
 }
 
-/// Quantises the bundle's denoiser as `settings` say, checks that the scales are those of the passport, and compares
-/// with fp32.
+/// What [`verify_built`] works with.
+pub struct Verify<'a> {
+    /// The bundle that the engines were built from.
+    pub bundle: &'a Bundle,
+    /// The target, for its limits.
+    pub target: &'a Target,
+    /// What it is compared with: backend and inputs, the calibration's being those of the build.
+    pub checks: Checks<'a>,
+    /// The task, where it is to be run.
+    pub task: Option<&'a dyn TaskEvaluation>,
+}
+
+/// Quantises the bundle's denoiser as the folder's settings say, checks that the scales are those of the passport, and
+/// compares with fp32.
 ///
 /// # Errors
 /// The bundle, the passport's hashes, or a backend.
-pub fn verify_built(
-    folder: &Path,
-    bundle: &Bundle,
-    target: &Target,
-    cpu: &dyn Backend,
-    calibration: &mut dyn CalibrationSource,
-    task: Option<&dyn TaskEvaluation>,
-) -> Result<Vec<Verified>, PipelineError> {
+pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>, PipelineError> {
     let settings = settings_of(folder)?;
+    let bundle = with.bundle;
     let mut all = Vec::new();
     for (engine, passport) in engines_in(folder)? {
+        passport.check(&engine, &Present { bundle_sha256: Some(bundle.hash()), ..Present::default() })?;
+        let Some(scales) = passport.scales_sha256.as_deref().filter(|_| passport.component == "denoiser")
+        else {
+            continue;
+        };
         let mismatch = |field, got: &str, want: &str| PassportError::Mismatch {
             path: engine.display().to_string(),
             field,
             got: got.to_owned(),
             want: want.to_owned(),
         };
-        if passport.bundle_sha256 != bundle.hash() {
-            return Err(mismatch("bundle_sha256", &passport.bundle_sha256, bundle.hash()).into());
-        }
-        let Some(scales) = passport.scales_sha256.as_deref().filter(|_| passport.component == "denoiser")
-        else {
-            continue;
+        let failed = |source| match source {
+            QuantError::Cancelled => PipelineError::Cancelled,
+            source => PipelineError::Quant { component: passport.component.clone(), source },
         };
-        let failed = |source| PipelineError::Quant { component: passport.component.clone(), source };
         let fp32 = Model::load(bundle.path(&passport.component)?)?;
         let config = settings.quant(bundle.manifest().dit.head_dim);
-        let done = quant::quantise(&fp32, &config, cpu, calibration, &mut |_, _| true).map_err(failed)?;
+        let checks = &mut with.checks;
+        let observed = match config.precision {
+            Precision::Int4w => None,
+            _ => {
+                let all = quant::observe_all(&fp32, &config, checks.backend, checks.calibration, checks.tell);
+                Some(all.map_err(failed)?)
+            }
+        };
+        let quantise = |config: &QuantConfig, checks: &mut Checks<'_>| {
+            let (backend, inputs) = (checks.backend, &mut *checks.calibration);
+            quant::quantise_observed(&fp32, config, observed.as_ref(), backend, inputs, checks.tell)
+        };
+        let done = quantise(&config, checks).map_err(failed)?;
         if let (Some(got), Some(want)) = (&passport.calibration_sha256, &done.calibration_sha256)
             && got != want
         {
@@ -652,25 +712,32 @@ pub fn verify_built(
         if scales != done.scales_sha256 {
             return Err(mismatch("scales_sha256", scales, &done.scales_sha256).into());
         }
-        let items = settings.verify_items.max(1);
-        let mut report = quant::verify(&fp32, &done.emulated, cpu, calibration, items).map_err(failed)?;
+        let samples = checks.samples.max(1);
+        let reference = quant::Reference::new(&fp32, checks.backend, checks.held_out, samples, &mut |_| true);
+        let reference = reference.map_err(failed)?;
+        let compare = |graph: &Model, checks: &mut Checks<'_>| {
+            reference.compare(graph, checks.backend, checks.held_out, checks.tell)
+        };
+        let mut report = compare(&done.emulated, checks).map_err(failed)?;
         let mut without_smoothing = None;
         if config.precision == Precision::Int8 && config.smooth_alpha.is_some() {
             let plain = QuantConfig { smooth_alpha: None, ..config };
-            let plain = quant::quantise(&fp32, &plain, cpu, calibration, &mut |_, _| true).map_err(failed)?;
-            without_smoothing =
-                Some(quant::verify(&fp32, &plain.emulated, cpu, calibration, items).map_err(failed)?);
+            let plain = quantise(&plain, checks).map_err(failed)?;
+            without_smoothing = Some(compare(&plain.emulated, checks).map_err(failed)?);
         }
-        if let Some(task) = task {
-            report.task = Some(run_task(task, &fp32, &done.emulated).map_err(failed)?);
+        let inputs =
+            format!("{}; calibrated with {}", checks.held_out.describe(), checks.calibration.describe());
+        if let Some(task) = with.task {
+            let mut tell = |graph| (checks.tell)(Work::Task(graph));
+            report.task = Some(run_task(task, &fp32, &done.emulated, &mut tell).map_err(failed)?);
         }
         all.push(Verified {
             component: passport.component.clone(),
             precision: passport.precision,
-            past: report.past(&target.limits.of(passport.precision)),
+            past: report.past(&with.target.limits.of(passport.precision)),
             report,
             without_smoothing,
-            inputs: calibration.describe(),
+            inputs,
         });
     }
     Ok(all)

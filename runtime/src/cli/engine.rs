@@ -1,5 +1,8 @@
 //! `mindseye engine`: targets, plans, builds, and looks at engines.
 
+use super::progress::Progress as Screen;
+use super::{scenes, stop_flag};
+use crate::mind::Pipeline;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,14 +12,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_engines::backend::{PrepareOptions, RtenBackend, Tensor, by_name};
+use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, MANIFEST};
 use mindseye_engines::passport::Passport;
 use mindseye_engines::plan::{ModelSpec, PlanOptions, plan};
-use mindseye_engines::quant::{CalibrationSource, Calibrator, SyntheticDenoiser, TaskEvaluation};
+use mindseye_engines::quant::{
+    CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
+};
 use mindseye_engines::target::{Precision, PrecisionRequest, Target};
 use mindseye_engines::trt::{
-    self, Library, LoadOptions, Progress, Request, Settings, Stage, TensorRtBackend, Verified,
+    self, Library, LoadOptions, Progress, Request, Settings, Stage, TensorRtBackend, Verified, Verify,
 };
 use serde_json::json;
 
@@ -55,36 +60,54 @@ enum Command {
         json: bool,
     },
     /// Compares the quantised graphs of built engines with fp32 on the CPU.
-    Verify {
-        /// Folder of engines.
-        dir: PathBuf,
-        /// The bundle, where it has moved since the build.
-        #[arg(long, value_name = "DIR")]
-        bundle: Option<PathBuf>,
-        /// CPU backend that runs both graphs.
-        #[arg(long, default_value = "rten")]
-        backend: String,
-        /// Run the grounding task with both, too.
-        #[arg(long)]
-        task: bool,
-        /// Print one JSON document.
-        #[arg(long)]
-        json: bool,
-    },
+    Verify(VerifyArgs),
     /// Times built engines on this machine.
-    Bench {
-        /// Folder of engines.
-        dir: PathBuf,
-        /// TensorRT's library or its folder.
-        #[arg(long, value_name = "PATH")]
-        lib: Option<PathBuf>,
-        /// Runs that are timed.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        runs: usize,
-        /// Print one JSON document.
-        #[arg(long)]
-        json: bool,
-    },
+    Bench(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    /// Folder of engines.
+    dir: PathBuf,
+    /// The bundle, where it has moved since the build.
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// The bag that was calibrated with, where it has moved since the build.
+    #[arg(long, value_name = "BAG")]
+    bag: Option<PathBuf>,
+    /// CPU backend that runs both graphs.
+    #[arg(long, default_value = "rten")]
+    backend: String,
+    /// Run the grounding task with fp32 and with the quantised graph, too.
+    #[arg(long)]
+    task: bool,
+    /// Houses of the task.
+    #[arg(long, default_value_t = 24, value_name = "N")]
+    task_houses: u64,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct BenchArgs {
+    /// Folder of engines.
+    dir: PathBuf,
+    /// The bundle, where it has moved since the build.
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// TensorRT's library or its folder.
+    #[arg(long, value_name = "PATH")]
+    lib: Option<PathBuf>,
+    /// CPU backend for graphs.
+    #[arg(long, default_value = "rten")]
+    backend: String,
+    /// Runs that are timed.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    runs: usize,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -124,6 +147,9 @@ struct BuildArgs {
     /// TensorRT's library or its folder [default: MINDSEYE_TENSORRT_LIB_DIR, then the usual places].
     #[arg(long, value_name = "PATH")]
     lib: Option<PathBuf>,
+    /// Quantise and check only, and write the ONNX graphs: works without TensorRT, for any target.
+    #[arg(long)]
+    graphs_only: bool,
     /// SmoothQuant's alpha for int8; 0 switches it off.
     #[arg(long, default_value_t = 0.8, value_name = "ALPHA")]
     smooth: f32,
@@ -145,14 +171,21 @@ struct BuildArgs {
     /// Keep the worst layers in float until the target's limits are met.
     #[arg(long)]
     auto_exclude: bool,
+    /// What to calibrate with: scenes (rendered houses), noise, or a bag's path [default: scenes where the bundle
+    /// knows their things, else noise].
+    #[arg(long, value_name = "scenes|noise|BAG")]
+    calibrate_with: Option<String>,
+    /// What to look for while calibrating with a bag; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    calibration_goal: Vec<String>,
     /// Calibration items.
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N")]
     calibration_items: u64,
     /// Seed of the calibration items.
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     calibration_seed: u64,
-    /// Items that the check runs over.
-    #[arg(long, default_value_t = 4, value_name = "N")]
+    /// Items that the check runs over; others than those of the calibration.
+    #[arg(long, default_value_t = 8, value_name = "N")]
     verify_items: u64,
     /// Context latents at most [default: the bundle's limit].
     #[arg(long, value_name = "N")]
@@ -178,49 +211,26 @@ struct BuildArgs {
     /// Run the grounding task with fp32 and with the quantised graph.
     #[arg(long)]
     task: bool,
+    /// Houses of the task.
+    #[arg(long, default_value_t = 24, value_name = "N")]
+    task_houses: u64,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-}
-
-/// Calibration inputs of a bundle's denoiser: number of items and seed in, a source out.
-pub type Calibrate<'a> = dyn Fn(&Bundle, u64, u64) -> anyhow::Result<Box<dyn CalibrationSource>> + 'a;
-
-/// The grounding evaluation around a bundle's denoiser.
-pub type Task<'a> = dyn Fn(&Bundle) -> anyhow::Result<Box<dyn TaskEvaluation>> + 'a;
-
-/// What the rest of the program lends to `engine`: calibration inputs that look like what the robot sees, and the
-/// grounding evaluation. Without them calibration uses seeded noise, and `--task` is refused.
-#[derive(Default, Clone, Copy)]
-pub struct Hooks<'a> {
-    /// Calibration inputs.
-    pub calibrate: Option<&'a Calibrate<'a>>,
-    /// The grounding evaluation of a bundle with another denoiser.
-    pub task: Option<&'a Task<'a>>,
-}
-
-/// Runs `mindseye engine` without hooks.
-///
-/// # Errors
-/// What was refused or failed, in one line.
-pub fn run(args: &EngineArgs) -> anyhow::Result<ExitCode> {
-    run_with(args, Hooks::default())
 }
 
 /// Runs `mindseye engine`.
 ///
 /// # Errors
 /// What was refused or failed, in one line.
-pub fn run_with(args: &EngineArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
+pub fn run(args: &EngineArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Targets { json } => targets(*json),
         Command::Plan(args) => plan_command(args),
-        Command::Build(args) => build(args, hooks),
+        Command::Build(args) => build(args),
         Command::Inspect { dir, lib, json } => inspect(dir, lib.as_deref(), *json),
-        Command::Verify { dir, bundle, backend, task, json } => {
-            verify(dir, bundle.as_deref(), backend, *task, *json, hooks)
-        }
-        Command::Bench { dir, lib, runs, json } => bench(dir, lib.as_deref(), *runs, *json),
+        Command::Verify(args) => verify(args),
+        Command::Bench(args) => bench(args),
     }
 }
 
@@ -303,18 +313,57 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn calibration(
-    bundle: &Bundle,
-    settings: &Settings,
-    hooks: Hooks<'_>,
-) -> anyhow::Result<Box<dyn CalibrationSource>> {
-    let (items, seed) = (settings.calibration_items, settings.calibration_seed);
-    if let Some(calibrate) = hooks.calibrate {
-        return calibrate(bundle, items, seed);
+const SCENES: &str = "scenes";
+const NOISE: &str = "noise";
+
+/// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
+fn default_calibration(directory: &Path, screen: &Mutex<Screen>) -> String {
+    let why = match Pipeline::load(directory, "rten", 0) {
+        Ok(pipeline) if scenes::knows_houses(&pipeline) => return SCENES.into(),
+        Ok(_) => "the bundle does not know the things of the rendered houses".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    lock(screen).line(&format!(
+        "calibrating with noise, not with scenes: {why}; a bag is better: --calibrate-with BAG"
+    ));
+    NOISE.into()
+}
+
+type Source = Box<dyn CalibrationSource>;
+
+/// Inputs for the calibration, and others for the comparison.
+fn sources(bundle: &Bundle, settings: &Settings) -> anyhow::Result<(Source, Source)> {
+    use scenes::Share::{Calibration, HeldOut};
+    let (items, held_out, seed) =
+        (settings.calibration_items, settings.verify_items.max(1), settings.calibration_seed);
+    if settings.calibration == NOISE {
+        let m = bundle.manifest();
+        let (context, targets) = (m.limits.context_trained.max(1), m.limits.target_trained.max(1));
+        let noise =
+            |items, seed| SyntheticDenoiser::new(m.dit.clone(), context, targets, m.rope.gap, items, seed);
+        return Ok((Box::new(noise(items, seed)), Box::new(noise(held_out, !seed))));
     }
-    let m = bundle.manifest();
-    let (context, targets) = (m.limits.context_trained.max(1), m.limits.target_trained.max(1));
-    Ok(Box::new(SyntheticDenoiser::new(m.dit.clone(), context, targets, m.rope.gap, items, seed)))
+    let pipeline = Pipeline::load(bundle.directory(), "rten", 0)?;
+    let (calibration, held_out) = if settings.calibration == SCENES {
+        if !scenes::knows_houses(&pipeline) {
+            bail!(
+                "{} does not know the things of the rendered houses: use --calibrate-with BAG or noise",
+                bundle.directory().display()
+            );
+        }
+        (
+            scenes::from_houses(&pipeline, Calibration, seed, items)?,
+            scenes::from_houses(&pipeline, HeldOut, seed, held_out)?,
+        )
+    } else {
+        let (bag, goals) = (Path::new(&settings.calibration), settings.calibration_goals.as_slice());
+        (
+            scenes::from_bag(&pipeline, bag, goals, Calibration, seed, items)?,
+            scenes::from_bag(&pipeline, bag, goals, HeldOut, seed, held_out)?,
+        )
+    };
+    let spool = |inner| Spooled::new(inner).map_err(anyhow::Error::msg);
+    Ok((Box::new(spool(calibration)?), Box::new(spool(held_out)?)))
 }
 
 fn calibrator(text: &str) -> anyhow::Result<Calibrator> {
@@ -326,76 +375,61 @@ fn calibrator(text: &str) -> anyhow::Result<Calibrator> {
     }
 }
 
-/// Sets a flag on Ctrl-C; the build ends at its next step.
-fn cancel_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let shared = Arc::clone(&flag);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("signals")?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            while runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
-                if shared.swap(true, Ordering::Relaxed) {
-                    // Asked twice: no more patience.
-                    std::process::exit(130);
-                }
-            }
-        })
-        .context("signals")?;
-    Ok(flag)
+fn lock(screen: &Mutex<Screen>) -> std::sync::MutexGuard<'_, Screen> {
+    screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Progress on stderr: a bar on a terminal, one line per component elsewhere.
-fn reporter(quiet: bool) -> Arc<dyn Fn(Stage) + Send + Sync> {
+fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// Shows work on the screen.
+fn show(screen: &Mutex<Screen>, work: Work) {
+    let (what, done, of) = match work {
+        Work::Calibrate { done, of } => ("calibrate", done, of.unwrap_or(done)),
+        Work::Compare { done, of } => ("compare with fp32", done, of),
+        Work::Layers { done, of } => ("look for the worst layers", done, of),
+        // The houses have a bar of their own.
+        Work::Task(_) => return,
+    };
+    lock(screen).bar(what, size(done), size(of));
+}
+
+/// Shows a build: a bar on a terminal, one line per component elsewhere.
+fn reporter(screen: &Arc<Mutex<Screen>>) -> Arc<dyn Fn(Stage) + Send + Sync> {
     let terminal = std::io::stderr().is_terminal();
-    let component = Mutex::new(String::new());
-    Arc::new(move |stage| {
-        let mut component = component.lock().unwrap_or_else(PoisonError::into_inner);
-        let bar = |what: &str, done: u64, of: u64| {
-            if terminal && !quiet {
-                let filled = (20 * done.min(of) / of.max(1)) as usize;
-                eprint!("\r\x1b[K{} [{}{}] {what}", component, "#".repeat(filled), ".".repeat(20 - filled));
-                // A bar that cannot be drawn is not worth an error.
-                let _ = std::io::stderr().flush();
-            }
-        };
-        match stage {
-            Stage::Component(name, index, count) => {
-                *component = name;
-                if !quiet {
-                    eprintln!(
-                        "{}{component} ({} of {count})",
-                        if terminal { "\r\x1b[K" } else { "" },
-                        index + 1
-                    );
-                }
-            }
-            Stage::Calibrate(done, of) => bar("calibrating", done, of.unwrap_or(done)),
-            Stage::Verify => bar("comparing with fp32", 1, 1),
-            Stage::Build(Progress::Step { name, done, steps }) => bar(&name, done.into(), steps.into()),
-            Stage::Build(Progress::Phase { name, steps }) => bar(&name, 0, steps.into()),
-            Stage::Build(_) => {}
+    let screen = Arc::clone(screen);
+    Arc::new(move |stage| match stage {
+        Stage::Component(name, index, count) => {
+            lock(&screen).line(&format!("{name} ({} of {count})", index + 1));
         }
+        Stage::Quantise(work) => show(&screen, work),
+        // TensorRT's phases are many and small: only a person watching wants them.
+        Stage::Build(Progress::Step { name, done, steps }) if terminal && done < steps => {
+            lock(&screen).bar(&name, done as usize, steps as usize);
+        }
+        Stage::Build(_) => {}
     })
 }
 
-fn task_for(
+fn task(
     wanted: bool,
+    houses: u64,
     bundle: &Bundle,
-    hooks: Hooks<'_>,
-) -> anyhow::Result<Option<Box<dyn TaskEvaluation>>> {
-    match (wanted, hooks.task) {
-        (false, _) => Ok(None),
-        (true, Some(task)) => Ok(Some(task(bundle)?)),
-        (true, None) => {
-            bail!("--task: this program has no grounding evaluation built in; use mindseye-tools")
-        }
-    }
+    cancel: &Arc<AtomicBool>,
+    screen: &Arc<Mutex<Screen>>,
+) -> Option<scenes::HouseTask> {
+    wanted.then(|| {
+        let screen = Arc::clone(screen);
+        let progress = Arc::new(move |done, of| lock(&screen).bar("task", size(done), size(of)));
+        scenes::HouseTask::new(bundle.directory(), houses, Arc::clone(cancel), progress)
+    })
 }
 
-fn build(args: &BuildArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
+fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let (target, precision) = resolve(&args.target, &args.precision)?;
     let bundle = Bundle::load(&args.bundle)?;
+    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
     let mut settings = Settings::new(&args.bundle, &args.target, precision);
     if precision == Precision::Int8 {
         settings.smooth_alpha = (args.smooth > 0.0).then_some(args.smooth);
@@ -405,9 +439,10 @@ fn build(args: &BuildArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
     settings.keep_first_blocks = args.keep_first;
     settings.keep_last_blocks = args.keep_last;
     settings.keep.clone_from(&args.keep);
-    settings.calibration_items = args.calibration_items;
+    settings.calibration_goals.clone_from(&args.calibration_goal);
+    settings.calibration_items = args.calibration_items.max(1);
     settings.calibration_seed = args.calibration_seed;
-    settings.verify_items = args.verify_items;
+    settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
     let planned = trt::plan_bundle(&bundle, &target, &settings)?;
@@ -415,21 +450,32 @@ fn build(args: &BuildArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
         bail!(refusal);
     }
     let library = match target.compute_capability {
-        None => None,
-        Some(_) => Some(Library::find(&LoadOptions::at(args.lib.clone()))?),
+        Some(_) if !args.graphs_only => Some(Library::find(&LoadOptions::at(args.lib.clone()))?),
+        _ => None,
     };
-    let mut source = calibration(&bundle, &settings, hooks)?;
-    let task = task_for(args.task, &bundle, hooks)?;
-    let cancel = cancel_flag()?;
+    // What the library cannot build is said before minutes of calibration.
+    trt::check_library(&target, library.as_ref(), args.graphs_only)?;
+    settings.calibration = match (&args.calibrate_with, precision) {
+        (Some(with), _) => with.clone(),
+        (None, Precision::Int8 | Precision::Fp8 | Precision::Int4w) => {
+            default_calibration(&args.bundle, &screen)
+        }
+        (None, _) => NOISE.into(),
+    };
+    let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
+    let cancel = stop_flag()?;
+    let task = task(args.task, args.task_houses, &bundle, &cancel, &screen);
     let built = trt::build_bundle(Request {
         bundle: &bundle,
         settings,
         target: &target,
         out: &args.out,
         library: library.as_ref(),
+        graphs_only: args.graphs_only,
         cpu: &RtenBackend,
-        calibration: source.as_mut(),
-        task: task.as_deref(),
+        calibration: calibration.as_mut(),
+        held_out: held_out.as_mut(),
+        task: task.as_ref().map(|t| t as _),
         auto_exclude: args.auto_exclude,
         keep_onnx: args.keep_onnx,
         workspace_bytes: args.workspace.map(|m| m << 20),
@@ -437,7 +483,7 @@ fn build(args: &BuildArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
         hardware_compatible: args.hardware_compatible,
         version_compatible: args.version_compatible,
         cancel,
-        progress: reporter(args.json),
+        progress: reporter(&screen),
     })?;
     if args.json {
         document(
@@ -468,17 +514,24 @@ fn build(args: &BuildArgs, hooks: Hooks<'_>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_task(report: &mindseye_engines::quant::Report) -> anyhow::Result<()> {
-    if let Some((fp32, low)) = &report.task {
+fn print_task(report: &Report) -> anyhow::Result<()> {
+    let Some(change) = &report.task else { return Ok(()) };
+    let TaskChange { fp32, quantised: low, .. } = change;
+    out(&format!(
+        "  task in {} houses: success {:.3} -> {:.3} ({:+.3}; changed in {}), consistency {:.3} -> {:.3} ({:+.3})",
+        low.scenes,
+        fp32.success,
+        low.success,
+        low.success - fp32.success,
+        change.success_changed,
+        fp32.consistency,
+        low.consistency,
+        low.consistency - fp32.consistency
+    ))?;
+    if let (Some(metres), Some(degrees)) = (change.pose_shift_m, change.pose_shift_deg) {
         out(&format!(
-            "  task over {} scenes: success {:.3} -> {:.3} ({:+.3}), consistency {:.3} -> {:.3} ({:+.3})",
-            low.scenes,
-            fp32.success,
-            low.success,
-            low.success - fp32.success,
-            fp32.consistency,
-            low.consistency,
-            low.consistency - fp32.consistency
+            "    answers move by {metres:.3} m and {degrees:.1} degrees (medians); status changed in {}",
+            change.status_changed
         ))?;
     }
     Ok(())
@@ -541,26 +594,47 @@ fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-fn verify(
-    dir: &Path,
-    bundle: Option<&Path>,
-    backend: &str,
-    task: bool,
-    json: bool,
-    hooks: Hooks<'_>,
-) -> anyhow::Result<ExitCode> {
-    let settings = trt::settings_of(dir)?;
-    let place = bundle.unwrap_or(&settings.bundle);
+/// The bundle of a folder of engines.
+fn bundle_of(settings: &Settings, given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let place = given.unwrap_or(&settings.bundle);
     if !place.join(MANIFEST).is_file() {
         bail!("{} is no bundle (any more): pass --bundle", place.display());
     }
-    let bundle = Bundle::load(place)?;
+    Ok(place.to_owned())
+}
+
+fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let mut settings = trt::settings_of(&args.dir)?;
+    let bundle = Bundle::load(bundle_of(&settings, args.bundle.as_deref())?)?;
     let target = Target::named(&settings.target)?;
-    let cpu = by_name(backend)?;
-    let mut source = calibration(&bundle, &settings, hooks)?;
-    let task = task_for(task, &bundle, hooks)?;
-    let all = trt::verify_built(dir, &bundle, &target, cpu.as_ref(), source.as_mut(), task.as_deref())?;
-    if json {
+    let cpu = by_name(&args.backend)?;
+    if settings.calibration != SCENES && settings.calibration != NOISE {
+        if let Some(bag) = &args.bag {
+            settings.calibration = bag.display().to_string();
+        } else if !Path::new(&settings.calibration).exists() {
+            bail!("{} is not there (any more): pass --bag", settings.calibration);
+        }
+    }
+    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
+    let cancel = stop_flag()?;
+    let task = task(args.task, args.task_houses, &bundle, &cancel, &screen);
+    let mut tell = |work| {
+        show(&screen, work);
+        !cancel.load(Ordering::Relaxed)
+    };
+    let checks = Checks {
+        backend: cpu.as_ref(),
+        calibration: calibration.as_mut(),
+        held_out: held_out.as_mut(),
+        samples: settings.verify_items.max(1),
+        tell: &mut tell,
+    };
+    let all = trt::verify_built(
+        &args.dir,
+        Verify { bundle: &bundle, target: &target, checks, task: task.as_ref().map(|t| t as _) },
+    )?;
+    if args.json {
         document(&json!({ "backend": cpu.name(), "limits": target.limits, "verified": all }))?;
     } else {
         if all.is_empty() {
@@ -589,72 +663,108 @@ fn print_verified(v: &Verified) -> anyhow::Result<()> {
     print_task(&v.report)
 }
 
-fn bench(dir: &Path, lib: Option<&Path>, runs: usize, json: bool) -> anyhow::Result<ExitCode> {
-    let settings = trt::settings_of(dir)?;
-    let engines = trt::engines_in(dir)?;
+/// Times of one engine, milliseconds.
+struct Timed {
+    component: String,
+    precision: Precision,
+    backend: &'static str,
+    millis: Vec<f64>,
+    /// Of the bundle's own fp32 graph, in turns with the engine (CPU only).
+    fp32_millis: Option<Vec<f64>>,
+}
+
+fn percentile(sorted: &[f64], p: f64) -> f64 {
+    sorted.get((sorted.len().saturating_sub(1) as f64 * p) as usize).copied().unwrap_or(f64::NAN)
+}
+
+fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let settings = trt::settings_of(&args.dir)?;
+    let place = bundle_of(&settings, args.bundle.as_deref())?;
+    let bundle = Bundle::load_manifest(&place)?;
+    let cpu = by_name(&args.backend)?;
     let mut rows = Vec::new();
-    for (file, passport) in &engines {
-        let backend: Arc<dyn mindseye_engines::backend::Backend> = if passport.library == "onnx" {
-            Arc::new(RtenBackend)
+    for (file, passport) in trt::engines_in(&args.dir)? {
+        // Only denoisers have inputs that can be made without a stream before them.
+        if passport.component != "denoiser" {
+            continue;
+        }
+        let graph = passport.library == "onnx";
+        let backend: Arc<dyn Backend> = if graph {
+            cpu.clone()
         } else {
-            Arc::new(TensorRtBackend::open(&LoadOptions::at(lib.map(Path::to_owned)), 0)?)
+            Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
         };
-        let engine = backend.prepare(file, &PrepareOptions::default())?;
-        let mut session = engine.session()?;
-        let inputs = bench_inputs(&settings, passport)?;
-        let Some(inputs) = inputs else { continue };
+        let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
+            Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
+        };
+        let mut engine = session(backend.as_ref(), &file)?;
+        let mut fp32 = match graph {
+            true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
+            false => None,
+        };
+        let inputs = bench_inputs(&bundle, &settings)?;
         let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let mut millis = Vec::with_capacity(runs.max(1));
-        for run in 0..runs.max(1) + 3 {
+        let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
             let started = Instant::now();
             session.run(&views)?;
+            Ok(started.elapsed().as_secs_f64() * 1e3)
+        };
+        let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
+        for run in 0..args.runs.max(1) + 3 {
+            let (time, other) =
+                (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
             // The first runs warm up and record the graph.
             if run >= 3 {
-                millis.push(started.elapsed().as_secs_f64() * 1e3);
+                millis.push(time);
+                of_fp32.extend(other);
             }
         }
         millis.sort_by(f64::total_cmp);
-        let at = |p: f64| millis[((millis.len() - 1) as f64 * p) as usize];
-        rows.push((
-            passport.component.clone(),
-            passport.precision,
-            backend.name(),
-            at(0.5),
-            at(0.99),
-            at(1.0),
-        ));
-    }
-    if json {
-        let all: Vec<_> = rows
-            .iter()
-            .map(|(c, p, b, p50, p99, max)| {
-                json!({ "component": c, "precision": p, "backend": b,
-                        "millis_p50": p50, "millis_p99": p99, "millis_max": max })
-            })
-            .collect();
-        document(&json!({ "runs": runs, "engines": all }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for (component, precision, backend, p50, p99, max) in &rows {
-        out(&format!(
-            "{component:<16} {precision:<5} {backend:<10} p50 {p50:.2} ms  p99 {p99:.2} ms  max {max:.2} ms"
-        ))?;
+        of_fp32.sort_by(f64::total_cmp);
+        rows.push(Timed {
+            component: passport.component,
+            precision: passport.precision,
+            backend: backend.name(),
+            millis,
+            fp32_millis: fp32.map(|_| of_fp32),
+        });
     }
     if rows.is_empty() {
-        bail!("{} holds no denoiser: only denoisers are timed", dir.display());
+        bail!("{} holds no denoiser: only denoisers are timed", args.dir.display());
+    }
+    let ratio = |r: &Timed| r.fp32_millis.as_ref().map(|f| percentile(&r.millis, 0.5) / percentile(f, 0.5));
+    if args.json {
+        let all: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                let at = |p| percentile(&r.millis, p);
+                json!({ "component": r.component, "precision": r.precision, "backend": r.backend,
+                        "millis_p50": at(0.5), "millis_p99": at(0.99), "millis_max": at(1.0),
+                        "to_fp32": ratio(r) })
+            })
+            .collect();
+        document(&json!({ "runs": args.runs, "engines": all }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for r in &rows {
+        let at = |p| percentile(&r.millis, p);
+        let to_fp32 = ratio(r).map_or(String::new(), |x| format!("  {x:.2} of fp32"));
+        out(&format!(
+            "{:<16} {:<5} {:<11} p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms{to_fp32}",
+            r.component,
+            r.precision,
+            r.backend,
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One input of the sizes that the bundle was trained for; none for components that need a stream.
-fn bench_inputs(
-    settings: &Settings,
-    passport: &Passport,
-) -> anyhow::Result<Option<mindseye_engines::quant::Inputs>> {
-    if passport.component != "denoiser" {
-        return Ok(None);
-    }
-    let bundle = Bundle::load_manifest(&settings.bundle)?;
-    let mut source = calibration(&bundle, settings, Hooks::default())?;
-    source.next().map_err(anyhow::Error::msg)
+/// Noise of the sizes that the bundle was trained for.
+fn bench_inputs(bundle: &Bundle, settings: &Settings) -> anyhow::Result<Inputs> {
+    let settings = Settings { calibration: NOISE.into(), ..settings.clone() };
+    let (mut source, _) = sources(bundle, &settings)?;
+    source.next().map_err(anyhow::Error::msg)?.context("no inputs")
 }

@@ -12,6 +12,7 @@ mod picture;
 mod progress;
 mod replay;
 mod run;
+mod scenes;
 
 use crate::mind::{Pipeline, find_bundle};
 use anyhow::Context;
@@ -60,9 +61,12 @@ struct ModelArgs {
     /// in its source tree].
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Backend that runs it.
+    /// Backend that runs it: rten or onnxruntime.
     #[arg(long, default_value = "rten")]
     backend: String,
+    /// Engines of this bundle, made by `mindseye engine build`, in place of its graphs.
+    #[arg(long, value_name = "DIR")]
+    engines: Option<PathBuf>,
     /// Threads of one evaluation; 0 = the backend's choice.
     #[arg(long, default_value_t = 2, value_name = "N")]
     threads: usize,
@@ -71,7 +75,16 @@ struct ModelArgs {
 impl ModelArgs {
     fn load(&self) -> anyhow::Result<Pipeline> {
         let directory = find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok())?;
-        Ok(Pipeline::load(&directory, &self.backend, self.threads)?)
+        if self.backend == "tensorrt" {
+            anyhow::bail!(
+                "--backend tensorrt: TensorRT runs engines; build them with `mindseye engine build` and give their \
+                 folder with --engines DIR"
+            );
+        }
+        match &self.engines {
+            Some(engines) => Ok(Pipeline::load_engines(&directory, engines, &self.backend, self.threads)?),
+            None => Ok(Pipeline::load(&directory, &self.backend, self.threads)?),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod engine;
 mod fake;
 mod flat;
 mod links;

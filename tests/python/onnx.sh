@@ -1,0 +1,20 @@
+#!/bin/sh
+# Quantised graphs of the shipped model in other people's tools: the official ONNX checker and onnxruntime.
+# Usage: onnx.sh [VENV]. Without the Python packages it says SKIP and ends with status 0.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+venv=${1:-$root/target/python}
+if [ ! -x "$venv/bin/python" ]; then
+    python3 -m venv "$venv" || { echo "SKIP: python3 with venv is not there"; exit 0; }
+fi
+if ! "$venv/bin/python" -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then
+    "$venv/bin/pip" install --quiet numpy onnx onnxruntime || { echo "SKIP: onnx and onnxruntime cannot be had"; exit 0; }
+fi
+graphs=$(mktemp -d)
+trap 'rm -rf "$graphs"' EXIT
+MINDSEYE_ONNX_OUT=$graphs cargo test --release --quiet --manifest-path "$root/Cargo.toml" --workspace \
+    --test engine_build -- --ignored --exact write_graphs_for_other_tools
+# Values on a rounding boundary may fall either way between two libraries (a step of fp8 is 6 % of its value), and
+# 16-bit floats lose some: one part in 20 of the largest value at most.
+"$venv/bin/python" "$here/check_onnx.py" "$graphs" --tolerance 5e-2
