@@ -16,7 +16,7 @@ use crate::imagine::{
     Budget, Clock, Flow, Heads, ImagineError, Imagined, Progress, Prompt, Seen, Settings, choose_context,
     imagine, opinions, pick,
 };
-use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift};
+use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_drive};
 use crate::planar::{Pose2, wrap_angle};
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::Covariance6;
@@ -40,6 +40,8 @@ pub struct MindSpec {
     pub settings: Settings,
     /// Calibration of the lift; `None` for a model without lift heads.
     pub lift: Option<LiftParams>,
+    /// Stand-off by a word of the goal, where it differs from the lift's (m); see [`crate::lift::standoffs`].
+    pub standoffs: std::collections::BTreeMap<String, f64>,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a drive that show the box (at least 1).
@@ -298,7 +300,14 @@ fn attempt(
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
     out: &mut Grounded,
 ) -> Result<(), Trouble> {
-    let spec = mind.spec().clone();
+    let mut spec = mind.spec().clone();
+    if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
+        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
+        if let Some(metres) = words.filter_map(|w| spec.standoffs.get(&w)).next_back() {
+            lift.standoff_m = *metres;
+        }
+    }
+    let spec = spec;
     let mut watch = Stopwatch { clock, last: clock.now() };
     let mut tell = |stage: Stage<'_>| match progress(stage) {
         Flow::Continue => Ok(()),
@@ -359,11 +368,25 @@ fn attempt(
             progress(Stage::Step { candidate, candidates, step, steps })
         }
     };
-    let imagined = imagine(mind.denoiser(), &seen, prompt, settings, budget, &mut during)?;
+    let mut imagined = imagine(mind.denoiser(), &seen, prompt, settings, budget, &mut during)?;
     watch.lap(&mut out.answer, "denoise");
     out.step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
     out.answer.steps = imagined.drives.iter().map(|d| d.steps as u32).max().unwrap_or(0);
     out.answer.candidates = imagined.early.len().max(imagined.drives.len()) as u32;
+
+    // The drive that ends where the first opinions and the memory say, or at the last waypoint, is the one shown.
+    if let Some(params) = &spec.lift {
+        let end = if by_text {
+            let first = Imagined { early: imagined.early.clone(), ..Imagined::default() };
+            lift(&first, &Evidence { context: &context, ..Evidence::default() }, params).pose
+        } else {
+            route.last().copied()
+        };
+        if let Some(end) = end.filter(|_| !imagined.drives.is_empty()) {
+            let best = nearest_drive(&imagined.drives, end);
+            imagined.drives.swap(0, best);
+        }
+    }
 
     // The imagined frames. Heads speak for all drives; without heads the drive with the clearest box is taken.
     let looked_at = if spec.lift.is_some() { 1 } else { usize::MAX };

@@ -27,7 +27,7 @@
 //! the bundle's `[lift]` table, where training measured them.
 
 use crate::boxes::FoundBox;
-use crate::imagine::{Heads, Imagined};
+use crate::imagine::{Drive, Heads, Imagined};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -61,6 +61,9 @@ pub struct LiftParams {
     pub consistency_min: f64,
     /// Smallest score of a box that is reported.
     pub box_min: f64,
+    /// What the variances of the place are multiplied by, so that the 90 % ellipse holds 90 % of true goals: witnesses
+    /// read the same pictures and are not independent. 1 where it was not measured.
+    pub variance_scale: f64,
     /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
     /// cannot reproduce are unlike those of training. `None`: not measured.
     pub reconstruction_max: Option<f64>,
@@ -94,6 +97,11 @@ impl LiftParams {
             localisation_max_m: value("localisation_max_m")?,
             consistency_min: value("consistency_min")?,
             box_min: value("box_min")?,
+            variance_scale: table
+                .get("variance_scale")
+                .copied()
+                .filter(|v| v.is_finite() && *v > 0.0)
+                .unwrap_or(1.0),
             reconstruction_max: table.get("reconstruction_max").copied().filter(|v| v.is_finite()),
         })
     }
@@ -114,6 +122,7 @@ impl LiftParams {
             ("localisation_max_m", self.localisation_max_m),
             ("consistency_min", self.consistency_min),
             ("box_min", self.box_min),
+            ("variance_scale", self.variance_scale),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -370,6 +379,30 @@ fn drive_witness(imagined: &Imagined, params: &LiftParams) -> Option<Witness> {
     Some(Witness { object, pose, sigma_m: params.drive_sigma_m.hypot(spread) })
 }
 
+/// Which drive ends nearest to a pose (metres, and half a metre for each radian of heading); the first of several.
+/// Drives differ by their noise only: the one that agrees with the other witnesses is the one to show.
+pub fn nearest_drive(drives: &[Drive], end: Pose2) -> usize {
+    let cost = |drive: &Drive| {
+        drive.heads.pose.last().map_or(f64::INFINITY, |head| {
+            let (pose, _) = pose_of(*head);
+            let off = pose.distance(end) + 0.5 * wrap_angle(pose.yaw - end.yaw).abs();
+            if off.is_finite() { off } else { f64::INFINITY }
+        })
+    };
+    let costs: Vec<f64> = drives.iter().map(cost).collect();
+    (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
+}
+
+/// Metres from an object's centre at which the drives to it end, where they differ from [`LiftParams::standoff_m`]: the
+/// entries `standoff_m.WORD` of the `[lift]` table, by word.
+pub fn standoffs(table: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    table
+        .iter()
+        .filter(|(_, m)| m.is_finite() && **m > 0.0)
+        .filter_map(|(key, m)| Some((key.strip_prefix("standoff_m.")?.to_string(), *m)))
+        .collect()
+}
+
 /// Joins A and B by their variances; the side to stand on is the plan's when the memory does not contradict it.
 fn fuse(out: &mut Lifted, params: &LiftParams) {
     let yaw_variance = params.yaw_sigma_rad.powi(2);
@@ -401,8 +434,8 @@ fn fuse(out: &mut Lifted, params: &LiftParams) {
     if is_finite(pose) {
         out.object = Some(object);
         out.pose = Some(pose);
-        out.variances =
-            [variance, variance, yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0];
+        let spread = variance * params.variance_scale;
+        out.variances = [spread, spread, yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0];
     }
 }
 
@@ -469,10 +502,35 @@ fn decide(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> Decisio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::imagine::Drive;
     use proptest::prelude::*;
 
     const TOKENS: usize = 6;
+
+    #[test]
+    fn the_drive_that_ends_nearest_is_taken() {
+        let drive = |x: f32, yaw: f32| Drive {
+            heads: Heads {
+                pose: vec![[9.0, 9.0, 1.0, 0.0], [x, 0.0, yaw.cos(), yaw.sin()]],
+                ..Heads::default()
+            },
+            ..Drive::default()
+        };
+        let end = Pose2::new(1.0, 0.0, 0.2);
+        let broken = drive(f32::NAN, 0.0);
+        let drives = [broken, drive(3.0, 0.2), drive(1.1, -0.8), drive(1.2, 0.2), drive(1.2, 0.2)];
+        assert_eq!(nearest_drive(&drives, end), 3);
+        assert_eq!(nearest_drive(&[], end), 0);
+    }
+
+    #[test]
+    fn standoffs_are_read_by_word() {
+        let table = BTreeMap::from([
+            ("standoff_m".to_string(), 1.2),
+            ("standoff_m.bed".to_string(), 1.9),
+            ("standoff_m.box".to_string(), f64::NAN),
+        ]);
+        assert_eq!(standoffs(&table), BTreeMap::from([("bed".to_string(), 1.9)]));
+    }
 
     fn params() -> LiftParams {
         LiftParams {
@@ -489,6 +547,7 @@ mod tests {
             localisation_max_m: 1.0,
             consistency_min: 0.3,
             box_min: 0.2,
+            variance_scale: 1.0,
             reconstruction_max: Some(0.1),
         }
     }

@@ -478,11 +478,12 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             solver: sampler.solver,
             early_timestep: lift.map_or(1000.0, |lift| lift.early_timestep),
             // Heads are averaged over candidates; without heads one drive is all that is looked at.
-            candidates: if lift.is_some() { 2 } else { 1 },
+            candidates: if lift.is_some() { 4 } else { 1 },
             seed: 0,
         },
         lift,
         box_min,
+        standoffs: crate::lift::standoffs(&bundle.manifest().lift),
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
         engine_sha256: String::new(),

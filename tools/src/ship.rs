@@ -52,7 +52,29 @@ pub fn provisional_lift() -> BTreeMap<String, f64> {
     ]
     .into_iter()
     .map(|(k, v)| (k.to_string(), v))
+    .chain(standoffs())
     .collect()
+}
+
+/// Where drives to wide shapes end, as `standoff_m.SHAPE`: the mean over generated houses, for shapes that are more
+/// than 2 cm off the least stand-off.
+fn standoffs() -> Vec<(String, f64)> {
+    use mindseye_world::{Difficulty, House, Shape, standoff_m};
+    let mut sums = [(0.0, 0usize); Shape::ALL.len()];
+    for seed in 0..100 {
+        for object in House::generate(seed, &Difficulty::plain()).objects {
+            let (sum, n) = &mut sums[object.shape.index()];
+            *sum += standoff_m(&object);
+            *n += 1;
+        }
+    }
+    let mean = |(sum, n): (f64, usize)| (sum / n.max(1) as f64 * 1e3).round() / 1e3;
+    Shape::ALL
+        .iter()
+        .zip(sums)
+        .filter(|(_, s)| s.1 > 0 && mean(*s) > mindseye_world::STANDOFF_M + 0.02)
+        .map(|(shape, s)| (format!("standoff_m.{}", shape.name()), mean(s)))
+        .collect()
 }
 
 /// The weights of one network, under the names that it asks for.

@@ -110,6 +110,7 @@ impl FakeMind {
             localisation_max_m: 1.0,
             consistency_min: 0.3,
             box_min: 0.2,
+            variance_scale: 1.0,
             reconstruction_max: None,
         };
         let spec = MindSpec {
@@ -135,6 +136,7 @@ impl FakeMind {
             },
             lift: Some(lift),
             box_min: lift.box_min,
+            standoffs: Default::default(),
             box_latents: 1,
             bundle_sha256: "fake".into(),
             engine_sha256: "fake".into(),

@@ -108,6 +108,8 @@ pub struct Outcome {
     pub object: [Option<f64>; 3],
     /// Whether the true place is inside the 90 % ellipse of the answer.
     pub in_ellipse_90: Option<bool>,
+    /// Squared Mahalanobis distance of the true place from the answer's, by the answer's covariance.
+    pub squared_spreads: Option<f64>,
     /// Standard deviation of the answer's heading (degrees).
     pub heading_std_deg: Option<f64>,
     /// Largest mask logit.
@@ -370,16 +372,16 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     let off = |w: Option<mindseye::lift::Witness>| {
         w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y))
     };
-    let in_ellipse_90 = match (&out.answer.covariance, answer_pose, case.truth) {
+    let squared_spreads = match (&out.answer.covariance, answer_pose, case.truth) {
         (Some(c), Some(p), Some(t)) => {
             let (dx, dy) = (p.x - t.x, p.y - t.y);
             let (a, b, d) = (c[0], c[1], c[7]);
             let det = (a * d - b * b).max(1e-12);
-            // 90 % of a planar normal lie within a squared Mahalanobis distance of 4.605.
-            Some((d * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / det <= 4.605)
+            Some((d * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / det)
         }
         _ => None,
     };
+    let in_ellipse_90 = squared_spreads.map(|d| d <= ELLIPSE_90);
     let mut frame = Frame::new();
     let groups_with_it = out
         .used
@@ -405,6 +407,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
             off(lifted.and_then(|l| l.drive)),
         ],
         in_ellipse_90,
+        squared_spreads,
         heading_std_deg: out.answer.covariance.as_ref().map(|c| c[35].max(0.0).sqrt().to_degrees()),
         mask_max: lifted.map_or(f64::NAN, |l| l.mask_max),
         disagreement: lifted.and_then(|l| l.disagreement),
@@ -797,6 +800,9 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
 }
 
 /// Rewrites the `[lift]` table of a bundle from what was measured.
+/// 90 % of a planar normal lie within this squared Mahalanobis distance.
+const ELLIPSE_90: f64 = 4.605;
+
 fn calibrate(directory: &std::path::Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
     let path = directory.join(mindseye_engines::bundle::MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -840,6 +846,14 @@ fn calibrate(directory: &std::path::Path, present: &[Outcome], absent: &[Absent]
     let mut yaw: Vec<f64> = seen.iter().filter_map(|o| o.answer).map(|e| e[0].to_radians()).collect();
     if !yaw.is_empty() {
         lift.insert("yaw_sigma_rad".into(), (median_of(&mut yaw) / 0.6745 * 1e3).round() / 1e3);
+    }
+    // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
+    // spreads above are new.
+    let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
+    spreads.sort_by(f64::total_cmp);
+    if let Some(d) = spreads.get(spreads.len() * 9 / 10) {
+        let scale = lift.get("variance_scale").copied().unwrap_or(1.0) * d / ELLIPSE_90;
+        lift.insert("variance_scale".into(), (scale.clamp(0.05, 20.0) * 1e3).round() / 1e3);
     }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
