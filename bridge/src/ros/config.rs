@@ -372,6 +372,9 @@ mod tests {
         .unwrap();
         assert_eq!((c.key_style, c.distro), (KeyStyle::Ros2Dds, Distro::Jazzy));
         assert!(toml::from_str::<RosConfig>("node = 'a'\ncolour = 'red'").is_err());
-        assert!(toml::from_str::<RosConfig>("domain_id = 1").is_err());
+        assert!(toml::from_str::<RosConfig>("domain_id = 'one'").is_err());
+        let c: RosConfig = toml::from_str("domain_id = 1").unwrap();
+        assert_eq!(c.domain_id, 1);
+        assert!(!c.node.is_empty(), "a node has a name by default");
     }
 }
