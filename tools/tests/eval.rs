@@ -73,6 +73,8 @@ fn controls_stand_beside_the_model() -> Outcome {
         "grounding",
         "--houses",
         "12",
+        "--examiner-houses",
+        "600",
         "--json",
         "--markdown",
         &table_arg,
@@ -81,8 +83,8 @@ fn controls_stand_beside_the_model() -> Outcome {
     ])?;
     let sd = |row: &str| value(&d, &format!("/rows/{row}/sd_m/value"));
     // The instrument: true drives are near the house, those of another house are not.
-    assert!(sd("truth") < 0.12, "true drives have SD {}", sd("truth"));
-    assert!(sd("truth_wrong_room") > 1.5 * sd("truth"), "another house has SD {}", sd("truth_wrong_room"));
+    assert!(sd("truth") < 0.3, "true drives have SD {}", sd("truth"));
+    assert!(sd("truth_wrong_room") > 2.0 * sd("truth"), "another house has SD {}", sd("truth_wrong_room"));
     assert!(value(&d, "/sd_tells_rooms_apart_auc/value") > 0.9);
     assert!(value(&d, "/examiner/named") > 0.8);
     assert_eq!(value(&d, "/rows/truth/instruction_followed/value"), 1.0);
@@ -100,7 +102,21 @@ fn ablations_on_five_houses_and_on_again_after_a_stop() -> Outcome {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("ablation");
     let out_arg = out.display().to_string();
-    let run = |houses: &str| document(&["ablation", "--houses", houses, "--out", &out_arg, "--json"]);
+    let kept = dir.path().join("examiner.safetensors").display().to_string();
+    let run = |houses: &str| {
+        document(&[
+            "ablation",
+            "--houses",
+            houses,
+            "--out",
+            &out_arg,
+            "--examiner",
+            &kept,
+            "--examiner-houses",
+            "300",
+            "--json",
+        ])
+    };
     let first = run("3")?;
     assert_eq!(first["houses"], 3);
     let all = run("5")?;

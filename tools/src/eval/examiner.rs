@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use mindseye::image::RgbImage;
 use mindseye_engines::model::Ops;
 use mindseye_engines::model::dit::dense;
+use mindseye_train::eager::backward::accumulate;
 use mindseye_train::eager::{Eager, Params, Var};
 use mindseye_train::optim::{self, Moments, OptimConfig, Rule};
 use mindseye_world::{
@@ -48,7 +49,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Self { houses: 2500, epochs: 6 }
+        Self { houses: 5000, epochs: 12 }
     }
 }
 
@@ -68,7 +69,10 @@ pub struct Quality {
 /// Pixels of the cut-out that names are read from.
 const CUT: usize = 10;
 const NAMES: usize = Colour::ALL.len() + Shape::ALL.len();
-const BATCH: usize = 64;
+/// Rows of one share of a batch, and shares of a batch.
+const ROWS: usize = 32;
+const SHARES: usize = 2;
+const BATCH: usize = ROWS * SHARES;
 /// Seeds of houses that only the examiner sees.
 const SEEDS: u64 = 0x0e8a_0000_0000;
 
@@ -142,18 +146,19 @@ impl Shape3 {
         params
     }
 
-    /// Trains on batches: `batch(rng, step)` gives inputs, `loss(row, output, gradient)` the gradient of a row.
+    /// Trains on batches with so many workers: `batch(rng)` gives rows and inputs, `gradient(place in the batch, row,
+    /// output, to fill)` the gradient of a row.
     fn train(
         &self,
         seed: u64,
         steps: usize,
-        batch: impl Fn(&mut Rng, usize) -> (Vec<usize>, Vec<f32>),
-        gradient: impl Fn(usize, &[f32], &mut [f32]),
+        workers: usize,
+        batch: impl Fn(&mut Rng) -> (Vec<usize>, Vec<f32>) + Sync,
+        gradient: impl Fn(usize, usize, &[f32], &mut [f32]) + Sync,
     ) -> Params {
-        let mut rng = Rng::new(seed);
-        let mut params = Arc::new(self.fresh(&mut rng));
+        let mut params = Arc::new(self.fresh(&mut Rng::new(seed)));
         let config = OptimConfig {
-            lr: 1e-3,
+            lr: 1.5e-3,
             weight_decay: 0.01,
             momentum: 0.95,
             betas: [0.9, 0.99],
@@ -161,21 +166,48 @@ impl Shape3 {
             muon: false,
         };
         let mut moments = vec![Moments::default(); params.len()];
-        let mut e = Eager::new(Arc::default(), true);
+        let mut interpreters: Vec<Eager> = (0..workers).map(|_| Eager::new(Arc::default(), true)).collect();
         for step in 1..=steps {
-            let (rows, x) = batch(&mut rng, step);
-            e.restart(params.clone());
-            let out = self.run(&mut e, rows.len(), x);
-            let values = e.value(out).1;
-            let mut g = vec![0.0; values.len()];
-            for ((row, v), g) in rows.iter().zip(values.chunks(self.outputs)).zip(g.chunks_mut(self.outputs))
-            {
-                gradient(*row, v, g);
+            // Shares are drawn by their number, not by who works on them: the result does not depend on the workers.
+            let share = |e: &mut Eager, number: usize| {
+                let mut rng = Rng::new(seed ^ ((step * SHARES + number) as u64) << 8);
+                let (rows, x) = batch(&mut rng);
+                e.restart(params.clone());
+                let out = self.run(e, rows.len(), x);
+                let values = e.value(out).1;
+                let mut g = vec![0.0; values.len()];
+                let outputs = values.chunks(self.outputs).zip(g.chunks_mut(self.outputs));
+                for (k, (row, (v, g))) in rows.iter().zip(outputs).enumerate() {
+                    gradient(k, *row, v, g);
+                }
+                g.iter_mut().for_each(|g| *g /= (rows.len() * SHARES) as f32);
+                e.backward(vec![(out, g)]);
+                let grads = e.take_grads();
+                e.clear();
+                grads
+            };
+            let mut parts: Vec<(usize, Vec<Vec<f32>>)> = std::thread::scope(|scope| {
+                let share = &share;
+                let handles: Vec<_> = interpreters
+                    .iter_mut()
+                    .enumerate()
+                    .map(|(w, e)| {
+                        scope.spawn(move || {
+                            (w..SHARES).step_by(workers).map(|n| (n, share(e, n))).collect::<Vec<_>>()
+                        })
+                    })
+                    .collect();
+                handles.into_iter().flat_map(|h| h.join().expect("an examiner's worker panicked")).collect()
+            });
+            parts.sort_by_key(|(n, _)| *n);
+            let mut grads: Vec<Vec<f32>> = Vec::new();
+            for (_, part) in parts {
+                if grads.is_empty() {
+                    grads = part;
+                } else {
+                    grads.iter_mut().zip(&part).for_each(|(sum, g)| accumulate(sum, g));
+                }
             }
-            g.iter_mut().for_each(|g| *g /= rows.len() as f32);
-            e.backward(vec![(out, g)]);
-            let grads = e.take_grads();
-            e.clear();
             let k = step as f64 / steps as f64;
             let lr = config.lr * (step as f64 / 50.0).min(1.0) * (1.0 - k).max(0.0).powf(0.7);
             let weights = Arc::make_mut(&mut params);
@@ -232,50 +264,45 @@ impl Examiner {
         }
         let (width, height) = (camera.width, camera.height);
         let depth = Shape3::depth(width * height);
-        let (depth, name) = std::thread::scope(|scope| {
-            let train = &train;
-            let names = scope.spawn(move || {
-                let count = train.things.len().max(1);
-                let steps = 3 * effort.epochs * count / BATCH / 2 + 1;
-                let batch = |rng: &mut Rng, _: usize| {
-                    let rows: Vec<usize> = (0..BATCH).map(|_| rng.below(count)).collect();
-                    let mut x = Vec::new();
-                    for r in &rows {
-                        let (cut, k, shift) =
-                            (&train.things[*r].0, 0.06 * rng.unit(), rng.range(-0.08, 0.08));
-                        x.extend(cut.iter().map(|v| v + (k * rng.normal() + shift) as f32));
-                    }
-                    (rows, x)
-                };
-                Shape3::name().train(2, steps, batch, |row, v, g| {
-                    let (_, colour, shape) = train.things[row];
-                    let (a, b) = g.split_at_mut(Colour::ALL.len());
-                    for (g, v, wanted) in
-                        [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)]
-                    {
-                        g.copy_from_slice(&softmax(v));
-                        g[wanted] -= 1.0;
-                    }
-                })
-            });
-            let count = train.pictures.len().max(1);
-            let steps = effort.epochs * count / BATCH + 1;
-            let batch = |rng: &mut Rng, _: usize| {
-                let rows: Vec<usize> = (0..BATCH).map(|_| rng.below(count)).collect();
-                let mut x = Vec::new();
-                for r in &rows {
-                    soften(rng, &train.pictures[*r].0, width, &mut x);
-                }
-                (rows, x)
-            };
-            let depth = depth.train(1, steps, batch, |row, v, g| {
-                // About the absolute error of the logarithm: far pixels count as much as near ones.
-                for ((g, v), want) in g.iter_mut().zip(v).zip(&train.pictures[row].1) {
-                    let d = v - want.ln();
-                    *g = d / (d * d + 0.0025).sqrt() / (width * height) as f32;
-                }
-            });
-            (depth, names.join().expect("an examiner's worker panicked"))
+        let count = train.things.len().max(1);
+        let batch = |rng: &mut Rng| {
+            let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
+            let mut x = Vec::new();
+            for r in &rows {
+                let (cut, k, shift) = (&train.things[*r].0, 0.06 * rng.unit(), rng.range(-0.08, 0.08));
+                x.extend(cut.iter().map(|v| v + (k * rng.normal() + shift) as f32));
+            }
+            (rows, x)
+        };
+        let steps = (effort.epochs * count / BATCH).clamp(1, 8000);
+        let name = Shape3::name().train(2, steps, workers, batch, |_, row, v, g| {
+            let (_, colour, shape) = train.things[row];
+            let (a, b) = g.split_at_mut(Colour::ALL.len());
+            for (g, v, wanted) in [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)]
+            {
+                g.copy_from_slice(&softmax(v));
+                g[wanted] -= 1.0;
+            }
+        });
+        let count = train.pictures.len().max(1);
+        let batch = |rng: &mut Rng| {
+            let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
+            let mut x = Vec::new();
+            for (k, r) in rows.iter().enumerate() {
+                // Every second row is mirrored, here and in its answer.
+                soften(rng, &train.pictures[*r].0, width, k % 2 == 1, &mut x);
+            }
+            (rows, x)
+        };
+        let steps = effort.epochs * count / BATCH + 1;
+        let depth = depth.train(1, steps, workers, batch, |k, row, v, g| {
+            // About the absolute error in metres, since that is what SD is made of.
+            for (p, (g, v)) in g.iter_mut().zip(v).enumerate() {
+                let from = if k % 2 == 1 { p / width * width + width - 1 - p % width } else { p };
+                let want = train.pictures[row].1[from];
+                let d = v - want.ln();
+                *g = want * d / (d * d + 0.0009).sqrt() / (2.5 * (width * height) as f32);
+            }
         });
         let mut out = Self {
             depth: Arc::new(depth),
@@ -379,11 +406,26 @@ impl Examiner {
 
     /// Planar depth (m) of every pixel of every picture.
     pub fn depth(&self, e: &mut Eager, pictures: &[&RgbImage]) -> Vec<Vec<f32>> {
-        let x: Vec<f32> =
-            pictures.iter().flat_map(|p| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0)).collect();
+        // As it is and mirrored, the mean of both logarithms.
+        let value = |v: &u8| f32::from(*v) / 127.5 - 1.0;
+        let mut x: Vec<f32> = pictures.iter().flat_map(|p| p.data.iter().map(value)).collect();
+        for p in pictures {
+            for row in p.data.chunks_exact(3 * self.width) {
+                x.extend(row.rchunks_exact(3).flatten().map(value));
+            }
+        }
         e.restart(self.depth.clone());
-        let out = Shape3::depth(self.width * self.height).run(e, pictures.len(), x);
-        e.value(out).1.chunks(self.width * self.height).map(|d| d.iter().map(|v| v.exp()).collect()).collect()
+        let pixels = self.width * self.height;
+        let out = Shape3::depth(pixels).run(e, 2 * pictures.len(), x);
+        let (plain, mirrored) = e.value(out).1.split_at(pictures.len() * pixels);
+        plain
+            .chunks(self.width)
+            .zip(mirrored.chunks(self.width))
+            .flat_map(|(a, b)| a.iter().zip(b.iter().rev()).map(|(a, b)| (0.5 * (a + b)).exp()))
+            .collect::<Vec<f32>>()
+            .chunks(pixels)
+            .map(<[f32]>::to_vec)
+            .collect()
     }
 
     /// Probabilities of the colours and of the shapes of what a box holds; `edges` are `x0, y0, x1, y1` in
@@ -414,11 +456,12 @@ fn softmax(v: &[f32]) -> Vec<f32> {
 }
 
 /// A picture in -1..1, blended with a blurred copy and with some noise: imagined pictures are not sharp.
-fn soften(rng: &mut Rng, rgb: &[u8], width: usize, out: &mut Vec<f32>) {
+fn soften(rng: &mut Rng, rgb: &[u8], width: usize, mirrored: bool, out: &mut Vec<f32>) {
     let height = rgb.len() / 3 / width;
     let (k, noise) = (rng.unit() as f32, 0.05 * rng.unit());
     for y in 0..height {
-        for x in 0..width {
+        for i in 0..width {
+            let x = if mirrored { width - 1 - i } else { i };
             for c in 0..3 {
                 let at = |x: usize, y: usize| f32::from(rgb[(y * width + x) * 3 + c]);
                 let (mut sum, mut n) = (0.0, 0.0);

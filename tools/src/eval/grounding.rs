@@ -554,13 +554,12 @@ fn parts(outcomes: &[Outcome]) -> Vec<Part> {
     }
     out.push(part("visible in the first picture".into(), &|o| o.visible_at_start));
     out.push(part("not visible in the first picture".into(), &|o| !o.visible_at_start));
-    for n in 0..4 {
-        let of = match n {
-            3 => "seen in 3 or more context groups".to_owned(),
-            1 => "seen in 1 context group".to_owned(),
-            n => format!("seen in {n} context groups"),
+    for (low, high) in [(0, 2), (3, 4), (5, usize::MAX)] {
+        let of = match high {
+            usize::MAX => format!("seen in {low} or more of the context groups in use"),
+            _ => format!("seen in {low} to {high} of the context groups in use"),
         };
-        out.push(part(of, &|o| if n == 3 { o.groups_with_it >= 3 } else { o.groups_with_it == n }));
+        out.push(part(of, &|o| (low..=high).contains(&o.groups_with_it)));
     }
     out
 }

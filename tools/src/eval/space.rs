@@ -10,9 +10,10 @@
 //! 2. **Depth** of each pixel by the [`Examiner`], from the picture alone, which knows nothing of the true house; pixels
 //!    are carried to the map by that depth and pose.
 //!
-//! So a true drive has the depth error of the examiner as its SD, and pictures of another room cannot hide: at the
-//! best place for them their walls and things still stand where this house has air. Both are reported with every
-//! evaluation as controls.
+//! So a true drive has the depth error of the examiner as its SD (true pictures are registered within a few centimetres),
+//! and pictures of another room cannot hide: at the best place for them their walls and things still stand where this
+//! house has air, or far behind its walls. Both are reported with every evaluation as controls: what true drives reach
+//! is the ceiling of IF(SD < d).
 
 use mindseye::image::RgbImage;
 use mindseye_train::eager::Eager;

@@ -315,7 +315,7 @@ impl Bench {
             .flat_map(|c| c.files.iter().map(|f| f.sha256.as_str()))
             .collect();
         let made_for = format!(
-            "1 {}x{} {:?} {effort:?} codec {}",
+            "2 {}x{} {:?} {effort:?} codec {}",
             self.camera.width,
             self.camera.height,
             self.difficulty,
