@@ -222,6 +222,8 @@ fn a_checkpoint_of_another_configuration_is_refused_by_field() {
     check(&TRAIN.replace("lr = 3e-3", "lr = 1e-3").replace("steps = 240", "steps = 300"), MODEL, &[], None);
     check(&TRAIN.replace("accumulate = 2", "accumulate = 3"), MODEL, &[], Some(&["accumulate"]));
     check(&TRAIN.replace("log_every = 20", "log_every = 0"), MODEL, &[], Some(&["log_every"]));
+    // The large member of the family.
+    check(TRAIN, "[vae]\nbase_dim = 160\n", &[], Some(&["model.toml: [vae]", "linear codec"]));
     // A file that is no checkpoint.
     fs::write(dir.join("run/checkpoint.safetensors"), b"nothing").expect("a file");
     check(TRAIN, MODEL, &[], Some(&["checkpoint.safetensors", "remove it"]));
@@ -421,6 +423,17 @@ fn what_is_wrong_with_clips_is_counted_and_the_rest_trains() {
         1,
         2,
         "house.mcap",
+    );
+    check(
+        &|data| {
+            // Twenty images come before the cut; the clip on images 12 to 20 is lost, and the damage is named.
+            let bytes = fs::read(data.join("videos/house.mcap")).expect("a file");
+            fs::write(data.join("videos/house.mcap"), &bytes[..bytes.len() * 4 / 5]).expect("a file");
+        },
+        "/recordings",
+        2,
+        2,
+        "messages lost",
     );
     check(
         &|data| edit(data, "recordings/house.json", &|r| r["topic"] = json!("/other")),

@@ -121,7 +121,13 @@ pub(super) fn list(path: &Path, topic: Option<&str>) -> Result<(Vec<Listed>, Vec
             mounts.insert_message(&transforms, true);
         }
     }
-    let damage = messages.damage().iter().map(|d| format!("{}: {d}", path.display())).collect();
+    let damage = bag
+        .info()
+        .damage
+        .iter()
+        .chain(messages.damage())
+        .map(|d| format!("{}: {d}", path.display()))
+        .collect();
     let mut mounted: HashMap<String, Option<Isometry3<f64>>> = HashMap::new();
     let listed = images
         .into_iter()
