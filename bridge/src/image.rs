@@ -9,6 +9,8 @@
 
 use std::io::Cursor;
 
+use crate::msg::ImageView;
+
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -29,6 +31,19 @@ pub struct RawImage<'a> {
     pub is_bigendian: bool,
     /// The rows, `step` bytes each; the padding of the last row may be missing.
     pub data: &'a [u8],
+}
+
+impl<'a> From<&ImageView<'a>> for RawImage<'a> {
+    fn from(image: &ImageView<'a>) -> Self {
+        Self {
+            width: image.width,
+            height: image.height,
+            encoding: image.encoding,
+            step: image.step,
+            is_bigendian: image.is_bigendian != 0,
+            data: image.data,
+        }
+    }
 }
 
 /// Sizes above which an image is refused.

@@ -300,14 +300,7 @@ fn attempt(
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
     out: &mut Grounded,
 ) -> Result<(), Trouble> {
-    let mut spec = mind.spec().clone();
-    if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
-        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
-        if let Some(metres) = words.filter_map(|w| spec.standoffs.get(&w)).next_back() {
-            lift.standoff_m = *metres;
-        }
-    }
-    let spec = spec;
+    let spec = spec_for(mind.spec(), goal);
     let mut watch = Stopwatch { clock, last: clock.now() };
     let mut tell = |stage: Stage<'_>| match progress(stage) {
         Flow::Continue => Ok(()),
@@ -337,7 +330,7 @@ fn attempt(
     let by_text = matches!(goal.kind, GoalKind::Text(_));
     let prompt = Prompt { text: &text, null_text: &null_text, camera: rays.as_deref() };
     let budget = Budget { clock, until };
-    let view = choose_view(mind, scene, by_text, prompt, settings, budget, progress)?;
+    let view = choose_view(mind, &spec, scene, by_text, prompt, settings, budget, progress)?;
     let View { start, origin, seen, context, .. } = view;
     out.used = view.used;
     if let Some(start) = start.and_then(|p| scene.memory.get(p)) {
@@ -452,6 +445,18 @@ fn attempt(
     Ok(())
 }
 
+/// The specification for one goal: the lift's stand-off is that of the thing that is asked for.
+fn spec_for(spec: &MindSpec, goal: &Goal) -> MindSpec {
+    let mut spec = spec.clone();
+    if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
+        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
+        if let Some(metres) = words.filter_map(|w| spec.standoffs.get(&w)).next_back() {
+            lift.standoff_m = *metres;
+        }
+    }
+    spec
+}
+
 /// What can be said about a goal by a model that has no lift heads: see the head of this file.
 fn without_heads(imagined: &Imagined, clearest: Option<FoundBox>, box_min: f64) -> (Status, String) {
     if imagined.drives.is_empty() {
@@ -506,6 +511,7 @@ struct View {
 /// is taken, evenly. Waypoints begin here.
 fn choose_view(
     mind: &mut dyn Mind,
+    spec: &MindSpec,
     scene: &Scene,
     by_text: bool,
     prompt: Prompt<'_>,
@@ -513,7 +519,6 @@ fn choose_view(
     budget: Budget<'_>,
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<View, Trouble> {
-    let spec = mind.spec().clone();
     let index: Vec<u64> = scene.memory.iter().map(|c| c.info.index).collect();
     let last = index.len() - 1;
     let params = spec.lift.filter(|_| scene.odom_from_base.is_some());

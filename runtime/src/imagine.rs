@@ -398,6 +398,23 @@ impl<'a> Work<'a> {
         let mut out = self.evaluate(&x, t, Blind::default())?;
         Ok(Heads::of(&mut out, self.context()))
     }
+
+    /// The noise that a candidate's drive begins with.
+    fn beginning(&self, candidate: usize) -> Vec<f32> {
+        Noise::new(self.settings.seed, 2 * candidate as u64).draw(self.targets_len())
+    }
+
+    /// A candidate's noise, its first opinion, and how long that took.
+    fn opinion(
+        &mut self,
+        candidate: usize,
+        clock: &dyn Clock,
+    ) -> Result<(Vec<f32>, Heads, TimeDelta), ImagineError> {
+        let noise = self.beginning(candidate);
+        let began = clock.now();
+        let heads = self.early(&noise)?;
+        Ok((noise, heads, (clock.now() - began).max(TimeDelta(1))))
+    }
 }
 
 /// Which of many remembered latents to work with: looks at all of them in parts of `count`, one pass each, and
@@ -498,10 +515,9 @@ pub fn opinions(
         if candidate > 0 && budget.fits(pass) < 2 {
             break;
         }
-        let began = budget.clock.now();
-        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
-        all.push(work.early(&noise)?);
-        pass = (budget.clock.now() - began).max(TimeDelta(1));
+        let (_, heads, took) = work.opinion(candidate, budget.clock)?;
+        all.push(heads);
+        pass = took;
     }
     Ok(all)
 }
@@ -531,17 +547,15 @@ pub fn imagine(
     let mut noises = Vec::with_capacity(wanted);
     let mut pass = TimeDelta(1);
     for candidate in 0..wanted {
-        let noise = Noise::new(settings.seed, 2 * candidate as u64).draw(work.targets_len());
         if !has_heads && (candidate > 0 || budget.until.is_none()) {
-            noises.push(noise);
+            noises.push(work.beginning(candidate));
             continue;
         }
         if candidate > 0 && budget.fits(pass) < 1 {
             break;
         }
-        let began = budget.clock.now();
-        let heads = work.early(&noise)?;
-        pass = (budget.clock.now() - began).max(TimeDelta(1));
+        let (noise, heads, took) = work.opinion(candidate, budget.clock)?;
+        pass = took;
         noises.push(noise);
         if !has_heads {
             continue;

@@ -19,6 +19,7 @@
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
 //! * [`node`]: threads and Zenoh; [`navigate`]: nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
+//! * [`visit`]: rendered houses as a robot knows them, for `engine` and evaluations;
 //! * [`cli`]: the `mindseye` command.
 
 pub mod agent;
@@ -39,3 +40,4 @@ pub mod profile;
 pub mod record;
 pub mod replay;
 pub mod senses;
+pub mod visit;

@@ -261,14 +261,7 @@ impl Senses {
             Sense::Image => {
                 let image = ImageView::decode(cdr).map_err(|e| bad(e.to_string()))?;
                 let size = (image.width, image.height);
-                let raw = RawImage {
-                    width: image.width,
-                    height: image.height,
-                    encoding: image.encoding,
-                    step: image.step,
-                    is_bigendian: image.is_bigendian != 0,
-                    data: image.data,
-                };
+                let raw = RawImage::from(&image);
                 let stamp = Timestamp::from_ros(image.header.stamp.sec, image.header.stamp.nanosec);
                 self.frame(sense, stamp, image.header.frame_id, size, clock, profile, &mut |pixels| {
                     decode_raw_rgb8(&raw, &Limits::default(), pixels)

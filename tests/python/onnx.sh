@@ -4,13 +4,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-venv=${1:-$root/target/python}
-if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv" || { echo "SKIP: python3 with venv is not there"; exit 0; }
-fi
-if ! "$venv/bin/python" -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then
-    "$venv/bin/pip" install --quiet numpy onnx onnxruntime || { echo "SKIP: onnx and onnxruntime cannot be had"; exit 0; }
-fi
+. "$here/venv.sh"
+want "numpy, onnx, onnxruntime" numpy onnx onnxruntime
 graphs=$(mktemp -d)
 trap 'rm -rf "$graphs"' EXIT
 MINDSEYE_ONNX_OUT=$graphs cargo test --release --quiet --manifest-path "$root/Cargo.toml" --workspace \

@@ -6,13 +6,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-venv=${1:-$root/target/python}
-if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv" || { echo "SKIP: python3 with venv is not there"; exit 0; }
-fi
-if ! "$venv/bin/python" -c 'import mcap, zenoh, rosbags, xxhash, zenoh_ros2_sdk' 2>/dev/null; then
-    "$venv/bin/pip" install --quiet -r "$here/requirements.txt" || { echo "SKIP: eclipse-zenoh, mcap, rosbags, xxhash and zenoh-ros2-sdk cannot be had"; exit 0; }
-fi
+. "$here/venv.sh"
+want "mcap, zenoh, rosbags, xxhash, zenoh_ros2_sdk" -r "$here/requirements.txt"
 # What the tests have built; the whole workspace is named so that nothing is built a second time with other features.
 cargo build --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye --bin ros_peer
 bin=${CARGO_TARGET_DIR:-$root/target}/release

@@ -673,83 +673,24 @@ fn a_damaged_dataset_is_read_as_far_as_it_goes() {
     assert!(Dataset::open(&out).is_err());
 }
 
-const MODEL: &str = r#"
-name = "smallest"
-[dit]
-in_channels = 24
-out_channels = 24
-latent_height = 2
-latent_width = 3
-patch = [1, 1]
-heads = 2
-head_dim = 12
-layers = 1
-ffn_dim = 32
-text_dim = 8
-text_len = 4
-freq_dim = 16
-eps = 1e-6
-rope_theta = 10000.0
-prediction = "x0"
-camera_channels = 24
-pooled_text = true
-lift = true
-attributes = 14
-[codec]
-block = 4
-channels = 24
-height = 8
-width = 12
-scale = 1.0
-[text]
-words = ["red", "green", "chair", "table"]
-eps = 1e-6
-[layout]
-recording_images = 97
-context_latents = 2
-motion_latents = 1
-box_latents = 1
-gap = 50
-"#;
-
-const TRAIN: &str = r#"
-model = "model.toml"
-seed = 3
-difficulty = "plain"
-steps = 120
-batch = 4
-workers = 2
-warmup = 5
-decay_from = 100
-ema = 0.9
-navigate = 0.25
-absent = 0.2
-drop = 0.1
-high_noise = 0.35
-shift = 3.0
-codec_blocks = 800
-checkpoint_every = 50
-log_every = 20
-eval_every = 120
-eval_houses = 8
-[loss]
-video = 1.0
-mask = 3.0
-context_pose = 2.0
-target_pose = 2.0
-locate = 1.0
-attributes = 4.0
-[optim]
-lr = 3e-3
-weight_decay = 0.05
-momentum = 0.95
-betas = [0.9, 0.99]
-clip = 1.0
-muon = true
-[data]
-kind = "clips"
-path = "clips"
-"#;
+/// The smallest model and run, for pictures of 12x8 pixels and four words, on clips.
+fn smallest() -> (String, String) {
+    let model = include_str!("../data/train/model.toml")
+        .replace("block = 8", "block = 4")
+        .replace("height = 16", "height = 8")
+        .replace("width = 24", "width = 12");
+    let (head, rest) = model.split_once("words = [").unwrap();
+    let (_, rest) = rest.split_once(']').unwrap();
+    let model = format!("{head}words = [\"red\", \"green\", \"chair\", \"table\"]{rest}");
+    let train = include_str!("../data/train/train.toml")
+        .replace("steps = 240", "steps = 120")
+        .replace("decay_from = 200", "decay_from = 100")
+        .replace("checkpoint_every = 80", "checkpoint_every = 50")
+        .replace("log_every = 40", "log_every = 20")
+        .replace("eval_every = 240", "eval_every = 120")
+        .replace("eval_houses = 2", "eval_houses = 8");
+    (model, train + "[data]\nkind = \"clips\"\npath = \"clips\"\n")
+}
 
 fn train_args(dir: &Path, run: &str) -> TrainArgs {
     TrainArgs {
@@ -783,8 +724,9 @@ fn what_curate_writes_trains() {
         let server = StandIn::start(good);
         let report = go(&options(layout, &root, &out), &server.endpoint(5000, 0));
         assert!(report.counts.clips > 20, "{:?}", report.counts);
-        fs::write(dir.path().join("model.toml"), MODEL).unwrap();
-        fs::write(dir.path().join("train.toml"), TRAIN).unwrap();
+        let (model, train) = smallest();
+        fs::write(dir.path().join("model.toml"), model).unwrap();
+        fs::write(dir.path().join("train.toml"), train).unwrap();
         train::run(&train_args(dir.path(), "run")).unwrap();
         let text = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
         let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();

@@ -311,46 +311,6 @@ fn manifest(
 mod tests {
     use super::*;
 
-    /// The smallest model that has every kind of weight.
-    const MODEL: &str = r#"
-name = "smallest"
-[dit]
-in_channels = 24
-out_channels = 24
-latent_height = 2
-latent_width = 3
-patch = [1, 1]
-heads = 2
-head_dim = 12
-layers = 2
-ffn_dim = 32
-text_dim = 8
-text_len = 4
-freq_dim = 16
-eps = 1e-6
-rope_theta = 10000.0
-prediction = "x0"
-camera_channels = 24
-pooled_text = true
-lift = true
-attributes = 14
-[codec]
-block = 8
-channels = 24
-height = 16
-width = 24
-scale = 1.0
-[text]
-words = ["red", "green", "blue", "yellow", "purple", "cyan", "chair", "table", "lamp", "plant", "ball", "box", "cone", "bed"]
-eps = 1e-6
-[layout]
-recording_images = 97
-context_latents = 2
-motion_latents = 1
-box_latents = 1
-gap = 50
-"#;
-
     #[test]
     fn weights_come_back_from_a_bundle_as_they_went_in() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -358,7 +318,8 @@ gap = 50
         let text = std::fs::read_to_string(recipe).expect("the shipped recipe");
         let text = text.replace("../models/house-tiny.toml", "model.toml").replace("24000", "800");
         let config_path = dir.path().join("train.toml");
-        std::fs::write(dir.path().join("model.toml"), MODEL).expect("the model is written");
+        let model = include_str!("../../tests/data/train/model.toml").replace("layers = 1", "layers = 2");
+        std::fs::write(dir.path().join("model.toml"), model).expect("the model is written");
         std::fs::write(&config_path, text).expect("the recipe is written");
         let (config, model) = TrainConfig::load(&config_path).expect("the recipe is valid");
         let plain = mindseye_world::Difficulty::plain();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::{bz2, ffi};
+use super::ffi;
 
 /// How a chunk is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,7 +74,14 @@ pub(crate) fn decompress(
             }
         }
         Codec::Lz4 => lz4(compressed, size, checked, out),
-        Codec::Bz2 => bz2::decompress(compressed, size, out),
+        Codec::Bz2 => {
+            out.clear();
+            if believable(compressed.len(), size) {
+                out.reserve(size);
+            }
+            // What was read before an error stays.
+            drain(bzip2::bufread::BzDecoder::new(compressed), size, out)
+        }
     };
     let error = error
         .or_else(|| (out.len() < size).then(|| format!("{} of {size} bytes after decompression", out.len())));

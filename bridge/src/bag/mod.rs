@@ -25,7 +25,6 @@
 //! Reading never changes the files: a sqlite file with a write-ahead log or a hot journal is copied to a
 //! temporary directory first, a `.zstd` file is decompressed into one.
 
-mod bz2;
 mod cdr;
 mod codec;
 mod convert;

@@ -194,15 +194,7 @@ fn decode(
     let (header, size) = match kind {
         Kind::Raw => {
             let view = ImageView::decode(bytes).map_err(message)?;
-            let raw = RawImage {
-                width: view.width,
-                height: view.height,
-                encoding: view.encoding,
-                step: view.step,
-                is_bigendian: view.is_bigendian != 0,
-                data: view.data,
-            };
-            let size = decode_raw_rgb8(&raw, limits, &mut frame.rgb);
+            let size = decode_raw_rgb8(&RawImage::from(&view), limits, &mut frame.rgb);
             (view.header, size)
         }
         Kind::Compressed => {

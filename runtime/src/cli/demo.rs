@@ -191,7 +191,11 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let poses = if house.rooms.len() == 1 { 97 } else { 220 * house.rooms.len() };
     let sweep = world::exploration_sweep(&house, &mut rng, poses);
     let names: Vec<&str> = house.objects.iter().map(|o| o.name.as_str()).collect();
-    progress.line(&format!("house {}: {} rooms with {}", args.seed, house.rooms.len(), names.join(", ")));
+    let rooms = match house.rooms.len() {
+        1 => "one room".to_owned(),
+        n => format!("{n} rooms"),
+    };
+    progress.line(&format!("house {}: {rooms} with {}", args.seed, names.join(", ")));
 
     // Two nodes on one in-process Zenoh session: the robot and the runtime.
     let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;

@@ -66,6 +66,16 @@ enum Command {
 }
 
 #[derive(Args, Debug)]
+struct TaskArgs {
+    /// Run the grounding task with fp32 and with the quantised graph, too.
+    #[arg(long)]
+    task: bool,
+    /// Houses of the task.
+    #[arg(long, default_value_t = 24, value_name = "N")]
+    task_houses: u64,
+}
+
+#[derive(Args, Debug)]
 struct VerifyArgs {
     /// Folder of engines.
     dir: PathBuf,
@@ -78,12 +88,8 @@ struct VerifyArgs {
     /// CPU backend that runs both graphs.
     #[arg(long, default_value = "rten")]
     backend: String,
-    /// Run the grounding task with fp32 and with the quantised graph, too.
-    #[arg(long)]
-    task: bool,
-    /// Houses of the task.
-    #[arg(long, default_value_t = 24, value_name = "N")]
-    task_houses: u64,
+    #[command(flatten)]
+    task: TaskArgs,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -208,12 +214,8 @@ struct BuildArgs {
     /// Leave the quantised ONNX graphs beside the engines.
     #[arg(long)]
     keep_onnx: bool,
-    /// Run the grounding task with fp32 and with the quantised graph.
-    #[arg(long)]
-    task: bool,
-    /// Houses of the task.
-    #[arg(long, default_value_t = 24, value_name = "N")]
-    task_houses: u64,
+    #[command(flatten)]
+    task: TaskArgs,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -413,16 +415,15 @@ fn reporter(screen: &Arc<Mutex<Screen>>) -> Arc<dyn Fn(Stage) + Send + Sync> {
 }
 
 fn task(
-    wanted: bool,
-    houses: u64,
+    args: &TaskArgs,
     bundle: &Bundle,
     cancel: &Arc<AtomicBool>,
     screen: &Arc<Mutex<Screen>>,
 ) -> Option<scenes::HouseTask> {
-    wanted.then(|| {
+    args.task.then(|| {
         let screen = Arc::clone(screen);
         let progress = Arc::new(move |done, of| lock(&screen).bar("task", size(done), size(of)));
-        scenes::HouseTask::new(bundle.directory(), houses, Arc::clone(cancel), progress)
+        scenes::HouseTask::new(bundle.directory(), args.task_houses, Arc::clone(cancel), progress)
     })
 }
 
@@ -464,7 +465,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     };
     let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
     let cancel = stop_flag()?;
-    let task = task(args.task, args.task_houses, &bundle, &cancel, &screen);
+    let task = task(&args.task, &bundle, &cancel, &screen);
     let built = trt::build_bundle(Request {
         bundle: &bundle,
         settings,
@@ -618,7 +619,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let screen = Arc::new(Mutex::new(Screen::new(args.json)));
     let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
     let cancel = stop_flag()?;
-    let task = task(args.task, args.task_houses, &bundle, &cancel, &screen);
+    let task = task(&args.task, &bundle, &cancel, &screen);
     let mut tell = |work| {
         show(&screen, work);
         !cancel.load(Ordering::Relaxed)

@@ -3,7 +3,7 @@
 //! that comes out is right.
 
 use crate::config::RobotConfig;
-use crate::context::{ContextLatent, EncodeError, GROUP, GroupEncoder, LatentInfo};
+use crate::context::{EncodeError, GroupEncoder};
 use crate::ground::{Grounded, Mind, MindError, MindSpec, Scene, ground, settings_for};
 use crate::image::RgbImage;
 use crate::imagine::{Flow, NoClock};
@@ -12,11 +12,11 @@ use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::replay::topics;
 use crate::senses::{Sense, Senses};
+use crate::visit::{SWEEP, Visit, plain_pose};
 use anyhow::{Context as _, bail};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::bag::{CdrConverter, OpenOptions, ReadOptions, open};
 use mindseye_bridge::goal::Goal;
-use mindseye_bridge::time::Timestamp;
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
@@ -30,8 +30,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Camera poses of one look around; what the small model was trained with.
-const SWEEP: usize = 97;
 /// Calibration inputs taken from one goal: a few of all its evaluations, so that many scenes are seen.
 const PER_GOAL: usize = 4;
 /// First seeds of houses, far from those of training examples, `eval` and each other.
@@ -57,54 +55,29 @@ pub fn knows_houses(pipeline: &Pipeline) -> bool {
     world::Colour::ALL.iter().all(|c| known(c.name())) && world::Shape::ALL.iter().all(|s| known(s.name()))
 }
 
-/// A robot that has looked around a house and is asked for a thing in it.
-struct Visit {
+/// A robot that has looked around a house is asked for a thing in it.
+struct Asked {
     scene: Scene,
     goal: Goal,
     /// Where it should stand; none where nobody can stand before the thing.
     truth: Option<Pose2>,
 }
 
-fn planar(p: world::Pose2) -> Pose2 {
-    Pose2::new(p.x, p.y, p.yaw)
-}
-
 /// `asked` counts the words that were asked for before: the thing whose words are rarest among them is chosen.
-fn visit(
+fn ask(
     seed: u64,
     camera: &world::Camera,
     encoder: &mut dyn GroupEncoder,
     asked: &mut HashMap<String, usize>,
-) -> anyhow::Result<Visit> {
+) -> anyhow::Result<Asked> {
     let house = world::House::generate(seed, &world::Difficulty::plain());
-    let mut rng = world::Rng::new(seed);
-    let sweep = world::exploration_sweep(&house, &mut rng, SWEEP);
-    let mut frame = world::Frame::new();
-    let mut look = |pose| {
-        world::render_with(&house, pose, camera, world::RenderOptions::rgb_only(), &mut frame);
-        RgbImage { width: camera.width, height: camera.height, data: frame.rgb.clone() }
-    };
-    let stamp = |image: usize| Timestamp(1_700_000_000_000_000_000 + image as i64 * 100_000_000);
-    let mut memory = Vec::new();
-    for k in 1..=(sweep.len() - 1) / GROUP {
-        let frames: Vec<RgbImage> = sweep[GROUP * k - 3..=GROUP * k].iter().map(|p| look(*p)).collect();
-        let mut latent = vec![0.0; encoder.latent_len()];
-        encoder.encode_group(&frames, &mut latent)?;
-        let info = LatentInfo {
-            index: k as u64,
-            segment: 0,
-            captured_at: stamp(GROUP * k),
-            odom_from_base: Some(planar(sweep[GROUP * k])),
-        };
-        let picture = frames.into_iter().next_back().context("a group has frames")?;
-        memory.push(ContextLatent { info, latent, picture });
-    }
-    let here = sweep[sweep.len() - 1];
-    let newest = look(here);
+    let mut visit = Visit::new(house, world::Rng::new(seed), camera, encoder, SWEEP)?;
+    let scene = visit.scene();
+    let (house, here) = (&visit.house, visit.here);
     // A thing that somebody can stand before; any where there is none.
     let mut order: Vec<usize> = (0..house.objects.len()).collect();
-    rng.shuffle(&mut order);
-    let pose = |i: usize| world::goal_pose(&house, here, i);
+    visit.rng.shuffle(&mut order);
+    let pose = |i: usize| world::goal_pose(house, here, i);
     let times = |i: usize| -> usize {
         house.objects[i].name.split(' ').map(|word| asked.get(word).copied().unwrap_or(0)).sum()
     };
@@ -116,16 +89,7 @@ fn visit(
     }
     let mut goal = Goal::text("engine", &format!("find the {name}"))?;
     goal.seed = Some(seed);
-    let scene = Scene {
-        memory,
-        newest,
-        captured_at: stamp(SWEEP - 1),
-        odom_from_base: Some(planar(here)),
-        odom_frame: "odom".into(),
-        base_frame: "base_link".into(),
-        base_from_camera: None,
-    };
-    Ok(Visit { scene, goal, truth: pose(object).map(planar) })
+    Ok(Asked { scene, goal, truth: pose(object).map(plain_pose) })
 }
 
 /// The camera that the houses are rendered with: the model's own.
@@ -297,7 +261,7 @@ pub fn from_houses(
     let mut asked = HashMap::new();
     let scenes = Box::new(move |i: u64| {
         let seed = base.wrapping_add(i);
-        let v = visit(seed, &camera, encoder.as_mut(), &mut asked).map_err(|e| format!("{e:#}"))?;
+        let v = ask(seed, &camera, encoder.as_mut(), &mut asked).map_err(|e| format!("{e:#}"))?;
         Ok((v.scene, v.goal))
     });
     let houses = items.div_ceil(PER_GOAL as u64);
@@ -417,7 +381,7 @@ impl HouseTask {
                 if i as u64 >= self.houses {
                     return Ok(out);
                 }
-                let v = visit(TASK_SEED + i as u64, &camera, encoder.as_mut(), &mut HashMap::new())?;
+                let v = ask(TASK_SEED + i as u64, &camera, encoder.as_mut(), &mut HashMap::new())?;
                 let mut go_on = |_: crate::ground::Stage<'_>| {
                     if self.cancel.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
                 };

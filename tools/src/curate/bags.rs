@@ -174,15 +174,8 @@ pub(super) fn pictures(
                 if is_depth_encoding(image.encoding) {
                     return Err("a depth image".to_owned());
                 }
-                let raw = RawImage {
-                    width: image.width,
-                    height: image.height,
-                    encoding: image.encoding,
-                    step: image.step,
-                    is_bigendian: image.is_bigendian != 0,
-                    data: image.data,
-                };
-                decode_raw_rgb8(&raw, &Limits::default(), &mut rgb).map_err(|e| e.to_string())?
+                decode_raw_rgb8(&RawImage::from(&image), &Limits::default(), &mut rgb)
+                    .map_err(|e| e.to_string())?
             };
             let Size { width, height } = size;
             if width == 0 || height == 0 {

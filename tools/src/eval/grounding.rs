@@ -798,11 +798,11 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
     t.text()
 }
 
-/// Rewrites the `[lift]` table of a bundle from what was measured.
 /// 90 % of a planar normal lie within this squared Mahalanobis distance.
 const ELLIPSE_90: f64 = 4.605;
 
-fn calibrate(directory: &std::path::Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
+/// Rewrites the `[lift]` table of a bundle from what was measured.
+fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
     let path = directory.join(mindseye_engines::bundle::MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut manifest: mindseye_engines::bundle::Manifest =
@@ -863,10 +863,7 @@ fn calibrate(directory: &std::path::Path, present: &[Outcome], absent: &[Absent]
             (2.0 * WIDER * places[places.len() * 98 / 100] * 1e3).round() / 1e3,
         );
     }
-    let out = toml::to_string_pretty(&manifest)?;
-    let temporary = path.with_extension("tmp");
-    std::fs::write(&temporary, out).with_context(|| temporary.display().to_string())?;
-    std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())
+    write_atomically(&path, toml::to_string_pretty(&manifest)?.as_bytes())
 }
 
 /// First pictures, every other imagined picture and the last of the true drive, for the first houses.

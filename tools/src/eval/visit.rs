@@ -1,19 +1,20 @@
-//! Houses as a robot knows them after looking around once, and the machinery that goes through many of them.
+//! Visits to seeded houses, and the machinery that goes through many of them.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, bail};
-use mindseye::context::{ContextLatent, GROUP, GroupEncoder, LatentInfo};
-use mindseye::ground::{Mind, MindSpec, Scene};
+use mindseye::context::{GROUP, GroupEncoder};
+use mindseye::ground::{Mind, MindSpec};
 use mindseye::image::RgbImage;
 use mindseye::lift::LiftParams;
 use mindseye::mind::{Pipeline, find_bundle};
-use mindseye_bridge::time::Timestamp;
+use mindseye::visit::SWEEP;
+pub use mindseye::visit::{Visit, picture, plain_pose, world_pose};
 use mindseye_train::eager::Eager;
 use mindseye_world::{
-    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, draw_box, exploration_sweep,
-    project_box, render_with,
+    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, draw_box, project_box,
+    render_with,
 };
 
 use super::examiner::{Coder, Effort, Examiner};
@@ -63,28 +64,6 @@ pub struct CommonArgs {
     pub markdown: Option<PathBuf>,
 }
 
-/// A house as the robot knows it after looking around once.
-pub struct Visit {
-    /// The house.
-    pub house: House,
-    /// What was seen.
-    pub memory: Vec<ContextLatent>,
-    /// Base poses of all images of the recording, in the map.
-    pub sweep: Vec<Pose2>,
-    /// The newest image.
-    pub newest: RgbImage,
-    /// Where it was taken.
-    pub here: Pose2,
-    /// For everything random that follows.
-    pub rng: Rng,
-}
-
-/// A colour picture from a base pose.
-pub fn picture(house: &House, pose: Pose2, camera: &Camera, frame: &mut Frame) -> RgbImage {
-    render_with(house, pose, camera, RenderOptions::rgb_only(), frame);
-    RgbImage { width: camera.width, height: camera.height, data: frame.rgb.clone() }
-}
-
 /// [`picture`] with a red box around an object, where it is seen.
 pub fn boxed_picture(
     house: &House,
@@ -112,21 +91,6 @@ pub fn sees(house: &House, pose: Pose2, camera: &Camera, object: usize, frame: &
     frame.ids.iter().filter(|id| usize::from(**id) == object + 1).count() >= seen_pixels(camera)
 }
 
-/// The same pose in the runtime's type.
-pub fn plain_pose(p: Pose2) -> mindseye::planar::Pose2 {
-    mindseye::planar::Pose2::new(p.x, p.y, p.yaw)
-}
-
-/// And back.
-pub fn world_pose(p: mindseye::planar::Pose2) -> Pose2 {
-    Pose2::new(p.x, p.y, p.yaw)
-}
-
-/// Time of an image of a recording.
-pub fn stamp(image: usize) -> Timestamp {
-    Timestamp(1_700_000_000_000_000_000 + image as i64 * 100_000_000)
-}
-
 /// Looks around a house.
 ///
 /// # Errors
@@ -138,46 +102,8 @@ pub fn visit(
     encoder: &mut dyn GroupEncoder,
     images: usize,
 ) -> anyhow::Result<Visit> {
-    let house = House::generate(seed, difficulty);
-    let mut rng = Rng::new(seed ^ 0x0e7a1);
-    let sweep = exploration_sweep(&house, &mut rng, images);
-    let mut frame = Frame::new();
-    let mut memory = Vec::new();
-    for k in 1..=(sweep.len() - 1) / GROUP {
-        let frames: Vec<RgbImage> = sweep[GROUP * k - 3..=GROUP * k]
-            .iter()
-            .map(|p| picture(&house, *p, camera, &mut frame))
-            .collect();
-        let mut latent = vec![0.0; encoder.latent_len()];
-        encoder.encode_group(&frames, &mut latent)?;
-        let info = LatentInfo {
-            index: k as u64,
-            segment: 0,
-            captured_at: stamp(GROUP * k),
-            odom_from_base: Some(plain_pose(sweep[GROUP * k])),
-        };
-        let last = frames.into_iter().next_back().context("a group has frames")?;
-        memory.push(ContextLatent { info, latent, picture: last });
-    }
-    let here = sweep[sweep.len() - 1];
-    let newest = picture(&house, here, camera, &mut frame);
-    Ok(Visit { house, memory, sweep, newest, here, rng })
-}
-
-impl Visit {
-    /// The visit as the runtime is told of it; odometry is the map.
-    #[must_use]
-    pub fn scene(&self) -> Scene {
-        Scene {
-            memory: self.memory.clone(),
-            newest: self.newest.clone(),
-            captured_at: stamp(self.sweep.len() - 1),
-            odom_from_base: Some(plain_pose(self.here)),
-            odom_frame: "odom".into(),
-            base_frame: "base_link".into(),
-            base_from_camera: None,
-        }
-    }
+    let rng = Rng::new(seed ^ 0x0e7a1);
+    Ok(Visit::new(House::generate(seed, difficulty), rng, camera, encoder, images)?)
 }
 
 /// The bundle's calibration.
@@ -287,7 +213,7 @@ impl Bench {
         pipeline.adjust(args.steps, args.guidance);
         let image = &pipeline.bundle().manifest().image;
         let camera = Camera::new(image.width, image.height);
-        Ok(Self { pipeline, difficulty, camera, images: 97 })
+        Ok(Self { pipeline, difficulty, camera, images: SWEEP })
     }
 
     /// Sessions for one thread.

@@ -6,80 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mindseye_train::trainer::{Metrics, TrainConfig, Trainer};
 
-const MODEL: &str = r#"
-name = "smallest"
-[dit]
-in_channels = 24
-out_channels = 24
-latent_height = 2
-latent_width = 3
-patch = [1, 1]
-heads = 2
-head_dim = 12
-layers = 1
-ffn_dim = 32
-text_dim = 8
-text_len = 4
-freq_dim = 16
-eps = 1e-6
-rope_theta = 10000.0
-prediction = "x0"
-camera_channels = 24
-pooled_text = true
-lift = true
-attributes = 14
-[codec]
-block = 8
-channels = 24
-height = 16
-width = 24
-scale = 1.0
-[text]
-words = ["red", "green", "blue", "yellow", "purple", "cyan", "chair", "table", "lamp", "plant", "ball", "box", "cone", "bed"]
-eps = 1e-6
-[layout]
-recording_images = 97
-context_latents = 2
-motion_latents = 1
-box_latents = 1
-gap = 50
-"#;
-
-const TRAIN: &str = r#"
-model = "model.toml"
-seed = 3
-difficulty = "plain"
-steps = 240
-batch = 4
-workers = 2
-warmup = 5
-decay_from = 200
-ema = 0.9
-navigate = 0.25
-absent = 0.2
-drop = 0.1
-high_noise = 0.35
-shift = 3.0
-codec_blocks = 800
-checkpoint_every = 80
-log_every = 40
-eval_every = 240
-eval_houses = 2
-[loss]
-video = 1.0
-mask = 3.0
-context_pose = 2.0
-target_pose = 2.0
-locate = 1.0
-attributes = 4.0
-[optim]
-lr = 3e-3
-weight_decay = 0.05
-momentum = 0.95
-betas = [0.9, 0.99]
-clip = 1.0
-muon = true
-"#;
+const MODEL: &str = include_str!("../../../tests/data/train/model.toml");
+const TRAIN: &str = include_str!("../../../tests/data/train/train.toml");
 
 fn open(dir: &Path, run: &str) -> Trainer {
     open_as(dir, run, MODEL, TRAIN)
