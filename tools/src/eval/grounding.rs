@@ -888,16 +888,15 @@ fn sheet(path: &Path, results: &[(Outcome, Shown)], bench: &Bench) -> anyhow::Re
         let verdict = o.rows.get("model").and_then(|r| r.verdict).unwrap_or_default();
         let yes = |b: bool| if b { "yes" } else { "no" };
         let title = format!(
-            "{} {}: {:?}, IF {}, in place {}, named {}, SD {:.2} m, answer off {:.0} deg, {:.2} m",
+            "{} {}: {:?}, IF {}, in place {}, named {}{}{}",
             o.house,
             o.goal,
             o.status,
             yes(verdict.followed),
             yes(verdict.in_place),
             yes(verdict.named),
-            verdict.sd.unwrap_or(f64::NAN),
-            o.answer.map_or(f64::NAN, |e| e[0]),
-            o.answer.map_or(f64::NAN, |e| e[1])
+            verdict.sd.map_or_else(String::new, |sd| format!(", SD {sd:.2} m")),
+            o.answer.map_or_else(String::new, |[deg, m]| format!(", answer off {deg:.0} deg, {m:.2} m")),
         );
         canvas.text(8, y - 16, &title, 2, [230, 230, 230]);
         canvas.blit(8, y, &s.newest.data, w, zoom);
