@@ -137,6 +137,10 @@ impl Mind for Recorder {
         self.mind.decode(latents)
     }
 
+    fn decodes_alone(&self) -> bool {
+        self.mind.decodes_alone()
+    }
+
     fn camera_rays(
         &self,
         here_from_base: &[Pose2],
