@@ -53,9 +53,15 @@ struct ShipArgs {
     /// The last weights instead of the averaged ones.
     #[arg(long)]
     raw: bool,
-    /// Also the halves for the one-way mask.
+    /// Also the halves for the one-way mask; always there when the run was trained with it.
     #[arg(long)]
     cached: bool,
+    /// Denoising steps of the bundle's sampler; 12 when left out, a student's own when it was distilled.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    steps: Option<u64>,
+    /// Guidance of the bundle's sampler; 2 when left out, 1 for a student.
+    #[arg(long)]
+    guidance: Option<f64>,
 }
 
 #[derive(clap::Args)]
@@ -82,7 +88,13 @@ fn main() -> ExitCode {
         Command::World(args) => world::run(args),
         Command::Train(args) => train::run(&args),
         Command::Ship(args) => {
-            let options = ship::ShipOptions { raw: args.raw, cached: args.cached, ..Default::default() };
+            let options = ship::ShipOptions {
+                raw: args.raw,
+                cached: args.cached,
+                steps: args.steps.map(|n| n as usize),
+                guidance: args.guidance,
+                ..Default::default()
+            };
             ship::ship(&args.run, &args.config, &args.out, &options).map(|bundle| {
                 println!("{} {}", bundle.directory().display(), bundle.hash());
                 ExitCode::SUCCESS

@@ -28,8 +28,12 @@ pub struct ShipOptions {
     pub lift: Option<BTreeMap<String, f64>>,
     /// Figures to store with the bundle.
     pub evaluation: toml::Table,
-    /// Also write the halves for the one-way mask.
+    /// Also write the halves for the one-way mask, even of weights that were not trained with it.
     pub cached: bool,
+    /// Denoising steps to sample with; those that a student was trained for, else 12.
+    pub steps: Option<usize>,
+    /// Guidance to sample with; 1 for a student, else 2.
+    pub guidance: Option<f64>,
 }
 
 /// Calibration to begin with; `eval calibrate` replaces it by measured values.
@@ -169,7 +173,7 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     };
     let mut exported = model.dit.clone();
     exported.attributes = 0; // training only
-    let kinds: &[DenoiserKind] = if options.cached {
+    let kinds: &[DenoiserKind] = if options.cached || config.one_way {
         &[DenoiserKind::Joint, DenoiserKind::Prefill, DenoiserKind::Cached]
     } else {
         &[DenoiserKind::Joint]
@@ -288,9 +292,9 @@ fn manifest(
         sampler: SamplerSpec {
             grid: Grid::Plain,
             solver: Solver::Euler,
-            shift: 3.0,
-            steps: 12,
-            guidance: 2.0,
+            shift: config.shift,
+            steps: options.steps.or(config.distill.as_ref().map(|d| d.steps)).unwrap_or(12),
+            guidance: options.guidance.unwrap_or(if config.distill.is_some() { 1.0 } else { 2.0 }),
             prediction: model.dit.prediction,
         },
         provenance: Provenance {

@@ -126,8 +126,18 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let options =
-        OpenOptions { clips: clips.map(|(clips, _)| clips), other_configuration: args.other_configuration };
+    let teacher = match &config.distill {
+        Some(distill) => {
+            let bundle = args.config.parent().unwrap_or(Path::new(".")).join(&distill.teacher);
+            Some(crate::ship::weights_of(&bundle).context("distill.teacher")?)
+        }
+        None => None,
+    };
+    let options = OpenOptions {
+        clips: clips.map(|(clips, _)| clips),
+        teacher,
+        other_configuration: args.other_configuration,
+    };
     let mut trainer = Trainer::open_with(config, model, &args.out, options)?;
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {

@@ -46,12 +46,13 @@ fn bad_requests_are_refused_in_one_line() -> Outcome {
     let nonsense = dir.path().join("lpips.onnx");
     fs::write(&nonsense, "nonsense")?;
     let nonsense = nonsense.display().to_string();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["grounding", "--houses", "0"], "--houses"),
         (&["grounding", "--difficulty", "castle"], "castle"),
         (&["navigation", "--bundle", "/nowhere"], "/nowhere"),
         (&["grounding", "--lpips", &nonsense], "lpips.onnx"),
         (&["ablation", "--minutes", "0"], "--minutes"),
+        (&["compare", "/nowhere"], "/nowhere"),
     ];
     for (args, part) in cases {
         let out = eval(args)?;
@@ -136,6 +137,25 @@ fn ablations_on_five_houses_and_on_again_after_a_stop() -> Outcome {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
     assert!(fs::metadata(out.join("ablation.png"))?.len() > 10_000);
+    // The same model twice: the same figures beside each other.
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny").display().to_string();
+    let compared = document(&[
+        "compare",
+        &bundle,
+        &bundle,
+        "--houses",
+        "5",
+        "--examiner",
+        &kept,
+        "--examiner-houses",
+        "300",
+        "--json",
+    ])?;
+    for key in ["sd_m", "instruction_followed", "psnr_db", "passes"] {
+        let of = |k: usize| value(&compared, &format!("/bundles/{k}/figures/{key}/value"));
+        assert_eq!(of(0), of(1), "{key}");
+        assert_eq!(of(0), value(&all, &format!("/variants/base/{key}/value")), "{key}");
+    }
     // The state belongs to this run.
     let refused = eval(&["ablation", "--houses", "3", "--seed", "7", "--out", &out_arg])?;
     assert_eq!(refused.status.code(), Some(1));

@@ -164,6 +164,64 @@ fn a_checkpoint_of_another_configuration_is_refused_by_field() {
 }
 
 /// Pictures of a shade that drifts across.
+/// Writes a bundle of a run with the options `more`.
+fn ship(dir: &Path, run: &str, out: &str, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mindseye-tools"))
+        .arg("ship")
+        .arg(dir.join(run))
+        .arg("--config")
+        .arg(dir.join("train.toml"))
+        .arg("--out")
+        .arg(dir.join(out))
+        .args(more)
+        .output()
+        .expect("the program starts")
+}
+
+#[test]
+fn a_student_is_distilled_from_a_bundle_and_shipped_with_fewer_steps() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    configure(dir, &TRAIN);
+    let teacher = go(dir, "teacher", &[]);
+    assert!(teacher.status.success(), "{}", text(&teacher.stderr));
+    let shipped = ship(dir, "teacher", "bundle", &["--raw", "--cached"]);
+    assert!(shipped.status.success(), "{}", text(&shipped.stderr));
+
+    let table = "[distill]\nteacher = \"bundle\"\nguidance = 2.0\nteacher_steps = 6\nsteps = 2\nshare = 0.7\n";
+    let student = TRAIN.replace("steps = 240", "steps = 60") + table;
+    configure(dir, &student);
+    let whole = go(dir, "student", &[]);
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
+    // Interrupted and gone on with, it is the same run.
+    assert_eq!(go(dir, "again", &["--until", "30"]).status.code(), Some(0));
+    assert!(go(dir, "again", &[]).status.success());
+    assert_eq!(metrics(dir, "again"), metrics(dir, "student"));
+    // It begins as its teacher, so what it is asked for is near what it says; without the teacher it is not.
+    let video = |run: &str| -> f64 {
+        let first = metrics(dir, run);
+        let line: Value = serde_json::from_str(first.lines().next().expect("a line")).expect("JSON");
+        line["losses"]["video"].as_f64().expect("a loss")
+    };
+    configure(dir, &TRAIN.replace("steps = 240", "steps = 60"));
+    assert!(go(dir, "alone", &[]).status.success());
+    assert!(video("student") < 0.7 * video("alone"), "{} of {}", video("student"), video("alone"));
+
+    configure(dir, &student);
+    let shipped = ship(dir, "student", "small", &["--raw"]);
+    assert!(shipped.status.success(), "{}", text(&shipped.stderr));
+    let manifest = fs::read_to_string(dir.join("small/bundle.toml")).expect("a manifest");
+    let manifest: toml::Table = manifest.parse().expect("TOML");
+    assert_eq!(manifest["sampler"]["steps"].as_integer(), Some(2));
+    assert_eq!(manifest["sampler"]["guidance"].as_float(), Some(1.0));
+    assert_eq!(manifest["provenance"]["training"]["distill"]["teacher_steps"].as_integer(), Some(6));
+
+    fs::remove_dir_all(dir.join("bundle")).expect("the teacher is removed");
+    let refused = go(dir, "student", &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("distill.teacher"), "{}", text(&refused.stderr));
+}
+
 fn pictures(dir: &Path, count: usize) {
     fs::create_dir_all(dir).expect("a directory");
     let (w, h) = (48, 32);

@@ -45,7 +45,7 @@ pub struct AblationArgs {
 
 /// Which context a variant sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Choice {
+pub(super) enum Choice {
     /// The runtime's: half by the mask, the rest spread.
     Runtime(usize),
     /// Evenly spread over the recording.
@@ -60,9 +60,10 @@ enum Choice {
 
 /// One way to sample.
 #[derive(Clone, Debug)]
-struct Variant {
+pub(super) struct Variant {
     key: String,
     label: String,
+    steps: usize,
     choice: Choice,
     guidance: f32,
     dropped: Dropped,
@@ -73,8 +74,11 @@ struct Variant {
 
 /// What one variant came to in one house.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Result {
+pub(super) struct Result {
     verdict: Verdict,
+    /// Passes through the denoiser for the drive, and how long they took (ms).
+    passes: usize,
+    ms: f64,
     /// Heading (degrees) and place (m) of the pose head at the end of the drive.
     end: Option<[f64; 2]>,
     /// From the pose that the head gives for the end, the named object would be seen with the centre of its box
@@ -84,7 +88,7 @@ struct Result {
 
 /// A line of the state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Line {
+pub(super) struct Line {
     house: u64,
     goal: String,
     results: BTreeMap<String, Result>,
@@ -103,17 +107,37 @@ struct Head {
 
 const REPEATS: u64 = 5;
 
+impl Variant {
+    /// As the bundle says, with the runtime's choice of context.
+    pub(super) fn shipped(settings: &Settings, trained: usize) -> Self {
+        Self {
+            key: "base".into(),
+            label: "as shipped".into(),
+            steps: settings.steps,
+            choice: Choice::Runtime(trained),
+            guidance: settings.guidance,
+            dropped: Dropped::Both,
+            rope: Rope::Source,
+            gap: settings.gap,
+            repeat: 0,
+        }
+    }
+}
+
+/// Numbers of denoising steps to try.
+const STEPS: [usize; 6] = [1, 2, 3, 4, 8, 12];
+
+fn key_of_steps(steps: usize, guided: bool, shipped: &Settings) -> String {
+    match (steps == shipped.steps, guided == (shipped.guidance != 1.0), guided) {
+        (true, true, _) => "base".to_owned(),
+        (true, false, false) => "no_cfg".to_owned(),
+        (_, _, true) => format!("steps_{steps}"),
+        (_, _, false) => format!("steps_{steps}_no_cfg"),
+    }
+}
+
 fn variants(settings: &Settings, trained: usize, allowed: usize) -> Vec<Variant> {
-    let base = Variant {
-        key: "base".into(),
-        label: "as shipped".into(),
-        choice: Choice::Runtime(trained),
-        guidance: settings.guidance,
-        dropped: Dropped::Both,
-        rope: Rope::Source,
-        gap: settings.gap,
-        repeat: 0,
-    };
+    let base = Variant::shipped(settings, trained);
     let with = |key: &str, label: &str, change: &dyn Fn(&mut Variant)| {
         let mut v = Variant { key: key.into(), label: label.into(), ..base.clone() };
         change(&mut v);
@@ -122,7 +146,6 @@ fn variants(settings: &Settings, trained: usize, allowed: usize) -> Vec<Variant>
     let mut out = vec![
         base.clone(),
         with("first_only", "only the first picture", &|v| v.choice = Choice::Nothing),
-        with("no_cfg", "no CFG", &|v| v.guidance = 1.0),
         with("no_context_cfg", "no context CFG (instruction only)", &|v| v.dropped = Dropped::Instruction),
         with("context_cfg_only", "context CFG only (instruction kept)", &|v| v.dropped = Dropped::Context),
         with("vanilla_rope", "vanilla RoPE (0, 1, 2, ..., no gap)", &|v| {
@@ -133,6 +156,22 @@ fn variants(settings: &Settings, trained: usize, allowed: usize) -> Vec<Variant>
         with("non_contiguous", "non-contiguous context (random)", &|v| v.choice = Choice::Random(trained)),
         with("contiguous", "contiguous context (a random run)", &|v| v.choice = Choice::Contiguous(trained)),
     ];
+    if settings.guidance != 1.0 {
+        out.insert(2, with("no_cfg", "no CFG", &|v| v.guidance = 1.0));
+    }
+    for steps in STEPS {
+        for guided in [true, false] {
+            let key = key_of_steps(steps, guided, settings);
+            if out.iter().all(|v| v.key != key) && (guided || settings.guidance != 1.0) {
+                out.push(with(&key, "", &|v| {
+                    v.steps = steps;
+                    if !guided {
+                        v.guidance = 1.0;
+                    }
+                }));
+            }
+        }
+    }
     for w in 1..=7u8 {
         if f32::from(w) != settings.guidance && w != 1 {
             out.push(with(&format!("cfg_{w}"), &format!("CFG {w}"), &|v| v.guidance = f32::from(w)));
@@ -163,16 +202,16 @@ fn lengths(trained: usize, allowed: usize) -> Vec<usize> {
 }
 
 fn key_of_guidance(w: u8, shipped: f32) -> String {
-    if w == 1 {
-        "no_cfg".to_owned()
-    } else if f32::from(w) == shipped {
+    if f32::from(w) == shipped {
         "base".to_owned()
+    } else if w == 1 {
+        "no_cfg".to_owned()
     } else {
         format!("cfg_{w}")
     }
 }
 
-fn one_house(
+pub(super) fn one_house(
     bench: &Bench,
     tools: &mut Tools,
     examiner: &Examiner,
@@ -247,6 +286,7 @@ fn one_house(
         };
         let seen = pick(&memory, &positions, spec.latent_len);
         let settings = Settings {
+            steps: variant.steps,
             guidance: variant.guidance,
             dropped: variant.dropped,
             rope: variant.rope,
@@ -254,8 +294,11 @@ fn one_house(
             seed: seed.wrapping_add(variant.repeat << 40),
             ..base.clone()
         };
+        let began = Instant::now();
         let imagined =
             imagine(tools.mind.denoiser(), &seen, prompt, &settings, budget, &mut |_| Flow::Continue)?;
+        let (passes, all) = (imagined.evaluations - imagined.early.len(), imagined.evaluations.max(1));
+        let ms = began.elapsed().as_secs_f64() * 1e3 * passes as f64 / all as f64;
         let drive = imagined.drives.first().context("no drive was sampled")?;
         let frames = tools.mind.decode(&drive.latents)?;
         let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
@@ -271,12 +314,12 @@ fn one_house(
             })
         });
         let off = end.zip(truth).map(|(p, t)| [wrap_angle(p.yaw - t.yaw).abs().to_degrees(), p.distance(t)]);
-        results.insert(variant.key.clone(), Result { verdict, end: off, by_pose });
+        results.insert(variant.key.clone(), Result { verdict, passes, ms, end: off, by_pose });
     }
     let frames = tools.coded_drive(&true_drive(&v.house, v.here, object, &rules, targets))?;
     let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
-    results
-        .insert("truth".into(), Result { verdict, end: truth.map(|_| [0.0, 0.0]), by_pose: truth.is_some() });
+    let end = truth.map(|_| [0.0, 0.0]);
+    results.insert("truth".into(), Result { verdict, passes: 0, ms: 0.0, end, by_pose: truth.is_some() });
     Ok(Line { house: seed, goal: name, results })
 }
 
@@ -317,7 +360,9 @@ fn resume(path: &Path, head: &Head) -> anyhow::Result<Vec<Line>> {
 
 /// The figures of one variant.
 #[derive(Clone, Debug, Serialize)]
-struct Summary {
+pub(super) struct Summary {
+    passes: Figure,
+    ms: Figure,
     sd_m: Figure,
     instruction_followed: Figure,
     followed_sd_0_2: Figure,
@@ -335,10 +380,12 @@ fn joint(v: &Verdict, d: f64) -> bool {
     v.followed && v.sd.is_some_and(|sd| sd < d)
 }
 
-fn summary(lines: &[Line], key: &str) -> Summary {
+pub(super) fn summary(lines: &[Line], key: &str) -> Summary {
     let all: Vec<Result> = lines.iter().filter_map(|l| l.results.get(key).copied()).collect();
     let is = |f: &dyn Fn(&Result) -> bool| share(all.iter().map(f));
     Summary {
+        passes: median(all.iter().map(|r| r.passes as f64)),
+        ms: median(all.iter().map(|r| r.ms)),
         sd_m: mean(all.iter().filter_map(|r| r.verdict.sd)),
         instruction_followed: is(&|r| r.verdict.followed),
         followed_sd_0_2: is(&|r| joint(&r.verdict, 0.2)),
@@ -413,6 +460,49 @@ pub fn run(args: &AblationArgs) -> anyhow::Result<ExitCode> {
     report(args, &bench, &lines, &all, began.elapsed().as_secs_f64(), before)
 }
 
+/// A table of variants, or of bundles.
+pub(super) fn table(first: &str, rows: &[(String, Option<Summary>)]) -> String {
+    let mut t = Table::new(&[
+        first,
+        "SD (m)",
+        "IF",
+        "IF(SD<0.2)",
+        "IF(SD<0.1)",
+        "in place",
+        "named",
+        "boxed",
+        "by pose",
+        "PSNR (dB)",
+        "heading (deg)",
+        "position (m)",
+        "passes",
+        "ms",
+    ]);
+    for (label, s) in rows {
+        let cells = match s {
+            Some(s) => vec![
+                label.clone(),
+                s.sd_m.text(3),
+                s.instruction_followed.text(2),
+                s.followed_sd_0_2.text(2),
+                s.followed_sd_0_1.text(2),
+                s.in_place.text(2),
+                s.named.text(2),
+                s.box_centred.text(2),
+                s.by_pose.text(2),
+                s.psnr_db.text(1),
+                s.heading_deg_median.text(1),
+                s.position_m_median.text(2),
+                format!("{:.0}", s.passes.value),
+                format!("{:.0}", s.ms.value),
+            ],
+            None => vec![label.clone(), NOT_HERE.to_owned()],
+        };
+        t.row(cells);
+    }
+    t.text()
+}
+
 const NOT_HERE: &str = "needs other weights: not measured";
 
 fn report(
@@ -427,60 +517,26 @@ fn report(
     let (shipped, trained) = (spec.settings.guidance, spec.context_max);
     let of = |key: &str| summary(lines, key);
     let label = |key: &str| all.iter().find(|v| v.key == key).map_or(key, |v| v.label.as_str()).to_owned();
-    let table = |rows: &[(String, Option<Summary>)]| {
-        let mut t = Table::new(&[
-            "variant",
-            "SD (m)",
-            "IF",
-            "IF(SD<0.2)",
-            "IF(SD<0.1)",
-            "in place",
-            "named",
-            "boxed",
-            "by pose",
-            "PSNR (dB)",
-            "heading (deg)",
-            "position (m)",
-        ]);
-        for (label, s) in rows {
-            let cells = match s {
-                Some(s) => vec![
-                    label.clone(),
-                    s.sd_m.text(3),
-                    s.instruction_followed.text(2),
-                    s.followed_sd_0_2.text(2),
-                    s.followed_sd_0_1.text(2),
-                    s.in_place.text(2),
-                    s.named.text(2),
-                    s.box_centred.text(2),
-                    s.by_pose.text(2),
-                    s.psnr_db.text(1),
-                    s.heading_deg_median.text(1),
-                    s.position_m_median.text(2),
-                ],
-                None => vec![label.clone(), NOT_HERE.to_owned()],
-            };
-            t.row(cells);
-        }
-        t.text()
-    };
     let row = |key: &str| (label(key), Some(of(key)));
     let mut text = format!(
         "Ablations: {} houses ({}) from seed {}, bundle {}, {:.0} s ({resumed} houses from an earlier run). The weights are \
-         the same in all rows; only sampling differs. 95 % intervals in brackets.\n\n",
+         the same in all rows; only sampling differs. 95 % intervals in brackets; passes through the network and milliseconds (median, with {} \
+         houses at a time) are those of one drive.\n\n",
         lines.len(),
         args.common.difficulty,
         args.common.seed,
         bench.pipeline.bundle().hash(),
-        seconds
+        seconds,
+        args.common.jobs
     );
     text += "Table 1 of the paper:\n\n";
+    let table = |rows: &[(String, Option<Summary>)]| table("variant", rows);
     text += &table(&[
         ("the true drive through the codec".to_owned(), Some(of("truth"))),
         row("base"),
         ("no pretraining".to_owned(), None),
         row("first_only"),
-        row("no_cfg"),
+        ("no CFG".to_owned(), Some(of(&key_of_guidance(1, shipped)))),
         row("no_context_cfg"),
         row("context_cfg_only"),
         (
@@ -522,6 +578,19 @@ fn report(
     let guided: Vec<(u8, Summary)> = (1..=7).map(|w| (w, of(&key_of_guidance(w, shipped)))).collect();
     text += &table(&guided.iter().map(|(w, s)| (w.to_string(), Some(s.clone()))).collect::<Vec<_>>());
 
+    text += "\nDenoising steps, with guidance as shipped and without:\n\n";
+    let mut steps = Vec::new();
+    for n in STEPS {
+        for guided in [true, false] {
+            if guided || shipped != 1.0 {
+                let how = if guided { format!("CFG {shipped}") } else { "no CFG".to_owned() };
+                let label = format!("{n} step{}, {how}", if n == 1 { "" } else { "s" });
+                steps.push((label, Some(of(&key_of_steps(n, guided, &spec.settings)))));
+            }
+        }
+    }
+    text += &table(&steps);
+
     // The picture.
     let curve = |name: &str, points: Vec<(f64, Figure)>| Series { name: name.to_owned(), points };
     type Get = fn(&Summary) -> Figure;
@@ -548,7 +617,8 @@ fn report(
         .into_iter()
         .map(|(name, k)| curve(name, repeats.iter().map(|(n, f)| (*n as f64, f[k])).collect()))
         .collect();
-    let bars = ["base", "first_only", "no_cfg", "no_context_cfg", "vanilla_rope", "contiguous"];
+    let plain = key_of_guidance(1, shipped);
+    let bars = ["base", "first_only", plain.as_str(), "no_context_cfg", "vanilla_rope", "contiguous"];
     let by_variant: Vec<(f64, Summary)> =
         bars.iter().enumerate().map(|(i, key)| (i as f64, of(key))).collect();
     let charts = [

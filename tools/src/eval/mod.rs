@@ -22,6 +22,7 @@
 //! Intervals are 95 % (Wilson for shares, bootstrap for medians, means and areas).
 
 pub mod ablation;
+pub mod compare;
 pub mod examiner;
 pub mod grounding;
 pub mod judge;
@@ -59,6 +60,13 @@ enum EvalCommand {
                       Run it again to go on after a stop."
     )]
     Ablation(ablation::AblationArgs),
+    /// Several bundles side by side: what their drives are worth and what they cost.
+    #[command(
+        mut_arg("houses", |a| a.default_value("60")),
+        mut_arg("bundle", |a| a.hide(true)),
+        after_help = "Example: mindseye-tools eval compare models/house-tiny runs/house-tiny-student --houses 60"
+    )]
+    Compare(compare::CompareArgs),
 }
 
 /// Runs `eval`.
@@ -70,5 +78,6 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
         EvalCommand::Grounding(args) => grounding::run(&args),
         EvalCommand::Navigation(args) => navigation::run(&args),
         EvalCommand::Ablation(args) => ablation::run(&args),
+        EvalCommand::Compare(args) => compare::run(&args),
     }
 }

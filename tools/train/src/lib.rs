@@ -3,6 +3,7 @@
 pub mod clips;
 pub mod curve;
 pub mod data;
+pub mod distill;
 pub mod eager;
 pub mod family;
 pub mod net;

@@ -86,6 +86,8 @@ pub struct Draw {
     pub one_way: bool,
     /// Standard normal noise for every latent.
     pub noise: Vec<f32>,
+    /// What the clean sample should be said to be, where that is not the sample itself (see [`crate::distill`]).
+    pub target: Option<Vec<f32>>,
 }
 
 impl Draw {
@@ -99,7 +101,8 @@ impl Draw {
             shift * u / (1.0 + (shift - 1.0) * u)
         };
         let dropped = rng.chance(drop);
-        Self { s, dropped, one_way, noise: (0..values).map(|_| rng.normal() as f32).collect() }
+        let noise = (0..values).map(|_| rng.normal() as f32).collect();
+        Self { s, dropped, one_way, noise, target: None }
     }
 }
 
@@ -274,10 +277,15 @@ pub fn losses(
                     let from = (t * c + ch) * hw;
                     let to = ((i * c + ch) * f + t) * hw;
                     for p in 0..hw {
-                        let clean = sample.latents[from + p];
-                        let want = match cfg.prediction {
-                            Prediction::X0 => clean,
-                            Prediction::Velocity => draw.noise[from + p] - clean,
+                        let at = from + p;
+                        let clean = sample.latents[at];
+                        let want = match (&draw.target, cfg.prediction) {
+                            (Some(target), Prediction::X0) => target[at],
+                            (Some(target), Prediction::Velocity) => {
+                                draw.noise[at] + ((1.0 - s) * clean - target[at]) / s
+                            }
+                            (None, Prediction::X0) => clean,
+                            (None, Prediction::Velocity) => draw.noise[at] - clean,
                         };
                         let d = video[to + p] - want;
                         loss += f64::from(d * d * per);
@@ -423,7 +431,7 @@ pub fn collect(model: &HouseModel) -> Params {
         object: 0,
         map_from_start: mindseye_world::Pose2::default(),
     };
-    let draw = Draw { s: 0.5, dropped: false, one_way: false, noise: vec![0.0; values] };
+    let draw = Draw { s: 0.5, dropped: false, one_way: false, noise: vec![0.0; values], target: None };
     let mut e = Eager::collecting();
     forward(&mut e, model, &[sample], &[draw]);
     e.params().clone()

@@ -7,7 +7,7 @@ use crate::trainer::TrainConfig;
 
 /// Fields that may change while a run goes on: how long, how fast, what is written. Where files lie is no part of
 /// a run either.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "model",
     "steps",
     "warmup",
@@ -19,6 +19,7 @@ const FREE: [&str; 12] = [
     "eval_houses",
     "data.path",
     "data.cache",
+    "distill.teacher",
     "codec_blocks", // the codec is among the weights
 ];
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clips::{Clips, DataConfig, Kind};
 use crate::data::{Codec, Sample, Source, Task, Variety};
+use crate::distill::{DistillConfig, Teacher};
 use crate::eager::backward::accumulate;
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::eager::{Eager, Params};
@@ -78,6 +79,9 @@ pub struct TrainConfig {
     pub loss: LossWeights,
     /// Optimiser.
     pub optim: OptimConfig,
+    /// Learns from a guided teacher to need fewer steps, instead of from the samples alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillConfig>,
     /// Where samples come from; by default the procedural house.
     #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
@@ -182,6 +186,9 @@ impl TrainConfig {
             }
         }
         config.data.validate().map_err(|e| TrainError::Config(format!("{}: {e}", path.display())))?;
+        if let Some(distill) = &config.distill {
+            distill.validate().map_err(|e| TrainError::Config(format!("{}: {e}", path.display())))?;
+        }
         if Difficulty::named(&config.difficulty).is_none() {
             return Err(TrainError::Config(format!(
                 "{}: difficulty = {:?}: expected \"plain\" or \"house\"",
@@ -569,6 +576,8 @@ pub struct Trainer {
     pub state: State,
     difficulty: Difficulty,
     workers: Vec<(Eager, Source)>,
+    /// With one interpreter per worker.
+    teacher: Option<(Teacher, Vec<Eager>)>,
     clips: Option<(Clips, Codec)>,
     out: PathBuf,
     schedule: u64,
@@ -579,6 +588,8 @@ pub struct Trainer {
 pub struct OpenOptions {
     /// Clips to train on, where the configuration asks for them.
     pub clips: Option<Clips>,
+    /// Weights of the teacher, where the configuration asks for one.
+    pub teacher: Option<Params>,
     /// Go on even from a checkpoint of another configuration or other data, as long as its weights fit.
     pub other_configuration: bool,
 }
@@ -602,10 +613,18 @@ impl Trainer {
         out: &Path,
         options: OpenOptions,
     ) -> Result<Self, TrainError> {
-        let OpenOptions { clips, other_configuration } = options;
+        let OpenOptions { clips, teacher, other_configuration } = options;
         if (config.data.kind == Kind::Clips) != clips.is_some() {
             return Err(TrainError::Config("data.kind = \"clips\" and clips go together".to_owned()));
         }
+        let teacher = match (&config.distill, teacher) {
+            (Some(distill), Some(params)) => {
+                let teacher = Teacher::new(distill, &model, config.shift, &params);
+                Some((teacher.map_err(TrainError::Config)?, params))
+            }
+            (None, None) => None,
+            _ => return Err(TrainError::Config("[distill] and a teacher go together".to_owned())),
+        };
         fs::create_dir_all(out).map_err(io(out))?;
         let difficulty = Difficulty::named(&config.difficulty)
             .ok_or_else(|| TrainError::Config(format!("unknown difficulty {:?}", config.difficulty)))?;
@@ -633,7 +652,13 @@ impl Trainer {
         let schedule = config.steps;
         let clips = clips.zip(codec);
         let out = out.to_path_buf();
-        let trainer = Self { config, model, state, difficulty, workers, clips, out, schedule };
+        let mut trainer =
+            Self { config, model, state, difficulty, workers, teacher: None, clips, out, schedule };
+        if let Some((teacher, params)) = teacher {
+            trainer.start_from(&params, Path::new("distill.teacher"))?;
+            let each = (0..trainer.config.workers).map(|_| Eager::new(Arc::default(), false)).collect();
+            trainer.teacher = Some((teacher, each));
+        }
         trainer.trim_metrics()?;
         Ok(trainer)
     }
@@ -765,12 +790,18 @@ impl Trainer {
         let (config, model, params) = (&self.config, &self.model, &self.state.params);
         let per = config.batch / config.workers;
         let clips = self.clips.as_ref();
+        let (teacher, mut own) = match &mut self.teacher {
+            Some((teacher, each)) => (Some(&*teacher), each.iter_mut().map(Some).collect()),
+            None => (None, Vec::new()),
+        };
+        own.resize_with(config.workers, || None);
         let shares: Result<Option<Vec<Share>>, TrainError> = std::thread::scope(|scope| {
             let handles: Vec<_> = self
                 .workers
                 .iter_mut()
+                .zip(own)
                 .enumerate()
-                .map(|(w, (eager, source))| {
+                .map(|(w, ((eager, source), teaching))| {
                     let params = params.clone();
                     scope.spawn(move || {
                         let mut rng = Rng::new(config.seed ^ (step << 8) ^ w as u64);
@@ -791,7 +822,7 @@ impl Trainer {
                                 Ok(source.sample(rng.next_u64(), task, true))
                             })
                             .collect::<Result<_, _>>()?;
-                        let draws: Vec<Draw> = samples
+                        let mut draws: Vec<Draw> = samples
                             .iter()
                             .map(|s| {
                                 let values = s.latents.len();
@@ -799,6 +830,9 @@ impl Trainer {
                                 Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way)
                             })
                             .collect();
+                        if let Some((teacher, e)) = teacher.zip(teaching) {
+                            teacher.teach(e, &mut rng, &samples, &mut draws);
+                        }
                         let mut share = Share { losses: Losses::default(), grads: Vec::new() };
                         let part = per / config.accumulate;
                         for (samples, draws) in samples.chunks(part).zip(draws.chunks(part)) {
