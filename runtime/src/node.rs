@@ -13,7 +13,7 @@
 //! is held while a latent is copied. Every queue is bounded; what is dropped is counted and reported.
 
 use crate::agent::{Action, Agent, AgentCounts, Event, Ticket};
-use crate::config::RobotConfig;
+use crate::config::{RobotConfig, Topics};
 use crate::context::{ContextCounts, GroupEncoder};
 use crate::ground::{Grounded, Mind, Stage, ground};
 use crate::image::{ModelCamera, RgbImage};
@@ -233,6 +233,7 @@ impl Node {
         let observer: Arc<Observer> = Arc::new(observer.unwrap_or_else(|| Box::new(|_| ())));
         let inputs = inputs(session, &config)?;
         let outputs = outputs(session, &config, record.clone())?;
+        let asked = record.clone();
         let (drives_in, drives_out) = sync_channel::<(Ticket, Drive)>(DRIVES_WAITING);
         let navigator = navigator(session, &config, drives_in)?;
         let (navigator, commands) = navigator.unzip();
@@ -315,7 +316,8 @@ impl Node {
             .enable_time()
             .build()
             .map_err(|e| NodeError::Thread("requests", e))?;
-        listen(&runtime, &inbox, text, waypoints, cancel, queryables);
+        let diary = Diary { record: asked, robot: config.robot.clone(), topics: config.topics.clone() };
+        listen(&runtime, &inbox, &Arc::new(diary), text, waypoints, cancel, queryables);
         let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
         Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, seen })
     }
@@ -472,10 +474,34 @@ fn navigate_request(id: &str, body: &[u8]) -> Result<(Goal, bool), String> {
     Goal::from_json(id, &body).map(|goal| (goal, wait)).map_err(|e| e.to_string())
 }
 
+/// Writes requests into the recording, so that it holds the question to every answer.
+struct Diary {
+    record: Option<RecordSender>,
+    robot: String,
+    topics: Topics,
+}
+
+impl Diary {
+    fn topic<T: RosType>(&self, topic: &str, message: &T) {
+        if let Some(record) = &self.record {
+            record.message(topic, clock::now().as_nanos(), message);
+        }
+    }
+
+    /// Queries have no topic: their bodies are recorded as text on `/mindseye/<robot>/<kind>/request`.
+    fn query(&self, kind: &str, body: &[u8]) {
+        if self.record.is_some() {
+            let data = String::from_utf8_lossy(body).into_owned();
+            self.topic(&format!("/mindseye/{}/{kind}/request", self.robot), &StringMsg { data });
+        }
+    }
+}
+
 /// The tasks that turn topics and queries into requests.
 fn listen(
     runtime: &tokio::runtime::Runtime,
     inbox: &SyncSender<Inbox>,
+    diary: &Arc<Diary>,
     text: Option<Subscriber<StringMsg>>,
     waypoints: Option<Subscriber<msg::Path>>,
     cancel: Option<Subscriber<StringMsg>>,
@@ -502,11 +528,12 @@ fn listen(
     let fresh = |kind: &str| format!("{kind}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
 
     if let Some(text) = text {
-        let inbox = inbox.clone();
+        let (inbox, diary) = (inbox.clone(), diary.clone());
         runtime.spawn(async move {
             loop {
                 match text.recv().await {
                     Ok(received) => {
+                        diary.topic(&diary.topics.goal_text, &received.message);
                         let id = fresh("text");
                         hand(&inbox, topic_goal(Goal::text(id.clone(), &received.message.data), id));
                     }
@@ -517,11 +544,12 @@ fn listen(
         });
     }
     if let Some(waypoints) = waypoints {
-        let inbox = inbox.clone();
+        let (inbox, diary) = (inbox.clone(), diary.clone());
         runtime.spawn(async move {
             loop {
                 match waypoints.recv().await {
                     Ok(received) => {
+                        diary.topic(&diary.topics.goal_waypoints, &received.message);
                         let id = fresh("waypoints");
                         hand(&inbox, topic_goal(Goal::from_path(id.clone(), &received.message), id));
                     }
@@ -532,11 +560,12 @@ fn listen(
         });
     }
     if let Some(cancel) = cancel {
-        let inbox = inbox.clone();
+        let (inbox, diary) = (inbox.clone(), diary.clone());
         runtime.spawn(async move {
             loop {
                 match cancel.recv().await {
                     Ok(received) => {
+                        diary.topic(&diary.topics.goal_cancel, &received.message);
                         hand(&inbox, Inbox::Cancel { id: received.message.data.trim().to_owned() })
                     }
                     Err(RosError::Closed) => break,
@@ -547,9 +576,10 @@ fn listen(
     }
     let [ground, navigate, status, cancel] = queryables;
     for (queryable, kind, publish) in [(ground, "ground", false), (navigate, "navigate", true)] {
-        let inbox = inbox.clone();
+        let (inbox, diary) = (inbox.clone(), diary.clone());
         runtime.spawn(async move {
             while let Some(request) = queryable.recv().await {
+                diary.query(kind, request.body());
                 let id = fresh(kind);
                 let goal = if publish {
                     navigate_request(&id, request.body())
@@ -573,9 +603,10 @@ fn listen(
             hand(&to, Inbox::Status(request));
         }
     });
-    let to = inbox.clone();
+    let (to, diary) = (inbox.clone(), diary.clone());
     runtime.spawn(async move {
         while let Some(request) = cancel.recv().await {
+            diary.query("cancel", request.body());
             // The body is the id of a goal; empty stops whatever is in work.
             let id = String::from_utf8_lossy(request.body()).trim().trim_matches('"').to_owned();
             hand(&to, Inbox::Cancel { id });

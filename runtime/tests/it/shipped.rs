@@ -1,6 +1,8 @@
 //! The program and the bundle of the repository, from outside: processes, exit statuses, documents.
 
 use crate::fake::{FakeRobot, free_port, noise, session};
+use mindseye_bridge::msg::{RosType, StringMsg};
+use mindseye_bridge::ros::{Publisher, Qos};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -174,7 +176,9 @@ fn serve(extra: &[&str], wrap: Option<&str>) -> (Served, u16) {
 
 #[test]
 fn another_process_is_served_over_tcp() {
-    let (mut served, port) = serve(&["--json"], None);
+    let dir = tempfile::tempdir().unwrap();
+    let recording = dir.path().join("session.mcap");
+    let (mut served, port) = serve(&["--json", "--record", recording.to_str().unwrap()], None);
     let client = session("client", None, Some(port));
     let mut robot = FakeRobot::start(&client, 30.0);
     let endpoint = format!("tcp/127.0.0.1:{port}");
@@ -205,6 +209,14 @@ fn another_process_is_served_over_tcp() {
     robot.stall();
     std::thread::sleep(Duration::from_millis(1300));
     assert_eq!(ask(&[])["status"], "stale");
+    let wanted: Publisher<StringMsg> = client.publisher("/mindseye/goal/text", &Qos::default()).unwrap();
+    assert!(wanted.wait_for_subscribers(Duration::from_secs(5)));
+    wanted.publish(&StringMsg { data: "find the blue ball".into() }).unwrap();
+    let began = Instant::now();
+    while !client.query_json("mindseye/sim/status", "", Duration::from_secs(5)).unwrap().contains("text-") {
+        assert!(began.elapsed() < Duration::from_secs(20), "the goal on the topic is answered");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 
     // SIGTERM ends it cleanly, with its document.
     let pid = served.0.id().to_string();
@@ -214,6 +226,23 @@ fn another_process_is_served_over_tcp() {
     assert_eq!(served.0.wait().unwrap().code(), Some(0));
     let document: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert!(document["frames"]["received"].as_u64().unwrap() > 10, "{document}");
+
+    // The recording holds what came in, and the question to every answer.
+    let bag = mindseye_bridge::bag::open(&recording, &Default::default()).unwrap();
+    let texts = |topic: &str| -> Vec<String> {
+        bag.messages(&Default::default())
+            .filter(|m| bag.info().topic(m.topic).name == topic)
+            .map(|m| StringMsg::decode(&m.data).unwrap().data)
+            .collect()
+    };
+    for (kind, least) in [("ground", 1), ("navigate", 2)] {
+        let asked = texts(&format!("/mindseye/sim/{kind}/request"));
+        let same = asked.iter().all(|a| a.contains("find the red chair"));
+        assert!(asked.len() >= least && same, "{kind}: {asked:?}");
+    }
+    assert_eq!(texts("/mindseye/goal/text"), ["find the blue ball"]);
+    let frames = bag.info().topics.iter().find(|t| t.name == "/camera/image_raw");
+    assert!(frames.is_some_and(|t| t.count > 10), "{:?}", bag.info().topics);
 }
 
 #[test]
