@@ -49,6 +49,8 @@ struct Node {
 
 #[derive(Default)]
 struct Links {
+    /// The session has no address to connect to: others come and go as they like.
+    only_listens: bool,
     open: Mutex<BTreeSet<String>>,
     losses: AtomicU64,
     returns: AtomicU64,
@@ -63,13 +65,19 @@ impl Links {
                 open.insert(peer);
                 if first && self.losses.load(Ordering::Relaxed) > self.returns.load(Ordering::Relaxed) {
                     self.returns.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!("zenoh link is back");
+                    if !self.only_listens {
+                        tracing::info!("zenoh link is back");
+                    }
                 }
             }
             SampleKind::Delete => {
                 if open.remove(&peer) && open.is_empty() {
                     self.losses.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!("the last zenoh link is lost; connecting again in the background");
+                    if self.only_listens {
+                        tracing::debug!("the last zenoh peer has left; listening on");
+                    } else {
+                        tracing::warn!("the last zenoh link is lost; connecting again in the background");
+                    }
                 }
             }
         }
@@ -89,12 +97,16 @@ impl RosSession {
     /// [`RosError::Config`] for a wrong setting, [`RosError::Zenoh`] when a port is taken or a router that
     /// must be there is not.
     pub fn open(config: &RosConfig) -> Result<Self, RosError> {
-        let session = zenoh::open(config.to_zenoh()?).wait().map_err(RosError::zenoh(format!(
+        let zenoh = config.to_zenoh()?;
+        // As JSON: a list, or one list per mode (router, peer, client).
+        let addresses = zenoh.get_json("connect/endpoints").unwrap_or_default();
+        let only_listens = !addresses.contains('/');
+        let session = zenoh::open(zenoh).wait().map_err(RosError::zenoh(format!(
             "open a session (connect {:?}, listen {:?})",
             config.zenoh.connect.as_deref().unwrap_or_default(),
             config.zenoh.listen.as_deref().unwrap_or_default()
         )))?;
-        Self::on(session, config)
+        Self::watched(session, config, only_listens)
     }
 
     /// Puts a node on a session that is already open; its timestamping must be on where transient-local
@@ -103,17 +115,31 @@ impl RosSession {
     /// # Errors
     /// [`RosError::Key`] for a wrong name, [`RosError::Zenoh`].
     pub fn on(session: zenoh::Session, config: &RosConfig) -> Result<Self, RosError> {
+        Self::watched(session, config, false)
+    }
+
+    fn watched(
+        session: zenoh::Session,
+        config: &RosConfig,
+        only_listens: bool,
+    ) -> Result<Self, RosError> {
         let graph = match config.key_style {
             KeyStyle::RmwZenoh => Some(Graph::watch(&session, config.domain_id)?),
             KeyStyle::Ros2Dds | KeyStyle::Raw => None,
         };
-        let links = Arc::new(Links::default());
+        let links = Arc::new(Links { only_listens, ..Links::default() });
         let watched = links.clone();
         session
             .info()
             .transport_events_listener()
             .history(true)
-            .callback(move |event| watched.event(event.kind(), event.transport().zid().to_string()))
+            .callback(move |event| {
+                let transport = event.transport();
+                // Clients call; nobody connects to them again.
+                if transport.whatami() != zenoh::config::WhatAmI::Client {
+                    watched.event(event.kind(), transport.zid().to_string());
+                }
+            })
             .background()
             .wait()
             .map_err(RosError::zenoh("watch its links"))?;

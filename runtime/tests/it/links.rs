@@ -74,8 +74,12 @@ fn endpoint(port: u16) -> String {
 
 /// A session that hangs on the router alone, as every process here does: without it nobody reaches anybody.
 fn at_router(node: &str, port: u16) -> RosSession {
+    session(Mode::Client, node, port)
+}
+
+fn session(mode: Mode, node: &str, port: u16) -> RosSession {
     let zenoh = ZenohSettings {
-        mode: Some(Mode::Client),
+        mode: Some(mode),
         connect: Some(vec![endpoint(port)]),
         listen: Some(Vec::new()),
         overrides: Some("connect/retry={period_init_ms: 100, period_max_ms: 500}".into()),
@@ -174,6 +178,29 @@ fn a_router_is_killed_and_restarted_while_frames_flow() {
         assert_eq!(node.times(text), times, "{text}: {:#?}", node.lines());
     }
     second.close().expect("the router stops");
+}
+
+#[test]
+fn clients_of_a_listening_node_come_and_go_without_a_warning() {
+    let port = free_port();
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("robot.toml");
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
+    let text = format!(
+        "robot = \"sim\"\n[ros.zenoh]\nconnect = []\nlisten = [\"{}\"]\n[model]\nbundle = {bundle:?}\n",
+        endpoint(port)
+    );
+    std::fs::write(&config, text).expect("a file");
+    let node = Process::start(&["run", "--config", config.to_str().expect("UTF-8")]);
+    node.wait_for("Ctrl-C stops");
+    for mode in [Mode::Client, Mode::Client, Mode::Peer] {
+        let client = session(mode, "client", port);
+        let status = client.query_json("mindseye/sim/status", "", Duration::from_secs(10));
+        assert!(status.is_ok_and(|s| s.contains("last_answer")), "{:#?}", node.lines());
+        client.close().expect("the client leaves");
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.times("link"), 0, "{:#?}", node.lines());
 }
 
 #[test]
