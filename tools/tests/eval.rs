@@ -69,6 +69,13 @@ fn bad_requests_are_refused_in_one_line() -> Outcome {
 fn controls_stand_beside_the_model() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (table, sheet) = (dir.path().join("t.md"), dir.path().join("s.png"));
+    let bundle = dir.path().join("bundle");
+    fs::create_dir(&bundle)?;
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), bundle.join(entry.file_name()))?;
+    }
+    let bundle_arg = bundle.display().to_string();
     let (table_arg, sheet_arg) = (table.display().to_string(), sheet.display().to_string());
     let d = document(&[
         "grounding",
@@ -81,7 +88,16 @@ fn controls_stand_beside_the_model() -> Outcome {
         &table_arg,
         "--sheet",
         &sheet_arg,
+        "--store",
+        &bundle_arg,
     ])?;
+    let kept: toml::Table = fs::read_to_string(bundle.join("bundle.toml"))?.parse()?;
+    let kept = &kept["evaluation"]["grounding"];
+    let followed = value(&d, "/figures/instruction_followed/value");
+    assert!((kept["instruction_followed"][0].as_float().unwrap_or(-1.0) - followed).abs() < 1e-3);
+    assert_eq!(kept["measured_bundle"].as_str(), d["bundle"].as_str());
+    // The bundle with its figures is a bundle still.
+    document(&["grounding", "--quick", "--houses", "1", "--json", "--bundle", &bundle_arg])?;
     let sd = |row: &str| value(&d, &format!("/rows/{row}/sd_m/value"));
     // The instrument: true drives are near the house, those of another house are not.
     assert!(sd("truth") < 0.3, "true drives have SD {}", sd("truth"));

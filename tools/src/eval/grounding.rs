@@ -46,6 +46,9 @@ pub struct GroundingArgs {
     /// Measure the `[lift]` table on these houses and write it into this bundle directory.
     #[arg(long)]
     pub calibrate: Option<PathBuf>,
+    /// Write the model's figures into the `[evaluation]` table of this bundle directory.
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["absent", "quick", "calibrate"])]
+    pub store: Option<PathBuf>,
     /// Write a picture of the first houses' imaginations.
     #[arg(long)]
     pub sheet: Option<PathBuf>,
@@ -667,6 +670,9 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
             map.insert((*name).to_owned(), serde_json::to_value(figure)?);
         }
     }
+    if let Some(directory) = &args.store {
+        store(directory, &args.common, bench.pipeline.bundle().hash(), &figures)?;
+    }
     let table: BTreeMap<&str, &Summary> = rows.iter().map(|(key, _, s)| (*key, s)).collect();
     let document = with(serde_json::json!({
         "figures": figures,
@@ -801,12 +807,46 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
 /// 90 % of a planar normal lie within this squared Mahalanobis distance.
 const ELLIPSE_90: f64 = 4.605;
 
-/// Rewrites the `[lift]` table of a bundle from what was measured.
-fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
+/// Writes figures as `name = [value, low, high]` into the `[evaluation.grounding]` table of a bundle.
+fn store(directory: &Path, args: &CommonArgs, bundle: &str, figures: &serde_json::Value) -> anyhow::Result<()> {
+    let mut table = toml::Table::new();
+    for (name, figure) in figures.as_object().into_iter().flatten() {
+        let ends = ["value", "low", "high"].map(|k| figure.get(k).and_then(serde_json::Value::as_f64));
+        if let [Some(value), Some(low), Some(high)] = ends {
+            let rounded = [value, low, high].map(|v| toml::Value::Float((v * 1e4).round() / 1e4));
+            table.insert(name.clone(), toml::Value::Array(rounded.to_vec()));
+        }
+    }
+    let command = format!(
+        "mindseye-tools eval grounding --houses {} --seed {} --difficulty {}",
+        args.houses, args.seed, args.difficulty
+    );
+    table.insert("command".into(), command.into());
+    // The hash is that of the manifest, which changes with this table.
+    table.insert("measured_bundle".into(), bundle.into());
+    change(directory, |manifest| {
+        manifest.evaluation.insert("grounding".into(), table.into());
+    })
+}
+
+/// Changes the manifest of a bundle.
+fn change(
+    directory: &Path,
+    how: impl FnOnce(&mut mindseye_engines::bundle::Manifest),
+) -> anyhow::Result<()> {
     let path = directory.join(mindseye_engines::bundle::MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let mut manifest: mindseye_engines::bundle::Manifest =
-        toml::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut manifest = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    how(&mut manifest);
+    write_atomically(&path, toml::to_string_pretty(&manifest)?.as_bytes())
+}
+
+/// Rewrites the `[lift]` table of a bundle from what was measured.
+fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
+    change(directory, |manifest| calibrated(&mut manifest.lift, present, absent))
+}
+
+fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[Absent]) {
     // The threshold that tells present from absent best (balanced accuracy).
     let mut cuts: Vec<f64> =
         present.iter().map(|o| o.mask_max).chain(absent.iter().map(|o| o.mask_max)).collect();
@@ -817,7 +857,6 @@ fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow
         hit + miss
     };
     let best = cuts.iter().copied().max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(0.0);
-    let lift = &mut manifest.lift;
     lift.insert("mask_present".into(), (best * 1e3).round() / 1e3);
     lift.insert("mask_vote".into(), ((best - 1.0) * 1e3).round() / 1e3);
     // Robust spreads: the median distance of a planar normal error is 1.1774 sigma.
@@ -863,7 +902,6 @@ fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow
             (2.0 * WIDER * places[places.len() * 98 / 100] * 1e3).round() / 1e3,
         );
     }
-    write_atomically(&path, toml::to_string_pretty(&manifest)?.as_bytes())
 }
 
 /// First pictures, every other imagined picture and the last of the true drive, for the first houses.
