@@ -188,7 +188,8 @@ fn a_student_is_distilled_from_a_bundle_and_shipped_with_fewer_steps() {
     let shipped = ship(dir, "teacher", "bundle", &["--raw", "--cached"]);
     assert!(shipped.status.success(), "{}", text(&shipped.stderr));
 
-    let table = "[distill]\nteacher = \"bundle\"\nguidance = 2.0\nteacher_steps = 6\nsteps = 2\nshare = 0.7\n";
+    let table =
+        "[distill]\nteacher = \"bundle\"\nguidance = 2.0\nteacher_steps = 6\nsteps = 2\nshare = 0.7\n";
     let student = TRAIN.replace("steps = 240", "steps = 60") + table;
     configure(dir, &student);
     let whole = go(dir, "student", &[]);

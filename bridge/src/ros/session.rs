@@ -118,11 +118,7 @@ impl RosSession {
         Self::watched(session, config, false)
     }
 
-    fn watched(
-        session: zenoh::Session,
-        config: &RosConfig,
-        only_listens: bool,
-    ) -> Result<Self, RosError> {
+    fn watched(session: zenoh::Session, config: &RosConfig, only_listens: bool) -> Result<Self, RosError> {
         let graph = match config.key_style {
             KeyStyle::RmwZenoh => Some(Graph::watch(&session, config.domain_id)?),
             KeyStyle::Ros2Dds | KeyStyle::Raw => None,

@@ -38,12 +38,13 @@ pub struct QuantConfig {
 }
 
 impl QuantConfig {
-    /// The recipe for a precision: SmoothQuant 0.8 and the largest magnitude; first and last block kept high.
+    /// The recipe for a precision: SmoothQuant 0.5 (its paper's default; 0.8 smooths too much
+    /// where activations have few outliers) and the largest magnitude; first and last block kept high.
     #[must_use]
     pub fn new(precision: Precision) -> Self {
         QuantConfig {
             precision,
-            smooth_alpha: (precision == Precision::Int8).then_some(0.8),
+            smooth_alpha: (precision == Precision::Int8).then_some(0.5),
             calibrator: Calibrator::Max,
             block: 128,
             keep_first_blocks: 1,

@@ -157,7 +157,7 @@ struct BuildArgs {
     #[arg(long)]
     graphs_only: bool,
     /// SmoothQuant's alpha for int8; 0 switches it off.
-    #[arg(long, default_value_t = 0.8, value_name = "ALPHA")]
+    #[arg(long, default_value_t = 0.5, value_name = "ALPHA")]
     smooth: f32,
     /// Choice of int8 ranges: max, entropy, or percentile:99.99.
     #[arg(long, default_value = "max")]

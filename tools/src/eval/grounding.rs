@@ -808,7 +808,12 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
 const ELLIPSE_90: f64 = 4.605;
 
 /// Writes figures as `name = [value, low, high]` into the `[evaluation.grounding]` table of a bundle.
-fn store(directory: &Path, args: &CommonArgs, bundle: &str, figures: &serde_json::Value) -> anyhow::Result<()> {
+fn store(
+    directory: &Path,
+    args: &CommonArgs,
+    bundle: &str,
+    figures: &serde_json::Value,
+) -> anyhow::Result<()> {
     let mut table = toml::Table::new();
     for (name, figure) in figures.as_object().into_iter().flatten() {
         let ends = ["value", "low", "high"].map(|k| figure.get(k).and_then(serde_json::Value::as_f64));
@@ -830,10 +835,7 @@ fn store(directory: &Path, args: &CommonArgs, bundle: &str, figures: &serde_json
 }
 
 /// Changes the manifest of a bundle.
-fn change(
-    directory: &Path,
-    how: impl FnOnce(&mut mindseye_engines::bundle::Manifest),
-) -> anyhow::Result<()> {
+fn change(directory: &Path, how: impl FnOnce(&mut mindseye_engines::bundle::Manifest)) -> anyhow::Result<()> {
     let path = directory.join(mindseye_engines::bundle::MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut manifest = toml::from_str(&text).with_context(|| path.display().to_string())?;

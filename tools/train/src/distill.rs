@@ -119,8 +119,7 @@ impl Teacher {
         for (i, begin) in &chosen {
             draws[*i].s = f64::from(self.sigmas[*begin]);
         }
-        let start: Vec<Vec<f32>> =
-            own.iter().zip(&chosen).map(|(s, (i, _))| noised(s, &draws[*i])).collect();
+        let start: Vec<Vec<f32>> = own.iter().zip(&chosen).map(|(s, (i, _))| noised(s, &draws[*i])).collect();
         let mut x = start.clone();
         for part in 0..parts {
             let level = |begin: usize| (self.sigmas[begin + part], self.sigmas[begin + part + 1]);
@@ -129,7 +128,11 @@ impl Teacher {
                 .zip(own.iter().zip(&x))
                 .map(|((i, begin), (sample, x))| {
                     let s = level(*begin).0;
-                    Draw { s: f64::from(s), noise: self.noise_to(sample, x, s, &draws[*i]), ..draws[*i].clone() }
+                    Draw {
+                        s: f64::from(s),
+                        noise: self.noise_to(sample, x, s, &draws[*i]),
+                        ..draws[*i].clone()
+                    }
                 })
                 .collect();
             let clean = self.guided(e, &own, &now, &x);
@@ -151,10 +154,8 @@ impl Teacher {
     /// The noise with which `sample` at level `s` is `x`; context and first image keep theirs.
     fn noise_to(&self, sample: &Sample, x: &[f32], s: f32, draw: &Draw) -> Vec<f32> {
         let cfg = &self.model.dit;
-        let given = (self.model.layout.context_latents + 1)
-            * cfg.in_channels
-            * cfg.latent_height
-            * cfg.latent_width;
+        let given =
+            (self.model.layout.context_latents + 1) * cfg.in_channels * cfg.latent_height * cfg.latent_width;
         let mut out = draw.noise.clone();
         for at in given..out.len() {
             out[at] = (x[at] - (1.0 - s) * sample.latents[at]) / s;
@@ -237,10 +238,8 @@ mod tests {
         }
         let mut source = Source::new(&model, plain, codec_of(&state.params));
         let samples = vec![source.sample(1, Task::Ground, true), source.sample(2, Task::Navigate, true)];
-        let draws = samples
-            .iter()
-            .map(|s| Draw::new(&mut rng, s.latents.len(), 0.3, 3.0, 0.0, false))
-            .collect();
+        let draws =
+            samples.iter().map(|s| Draw::new(&mut rng, s.latents.len(), 0.3, 3.0, 0.0, false)).collect();
         (model, config, params, samples, draws)
     }
 
