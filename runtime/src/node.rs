@@ -497,6 +497,43 @@ impl Diary {
     }
 }
 
+/// Hands a request over without blocking the task's thread; a full inbox is a refusal.
+fn hand(inbox: &SyncSender<Inbox>, request: Inbox) {
+    if let Err(std::sync::mpsc::TrySendError::Full(refused)) = inbox.try_send(request) {
+        match refused {
+            Inbox::Goal { origin: Origin::Query(query), .. }
+            | Inbox::Bad { origin: Origin::Query(query), .. }
+            | Inbox::Status(query) => query.refuse("busy: too many requests are waiting; ask again"),
+            _ => tracing::warn!("a request was dropped: too many are waiting"),
+        }
+    }
+}
+
+/// Records the messages of a topic and hands them over as requests.
+fn relay<T: RosType + Send + 'static>(
+    runtime: &tokio::runtime::Runtime,
+    inbox: &SyncSender<Inbox>,
+    diary: &Arc<Diary>,
+    subscriber: Option<Subscriber<T>>,
+    topic: &str,
+    request: impl Fn(&T) -> Inbox + Send + 'static,
+) {
+    let Some(subscriber) = subscriber else { return };
+    let (inbox, diary, topic) = (inbox.clone(), diary.clone(), topic.to_owned());
+    runtime.spawn(async move {
+        loop {
+            match subscriber.recv().await {
+                Ok(received) => {
+                    diary.topic(&topic, &received.message);
+                    hand(&inbox, request(&received.message));
+                }
+                Err(RosError::Closed) => break,
+                Err(error) => tracing::warn!(%topic, %error, "a request was dropped"),
+            }
+        }
+    });
+}
+
 /// The tasks that turn topics and queries into requests.
 fn listen(
     runtime: &tokio::runtime::Runtime,
@@ -507,17 +544,6 @@ fn listen(
     cancel: Option<Subscriber<StringMsg>>,
     queryables: [mindseye_bridge::ros::JsonQueryable; 4],
 ) {
-    /// Hands a request over without blocking the task's thread; a full inbox is a refusal.
-    fn hand(inbox: &SyncSender<Inbox>, request: Inbox) {
-        if let Err(std::sync::mpsc::TrySendError::Full(refused)) = inbox.try_send(request) {
-            match refused {
-                Inbox::Goal { origin: Origin::Query(query), .. }
-                | Inbox::Bad { origin: Origin::Query(query), .. }
-                | Inbox::Status(query) => query.refuse("busy: too many requests are waiting; ask again"),
-                _ => tracing::warn!("a request was dropped: too many are waiting"),
-            }
-        }
-    }
     fn topic_goal(goal: Result<Goal, mindseye_bridge::goal::GoalError>, id: String) -> Inbox {
         match goal {
             Ok(goal) => Inbox::Goal { goal, origin: Origin::Topic, publish: true, wait: false },
@@ -527,53 +553,18 @@ fn listen(
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let fresh = |kind: &str| format!("{kind}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
 
-    if let Some(text) = text {
-        let (inbox, diary) = (inbox.clone(), diary.clone());
-        runtime.spawn(async move {
-            loop {
-                match text.recv().await {
-                    Ok(received) => {
-                        diary.topic(&diary.topics.goal_text, &received.message);
-                        let id = fresh("text");
-                        hand(&inbox, topic_goal(Goal::text(id.clone(), &received.message.data), id));
-                    }
-                    Err(RosError::Closed) => break,
-                    Err(error) => tracing::warn!(%error, "a goal was dropped"),
-                }
-            }
-        });
-    }
-    if let Some(waypoints) = waypoints {
-        let (inbox, diary) = (inbox.clone(), diary.clone());
-        runtime.spawn(async move {
-            loop {
-                match waypoints.recv().await {
-                    Ok(received) => {
-                        diary.topic(&diary.topics.goal_waypoints, &received.message);
-                        let id = fresh("waypoints");
-                        hand(&inbox, topic_goal(Goal::from_path(id.clone(), &received.message), id));
-                    }
-                    Err(RosError::Closed) => break,
-                    Err(error) => tracing::warn!(%error, "a goal was dropped"),
-                }
-            }
-        });
-    }
-    if let Some(cancel) = cancel {
-        let (inbox, diary) = (inbox.clone(), diary.clone());
-        runtime.spawn(async move {
-            loop {
-                match cancel.recv().await {
-                    Ok(received) => {
-                        diary.topic(&diary.topics.goal_cancel, &received.message);
-                        hand(&inbox, Inbox::Cancel { id: received.message.data.trim().to_owned() })
-                    }
-                    Err(RosError::Closed) => break,
-                    Err(error) => tracing::warn!(%error, "a cancellation was dropped"),
-                }
-            }
-        });
-    }
+    let topics = &diary.topics;
+    relay(runtime, inbox, diary, text, &topics.goal_text, move |m| {
+        let id = fresh("text");
+        topic_goal(Goal::text(id.clone(), &m.data), id)
+    });
+    relay(runtime, inbox, diary, waypoints, &topics.goal_waypoints, move |m| {
+        let id = fresh("waypoints");
+        topic_goal(Goal::from_path(id.clone(), m), id)
+    });
+    relay(runtime, inbox, diary, cancel, &topics.goal_cancel, |m| Inbox::Cancel {
+        id: m.data.trim().to_owned(),
+    });
     let [ground, navigate, status, cancel] = queryables;
     for (queryable, kind, publish) in [(ground, "ground", false), (navigate, "navigate", true)] {
         let (inbox, diary) = (inbox.clone(), diary.clone());

@@ -23,10 +23,10 @@ use mindseye_world::{Pose2, Rng, goal_pose, project_box, wrap_angle};
 use serde::{Deserialize, Serialize};
 
 use super::examiner::Examiner;
-use super::judge::{CENTRE, Judge, Rules, Verdict, true_drive};
+use super::judge::{CENTRE, Judge, Rules, Scores, Verdict, true_drive};
 use super::plot::{Chart, Series, draw};
 use super::report::{Table, write_atomically};
-use super::stats::{Figure, mean, median, share};
+use super::stats::{Figure, median, share};
 use super::visit::{Bench, CommonArgs, Tools, calibration, visit};
 
 /// Arguments of `eval ablation`.
@@ -363,38 +363,21 @@ fn resume(path: &Path, head: &Head) -> anyhow::Result<Vec<Line>> {
 pub(super) struct Summary {
     passes: Figure,
     ms: Figure,
-    sd_m: Figure,
-    instruction_followed: Figure,
-    followed_sd_0_2: Figure,
-    followed_sd_0_1: Figure,
-    in_place: Figure,
-    named: Figure,
-    box_centred: Figure,
+    #[serde(flatten)]
+    scores: Scores,
     by_pose: Figure,
-    psnr_db: Figure,
     heading_deg_median: Figure,
     position_m_median: Figure,
 }
 
-fn joint(v: &Verdict, d: f64) -> bool {
-    v.followed && v.sd.is_some_and(|sd| sd < d)
-}
-
 pub(super) fn summary(lines: &[Line], key: &str) -> Summary {
     let all: Vec<Result> = lines.iter().filter_map(|l| l.results.get(key).copied()).collect();
-    let is = |f: &dyn Fn(&Result) -> bool| share(all.iter().map(f));
+    let verdicts: Vec<Verdict> = all.iter().map(|r| r.verdict).collect();
     Summary {
         passes: median(all.iter().map(|r| r.passes as f64)),
         ms: median(all.iter().map(|r| r.ms)),
-        sd_m: mean(all.iter().filter_map(|r| r.verdict.sd)),
-        instruction_followed: is(&|r| r.verdict.followed),
-        followed_sd_0_2: is(&|r| joint(&r.verdict, 0.2)),
-        followed_sd_0_1: is(&|r| joint(&r.verdict, 0.1)),
-        in_place: is(&|r| r.verdict.in_place),
-        named: is(&|r| r.verdict.named),
-        box_centred: is(&|r| r.verdict.boxed),
-        by_pose: is(&|r| r.by_pose),
-        psnr_db: mean(all.iter().map(|r| r.verdict.psnr)),
+        scores: Scores::of(&verdicts),
+        by_pose: share(all.iter().map(|r| r.by_pose)),
         heading_deg_median: median(all.iter().filter_map(|r| r.end).map(|e| e[0])),
         position_m_median: median(all.iter().filter_map(|r| r.end).map(|e| e[1])),
     }
@@ -482,15 +465,15 @@ pub(super) fn table(first: &str, rows: &[(String, Option<Summary>)]) -> String {
         let cells = match s {
             Some(s) => vec![
                 label.clone(),
-                s.sd_m.text(3),
-                s.instruction_followed.text(2),
-                s.followed_sd_0_2.text(2),
-                s.followed_sd_0_1.text(2),
-                s.in_place.text(2),
-                s.named.text(2),
-                s.box_centred.text(2),
+                s.scores.sd_m.text(3),
+                s.scores.instruction_followed.text(2),
+                s.scores.followed_sd_0_2.text(2),
+                s.scores.followed_sd_0_1.text(2),
+                s.scores.in_place.text(2),
+                s.scores.named.text(2),
+                s.scores.box_centred.text(2),
                 s.by_pose.text(2),
-                s.psnr_db.text(1),
+                s.scores.psnr_db.text(1),
                 s.heading_deg_median.text(1),
                 s.position_m_median.text(2),
                 format!("{:.0}", s.passes.value),
@@ -561,8 +544,8 @@ fn report(
         .map(|n| {
             let f = [
                 any_of(lines, n, |v| v.followed),
-                any_of(lines, n, |v| joint(v, 0.2)),
-                any_of(lines, n, |v| joint(v, 0.1)),
+                any_of(lines, n, |v| v.followed_within(0.2)),
+                any_of(lines, n, |v| v.followed_within(0.1)),
                 any_of(lines, n, |v| v.in_place),
             ];
             (n, f)
@@ -595,10 +578,10 @@ fn report(
     let curve = |name: &str, points: Vec<(f64, Figure)>| Series { name: name.to_owned(), points };
     type Get = fn(&Summary) -> Figure;
     let shown: [(&str, Get); 4] = [
-        ("IF", |s| s.instruction_followed),
-        ("IF(SD<0.2)", |s| s.followed_sd_0_2),
-        ("in place", |s| s.in_place),
-        ("SD (m)", |s| s.sd_m),
+        ("IF", |s| s.scores.instruction_followed),
+        ("IF(SD<0.2)", |s| s.scores.followed_sd_0_2),
+        ("in place", |s| s.scores.in_place),
+        ("SD (m)", |s| s.scores.sd_m),
     ];
     let lines_of = |points: &[(f64, Summary)]| -> Vec<Series> {
         shown

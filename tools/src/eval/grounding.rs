@@ -19,7 +19,7 @@ use mindseye_world::{
 use serde::Serialize;
 
 use super::examiner::Examiner;
-use super::judge::{Judge, Rules, Verdict, true_drive};
+use super::judge::{Judge, Rules, Scores, Verdict, true_drive};
 use super::picture::Lpips;
 use super::report::{Table, write_atomically};
 use super::stats::{Figure, auc, mean, median, median_of, share};
@@ -430,17 +430,8 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
 #[derive(Clone, Debug, Serialize)]
 struct Summary {
     drives: usize,
-    sd_m: Figure,
-    instruction_followed: Figure,
-    followed_sd_0_2: Figure,
-    followed_sd_0_1: Figure,
-    in_place: Figure,
-    named: Figure,
-    box_centred: Figure,
-    nearest_view: Figure,
-    psnr_db: Figure,
-    ssim: Figure,
-    lpips: Figure,
+    #[serde(flatten)]
+    scores: Scores,
     dynamic_degree: Figure,
     found: Figure,
     heading_deg_median: Figure,
@@ -458,25 +449,9 @@ fn summary(outcomes: &[Outcome], key: &str, moving: f64) -> Summary {
     let shown: Vec<Verdict> = rows.iter().filter_map(|r| r.verdict).collect();
     let reached: Vec<Reached> = rows.iter().filter_map(|r| r.reached).collect();
     let is = |f: &dyn Fn(&Verdict) -> bool| share(shown.iter().map(f));
-    let with_sd = shown.iter().any(|v| v.sd.is_some());
-    let joint = |d: f64| {
-        if with_sd { is(&|v| v.followed && v.sd.is_some_and(|sd| sd < d)) } else { share([]) }
-    };
-    // An examiner that is not there names nothing.
-    let named = if with_sd { is(&|v| v.named) } else { share([]) };
     Summary {
         drives: shown.len(),
-        sd_m: mean(shown.iter().filter_map(|v| v.sd)),
-        instruction_followed: is(&|v| v.followed),
-        followed_sd_0_2: joint(0.2),
-        followed_sd_0_1: joint(0.1),
-        in_place: is(&|v| v.in_place),
-        named,
-        box_centred: is(&|v| v.boxed),
-        nearest_view: is(&|v| v.nearest),
-        psnr_db: mean(shown.iter().map(|v| v.psnr)),
-        ssim: mean(shown.iter().map(|v| v.ssim)),
-        lpips: mean(shown.iter().filter_map(|v| v.lpips)),
+        scores: Scores::of(&shown),
         dynamic_degree: if moving > 0.0 { is(&|v| v.motion >= DYNAMIC * moving) } else { share([]) },
         found: share(rows.iter().filter_map(|r| r.found)),
         heading_deg_median: median(reached.iter().filter_map(|r| r.error).map(|e| e[0])),
@@ -538,9 +513,9 @@ fn parts(outcomes: &[Outcome]) -> Vec<Part> {
         let s = summary(&some, "model", 0.0);
         Part {
             of,
-            instruction_followed: s.instruction_followed,
-            followed_sd_0_2: s.followed_sd_0_2,
-            sd_m: s.sd_m,
+            instruction_followed: s.scores.instruction_followed,
+            followed_sd_0_2: s.scores.followed_sd_0_2,
+            sd_m: s.scores.sd_m,
             heading_deg_median: s.heading_deg_median,
             position_m_median: s.position_m_median,
             arrived: s.arrived,
@@ -772,16 +747,16 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
 fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
     type Column = (&'static str, fn(&Summary) -> Figure, usize);
     let mut columns: Vec<Column> = vec![
-        ("SD (m)", |s| s.sd_m, 3),
-        ("IF", |s| s.instruction_followed, 2),
-        ("IF(SD<0.2)", |s| s.followed_sd_0_2, 2),
-        ("IF(SD<0.1)", |s| s.followed_sd_0_1, 2),
-        ("in place", |s| s.in_place, 2),
-        ("named", |s| s.named, 2),
-        ("boxed", |s| s.box_centred, 2),
-        ("nearest view", |s| s.nearest_view, 2),
-        ("PSNR (dB)", |s| s.psnr_db, 1),
-        ("SSIM", |s| s.ssim, 2),
+        ("SD (m)", |s| s.scores.sd_m, 3),
+        ("IF", |s| s.scores.instruction_followed, 2),
+        ("IF(SD<0.2)", |s| s.scores.followed_sd_0_2, 2),
+        ("IF(SD<0.1)", |s| s.scores.followed_sd_0_1, 2),
+        ("in place", |s| s.scores.in_place, 2),
+        ("named", |s| s.scores.named, 2),
+        ("boxed", |s| s.scores.box_centred, 2),
+        ("nearest view", |s| s.scores.nearest_view, 2),
+        ("PSNR (dB)", |s| s.scores.psnr_db, 1),
+        ("SSIM", |s| s.scores.ssim, 2),
         ("DD", |s| s.dynamic_degree, 2),
         ("heading (deg)", |s| s.heading_deg_median, 1),
         ("position (m)", |s| s.position_m_median, 2),
@@ -791,7 +766,7 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
         ("SPL", |s| s.spl, 2),
     ];
     if lpips {
-        columns.insert(10, ("LPIPS", |s| s.lpips, 3));
+        columns.insert(10, ("LPIPS", |s| s.scores.lpips, 3));
     }
     let mut head = vec!["drive"];
     head.extend(columns.iter().map(|c| c.0));

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::examiner::{Examiner, best};
 use super::picture::{LpipsSession, motion, psnr, squared_difference, ssim};
 use super::space::Space;
+use super::stats::{Figure, mean, share};
 use super::visit::{boxed_picture, picture};
 
 /// Share of the half size within which a box's centre must lie.
@@ -53,6 +54,65 @@ pub struct Verdict {
     pub lpips: Option<f64>,
     /// Mean absolute difference of neighbouring images, 0..1.
     pub motion: f64,
+}
+
+/// The figures of many drives.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scores {
+    /// SD, mean (m).
+    pub sd_m: Figure,
+    /// IF.
+    pub instruction_followed: Figure,
+    /// IF(SD < 0.2 m).
+    pub followed_sd_0_2: Figure,
+    /// IF(SD < 0.1 m).
+    pub followed_sd_0_1: Figure,
+    /// See the module.
+    pub in_place: Figure,
+    /// See [`Verdict::named`].
+    pub named: Figure,
+    /// See [`Verdict::boxed`].
+    pub box_centred: Figure,
+    /// See [`Verdict::nearest`].
+    pub nearest_view: Figure,
+    /// Mean (dB).
+    pub psnr_db: Figure,
+    /// Mean.
+    pub ssim: Figure,
+    /// Mean, where weights were given.
+    pub lpips: Figure,
+}
+
+impl Scores {
+    /// Of these drives; what only an examiner can say has no case without one.
+    #[must_use]
+    pub fn of(drives: &[Verdict]) -> Self {
+        let is = |f: &dyn Fn(&Verdict) -> bool| share(drives.iter().map(f));
+        let examined = drives.iter().any(|v| v.sd.is_some());
+        let by_examiner = |f: &dyn Fn(&Verdict) -> bool| if examined { is(f) } else { share([]) };
+        let joint = |d: f64| by_examiner(&|v| v.followed_within(d));
+        Self {
+            sd_m: mean(drives.iter().filter_map(|v| v.sd)),
+            instruction_followed: is(&|v| v.followed),
+            followed_sd_0_2: joint(0.2),
+            followed_sd_0_1: joint(0.1),
+            in_place: is(&|v| v.in_place),
+            named: by_examiner(&|v| v.named),
+            box_centred: is(&|v| v.boxed),
+            nearest_view: is(&|v| v.nearest),
+            psnr_db: mean(drives.iter().map(|v| v.psnr)),
+            ssim: mean(drives.iter().map(|v| v.ssim)),
+            lpips: mean(drives.iter().filter_map(|v| v.lpips)),
+        }
+    }
+}
+
+impl Verdict {
+    /// IF(SD < d).
+    #[must_use]
+    pub fn followed_within(&self, d: f64) -> bool {
+        self.followed && self.sd.is_some_and(|sd| sd < d)
+    }
 }
 
 /// How to judge, the same for all drives.

@@ -566,6 +566,14 @@ struct Share {
     grads: Vec<Vec<f32>>,
 }
 
+/// What one worker works with.
+struct Worker {
+    eager: Eager,
+    source: Source,
+    /// For the teacher's passes: records nothing.
+    teaching: Eager,
+}
+
 /// A run in a directory: `checkpoint.safetensors`, `metrics.jsonl`.
 pub struct Trainer {
     /// Configuration.
@@ -575,9 +583,8 @@ pub struct Trainer {
     /// Weights and optimiser.
     pub state: State,
     difficulty: Difficulty,
-    workers: Vec<(Eager, Source)>,
-    /// With one interpreter per worker.
-    teacher: Option<(Teacher, Vec<Eager>)>,
+    workers: Vec<Worker>,
+    teacher: Option<Teacher>,
     clips: Option<(Clips, Codec)>,
     out: PathBuf,
     schedule: u64,
@@ -646,7 +653,8 @@ impl Trainer {
         let workers = (0..config.workers)
             .map(|_| {
                 let source = Source::new(&model, difficulty.clone(), codec.clone()).varied(config.variety);
-                (Eager::new(Arc::default(), true), source)
+                let [eager, teaching] = [true, false].map(|train| Eager::new(Arc::default(), train));
+                Worker { eager, source, teaching }
             })
             .collect();
         let schedule = config.steps;
@@ -656,8 +664,7 @@ impl Trainer {
             Self { config, model, state, difficulty, workers, teacher: None, clips, out, schedule };
         if let Some((teacher, params)) = teacher {
             trainer.start_from(&params, Path::new("distill.teacher"))?;
-            let each = (0..trainer.config.workers).map(|_| Eager::new(Arc::default(), false)).collect();
-            trainer.teacher = Some((teacher, each));
+            trainer.teacher = Some(teacher);
         }
         trainer.trim_metrics()?;
         Ok(trainer)
@@ -677,8 +684,8 @@ impl Trainer {
         if let (Some((_, own)), Some(codec)) = (&mut self.clips, &codec) {
             own.clone_from(codec);
         }
-        for (_, source) in &mut self.workers {
-            *source =
+        for worker in &mut self.workers {
+            worker.source =
                 Source::new(&self.model, self.difficulty.clone(), codec.clone()).varied(self.config.variety);
         }
         Ok(fresh)
@@ -790,18 +797,13 @@ impl Trainer {
         let (config, model, params) = (&self.config, &self.model, &self.state.params);
         let per = config.batch / config.workers;
         let clips = self.clips.as_ref();
-        let (teacher, mut own) = match &mut self.teacher {
-            Some((teacher, each)) => (Some(&*teacher), each.iter_mut().map(Some).collect()),
-            None => (None, Vec::new()),
-        };
-        own.resize_with(config.workers, || None);
+        let teacher = self.teacher.as_ref();
         let shares: Result<Option<Vec<Share>>, TrainError> = std::thread::scope(|scope| {
             let handles: Vec<_> = self
                 .workers
                 .iter_mut()
-                .zip(own)
                 .enumerate()
-                .map(|(w, ((eager, source), teaching))| {
+                .map(|(w, Worker { eager, source, teaching })| {
                     let params = params.clone();
                     scope.spawn(move || {
                         let mut rng = Rng::new(config.seed ^ (step << 8) ^ w as u64);
@@ -830,8 +832,8 @@ impl Trainer {
                                 Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way)
                             })
                             .collect();
-                        if let Some((teacher, e)) = teacher.zip(teaching) {
-                            teacher.teach(e, &mut rng, &samples, &mut draws);
+                        if let Some(teacher) = teacher {
+                            teacher.teach(teaching, &mut rng, &samples, &mut draws);
                         }
                         let mut share = Share { losses: Losses::default(), grads: Vec::new() };
                         let part = per / config.accumulate;
