@@ -67,7 +67,7 @@ fn main() -> std::io::Result<()> {
                     let end = approach(&house, Pose2::default(), k, 17).final_pose;
                     let back = if found == 0 { 0.0 } else { 0.9 };
                     let pose =
-                        Pose2::new(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
+                        Pose2::unwrapped(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
                     render_with(&house, pose, &camera, options, &mut frame);
                     sheet.tiles.push(frame.rgb.clone());
                     found += 1;
