@@ -25,7 +25,7 @@ use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, Rope, Settings};
 use crate::lift::{LiftParams, LiftTableError};
 use crate::planar::Pose2;
-use mindseye_base::file::sha256_of_file;
+use mindseye_base::file::{sha256, sha256_of_file};
 use mindseye_bridge::geometry::{body_from_optical, planar_isometry};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
@@ -493,18 +493,16 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
 
 /// Hash of what is run: the denoiser's file and the backend's name and version.
 fn engine_hash(manifest: &Manifest, engine: &str) -> String {
-    use sha2::{Digest, Sha256};
-    let mut hasher = Sha256::new();
-    hasher.update(engine);
+    let mut run = engine.to_owned();
     // As they are run: both halves, or the whole.
     let halves = ["denoiser_prefill", "denoiser_cached"];
     let split = halves.iter().all(|name| manifest.component.contains_key(*name));
     for name in if split { &halves[..] } else { &["denoiser"] } {
         for file in manifest.component.get(*name).map(|c| c.files.as_slice()).unwrap_or_default() {
-            hasher.update(&file.sha256);
+            run.push_str(&file.sha256);
         }
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(run.as_bytes())
 }
 
 struct Thread {
