@@ -560,6 +560,24 @@ fn unknown_magic(bytes: &[u8]) -> ImageError {
     }
 }
 
+/// What the pixels of a `CompressedImage` are, from its bytes and the text of its message, without decoding them.
+#[must_use]
+pub fn compressed_kind(bytes: &[u8], format: &str) -> PixelKind {
+    let names_depth = ["16UC1", "32FC1"].iter().any(|d| format.starts_with(d));
+    match sniff(bytes) {
+        Some(Compressed::DepthPng) => PixelKind::Depth,
+        _ if names_depth || format.contains("compressedDepth") => PixelKind::Depth,
+        Some(Compressed::Jpeg) if jpeg::components(bytes) == Some(1) => PixelKind::Grey,
+        // Bit depth and colour type of the header; 0 and 4 are grey without and with transparency.
+        Some(Compressed::Png) => match bytes.get(25) {
+            Some(0 | 4) => PixelKind::Grey,
+            _ => PixelKind::Colour,
+        },
+        Some(Compressed::Jpeg) => PixelKind::Colour,
+        None => PixelKind::Other,
+    }
+}
+
 /// Width and height of a JPEG or PNG picture from its header, in pixels, without decoding it.
 #[must_use]
 pub fn compressed_size(bytes: &[u8]) -> Option<Size> {

@@ -62,6 +62,11 @@ pub enum Event {
         /// The camera's stamp.
         captured_at: Timestamp,
     },
+    /// The camera's frames do not count at present though they come, or do again.
+    CameraFault {
+        /// Why they do not; `None`: they do.
+        reason: Option<String>,
+    },
     /// A full latent is in the memory now.
     ContextReady {
         /// Latents held.
@@ -147,6 +152,8 @@ pub struct Agent {
     config: AgentConfig,
     active: Option<Active>,
     newest_frame: Option<(TimeDelta, Timestamp)>,
+    /// Why the frames that come do not count.
+    camera_fault: Option<String>,
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
     /// The drive under way and the client's id of its goal.
@@ -171,7 +178,16 @@ impl Agent {
     /// An agent without a goal.
     pub fn new(config: AgentConfig) -> Self {
         let counts = AgentCounts::default();
-        Self { config, active: None, newest_frame: None, latents: 0, published: None, driving: None, counts }
+        Self {
+            config,
+            active: None,
+            newest_frame: None,
+            camera_fault: None,
+            latents: 0,
+            published: None,
+            driving: None,
+            counts,
+        }
     }
 
     /// The goal in work.
@@ -213,6 +229,7 @@ impl Agent {
                 }
             }
             Event::Frame { captured_at } => self.newest_frame = Some((now, captured_at)),
+            Event::CameraFault { reason } => self.camera_fault = reason,
             Event::ContextReady { latents } => self.latents = latents,
             Event::ContextLost => self.latents = 0,
             Event::Draft { ticket, answer } => {
@@ -249,6 +266,9 @@ impl Agent {
                 age.as_secs_f64(),
                 max_age.as_secs_f64()
             );
+            return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), actions);
+        }
+        if let Some(reason) = self.camera_fault.clone() {
             return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), actions);
         }
         if self.latents == 0 {
@@ -408,6 +428,20 @@ mod tests {
         let ready = || Event::ContextReady { latents: 3 };
         let done = |ticket, x| Event::Done { ticket: Ticket(ticket), answer: found(x) };
         let cancel = |id: &str| Event::Cancel { id: id.into() };
+        let fault = |reason: Option<&str>| Event::CameraFault { reason: reason.map(str::to_owned) };
+        play(
+            "a frozen camera",
+            vec![
+                (0, frame(), &[]),
+                (0, ready(), &[]),
+                (10, fault(Some("frozen")), &[]),
+                (20, frame(), &[]),
+                (20, goal(1, "a"), &["stale 1"]),
+                (30, fault(None), &[]),
+                (30, frame(), &[]),
+                (40, goal(2, "b"), &["begin 2"]),
+            ],
+        );
         play(
             "a goal is met",
             vec![

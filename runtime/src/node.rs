@@ -22,7 +22,7 @@ use crate::navigate::{Command, Drive, DriveState, Navigator, NavigatorSettings};
 use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
-use crate::senses::{Seen, Sense, Senses, Took};
+use crate::senses::{Seen, Sense, SenseFaults, Senses, Took};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
 use mindseye_bridge::geometry::Covariance6;
@@ -127,6 +127,8 @@ struct Figures {
     bad_messages: AtomicU64,
     ignored_frames: AtomicU64,
     segments: Mutex<String>,
+    /// What is wrong with the senses.
+    faults: Mutex<SenseFaults>,
 }
 
 impl Figures {
@@ -629,7 +631,7 @@ impl SensesPump {
             for sense in [Sense::Image, Sense::Compressed] {
                 let Some(sample) = self.camera(sense).and_then(RawSubscriber::try_recv) else { continue };
                 idle = false;
-                self.take(sense, sample.bytes(&mut scratch));
+                self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
             }
             self.report();
             if idle {
@@ -645,7 +647,7 @@ impl SensesPump {
                 };
                 if let Some(sample) = sample {
                     self.drain_others(&mut scratch);
-                    self.take(sense, sample.bytes(&mut scratch));
+                    self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
                 }
             }
         }
@@ -661,14 +663,15 @@ impl SensesPump {
             let sense = self.inputs.others[i].0;
             while let Some(sample) = self.inputs.others[i].1.try_recv() {
                 any = true;
-                self.take(sense, sample.bytes(scratch));
+                self.take(sense, sample.bytes(scratch), sample.info.received_at);
             }
         }
         any
     }
 
-    fn take(&mut self, sense: Sense, cdr: &[u8]) {
-        let taken = self.senses.take(sense, cdr, &MonotonicClock, &mut self.profile);
+    fn take(&mut self, sense: Sense, cdr: &[u8], received_at: Timestamp) {
+        let taken = self.senses.take(sense, cdr, received_at, &MonotonicClock, &mut self.profile);
+        self.faults();
         if let Some(record) = &self.record {
             self.record(record, sense, cdr);
         }
@@ -680,6 +683,25 @@ impl SensesPump {
                 if (before + 1).is_power_of_two() {
                     tracing::warn!(%error, times = before + 1, "a message was dropped");
                 }
+            }
+        }
+    }
+
+    /// Says what has become wrong with the senses, or right again.
+    fn faults(&mut self) {
+        let faults = self.senses.faults();
+        let before = std::mem::replace(&mut *lock(&self.figures.faults), faults);
+        if let Some(motion) = faults.motion.filter(|_| faults.motion != before.motion) {
+            tracing::warn!("{motion}");
+        }
+        if faults.camera != before.camera {
+            let reason = faults.camera.map(|fault| fault.to_string());
+            match &reason {
+                Some(reason) => tracing::warn!("{reason}"),
+                None => tracing::info!("the camera is alive again"),
+            }
+            if self.events.try_push(Event::CameraFault { reason }).is_err() {
+                self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -1086,6 +1108,7 @@ impl AgentLoop {
                 "poses_dropped": self.figures.poses_dropped.load(Ordering::Relaxed),
                 "events_dropped": self.figures.events_dropped.load(Ordering::Relaxed),
             },
+            "faults": lock(&self.figures.faults).sentences(),
             "context": {
                 "latents": self.seen.latents(),
                 "evicted": self.seen.evicted(),
@@ -1100,11 +1123,13 @@ impl AgentLoop {
     fn publish_status(&self) {
         let status = self.status();
         self.outputs.send(self.outputs.status.as_ref(), &StringMsg { data: status.to_string() });
+        let faults = lock(&self.figures.faults).sentences();
         let (level, message) = match self.agent.frame_age(clock::monotonic()) {
             None => (1, "no camera frame yet".to_owned()),
             Some(age) if age > TimeDelta::from_millis(1000) => {
                 (1, format!("the newest camera frame came {:.1} s ago", age.as_secs_f64()))
             }
+            Some(_) if !faults.is_empty() => (1, faults.join("; ")),
             Some(_) => (0, "ok".to_owned()),
         };
         let value = |key: &str, value: String| KeyValue { key: key.into(), value };

@@ -95,13 +95,25 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = Segment> {
     })
 }
 
-/// Width and height in pixels from the frame header of a JPEG stream; `None` where there is none.
-#[must_use]
-pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+/// The frame header of a JPEG stream, from its sample precision on; `None` where there is none.
+fn frame_header(bytes: &[u8]) -> Option<&[u8]> {
     let is_frame = |code: u8| (0xc0..=0xcf).contains(&code) && ![0xc4, 0xc8, 0xcc].contains(&code);
     let frame = segments(bytes).find(|s| is_frame(s.code))?;
-    let number = |at: usize| Some(u32::from(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?)));
-    Some((number(frame.content + 3)?, number(frame.content + 1)?))
+    bytes.get(frame.content..)
+}
+
+/// Width and height in pixels.
+#[must_use]
+pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let header = frame_header(bytes)?;
+    let number = |at: usize| Some(u32::from(u16::from_be_bytes(header.get(at..at + 2)?.try_into().ok()?)));
+    Some((number(3)?, number(1)?))
+}
+
+/// Colour components: 1 for grey.
+#[must_use]
+pub(super) fn components(bytes: &[u8]) -> Option<u8> {
+    frame_header(bytes)?.get(5).copied()
 }
 
 /// The stream with the standard Huffman tables before its scan where it has none, otherwise as it is.
