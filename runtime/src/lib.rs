@@ -40,4 +40,5 @@ pub mod profile;
 pub mod record;
 pub mod replay;
 pub mod senses;
+#[cfg(feature = "world")]
 pub mod visit;
