@@ -43,5 +43,6 @@ pub mod replay;
 pub mod senses;
 pub mod stamps;
 pub mod topics;
+#[cfg(feature = "world")]
 pub mod visit;
 pub mod watch;
