@@ -300,15 +300,15 @@ pub fn pixel_kind(encoding: &str) -> PixelKind {
     }
 }
 
-/// Checks step and data; gives the true step. `rows` counts the rows of all planes.
-fn rows_of(image: &RawImage<'_>, row: u64, rows: u64) -> Result<usize, ImageError> {
+/// Checks step and data; gives the true step. `rows` counts the rows of all planes, the last of `last` bytes.
+fn rows_of(image: &RawImage<'_>, row: u64, rows: u64, last: u64) -> Result<usize, ImageError> {
     let RawImage { width, height, step, .. } = *image;
     let encoding = || short(image.encoding);
     if step != 0 && u64::from(step) < row {
         return Err(ImageError::ShortStep { encoding: encoding(), width, height, step, row });
     }
     let true_step = if step == 0 { row } else { u64::from(step) };
-    let want = true_step * (rows - 1) + row;
+    let want = true_step * (rows - 1) + last;
     let got = image.data.len() as u64;
     if got < want {
         return Err(ImageError::ShortData { encoding: encoding(), width, height, step, got, want });
@@ -342,10 +342,11 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
             Layout::Bayer { bytes, .. } => u64::from(bytes),
             Layout::Yuv420 { .. } | Layout::Yuv444 => 1,
         };
+    let last_bytes = if matches!(layout, Layout::Yuv444) { 2 * row_bytes } else { row_bytes };
     let planes_rows = match layout {
         Layout::Yuv420 { .. } => u64::from(height) + u64::from(height) / 2,
-        // A row of the second plane takes two steps.
-        Layout::Yuv444 => u64::from(height) * 3,
+        // A row of the second plane takes two steps; the last one is read as one row.
+        Layout::Yuv444 => u64::from(height) * 3 - 1,
         _ => u64::from(height),
     };
     match layout {
@@ -354,7 +355,7 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
         Layout::Yuv420 { .. } if !w.is_multiple_of(2) || !h.is_multiple_of(2) => return Err(shape()),
         _ => {}
     }
-    let step = rows_of(image, row_bytes, planes_rows)?;
+    let step = rows_of(image, row_bytes, planes_rows, last_bytes)?;
     let row_bytes = row_bytes as usize;
     out.resize(pixels * 3, 0);
     let rows = |out: &mut Vec<u8>, each: &dyn Fn(&[u8], &mut [u8])| {
@@ -483,7 +484,7 @@ pub fn decode_raw_depth(
         }
     };
     let row = u64::from(width) * bytes;
-    let step = rows_of(image, row, u64::from(height))?;
+    let step = rows_of(image, row, u64::from(height), row)?;
     out.resize(pixels, 0.0);
     for (y, target) in out.chunks_exact_mut(width as usize).enumerate() {
         let from = &data[y * step..y * step + row as usize];
