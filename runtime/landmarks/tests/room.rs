@@ -72,7 +72,7 @@ fn render(seed: u64, camera: &Camera, map_from_camera: &Isometry3<f64>) -> Gray 
 }
 
 fn camera() -> Camera {
-    Camera::pinhole(208, 156, 170.0, 170.0, 103.5, 77.5).unwrap()
+    Camera::pinhole(208, 156, 170.0, 170.0, 103.5, 77.5).expect("a camera")
 }
 
 /// At a place (metres), looking level along a heading (radians from x towards y); z is up.
