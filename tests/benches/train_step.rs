@@ -22,7 +22,8 @@ use mindseye_train::eager::{Eager, Params};
 use mindseye_train::family::HouseModel;
 use mindseye_train::net::{self, Draw};
 use mindseye_train::optim::{self, Moments, Rule};
-use mindseye_train::trainer::{TrainConfig, fit_codec};
+use mindseye_train::codec_fit::fit_codec;
+use mindseye_train::config::TrainConfig;
 use mindseye_world::{Difficulty, Rng};
 use serde_json::{Value, json};
 

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use mindseye_engines::plucker::Pose;
-use mindseye_train::clips::{Clip, Clips, DataConfig, Found, Image, Pixels, Recording};
+use mindseye_train::clips::{Clip, Clips, Found, Image, Pixels, Recording};
+use mindseye_train::config::DataConfig;
 use mindseye_train::family::{END, FIRST_WORD, HouseModel};
 use nalgebra::Isometry3;
 use serde::{Deserialize, Serialize};
