@@ -1,10 +1,10 @@
 //! Everything that a run needs to go on where it stopped, and its file.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use mindseye_base::file::replace;
 use mindseye_world::Difficulty;
 
 use crate::clips::Clips;
@@ -194,15 +194,7 @@ impl State {
         ]);
         let data = safetensors::serialize(views, Some(meta))
             .map_err(|source| TrainError::Damaged { path: path.into(), source })?;
-        let temporary = path.with_extension("tmp");
-        let written = fs::File::create(&temporary)
-            .and_then(|mut file| file.write_all(&data).and_then(|()| file.sync_all()))
-            .map_err(io(&temporary))
-            .and_then(|()| fs::rename(&temporary, path).map_err(io(path)));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        replace(path, &data).map_err(io(path))
     }
 
     /// Refuses to go on with another configuration or other data.

@@ -225,7 +225,7 @@ impl Source {
         };
         if look.mirror {
             for p in &mut pose {
-                *p = Pose2::new(p.x, -p.y, -p.yaw);
+                *p = Pose2::unwrapped(p.x, -p.y, -p.yaw);
             }
             for l in &mut locate {
                 l[1] = -l[1];
@@ -304,7 +304,7 @@ impl Source {
             .iter()
             .map(|p| {
                 let r = reference.relative(*p);
-                if look.mirror { Pose2::new(r.x, -r.y, -r.yaw) } else { r }
+                if look.mirror { Pose2::unwrapped(r.x, -r.y, -r.yaw) } else { r }
             })
             .collect();
         let mut out = vec![
@@ -405,7 +405,7 @@ impl Plan {
     /// The object's centre (forward, left; m) from each of these poses.
     fn places(&self, house: &House, poses: &[Pose2]) -> Vec<[f32; 2]> {
         let named = &house.objects[self.object];
-        let object = Pose2::new(named.x, named.y, 0.0);
+        let object = Pose2::unwrapped(named.x, named.y, 0.0);
         poses
             .iter()
             .map(|p| {
@@ -433,7 +433,7 @@ fn recording(house: &House, rng: &mut Rng, images: usize, variety: Variety) -> V
         let drive = random_drive_from(house, rng, last, more + 1);
         for pair in drive.windows(2) {
             let half = pair[0].relative(pair[1]);
-            poses.push(pair[0].compose(Pose2::new(half.x / 2.0, half.y / 2.0, half.yaw / 2.0)));
+            poses.push(pair[0].compose(Pose2::unwrapped(half.x / 2.0, half.y / 2.0, half.yaw / 2.0)));
             poses.push(pair[1]);
         }
     }

@@ -83,7 +83,8 @@ pub enum TrainError {
 }
 
 fn hint(source: &std::io::Error) -> &'static str {
-    if source.kind() == std::io::ErrorKind::StorageFull {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
         "; make room and run the same command again, it goes on from the last checkpoint"
     } else {
         ""
@@ -93,4 +94,19 @@ fn hint(source: &std::io::Error) -> &'static str {
 /// Names the file of an I/O error.
 pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> TrainError + '_ {
     move |source| TrainError::Io { path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_comes_with_what_to_do() {
+        let written = std::fs::write("/dev/full", b"x").map_err(io(Path::new("run/checkpoint.safetensors")));
+        let said = written.expect_err("every write to this device fails").to_string();
+        assert!(said.contains("run/checkpoint.safetensors: No space left"), "{said}");
+        assert!(said.contains("make room and run the same command again"), "{said}");
+        let other = io(Path::new("a"))(std::io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(!other.contains("make room"), "{other}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mindseye_base::stats::median;
 use mindseye_world::{Difficulty, Pose2, Rng, STANDOFF_M, wrap_angle};
 use serde::{Deserialize, Serialize};
 
@@ -90,13 +91,13 @@ pub fn evaluate(model: &HouseModel, difficulty: &Difficulty, params: &Arc<Params
     }
     Eval {
         head_within_25: head.within_25(),
-        head_yaw_deg: median(head.yaw_deg),
-        head_position_m: median(head.position_m),
+        head_yaw_deg: median(&mut head.yaw_deg),
+        head_position_m: median(&mut head.position_m),
         mask_within_25: mask.within_25(),
-        mask_yaw_deg: median(mask.yaw_deg),
-        mask_position_m: median(mask.position_m),
+        mask_yaw_deg: median(&mut mask.yaw_deg),
+        mask_position_m: median(&mut mask.position_m),
         absent_auc: area_under_curve(&present, &absent),
-        context_yaw_deg: median(context_yaw),
+        context_yaw_deg: median(&mut context_yaw),
     }
 }
 
@@ -113,7 +114,7 @@ fn object_by_mask(sample: &Sample, logits: &[f32], locate: &[f32], tokens: usize
     let (mut x, mut y, mut w) = (0.0, 0.0, 0.0);
     for (at, logit) in logits.iter().enumerate() {
         let k = f64::from(logit.min(20.0)).exp();
-        let seen = Pose2::new(f64::from(locate[at * 2]), f64::from(locate[at * 2 + 1]), 0.0);
+        let seen = Pose2::unwrapped(f64::from(locate[at * 2]), f64::from(locate[at * 2 + 1]), 0.0);
         let place = sample.pose[at / tokens].compose(seen);
         x += k * place.x;
         y += k * place.y;
@@ -137,11 +138,6 @@ fn area_under_curve(present: &[f64], absent: &[f64]) -> f64 {
     wins / (present.len() * absent.len()).max(1) as f64
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,14 +149,13 @@ mod tests {
         assert!((turn - 90.0).abs() < 1e-9 && (far - 5.0).abs() < 1e-9);
         // An object 3 m to the left: the robot stands the standoff before it, facing left.
         let (turn, far) =
-            standoff_error((0.0, 3.0), Pose2::new(0.0, 3.0 - STANDOFF_M, 90f64.to_radians()));
+            standoff_error((0.0, 3.0), Pose2::unwrapped(0.0, 3.0 - STANDOFF_M, 90f64.to_radians()));
         assert!(turn < 1e-9 && far < 1e-9, "{turn} {far}");
-        let (turn, far) = standoff_error((0.0, 3.0), Pose2::new(0.3, 3.0 - STANDOFF_M, 0.0));
+        let (turn, far) = standoff_error((0.0, 3.0), Pose2::unwrapped(0.3, 3.0 - STANDOFF_M, 0.0));
         assert!((turn - 90.0).abs() < 1e-9 && (far - 0.3).abs() < 1e-9);
         assert_eq!(area_under_curve(&[1.0, 2.0], &[1.0, 0.0]), 0.875);
         assert_eq!(area_under_curve(&[], &[1.0]), 0.0);
         let errors = Errors { yaw_deg: vec![1.0, 25.0, 25.1, 90.0], position_m: Vec::new() };
         assert_eq!(errors.within_25(), 0.5);
-        assert_eq!(median(vec![3.0, 1.0, 2.0, 4.0]), 3.0);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use mindseye_base::file::replace;
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
@@ -174,9 +175,7 @@ impl Trainer {
             .filter(|l| serde_json::from_str::<Metrics>(l).is_ok_and(|m| m.step <= self.state.step))
             .flat_map(|l| [l, "\n"])
             .collect();
-        let temporary = path.with_extension("tmp");
-        fs::write(&temporary, kept).map_err(io(&temporary))?;
-        fs::rename(&temporary, &path).map_err(io(&path))
+        replace(&path, kept.as_bytes()).map_err(io(&path))
     }
 
     /// Runs until the configured number of steps or until `stop`, which takes effect between two passes; the
