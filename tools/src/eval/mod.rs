@@ -23,6 +23,7 @@
 
 pub mod ablation;
 pub mod compare;
+pub mod degrade;
 pub mod examiner;
 pub mod grounding;
 pub mod judge;
