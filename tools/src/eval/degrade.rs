@@ -110,9 +110,10 @@ mod tests {
         let (frames, truth) = drive();
         assert_eq!(drive_psnr(&frames, &truth), 60.0);
         for wanted in [30.0, 22.0] {
-            for (what, got) in
-                [("blur", blurred_to(&frames, &truth, wanted)), ("noise", noisy_to(&frames, &truth, wanted, 5))]
-            {
+            for (what, got) in [
+                ("blur", blurred_to(&frames, &truth, wanted)),
+                ("noise", noisy_to(&frames, &truth, wanted, 5)),
+            ] {
                 let reached = drive_psnr(&got, &truth);
                 assert!((reached - wanted).abs() < 0.2, "{what}: {reached} dB instead of {wanted}");
             }
@@ -129,7 +130,15 @@ mod tests {
         let k = (-0.5f64).exp();
         let (side, middle) = (k / (1.0 + k + (-2.0f64).exp()), 1.0 / (1.0 + 2.0 * k));
         let wanted = [
-            200.0 * side, 100.0 * side, 0.0, 200.0 * middle, 100.0 * middle, 0.0, 200.0 * side, 100.0 * side, 0.0,
+            200.0 * side,
+            100.0 * side,
+            0.0,
+            200.0 * middle,
+            100.0 * middle,
+            0.0,
+            200.0 * side,
+            100.0 * side,
+            0.0,
         ];
         for (got, wanted) in blurred(&image, 1.0).data.iter().zip(wanted) {
             assert!((f64::from(*got) - wanted).abs() <= 0.5, "{got} instead of {wanted}");

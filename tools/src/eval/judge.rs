@@ -302,7 +302,8 @@ impl<'a> Judge<'a> {
 /// Whether the centre of a box (`x0, y0, x1, y1` in continuous pixels) is within [`CENTRE`] of the half size.
 #[must_use]
 pub fn centred([x0, y0, x1, y1]: [f64; 4], [width, height]: [f64; 2]) -> bool {
-    let near = |low: f64, high: f64, size: f64| ((low + high) / 2.0 - size / 2.0).abs() <= CENTRE * size / 2.0;
+    let near =
+        |low: f64, high: f64, size: f64| ((low + high) / 2.0 - size / 2.0).abs() <= CENTRE * size / 2.0;
     near(x0, x1, width) && near(y0, y1, height)
 }
 

@@ -27,7 +27,6 @@ use crate::data::{Codec, Known, Sample, Task, encode_blocks};
 use crate::error::{TrainError, io};
 use crate::family::{END, HouseModel};
 
-
 /// One image of a recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Image {

@@ -170,8 +170,8 @@ impl TrainConfig {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn load(path: &Path) -> Result<(Self, HouseModel), ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_path_buf(), source })?;
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Io { path: path.to_path_buf(), source })?;
         let config: Self =
             parse(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source })?;
         let model = HouseModel::load(&path.parent().unwrap_or(Path::new(".")).join(&config.model))?;

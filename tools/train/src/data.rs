@@ -9,7 +9,7 @@ use mindseye_world::{
 use serde::{Deserialize, Serialize};
 
 use crate::eager::ffi::gemm::{View, gemm};
-use crate::family::{END, FIRST_WORD, HouseModel, Layout};
+use crate::family::{END, FIRST_WORD, HouseModel, SequenceLayout};
 
 /// What makes training pictures and recordings as varied as a robot's: `[variety]` of a training configuration.
 /// Shares of 0 draw nothing, so that a run without them stays the run that it was.
@@ -366,7 +366,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn draw(layout: &Layout, variety: Variety, house: &House, task: Task, rng: &mut Rng) -> Self {
+    fn draw(layout: &SequenceLayout, variety: Variety, house: &House, task: Task, rng: &mut Rng) -> Self {
         let sweep = recording(house, rng, layout.recording_images, variety);
         let groups = (sweep.len() - 1) / 4;
         // Context: groups of four images, at random and without repetition, in order.

@@ -20,7 +20,7 @@ pub struct HouseModel {
     /// The text encoder's sizes.
     pub text: TextConfig,
     /// How a sequence is laid out.
-    pub layout: Layout,
+    pub layout: SequenceLayout,
 }
 
 /// The text encoder: a umT5 encoder without blocks (embedding and final norm) over a closed vocabulary.
@@ -41,7 +41,7 @@ pub const END: usize = 1;
 /// Sequence layout in latents and images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Layout {
+pub struct SequenceLayout {
     /// Images of one recording that context groups are taken from.
     pub recording_images: usize,
     /// Context latents per sample.

@@ -195,16 +195,7 @@ pub(crate) fn apply(state: &mut State, config: &TrainConfig, total: Total, step:
                         *g *= clip;
                     }
                     let optim = &config.optim;
-                    optim::update(
-                        optim,
-                        job.rule,
-                        &job.shape,
-                        job.weights,
-                        &job.grad,
-                        job.moments,
-                        lr,
-                        step,
-                    );
+                    optim::update(optim, job.rule, &job.shape, job.weights, &job.grad, job.moments, lr, step);
                     for (e, w) in job.ema.iter_mut().zip(job.weights.iter()) {
                         *e = ema_decay * *e + (1.0 - ema_decay) * w;
                     }

@@ -230,16 +230,20 @@ impl Trainer {
             lr: self.config.lr(step, self.schedule),
             losses: pending.losses.scaled(1.0 / pending.steps as f64),
             grad_norm: pending.norm_max,
-            eval: (eval && houses)
-                .then(|| evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)),
+            eval: (eval && houses).then(|| {
+                evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
+            }),
             held_out: if eval { self.held_out()? } else { None },
         })
     }
 
     fn append(&self, line: &Metrics) -> Result<(), TrainError> {
         let path = self.out.join("metrics.jsonl");
-        let mut text = serde_json::to_string(line)
-            .map_err(|source| TrainError::Metrics { path: path.clone(), line: 0, source })?;
+        let mut text = serde_json::to_string(line).map_err(|source| TrainError::Metrics {
+            path: path.clone(),
+            line: 0,
+            source,
+        })?;
         text.push('\n');
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))?;
         file.write_all(text.as_bytes()).map_err(io(&path))

@@ -455,12 +455,10 @@ fn outcome(
     let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
     let lifted = out.lifted.as_ref();
     let pose = answer_pose(out);
-    let witness = |w: Option<Witness>| {
-        w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))))
-    };
-    let off = |w: Option<Witness>| {
-        w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y))
-    };
+    let witness =
+        |w: Option<Witness>| w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))));
+    let off =
+        |w: Option<Witness>| w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y));
     let [plan, memory, drive] =
         [lifted.and_then(|l| l.plan), lifted.and_then(|l| l.memory), lifted.and_then(|l| l.drive)];
     let covariance = out.answer.covariance.as_deref();
