@@ -76,13 +76,7 @@ impl Eager {
                 self.reduce_to(*a, *b, &g, grads, |g, other| g * other, true);
                 self.reduce_to(*a, *b, &g, grads, |g, other| g * other, false);
             }
-            Op::Scale(x, k) => {
-                let mut d = self.take(g.len());
-                for (d, g) in d.iter_mut().zip(&g) {
-                    *d = g * k;
-                }
-                add_into(self, grads, *x, d);
-            }
+            Op::Scale(x, k) => self.scale_back(*x, *k, &g, grads),
             Op::Pass(x) => {
                 add_into(self, grads, *x, g);
                 self.nodes[i].op = op;
@@ -93,15 +87,7 @@ impl Eager {
             Op::Permute(x, perm) => self.permute_back(*x, perm, &shape, &g, grads),
             Op::Concat(xs, axis) => self.concat_back(xs, *axis, &shape, &g, grads),
             Op::Slice { x, axis, start } => self.slice_back(*x, *axis, *start, &shape, &g, grads),
-            Op::Gather(table, rows) => {
-                let full = self.nodes[table.0].shape.clone();
-                let n = count(&full[1..]);
-                let mut d = self.zeros(count(&full));
-                for (g, row) in g.chunks_exact(n).zip(rows.iter()) {
-                    accumulate(&mut d[row * n..(row + 1) * n], g);
-                }
-                add_into(self, grads, *table, d);
-            }
+            Op::Gather(table, rows) => self.gather_back(*table, rows, &g, grads),
             Op::Softmax(x) => {
                 let y = self.nodes[i].data.clone();
                 let n = shape[shape.len() - 1];
@@ -141,6 +127,24 @@ impl Eager {
         }
         self.nodes[i].op = op;
         self.give(g);
+    }
+
+    fn gather_back(&mut self, table: Var, rows: &[usize], g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let full = self.nodes[table.0].shape.clone();
+        let n = count(&full[1..]);
+        let mut d = self.zeros(count(&full));
+        for (g, row) in g.chunks_exact(n).zip(rows) {
+            accumulate(&mut d[row * n..(row + 1) * n], g);
+        }
+        add_into(self, grads, table, d);
+    }
+
+    fn scale_back(&mut self, x: Var, k: f32, g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let mut d = self.take(g.len());
+        for (d, g) in d.iter_mut().zip(g) {
+            *d = g * k;
+        }
+        add_into(self, grads, x, d);
     }
 
     fn permute_back(
