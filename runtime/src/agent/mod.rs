@@ -88,6 +88,11 @@ pub enum Event {
         /// Its name.
         name: Option<String>,
     },
+    /// The camera's frames do not count at present though they come, or do again.
+    CameraFault {
+        /// Why they do not; `None`: they do.
+        reason: Option<String>,
+    },
     /// A full latent is in the memory now.
     ContextReady {
         /// Latents held.
@@ -219,6 +224,8 @@ pub struct Agent {
     newest_frame: Option<(TimeDelta, Timestamp)>,
     odometry: Option<(TimeDelta, OdometryHeard)>,
     rival: Option<String>,
+    /// Why the frames that come do not count.
+    camera_fault: Option<String>,
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
     drives: Option<Drives>,
@@ -251,6 +258,7 @@ impl Agent {
             newest_frame: None,
             odometry: None,
             rival: None,
+            camera_fault: None,
             latents: 0,
             published: None,
             waiting: Vec::new(),
@@ -330,6 +338,7 @@ impl Agent {
                 self.stop_drives(|goal| id.is_empty() || goal == id, why, now, &mut actions);
             }
             Event::Frame { captured_at } => self.newest_frame = Some((now, captured_at)),
+            Event::CameraFault { reason } => self.camera_fault = reason,
             Event::ContextReady { latents } => self.latents = latents,
             Event::Odometry(heard) => self.odometry(heard, now),
             Event::Rival { name } => self.rival = name,
@@ -394,6 +403,9 @@ impl Agent {
                 age.as_secs_f64(),
                 max_age.as_secs_f64()
             );
+            return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), wait, actions);
+        }
+        if let Some(reason) = self.camera_fault.clone() {
             return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), wait, actions);
         }
         if self.latents == 0 {
