@@ -47,6 +47,7 @@ pub mod passport;
 pub mod plan;
 pub mod plucker;
 pub mod quant;
+pub mod residency;
 pub mod sampler;
 pub mod session_denoiser;
 pub mod target;

@@ -14,12 +14,13 @@ use crate::backend::{Backend, BackendError};
 use crate::bundle::{Bundle, BundleError, ComponentFormat};
 use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
 use crate::passport::{FORMAT, Passport, PassportError, Present, sha256_file};
-use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
+use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
-use crate::target::{Precision, Target, TargetError};
+use crate::residency::Keep;
+use crate::target::{Precision, Release, Target, TargetError};
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +60,12 @@ pub struct Settings {
     pub context_latents: Option<usize>,
     /// Target latents at most; the bundle's limit where none.
     pub target_latents: Option<usize>,
+    /// What the runtime keeps in memory between uses; where none, the plan's choice, which is stored.
+    #[serde(default)]
+    pub keep_loaded: Option<Keep>,
+    /// Effort of the builder, 0 to 5; TensorRT's own default where none.
+    #[serde(default)]
+    pub optimization_level: Option<u8>,
 }
 
 fn noise() -> String {
@@ -87,6 +94,8 @@ impl Settings {
             verify_items: 4,
             context_latents: None,
             target_latents: None,
+            keep_loaded: None,
+            optimization_level: None,
         }
     }
 
@@ -183,6 +192,9 @@ pub enum PipelineError {
     /// The target or precision.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The bundle's sizes.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A graph.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
@@ -224,53 +236,71 @@ pub enum PipelineError {
     Cancelled,
 }
 
+/// What a plan of a bundle counts: its manifest, with the settings' sizes.
+///
+/// # Errors
+/// [`PipelineError::Refused`] for sizes outside the bundle's limits, [`PipelineError::Spec`].
+pub fn spec_of(bundle: &Bundle, settings: &Settings) -> Result<ModelSpec, PipelineError> {
+    let limits = &bundle.manifest().limits;
+    let mut model = ModelSpec::from_manifest(bundle.manifest())?;
+    let w = &mut model.workload;
+    for (what, asked, allowed, size) in [
+        ("context", settings.context_latents, limits.context_allowed, &mut w.context_latents),
+        ("target", settings.target_latents, limits.target_allowed, &mut w.target_latents),
+    ] {
+        if let Some(n) = asked {
+            if n == 0 || n > allowed {
+                return Err(PipelineError::Refused(format!(
+                    "{n} {what} latents are outside the bundle's limits (1 to {allowed})"
+                )));
+            }
+            *size = n as u64;
+        }
+    }
+    Ok(model)
+}
+
 /// The plan of a bundle for a target.
 ///
 /// # Errors
 /// The target lacks the precision, or the bundle's sizes do not hold together.
 pub fn plan_bundle(bundle: &Bundle, target: &Target, settings: &Settings) -> Result<Plan, PipelineError> {
-    let mut model = ModelSpec::from_manifest(bundle.manifest()).map_err(PipelineError::Refused)?;
-    if let Some(n) = settings.context_latents {
-        model.workload.context_latents = n as u64;
-    }
-    if let Some(n) = settings.target_latents {
-        model.workload.target_latents = n as u64;
-    }
     let options = PlanOptions {
         keep_first_blocks: settings.keep_first_blocks as u64,
         keep_last_blocks: settings.keep_last_blocks as u64,
         workspace_bytes: None,
+        keep: settings.keep_loaded,
     };
-    Ok(plan(&model, target, settings.precision, &options)?)
+    Ok(plan(&spec_of(bundle, settings)?, target, settings.precision, &options)?)
 }
 
-/// Sizes that each symbol of the graphs' shapes may take: least, usual, most.
-fn symbols(bundle: &Bundle, s: &Settings) -> Result<BTreeMap<String, [i64; 3]>, PipelineError> {
+/// Sizes that each symbol of a component's shapes may take: least, usual, most. The most are those of the plan.
+fn symbols(bundle: &Bundle, model: &ModelSpec, component: &str) -> BTreeMap<String, [i64; 3]> {
     let limits = &bundle.manifest().limits;
-    for (what, asked, allowed) in [
-        ("context", s.context_latents, limits.context_allowed),
-        ("target", s.target_latents, limits.target_allowed),
-    ] {
-        if let Some(n) = asked.filter(|&n| n == 0 || n > allowed) {
-            return Err(PipelineError::Refused(format!(
-                "{n} {what} latents are outside the bundle's limits (1 to {allowed})"
-            )));
-        }
-    }
-    let context = s.context_latents.unwrap_or(limits.context_allowed);
-    let targets = s.target_latents.unwrap_or(limits.target_allowed);
-    let usual = limits.context_trained.min(context) + limits.target_trained.min(targets);
+    let n = |latents: u64| i64::try_from(latents).unwrap_or(i64::MAX);
+    let (context, targets) = (n(model.workload.context_latents), n(model.workload.target_latents));
+    let usual_context = n(limits.context_trained as u64).clamp(1, context.max(1));
+    let usual_targets = n(limits.target_trained as u64).clamp(1, targets);
+    // The first target latent is given: halves see it with the context.
+    let given = [1, usual_context + 1, context + 1];
+    let frames = match component {
+        "denoiser_prefill" => given,
+        "denoiser_cached" => [1, (usual_targets - 1).max(1), (targets - 1).max(1)],
+        _ => [1, usual_context + usual_targets, context + targets],
+    };
+    let groups = match component {
+        "vae_decoder" => [1, usual_targets, targets.max(context)],
+        _ => [1; 3],
+    };
     let per_frame = bundle.manifest().dit.tokens_per_frame() as i64;
-    let frames = [1, usual.max(1) as i64, (context + targets) as i64];
-    let context = [1, limits.context_trained.clamp(1, context) as i64, context as i64];
-    Ok(BTreeMap::from([
-        ("batch".into(), [1, 1, 1]),
+    BTreeMap::from([
+        ("batch".into(), [1; 3]),
         ("timesteps".into(), [1, 2, 4]),
-        ("groups".into(), [1, 1, frames[2]]),
+        ("groups".into(), groups),
         ("frames".into(), frames),
         ("tokens".into(), frames.map(|n| n * per_frame)),
-        ("context_tokens".into(), context.map(|n| n * per_frame)),
-    ]))
+        ("context_tokens".into(), given.map(|n| n * per_frame)),
+    ])
 }
 
 fn profiles(
@@ -318,7 +348,8 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused(refusal));
     }
     check_library(request.target, request.library, request.graphs_only)?;
-    let symbols = symbols(request.bundle, &request.settings)?;
+    let model = spec_of(request.bundle, &request.settings)?;
+    request.settings.keep_loaded = Some(planned.memory.keep);
     let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
     if request.out.exists() && !request.out.join(SETTINGS_FILE).is_file() {
         let empty = std::fs::read_dir(request.out).map_err(|e| io(request.out, e))?.next().is_none();
@@ -348,6 +379,7 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     let mut built = Vec::new();
     for (i, component) in graphs.iter().enumerate() {
         (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
+        let symbols = symbols(request.bundle, &model, component);
         built.push(build_component(&mut request, component, &symbols, &staging.0)?);
         if request.cancel.load(Ordering::Relaxed) {
             return Err(PipelineError::Cancelled);
@@ -400,11 +432,11 @@ pub fn check_library(
                  quantised graphs here with --graphs-only",
                 target.name,
                 target.compute_capability.map(|c| format!(" (compute capability {c})")).unwrap_or_default(),
-                target.tensorrt_majors.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
+                target.tensorrt.iter().map(Release::to_string).collect::<Vec<_>>().join(" or ")
             )));
         }
-    } else if !target.tensorrt_majors.contains(&version.major) {
-        return Err(PipelineError::Refused(format!("TensorRT {version} does not run on {}", target.name)));
+    } else {
+        target.check_tensorrt(Release { major: version.major, minor: version.minor })?;
     }
     Ok(())
 }
@@ -558,7 +590,7 @@ fn build_component(
                 timing_cache: request.timing_cache.clone(),
                 hardware_compatible: request.hardware_compatible,
                 version_compatible: request.version_compatible,
-                optimization_level: None,
+                optimization_level: request.settings.optimization_level,
                 cancel: Arc::clone(&request.cancel),
                 progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
             };

@@ -15,10 +15,11 @@ use clap::{Args, Subcommand};
 use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, MANIFEST};
 use mindseye_engines::passport::Passport;
-use mindseye_engines::plan::{ModelSpec, PlanOptions, plan};
+use mindseye_engines::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_engines::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
 };
+use mindseye_engines::residency::Keep;
 use mindseye_engines::target::{Precision, PrecisionRequest, Target};
 use mindseye_engines::trt::{
     self, Library, LoadOptions, Progress, Request, Settings, Stage, TensorRtBackend, Verified, Verify,
@@ -120,18 +121,39 @@ struct BenchArgs {
 struct PlanArgs {
     /// A bundle's folder, or a model file (configs/models/*.toml).
     bundle: PathBuf,
-    /// Machine: a name of `engine targets`, or a target file.
-    #[arg(long)]
-    target: String,
+    /// Machine: a name of `engine targets`, or a target file. With --compare: all machines where none is named.
+    #[arg(long, required_unless_present = "compare")]
+    target: Option<String>,
     /// fp32, fp16, bf16, int8, int4w, fp8 or auto.
     #[arg(long, default_value = "auto")]
     precision: String,
-    /// Context latents [default: what it was trained for].
+    /// Context latents [default: the most that it allows, as in the engines' profiles].
     #[arg(long, value_name = "N")]
-    context: Option<usize>,
-    /// Target latents [default: what it was trained for].
+    context: Option<u64>,
+    /// Target latents [default: the most that it allows, as in the engines' profiles].
     #[arg(long, value_name = "N")]
-    targets: Option<usize>,
+    targets: Option<u64>,
+    /// Denoising steps [default: the sampler's].
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Guidance weight; 1 is one pass per step, any other two [default: the sampler's].
+    #[arg(long, value_name = "W")]
+    guidance: Option<f64>,
+    /// Rollouts per answer [default: 4 with pose heads, 1 without].
+    #[arg(long, value_name = "N")]
+    candidates: Option<u64>,
+    /// The context's keys and values are computed once (a model trained with the one-way mask).
+    #[arg(long, conflicts_with = "joint")]
+    cached: bool,
+    /// Context and targets at every step [default: what the bundle holds; joint for a model file].
+    #[arg(long)]
+    joint: bool,
+    /// What stays in memory between its uses: all, halves, one, or auto (the most that fits).
+    #[arg(long, default_value = "auto", value_name = "all|halves|one|auto")]
+    keep_loaded: String,
+    /// One table over all precisions, joint and cached, of all machines or of the one named.
+    #[arg(long)]
+    compare: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -199,6 +221,12 @@ struct BuildArgs {
     /// Target latents at most [default: the bundle's limit].
     #[arg(long, value_name = "N")]
     targets: Option<usize>,
+    /// What the runtime keeps in memory between its uses: all, halves, one, or auto (the most that fits).
+    #[arg(long, default_value = "auto", value_name = "all|halves|one|auto")]
+    keep_loaded: String,
+    /// The builder's effort, 0 to 5 [default: TensorRT's own].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    optimization_level: Option<u8>,
     /// Scratch memory for kernels, MiB [default: TensorRT's choice].
     #[arg(long, value_name = "MIB")]
     workspace: Option<u64>,
@@ -251,28 +279,30 @@ fn targets(json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     out(&format!(
-        "{:<10} {:<24} {:>5} {:>8} {:>10}  {:<38} {:<8} builds",
+        "{:<15} {:<32} {:>5} {:>8} {:>6}  {:<38} {:<11} builds",
         "name", "machine", "sm", "memory", "GB/s", "precisions (auto)", "TensorRT"
     ))?;
     for t in all {
         let precisions: Vec<&str> = t.precisions.iter().map(|p| p.name()).collect();
-        let majors: Vec<String> = t.tensorrt_majors.iter().map(u32::to_string).collect();
-        let builds = match (t.compute_capability, t.tensorrt_rtx) {
-            (None, _) => "graphs only",
-            (_, true) => "anywhere with TensorRT-RTX, or on it",
-            (_, false) => "on it",
+        let releases: Vec<String> = t.tensorrt.iter().map(ToString::to_string).collect();
+        let builds = match (t.compute_capability, t.tensorrt_rtx, t.tensorrt_rtx_supported) {
+            (None, ..) => "graphs only",
+            (_, true, true) => "anywhere with TensorRT-RTX, or on it",
+            (_, true, false) => "anywhere with TensorRT-RTX (builds, unsupported), or on it",
+            (_, false, _) => "on it",
         };
         out(&format!(
-            "{:<10} {:<24} {:>5} {:>5} GB {:>10}  {:<38} {:<8} {builds}",
+            "{:<15} {:<32} {:>5} {:>5} GB {:>6}  {:<38} {:<11} {builds}",
             t.name,
             t.title,
             t.compute_capability.map_or("-".into(), |c| c.to_string()),
             t.memory_bytes / 1_000_000_000,
             t.bandwidth_bytes_per_sec.map_or("-".into(), |b| format!("{:.0}", b / 1e9)),
             format!("{} ({})", precisions.join(" "), t.best_precision()),
-            majors.join(", ")
+            if releases.is_empty() { "-".into() } else { releases.join(", ") }
         ))?;
     }
+    out("TensorRT: the lowest release of each major that runs there.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -283,36 +313,86 @@ fn resolve(target: &str, precision: &str) -> anyhow::Result<(Target, Precision)>
     Ok((target, precision))
 }
 
-fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let (target, precision) = resolve(&args.target, &args.precision)?;
+/// The model that is planned for, run as the arguments say.
+fn planned_model(args: &PlanArgs) -> anyhow::Result<ModelSpec> {
     let mut model = if args.bundle.is_dir() {
-        let bundle = Bundle::load_manifest(&args.bundle)?;
-        ModelSpec::from_manifest(bundle.manifest()).map_err(anyhow::Error::msg)?
+        ModelSpec::from_manifest(Bundle::load_manifest(&args.bundle)?.manifest())?
     } else {
-        let text =
-            std::fs::read_to_string(&args.bundle).with_context(|| args.bundle.display().to_string())?;
-        ModelSpec::from_toml(&text).map_err(|e| {
-            anyhow::anyhow!("{} is neither a bundle nor a model file: {e}", args.bundle.display())
-        })?
+        let place = || args.bundle.display().to_string();
+        let text = std::fs::read_to_string(&args.bundle).with_context(place)?;
+        ModelSpec::from_toml(&text).with_context(|| format!("{} is neither a bundle nor a model file", place()))?
     };
-    if let Some(n) = args.context {
-        model.workload.context_latents = n as u64;
+    let w = &mut model.workload;
+    for (given, size) in [
+        (args.context, &mut w.context_latents),
+        (args.targets, &mut w.target_latents),
+        (args.steps, &mut w.steps),
+        (args.candidates, &mut w.candidates),
+    ] {
+        *size = given.unwrap_or(*size);
     }
-    if let Some(n) = args.targets {
-        model.workload.target_latents = n as u64;
+    match args.guidance {
+        Some(g) if !(g.is_finite() && g > 0.0) => bail!("--guidance {g} is not a positive number"),
+        Some(g) => w.branches = if g == 1.0 { 1 } else { 2 },
+        None => {}
     }
-    model.check().map_err(anyhow::Error::msg)?;
-    let planned = plan(&model, &target, precision, &PlanOptions::default())?;
-    let refusal = planned.refusal();
+    w.cached_context = args.cached || (w.cached_context && !args.joint);
+    model.check()?;
+    Ok(model)
+}
+
+fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
+    let model = planned_model(args)?;
+    let keep = match args.keep_loaded.as_str() {
+        "auto" => None,
+        way => Some(way.parse::<Keep>()?),
+    };
+    let options = PlanOptions { keep, ..PlanOptions::default() };
+    if args.compare {
+        return compare(&model, args, &options);
+    }
+    let name = args.target.as_deref().context("--target is missing")?;
+    let (target, precision) = resolve(name, &args.precision)?;
+    let planned = plan(&model, &target, precision, &options)?;
+    let Some(refusal) = planned.refusal() else {
+        if args.json {
+            document(&json!({ "plan": planned, "refusal": null }))?;
+        } else {
+            out(planned.table().trim_end())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let fitting = alternatives(&model, &target, precision, &options)?;
     if args.json {
-        document(&json!({ "plan": planned, "refusal": refusal }))?;
+        let fitting: Vec<_> = fitting.iter().map(|c| json!({ "options": c.options, "plan": c.plan })).collect();
+        document(&json!({ "plan": planned, "refusal": refusal, "would_fit": fitting }))?;
     } else {
         out(planned.table().trim_end())?;
     }
-    match refusal {
-        None => Ok(ExitCode::SUCCESS),
-        Some(text) => bail!(text),
+    let names: Vec<&str> = fitting.iter().map(|c| c.options.as_str()).collect();
+    match names.as_slice() {
+        [] => bail!("{refusal}; no other precision, kept context or shorter context fits either"),
+        names => bail!("{refusal}; what would fit: {}", names.join(", or ")),
     }
+}
+
+/// One table over targets and precisions.
+fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow::Result<ExitCode> {
+    let targets = match &args.target {
+        Some(name) => vec![Target::named(name)?],
+        None => Target::all(),
+    };
+    let plans = plan::compare(model, &targets, options)?;
+    if args.json {
+        document(&json!({ "plans": plans }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut run = model.workload.clone();
+    run.cached_context = false;
+    let what = plan::workload_line(&run).replace(", context joint", "");
+    out(&format!("Plans of {}: {what}.\n", model.name))?;
+    out(plan::compared(&plans).trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 const SCENES: &str = "scenes";
@@ -446,6 +526,11 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
+    settings.keep_loaded = match args.keep_loaded.as_str() {
+        "auto" => None,
+        way => Some(way.parse()?),
+    };
+    settings.optimization_level = args.optimization_level;
     let planned = trt::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
         bail!(refusal);
