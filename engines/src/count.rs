@@ -116,6 +116,8 @@ pub struct CountOps {
     buffers: Vec<Buffer>,
     steps: usize,
     edge: Edge,
+    /// Bytes of each input and output that is no state.
+    places: Vec<u64>,
 }
 
 impl CountOps {
@@ -128,7 +130,14 @@ impl CountOps {
     pub fn input(&mut self, shape: &[usize]) -> Counted {
         let input = self.callers(shape);
         self.edge.inputs += values(shape);
+        self.places.push(4 * values(shape));
         input
+    }
+
+    /// An input of 64-bit integers of this shape.
+    pub fn index(&mut self, shape: &[usize]) -> Vec<usize> {
+        self.places.push(8 * values(shape));
+        shape.to_vec()
     }
 
     /// An input that an earlier pass made.
@@ -153,6 +162,7 @@ impl CountOps {
     /// Marks a result as an output: its memory is the caller's.
     pub fn output(&mut self, result: &Counted) {
         self.edge.outputs += values(result);
+        self.places.push(4 * values(result));
         self.give(result);
     }
 
@@ -199,6 +209,12 @@ impl CountOps {
     /// Inputs and outputs so far.
     pub fn edge(&self) -> Edge {
         self.edge
+    }
+
+    /// Bytes of inputs and outputs, state aside, each beginning at a multiple of `align`: floats of 32 bits, integers of
+    /// 64.
+    pub fn io_bytes(&self, align: u64) -> u64 {
+        self.places.iter().map(|bytes| bytes.next_multiple_of(align)).sum()
     }
 
     /// Most values of intermediate results that are needed at one moment, inputs and outputs aside.
@@ -483,7 +499,8 @@ fn denoise(ops: &mut CountOps, cfg: &DitConfig, frames: usize, memory: usize, ti
     let tokens = cfg.tokens_per_frame();
     let latents = ops.input(&[1, cfg.in_channels, frames, cfg.latent_height, cfg.latent_width]);
     let time = ops.input(&[timesteps, cfg.freq_dim]);
-    let (rows, row_batch) = (vec![1, frames], vec![timesteps]);
+    let rows = ops.index(&[1, frames]);
+    let row_batch = if cfg.pooled_text { ops.index(&[timesteps]) } else { vec![timesteps] };
     let text = ops.input(&[1, cfg.text_len, cfg.text_dim]);
     let table = [frames * tokens, cfg.head_dim / 2];
     let (cos, sin) = (ops.input(&table), ops.input(&table));
@@ -548,7 +565,8 @@ pub fn count_prefill(cfg: &DitConfig, frames: usize) -> CountOps {
 /// When `cfg` does not pass [`Umt5Config::validate`].
 pub fn count_text(cfg: &Umt5Config, length: usize) -> CountOps {
     let mut ops = CountOps::new();
-    let (ids, buckets) = (vec![1, length], vec![length, length]);
+    // Buckets are a constant of the graph.
+    let (ids, buckets) = (ops.index(&[1, length]), vec![length, length]);
     let (mask_bias, keep) = (ops.input(&[1, 1, 1, length]), ops.input(&[1, length, 1]));
     let inputs = Umt5Inputs { ids: &ids, buckets: &buckets, mask_bias: &mask_bias, keep: &keep };
     let out = umt5::encode(&mut ops, cfg, &inputs);
@@ -634,6 +652,7 @@ mod tests {
         ops.output(&z);
         assert_eq!(ops.activations(Kernels::Fused), 80);
         assert_eq!(ops.edge(), Edge { inputs: 16, outputs: 32, state_in: 0, state_out: 0 });
+        assert_eq!((ops.io_bytes(1), ops.io_bytes(256)), (192, 512));
     }
 
     #[test]

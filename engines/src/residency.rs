@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, BackendError, Engine, Port, PrepareOptions, Session, Tensor};
+use crate::backend::{Backend, BackendError, Engine, Port, PrepareOptions, Session, State, Tensor};
 
 /// How much of a bundle stays in memory between its uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -271,6 +271,8 @@ impl TurnEngine {
         &self,
         inputs: &[(&str, &Tensor)],
         outputs: &mut [(&str, &mut Tensor)],
+        from: Option<&State>,
+        to: Option<&mut State>,
     ) -> Result<(), BackendError> {
         let mut slot = lock(&self.slot);
         let loaded = match slot.take().filter(|l| l.component == self.component) {
@@ -278,7 +280,7 @@ impl TurnEngine {
             // What was there is dropped by now, before the other is loaded.
             None => slot.insert(self.load()?),
         };
-        let done = loaded.session.run_into(inputs, outputs);
+        let done = loaded.session.run_with_state(inputs, outputs, from, to);
         if self.unloaded_after_use {
             *slot = None;
         }
@@ -309,17 +311,27 @@ impl Session for TurnSession {
         inputs: &[(&str, &Tensor)],
         outputs: &mut [(&str, &mut Tensor)],
     ) -> Result<(), BackendError> {
-        let Some(remembered) = &self.engine.remembered else { return self.engine.run(inputs, outputs) };
+        let Some(remembered) = &self.engine.remembered else { return self.engine.run(inputs, outputs, None, None) };
         let mut known = remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if recall(&known, inputs, outputs) {
             return Ok(());
         }
-        self.engine.run(inputs, outputs)?;
+        self.engine.run(inputs, outputs, None, None)?;
         let given = inputs.iter().map(|(name, x)| ((*name).to_owned(), (*x).clone())).collect();
         let results = outputs.iter().map(|(name, x)| ((*name).to_owned(), (**x).clone())).collect();
         known.insert(0, (given, results));
         known.truncate(REMEMBERED);
         Ok(())
+    }
+
+    fn run_with_state(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut [(&str, &mut Tensor)],
+        from: Option<&State>,
+        to: Option<&mut State>,
+    ) -> Result<(), BackendError> {
+        self.engine.run(inputs, outputs, from, to)
     }
 
     fn engine(&self) -> &dyn Engine {
@@ -436,8 +448,9 @@ mod tests {
                 .collect();
             assert_eq!(backend.loaded.load(Ordering::SeqCst), at_start, "{keep}");
             let mut sessions: Vec<_> = engines.iter().map(|e| e.session().unwrap()).collect();
-            for _ in 0..3 {
-                sessions.iter_mut().for_each(|s| s.run_into(&[], &mut []).unwrap());
+            for word in 0..3 {
+                let ids = Tensor::i64(&[1], vec![word]);
+                sessions.iter_mut().for_each(|s| s.run_into(&[("ids", &ids)], &mut []).unwrap());
             }
             assert_eq!(backend.most.load(Ordering::SeqCst), most, "{keep}");
             // The same part again: nothing is loaded.

@@ -138,6 +138,12 @@ impl ComputeCapability {
     /// The first with bf16 and INT4 weight-only kernels (Ampere).
     pub const FIRST_WITH_BF16: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
 
+    /// True for the GPUs that are in Jetson modules only.
+    #[must_use]
+    pub fn is_jetson(self) -> bool {
+        [(7, 2), (8, 7), (10, 1), (11, 0)].contains(&(self.major, self.minor))
+    }
+
     /// `10 major + minor`, the number in `sm_87`.
     #[must_use]
     pub fn sm(self) -> u32 {

@@ -18,6 +18,7 @@ mod library;
 mod log;
 mod pipeline;
 mod run;
+mod state;
 
 pub use backend::{TensorRtBackend, library_name};
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
@@ -25,9 +26,11 @@ pub(crate) use ffi::release_freed_memory;
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
 pub use pipeline::{
     BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, Verify, build_bundle,
-    check_library, engines_in, plan_bundle, settings_of, verify_built,
+    check_library, engines_in, plan_bundle, profile_sizes, settings_of, spec_of, verify_built,
 };
-pub use run::{DType, Given, Io, RunError, RunOptions, Take, TrtContext, TrtEngine};
+pub use run::{
+    Arenas, DType, DeviceState, InputBytes, Io, OutputSink, RunError, RunOptions, TrtContext, TrtEngine,
+};
 
 /// First bytes of an engine file of TensorRT-RTX: what 1.7.1 writes, and compares a file with when it loads it.
 pub const RTX_ENGINE_MAGIC: [u8; 4] = *b"vtrt";

@@ -10,24 +10,25 @@ use serde::{Deserialize, Serialize};
 use super::backend::library_name;
 use super::build::{BuildError, BuildOptions, InputProfile, Progress, build};
 use super::library::Library;
+use super::state::narrow_state;
 use crate::backend::{Backend, BackendError};
 use crate::bundle::{Bundle, BundleError, ComponentFormat};
 use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use crate::passport::{FORMAT, Passport, PassportError, Present};
+use crate::passport::{FORMAT, Passport, PassportError, Present, files_read_by, jetson_release};
 use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
 use crate::residency::Keep;
-use crate::target::{Precision, Release, Target, TargetError};
+use crate::target::{ComputeCapability, Precision, Release, Target, TargetError};
 use mindseye_base::file::sha256_of_file;
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The bundle's folder.
+    /// The bundle's folder; in the file relative to the folder of engines.
     pub bundle: PathBuf,
     /// Target name or file.
     pub target: String,
@@ -275,8 +276,9 @@ pub fn plan_bundle(bundle: &Bundle, target: &Target, settings: &Settings) -> Res
     Ok(plan(&spec_of(bundle, settings)?, target, settings.precision, &options)?)
 }
 
-/// Sizes that each symbol of a component's shapes may take: least, usual, most. The most are those of the plan.
-fn symbols(bundle: &Bundle, model: &ModelSpec, component: &str) -> BTreeMap<String, [i64; 3]> {
+/// Sizes that each named size of a component's shapes may take: least, usual, most. The most are those of the plan.
+#[must_use]
+pub fn profile_sizes(bundle: &Bundle, model: &ModelSpec, component: &str) -> BTreeMap<String, [i64; 3]> {
     let limits = &bundle.manifest().limits;
     let n = |latents: u64| i64::try_from(latents).unwrap_or(i64::MAX);
     let (context, targets) = (n(model.workload.context_latents), n(model.workload.target_latents));
@@ -349,6 +351,12 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused(refusal));
     }
     check_library(request.target, request.library, request.graphs_only)?;
+    if request.hardware_compatible && request.target.compute_capability.is_some_and(ComputeCapability::is_jetson) {
+        return Err(PipelineError::Refused(format!(
+            "TensorRT has no hardware-compatible mode on a Jetson: build for {} without --hardware-compatible",
+            request.target.name
+        )));
+    }
     let model = spec_of(request.bundle, &request.settings)?;
     request.settings.keep_loaded = Some(planned.memory.keep);
     let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
@@ -380,13 +388,15 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     let mut built = Vec::new();
     for (i, component) in graphs.iter().enumerate() {
         (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
-        let symbols = symbols(request.bundle, &model, component);
+        let symbols = profile_sizes(request.bundle, &model, component);
         built.push(build_component(&mut request, component, &symbols, &staging.0)?);
         if request.cancel.load(Ordering::Relaxed) {
             return Err(PipelineError::Cancelled);
         }
     }
-    let settings = serde_json::to_string_pretty(&request.settings).unwrap_or_default();
+    let settings = Settings { bundle: relative_to(request.out, &request.settings.bundle), ..request.settings.clone() };
+    let settings = serde_json::to_string_pretty(&settings)
+        .map_err(|e| PipelineError::Refused(format!("{SETTINGS_FILE}: {e}")))?;
     let path = staging.0.join(SETTINGS_FILE);
     std::fs::write(&path, settings).map_err(|e| io(&path, e))?;
     if request.out.exists() {
@@ -398,6 +408,24 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         b.file = request.out.join(b.file.file_name().unwrap_or_default());
     }
     Ok(built)
+}
+
+/// A path as seen from a folder that need not exist yet: relative where both hang on one tree and lie near each
+/// other, so that they can be moved together and found from any working directory; else absolute.
+fn relative_to(folder: &Path, path: &Path) -> PathBuf {
+    let whole = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.to_owned());
+    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| whole(p));
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = real(parent).join(folder.file_name().unwrap_or_default());
+    let path = real(path);
+    let (from, to): (Vec<_>, Vec<_>) = (folder.components().collect(), path.components().collect());
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    // The root alone is nothing in common.
+    if common < 2 {
+        return path;
+    }
+    let up = from[common..].iter().map(|_| Path::new(".."));
+    up.chain(to[common..].iter().map(|c| Path::new(c.as_os_str()))).collect()
 }
 
 struct Staging(PathBuf);
@@ -557,9 +585,17 @@ fn build_component(
     }
     let profiles = profiles(component, &fp32, symbols)?;
     let started = std::time::Instant::now();
-    let low = lower(request, component, &fp32)?;
+    let mut low = lower(request, component, &fp32)?;
     let quantise_seconds = started.elapsed().as_secs_f64();
     drop(fp32);
+    let library = request.library.filter(|_| !request.graphs_only);
+    if library.is_some() {
+        match low.precision.float() {
+            Precision::Fp16 => narrow_state(&mut low.model, DataType::F16),
+            Precision::Bf16 => narrow_state(&mut low.model, DataType::BF16),
+            _ => {}
+        }
+    }
     let onnx = folder.join(format!("{component}.onnx"));
     low.model.save(&onnx, &SaveOptions::default())?;
     let fail = |source| match source {
@@ -578,7 +614,6 @@ fn build_component(
     for p in &profiles {
         flags.insert(format!("profile.{}", p.name), format!("{:?} {:?} {:?}", p.min, p.opt, p.max));
     }
-    let library = request.library.filter(|_| !request.graphs_only);
     let (file, build_seconds) = match library {
         None => (onnx.clone(), quantise_seconds),
         Some(library) => {
@@ -607,6 +642,13 @@ fn build_component(
         }
     };
     let graph_sha256 = files.first().map(|f| f.sha256.clone()).unwrap_or_default();
+    let mut beside = BTreeMap::new();
+    if library.is_none() {
+        for name in files_read_by(&file)? {
+            let path = file.with_file_name(&name);
+            beside.insert(name, sha256_of_file(&path).map_err(|e| io(&path, e))?);
+        }
+    }
     let passport = Passport {
         format: FORMAT,
         component: component.to_owned(),
@@ -616,12 +658,16 @@ fn build_component(
         calibration_sha256: low.quantised.as_ref().and_then(|q| q.calibration_sha256.clone()),
         scales_sha256: low.quantised.as_ref().map(|q| q.scales_sha256.clone()),
         engine_sha256: sha256_of_file(&file).map_err(|e| io(&file, e))?,
+        files: beside,
         precision: low.precision,
         kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
         target: request.target.name.clone(),
         compute_capability: request.target.compute_capability,
         library: library.map_or("onnx", library_name).to_owned(),
         library_version: library.map_or_else(String::new, |l| l.version().to_string()),
+        os: std::env::consts::OS.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        jetson_release: library.and_then(|_| jetson_release()),
         driver_version: library.and_then(Library::driver).map(|d| d.cuda_version),
         builder_flags: flags,
         verification: low.report.as_ref().map(Report::for_passport),
@@ -635,20 +681,36 @@ fn build_component(
     Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
 }
 
-/// Engines of a folder with their passports, by name.
+/// Engines of a folder with their passports, by name. Whether the passports are true is not looked at: see
+/// [`Passport::check`].
 ///
 /// # Errors
-/// The folder cannot be read, or a passport is not in order.
+/// The folder cannot be read, a passport is not in order, or an engine or graph has none.
 pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PipelineError> {
     let io = |source| PipelineError::Io { path: folder.display().to_string(), source };
-    let mut found = Vec::new();
+    let (mut found, mut engines) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if let Some(engine) = name.strip_suffix(".passport.json") {
             let engine = path.with_file_name(engine);
             found.push((engine.clone(), Passport::read(&engine)?));
+        } else if name.ends_with(".engine") {
+            engines.push(path);
+        } else if let Some(component) = name.strip_suffix(".onnx") {
+            // A graph that was left beside its engine is not run.
+            let engine = path.with_file_name(format!("{component}.engine"));
+            if !engine.exists() && !Passport::path_for(&engine).exists() {
+                engines.push(path);
+            }
         }
+    }
+    if let Some(bare) = engines.into_iter().find(|e| !found.iter().any(|(path, _)| path == e)) {
+        return Err(PipelineError::Refused(format!(
+            "{} has no passport ({}): build it again",
+            bare.display(),
+            Passport::path_for(&bare).display()
+        )));
     }
     if found.is_empty() {
         return Err(PipelineError::Refused(format!("{} holds no engines", folder.display())));
@@ -665,7 +727,10 @@ pub fn settings_of(folder: &Path) -> Result<Settings, PipelineError> {
     let path = folder.join(SETTINGS_FILE);
     let io = |source| PipelineError::Io { path: path.display().to_string(), source };
     let text = std::fs::read_to_string(&path).map_err(io)?;
-    serde_json::from_str(&text).map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))
+    let settings: Settings =
+        serde_json::from_str(&text).map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))?;
+    // Relative to the folder of engines, whatever the working directory is.
+    Ok(Settings { bundle: folder.join(&settings.bundle), ..settings })
 }
 
 /// What [`verify_built`] found.
@@ -712,9 +777,9 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         else {
             continue;
         };
-        let mismatch = |field, got: &str, want: &str| PassportError::Mismatch {
+        let mismatch = |field: &str, got: &str, want: &str| PassportError::Mismatch {
             path: engine.display().to_string(),
-            field,
+            field: field.to_owned(),
             got: got.to_owned(),
             want: want.to_owned(),
         };

@@ -627,33 +627,44 @@ fn inspect(dir: &Path, lib: Option<&Path>, json: bool) -> anyhow::Result<ExitCod
     let engines = trt::engines_in(dir)?;
     // Layers need a GPU: without one the passports are all there is to see.
     let backend = TensorRtBackend::open(&LoadOptions::at(lib.map(Path::to_owned)), 0);
-    let mut layers = Vec::new();
+    let (mut layers, mut problems) = (Vec::new(), Vec::new());
     for (file, passport) in &engines {
-        let text = match (&backend, passport.library.starts_with("tensorrt")) {
-            (Ok(backend), true) => Some(backend.layers(file)?),
+        let problem = passport.check_files(file).err().map(|e| e.to_string());
+        let text = match (&backend, passport.library.starts_with("tensorrt"), &problem) {
+            (Ok(backend), true, None) => Some(backend.layers(file)?),
             _ => None,
         };
         layers.push(text);
+        problems.push(problem);
     }
     if json {
         let all: Vec<_> = engines
             .iter()
             .zip(&layers)
-            .map(|((file, passport), layers)| json!({ "file": file, "passport": passport, "layers": layers }))
+            .zip(&problems)
+            .map(|(((file, passport), layers), problem)| {
+                json!({ "file": file, "passport": passport, "layers": layers, "problem": problem })
+            })
             .collect();
         document(&json!({ "engines": all }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for ((file, p), layers) in engines.iter().zip(&layers) {
-        print_passport(file, p)?;
-        if let Some(text) = layers {
-            out(&format!("  {text}"))?;
+    } else {
+        for (((file, p), layers), problem) in engines.iter().zip(&layers).zip(&problems) {
+            print_passport(file, p)?;
+            if let Some(text) = layers {
+                out(&format!("  {text}"))?;
+            }
+            if let Some(problem) = problem {
+                out(&format!("  not usable: {problem}"))?;
+            }
+        }
+        if let Err(reason) = backend {
+            eprintln!("layers not shown: {reason}");
         }
     }
-    if let Err(reason) = backend {
-        eprintln!("layers not shown: {reason}");
+    match problems.into_iter().flatten().next() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(problem) => bail!(problem),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn print_passport(file: &Path, p: &Passport) -> anyhow::Result<()> {
