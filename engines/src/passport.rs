@@ -138,6 +138,12 @@ pub fn files_read_by(graph: &Path) -> Result<BTreeSet<String>, OnnxError> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PassportError {
+    /// No engine lies in a folder of engines.
+    #[error("{folder} holds no engines")]
+    NoEngines {
+        /// The folder.
+        folder: String,
+    },
     /// The file cannot be read.
     #[error("passport {path}: {source}")]
     Io {
@@ -154,6 +160,12 @@ pub enum PassportError {
         path: String,
         /// What is wrong.
         reason: String,
+    },
+    /// An engine or graph without a passport.
+    #[error("{path} has no passport; build it again with `mindseye engine build`")]
+    NoPassport {
+        /// The engine.
+        path: String,
     },
     /// The engine is not there, or is empty.
     #[error("engine {path} is {what}; build it again with `mindseye engine build`")]
@@ -194,6 +206,40 @@ pub enum PassportError {
         /// What is there.
         want: String,
     },
+}
+
+/// Engines of a folder with their passports, by name.
+///
+/// # Errors
+/// The folder cannot be read or holds no engines, a passport is not in order, or an engine or graph has none. Whether
+/// passports are true is not looked at: see [`Passport::check`].
+pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PassportError> {
+    let io = |source| PassportError::Io { path: folder.display().to_string(), source };
+    let (mut found, mut engines) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(engine) = name.strip_suffix(".passport.json") {
+            let engine = path.with_file_name(engine);
+            found.push((engine.clone(), Passport::read(&engine)?));
+        } else if name.ends_with(".engine") {
+            engines.push(path);
+        } else if let Some(component) = name.strip_suffix(".onnx") {
+            // A graph that was left beside its engine is not run.
+            let engine = path.with_file_name(format!("{component}.engine"));
+            if !engine.exists() && !Passport::path_for(&engine).exists() {
+                engines.push(path);
+            }
+        }
+    }
+    if let Some(bare) = engines.into_iter().find(|e| !found.iter().any(|(path, _)| path == e)) {
+        return Err(PassportError::NoPassport { path: bare.display().to_string() });
+    }
+    if found.is_empty() {
+        return Err(PassportError::NoEngines { folder: folder.display().to_string() });
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
 }
 
 impl Passport {
@@ -520,18 +566,24 @@ mod tests {
     /// A graph's weights lie beside it: every byte of them counts.
     #[test]
     fn files_beside_a_graph_are_covered() {
-        use crate::model::Ops;
-        use crate::onnx::{Dim, ExternalData, GraphBuilder, MemoryWeights, SaveOptions};
+        use crate::onnx::{DataType, Dim, ExternalData, Graph, Initializer, Model, Node, SaveOptions, ValueInfo};
         let folder = tempfile::tempdir().unwrap();
         let graph = folder.path().join("denoiser.onnx");
-        let weights = MemoryWeights::from([("w", vec![64, 64], vec![0.5; 64 * 64])]);
-        let mut ops = GraphBuilder::new("denoiser", std::sync::Arc::new(weights));
-        let x = ops.input("x", &[Dim::from(64)]);
-        let w = ops.param("w", &[64, 64]);
-        let y = ops.linear(&x, &w, None);
-        ops.output("y", &y, &[Dim::from(64)]);
-        let beside = SaveOptions { external: ExternalData::Always };
-        ops.finish().unwrap().save(&graph, &beside).unwrap();
+        let value = |name: &str| ValueInfo {
+            name: name.into(),
+            dtype: Some(DataType::F32),
+            shape: Some(vec![Dim::Fixed(1), Dim::Fixed(64)]),
+        };
+        let weights = vec![63u8; 4 * 64 * 64];
+        let model = Model::new(Graph {
+            name: "denoiser".into(),
+            nodes: vec![Node::new("product", "MatMul", &["x", "w"], &["y"])],
+            initializers: vec![Initializer::from_bytes("w", DataType::F32, &[64, 64], weights)],
+            inputs: vec![value("x")],
+            outputs: vec![value("y")],
+            value_infos: Vec::new(),
+        });
+        model.save(&graph, &SaveOptions { external: ExternalData::Always }).unwrap();
         let read = files_read_by(&graph).unwrap();
         assert_eq!(read.iter().collect::<Vec<_>>(), ["denoiser.onnx.data"]);
         let data = folder.path().join("denoiser.onnx.data");

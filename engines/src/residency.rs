@@ -13,7 +13,7 @@
 //! ```
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -72,6 +72,26 @@ impl FromStr for Keep {
         let found = Keep::ALL.into_iter().find(|k| k.name() == text);
         found.ok_or_else(|| UnknownKeep { given: text.to_owned() })
     }
+}
+
+/// File in a folder of engines that says how they were built, and what is kept in memory between uses (`keep_loaded`).
+pub const SETTINGS_FILE: &str = "build.json";
+
+/// What the runtime needs of [`SETTINGS_FILE`].
+#[derive(Deserialize)]
+struct BuildFile {
+    #[serde(default)]
+    keep_loaded: Option<Keep>,
+}
+
+/// What to keep in memory of a folder of engines: what its build planned; every part where it does not say.
+///
+/// # Errors
+/// The file cannot be read, or is not what a build writes.
+pub fn keep_of(folder: &Path) -> std::io::Result<Keep> {
+    let file = std::fs::File::open(folder.join(SETTINGS_FILE))?;
+    let read: BuildFile = serde_json::from_reader(std::io::BufReader::new(file))?;
+    Ok(read.keep_loaded.unwrap_or_default())
 }
 
 /// What runs at the same time as something else.

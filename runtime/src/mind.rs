@@ -32,12 +32,12 @@ use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, S
 use mindseye_engines::bundle::{Bundle, BundleError, Manifest, PortSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::Present;
+use mindseye_engines::passport::{Present, engines_in};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{Tokenizer, TokenizerError};
-use mindseye_engines::residency::{Keep, Residency, Source};
-use mindseye_engines::trt::{LoadOptions, TensorRtBackend, engines_in, settings_of};
+use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
+use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -213,7 +213,8 @@ impl Pipeline {
             passport.check(file, &here).map_err(|e| LoadError::Engines(e.to_string()))?;
             Ok((backend.clone(), file.clone()))
         };
-        let keep = settings_of(engines).map_err(|e| LoadError::Engines(e.to_string()))?.keep_loaded.unwrap_or_default();
+        let keep = keep_of(engines)
+            .map_err(|e| LoadError::Engines(format!("{}: {e}", engines.join(SETTINGS_FILE).display())))?;
         let mut pipeline = Self::load_parts(bundle, keep, threads, &part)?;
         let denoiser = built.iter().find(|(_, p)| p.component == "denoiser").map(|(_, p)| &p.engine_sha256);
         pipeline.spec.engine_sha256 = denoiser.cloned().unwrap_or_default();

@@ -15,19 +15,21 @@ use mindseye_bridge::goal::Goal;
 use mindseye_bridge::msg::{CompressedImage, Header, Image};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RosConfig, RosSession};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_builder::checkpoint::Checkpoint;
+use mindseye_builder::checkpoint::names::dit_params;
+use mindseye_builder::onnx::CheckpointWeights;
 use mindseye_engines::backend::{PrepareOptions, Tensor, by_name, is_state};
+use mindseye_builder::pipeline::{self, Settings};
+use mindseye_builder::plan::{ModelSpec, Plan, PlanOptions, plan};
 use mindseye_engines::bundle::{Bundle, ComponentFormat};
-use mindseye_engines::checkpoint::Checkpoint;
-use mindseye_engines::checkpoint::names::dit_params;
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{VaeConfig, encode_clip};
 use mindseye_engines::cuda::{DeviceInfo, DriverInfo, HostDevice};
-use mindseye_engines::onnx::{CheckpointWeights, DataType, Dim, SaveOptions};
+use mindseye_engines::onnx::{DataType, Dim, SaveOptions};
 use mindseye_engines::passport::{FORMAT, Passport};
-use mindseye_engines::plan::{ModelSpec, Plan, PlanOptions, plan};
-use mindseye_engines::residency::Keep;
+use mindseye_engines::residency::{Keep, SETTINGS_FILE};
 use mindseye_engines::sampler::Noise;
 use mindseye_engines::target::{ComputeCapability, Precision, Target};
 use mindseye_engines::trt::{self, TensorRtBackend};
@@ -437,7 +439,7 @@ fn a_node_publishes_what_it_imagined() {
 fn fake_engines(bundle: &Bundle, plan: &Plan, model: &ModelSpec, keep: Keep, folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     for c in &plan.components {
-        let sizes = trt::profile_sizes(bundle, model, &c.name);
+        let sizes = pipeline::profile_sizes(bundle, model, &c.name);
         let component = bundle.component(&c.name).unwrap();
         let mut text =
             format!("ftrt a fake engine\nweights {}\nscratch {}\n", c.weight_bytes, c.activation_bytes);
@@ -496,9 +498,9 @@ fn fake_engines(bundle: &Bundle, plan: &Plan, model: &ModelSpec, keep: Keep, fol
         .write(&engine)
         .unwrap();
     }
-    let mut settings = trt::Settings::new(bundle.directory(), "orin-agx", Precision::Fp16);
+    let mut settings = Settings::new(bundle.directory(), "orin-agx", Precision::Fp16);
     settings.keep_loaded = Some(keep);
-    std::fs::write(folder.join(trt::SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+    std::fs::write(folder.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
 }
 
 const ORIN: ComputeCapability = ComputeCapability { major: 8, minor: 7 };
@@ -694,7 +696,7 @@ fn graphs_as_engines(bundle: &Bundle, keep: Keep, folder: &Path) {
         .write(&graph)
         .unwrap();
     }
-    let mut settings = trt::Settings::new(bundle.directory(), "cpu", Precision::Fp32);
+    let mut settings = Settings::new(bundle.directory(), "cpu", Precision::Fp32);
     settings.keep_loaded = Some(keep);
-    std::fs::write(folder.join(trt::SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+    std::fs::write(folder.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
 }

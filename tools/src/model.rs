@@ -10,7 +10,7 @@ use mindseye_engines::count::{
     CountOps, Kernels, count_denoiser, count_prefill, count_text, count_vae_decoder, count_vae_encoder,
 };
 use mindseye_engines::model::vae::Chunk;
-use mindseye_engines::plan::ModelSpec;
+use mindseye_builder::plan::ModelSpec;
 use mindseye_engines::target::{Precision, Target};
 use serde::Serialize;
 

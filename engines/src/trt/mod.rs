@@ -16,18 +16,11 @@ mod build;
 mod ffi;
 mod library;
 mod log;
-mod pipeline;
 mod run;
-mod state;
 
 pub use backend::{TensorRtBackend, library_name};
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
-pub(crate) use ffi::release_freed_memory;
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
-pub use pipeline::{
-    BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, Verify, build_bundle,
-    check_library, engines_in, plan_bundle, profile_sizes, settings_of, spec_of, verify_built,
-};
 pub use run::{
     Arenas, DType, DeviceState, InputBytes, Io, OutputSink, RunError, RunOptions, TrtContext, TrtEngine,
 };

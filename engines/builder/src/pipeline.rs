@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::library_name;
-use super::build::{BuildError, BuildOptions, InputProfile, Progress, build};
-use super::library::Library;
-use super::state::narrow_state;
-use crate::backend::{Backend, BackendError};
-use crate::bundle::{Bundle, BundleError, ComponentFormat};
-use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use crate::passport::{FORMAT, Passport, PassportError, Present, files_read_by, jetson_release};
 use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
-use crate::residency::Keep;
-use crate::target::{ComputeCapability, Precision, Release, Target, TargetError};
+use crate::state::narrow_state;
 use mindseye_base::file::sha256_of_file;
+use mindseye_engines::backend::{Backend, BackendError};
+use mindseye_engines::bundle::{Bundle, BundleError, ComponentFormat};
+use mindseye_engines::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
+use mindseye_engines::passport::{
+    FORMAT, Passport, PassportError, Present, engines_in, files_read_by, jetson_release,
+};
+use mindseye_engines::residency::{Keep, SETTINGS_FILE};
+use mindseye_engines::target::{ComputeCapability, Precision, Release, Target, TargetError};
+use mindseye_engines::trt::{BuildError, BuildOptions, InputProfile, Library, Progress, build, library_name};
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,9 +114,6 @@ impl Settings {
         }
     }
 }
-
-/// File in the folder of engines that holds the [`Settings`].
-pub const SETTINGS_FILE: &str = "build.json";
 
 /// Options of one build that are not part of its result.
 pub struct Request<'a> {
@@ -679,44 +676,6 @@ fn build_component(
     passport.write(&file)?;
     let calibration = low.quantised.and_then(|q| q.calibration);
     Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
-}
-
-/// Engines of a folder with their passports, by name. Whether the passports are true is not looked at: see
-/// [`Passport::check`].
-///
-/// # Errors
-/// The folder cannot be read, a passport is not in order, or an engine or graph has none.
-pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PipelineError> {
-    let io = |source| PipelineError::Io { path: folder.display().to_string(), source };
-    let (mut found, mut engines) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if let Some(engine) = name.strip_suffix(".passport.json") {
-            let engine = path.with_file_name(engine);
-            found.push((engine.clone(), Passport::read(&engine)?));
-        } else if name.ends_with(".engine") {
-            engines.push(path);
-        } else if let Some(component) = name.strip_suffix(".onnx") {
-            // A graph that was left beside its engine is not run.
-            let engine = path.with_file_name(format!("{component}.engine"));
-            if !engine.exists() && !Passport::path_for(&engine).exists() {
-                engines.push(path);
-            }
-        }
-    }
-    if let Some(bare) = engines.into_iter().find(|e| !found.iter().any(|(path, _)| path == e)) {
-        return Err(PipelineError::Refused(format!(
-            "{} has no passport ({}): build it again",
-            bare.display(),
-            Passport::path_for(&bare).display()
-        )));
-    }
-    if found.is_empty() {
-        return Err(PipelineError::Refused(format!("{} holds no engines", folder.display())));
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
 }
 
 /// The settings of a folder of engines.

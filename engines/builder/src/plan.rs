@@ -1,7 +1,7 @@
 //! What the engines of a model will weigh and how fast they can be at best, before anything is built.
 //!
-//! Arithmetic, weights, activations and state are those of the counting interpreter ([`crate::count`]), which runs the
-//! networks themselves; what is in memory together is what the runtime loads together ([`crate::residency`]). Times are
+//! Arithmetic, weights, activations and state are those of the counting interpreter ([`mindseye_engines::count`]), which runs the
+//! networks themselves; what is in memory together is what the runtime loads together ([`mindseye_engines::residency`]). Times are
 //! rooflines: the larger of work at the target's dense rate and bytes at its bandwidth; real engines reach 40 to 60 %
 //! of them.
 //!
@@ -10,9 +10,9 @@
 //! `limits.target_allowed`; `[layout]` of a model file), or fewer where a caller says so.
 //!
 //! ```
-//! use mindseye_engines::plan::{ModelSpec, plan};
+//! use mindseye_builder::plan::{ModelSpec, plan};
 //! use mindseye_engines::target::{Precision, Target};
-//! let model = ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap();
+//! let model = ModelSpec::from_toml(include_str!("../../../configs/models/wan22-5b.toml")).unwrap();
 //! let nano = plan(&model, &Target::named("orin-nano").unwrap(), Precision::Bf16, &Default::default()).unwrap();
 //! assert!(nano.refusal().unwrap().contains("does not fit"));
 //! ```
@@ -25,14 +25,14 @@ pub use table::{Choice, alternatives, compare, compared, workload_line};
 
 use serde::Serialize;
 
-use crate::count::{
+use mindseye_engines::count::{
     CountOps, Edge, Flops, Kernels, count_codec_decoder, count_codec_encoder, count_denoiser, count_prefill,
     count_text, count_vae_decoder, count_vae_encoder,
 };
-use crate::model::ParamSpec;
-use crate::model::vae::Chunk;
-use crate::residency::{Keep, Lane, Part, parts};
-use crate::target::{Precision, Target, TargetError};
+use mindseye_engines::model::ParamSpec;
+use mindseye_engines::model::vae::Chunk;
+use mindseye_engines::residency::{Keep, Lane, Part, parts};
+use mindseye_engines::target::{Precision, Target, TargetError};
 
 /// Choices of a plan that are not the model's or the target's.
 #[derive(Clone, Debug, PartialEq)]
@@ -512,11 +512,11 @@ mod tests {
     use super::*;
 
     fn wan() -> ModelSpec {
-        ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap()
+        ModelSpec::from_toml(include_str!("../../../configs/models/wan22-5b.toml")).unwrap()
     }
 
     fn house() -> ModelSpec {
-        ModelSpec::from_toml(include_str!("../../configs/models/house-tiny.toml")).unwrap()
+        ModelSpec::from_toml(include_str!("../../../configs/models/house-tiny.toml")).unwrap()
     }
 
     fn cached(model: ModelSpec, steps: u64, branches: u64) -> ModelSpec {
@@ -564,7 +564,7 @@ mod tests {
         let denoiser = passes.iter().find(|p| p.component == "denoiser").unwrap();
         let exported = count_denoiser(&house.dit, 2, 0, 2);
         assert_eq!(denoiser.parameters, exported.parameters());
-        let without = crate::model::dit::DitConfig {
+        let without = mindseye_engines::model::dit::DitConfig {
             pooled_text: false,
             lift: false,
             attributes: 0,

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::{Plan, PlanOptions, Workload, passes, plan, plan_of};
 use crate::plan::ModelSpec;
-use crate::residency::Keep;
-use crate::target::{Precision, Target, TargetError};
+use mindseye_engines::residency::Keep;
+use mindseye_engines::target::{Precision, Target, TargetError};
 
 pub(super) fn gb(bytes: u64) -> String {
     match bytes as f64 {

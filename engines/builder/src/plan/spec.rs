@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::Manifest;
-use crate::model::codec::LinearCodecConfig;
-use crate::model::dit::DitConfig;
-use crate::model::umt5::Umt5Config;
-use crate::model::vae::VaeConfig;
+use mindseye_engines::bundle::Manifest;
+use mindseye_engines::model::codec::LinearCodecConfig;
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::umt5::Umt5Config;
+use mindseye_engines::model::vae::VaeConfig;
 
 /// How the model is run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! State in 16 bits: streaming caches, keys and values never leave the device, so nothing asks for them in 32.
 
-use crate::backend::is_state;
-use crate::onnx::{Attribute, AttributeValue, DataType, Model, Node};
+use mindseye_engines::backend::is_state;
+use mindseye_engines::onnx::{Attribute, AttributeValue, DataType, Model, Node};
 
 /// The type that a `Cast` casts to.
 fn cast_to(node: &Node) -> Option<i64> {
@@ -25,7 +25,7 @@ fn cast(name: String, from: &str, to: &str, dtype: DataType) -> Node {
 }
 
 /// Makes inputs and outputs of a 16-bit graph that are state ([`is_state`]) as narrow as the values inside.
-pub(super) fn narrow_state(model: &mut Model, low: DataType) {
+pub(crate) fn narrow_state(model: &mut Model, low: DataType) {
     let graph = &mut model.graph;
     for input in graph.inputs.iter_mut().filter(|i| is_state(&i.name) && i.dtype == Some(DataType::F32)) {
         input.dtype = Some(low);
@@ -74,12 +74,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::count::count_denoiser;
-    use crate::model::dit::{DitConfig, Prediction};
-    use crate::onnx::{Dim, MemoryWeights};
+    use mindseye_engines::count::count_denoiser;
+    use mindseye_engines::model::dit::{DitConfig, Prediction};
+    use crate::onnx::{MemoryWeights, denoiser_graph};
+    use mindseye_engines::onnx::Dim;
     use crate::quant::to_float16;
-    use crate::session_denoiser::{DenoiserKind, denoiser_graph};
-    use crate::target::Precision;
+    use mindseye_engines::session_denoiser::DenoiserKind;
+    use mindseye_engines::target::Precision;
 
     fn config() -> DitConfig {
         DitConfig {
@@ -129,7 +130,7 @@ mod tests {
                 None if node.op_type == "Shape" => DataType::I64,
                 None => floats.first().copied().unwrap_or(DataType::I64),
             };
-            node.outputs.iter().for_each(|o| drop(types.insert(o, result)));
+            types.extend(node.outputs.iter().map(|o| (o.as_str(), result)));
         }
         for output in &model.graph.outputs {
             assert_eq!(Some(types[output.name.as_str()]), output.dtype, "{}", output.name);
@@ -152,7 +153,7 @@ mod tests {
                 check_types(&model, low);
                 narrow_state(&mut model, low);
                 check_types(&model, low);
-                let state = |values: &[crate::onnx::ValueInfo], narrow: bool| {
+                let state = |values: &[mindseye_engines::onnx::ValueInfo], narrow: bool| {
                     let of_kind = values.iter().filter(|v| is_state(&v.name));
                     of_kind.filter(|v| (v.dtype == Some(low)) == narrow).count()
                 };
