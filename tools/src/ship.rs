@@ -16,9 +16,10 @@ use mindseye_engines::bundle::{
 use mindseye_engines::onnx::{DataType, Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_train::checkpoint::State;
+use mindseye_train::config::TrainConfig;
 use mindseye_train::eager::Params;
 use mindseye_train::family::{FIRST_WORD, HouseModel};
-use mindseye_train::trainer::{State, TrainConfig};
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
