@@ -11,10 +11,10 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
+use crate::model::codec::{self, GROUP, LinearCodecConfig};
 use crate::model::dit::{DitConfig, DitInputs, DitOutputs, forward};
 use crate::model::umt5::{self, Umt5Config, Umt5Inputs};
 use crate::model::vae::{self, Chunk, VaeConfig};
-use crate::model::codec::{self, GROUP, LinearCodecConfig};
 use crate::model::{Ops, ParamSpec};
 
 /// Arithmetic by kind, in FLOP.
@@ -52,6 +52,8 @@ pub enum Kernels {
 pub struct Counted {
     shape: Vec<usize>,
     buffer: Option<usize>,
+    /// Which weight it is, or a view of.
+    weight: Option<usize>,
 }
 
 impl Deref for Counted {
@@ -109,6 +111,8 @@ pub struct Edge {
 #[derive(Clone, Debug, Default)]
 pub struct CountOps {
     params: Vec<ParamSpec>,
+    /// FLOP of products with each of `params`.
+    products: Vec<f64>,
     known: HashMap<String, usize>,
     constants: u64,
     looked_up: u64,
@@ -156,7 +160,7 @@ impl CountOps {
             may_replace: Vec::new(),
             beside: 0,
         });
-        Counted { shape: shape.to_vec(), buffer: Some(self.buffers.len() - 1) }
+        Counted { shape: shape.to_vec(), buffer: Some(self.buffers.len() - 1), weight: None }
     }
 
     /// Marks a result as an output: its memory is the caller's.
@@ -184,6 +188,11 @@ impl CountOps {
     /// The weights asked for, each once, in the order of first use.
     pub fn params(&self) -> &[ParamSpec] {
         &self.params
+    }
+
+    /// FLOP of the products with each weight, in the order of [`CountOps::params`]; zero for those that are no matrix.
+    pub fn products(&self) -> &[f64] {
+        &self.products
     }
 
     /// Number of values in all weights.
@@ -266,7 +275,13 @@ impl CountOps {
             may_replace: if replaces { read } else { Vec::new() },
             beside,
         });
-        Counted { shape, buffer: Some(self.buffers.len() - 1) }
+        Counted { shape, buffer: Some(self.buffers.len() - 1), weight: None }
+    }
+
+    fn add_product(&mut self, weight: &Counted, flop: f64) {
+        if let Some(at) = weight.weight {
+            self.products[at] += flop;
+        }
     }
 
     fn broadcast(&mut self, a: &Counted, b: &Counted) -> Counted {
@@ -296,20 +311,25 @@ impl Ops for CountOps {
     type Index = Vec<usize>;
 
     fn param(&mut self, name: &str, shape: &[usize]) -> Counted {
-        match self.known.get(name) {
-            Some(&i) => assert_eq!(self.params[i].shape, shape, "{name} is asked for with two shapes"),
+        let weight = match self.known.get(name) {
+            Some(&i) => {
+                assert_eq!(self.params[i].shape, shape, "{name} is asked for with two shapes");
+                i
+            }
             None => {
                 self.known.insert(name.into(), self.params.len());
                 self.params.push(ParamSpec { name: name.into(), shape: shape.to_vec() });
+                self.products.push(0.0);
+                self.params.len() - 1
             }
-        }
-        Counted { shape: shape.to_vec(), buffer: None }
+        };
+        Counted { shape: shape.to_vec(), buffer: None, weight: Some(weight) }
     }
 
     fn constant(&mut self, shape: &[usize], data: Vec<f32>) -> Counted {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "values of a constant must fill its shape");
         self.constants += values(shape);
-        Counted { shape: shape.to_vec(), buffer: None }
+        Counted { shape: shape.to_vec(), buffer: None, weight: None }
     }
 
     fn add(&mut self, a: &Counted, b: &Counted) -> Counted {
@@ -338,7 +358,9 @@ impl Ops for CountOps {
         assert!(b.is_none_or(|b| b[..] == [out]), "bias {b:?} of a linear layer {w:?}");
         let mut shape = x.shape.clone();
         *shape.last_mut().expect("checked above") = out;
-        self.flops.linear += 2.0 * elements(x) * out as f64;
+        let flop = 2.0 * elements(x) * out as f64;
+        self.flops.linear += flop;
+        self.add_product(w, flop);
         self.made(shape, &[x])
     }
 
@@ -368,14 +390,18 @@ impl Ops for CountOps {
             shape[hole] = total / rest.max(1);
         }
         assert_eq!(shape.iter().product::<usize>(), total, "reshape of {x:?} to {dims:?}");
-        Counted { shape, buffer: x.buffer }
+        Counted { shape, buffer: x.buffer, weight: x.weight }
     }
 
     fn permute(&mut self, x: &Counted, perm: &[usize]) -> Counted {
         assert_eq!(x.len(), perm.len(), "permutation {perm:?} of {x:?}");
         let shape: Vec<usize> = perm.iter().map(|&p| x[p]).collect();
         // A weight is permuted when the graph is prepared.
-        if x.buffer.is_some() { self.made(shape, &[x]) } else { Counted { shape, buffer: None } }
+        if x.buffer.is_some() {
+            self.made(shape, &[x])
+        } else {
+            Counted { shape, buffer: None, weight: x.weight }
+        }
     }
 
     fn concat(&mut self, xs: &[Counted], axis: usize) -> Counted {
@@ -394,7 +420,7 @@ impl Ops for CountOps {
         let (start, end) = (at(start), end.map_or(n, at));
         let mut shape = x.shape.clone();
         shape[axis] = (end - start).max(0) as usize;
-        Counted { shape, buffer: x.buffer }
+        Counted { shape, buffer: x.buffer, weight: x.weight }
     }
 
     fn gather(&mut self, table: &Counted, index: &Vec<usize>) -> Counted {
@@ -450,7 +476,9 @@ impl Ops for CountOps {
         assert!(b.is_none_or(|b| b[..] == [w[0]]), "bias {b:?} of a convolution {w:?}");
         let out = |axis: usize| (x[2 + axis] + pads[axis] + pads[axis + 2] - w[2 + axis]) / stride[axis] + 1;
         let shape = vec![x[0], w[0], out(0), out(1)];
-        self.flops.convolution += 2.0 * elements(&shape) * elements(&w[1..]);
+        let flop = 2.0 * elements(&shape) * elements(&w[1..]);
+        self.flops.convolution += flop;
+        self.add_product(w, flop);
         self.made(shape, &[x])
     }
 
@@ -495,7 +523,13 @@ impl Ops for CountOps {
 }
 
 /// Inputs of the denoiser for `frames` latents at batch 1.
-fn denoise(ops: &mut CountOps, cfg: &DitConfig, frames: usize, memory: usize, timesteps: usize) -> DitOutputs<CountOps> {
+fn denoise(
+    ops: &mut CountOps,
+    cfg: &DitConfig,
+    frames: usize,
+    memory: usize,
+    timesteps: usize,
+) -> DitOutputs<CountOps> {
     let tokens = cfg.tokens_per_frame();
     let latents = ops.input(&[1, cfg.in_channels, frames, cfg.latent_height, cfg.latent_width]);
     let time = ops.input(&[timesteps, cfg.freq_dim]);
@@ -506,8 +540,11 @@ fn denoise(ops: &mut CountOps, cfg: &DitConfig, frames: usize, memory: usize, ti
     let (cos, sin) = (ops.input(&table), ops.input(&table));
     let camera = (cfg.camera_channels > 0).then(|| ops.input(&[1, frames, tokens, cfg.camera_channels]));
     let cache = [1, memory * tokens, cfg.heads, cfg.head_dim];
-    let cached: Vec<_> =
-        if memory == 0 { Vec::new() } else { (0..cfg.layers).map(|_| (ops.state(&cache), ops.state(&cache))).collect() };
+    let cached: Vec<_> = if memory == 0 {
+        Vec::new()
+    } else {
+        (0..cfg.layers).map(|_| (ops.state(&cache), ops.state(&cache))).collect()
+    };
     let inputs = DitInputs {
         latents: &latents,
         time: &time,
@@ -653,6 +690,7 @@ mod tests {
         assert_eq!(ops.activations(Kernels::Fused), 80);
         assert_eq!(ops.edge(), Edge { inputs: 16, outputs: 32, state_in: 0, state_out: 0 });
         assert_eq!((ops.io_bytes(1), ops.io_bytes(256)), (192, 512));
+        assert_eq!(ops.products(), [2.0 * 2.0 * 8.0 * 32.0, 2.0 * 2.0 * 32.0 * 8.0]);
     }
 
     #[test]

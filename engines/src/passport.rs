@@ -353,8 +353,11 @@ impl Passport {
             return Err(differs("jetson_release", got, &want));
         }
         if let (Some(want), Some(got)) = (present.compute_capability, self.compute_capability) {
-            let compatible =
-                flag("hardware_compatible") && want.major >= 8 && want >= got && !want.is_jetson() && !got.is_jetson();
+            let compatible = flag("hardware_compatible")
+                && want.major >= 8
+                && want >= got
+                && !want.is_jetson()
+                && !got.is_jetson();
             if want != got && !compatible {
                 return Err(differs("compute_capability", &got, &want));
             }
@@ -410,7 +413,8 @@ impl Passport {
             }
         }
         if self.library == "onnx" {
-            let read = files_read_by(engine).map_err(|source| PassportError::Graph { path: shown.clone(), source })?;
+            let read = files_read_by(engine)
+                .map_err(|source| PassportError::Graph { path: shown.clone(), source })?;
             if let Some(file) = read.into_iter().find(|name| !self.files.contains_key(name)) {
                 return Err(PassportError::Uncovered { path: shown, file });
             }
@@ -566,7 +570,9 @@ mod tests {
     /// A graph's weights lie beside it: every byte of them counts.
     #[test]
     fn files_beside_a_graph_are_covered() {
-        use crate::onnx::{DataType, Dim, ExternalData, Graph, Initializer, Model, Node, SaveOptions, ValueInfo};
+        use crate::onnx::{
+            DataType, Dim, ExternalData, Graph, Initializer, Model, Node, SaveOptions, ValueInfo,
+        };
         let folder = tempfile::tempdir().unwrap();
         let graph = folder.path().join("denoiser.onnx");
         let value = |name: &str| ValueInfo {

@@ -160,7 +160,13 @@ pub fn parts(keep: Keep, has: &dyn Fn(&str) -> bool) -> Vec<Part> {
             slots.len() - 1
         });
         let text = role == "text";
-        Part { component, lanes, slot, unloaded_after_use: keep == Keep::Halves && text, remembers: keep != Keep::All && text }
+        Part {
+            component,
+            lanes,
+            slot,
+            unloaded_after_use: keep == Keep::Halves && text,
+            remembers: keep != Keep::All && text,
+        }
     };
     used.iter().map(place).collect()
 }
@@ -331,7 +337,9 @@ impl Session for TurnSession {
         inputs: &[(&str, &Tensor)],
         outputs: &mut [(&str, &mut Tensor)],
     ) -> Result<(), BackendError> {
-        let Some(remembered) = &self.engine.remembered else { return self.engine.run(inputs, outputs, None, None) };
+        let Some(remembered) = &self.engine.remembered else {
+            return self.engine.run(inputs, outputs, None, None);
+        };
         let mut known = remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if recall(&known, inputs, outputs) {
             return Ok(());
@@ -420,7 +428,11 @@ mod tests {
     }
 
     impl Session for Fake {
-        fn run_into(&mut self, _: &[(&str, &Tensor)], _: &mut [(&str, &mut Tensor)]) -> Result<(), BackendError> {
+        fn run_into(
+            &mut self,
+            _: &[(&str, &Tensor)],
+            _: &mut [(&str, &mut Tensor)],
+        ) -> Result<(), BackendError> {
             Ok(())
         }
 

@@ -443,9 +443,14 @@ impl Checked<'_> {
         }
         self.between("memory_gb", wire.memory_gb, [0.5, 4096.0])?;
         if !(wire.reserved_gb >= 0.0 && wire.reserved_gb < wire.memory_gb) {
-            return Err(self.bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb)));
+            return Err(
+                self.bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb))
+            );
         }
-        let rates = [("bandwidth_gb_per_sec", wire.bandwidth_gb_per_sec), ("host_link_gb_per_sec", wire.host_link_gb_per_sec)];
+        let rates = [
+            ("bandwidth_gb_per_sec", wire.bandwidth_gb_per_sec),
+            ("host_link_gb_per_sec", wire.host_link_gb_per_sec),
+        ];
         for (key, v) in rates {
             v.map_or(Ok(()), |v| self.between(key, v, [1.0, 100_000.0]))?;
         }
@@ -476,9 +481,12 @@ impl Checked<'_> {
     fn check_gpu(&self, cc: ComputeCapability) -> Result<(), TargetError> {
         let wire = self.wire;
         if wire.precisions.contains(&Precision::Fp8) && cc < ComputeCapability::FIRST_WITH_FP8 {
-            return Err(self.bad(format!("precisions lists fp8, which compute capability {cc} does not have")));
+            return Err(
+                self.bad(format!("precisions lists fp8, which compute capability {cc} does not have"))
+            );
         }
-        if let Some(p) = wire.precisions.iter().find(|p| !wire.dense_tera_per_sec.contains_key(&p.compute())) {
+        if let Some(p) = wire.precisions.iter().find(|p| !wire.dense_tera_per_sec.contains_key(&p.compute()))
+        {
             return Err(self.bad(format!("dense_tera_per_sec.{} is missing", p.compute())));
         }
         if wire.bandwidth_gb_per_sec.is_none() {
@@ -621,7 +629,8 @@ impl Target {
         if self.tensorrt.iter().any(|r| r.major == found.major && r.minor <= found.minor) {
             return Ok(());
         }
-        let wanted: Vec<String> = self.tensorrt.iter().map(|r| format!("{r} or a later {}.x", r.major)).collect();
+        let wanted: Vec<String> =
+            self.tensorrt.iter().map(|r| format!("{r} or a later {}.x", r.major)).collect();
         Err(TargetError::TensorRtRefused {
             found,
             target: self.name.clone(),

@@ -34,9 +34,9 @@ use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
 use mindseye_engines::passport::{Present, engines_in};
 use mindseye_engines::plucker;
+use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{Tokenizer, TokenizerError};
-use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
 use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
@@ -242,7 +242,8 @@ impl Pipeline {
         let prepare = |component: &str| -> Result<Arc<dyn Engine>, LoadError> {
             let (backend, file) = part(&bundle, component)?;
             let stated = bundle.component(component)?;
-            let ports = |specs: &[PortSpec]| specs.iter().map(PortSpec::to_port).collect::<Result<Vec<_>, _>>();
+            let ports =
+                |specs: &[PortSpec]| specs.iter().map(PortSpec::to_port).collect::<Result<Vec<_>, _>>();
             let (inputs, outputs) = (ports(&stated.inputs)?, ports(&stated.outputs)?);
             let source = Source { backend, file, options: options.clone(), inputs, outputs };
             let engine = residency.prepare(component, source)?;

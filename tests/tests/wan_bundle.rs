@@ -18,15 +18,15 @@ use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_builder::checkpoint::names::dit_params;
 use mindseye_builder::onnx::CheckpointWeights;
-use mindseye_engines::backend::{PrepareOptions, Tensor, by_name, is_state};
 use mindseye_builder::pipeline::{self, Settings};
 use mindseye_builder::plan::{ModelSpec, Plan, PlanOptions, plan};
+use mindseye_engines::backend::{PrepareOptions, Tensor, by_name, is_state};
 use mindseye_engines::bundle::{Bundle, ComponentFormat};
+use mindseye_engines::cuda::{DeviceInfo, DriverInfo, HostDevice};
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{VaeConfig, encode_clip};
-use mindseye_engines::cuda::{DeviceInfo, DriverInfo, HostDevice};
 use mindseye_engines::onnx::{DataType, Dim, SaveOptions};
 use mindseye_engines::passport::{FORMAT, Passport};
 use mindseye_engines::residency::{Keep, SETTINGS_FILE};
@@ -510,7 +510,16 @@ fn fake_tensorrt(folder: &Path) -> (trt::Library, fn() -> u64) {
     let source = root().join("fake-tensorrt/fake.rs");
     let out = folder.join("libnvinfer.so.10");
     let mut rustc = std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    rustc.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "fake_tensorrt", "--cfg", "v10"]);
+    rustc.args([
+        "--edition",
+        "2024",
+        "--crate-type",
+        "cdylib",
+        "--crate-name",
+        "fake_tensorrt",
+        "--cfg",
+        "v10",
+    ]);
     rustc.args(["--check-cfg", "cfg(v10, v11, broken)"]).arg("-o").arg(&out).arg(source);
     let done = rustc.output().expect("rustc runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -522,9 +531,8 @@ fn fake_tensorrt(folder: &Path) -> (trt::Library, fn() -> u64) {
         total_bytes: 1 << 30,
         multiprocessors: 1,
     };
-    let probe: trt::Probe = Arc::new(move || {
-        Ok(DriverInfo { cuda_version: 12_060, devices: vec![device.clone()] })
-    });
+    let probe: trt::Probe =
+        Arc::new(move || Ok(DriverInfo { cuda_version: 12_060, devices: vec![device.clone()] }));
     let library = trt::Library::find(&trt::LoadOptions { path: Some(out.clone()), probe }).unwrap();
     (library, fake_weights(&out))
 }
@@ -601,7 +609,8 @@ fn the_runtime_takes_the_memory_that_was_planned() {
         let target = Target::named("orin-agx").unwrap();
         let mut peaks = Vec::new();
         for keep in Keep::ALL {
-            let options = PlanOptions { keep: Some(keep), workspace_bytes: Some(0), ..PlanOptions::default() };
+            let options =
+                PlanOptions { keep: Some(keep), workspace_bytes: Some(0), ..PlanOptions::default() };
             let planned = plan(&model, &target, Precision::Fp16, &options).unwrap();
             let engines = folder.path().join(format!("{cached}-{keep}"));
             fake_engines(&bundle, &planned, &model, keep, &engines);
@@ -612,12 +621,19 @@ fn the_runtime_takes_the_memory_that_was_planned() {
             let taken = goal_peak(&pipeline, &device) as f64;
             let wanted = planned.memory.peak as f64;
             println!("cached {cached}, {keep}: {taken} bytes taken, {wanted} planned");
-            assert!((taken / wanted - 1.0).abs() < 0.05, "cached {cached}, {keep}: {taken} taken\n{}", planned.table());
+            assert!(
+                (taken / wanted - 1.0).abs() < 0.05,
+                "cached {cached}, {keep}: {taken} taken\n{}",
+                planned.table()
+            );
             peaks.push(taken);
             drop(pipeline);
             assert_eq!(weights(), 0, "every engine was unloaded");
         }
-        assert!(peaks.is_sorted_by(|a, b| a > b), "each way to keep parts takes less than the one before: {peaks:?}");
+        assert!(
+            peaks.is_sorted_by(|a, b| a > b),
+            "each way to keep parts takes less than the one before: {peaks:?}"
+        );
     }
 }
 

@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use mindseye_builder::plan::ModelSpec;
 use mindseye_engines::count::{
     CountOps, Kernels, count_denoiser, count_prefill, count_text, count_vae_decoder, count_vae_encoder,
 };
 use mindseye_engines::model::vae::Chunk;
-use mindseye_builder::plan::ModelSpec;
 use mindseye_engines::target::{Precision, Target};
 use serde::Serialize;
 
@@ -193,7 +193,12 @@ pub fn table(cost: &ModelCost) -> String {
     let _ = writeln!(
         out,
         "{:52} {:>39} | {:>9} {:>9} {:>9} | {}",
-        "", "", "weights", "activat.", "state", names.join(" ")
+        "",
+        "",
+        "weights",
+        "activat.",
+        "state",
+        names.join(" ")
     );
     for row in &cost.rows {
         let seconds: Vec<String> = row.seconds.iter().map(|(_, s)| format!("{:>9}", figure(*s))).collect();

@@ -348,7 +348,9 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused(refusal));
     }
     check_library(request.target, request.library, request.graphs_only)?;
-    if request.hardware_compatible && request.target.compute_capability.is_some_and(ComputeCapability::is_jetson) {
+    if request.hardware_compatible
+        && request.target.compute_capability.is_some_and(ComputeCapability::is_jetson)
+    {
         return Err(PipelineError::Refused(format!(
             "TensorRT has no hardware-compatible mode on a Jetson: build for {} without --hardware-compatible",
             request.target.name
@@ -391,7 +393,8 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
             return Err(PipelineError::Cancelled);
         }
     }
-    let settings = Settings { bundle: relative_to(request.out, &request.settings.bundle), ..request.settings.clone() };
+    let settings =
+        Settings { bundle: relative_to(request.out, &request.settings.bundle), ..request.settings.clone() };
     let settings = serde_json::to_string_pretty(&settings)
         .map_err(|e| PipelineError::Refused(format!("{SETTINGS_FILE}: {e}")))?;
     let path = staging.0.join(SETTINGS_FILE);
@@ -575,7 +578,6 @@ fn build_component(
     folder: &Path,
 ) -> Result<BuiltComponent, PipelineError> {
     let source = request.bundle.path(component)?;
-    let files = &request.bundle.component(component)?.files;
     let fp32 = Model::load(&source)?;
     if fp32.graph.inputs.iter().any(|i| i.dtype == Some(DataType::F16)) {
         return Err(PipelineError::Refused(format!("{component}: engines are built from fp32 bundles")));
@@ -595,11 +597,19 @@ fn build_component(
     }
     let onnx = folder.join(format!("{component}.onnx"));
     low.model.save(&onnx, &SaveOptions::default())?;
-    let fail = |source| match source {
-        BuildError::Cancelled => PipelineError::Cancelled,
-        source => PipelineError::Build { component: component.to_owned(), source },
+    let flags = builder_flags(request, &profiles);
+    let (file, build_seconds) = match library {
+        None => (onnx, quantise_seconds),
+        Some(library) => build_engine(request, library, component, &onnx, profiles)?,
     };
-    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    let passport = passport_of(request, component, &low, &file, library, flags, build_seconds)?;
+    passport.write(&file)?;
+    let calibration = low.quantised.and_then(|q| q.calibration);
+    Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
+}
+
+/// The builder's options, as a passport states them.
+fn builder_flags(request: &Request<'_>, profiles: &[InputProfile]) -> BTreeMap<String, String> {
     let mut flags = BTreeMap::from([
         ("strongly_typed".into(), "true".into()),
         ("hardware_compatible".into(), request.hardware_compatible.to_string()),
@@ -608,54 +618,81 @@ fn build_component(
     if let Some(bytes) = request.workspace_bytes {
         flags.insert("workspace_bytes".into(), bytes.to_string());
     }
-    for p in &profiles {
+    if let Some(level) = request.settings.optimization_level {
+        flags.insert("optimization_level".into(), level.to_string());
+    }
+    for p in profiles {
         flags.insert(format!("profile.{}", p.name), format!("{:?} {:?} {:?}", p.min, p.opt, p.max));
     }
-    let (file, build_seconds) = match library {
-        None => (onnx.clone(), quantise_seconds),
-        Some(library) => {
-            let engine = folder.join(format!("{component}.engine"));
-            let progress = Arc::clone(&request.progress);
-            let options = BuildOptions {
-                workspace_bytes: request.workspace_bytes,
-                profiles,
-                compute_capability: request.target.compute_capability,
-                timing_cache: request.timing_cache.clone(),
-                hardware_compatible: request.hardware_compatible,
-                version_compatible: request.version_compatible,
-                optimization_level: request.settings.optimization_level,
-                cancel: Arc::clone(&request.cancel),
-                progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
-            };
-            let done = build(library, &onnx, &engine, &options).map_err(fail)?;
-            if !request.keep_onnx {
-                for path in [onnx.clone(), onnx.with_file_name(format!("{component}.onnx.data"))] {
-                    if path.exists() {
-                        std::fs::remove_file(&path).map_err(|e| io(&path, e))?;
-                    }
-                }
-            }
-            (engine, done.seconds)
-        }
+    flags
+}
+
+/// Builds the engine of a graph beside it: its file, and the seconds that it took.
+fn build_engine(
+    request: &Request<'_>,
+    library: &Library,
+    component: &str,
+    onnx: &Path,
+    profiles: Vec<InputProfile>,
+) -> Result<(PathBuf, f64), PipelineError> {
+    let engine = onnx.with_file_name(format!("{component}.engine"));
+    let progress = Arc::clone(&request.progress);
+    let options = BuildOptions {
+        workspace_bytes: request.workspace_bytes,
+        profiles,
+        compute_capability: request.target.compute_capability,
+        timing_cache: request.timing_cache.clone(),
+        hardware_compatible: request.hardware_compatible,
+        version_compatible: request.version_compatible,
+        optimization_level: request.settings.optimization_level,
+        cancel: Arc::clone(&request.cancel),
+        progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
     };
-    let graph_sha256 = files.first().map(|f| f.sha256.clone()).unwrap_or_default();
-    let mut beside = BTreeMap::new();
+    let done = build(library, onnx, &engine, &options).map_err(|source| match source {
+        BuildError::Cancelled => PipelineError::Cancelled,
+        source => PipelineError::Build { component: component.to_owned(), source },
+    })?;
+    if !request.keep_onnx {
+        for path in [onnx.to_owned(), onnx.with_file_name(format!("{component}.onnx.data"))] {
+            if path.exists() {
+                std::fs::remove_file(&path)
+                    .map_err(|source| PipelineError::Io { path: path.display().to_string(), source })?;
+            }
+        }
+    }
+    Ok((engine, done.seconds))
+}
+
+/// What a built engine or graph was made from, with the hash of every file that is read with it.
+fn passport_of(
+    request: &Request<'_>,
+    component: &str,
+    low: &Low,
+    file: &Path,
+    library: Option<&Library>,
+    builder_flags: BTreeMap<String, String>,
+    build_seconds: f64,
+) -> Result<Passport, PipelineError> {
+    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    let sources = &request.bundle.component(component)?.files;
+    let graph_sha256 = sources.first().map(|f| f.sha256.clone()).unwrap_or_default();
+    let mut files = BTreeMap::new();
     if library.is_none() {
-        for name in files_read_by(&file)? {
+        for name in files_read_by(file)? {
             let path = file.with_file_name(&name);
-            beside.insert(name, sha256_of_file(&path).map_err(|e| io(&path, e))?);
+            files.insert(name, sha256_of_file(&path).map_err(|e| io(&path, e))?);
         }
     }
     let passport = Passport {
         format: FORMAT,
         component: component.to_owned(),
         bundle_sha256: request.bundle.hash().to_owned(),
-        weights_sha256: files.get(1).map_or_else(|| graph_sha256.clone(), |f| f.sha256.clone()),
+        weights_sha256: sources.get(1).map_or_else(|| graph_sha256.clone(), |f| f.sha256.clone()),
         graph_sha256,
         calibration_sha256: low.quantised.as_ref().and_then(|q| q.calibration_sha256.clone()),
         scales_sha256: low.quantised.as_ref().map(|q| q.scales_sha256.clone()),
-        engine_sha256: sha256_of_file(&file).map_err(|e| io(&file, e))?,
-        files: beside,
+        engine_sha256: sha256_of_file(file).map_err(|e| io(file, e))?,
+        files,
         precision: low.precision,
         kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
         target: request.target.name.clone(),
@@ -666,16 +703,13 @@ fn build_component(
         arch: std::env::consts::ARCH.to_owned(),
         jetson_release: library.and_then(|_| jetson_release()),
         driver_version: library.and_then(Library::driver).map(|d| d.cuda_version),
-        builder_flags: flags,
+        builder_flags,
         verification: low.report.as_ref().map(Report::for_passport),
         build_seconds,
-        engine_bytes: std::fs::metadata(&file).map_err(|e| io(&file, e))?.len(),
+        engine_bytes: std::fs::metadata(file).map_err(|e| io(file, e))?.len(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-    .rounded();
-    passport.write(&file)?;
-    let calibration = low.quantised.and_then(|q| q.calibration);
-    Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
+    };
+    Ok(passport.rounded())
 }
 
 /// The settings of a folder of engines.
@@ -686,8 +720,8 @@ pub fn settings_of(folder: &Path) -> Result<Settings, PipelineError> {
     let path = folder.join(SETTINGS_FILE);
     let io = |source| PipelineError::Io { path: path.display().to_string(), source };
     let text = std::fs::read_to_string(&path).map_err(io)?;
-    let settings: Settings =
-        serde_json::from_str(&text).map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))?;
+    let settings: Settings = serde_json::from_str(&text)
+        .map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))?;
     // Relative to the folder of engines, whatever the working directory is.
     Ok(Settings { bundle: folder.join(&settings.bundle), ..settings })
 }
@@ -798,4 +832,28 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundle_is_found_from_any_working_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("models/house");
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::create_dir_all(folder.path().join("engines")).unwrap();
+        let out = folder.path().join("engines/a100");
+        let stored = relative_to(&out, &bundle);
+        assert_eq!(stored, Path::new("../../models/house"));
+        std::fs::create_dir(&out).unwrap();
+        let mut settings = Settings::new(&stored, "a100", Precision::Fp16);
+        settings.keep_loaded = Some(Keep::Halves);
+        std::fs::write(out.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+        let read = settings_of(&out).unwrap();
+        assert_eq!(read.bundle.canonicalize().unwrap(), bundle.canonicalize().unwrap());
+        assert_eq!(mindseye_engines::residency::keep_of(&out).unwrap(), Keep::Halves);
+        assert!(relative_to(Path::new("/one/engines"), Path::new("/two/bundle")).is_absolute());
+    }
 }

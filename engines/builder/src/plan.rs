@@ -21,7 +21,7 @@ mod spec;
 mod table;
 
 pub use spec::{ModelSpec, SpecError, Workload};
-pub use table::{Choice, alternatives, compare, compared, workload_line};
+pub use table::{Choice, alternatives, compare, compared, compared_document, workload_line};
 
 use serde::Serialize;
 
@@ -85,6 +85,9 @@ pub struct Pass {
     pub intake_calls: u64,
     /// Times that it is loaded for one answer where it takes turns.
     pub turns: u64,
+    /// Its layers: name, block of a transformer, parameters (bias aside), FLOP of one call.
+    #[serde(skip)]
+    layers: Vec<(String, Option<u64>, u64, f64)>,
 }
 
 /// The transformer block that a parameter belongs to, where it is one of its matrices.
@@ -114,6 +117,13 @@ impl Pass {
             calls: 0,
             intake_calls: 0,
             turns: 1,
+            layers: ops
+                .params()
+                .iter()
+                .zip(ops.products())
+                .filter(|(_, flop)| **flop > 0.0)
+                .map(|(p, flop)| (p.name.clone(), block_of(p), size(p), *flop))
+                .collect(),
         }
     }
 
@@ -132,7 +142,9 @@ pub fn passes(model: &ModelSpec) -> Vec<Pass> {
     if let Some(umt5) = &model.text_encoder {
         let rows = dit.text_len;
         // The goal's text, and the empty one of the other branch.
-        all.push(Pass::new("text_encoder", format!("{rows} rows"), &count_text(umt5, rows)).calls(w.branches, 0));
+        all.push(
+            Pass::new("text_encoder", format!("{rows} rows"), &count_text(umt5, rows)).calls(w.branches, 0),
+        );
     }
     if let Some(vae) = &model.vae {
         let first = count_vae_encoder(vae, latent, Chunk::First);
@@ -252,6 +264,57 @@ pub struct MemoryPlan {
     pub load_seconds: f64,
 }
 
+/// One layer of a plan: a weight that takes part in products.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerPlan {
+    /// Component of the bundle.
+    pub component: String,
+    /// Name of the weight.
+    pub name: String,
+    /// Precision of its products.
+    pub precision: Precision,
+    /// Parameters, the bias aside.
+    pub parameters: u64,
+    /// Bytes of them in the engine.
+    pub bytes: u64,
+    /// 10^9 operations in one call.
+    pub gigaflop: f64,
+}
+
+/// Every layer of a model in a precision: which it gets, bytes and arithmetic.
+///
+/// # Errors
+/// The target has no hardware for the precision.
+pub fn layers(
+    model: &ModelSpec,
+    target: &Target,
+    precision: Precision,
+    options: &PlanOptions,
+) -> Result<Vec<LayerPlan>, TargetError> {
+    target.check_precision(precision)?;
+    let count = model.dit.layers as u64;
+    let kept = |block: u64| block < options.keep_first_blocks || block + options.keep_last_blocks >= count;
+    let gpu = target.compute_capability.is_some();
+    let float = if gpu { precision.float() } else { Precision::Fp32 };
+    let mut all = Vec::new();
+    for pass in passes(model) {
+        let denoiser = pass.component.starts_with("denoiser");
+        for (name, block, parameters, flop) in pass.layers {
+            let quantised = denoiser && block.is_some_and(|b| !kept(b));
+            let precision = if quantised { precision } else { float };
+            all.push(LayerPlan {
+                component: pass.component.clone(),
+                name,
+                precision,
+                parameters,
+                bytes: (parameters as f64 * precision.weight_bytes()) as u64,
+                gigaflop: flop / 1e9,
+            });
+        }
+    }
+    Ok(all)
+}
+
 /// What building costs, extrapolated from engines that were built (see [`BUILD_SECONDS_PER_BYTE`]).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BuildPlan {
@@ -320,7 +383,13 @@ struct Sized {
     state_bytes: u64,
 }
 
-fn sized(model: &ModelSpec, pass: Pass, target: &Target, precision: Precision, options: &PlanOptions) -> Sized {
+fn sized(
+    model: &ModelSpec,
+    pass: Pass,
+    target: &Target,
+    precision: Precision,
+    options: &PlanOptions,
+) -> Sized {
     let gpu = target.compute_capability.is_some();
     let float = if gpu { precision.float() } else { Precision::Fp32 };
     let denoiser = pass.component.starts_with("denoiser");
@@ -332,7 +401,8 @@ fn sized(model: &ModelSpec, pass: Pass, target: &Target, precision: Precision, o
         false => pass.quantisable as f64 * (layers - kept) as f64 / layers as f64,
     };
     let floats = pass.parameters as f64 - quantised;
-    let weight_bytes = quantised * precision.weight_bytes() + (floats + pass.constants as f64) * float.weight_bytes();
+    let weight_bytes =
+        quantised * precision.weight_bytes() + (floats + pass.constants as f64) * float.weight_bytes();
     let wide = float.weight_bytes() as u64;
     let activations = if gpu { pass.activations_fused } else { pass.activations_stepwise };
     let branches = if pass.component == "denoiser_prefill" { model.workload.branches } else { 1 };
@@ -466,7 +536,8 @@ fn memory_plan(sized: &[Sized], target: &Target, options: &PlanOptions, keep: Ke
     let gpu = target.compute_capability.is_some();
     let default_workspace = if gpu { (1 << 30).min(target.usable_bytes() / 20) } else { 0 };
     let lanes = [Lane::Intake, Lane::Goal];
-    let workspace = options.workspace_bytes.unwrap_or(default_workspace) * if gpu { lanes.len() as u64 } else { 0 };
+    let workspace =
+        options.workspace_bytes.unwrap_or(default_workspace) * if gpu { lanes.len() as u64 } else { 0 };
     let of_lane = |lane: Lane, bytes: fn(&Sized) -> u64| {
         loaded.iter().filter(|(p, _)| p.lanes.contains(&lane)).map(|(_, s)| bytes(s)).max().unwrap_or(0)
     };
@@ -489,8 +560,11 @@ fn memory_plan(sized: &[Sized], target: &Target, options: &PlanOptions, keep: Ke
     let takes_turns = |part: &Part| {
         part.unloaded_after_use || loaded.iter().filter(|(p, _)| p.slot == part.slot).count() > 1
     };
-    let loaded_per_answer =
-        loaded.iter().filter(|(p, _)| takes_turns(p)).map(|(_, s)| s.weight_bytes as u64 * s.pass.turns).sum::<u64>();
+    let loaded_per_answer = loaded
+        .iter()
+        .filter(|(p, _)| takes_turns(p))
+        .map(|(_, s)| s.weight_bytes as u64 * s.pass.turns)
+        .sum::<u64>();
     MemoryPlan {
         keep,
         weights,
@@ -545,7 +619,8 @@ mod tests {
         assert_eq!(vae, 704_688_668);
         close(denoiser.teraflop, 189.9, 0.01, "joint");
         close(plan.denoiser_teraflop_total, 18_989.0, 0.01, "50 steps of two branches");
-        for (name, want) in [("vae_encoder_next", 1.487), ("vae_decoder_next", 7.836), ("text_encoder", 4.8)] {
+        for (name, want) in [("vae_encoder_next", 1.487), ("vae_decoder_next", 7.836), ("text_encoder", 4.8)]
+        {
             close(part(&plan, name).teraflop, want, 0.02, name);
         }
         // Of a first frame the past is zero: a third of each temporal kernel is left, which the reference multiplies whole.
@@ -601,11 +676,15 @@ mod tests {
             part(&planned, "denoiser").seconds.unwrap()
         };
         close(seconds(Precision::Fp16) / seconds(Precision::Int8), 1.45, 0.05, "int8");
-        for (slow, fast) in [("h100", "h200"), ("orin-nano", "orin-nano-super"), ("orin-nx", "orin-nx-super")] {
+        for (slow, fast) in [("h100", "h200"), ("orin-nano", "orin-nano-super"), ("orin-nx", "orin-nx-super")]
+        {
             let answer = |name: &str| {
                 let target = Target::named(name).unwrap();
                 let house = house();
-                plan(&house, &target, target.best_precision(), &PlanOptions::default()).unwrap().seconds_total.unwrap()
+                plan(&house, &target, target.best_precision(), &PlanOptions::default())
+                    .unwrap()
+                    .seconds_total
+                    .unwrap()
             };
             assert!(answer(fast) <= answer(slow), "{fast} is no slower than {slow}");
         }
@@ -682,6 +761,25 @@ mod tests {
         assert!(choices.iter().all(|c| c.plan.fits));
     }
 
+    #[test]
+    fn layers_add_up_to_their_component() {
+        let (m, target) = (wan(), Target::named("orin-agx").unwrap());
+        let all = layers(&m, &target, Precision::Int8, &PlanOptions::default()).unwrap();
+        let of =
+            |block: &str| all.iter().find(|l| l.name == format!("blocks.{block}.ffn.net.2.weight")).unwrap();
+        for (block, precision) in [("0", Precision::Fp16), ("1", Precision::Int8), ("29", Precision::Fp16)] {
+            assert_eq!(of(block).precision, precision, "block {block}");
+        }
+        assert_eq!((of("1").bytes, of("0").bytes), (3072 * 14336, 2 * 3072 * 14336));
+        let planned = plan(&m, &target, Precision::Int8, &PlanOptions::default()).unwrap();
+        let denoiser = part(&planned, "denoiser");
+        let sum =
+            |f: fn(&LayerPlan) -> f64| all.iter().filter(|l| l.component == "denoiser").map(f).sum::<f64>();
+        // Biases, norms and tables are no layers.
+        close(sum(|l| l.bytes as f64), denoiser.weight_bytes as f64, 0.001, "bytes");
+        close(sum(|l| l.gigaflop), 1e3 * (denoiser.teraflop - denoiser.teraflop_attention), 0.001, "FLOP");
+    }
+
     /// The machines that the large model is meant for.
     #[test]
     fn a_configuration_fits_the_large_orin_and_the_small_a100() {
@@ -690,7 +788,25 @@ mod tests {
         let table = compared(&plans);
         for target in targets {
             assert!(plans.iter().any(|p| p.target == target.name && p.fits && p.seconds_answer.is_some()));
-            assert!(table.contains(&format!("* {}: ", target.name)) && !table.contains("nothing fits"), "{table}");
+            assert!(
+                table.contains(&format!("* {}: ", target.name)) && !table.contains("nothing fits"),
+                "{table}"
+            );
         }
+    }
+
+    /// The table in the documentation is what the program prints. With `MINDSEYE_WRITE_DOCS` set it is written.
+    #[test]
+    fn the_documented_plans_are_those_of_the_program() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/plans.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (head, _) = text.split_once("\nPlans of ").unwrap();
+        let table = compared_document(&wan(), &Target::all(), &PlanOptions::default()).unwrap();
+        let wanted = format!("{head}\n{table}");
+        if std::env::var_os("MINDSEYE_WRITE_DOCS").is_some() {
+            std::fs::write(&path, &wanted).unwrap();
+        }
+        let now = std::fs::read_to_string(&path).unwrap();
+        assert!(now == wanted, "docs/plans.md is old: run docs/plans.sh");
     }
 }

@@ -74,11 +74,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::onnx::{MemoryWeights, denoiser_graph};
+    use crate::quant::to_float16;
     use mindseye_engines::count::count_denoiser;
     use mindseye_engines::model::dit::{DitConfig, Prediction};
-    use crate::onnx::{MemoryWeights, denoiser_graph};
     use mindseye_engines::onnx::Dim;
-    use crate::quant::to_float16;
     use mindseye_engines::session_denoiser::DenoiserKind;
     use mindseye_engines::target::Precision;
 
@@ -121,7 +121,12 @@ mod tests {
                 .filter(|t| [DataType::F32, low].contains(t))
                 .collect();
             if ["Concat", "MatMul", "Add", "Mul", "Sub"].contains(&node.op_type.as_str()) {
-                assert!(floats.windows(2).all(|w| w[0] == w[1]), "{} {}: {floats:?}", node.op_type, node.name);
+                assert!(
+                    floats.windows(2).all(|w| w[0] == w[1]),
+                    "{} {}: {floats:?}",
+                    node.op_type,
+                    node.name
+                );
             }
             let result = match cast_to(node) {
                 Some(to) if to == low as i64 => low,
@@ -159,7 +164,11 @@ mod tests {
                 };
                 let graph = &model.graph;
                 let (ins, outs) = if kind == DenoiserKind::Cached { (4, 0) } else { (0, 4) };
-                assert_eq!((state(&graph.inputs, true), state(&graph.outputs, true)), (ins, outs), "{kind:?}");
+                assert_eq!(
+                    (state(&graph.inputs, true), state(&graph.outputs, true)),
+                    (ins, outs),
+                    "{kind:?}"
+                );
                 assert_eq!(state(&graph.inputs, false) + state(&graph.outputs, false), 0);
                 let latents = graph.inputs.iter().find(|i| i.name == "latents").unwrap();
                 assert_eq!(latents.dtype, Some(DataType::F32), "what the host gives stays wide");

@@ -7,7 +7,7 @@
 //!
 //! The codec keeps no state: unlike the VAE it needs no caches between groups.
 
-use crate::model::{Ops, ParamSpec};
+use crate::model::{Ops, ParamSpec, SizesError};
 
 /// Name of the basis among the weights: `[channels, 12 * block * block]`, orthonormal rows.
 pub const BASIS: &str = "codec.basis";
@@ -37,30 +37,32 @@ impl LinearCodecConfig {
     /// Says what is wrong with the sizes, if anything.
     ///
     /// # Errors
-    /// A sentence naming the field.
-    pub fn validate(&self) -> Result<(), String> {
+    /// [`SizesError`] naming the field.
+    pub fn validate(&self) -> Result<(), SizesError> {
         if self.block == 0 || self.channels == 0 {
-            return Err("codec: block and channels must be at least 1".to_owned());
+            return Err(sizes_error!("codec: block and channels must be at least 1"));
         }
         if self.height == 0
             || self.width == 0
             || !self.height.is_multiple_of(self.block)
             || !self.width.is_multiple_of(self.block)
         {
-            return Err(format!(
+            return Err(sizes_error!(
                 "codec: image of {}x{} is not a whole number of {}-pixel blocks",
-                self.width, self.height, self.block
+                self.width,
+                self.height,
+                self.block
             ));
         }
         if self.channels > self.block_values() {
-            return Err(format!(
+            return Err(sizes_error!(
                 "codec: {} channels, but a block has only {} values",
                 self.channels,
                 self.block_values()
             ));
         }
         if !(self.scale.is_finite() && self.scale > 0.0) {
-            return Err(format!("codec: scale is {}, but must be positive", self.scale));
+            return Err(sizes_error!("codec: scale is {}, but must be positive", self.scale));
         }
         Ok(())
     }
@@ -133,15 +135,15 @@ impl LinearCodec {
     /// A codec from its weights: `basis[C, 12 s s]`, `mean[12 s s]`, row-major.
     ///
     /// # Errors
-    /// A sentence saying which size does not fit.
-    pub fn new(config: LinearCodecConfig, basis: Vec<f32>, mean: Vec<f32>) -> Result<Self, String> {
+    /// [`SizesError`] saying which size does not fit.
+    pub fn new(config: LinearCodecConfig, basis: Vec<f32>, mean: Vec<f32>) -> Result<Self, SizesError> {
         config.validate()?;
         let k = config.block_values();
         if basis.len() != config.channels * k {
-            return Err(format!("{BASIS}: {} values, expected {} x {k}", basis.len(), config.channels));
+            return Err(sizes_error!("{BASIS}: {} values, expected {} x {k}", basis.len(), config.channels));
         }
         if mean.len() != k {
-            return Err(format!("{MEAN}: {} values, expected {k}", mean.len()));
+            return Err(sizes_error!("{MEAN}: {} values, expected {k}", mean.len()));
         }
         Ok(Self { config, basis, mean })
     }
@@ -295,7 +297,7 @@ mod tests {
             (LinearCodecConfig { scale: f32::NAN, ..good }, "scale"),
         ];
         for (config, word) in cases {
-            let error = config.validate().unwrap_err();
+            let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Ops;
+use super::{Ops, SizesError};
 
 /// What the network predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,8 +124,8 @@ impl DitConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
-    /// A sentence naming the field that does not fit.
-    pub fn validate(&self) -> Result<(), String> {
+    /// [`SizesError`] naming the field that does not fit.
+    pub fn validate(&self) -> Result<(), SizesError> {
         let positive = [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -143,21 +143,25 @@ impl DitConfig {
         ];
         for (name, value) in positive {
             if value == 0 || value > 1 << 20 {
-                return Err(format!("dit.{name} = {value}: expected 1 to {}", 1 << 20));
+                return Err(sizes_error!("dit.{name} = {value}: expected 1 to {}", 1 << 20));
             }
         }
         if !self.head_dim.is_multiple_of(2) || !self.freq_dim.is_multiple_of(2) {
-            return Err(format!(
+            return Err(sizes_error!(
                 "dit.head_dim = {} and dit.freq_dim = {} must be even",
-                self.head_dim, self.freq_dim
+                self.head_dim,
+                self.freq_dim
             ));
         }
         if !self.latent_height.is_multiple_of(self.patch[0])
             || !self.latent_width.is_multiple_of(self.patch[1])
         {
-            return Err(format!(
+            return Err(sizes_error!(
                 "dit latent {}x{} is not a multiple of the patch {}x{}",
-                self.latent_height, self.latent_width, self.patch[0], self.patch[1]
+                self.latent_height,
+                self.latent_width,
+                self.patch[0],
+                self.patch[1]
             ));
         }
         Ok(())
@@ -237,7 +241,8 @@ fn modulation<O: Ops>(
         .collect()
 }
 
-/// The forward pass.
+/// The forward pass. One function, though a long one: it is the network's definition, read from top to bottom, and each
+/// step hands its tensors to the next.
 ///
 /// # Panics
 /// When an input's shape disagrees with the configuration, or camera rays / `row_batch` are missing where the

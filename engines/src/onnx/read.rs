@@ -374,7 +374,8 @@ impl Parser {
                 let path = folder.join(location);
                 let io = |source| OnnxError::Io { path: path.clone(), source };
                 // A link may lead to another file of the folder, and not out of it.
-                let (real, home) = (path.canonicalize().map_err(io)?, folder_or_here(folder).canonicalize().map_err(io)?);
+                let (real, home) =
+                    (path.canonicalize().map_err(io)?, folder_or_here(folder).canonicalize().map_err(io)?);
                 if !real.starts_with(&home) {
                     return Err(fail(format!(
                         "external file {location:?} is a link to {}, outside of the model's own folder",

@@ -279,21 +279,41 @@ impl Abi {
     /// its versions separately.
     ///
     /// # Errors
-    /// The reason why this version cannot be used.
-    pub fn of(version: Version, rtx: bool) -> Result<Abi, String> {
+    /// [`UnknownVersion`] with what can be used.
+    pub fn of(version: Version, rtx: bool) -> Result<Abi, UnknownVersion> {
         match (rtx, version.major, version.minor) {
             (true, 1, 7) => Ok(Abi::Rtx17),
-            (true, _, _) => Err(format!("TensorRT-RTX {version} is not supported; install 1.7")),
+            (true, _, _) => Err(UnknownVersion::Rtx { version }),
             (false, 10, 0..=16) => Ok(Abi::V10),
             (false, 11, 0..=4) => Ok(Abi::V11),
-            (false, 10 | 11, _) => Err(format!(
-                "TensorRT {version} is newer than this program knows (10.0 to 10.16, 11.0 to 11.4)"
-            )),
-            (false, _, _) => {
-                Err(format!("TensorRT {version} is not supported; install 10.0 to 10.16 or 11.0 to 11.4"))
-            }
+            (false, 10 | 11, _) => Err(UnknownVersion::Newer { version }),
+            (false, _, _) => Err(UnknownVersion::Other { version }),
         }
     }
+}
+
+/// A version that no slot table is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnknownVersion {
+    /// Of TensorRT-RTX.
+    #[error("TensorRT-RTX {version} is not supported; install 1.7")]
+    Rtx {
+        /// What there is.
+        version: Version,
+    },
+    /// Of a known major, and newer than the headers that the tables were made from.
+    #[error("TensorRT {version} is newer than this program knows (10.0 to 10.16, 11.0 to 11.4)")]
+    Newer {
+        /// What there is.
+        version: Version,
+    },
+    /// Of another major.
+    #[error("TensorRT {version} is not supported; install 10.0 to 10.16 or 11.0 to 11.4")]
+    Other {
+        /// What there is.
+        version: Version,
+    },
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use super::abi::Abi;
 use super::library::{Library, LoadOptions};
 use super::run::{Arenas, DType, DeviceState, Io, RunError, RunOptions, TrtContext, TrtEngine};
 use crate::backend::{
-    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, State, Tensor, check_inputs, is_state,
+    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, State, Tensor, check_inputs,
+    is_state,
 };
 use crate::cuda::{CudaDevice, Device};
 use crate::onnx::{DataType, Dim};
@@ -102,24 +103,28 @@ impl Backend for TensorRtBackend {
         let ports = |input: bool| {
             engine.io().iter().filter(|io| io.input == input).map(port).collect::<Result<Vec<_>, _>>()
         };
-        let (inputs, outputs) = (ports(true).map_err(fail)?, ports(false).map_err(fail)?);
+        let unknown = |e: UnknownElements| fail(e.to_string());
+        let (inputs, outputs) = (ports(true).map_err(unknown)?, ports(false).map_err(unknown)?);
         Ok(Arc::new(LoadedEngine { engine, inputs, outputs, options: self.options.clone() }))
     }
 }
 
-fn port(io: &Io) -> Result<Port, String> {
+/// An input or output whose elements no caller can give or take.
+#[derive(Debug, thiserror::Error)]
+#[error("{name:?} has elements of {dtype:?}; engines are built with f32 and integers")]
+struct UnknownElements {
+    name: String,
+    dtype: DType,
+}
+
+fn port(io: &Io) -> Result<Port, UnknownElements> {
     let dtype = match io.dtype {
         DType::F32 => DataType::F32,
         DType::I32 => DataType::I32,
         DType::I64 => DataType::I64,
         // State stays on the device, as wide as the engine wants it.
         DType::F16 | DType::Bf16 if is_state(&io.name) => DataType::F32,
-        other => {
-            return Err(format!(
-                "{:?} has elements of {other:?}; engines are built with f32 and integers",
-                io.name
-            ));
-        }
+        dtype => return Err(UnknownElements { name: io.name.clone(), dtype }),
     };
     // Symbols are lost in an engine: sizes that differ between calls are unknown here.
     let dim = |&d: &i64| usize::try_from(d).map_or(Dim::Unknown, Dim::Fixed);
@@ -207,7 +212,8 @@ impl Session for TrtSession {
         self.bytes.resize_with(inputs.len(), Vec::new);
         let mut shapes = Vec::with_capacity(inputs.len());
         for ((name, tensor), bytes) in inputs.iter().zip(&mut self.bytes) {
-            let wanted = self.owner.engine.io().iter().find(|io| io.input && io.name == *name).map(|io| io.dtype);
+            let wanted =
+                self.owner.engine.io().iter().find(|io| io.input && io.name == *name).map(|io| io.dtype);
             write_bytes(name, &tensor.data, wanted, bytes)?;
             shapes
                 .push(tensor.shape.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect::<Vec<_>>());

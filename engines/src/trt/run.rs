@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
@@ -124,43 +123,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One arena for each thread that runs engines, as large as the largest context that was made with it: parts that a
-/// thread runs one after the other need no memory of their own.
+/// One arena for each thread that runs engines, as large as the largest context that ran on it: parts that a thread
+/// runs one after the other need no memory of their own.
 pub struct Arenas {
     device: Arc<dyn Device>,
     lanes: Mutex<HashMap<ThreadId, Lane>>,
-    bytes: AtomicUsize,
-    staged: AtomicUsize,
 }
 
 impl Arenas {
     /// None yet.
     #[must_use]
     pub fn new(device: &Arc<dyn Device>) -> Arc<Self> {
-        Arc::new(Arenas {
-            device: Arc::clone(device),
-            lanes: Mutex::default(),
-            bytes: AtomicUsize::new(0),
-            staged: AtomicUsize::new(0),
-        })
+        Arc::new(Arenas { device: Arc::clone(device), lanes: Mutex::default() })
     }
 
-    /// Device memory in all arenas, bytes.
-    #[must_use]
-    pub fn device_bytes(&self) -> usize {
-        lock(&self.lanes).values().map(|lane| lock(lane).memory.as_ref().map_or(0, Memory::bytes)).sum()
-    }
-
-    /// A context of this size was made. It is refused where it can never run.
-    fn announce(&self, bytes: usize, staged: usize) -> Result<(), CudaError> {
-        let (free, held) = (self.device.free_bytes()?, self.device_bytes());
-        if bytes as u64 > free + held as u64 {
-            let what = "an engine's activations, inputs and outputs".to_owned();
-            return Err(CudaError::OutOfMemory { what, wanted: bytes as u64, free });
+    /// Refuses a context that can never run here.
+    fn check(&self, bytes: usize) -> Result<(), CudaError> {
+        let total = self.device.info().total_bytes;
+        if bytes as u64 <= total {
+            return Ok(());
         }
-        self.bytes.fetch_max(bytes, Ordering::Relaxed);
-        self.staged.fetch_max(staged, Ordering::Relaxed);
-        Ok(())
+        let what = "an engine's activations, inputs and outputs".to_owned();
+        Err(CudaError::OutOfMemory { what, wanted: bytes as u64, free: total })
     }
 
     fn of_this_thread(&self) -> Lane {
@@ -516,7 +500,8 @@ impl TrtContext {
             places.push(Place { c_name, offset: 0, capacity: 0, state, shape: Vec::new(), bound: 0 });
         }
         let places_end = lay_out(library, &context, &engine.io, &mut places)?;
-        let overflow = || RunError::Input { input: "activations".into(), reason: "its size overflows".into() };
+        let overflow =
+            || RunError::Input { input: "activations".into(), reason: "its size overflows".into() };
         let activations = usize::try_from(engine.activation_bytes).map_err(|_| overflow())?;
         let needed = places_end.checked_add(activations).ok_or_else(overflow)?;
         if let Some(limit) = options.memory_limit.filter(|&l| needed as u64 > l) {
@@ -529,7 +514,7 @@ impl TrtContext {
         }
         let lane = match &options.arenas {
             Some(arenas) => {
-                arenas.announce(needed, places_end)?;
+                arenas.check(needed)?;
                 None
             }
             None => {
@@ -599,14 +584,7 @@ impl TrtContext {
         self.lane = Some(Arc::clone(&lane));
         let mut arena = lock(&lane);
         let (bytes, staged) = (self.device_bytes(), self.places_end);
-        match &self.arenas {
-            Some(all) => arena.reserve(
-                &engine.device,
-                all.bytes.load(Ordering::Relaxed).max(bytes),
-                all.staged.load(Ordering::Relaxed).max(staged),
-            )?,
-            None => arena.reserve(&engine.device, bytes, staged)?,
-        }
+        arena.reserve(&engine.device, bytes, staged)?;
         let Arena { memory: Some(memory), staging: Some(staging) } = &mut *arena else {
             return Err(RunError::Run { what: "reserve memory".into(), log: String::new() });
         };
@@ -622,7 +600,9 @@ impl TrtContext {
         }
         self.queue(base, staging, &edges)?;
         engine.device.synchronize()?;
-        for (i, (io, place)) in engine.io.iter().zip(&self.places).enumerate().filter(|(_, (io, _))| !io.input) {
+        for (i, (io, place)) in
+            engine.io.iter().zip(&self.places).enumerate().filter(|(_, (io, _))| !io.input)
+        {
             let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0);
             if !place.state {
                 output(io, &place.shape, &staging.bytes()[place.offset..place.offset + bytes]);
@@ -648,7 +628,9 @@ impl TrtContext {
     ) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
         let mut changed = false;
-        for (i, (io, place)) in engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| io.input) {
+        for (i, (io, place)) in
+            engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| io.input)
+        {
             let bad = |reason: String| RunError::Input { input: io.name.clone(), reason };
             let kept = from.filter(|_| place.state).and_then(|s| s.tensors.get(&io.name));
             let given = inputs.iter().find(|(name, _, _)| *name == io.name);
@@ -711,7 +693,9 @@ impl TrtContext {
     ) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
         let slots = engine.library.abi().slots();
-        for (i, (io, place)) in engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| !io.input) {
+        for (i, (io, place)) in
+            engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| !io.input)
+        {
             place.shape = tensor_shape(slots, &self.context, &place.c_name);
             let bytes = byte_count(&place.shape, io.dtype).filter(|&b| b <= place.capacity);
             let Some(bytes) = bytes else {
@@ -909,10 +893,9 @@ fn lay_out(library: &Library, context: &Object, io: &[Io], places: &mut [Place])
             continue;
         }
         place.offset = end;
-        end = aligned(place.capacity).and_then(|b| end.checked_add(b)).ok_or_else(|| RunError::Input {
-            input: io.name.clone(),
-            reason: "its size overflows".into(),
-        })?;
+        end = aligned(place.capacity)
+            .and_then(|b| end.checked_add(b))
+            .ok_or_else(|| RunError::Input { input: io.name.clone(), reason: "its size overflows".into() })?;
     }
     Ok(end)
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_builder::pipeline::{self, Request, Settings, Stage, Verified, Verify};
+use mindseye_builder::pipeline::{self, BuiltComponent, Request, Settings, Stage, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
@@ -153,6 +153,9 @@ struct PlanArgs {
     /// One table over all precisions, joint and cached, of all machines or of the one named.
     #[arg(long)]
     compare: bool,
+    /// Also every layer: its precision, bytes and arithmetic.
+    #[arg(long, conflicts_with = "compare")]
+    layers: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -319,7 +322,8 @@ fn planned_model(args: &PlanArgs) -> anyhow::Result<ModelSpec> {
     } else {
         let place = || args.bundle.display().to_string();
         let text = std::fs::read_to_string(&args.bundle).with_context(place)?;
-        ModelSpec::from_toml(&text).with_context(|| format!("{} is neither a bundle nor a model file", place()))?
+        ModelSpec::from_toml(&text)
+            .with_context(|| format!("{} is neither a bundle nor a model file", place()))?
     };
     let w = &mut model.workload;
     for (given, size) in [
@@ -340,12 +344,17 @@ fn planned_model(args: &PlanArgs) -> anyhow::Result<ModelSpec> {
     Ok(model)
 }
 
+/// What stays in memory; `auto` leaves it to the plan.
+fn keep_loaded(text: &str) -> anyhow::Result<Option<Keep>> {
+    match text {
+        "auto" => Ok(None),
+        way => Ok(Some(way.parse()?)),
+    }
+}
+
 fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let model = planned_model(args)?;
-    let keep = match args.keep_loaded.as_str() {
-        "auto" => None,
-        way => Some(way.parse::<Keep>()?),
-    };
+    let keep = keep_loaded(&args.keep_loaded)?;
     let options = PlanOptions { keep, ..PlanOptions::default() };
     if args.compare {
         return compare(&model, args, &options);
@@ -353,17 +362,24 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let name = args.target.as_deref().context("--target is missing")?;
     let (target, precision) = resolve(name, &args.precision)?;
     let planned = plan(&model, &target, precision, &options)?;
+    let layers = args
+        .layers
+        .then(|| plan::layers(&model, &target, precision, &options))
+        .transpose()?
+        .unwrap_or_default();
     let Some(refusal) = planned.refusal() else {
         if args.json {
-            document(&json!({ "plan": planned, "refusal": null }))?;
+            document(&json!({ "plan": planned, "refusal": null, "layers": layers }))?;
         } else {
             out(planned.table().trim_end())?;
+            print_layers(&layers)?;
         }
         return Ok(ExitCode::SUCCESS);
     };
     let fitting = alternatives(&model, &target, precision, &options)?;
     if args.json {
-        let fitting: Vec<_> = fitting.iter().map(|c| json!({ "options": c.options, "plan": c.plan })).collect();
+        let fitting: Vec<_> =
+            fitting.iter().map(|c| json!({ "options": c.options, "plan": c.plan })).collect();
         document(&json!({ "plan": planned, "refusal": refusal, "would_fit": fitting }))?;
     } else {
         out(planned.table().trim_end())?;
@@ -375,22 +391,31 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn print_layers(layers: &[plan::LayerPlan]) -> anyhow::Result<()> {
+    for l in layers {
+        out(&format!(
+            "{:<17} {:<58} {:<5} {:>10.3} MB {:>12.3} GFLOP",
+            l.component,
+            l.name,
+            l.precision.name(),
+            l.bytes as f64 / 1e6,
+            l.gigaflop
+        ))?;
+    }
+    Ok(())
+}
+
 /// One table over targets and precisions.
 fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow::Result<ExitCode> {
     let targets = match &args.target {
         Some(name) => vec![Target::named(name)?],
         None => Target::all(),
     };
-    let plans = plan::compare(model, &targets, options)?;
     if args.json {
-        document(&json!({ "plans": plans }))?;
-        return Ok(ExitCode::SUCCESS);
+        document(&json!({ "plans": plan::compare(model, &targets, options)? }))?;
+    } else {
+        out(plan::compared_document(model, &targets, options)?.trim_end())?;
     }
-    let mut run = model.workload.clone();
-    run.cached_context = false;
-    let what = plan::workload_line(&run).replace(", context joint", "");
-    out(&format!("Plans of {}: {what}.\n", model.name))?;
-    out(plan::compared(&plans).trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -506,10 +531,8 @@ fn task(
     })
 }
 
-fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
-    let (target, precision) = resolve(&args.target, &args.precision)?;
-    let bundle = Bundle::load(&args.bundle)?;
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+/// The settings that the arguments make; what to calibrate with is chosen later.
+fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Settings> {
     let mut settings = Settings::new(&args.bundle, &args.target, precision);
     if precision == Precision::Int8 {
         settings.smooth_alpha = (args.smooth > 0.0).then_some(args.smooth);
@@ -525,11 +548,16 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
-    settings.keep_loaded = match args.keep_loaded.as_str() {
-        "auto" => None,
-        way => Some(way.parse()?),
-    };
+    settings.keep_loaded = keep_loaded(&args.keep_loaded)?;
     settings.optimization_level = args.optimization_level;
+    Ok(settings)
+}
+
+fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
+    let (target, precision) = resolve(&args.target, &args.precision)?;
+    let bundle = Bundle::load(&args.bundle)?;
+    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let mut settings = build_settings(args, precision)?;
     let planned = pipeline::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
         bail!(refusal);
@@ -576,27 +604,32 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for b in &built {
-        let p = &b.passport;
-        out(&format!(
-            "{:<16} {:<5} {:>9.2} MB {:>7.1} s  {}",
-            p.component,
-            p.precision,
-            p.engine_bytes as f64 / 1e6,
-            p.build_seconds + b.quantise_seconds,
-            b.file.display()
-        ))?;
-        if let Some(report) = &b.report {
-            for (name, error) in &report.outputs {
-                out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
-            }
-            print_task(report)?;
-        }
-        if let Some(inputs) = &b.calibration {
-            out(&format!("  calibrated with {inputs}"))?;
-        }
+    for engine in &built {
+        print_built(engine)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_built(b: &BuiltComponent) -> anyhow::Result<()> {
+    let p = &b.passport;
+    out(&format!(
+        "{:<16} {:<5} {:>9.2} MB {:>7.1} s  {}",
+        p.component,
+        p.precision,
+        p.engine_bytes as f64 / 1e6,
+        p.build_seconds + b.quantise_seconds,
+        b.file.display()
+    ))?;
+    if let Some(report) = &b.report {
+        for (name, error) in &report.outputs {
+            out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
+        }
+        print_task(report)?;
+    }
+    if let Some(inputs) = &b.calibration {
+        out(&format!("  calibrated with {inputs}"))?;
+    }
+    Ok(())
 }
 
 fn print_task(report: &Report) -> anyhow::Result<()> {
@@ -773,57 +806,66 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) as f64 * p) as usize).copied().unwrap_or(f64::NAN)
 }
 
+/// Times one engine; a graph in turns with the bundle's own.
+fn time_engine(
+    args: &BenchArgs,
+    bundle: &Bundle,
+    settings: &Settings,
+    file: &Path,
+    passport: Passport,
+) -> anyhow::Result<Timed> {
+    let cpu = by_name(&args.backend)?;
+    let graph = passport.library == "onnx";
+    let backend: Arc<dyn Backend> = if graph {
+        cpu.clone()
+    } else {
+        Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
+    };
+    let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
+        Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
+    };
+    let mut engine = session(backend.as_ref(), file)?;
+    let mut fp32 = match graph {
+        true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
+        false => None,
+    };
+    let inputs = bench_inputs(bundle, settings)?;
+    let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
+        let started = Instant::now();
+        session.run(&views)?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
+    };
+    let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
+    for run in 0..args.runs.max(1) + 3 {
+        let (time, other) = (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
+        // The first runs warm up and record the graph.
+        if run >= 3 {
+            millis.push(time);
+            of_fp32.extend(other);
+        }
+    }
+    millis.sort_by(f64::total_cmp);
+    of_fp32.sort_by(f64::total_cmp);
+    Ok(Timed {
+        component: passport.component,
+        precision: passport.precision,
+        backend: backend.name(),
+        millis,
+        fp32_millis: fp32.map(|_| of_fp32),
+    })
+}
+
 fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let settings = pipeline::settings_of(&args.dir)?;
     let place = bundle_of(&settings, args.bundle.as_deref())?;
     let bundle = Bundle::load_manifest(&place)?;
-    let cpu = by_name(&args.backend)?;
     let mut rows = Vec::new();
     for (file, passport) in engines_in(&args.dir)? {
         // Only denoisers have inputs that can be made without a stream before them.
-        if passport.component != "denoiser" {
-            continue;
+        if passport.component == "denoiser" {
+            rows.push(time_engine(args, &bundle, &settings, &file, passport)?);
         }
-        let graph = passport.library == "onnx";
-        let backend: Arc<dyn Backend> = if graph {
-            cpu.clone()
-        } else {
-            Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
-        };
-        let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
-            Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
-        };
-        let mut engine = session(backend.as_ref(), &file)?;
-        let mut fp32 = match graph {
-            true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
-            false => None,
-        };
-        let inputs = bench_inputs(&bundle, &settings)?;
-        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
-            let started = Instant::now();
-            session.run(&views)?;
-            Ok(started.elapsed().as_secs_f64() * 1e3)
-        };
-        let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
-        for run in 0..args.runs.max(1) + 3 {
-            let (time, other) =
-                (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
-            // The first runs warm up and record the graph.
-            if run >= 3 {
-                millis.push(time);
-                of_fp32.extend(other);
-            }
-        }
-        millis.sort_by(f64::total_cmp);
-        of_fp32.sort_by(f64::total_cmp);
-        rows.push(Timed {
-            component: passport.component,
-            precision: passport.precision,
-            backend: backend.name(),
-            millis,
-            fp32_millis: fp32.map(|_| of_fp32),
-        });
     }
     if rows.is_empty() {
         bail!("{} holds no denoiser: only denoisers are timed", args.dir.display());

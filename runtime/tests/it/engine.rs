@@ -193,7 +193,8 @@ fn plans_of_the_large_model_agree_with_its_cost_model() {
 fn a_plan_takes_how_the_model_is_run() {
     let house = bundle();
     let denoiser = |more: &[&str]| {
-        let plan = document(&[&["plan", text(&house), "--target", "a100", "--precision", "fp16"], more].concat());
+        let plan =
+            document(&[&["plan", text(&house), "--target", "a100", "--precision", "fp16"], more].concat());
         let components = plan["plan"]["components"].as_array().unwrap().clone();
         let calls = |name: &str| components.iter().find(|c| c["name"] == name).map(|c| number(&c["calls"]));
         let unit = components.iter().find(|c| c["name"] == "denoiser").map(|c| c["unit"].clone());
@@ -202,9 +203,23 @@ fn a_plan_takes_how_the_model_is_run() {
     // Six steps of two branches of four candidates, and a first opinion of each.
     let (calls, _, _, unit) = denoiser(&[]);
     assert_eq!(calls, Some(52.0));
-    assert_eq!(unit.unwrap(), "12 + 6 latents", "the most that the bundle allows, as in the engines' profiles");
-    let (calls, _, _, unit) =
-        denoiser(&["--steps", "3", "--guidance", "1", "--candidates", "2", "--context", "5", "--targets", "4"]);
+    assert_eq!(
+        unit.unwrap(),
+        "12 + 6 latents",
+        "the most that the bundle allows, as in the engines' profiles"
+    );
+    let (calls, _, _, unit) = denoiser(&[
+        "--steps",
+        "3",
+        "--guidance",
+        "1",
+        "--candidates",
+        "2",
+        "--context",
+        "5",
+        "--targets",
+        "4",
+    ]);
     assert_eq!((calls, unit.unwrap()), (Some(8.0), "5 + 4 latents".into()));
     // The context's keys and values, and those of the noise that each candidate puts in its place.
     let (joint, prefill, cached, _) = denoiser(&["--cached"]);
@@ -228,15 +243,25 @@ fn plans_are_compared_in_one_table_and_say_what_would_fit() {
     refused(&large, "--context ");
 }
 
-/// The table in the documentation is what the command prints.
+/// An engine that is empty, changed or without a passport is no engine.
 #[test]
-fn the_documented_plans_are_those_of_the_program() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let model = root.join("configs/models/wan22-5b.toml");
-    let output = engine(&["plan", text(&model), "--compare"]).output().unwrap();
-    let documented = std::fs::read_to_string(root.join("docs/plans.md")).unwrap();
-    let (table, _) = texts(&output);
-    assert!(documented.contains(table.trim_end()), "docs/plans.md is old: run docs/plans.sh");
+fn what_is_not_whole_is_said_by_inspect() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bundle, out) = (bundle(), folder.path().join("engines"));
+    document(&["build", text(&bundle), "--target", "cpu", "--precision", "fp32", "--out", text(&out)]);
+    let shown = document(&["inspect", text(&out)]);
+    assert!(shown["engines"].as_array().unwrap().iter().all(|e| e["problem"].is_null()));
+    let encoder = out.join("vae_encoder.onnx");
+    let whole = std::fs::read(&encoder).unwrap();
+    std::fs::write(&encoder, b"").unwrap();
+    refused(&["inspect", text(&out)], "vae_encoder.onnx is empty");
+    std::fs::write(&encoder, &whole[1..]).unwrap();
+    refused(&["inspect", text(&out)], "engine_sha256 is");
+    std::fs::write(&encoder, whole).unwrap();
+    std::fs::remove_file(out.join("vae_encoder.onnx.passport.json")).unwrap();
+    for command in ["inspect", "verify"] {
+        refused(&[command, text(&out)], "vae_encoder.onnx has no passport");
+    }
 }
 
 #[test]

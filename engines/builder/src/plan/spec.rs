@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use mindseye_engines::bundle::Manifest;
+use mindseye_engines::model::SizesError;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
@@ -57,8 +58,8 @@ pub enum SpecError {
         source: toml::de::Error,
     },
     /// Sizes that do not fit each other.
-    #[error("{0}")]
-    Sizes(String),
+    #[error(transparent)]
+    Sizes(#[from] SizesError),
     /// A size of the workload out of its range.
     #[error("workload.{field} = {got} is not between {least} and 2^20")]
     Workload {
@@ -166,7 +167,10 @@ impl ModelSpec {
     /// # Errors
     /// The field and what is wrong with it.
     pub fn from_manifest(manifest: &Manifest) -> Result<ModelSpec, SpecError> {
-        fn table<T: serde::de::DeserializeOwned>(manifest: &Manifest, key: &str) -> Result<Option<T>, SpecError> {
+        fn table<T: serde::de::DeserializeOwned>(
+            manifest: &Manifest,
+            key: &str,
+        ) -> Result<Option<T>, SpecError> {
             let value = manifest.networks.get(key).cloned();
             let read = |v: toml::Value| {
                 v.try_into().map_err(|source| SpecError::Toml { what: format!("networks.{key}"), source })
@@ -202,13 +206,13 @@ impl ModelSpec {
     /// # Errors
     /// The field that is wrong.
     pub fn check(&self) -> Result<(), SpecError> {
-        self.dit.validate().map_err(SpecError::Sizes)?;
+        self.dit.validate()?;
         for checked in [
             self.codec.as_ref().map(LinearCodecConfig::validate),
             self.vae.as_ref().map(VaeConfig::validate),
             self.text_encoder.as_ref().map(Umt5Config::validate),
         ] {
-            checked.unwrap_or(Ok(())).map_err(SpecError::Sizes)?;
+            checked.unwrap_or(Ok(()))?;
         }
         let w = &self.workload;
         for (field, got, least) in [

@@ -136,13 +136,29 @@ impl Plan {
     /// A table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut out = format!("{} on {} in {}: {}\n", self.model, self.target, self.precision, workload_line(&self.workload));
+        let mut out = format!(
+            "{} on {} in {}: {}\n",
+            self.model,
+            self.target,
+            self.precision,
+            workload_line(&self.workload)
+        );
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
             "{:<17} {:<20} {:<5} {:>11} {:>11} {:>11} {:>11} {:>10} {:>6} {:>11} {:>11} {:>11}",
-            "component", "one call", "prec", "weights", "activations", "in and out", "state", "TFLOP", "calls", "roofline",
-            "at rate", "copies"
+            "component",
+            "one call",
+            "prec",
+            "weights",
+            "activations",
+            "in and out",
+            "state",
+            "TFLOP",
+            "calls",
+            "roofline",
+            "at rate",
+            "copies"
         );
         for c in &self.components {
             let _ = writeln!(
@@ -211,7 +227,11 @@ impl Plan {
 ///
 /// # Errors
 /// None in practice: precisions are those of the targets.
-pub fn compare(model: &ModelSpec, targets: &[Target], options: &PlanOptions) -> Result<Vec<Plan>, TargetError> {
+pub fn compare(
+    model: &ModelSpec,
+    targets: &[Target],
+    options: &PlanOptions,
+) -> Result<Vec<Plan>, TargetError> {
     let mut plans = Vec::new();
     let ways: Vec<_> = [false, true]
         .map(|cached_context| {
@@ -285,4 +305,20 @@ fn at_half(p: &Plan) -> Option<f64> {
 /// Fast before slow; without times, little memory before much.
 fn key(p: &Plan) -> f64 {
     p.seconds_answer.unwrap_or(p.memory.peak as f64)
+}
+
+/// The document of plans of a model for every target and precision (`docs/plans.md` for the large one).
+///
+/// # Errors
+/// As [`compare`].
+pub fn compared_document(
+    model: &ModelSpec,
+    targets: &[Target],
+    options: &PlanOptions,
+) -> Result<String, TargetError> {
+    let mut run = model.workload.clone();
+    run.cached_context = false;
+    let what = workload_line(&run).replace(", context joint", "");
+    let plans = compare(model, targets, options)?;
+    Ok(format!("Plans of {}: {what}.\n\n{}", model.name, compared(&plans)))
 }
