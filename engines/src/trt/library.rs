@@ -46,7 +46,6 @@ pub enum LibraryError {
         /// The file.
         path: String,
         /// What is supported.
-        #[source]
         source: UnknownVersion,
     },
     /// The library wants a GPU, and CUDA is not usable.
@@ -55,7 +54,6 @@ pub enum LibraryError {
         /// Library version.
         version: Version,
         /// The cause.
-        #[source]
         source: CudaError,
     },
     /// The library returned no object.

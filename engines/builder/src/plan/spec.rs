@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use mindseye_engines::bundle::Manifest;
-use mindseye_engines::model::SizesError;
+use mindseye_engines::model::ConfigError;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
@@ -59,7 +59,7 @@ pub enum SpecError {
     },
     /// Sizes that do not fit each other.
     #[error(transparent)]
-    Sizes(#[from] SizesError),
+    Sizes(#[from] ConfigError),
     /// A size of the workload out of its range.
     #[error("workload.{field} = {got} is not between {least} and 2^20")]
     Workload {
