@@ -236,7 +236,11 @@ fn plans_are_compared_in_one_table_and_say_what_would_fit() {
     let output = engine(&["plan", text(&model), "--compare", "--target", "orin-agx"]).output().unwrap();
     let (table, err) = texts(&output);
     assert!(output.status.success(), "{err}");
-    assert!(table.contains("| orin-agx | int8 | cached |") && table.contains("* orin-agx: int8"), "{table}");
+    assert!(
+        table.contains("| orin-agx | int8 | cached |")
+            && table.contains("context joint: int8, --keep-loaded all"),
+        "{table}"
+    );
     let large = ["plan", text(&model), "--target", "a100-40", "--precision", "bf16", "--keep-loaded", "all"];
     let large = [&large[..], &["--context", "2000"]].concat();
     refused(&large, "what would fit: ");
@@ -298,7 +302,7 @@ fn what_cannot_be_built_is_refused_in_one_line() {
             let want = "does not know orin-agx (compute capability 8.7)";
             build("orin-agx", precision, &["--lib", text(&lib)], want);
         }
-        build("h100", "int8", &["--lib", text(&lib)], "TensorRT 10 or 11");
+        build("h100", "int8", &["--lib", text(&lib)], "TensorRT 10.0 or 11.0");
     }
     refused(&["verify", "/nowhere"], "/nowhere");
     refused(&["plan", "/nowhere", "--target", "a100"], "/nowhere");

@@ -277,22 +277,24 @@ pub fn compared(plans: &[Plan]) -> String {
     targets.dedup();
     out.push_str("\nFastest that fits:\n\n");
     for target in targets {
-        let fitting = plans.iter().filter(|p| p.target == target && p.fits);
-        let best = fitting.min_by(|a, b| key(a).total_cmp(&key(b)));
-        let line = match best {
-            None => "nothing fits".to_owned(),
-            Some(p) => format!(
-                "{}, context {}, --keep-loaded {}: {} of {}, {} at best, {} at half of the roofline",
-                p.precision,
-                if p.workload.cached_context { "cached" } else { "joint" },
-                p.memory.keep,
-                gb(p.memory.peak),
-                gb(p.memory.usable),
-                time(p.seconds_answer),
-                time(at_half(p))
-            ),
-        };
-        let _ = writeln!(out, "* {target}: {line}");
+        let lines = [false, true].map(|cached| {
+            let fitting =
+                plans.iter().filter(|p| p.target == target && p.fits && p.workload.cached_context == cached);
+            let context = if cached { "cached" } else { "joint" };
+            match fitting.min_by(|a, b| key(a).total_cmp(&key(b))) {
+                None => format!("context {context}: nothing fits"),
+                Some(p) => format!(
+                    "context {context}: {}, --keep-loaded {}, {} of {}, {} at best, {} at half of the roofline",
+                    p.precision,
+                    p.memory.keep,
+                    gb(p.memory.peak),
+                    gb(p.memory.usable),
+                    time(p.seconds_answer),
+                    time(at_half(p))
+                ),
+            }
+        });
+        let _ = writeln!(out, "* {target}\n  * {}\n  * {}", lines[0], lines[1]);
     }
     out
 }
