@@ -242,7 +242,7 @@ fn plans_are_compared_in_one_table_and_say_what_would_fit() {
         "{table}"
     );
     let large = ["plan", text(&model), "--target", "a100-40", "--precision", "bf16", "--keep-loaded", "all"];
-    let large = [&large[..], &["--context", "2000"]].concat();
+    let large = [&large[..], &["--context", "4000"]].concat();
     refused(&large, "what would fit: ");
     refused(&large, "--context ");
 }
