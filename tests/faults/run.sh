@@ -60,35 +60,40 @@ for i in "${!names[@]}"; do
 done
 [ $missing -eq 0 ] || exit 1
 
-run() { # package target test: exit status of that one test
-    local target
-    if [ "$2" = lib ]; then target=(--lib); else target=(--test "$2"); fi
-    ${CARGO:-cargo} test --release --quiet -p "$1" "${target[@]}" -- --exact "$3" 2>&1
-}
+# The test programs, one for each package and target, built with all faults in place.
+declare -A program
+for i in "${!names[@]}"; do
+    key="${packages[$i]} ${targets[$i]}"
+    [ -z "${program[$key]:-}" ] || continue
+    if [ "${targets[$i]}" = lib ]; then target=(--lib); else target=(--test "${targets[$i]}"); fi
+    out=$(${CARGO:-cargo} test --release --color never --no-run -p "${packages[$i]}" "${target[@]}" 2>&1) || {
+        printf '%s\n' "$out" | tail -60
+        exit 1
+    }
+    program[$key]=$(sed -n 's/^ *Executable.*(\(.*\))$/\1/p' <<< "$out")
+    [ -x "${program[$key]}" ] || { printf '%s\n' "$out" | tail -5; echo "no test program of $key"; exit 1; }
+done
 
 survivors=0
 for i in "${!names[@]}"; do
-    out=$(run "${packages[$i]}" "${targets[$i]}" "${tests[$i]}") || {
+    name=${names[$i]} test=${tests[$i]} of="${program["${packages[$i]} ${targets[$i]}"]}"
+    # Without any fault it passes, and it is there; with this one it fails.
+    out=$("$of" --exact "$test" 2>&1) && grep -q '1 passed' <<< "$out" || {
         printf '%s\n' "$out" | tail -40
-        echo "${tests[$i]} of ${packages[$i]} fails without any fault"
-        exit 1
+        echo "BROKEN    $name: $test is not there, or fails without any fault"
+        survivors=$((survivors + 1))
+        continue
     }
-    if ! grep -q '1 passed' <<< "$out"; then
-        echo "there is no test ${tests[$i]} in ${packages[$i]} (${targets[$i]})"
-        exit 1
-    fi
-done
-for i in "${!names[@]}"; do
-    out=$(MINDSEYE_FAULT=${names[$i]} run "${packages[$i]}" "${targets[$i]}" "${tests[$i]}") && {
-        echo "SURVIVED  ${names[$i]}: ${tests[$i]} of ${packages[$i]} still passes"
+    out=$(MINDSEYE_FAULT=$name "$of" --exact "$test" 2>&1) && {
+        echo "SURVIVED  $name: $test still passes"
         survivors=$((survivors + 1))
         continue
     }
     if grep -q '1 failed' <<< "$out"; then
-        echo "caught    ${names[$i]}: ${tests[$i]}"
+        echo "caught    $name: $test"
     else
         printf '%s\n' "$out" | tail -40
-        echo "BROKEN    ${names[$i]}: ${tests[$i]} did not run"
+        echo "BROKEN    $name: $test did not run"
         survivors=$((survivors + 1))
     fi
 done
