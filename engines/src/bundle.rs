@@ -463,7 +463,7 @@ impl Component {
                 let at = format!("component.{name}.{side}.{}", port.name);
                 match real.iter().find(|p| p.name == port.name) {
                     None => return Err(field(at, describe(&port), "nothing of this name")),
-                    Some(found) if found.dtype != port.dtype || found.shape != port.shape => {
+                    Some(found) if found.dtype != port.dtype || !same_shape(&found.shape, &port.shape) => {
                         return Err(field(at, describe(&port), describe(found)));
                     }
                     Some(_) => {}
@@ -479,6 +479,12 @@ impl Component {
         }
         Ok(())
     }
+}
+
+/// Whether two shapes agree; sizes that one of them does not know agree with all. (An engine has lost the names of sizes
+/// that differ between calls.)
+fn same_shape(a: &[Dim], b: &[Dim]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || *a == Dim::Unknown || *b == Dim::Unknown)
 }
 
 fn is_plain_name(name: &str) -> bool {
@@ -510,8 +516,15 @@ impl Bundle {
                 }
             }
             if component.format == ComponentFormat::Onnx {
-                let (inputs, outputs) = onnx_ports(name, &bundle.directory.join(&component.files[0].name))?;
+                let graph = load_graph(name, &bundle.directory.join(&component.files[0].name))?;
+                let (inputs, outputs) = onnx_ports(name, &graph)?;
                 component.check_ports(name, &inputs, &outputs)?;
+                // What is not listed is not hashed.
+                let listed = |file: &String| component.files.iter().any(|f| f.name == *file);
+                if let Some(file) = graph.external_files().into_iter().find(|file| !listed(file)) {
+                    let at = format!("component.{name}.files");
+                    return Err(field(at, format!("{file:?}, which the graph reads"), "a list without it"));
+                }
             }
         }
         Ok(bundle)
@@ -663,7 +676,7 @@ impl BundleWriter {
         if format == ComponentFormat::Onnx
             && let Some(main) = component.files.first()
         {
-            let (inputs, outputs) = onnx_ports(name, &self.path(&main.name))?;
+            let (inputs, outputs) = onnx_ports(name, &load_graph(name, &self.path(&main.name))?)?;
             component.inputs = inputs.iter().map(PortSpec::from_port).collect();
             component.outputs = outputs.iter().map(PortSpec::from_port).collect();
         }
@@ -735,9 +748,11 @@ impl Drop for BundleWriter {
     }
 }
 
-fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), BundleError> {
-    let model =
-        Model::load(path).map_err(|source| BundleError::Onnx { component: component.to_owned(), source })?;
+fn load_graph(component: &str, path: &Path) -> Result<Model, BundleError> {
+    Model::load(path).map_err(|source| BundleError::Onnx { component: component.to_owned(), source })
+}
+
+fn onnx_ports(component: &str, model: &Model) -> Result<(Vec<Port>, Vec<Port>), BundleError> {
     let port = |info: &crate::onnx::ValueInfo| -> Result<Port, BundleError> {
         let at = || format!("component.{component}.{}", info.name);
         Ok(Port {
