@@ -23,9 +23,12 @@
 mod build;
 mod graphs;
 mod ir;
+mod optimize;
+mod origin;
+mod proto;
 mod read;
+mod stored;
 mod weights;
-mod wire;
 mod write;
 
 pub use build::{GraphBuilder, IndexValue, NodeValue};
@@ -36,10 +39,13 @@ pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,
     ValueInfo,
 };
+pub use origin::{Origin, OriginError, Step};
 pub use weights::{CheckpointWeights, MemoryWeights, WeightError, WeightMeta, WeightSource};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;
+
+use crate::protobuf::WireError;
 
 /// Operator set that graphs are written in: the newest whose operators rten, onnxruntime and TensorRT 10 all run.
 pub const OPSET: i64 = 21;
@@ -59,17 +65,8 @@ pub enum OnnxError {
         source: std::io::Error,
     },
     /// The bytes are not the protobuf that ONNX defines.
-    #[error("byte {offset}, {message} field {field}: {what}")]
-    Wire {
-        /// Where in the file.
-        offset: u64,
-        /// Which message.
-        message: &'static str,
-        /// Which field number; 0 where it is not known yet.
-        field: u32,
-        /// What is wrong.
-        what: String,
-    },
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// A limit of the reader is exceeded.
     #[error("the model has more than {limit} {what}")]
     Limit {

@@ -611,7 +611,7 @@ impl LazyTensor for Restored {
 
 fn shared(name: &str, dtype: DataType, shape: &[usize], codes: &Arc<Vec<u8>>) -> Initializer {
     let data = TensorData::Memory(Arc::clone(codes), 0..codes.len());
-    Initializer { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
+    Initializer { name: name.to_owned(), dtype, shape: shape.to_vec(), data, origin: None }
 }
 
 struct Rewriter {
@@ -834,6 +834,7 @@ impl Rewriter {
             dtype: DataType::F32,
             shape: vec![site.k, site.n],
             data: TensorData::Lazy(Arc::new(restored)),
+            origin: None,
         });
     }
 
