@@ -22,7 +22,7 @@ use super::examiner::Examiner;
 use super::judge::{Judge, Rules, Scores, Verdict, true_drive};
 use super::picture::Lpips;
 use super::report::{Table, write_atomically};
-use super::stats::{Figure, auc, mean, median, median_of, share};
+use super::stats::{Figure, auc, mean, median, share};
 use super::visit::{
     Bench, CommonArgs, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit,
     world_pose,
@@ -305,7 +305,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     let mut rows: BTreeMap<&'static str, Row> = BTreeMap::new();
 
     // The model.
-    let answer_pose = out.answer.pose.as_ref().map(|p| Pose2::new(p.x, p.y, p.yaw));
+    let answer_pose = out.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw));
     let mut row = |key, frames: &[RgbImage], pose: Pose, eager: &mut _| -> anyhow::Result<()> {
         let verdict =
             if frames.is_empty() { None } else { Some(judge.verdict(frames, eager, lpips.as_mut())?) };
@@ -331,7 +331,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
             here: v.here,
             rng: v.rng.clone(),
         };
-        let given = |g: &Grounded| g.answer.pose.as_ref().map(|p| Pose2::new(p.x, p.y, p.yaw));
+        let given = |g: &Grounded| g.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw));
         let (wrong, _) = ask(tools, &mixed, seed, &name, s.args.candidates)?;
         row("wrong_context", &wrong.frames, Pose::Answer(given(&wrong)), &mut tools.eager)?;
         let (wrong, _) = ask(tools, &other, seed, &name, s.args.candidates)?;
@@ -367,7 +367,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     }
 
     let named = &v.house.objects[object];
-    let seen_from_here = v.here.relative(Pose2::new(named.x, named.y, 0.0));
+    let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
     let lifted = out.lifted.as_ref();
     let witness = |w: Option<mindseye::lift::Witness>| {
         w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))))
@@ -601,7 +601,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
 
     let mut motions: Vec<f64> =
         outcomes.iter().filter_map(|o| o.rows.get("truth")?.verdict).map(|v| v.motion).collect();
-    let moving = if motions.is_empty() { 0.0 } else { median_of(&mut motions) };
+    let moving = if motions.is_empty() { 0.0 } else { mindseye_base::stats::median(&mut motions) };
     let rows: Vec<(&str, &str, Summary)> = ROWS
         .iter()
         .filter(|(key, _)| outcomes.iter().any(|o| o.rows.contains_key(key)))
@@ -841,7 +841,7 @@ fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[A
     for (i, key) in ["plan_sigma_m", "memory_sigma_m", "drive_sigma_m"].into_iter().enumerate() {
         let mut v: Vec<f64> = seen.iter().filter_map(|o| o.object[i]).collect();
         if !v.is_empty() {
-            lift.insert(key.into(), (median_of(&mut v) / 1.1774 * 1e3).round() / 1e3);
+            lift.insert(key.into(), (mindseye_base::stats::median(&mut v) / 1.1774 * 1e3).round() / 1e3);
         }
     }
     // Agreement and consistency: what nearly all goals that were located well reach. Robots' cameras and odometry are
@@ -860,7 +860,10 @@ fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[A
     }
     let mut yaw: Vec<f64> = seen.iter().filter_map(|o| o.answer).map(|e| e[0].to_radians()).collect();
     if !yaw.is_empty() {
-        lift.insert("yaw_sigma_rad".into(), (median_of(&mut yaw) / 0.6745 * 1e3).round() / 1e3);
+        lift.insert(
+            "yaw_sigma_rad".into(),
+            (mindseye_base::stats::median(&mut yaw) / 0.6745 * 1e3).round() / 1e3,
+        );
     }
     // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
     // spreads above are new.
@@ -872,7 +875,7 @@ fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[A
     }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
-        let middle = median_of(&mut places);
+        let middle = mindseye_base::stats::median(&mut places);
         lift.insert("localisation_sigma_m".into(), (WIDER.powi(2) * middle * 1e3).round() / 1e3);
         lift.insert(
             "localisation_max_m".into(),
