@@ -192,6 +192,8 @@ fn import(dir: &Path, parts: &[Part]) -> Result<PathBuf, Box<dyn std::error::Err
         out: out.clone(),
         model: Some(model),
         parts: parts.to_vec(),
+        lora: None,
+        lora_strength: None,
         license: "NOASSERTION".to_owned(),
         json: false,
     })?;
@@ -265,9 +267,9 @@ fn half_precision_is_read_and_kept() {
     let wanted = Checkpoint::open(&golden("set2/umt5/weights.safetensors")).unwrap();
     let bf16 = Checkpoint::open(&root().join("data/checkpoints/models_t5_tiny_bf16.pth")).unwrap();
     let cfg = toml::from_str::<toml::Table>(MODEL).unwrap()["umt5"].clone().try_into::<Umt5Config>().unwrap();
-    let (layout, located) = locate(Component::TextEncoder, &cfg.params(), &bf16).unwrap();
-    assert_eq!(layout, Layout::Original);
-    for tensor in located {
+    let found = locate(Component::TextEncoder, &cfg.params(), &bf16).unwrap();
+    assert_eq!((found.layout, found.prefix, found.others), (Layout::Original, "", 0));
+    for tensor in found.tensors {
         assert_eq!(tensor.dtype.name(), "BF16");
         let values = bf16.read_f32(&tensor.source).unwrap();
         for (got, exact) in values.iter().zip(wanted.read_f32(&tensor.spec.name).unwrap()) {
@@ -308,7 +310,7 @@ fn tensors_that_do_not_fit_are_named() {
             Box::new(move |t| {
                 t[misshapen] = ("head.head.weight".to_owned(), "I64", vec![16, 64], vec![0; 8192])
             }),
-            "head.head.weight is I64, expected F32, F16 or BF16",
+            "head.head.weight is I64, expected F32, F16, BF16 or an 8-bit float",
         ),
     ];
     for (name, change, wanted) in cases {
@@ -376,7 +378,7 @@ fn an_index_cannot_point_elsewhere() {
         (r#"{"weight_map":{"x":"../a.safetensors"}}"#, "not a .safetensors file name"),
         (r#"{"weight_map":{"x":"/etc/passwd"}}"#, "not a .safetensors file name"),
         (r#"{"weight_map":{"x":"b.safetensors"}}"#, "b.safetensors"),
-        (r#"{"weight_map":{"x":"a.safetensors","y":"a.safetensors"}}"#, "tensor y is listed"),
+        (r#"{"weight_map":{"x":"a.safetensors","y":"a.safetensors"}}"#, "tensor \"y\" is listed"),
         (r#"{"weight_map":[]}"#, "index"),
     ];
     for (text, wanted) in cases {

@@ -21,7 +21,7 @@ use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::onnx::{Dim, ExternalData, MemoryWeights, Model, SaveOptions};
 use mindseye_engines::passport::Passport;
 use mindseye_engines::quant::{
-    self, CalibrationSource, Checks, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
+    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
     to_float16,
 };
 use mindseye_engines::sampler::{Grid, Solver};
@@ -146,9 +146,9 @@ fn rtx() -> Option<Library> {
 struct Fixed;
 
 impl TaskEvaluation for Fixed {
-    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, SuppliedError> {
         let quantised = denoiser.file_name().is_some_and(|n| n == "quantised.onnx");
-        Model::load(denoiser).map_err(|e| e.to_string())?;
+        Model::load(denoiser).map_err(SuppliedError::new)?;
         let success = if quantised { 0.75 } else { 0.8 };
         Ok(TaskFigures { success, consistency: 0.9, scenes: 20, answers: Vec::new() })
     }

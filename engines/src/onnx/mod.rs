@@ -40,7 +40,7 @@ pub use ir::{
     ValueInfo,
 };
 pub use origin::{Origin, OriginError, Step};
-pub use weights::{CheckpointWeights, MemoryWeights, WeightError, WeightMeta, WeightSource};
+pub use weights::{CheckpointWeights, DeclaredWeights, MemoryWeights, WeightError, WeightMeta, WeightSource};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;

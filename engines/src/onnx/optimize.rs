@@ -13,9 +13,9 @@
 //!
 //! Rotation pairs adjacent channels in the network. Strided access is slow everywhere, so each head's channels are put
 //! into halves (first all first channels of the pairs, then all second ones), which costs nothing once the query and
-//! key weights, their biases and norms are stored in that order. Scores are sums over channels and stay the same;
-//! rotated keys that leave the graph (a cache) are in this order, which a graph that reads them shares. What was done
-//! to a weight is in its [`Origin`].
+//! key weights, their biases and norms are stored in that order. Scores are sums over channels and stay the same; a
+//! graph in which anything but scores reads a rotated value is left as it is. Rotated keys that leave the graph (a
+//! cache) are in this order, which the graph that takes them in shares. What was done to a weight is in its [`Origin`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -60,6 +60,8 @@ pub(super) struct Fusion {
     pattern: Pattern,
     /// What replaces it; `None` where the sizes do not fit.
     replace: fn(&mut Rewriter<'_>, &Match) -> Option<Replacement>,
+    /// Whether the graph as a whole allows it.
+    allowed: fn(&Rewriter<'_>, &Pattern) -> bool,
 }
 
 /// Reshapes, transposes, cuts and scales of weights are done once, while the weight is written.
@@ -71,6 +73,7 @@ const FOLD: Fusion = Fusion {
         Made("root", "Mul", &[Weight("w"), Value("factor")]),
     ]),
     replace: fold,
+    allowed: |_, _| true,
 };
 
 /// A norm without weights, times a weight.
@@ -81,6 +84,7 @@ const NORM_WEIGHT: Fusion = Fusion {
         &[Made("norm", "LayerNormalization", &[Value("x"), Filled("ones", 1.0)]), Weight("w")],
     ),
     replace: |rewriter, found| rewriter.extended_norm(found, &["w"]),
+    allowed: |_, _| true,
 };
 
 /// A norm with a weight but no bias, plus a weight.
@@ -91,6 +95,7 @@ const NORM_BIAS: Fusion = Fusion {
         &[Made("norm", "LayerNormalization", &[Value("x"), Weight("w")]), Weight("b")],
     ),
     replace: |rewriter, found| rewriter.extended_norm(found, &["w", "b"]),
+    allowed: |_, _| true,
 };
 
 /// The channels of a pair, of `x[b, n, heads, head_dim]`.
@@ -147,6 +152,7 @@ const ROTATION: Fusion = Fusion {
         ],
     ),
     replace: rotate_halves,
+    allowed: only_scores_read,
 };
 
 /// A linear layer, with or without a bias.
@@ -212,6 +218,7 @@ const CHANNEL_ORDER: Fusion = Fusion {
         ],
     ),
     replace: order_weights,
+    allowed: |_, _| true,
 };
 
 /// All passes, in order; weights are folded first, since other fusions look for them.
@@ -220,8 +227,11 @@ const PASSES: [&Fusion; 5] = [&FOLD, &NORM_WEIGHT, &NORM_BIAS, &ROTATION, &CHANN
 /// Runs all passes.
 pub(super) fn optimize(graph: &mut Graph, weights: &Arc<dyn WeightSource>) {
     for fusion in PASSES {
-        Rewriter::new(graph, weights).run(fusion);
-        graph.drop_dead_nodes();
+        let rewriter = Rewriter::new(graph, weights);
+        if (fusion.allowed)(&rewriter, &fusion.pattern) {
+            rewriter.run(fusion);
+            graph.drop_dead_nodes();
+        }
     }
     name_weights(graph);
 }
@@ -518,6 +528,37 @@ fn pairs(split: &[i64], whole: &[i64]) -> Option<(i64, i64)> {
         }
         _ => None,
     }
+}
+
+/// Whether what reads the values at the pattern's roots does not depend on the order of their channels: only products
+/// of two of them do, and outputs of the graph.
+fn only_scores_read(rewriter: &Rewriter<'_>, pattern: &Pattern) -> bool {
+    let given: HashSet<&str> = rewriter.graph.inputs.iter().map(|i| i.name.as_str()).collect();
+    let is_number = |name: &str| {
+        rewriter.constant(name).is_some_and(|c| c.origin.is_none() && c.elements() == 1)
+    };
+    let mut ordered: HashSet<&str> = HashSet::new();
+    for (at, node) in rewriter.graph.nodes.iter().enumerate() {
+        let mut is_ordered = false;
+        if node.inputs.iter().any(|i| ordered.contains(i.as_str())) {
+            let all = |also: &dyn Fn(&str) -> bool| {
+                node.inputs.iter().all(|i| ordered.contains(i.as_str()) || also(i))
+            };
+            let channels_are_last = node.int("axis").is_some_and(|axis| axis == 3 || axis == -1);
+            match node.op_type.as_str() {
+                "Transpose" => is_ordered = true,
+                "Mul" if all(&is_number) => is_ordered = true,
+                // A cache of rotated keys goes before our own.
+                "Concat" if !channels_are_last && all(&|i| given.contains(i)) => is_ordered = true,
+                "MatMul" if all(&|_| false) => {}
+                _ => return false,
+            }
+        }
+        if is_ordered || rewriter.find(at, pattern).is_some() {
+            ordered.extend(node.outputs.iter().map(String::as_str));
+        }
+    }
+    true
 }
 
 /// `x cos + swapped(x) sin`, where the channels of `x` are in halves, and the tables `[cos | cos]` and `[-sin | sin]`

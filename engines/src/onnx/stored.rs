@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::ir::{DataType, Initializer, LazyTensor, TensorData};
 use super::origin::{Origin, Step};
-use super::weights::WeightSource;
+use super::weights::{WeightError, WeightSource};
 
 /// A constant that holds a weight of `source`, after the steps of `origin`.
 pub(super) fn stored_weight(name: &str, origin: Origin, source: &Arc<dyn WeightSource>) -> Initializer {
@@ -41,7 +41,13 @@ fn put(values: &[f32], bytes: &mut Vec<u8>, sink: &mut dyn Write) -> io::Result<
 
 impl WeightTensor {
     fn read(&self, offset: usize, out: &mut [f32]) -> io::Result<()> {
-        self.source.read(&self.origin.weight, offset as u64, out).map_err(io::Error::other)
+        let weight = &self.origin.weight;
+        self.source.read(weight, offset as u64, out).map_err(io::Error::other)?;
+        if let Some(at) = out.iter().position(|v| !v.is_finite()) {
+            let error = WeightError::NotFinite { name: weight.clone(), element: offset + at, value: out[at] };
+            return Err(io::Error::other(error));
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &mut Vec<u8>, sink: &mut dyn Write) -> io::Result<()> {
