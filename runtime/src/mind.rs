@@ -32,11 +32,11 @@ use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, S
 use mindseye_engines::bundle::{Bundle, BundleError, Manifest};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::Present;
+use mindseye_engines::passport::{Present, engines_in};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{Tokenizer, TokenizerError};
-use mindseye_engines::trt::{LoadOptions, TensorRtBackend, engines_in};
+use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

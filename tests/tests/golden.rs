@@ -3,8 +3,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_engines::{
-    checkpoint::Checkpoint,
     model::{
         codec::{self, LinearCodec, LinearCodecConfig},
         vae::{self, Chunk, VaeConfig},

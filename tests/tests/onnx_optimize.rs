@@ -6,6 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
+use mindseye_builder::onnx::{
+    GraphBuilder, MemoryWeights, WeightSource, codec_encoder_graph, denoiser_graph, text_encoder_graph,
+    vae_encoder_graph, write_denoiser,
+};
 use mindseye_engines::backend::{Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::Bundle;
 use mindseye_engines::count::count_denoiser;
@@ -13,11 +17,8 @@ use mindseye_engines::model::Ops;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{Chunk, VaeConfig};
-use mindseye_engines::onnx::{
-    DataType, Dim, Graph, GraphBuilder, MemoryWeights, Model, Node, SaveOptions, WeightSource,
-    codec_encoder_graph, text_encoder_graph, vae_encoder_graph,
-};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph, write_denoiser};
+use mindseye_engines::onnx::{DataType, Dim, Graph, Model, Node, SaveOptions};
+use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_tools::retrain::weights_of;
 
 /// Everything that a configuration can switch on.

@@ -16,9 +16,8 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use mindseye_engines::{
-    checkpoint::Checkpoint, model::dit::DitConfig, model::umt5::Umt5Config, model::vae::VaeConfig,
-};
+use mindseye_builder::checkpoint::Checkpoint;
+use mindseye_engines::{model::dit::DitConfig, model::umt5::Umt5Config, model::vae::VaeConfig};
 use serde::{Deserialize, Serialize};
 
 pub use engine::Via;

@@ -20,15 +20,15 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use mindseye_builder::checkpoint::{
+    Checkpoint, CheckpointError, Dtype, is_apple_double,
+    lora::Lora,
+    names::{Component, Layout, Located, Location, dit_params, locate},
+};
 use mindseye_engines::{
     bundle::{
         BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
         SamplerSpec,
-    },
-    checkpoint::{
-        Checkpoint, CheckpointError, Dtype, is_apple_double,
-        lora::Lora,
-        names::{Component, Layout, Located, Location, dit_params, locate},
     },
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig},
     sampler::{Grid, Solver},

@@ -4,15 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use mindseye_builder::onnx::{
+    DeclaredWeights, WeightSource, codec_encoder_graph, denoiser_graph, text_encoder_graph,
+};
 use mindseye_engines::bundle::Bundle;
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::umt5::Umt5Config;
-use mindseye_engines::onnx::{
-    DeclaredWeights, Dim, Model, WeightSource, codec_encoder_graph, text_encoder_graph,
-};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::onnx::{Dim, Model};
+use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_train::eager::Params;
 
 use crate::export::network;

@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
+use mindseye_builder::onnx::denoiser_graph;
+use mindseye_builder::onnx::{
+    MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, text_encoder_graph,
+};
 use mindseye_engines::bundle::{
     Bundle, BundleWriter, ComponentFormat, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
     SamplerSpec,
 };
-use mindseye_engines::onnx::{
-    Dim, MemoryWeights, Model, SaveOptions, WeightSource, codec_decoder_graph, codec_encoder_graph,
-    text_encoder_graph,
-};
+use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::text::word_model;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;

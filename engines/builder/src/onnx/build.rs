@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::OnnxError;
-use super::ir::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, ValueInfo};
+use mindseye_engines::model::Ops;
+use mindseye_engines::onnx::{
+    Attribute, DataType, Dim, Graph, Initializer, Model, Node, OnnxError, Origin, ValueInfo, WeightError,
+};
+
 use super::optimize::optimize;
-use super::origin::Origin;
 use super::stored::stored_weight;
-use super::weights::{WeightError, WeightSource};
-use crate::model::Ops;
+use super::weights::WeightSource;
 
 /// A float tensor of the graph under construction.
 #[derive(Clone, Debug)]

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use half::{bf16, f16};
 
 use super::QuantError;
-use crate::onnx::{Attribute, AttributeValue, DataType, Initializer, Model, Node};
-use crate::target::Precision;
+use mindseye_engines::onnx::{Attribute, AttributeValue, DataType, Initializer, Model, Node};
+use mindseye_engines::target::Precision;
 
 /// Operators that sum or square long rows: they stay in fp32, between casts.
 const HIGH: [&str; 13] = [
@@ -362,8 +362,8 @@ fn convert(i: &Initializer, low: DataType) -> Result<Initializer, QuantError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{RtenBackend, Tensor};
-    use crate::onnx::{Dim, Graph, ValueInfo};
+    use mindseye_engines::backend::{RtenBackend, Tensor};
+    use mindseye_engines::onnx::{Dim, Graph, ValueInfo};
     use crate::quant::session;
 
     /// Rounds on the CPU as the formats themselves do.

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::{CalibrationSource, Inputs, SuppliedError};
-use crate::backend::{Elements, Session, Tensor};
-use crate::model::umt5;
-use crate::onnx::{DataType, Dim, Model};
 use mindseye_base::random::Rng;
+use mindseye_engines::backend::{Elements, Session, Tensor};
+use mindseye_engines::model::umt5;
+use mindseye_engines::onnx::{DataType, Dim, Model};
 
 /// Seeded inputs of a graph around the denoiser: noise for images and latents, random tokens of random lengths for
 /// texts, and for the streaming halves of a codec the caches that its first half gives for such inputs.

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::ir::{DataType, Initializer, LazyTensor, TensorData};
-use super::origin::{Origin, Step};
-use super::weights::{WeightError, WeightSource};
+use mindseye_engines::onnx::{DataType, Initializer, LazyTensor, Origin, Step, TensorData, WeightError};
+
+use super::weights::WeightSource;
 
 /// A constant that holds a weight of `source`, after the steps of `origin`.
 pub(super) fn stored_weight(name: &str, origin: Origin, source: &Arc<dyn WeightSource>) -> Initializer {

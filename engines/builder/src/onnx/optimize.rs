@@ -20,8 +20,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::ir::{Attribute, AttributeValue, DataType, Graph, Initializer, Node};
-use super::origin::{Origin, Step};
+use mindseye_engines::onnx::{
+    Attribute, AttributeValue, DataType, Graph, Initializer, Node, Origin, Step,
+};
+
 use super::stored::stored_weight;
 use super::weights::WeightSource;
 
@@ -490,7 +492,7 @@ fn fold(rewriter: &mut Rewriter<'_>, found: &Match) -> Option<Replacement> {
         }
     };
     let origin = weight.origin.as_ref()?.then(step)?;
-    let key = format!("{:?}", origin.metadata());
+    let key = format!("{origin:?}");
     if let Some(known) = rewriter.folded.get(&key) {
         return Some(Replacement::Alias(known.clone()));
     }

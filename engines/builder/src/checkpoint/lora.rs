@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::names::{Component, original_name};
 use super::{Checkpoint, CheckpointError};
-use crate::model::ParamSpec;
+use mindseye_engines::model::ParamSpec;
 
 /// What may stand before the names of layers.
 const PREFIXES: [&str; 5] = ["diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", ""];
