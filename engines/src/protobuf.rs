@@ -177,12 +177,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`WireError`] for a value of another kind.
-    pub fn message(
-        &self,
-        field: u32,
-        value: Value,
-        message: &'static str,
-    ) -> Result<Reader<'a>, WireError> {
+    pub fn message(&self, field: u32, value: Value, message: &'static str) -> Result<Reader<'a>, WireError> {
         let (start, end) = self.range(field, value)?;
         Ok(Reader { buffer: self.buffer, position: start, end, message })
     }
@@ -191,13 +186,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`WireError`] for a value of another kind, and past the limit.
-    pub fn ints(
-        &self,
-        field: u32,
-        value: Value,
-        limit: usize,
-        out: &mut Vec<i64>,
-    ) -> Result<(), WireError> {
+    pub fn ints(&self, field: u32, value: Value, limit: usize, out: &mut Vec<i64>) -> Result<(), WireError> {
         match value {
             Value::Varint(v) => {
                 if out.len() >= limit {

@@ -15,8 +15,8 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
 use mindseye_builder::quant::{
-    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
-    to_float16,
+    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation,
+    TaskFigures, e4m3, to_float16,
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
 use mindseye_engines::bundle::{

@@ -215,7 +215,11 @@ pub fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
             let layout = i.layout.map(|l| format!(", {l} names")).unwrap_or_default();
             let prefix = if i.prefix.is_empty() { String::new() } else { format!(" after {:?}", i.prefix) };
             let lora = if i.adapted > 0 { format!(", LoRA added to {}", i.adapted) } else { String::new() };
-            let others = if i.others > 0 { format!(", {} of other networks left out", i.others) } else { String::new() };
+            let others = if i.others > 0 {
+                format!(", {} of other networks left out", i.others)
+            } else {
+                String::new()
+            };
             println!(
                 "{:<13} {} tensors, {} values{layout}{prefix}{lora}{others}, from {}",
                 i.component, i.tensors, i.parameters, i.source
@@ -380,9 +384,10 @@ fn find(dir: &Path, part: Part) -> anyhow::Result<Checkpoint> {
             "transformer/, diffusion_models/ or diffusion_pytorch_model*.safetensors",
         ),
         Part::Vae => (&["vae"], "vae/ or one *VAE*.pth or *vae*.safetensors"),
-        Part::TextEncoder | Part::Tokenizer => {
-            (&["text_encoder", "text_encoders", "clip"], "text_encoder/, text_encoders/ or one models_t5*.pth")
-        }
+        Part::TextEncoder | Part::Tokenizer => (
+            &["text_encoder", "text_encoders", "clip"],
+            "text_encoder/, text_encoders/ or one models_t5*.pth",
+        ),
     };
     let accept = |name: &str| {
         is_weights(name)

@@ -224,9 +224,7 @@ impl Origin {
 
     /// As pairs of key and value.
     pub(super) fn metadata(&self) -> Vec<(&'static str, String)> {
-        let spaced = |numbers: &[usize]| {
-            numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ")
-        };
+        let spaced = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
         let mut out = vec![(WEIGHT, self.weight.clone()), (SHAPE, spaced(&self.shape))];
         if !self.steps.is_empty() {
             let mut text = String::new();
@@ -344,11 +342,12 @@ impl Graph {
                 (Source::Node(n, i), Source::Node(m, j)) => {
                     if n.op_type != m.op_type || i != j || n.inputs.len() != m.inputs.len() {
                         let (op, other) = (&n.op_type, &m.op_type);
-                        return fail(format!("{a:?} is made by {op}, this network has {other} ({b:?}) there"));
+                        return fail(format!(
+                            "{a:?} is made by {op}, this network has {other} ({b:?}) there"
+                        ));
                     }
-                    waiting.extend(
-                        n.inputs.iter().map(String::as_str).zip(m.inputs.iter().map(String::as_str)),
-                    );
+                    waiting
+                        .extend(n.inputs.iter().map(String::as_str).zip(m.inputs.iter().map(String::as_str)));
                 }
                 (Source::Constant(at), Source::Constant(to)) => {
                     let (x, y) = (&self.initializers[at], &reference.initializers[to]);
@@ -469,9 +468,8 @@ mod tests {
             let steps = vec![Step::Slice { axis: 0, start, end }, Step::Permute(vec![1, 0])];
             let origin = Origin { weight: "w".into(), shape: vec![3, 2], steps };
             // Row r, column c of the weight is 10 r + c.
-            let values: Vec<f32> = (0..2)
-                .flat_map(|c| (start..end).map(move |r| (10 * r + c) as f32))
-                .collect();
+            let values: Vec<f32> =
+                (0..2).flat_map(|c| (start..end).map(move |r| (10 * r + c) as f32)).collect();
             let mut tensor = Initializer::from_f32(format!("w_{start}"), &[2, end - start], &values);
             tensor.origin = Some(origin);
             tensor

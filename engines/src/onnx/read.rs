@@ -10,11 +10,11 @@ use super::OnnxError;
 use super::ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, Model, Node, TensorData, ValueInfo,
 };
-use super::proto::{
-    EXTERNAL, attribute, attribute_type, entry, graph as graph_field, model as model_field, node as node_field, opset, shape,
-    tensor as tensor_field, tensor_type, value_info, value_type,
-};
 use super::origin;
+use super::proto::{
+    EXTERNAL, attribute, attribute_type, entry, graph as graph_field, model as model_field,
+    node as node_field, opset, shape, tensor as tensor_field, tensor_type, value_info, value_type,
+};
 use crate::protobuf::{Reader, Value};
 
 /// Protobuf itself allows no more in one message.
@@ -177,13 +177,25 @@ impl Parser {
         let mut graph = Graph::default();
         while let Some((field, value)) = r.next()? {
             match field {
-                graph_field::NODE => graph.nodes.push(self.node(r.message(field, value, "NodeProto")?, depth)?),
+                graph_field::NODE => {
+                    graph.nodes.push(self.node(r.message(field, value, "NodeProto")?, depth)?)
+                }
                 graph_field::NAME => graph.name = r.text(field, value)?,
-                graph_field::INITIALIZER => graph.initializers.push(self.tensor(r.message(field, value, "TensorProto")?)?),
-                graph_field::INPUT => graph.inputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                graph_field::OUTPUT => graph.outputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                graph_field::VALUE_INFO => graph.value_infos.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                graph_field::SPARSE_INITIALIZER => return Err(unsupported("a sparse initializer", &graph.name)),
+                graph_field::INITIALIZER => {
+                    graph.initializers.push(self.tensor(r.message(field, value, "TensorProto")?)?)
+                }
+                graph_field::INPUT => {
+                    graph.inputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::OUTPUT => {
+                    graph.outputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::VALUE_INFO => {
+                    graph.value_infos.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::SPARSE_INITIALIZER => {
+                    return Err(unsupported("a sparse initializer", &graph.name));
+                }
                 _ => {}
             }
         }
@@ -205,7 +217,9 @@ impl Parser {
                 }
                 node_field::NAME => node.name = r.text(field, value)?,
                 node_field::OP_TYPE => node.op_type = r.text(field, value)?,
-                node_field::ATTRIBUTE => node.attributes.push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?),
+                node_field::ATTRIBUTE => {
+                    node.attributes.push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?)
+                }
                 node_field::DOMAIN => node.domain = r.text(field, value)?,
                 node_field::OVERLOAD if !r.text(field, value)?.is_empty() => {
                     return Err(unsupported("an overloaded operator", &node.op_type));
@@ -232,7 +246,9 @@ impl Parser {
                 attribute::INT => int = r.int(field, value)?,
                 attribute::STRING => text = r.bytes(field, value)?.to_vec(),
                 attribute::TENSOR => tensor = Some(self.tensor(r.message(field, value, "TensorProto")?)?),
-                attribute::GRAPH => graph = Some(self.graph(r.message(field, value, "GraphProto")?, depth + 1)?),
+                attribute::GRAPH => {
+                    graph = Some(self.graph(r.message(field, value, "GraphProto")?, depth + 1)?)
+                }
                 attribute::FLOATS => r.fixed(field, value, 4, 4 * MAX_OBJECTS as usize, &mut floats)?,
                 attribute::INTS => {
                     let before = ints.len();
@@ -255,7 +271,9 @@ impl Parser {
             attribute_type::FLOAT => AttributeValue::Float(float),
             attribute_type::INT => AttributeValue::Int(int),
             attribute_type::STRING => AttributeValue::String(text),
-            attribute_type::TENSOR => AttributeValue::Tensor(Box::new(tensor.ok_or_else(|| missing("tensor"))?)),
+            attribute_type::TENSOR => {
+                AttributeValue::Tensor(Box::new(tensor.ok_or_else(|| missing("tensor"))?))
+            }
             attribute_type::GRAPH => AttributeValue::Graph(Box::new(graph.ok_or_else(|| missing("graph"))?)),
             attribute_type::FLOATS => AttributeValue::Floats(
                 floats.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
@@ -291,7 +309,9 @@ impl Parser {
                 }
                 tensor_field::INT32_DATA => r.ints(field, value, number_limit, &mut small)?,
                 tensor_field::STRING_DATA => return Err(unsupported("a tensor of strings", &name)),
-                tensor_field::INT64_DATA | tensor_field::UINT64_DATA => r.ints(field, value, number_limit, &mut wide)?,
+                tensor_field::INT64_DATA | tensor_field::UINT64_DATA => {
+                    r.ints(field, value, number_limit, &mut wide)?
+                }
                 tensor_field::NAME => name = r.text(field, value)?,
                 tensor_field::RAW_DATA => raw = Some(r.range(field, value)?),
                 tensor_field::EXTERNAL_DATA => {
@@ -408,7 +428,9 @@ impl Parser {
                     let mut kind = r.message(field, value, "TypeProto")?;
                     while let Some((f, v)) = kind.next()? {
                         match f {
-                            value_type::TENSOR => self.tensor_type(kind.message(f, v, "TypeProto.Tensor")?, &mut info)?,
+                            value_type::TENSOR => {
+                                self.tensor_type(kind.message(f, v, "TypeProto.Tensor")?, &mut info)?
+                            }
                             value_type::SEQUENCE
                             | value_type::MAP
                             | value_type::SPARSE_TENSOR

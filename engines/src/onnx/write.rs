@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::OnnxError;
 use super::ir::{AttributeValue, Dim, Graph, Initializer, Model, ValueInfo};
 use super::proto::{
-    EXTERNAL, attribute, attribute_type, entry, graph, model, node, opset, shape, tensor as tensor_proto, tensor_type,
-    value_info, value_type,
+    EXTERNAL, attribute, attribute_type, entry, graph, model, node, opset, shape, tensor as tensor_proto,
+    tensor_type, value_info, value_type,
 };
 use crate::protobuf::Writer;
 

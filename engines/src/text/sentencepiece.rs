@@ -98,7 +98,9 @@ impl RawModel {
         let mut r = Reader::new(bytes, "ModelProto");
         while let Some((field, value)) = r.next()? {
             match (field, value) {
-                (model::PIECES, Value::Bytes(..)) => out.piece(r.message(field, value, "SentencePiece")?)?,
+                (model::PIECES, Value::Bytes(..)) => {
+                    out.piece(r.message(field, value, "SentencePiece")?)?
+                }
                 (model::TRAINER_SPEC, Value::Bytes(..)) => {
                     out.trainer(r.message(field, value, "TrainerSpec")?)?;
                 }
@@ -195,8 +197,17 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no unigram model.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let RawModel { pieces, scores, kinds, mut normalizer, model_type, mut unknown, end, pad, byte_fallback } =
-            RawModel::read(bytes)?;
+        let RawModel {
+            pieces,
+            scores,
+            kinds,
+            mut normalizer,
+            model_type,
+            mut unknown,
+            end,
+            pad,
+            byte_fallback,
+        } = RawModel::read(bytes)?;
         if model_type != UNIGRAM {
             return Err(TokenizerError::Unsupported(format!("model type {model_type}")));
         }

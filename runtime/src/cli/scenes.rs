@@ -213,7 +213,11 @@ impl CalibrationSource for GroundingInputs {
     }
 
     fn restart(&mut self) -> Result<(), SuppliedError> {
-        if self.given == 0 { Ok(()) } else { Err(SuppliedError::new("these inputs are made once: spool them")) }
+        if self.given == 0 {
+            Ok(())
+        } else {
+            Err(SuppliedError::new("these inputs are made once: spool them"))
+        }
     }
 
     fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
@@ -233,7 +237,9 @@ impl CalibrationSource for GroundingInputs {
             let out = ground(&mut self.recorder, &scene, &goal, &NoClock, None, &mut |_| Flow::Continue)
                 .map_err(SuppliedError::new)?;
             if out.answer.status == Status::Failed {
-                return Err(SuppliedError::new(out.answer.reason.unwrap_or_else(|| "the goal failed".into())));
+                return Err(SuppliedError::new(
+                    out.answer.reason.unwrap_or_else(|| "the goal failed".into()),
+                ));
             }
             self.goals += 1;
             self.ready.extend(std::mem::take(&mut self.recorder.kept));

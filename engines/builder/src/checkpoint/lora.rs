@@ -11,7 +11,8 @@ use super::{Checkpoint, CheckpointError};
 use mindseye_engines::model::ParamSpec;
 
 /// What may stand before the names of layers.
-const PREFIXES: [&str; 5] = ["diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", ""];
+const PREFIXES: [&str; 5] =
+    ["diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", ""];
 /// Names of the two matrices, and which they are.
 const PARTS: [(&str, bool); 4] = [
     (".lora_down.weight", true),
@@ -78,7 +79,10 @@ impl Lora {
             let part = PARTS.iter().find_map(|(part, down)| Some((name.strip_suffix(part)?, Some(*down))));
             let alpha = name.strip_suffix(".alpha").map(|layer| (layer, None));
             let Some((layer, kind)) = part.or(alpha) else {
-                return Err(fail(name, "neither lora_down, lora_up, lora_A, lora_B nor alpha of a layer".into()));
+                return Err(fail(
+                    name,
+                    "neither lora_down, lora_up, lora_A, lora_B nor alpha of a layer".into(),
+                ));
             };
             let spec = PREFIXES.iter().find_map(|p| layers.get(layer.strip_prefix(p)?));
             let Some(spec) = spec else {

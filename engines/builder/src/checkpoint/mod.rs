@@ -197,7 +197,8 @@ impl Dtype {
     fn from_safetensors(name: &str) -> Option<Self> {
         use Dtype::*;
         [F32, F16, Bf16, F64, I64, I32, U8, Bool, F8E4M3, F8E5M2]
-            .into_iter().find(|dtype| dtype.name() == name)
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
     }
 }
 
@@ -342,9 +343,13 @@ impl Checkpoint {
         let out = Self::open_files(path, &paths)?;
         for (name, shard) in &index.weight_map {
             match out.tensors.get(name) {
-                None => return Err(bad(format!("tensor {name:?} is listed for {shard:?}, but is not in it"))),
+                None => {
+                    return Err(bad(format!("tensor {name:?} is listed for {shard:?}, but is not in it")));
+                }
                 Some(entry) if out.files[entry.file].0 != dir.join(shard) => {
-                    return Err(bad(format!("tensor {name:?} is listed for {shard:?}, but is in another shard")));
+                    return Err(bad(format!(
+                        "tensor {name:?} is listed for {shard:?}, but is in another shard"
+                    )));
                 }
                 Some(_) => {}
             }

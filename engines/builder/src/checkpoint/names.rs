@@ -309,7 +309,8 @@ pub fn locate(
                 scale = scale_of(checkpoint, &source, &mut used, &mut faults)?;
             }
             other => {
-                faults.add(format!("{source} is {}, expected F32, F16, BF16 or an 8-bit float", other.name()));
+                faults
+                    .add(format!("{source} is {}, expected F32, F16, BF16 or an 8-bit float", other.name()));
             }
         }
         out.push(Located { spec: spec.clone(), source, dtype: entry.dtype, scale });
@@ -345,9 +346,8 @@ fn naming(
     let mut best = (Layout::Diffusers, "", 0);
     for prefix in PREFIXES {
         for layout in [Layout::Diffusers, Layout::Original] {
-            let is_there = |s: &&ParamSpec| {
-                checkpoint.get(&source_name(component, layout, prefix, s)).is_some()
-            };
+            let is_there =
+                |s: &&ParamSpec| checkpoint.get(&source_name(component, layout, prefix, s)).is_some();
             let found = specs.iter().filter(is_there).count();
             if found > best.2 {
                 best = (layout, prefix, found);

@@ -128,8 +128,7 @@ pub(super) fn read_archive(
         }
     }
     let code = archive.read(&entries[pickle], MAX_PICKLE_BYTES).map_err(zip)?;
-    let tensors =
-        run(&code).map_err(|source| CheckpointError::Pickle { path: path.to_owned(), source })?;
+    let tensors = run(&code).map_err(|source| CheckpointError::Pickle { path: path.to_owned(), source })?;
     for (name, tensor) in tensors {
         super::check_name(path, &name)?;
         let bad = |what: String| bad(format!("tensor {name}: {what}"));
@@ -389,7 +388,8 @@ impl Machine<'_> {
         };
         let mut items = items.into_iter();
         while let Some(key) = items.next() {
-            let value = items.next().ok_or(PickleError::Broken { what: "a key without a value", at: self.at })?;
+            let value =
+                items.next().ok_or(PickleError::Broken { what: "a key without a value", at: self.at })?;
             self.dicts[*dict].push((key, value));
         }
         Ok(())
@@ -638,7 +638,8 @@ mod tests {
 
     #[test]
     fn networks_side_by_side_have_their_key_before_their_names() {
-        let tensor: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0\
+        let tensor: &[u8] =
+            b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0\
               0X\x03\0\0\0cpuK\x04tQK\0K\x02K\x02\x86K\x02K\x01\x86\x89Nt";
         let code = [
             &b"\x80\x02}(X\x04\0\0\0stepK\x07X\x01\0\0\0a}X\x01\0\0\0w"[..],

@@ -20,9 +20,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use mindseye_engines::onnx::{
-    Attribute, AttributeValue, DataType, Graph, Initializer, Node, Origin, Step,
-};
+use mindseye_engines::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node, Origin, Step};
 
 use super::stored::stored_weight;
 use super::weights::WeightSource;
@@ -327,7 +325,8 @@ impl<'a> Rewriter<'a> {
                     self.graph.nodes[at].inputs[slot] = new;
                 }
             }
-            let replacement = self.find(at, &fusion.pattern).and_then(|found| (fusion.replace)(&mut self, &found));
+            let replacement =
+                self.find(at, &fusion.pattern).and_then(|found| (fusion.replace)(&mut self, &found));
             made.push(match replacement {
                 None => vec![self.graph.nodes[at].clone()],
                 Some(Replacement::Nodes(nodes)) => nodes,
@@ -536,9 +535,8 @@ fn pairs(split: &[i64], whole: &[i64]) -> Option<(i64, i64)> {
 /// of two of them do, and outputs of the graph.
 fn only_scores_read(rewriter: &Rewriter<'_>, pattern: &Pattern) -> bool {
     let given: HashSet<&str> = rewriter.graph.inputs.iter().map(|i| i.name.as_str()).collect();
-    let is_number = |name: &str| {
-        rewriter.constant(name).is_some_and(|c| c.origin.is_none() && c.elements() == 1)
-    };
+    let is_number =
+        |name: &str| rewriter.constant(name).is_some_and(|c| c.origin.is_none() && c.elements() == 1);
     let mut ordered: HashSet<&str> = HashSet::new();
     for (at, node) in rewriter.graph.nodes.iter().enumerate() {
         let mut is_ordered = false;
@@ -622,10 +620,7 @@ fn halved_tables(
     let cos = push(rewriter, "Reshape", &[cos, &sizes]);
     let sin = push(rewriter, "Reshape", &[sin, &sizes]);
     let minus = push(rewriter, "Neg", &[&sin]);
-    let made = (
-        push(rewriter, "Concat", &[&cos, &cos]),
-        push(rewriter, "Concat", &[&minus, &sin]),
-    );
+    let made = (push(rewriter, "Concat", &[&cos, &cos]), push(rewriter, "Concat", &[&minus, &sin]));
     rewriter.tables.insert(key, made.clone());
     made
 }

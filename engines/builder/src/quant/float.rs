@@ -128,10 +128,8 @@ fn rounding_constants(low: DataType) -> Vec<Initializer> {
 fn rounding(from: &str, to: &str, low: DataType) -> Vec<Node> {
     let n = |part: &str| format!("{to}/float16.{part}");
     let op = |part: &str, op: &str, inputs: &[&str]| Node::new(&n(part), op, inputs, &[&n(part)]);
-    let mut nodes = vec![
-        op("times", "Mul", &[from, "float16.split"]),
-        op("rest", "Sub", &[&n("times"), from]),
-    ];
+    let mut nodes =
+        vec![op("times", "Mul", &[from, "float16.split"]), op("rest", "Sub", &[&n("times"), from])];
     if low == DataType::BF16 {
         nodes.push(Node::new(&n("round"), "Sub", &[&n("times"), &n("rest")], &[to]));
         return nodes;
@@ -255,6 +253,7 @@ fn convert_graph(
 /// Nodes that compute in fp32: those whose kind asks for it, and those that read or make a value of `keep`.
 fn high_nodes(model: &Model, keep: &HashSet<String>) -> HashSet<usize> {
     let mut high = HashSet::new();
+    let mut residual: HashSet<&str> = HashSet::new();
     let makers: HashMap<&str, usize> = model
         .graph
         .nodes
@@ -277,7 +276,13 @@ fn high_nodes(model: &Model, keep: &HashSet<String>) -> HashSet<usize> {
         // The activation of the time path: between two of its layers.
         let silu = matches!(node.op_type.as_str(), "Sigmoid" | "Mul")
             && node.inputs.iter().any(|i| i.contains("time_embedder"));
-        let large = node.inputs.iter().chain(&node.outputs).any(|v| keep.contains(v));
+        // The sum that a layer kept in fp32 is added to, all along the way.
+        let sum = node.op_type == "Add"
+            && node.inputs.iter().any(|i| residual.contains(i.as_str()) || i.contains("DenseReluDense.wo"));
+        if sum {
+            residual.extend(node.outputs.iter().map(String::as_str));
+        }
+        let large = sum || node.inputs.iter().chain(&node.outputs).any(|v| keep.contains(v));
         if HIGH.contains(&node.op_type.as_str()) || by_constant || epsilon || divide || silu || large {
             high.insert(index);
             values.extend(node.outputs.iter().map(String::as_str));
@@ -362,9 +367,9 @@ fn convert(i: &Initializer, low: DataType) -> Result<Initializer, QuantError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::session;
     use mindseye_engines::backend::{RtenBackend, Tensor};
     use mindseye_engines::onnx::{Dim, Graph, ValueInfo};
-    use crate::quant::session;
 
     /// Rounds on the CPU as the formats themselves do.
     #[test]

@@ -18,6 +18,7 @@ pub mod e4m3;
 
 mod calibrate;
 mod float;
+mod lower;
 mod parts;
 mod rewrite;
 mod spool;
@@ -28,6 +29,7 @@ mod verify;
 
 pub use calibrate::Calibrator;
 pub use float::{Float16, MEASURED_LIMIT, to_float16};
+pub use lower::{kept_high, large_values, part_inputs};
 pub use parts::{HalfInputs, PartInputs};
 pub use rewrite::{
     Observed, QuantConfig, Quantised, Ranges, ScaleRecord, calibrate_and_quantise as quantise, check_weights,

@@ -60,7 +60,8 @@ impl PartInputs {
         let is_used = |i: usize| i % length < used;
         match (name, dtype) {
             ("ids", _) => {
-                let mut id = |i: usize| if is_used(i) { rng.below(self.vocabulary as usize) as i64 } else { 0 };
+                let mut id =
+                    |i: usize| if is_used(i) { rng.below(self.vocabulary as usize) as i64 } else { 0 };
                 Tensor::i64(shape, (0..count).map(&mut id).collect())
             }
             ("keep", _) => Tensor::f32(shape, (0..count).map(|i| f32::from(u8::from(is_used(i)))).collect()),
@@ -68,9 +69,7 @@ impl PartInputs {
                 let bias = |i| if is_used(i) { 0.0 } else { umt5::MASKED };
                 Tensor::f32(shape, (0..count).map(bias).collect())
             }
-            ("frames", _) => {
-                Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect())
-            }
+            ("frames", _) => Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect()),
             (_, DataType::F32) => Tensor::f32(shape, (0..count).map(|_| rng.normal() as f32).collect()),
             _ => Tensor::i64(shape, vec![0; count]),
         }

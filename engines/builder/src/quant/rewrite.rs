@@ -125,6 +125,8 @@ pub struct Quantised {
 pub struct Ranges {
     layers: HashMap<String, ActivationRange>,
     products: HashMap<Operand, f32>,
+    /// What they were measured with, and the hash of it.
+    calibration: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -385,12 +387,7 @@ pub fn quantise_observed(
         None => Ranges::default(),
         Some(observed) => parts.ranges(model, config, observed, backend, source, tell)?,
     };
-    let mut done = parts.rewritten(model, config, ranges)?;
-    if let Some(observed) = observed.filter(|_| config.precision != Precision::Int4w) {
-        done.calibration = Some(observed.description.clone());
-        done.calibration_sha256 = Some(observed.sha256.clone());
-    }
-    Ok(done)
+    parts.rewritten(model, config, ranges)
 }
 
 /// Quantises a graph with the layers of another one that was quantised before, with the same ranges: the cached halves
@@ -398,16 +395,9 @@ pub fn quantise_observed(
 ///
 /// # Errors
 /// [`QuantError::Unsupported`] naming a layer that the other graph has not quantised.
-pub fn quantise_half(
-    model: &Model,
-    config: &QuantConfig,
-    whole: &Quantised,
-) -> Result<Quantised, QuantError> {
+pub fn quantise_half(model: &Model, config: &QuantConfig, ranges: &Ranges) -> Result<Quantised, QuantError> {
     config.check()?;
-    let mut done = Parts::new(model, config)?.rewritten(model, config, whole.ranges.clone())?;
-    done.calibration.clone_from(&whole.calibration);
-    done.calibration_sha256.clone_from(&whole.calibration_sha256);
-    Ok(done)
+    Parts::new(model, config)?.rewritten(model, config, ranges.clone())
 }
 
 /// Refuses names to keep that no layer has: a layer would be quantised that was meant to be kept.
@@ -494,7 +484,10 @@ impl Parts {
         let observers: Vec<&Observer> = values
             .iter()
             .map(|(v, _)| {
-                observed.values.get(v).ok_or_else(|| QuantError::Source(SuppliedError::new(format!("{v:?} was not observed"))))
+                observed
+                    .values
+                    .get(v)
+                    .ok_or_else(|| QuantError::Source(SuppliedError::new(format!("{v:?} was not observed"))))
             })
             .collect::<Result<_, _>>()?;
         let smoothing = smoothing(model, config, groups, &measured, &self.chosen, &observers)?;
@@ -514,7 +507,8 @@ impl Parts {
                 observers.iter().map(|o| o.range(calibrator)).collect()
             }
         };
-        let mut all = Ranges::default();
+        let calibration = Some((observed.description.clone(), observed.sha256.clone()));
+        let mut all = Ranges { calibration, ..Ranges::default() };
         for ((&g, range), smooth) in measured.iter().zip(ranges).zip(smoothing) {
             let one = ActivationRange { range, smooth: smooth.map(Arc::from) };
             for &site in &groups[g].sites {
@@ -528,12 +522,7 @@ impl Parts {
     }
 
     /// Both graphs, with these ranges.
-    fn rewritten(
-        self,
-        model: &Model,
-        config: &QuantConfig,
-        ranges: Ranges,
-    ) -> Result<Quantised, QuantError> {
+    fn rewritten(self, model: &Model, config: &QuantConfig, ranges: Ranges) -> Result<Quantised, QuantError> {
         let mut build = Rewriter::new(model, config.precision);
         let missing = |what: String| {
             QuantError::Unsupported(format!("{what} was not calibrated: the joint denoiser lacks it"))
@@ -573,8 +562,8 @@ impl Parts {
             emulated,
             scales,
             scales_sha256,
-            calibration_sha256: None,
-            calibration: None,
+            calibration_sha256: ranges.calibration.as_ref().map(|(_, hash)| hash.clone()),
+            calibration: ranges.calibration.as_ref().map(|(what, _)| what.clone()),
             layers,
             kept: self.kept,
             attention_products,
@@ -589,10 +578,8 @@ impl Parts {
 /// [`QuantError::WeightNotFinite`] naming the first one; a constant that cannot be read.
 pub fn check_weights(model: &Model) -> Result<(), QuantError> {
     for constant in &model.graph.initializers {
-        let is_float = matches!(
-            constant.dtype,
-            DataType::F32 | DataType::F16 | DataType::BF16 | DataType::F64
-        );
+        let is_float =
+            matches!(constant.dtype, DataType::F32 | DataType::F16 | DataType::BF16 | DataType::F64);
         if is_float && constant.to_f32()?.iter().any(|v| !v.is_finite()) {
             return Err(QuantError::WeightNotFinite { weight: constant.name.clone() });
         }
