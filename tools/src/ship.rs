@@ -17,9 +17,10 @@ use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::text::word_model;
+use mindseye_train::checkpoint::State;
+use mindseye_train::config::TrainConfig;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
-use mindseye_train::trainer::{State, TrainConfig};
 
 use crate::retrain::TEXT_PREFIX;
 
