@@ -440,12 +440,24 @@ fn values_too_large_for_halves_stay_in_fp32() {
         max_distance: 16,
         eps: 1e-6,
     };
+    let mut rng = mindseye_base::random::Rng::new(5);
     let mut weights = MemoryWeights::new();
-    for (i, p) in cfg.params().iter().enumerate() {
-        let factor = if p.name.contains("wo") { 6e3 } else { 0.3 };
+    for p in cfg.params() {
+        let factor = match p.name.as_str() {
+            name if name.contains("DenseReluDense.wo") => 2e4,
+            name if name.contains("DenseReluDense.wi") => 4.0,
+            _ => 1.0,
+        };
         let n: usize = p.shape.iter().product();
-        let values = (0..n).map(|j| factor * ((i * 37 + j * 11) as f32).sin());
-        weights.insert(p.name.clone(), p.shape.clone(), values.collect());
+        let values = match p.shape.as_slice() {
+            [_] => vec![1.0; n],
+            [.., fan_in] => {
+                let scale = factor / (*fan_in as f64).sqrt();
+                (0..n).map(|_| (scale * rng.normal()) as f32).collect()
+            }
+            [] => Vec::new(),
+        };
+        weights.insert(p.name, p.shape, values);
     }
     let fp32 = text_encoder_graph(&cfg, 6, Arc::new(weights)).unwrap();
     let inputs = || PartInputs::new(&fp32, &BTreeMap::new(), 3, 1);
