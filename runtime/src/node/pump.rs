@@ -2,15 +2,16 @@
 
 use super::MonotonicClock;
 use super::figures::{Figures, lock};
-use crate::agent::Event;
-use crate::config::RobotConfig;
+use crate::agent::{Event, OdometryHeard};
+use crate::config::{Frames, RobotConfig};
+use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{Sense, Senses, Took};
 use mindseye_bridge::clock;
 use mindseye_bridge::msg::{CameraInfo, CompressedImage, Image, Odometry, RosType, TFMessage};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RawSubscriber, RosError, RosSession, SubscriberCounts};
-use mindseye_bridge::time::TimeDelta;
+use mindseye_bridge::time::{TimeDelta, Timestamp};
 use ringbuf::HeapProd;
 use ringbuf::traits::Producer;
 use std::sync::Arc;
@@ -69,6 +70,55 @@ pub(super) struct SensesPump {
     pub profile: Profile,
     /// When the profile was last copied over.
     pub copied: TimeDelta,
+    pub odometry: OdometryNews,
+}
+
+/// Odometry for the agent: not every message, but every few.
+pub(super) struct OdometryNews {
+    frames: Frames,
+    /// A topic of odometry is the better source: tf may carry the same poses late.
+    by_topic: bool,
+    last: Option<TimeDelta>,
+}
+
+/// The agent hears of odometry this often.
+const ODOMETRY_EVERY: TimeDelta = TimeDelta::from_millis(100);
+
+impl OdometryNews {
+    /// Frames have these names where messages do not say.
+    pub fn new(frames: &Frames) -> Self {
+        Self { frames: frames.clone(), by_topic: false, last: None }
+    }
+
+    /// What the agent should hear, after the senses took a message; `known` is their newest pose.
+    fn hear(&mut self, sense: Sense, cdr: &[u8], known: Option<(Timestamp, Pose2)>) -> Option<OdometryHeard> {
+        self.by_topic |= sense == Sense::Odometry;
+        let wanted = match sense {
+            Sense::Odometry => true,
+            Sense::Tf => !self.by_topic,
+            _ => false,
+        };
+        let now = clock::monotonic();
+        if !wanted || self.last.is_some_and(|at| now - at < ODOMETRY_EVERY) {
+            return None;
+        }
+        let (stamp, pose) = known?;
+        let named = |name: &str, fallback: &str| match name.trim_start_matches('/') {
+            "" => fallback.to_owned(),
+            name => name.to_owned(),
+        };
+        let (frame, base, stamp) = match sense {
+            Sense::Odometry => {
+                let odometry = Odometry::decode(cdr).ok()?;
+                let header = &odometry.header;
+                let frame = named(&header.frame_id, &self.frames.odom);
+                (frame, named(&odometry.child_frame_id, &self.frames.base), header.stamp.timestamp())
+            }
+            _ => (self.frames.odom.clone(), self.frames.base.clone(), stamp),
+        };
+        self.last = Some(now);
+        Some(OdometryHeard { frame, base, stamp, pose })
+    }
 }
 
 impl SensesPump {
@@ -82,7 +132,7 @@ impl SensesPump {
             for sense in [Sense::Image, Sense::Compressed] {
                 let Some(sample) = self.camera(sense).and_then(RawSubscriber::try_recv) else { continue };
                 idle = false;
-                self.take(sense, sample.bytes(&mut scratch));
+                self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
             }
             self.report();
             if idle {
@@ -98,7 +148,7 @@ impl SensesPump {
                 };
                 if let Some(sample) = sample {
                     self.drain_others(&mut scratch);
-                    self.take(sense, sample.bytes(&mut scratch));
+                    self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
                 }
             }
         }
@@ -114,16 +164,21 @@ impl SensesPump {
             let sense = self.inputs.others[i].0;
             while let Some(sample) = self.inputs.others[i].1.try_recv() {
                 any = true;
-                self.take(sense, sample.bytes(scratch));
+                self.take(sense, sample.bytes(scratch), sample.info.received_at);
             }
         }
         any
     }
 
-    fn take(&mut self, sense: Sense, cdr: &[u8]) {
-        let taken = self.senses.take(sense, cdr, &MonotonicClock, &mut self.profile);
+    fn take(&mut self, sense: Sense, cdr: &[u8], received_at: Timestamp) {
+        let taken = self.senses.take(sense, cdr, received_at, &MonotonicClock, &mut self.profile);
+        self.faults();
         if let Some(record) = &self.record {
             self.record(record, sense, cdr);
+        }
+        let heard = self.odometry.hear(sense, cdr, self.senses.pose());
+        if let Some(heard) = heard.filter(|_| taken.is_ok()) {
+            self.send(Event::Odometry(heard));
         }
         match taken {
             Ok(took) => self.tell(&took),
@@ -133,6 +188,25 @@ impl SensesPump {
                 if (before + 1).is_power_of_two() {
                     tracing::warn!(%error, times = before + 1, "a message was dropped");
                 }
+            }
+        }
+    }
+
+    /// Says what has become wrong with the senses, or right again.
+    fn faults(&mut self) {
+        let faults = self.senses.faults();
+        let before = std::mem::replace(&mut *lock(&self.figures.faults), faults);
+        if let Some(motion) = faults.motion.filter(|_| faults.motion != before.motion) {
+            tracing::warn!("{motion}");
+        }
+        if faults.camera != before.camera {
+            let reason = faults.camera.map(|fault| fault.to_string());
+            match &reason {
+                Some(reason) => tracing::warn!("{reason}"),
+                None => tracing::info!("the camera is alive again"),
+            }
+            if self.events.try_push(Event::CameraFault { reason }).is_err() {
+                self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -155,27 +229,29 @@ impl SensesPump {
         }
     }
 
+    fn send(&mut self, event: Event) {
+        if self.events.try_push(event).is_err() {
+            self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn tell(&mut self, took: &Took) {
-        let mut send = |event: Event| {
-            if self.events.try_push(event).is_err() {
-                self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        };
         if let Some(segment) = took.segment {
             tracing::info!(reason = %segment, "new segment");
             *lock(&self.figures.segments) = segment.to_string();
             if !segment.keeps_history() {
-                send(Event::ContextLost);
+                self.send(Event::ContextLost);
             }
         }
         if let Some(eviction) = took.eviction {
             tracing::debug!(%eviction, "latent evicted");
         }
         if took.latent.is_some() {
-            send(Event::ContextReady { latents: self.senses.seen().latents() });
+            let latents = self.senses.seen().latents();
+            self.send(Event::ContextReady { latents });
         }
         if let Some(captured_at) = took.frame {
-            send(Event::Frame { captured_at });
+            self.send(Event::Frame { captured_at });
         }
     }
 
