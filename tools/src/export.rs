@@ -213,7 +213,10 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
 }
 
 /// One network's configuration in the manifest.
-fn network<T: serde::de::DeserializeOwned>(bundle: &Bundle, name: &str) -> anyhow::Result<Option<T>> {
+pub(crate) fn network<T: serde::de::DeserializeOwned>(
+    bundle: &Bundle,
+    name: &str,
+) -> anyhow::Result<Option<T>> {
     match bundle.manifest().networks.get(name) {
         None => Ok(None),
         Some(value) => {
