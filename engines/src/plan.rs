@@ -179,21 +179,13 @@ impl ModelSpec {
     /// # Errors
     /// The field and what is wrong with it.
     pub fn from_manifest(manifest: &Manifest) -> Result<ModelSpec, String> {
-        fn table<T: serde::de::DeserializeOwned>(
-            manifest: &Manifest,
-            key: &str,
-        ) -> Result<Option<T>, String> {
-            let value = manifest.networks.get(key).cloned();
-            value.map(|v| v.try_into().map_err(|e| format!("networks.{key}: {e}"))).transpose()
-        }
+        let networks = &manifest.networks;
         let dit = manifest.dit.clone();
-        let vae: Option<VaeConfig> = table(manifest, "vae")?;
-        let umt5: Option<Umt5Config> = table(manifest, "umt5")?;
         let spec = ModelSpec {
             name: manifest.name.clone(),
-            vae: vae.as_ref().map(|v| vae_shape(v, &dit)).transpose()?,
-            text_encoder: umt5.as_ref().and_then(|t| text_shape(t, &dit)),
-            codec: table(manifest, "codec")?,
+            vae: networks.vae.as_ref().map(|v| vae_shape(v, &dit)).transpose()?,
+            text_encoder: networks.umt5.as_ref().and_then(|t| text_shape(t, &dit)),
+            codec: networks.codec,
             workload: Workload {
                 context_latents: manifest.limits.context_trained as u64,
                 target_latents: manifest.limits.target_trained as u64,

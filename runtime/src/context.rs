@@ -11,13 +11,12 @@
 //! * All memory is taken when the parts are made. Every frame and latent that is not kept is counted and
 //!   every eviction has a stated reason.
 
+pub use mindseye_engines::model::codec::GROUP;
 use crate::image::RgbImage;
 use crate::planar::Pose2;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use std::fmt;
 
-/// Frames per latent. The first latent of a streaming encoder's segment is one frame: [`GroupEncoder::group_len`].
-pub const GROUP: usize = 4;
 
 /// Why a new segment began. Frames of one latent never come from two segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,8 +40,6 @@ pub struct MindSpec {
     pub settings: Settings,
     /// Calibration of the lift; `None` for a model without lift heads.
     pub lift: Option<LiftParams>,
-    /// Stand-off by a word of the goal, where it differs from the lift's (m); see [`crate::lift::standoffs`].
-    pub standoffs: std::collections::BTreeMap<String, f64>,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a drive that show the box (at least 1).
@@ -205,7 +203,7 @@ impl Stopwatch<'_> {
 pub fn settings_for(spec: &MindSpec, goal: &Goal) -> Settings {
     let mut settings = spec.settings.clone();
     if let Some(lift) = &spec.lift {
-        settings.early_timestep = lift.early_timestep;
+        settings.glance_timestep = lift.glance_timestep;
     }
     if let Some(candidates) = goal.candidates {
         settings.candidates = (candidates as usize).max(1);
@@ -395,7 +393,7 @@ fn attempt(
     }
     out.found_box = clearest.filter(|b| b.score >= spec.box_min);
     out.answer.bounding_box = out.found_box.map(|b| b.edges());
-    out.reconstruction_error = match spec.lift.and_then(|lift| lift.reconstruction_max) {
+    out.reconstruction_error = match spec.lift.as_ref().and_then(|lift| lift.reconstruction_max) {
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, scene, &seen, &out.used)?,
         _ => None,
     };
@@ -403,7 +401,7 @@ fn attempt(
     if progress(Stage::Decode) == Flow::Stop {
         return Err(Trouble::Stopped);
     }
-    let Some(params) = spec.lift else {
+    let Some(params) = &spec.lift else {
         let (status, reason) = without_heads(&imagined, clearest, spec.box_min);
         out.answer.status = status;
         out.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
@@ -417,17 +415,17 @@ fn attempt(
         likeness_error: None,
         reconstruction_error: out.reconstruction_error,
     };
-    let mut lifted = lift(&imagined, &evidence, &params);
+    let mut lifted = lift(&imagined, &evidence, params);
     let end = if by_text { lifted.pose } else { route.last().copied() };
     let view_end = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP + 1);
     if let (Some(end), Some(view)) = (end, out.frames.get(view_end)) {
         evidence.likeness_error = nearest_view(&context, end)
             .and_then(|i| scene.memory.get(out.used[i]))
             .and_then(|seen| mean_difference(view, &seen.picture));
-        lifted = lift(&imagined, &evidence, &params);
+        lifted = lift(&imagined, &evidence, params);
     }
     if !by_text {
-        follow(&mut lifted, &imagined, &route, &params);
+        follow(&mut lifted, &imagined, &route, params);
     }
     fill(&mut out.answer, scene, origin, &lifted);
     if let Some(reduced) = &imagined.reduced {
@@ -449,10 +447,7 @@ fn attempt(
 fn spec_for(spec: &MindSpec, goal: &Goal) -> MindSpec {
     let mut spec = spec.clone();
     if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
-        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
-        if let Some(metres) = words.filter_map(|w| spec.standoffs.get(&w)).next_back() {
-            lift.standoff_m = *metres;
-        }
+        lift.standoff_m = lift.standoff_for(text);
     }
     spec
 }
@@ -521,7 +516,7 @@ fn choose_view(
 ) -> Result<View, Trouble> {
     let index: Vec<u64> = scene.memory.iter().map(|c| c.info.index).collect();
     let last = index.len() - 1;
-    let params = spec.lift.filter(|_| scene.odom_from_base.is_some());
+    let params = spec.lift.as_ref().filter(|_| scene.odom_from_base.is_some());
     let all = match (params, settings.max_span) {
         (Some(_), Some(span)) => stretches(&index, span as u64, spec.context_max),
         _ => vec![(0, last)],
@@ -569,7 +564,7 @@ fn choose_view(
         let early = opinions(mind.denoiser(), &view.seen, prompt, settings, budget)?;
         let imagined = Imagined { early, ..Imagined::default() };
         let evidence = Evidence { context: &view.context, ..Evidence::default() };
-        let lifted = lift(&imagined, &evidence, &params);
+        let lifted = lift(&imagined, &evidence, params);
         let rank = (lifted.decision == Decision::Found, lifted.mask_max);
         let better = |(found, clear): (bool, f64)| (rank.0 && !found) || (rank.0 == found && rank.1 > clear);
         if best.as_ref().is_none_or(|(other, _)| better(*other)) {
@@ -665,7 +660,7 @@ fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &Li
         return;
     };
     let off = goal.distance(Pose2::new(x, y, 0.0));
-    let sigma = params.drive_sigma_m.max(1e-6);
+    let sigma = params.rollout_sigma_m.max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
     let orientation = lifted.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;

@@ -84,7 +84,7 @@ pub struct Settings {
     /// How to go from level to level.
     pub solver: Solver,
     /// Timestep (0..1000) of the single first pass.
-    pub early_timestep: f64,
+    pub glance_timestep: f64,
     /// Drives to imagine, each from its own noise.
     pub candidates: usize,
     /// Seed of all noise.
@@ -392,7 +392,7 @@ impl<'a> Work<'a> {
 
     /// The first opinion of the heads, from noise alone.
     fn early(&mut self, noise: &[f32]) -> Result<Heads, ImagineError> {
-        let t = self.settings.early_timestep;
+        let t = self.settings.glance_timestep;
         let s = (t / 1000.0) as f32;
         let x: Vec<f32> = noise.iter().map(|n| n * s).collect();
         let mut out = self.evaluate(&x, t, Blind::default())?;
@@ -751,7 +751,7 @@ pub(crate) mod tests {
             grid: Grid::Plain,
             shift: 3.0,
             solver: Solver::Euler,
-            early_timestep: 950.0,
+            glance_timestep: 950.0,
             candidates: 2,
             seed: 7,
         }
@@ -861,7 +861,7 @@ pub(crate) mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bits() {
         let run = |seed| {
-            let s = Settings { seed, steps: 2, min_steps: 1, early_timestep: 500.0, ..settings() };
+            let s = Settings { seed, steps: 2, min_steps: 1, glance_timestep: 500.0, ..settings() };
             // One Euler step of two: noise is still in the sample.
             let mut count = 0;
             let mut fake = Fake::new(Prediction::X0);

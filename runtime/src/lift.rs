@@ -30,109 +30,8 @@ use crate::boxes::FoundBox;
 use crate::imagine::{Drive, Heads, Imagined};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
 use serde::Serialize;
-use std::collections::BTreeMap;
 
-/// The `[lift]` table of a model bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LiftParams {
-    /// Timestep (0..1000) of the single pass whose heads are read.
-    pub early_timestep: f64,
-    /// Distance from the object's centre at which training drives end, metres.
-    pub standoff_m: f64,
-    /// The object counts as seen when some token's mask logit reaches this.
-    pub mask_present: f64,
-    /// Tokens whose mask logit reaches this vote for the object's place.
-    pub mask_vote: f64,
-    /// Standard deviation of witness A's object place, metres.
-    pub plan_sigma_m: f64,
-    /// Standard deviation of witness B's object place, metres.
-    pub memory_sigma_m: f64,
-    /// Standard deviation of witness C's object place, metres.
-    pub drive_sigma_m: f64,
-    /// Standard deviation of the final heading, radians.
-    pub yaw_sigma_rad: f64,
-    /// A and B may differ by this many of their combined spreads.
-    pub agree_max: f64,
-    /// Typical error with which the pose head places context frames, metres.
-    pub localisation_sigma_m: f64,
-    /// Largest median error of that kind that is believed, metres.
-    pub localisation_max_m: f64,
-    /// Smallest consistency figure that is believed.
-    pub consistency_min: f64,
-    /// Smallest score of a box that is reported.
-    pub box_min: f64,
-    /// What the variances of the place are multiplied by, so that the 90 % ellipse holds 90 % of true goals: witnesses
-    /// read the same pictures and are not independent. 1 where it was not measured.
-    pub variance_scale: f64,
-    /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
-    /// cannot reproduce are unlike those of training. `None`: not measured.
-    pub reconstruction_max: Option<f64>,
-}
-
-/// A value of the `[lift]` table is missing or not finite.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bundle: lift.{0} is missing or not a finite number; calibrate the bundle again")]
-pub struct LiftTableError(pub &'static str);
-
-impl LiftParams {
-    /// Reads the table; values that this program does not know are left alone.
-    ///
-    /// # Errors
-    /// [`LiftTableError`] names the first value that is not there.
-    pub fn from_table(table: &BTreeMap<String, f64>) -> Result<Self, LiftTableError> {
-        let value = |name: &'static str| {
-            table.get(name).copied().filter(|v| v.is_finite()).ok_or(LiftTableError(name))
-        };
-        Ok(Self {
-            early_timestep: value("early_timestep")?,
-            standoff_m: value("standoff_m")?,
-            mask_present: value("mask_present")?,
-            mask_vote: value("mask_vote")?,
-            plan_sigma_m: value("plan_sigma_m")?,
-            memory_sigma_m: value("memory_sigma_m")?,
-            drive_sigma_m: value("drive_sigma_m")?,
-            yaw_sigma_rad: value("yaw_sigma_rad")?,
-            agree_max: value("agree_max")?,
-            localisation_sigma_m: value("localisation_sigma_m")?,
-            localisation_max_m: value("localisation_max_m")?,
-            consistency_min: value("consistency_min")?,
-            box_min: value("box_min")?,
-            variance_scale: table
-                .get("variance_scale")
-                .copied()
-                .filter(|v| v.is_finite() && *v > 0.0)
-                .unwrap_or(1.0),
-            reconstruction_max: table.get("reconstruction_max").copied().filter(|v| v.is_finite()),
-        })
-    }
-
-    /// The same as a table.
-    pub fn to_table(&self) -> BTreeMap<String, f64> {
-        let mut table: BTreeMap<String, f64> = [
-            ("early_timestep", self.early_timestep),
-            ("standoff_m", self.standoff_m),
-            ("mask_present", self.mask_present),
-            ("mask_vote", self.mask_vote),
-            ("plan_sigma_m", self.plan_sigma_m),
-            ("memory_sigma_m", self.memory_sigma_m),
-            ("drive_sigma_m", self.drive_sigma_m),
-            ("yaw_sigma_rad", self.yaw_sigma_rad),
-            ("agree_max", self.agree_max),
-            ("localisation_sigma_m", self.localisation_sigma_m),
-            ("localisation_max_m", self.localisation_max_m),
-            ("consistency_min", self.consistency_min),
-            ("box_min", self.box_min),
-            ("variance_scale", self.variance_scale),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-        if let Some(max) = self.reconstruction_max {
-            table.insert("reconstruction_max".into(), max);
-        }
-        table
-    }
-}
+pub use mindseye_engines::bundle::LiftParams;
 
 /// What the lift has to go on besides the heads.
 #[derive(Clone, Debug, Default)]
@@ -376,7 +275,7 @@ fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParam
 fn drive_witness(imagined: &Imagined, params: &LiftParams) -> Option<Witness> {
     let (pose, spread) = mean_pose(imagined.drives.iter().filter_map(|d| d.heads.pose.last().copied()))?;
     let object = object_ahead(pose, params.standoff_m);
-    Some(Witness { object, pose, sigma_m: params.drive_sigma_m.hypot(spread) })
+    Some(Witness { object, pose, sigma_m: params.rollout_sigma_m.hypot(spread) })
 }
 
 /// Which drive ends nearest to a pose (metres, and half a metre for each radian of heading); the first of several.
@@ -391,16 +290,6 @@ pub fn nearest_drive(drives: &[Drive], end: Pose2) -> usize {
     };
     let costs: Vec<f64> = drives.iter().map(cost).collect();
     (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
-}
-
-/// Metres from an object's centre at which the drives to it end, where they differ from [`LiftParams::standoff_m`]: the
-/// entries `standoff_m.WORD` of the `[lift]` table, by word.
-pub fn standoffs(table: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    table
-        .iter()
-        .filter(|(_, m)| m.is_finite() && **m > 0.0)
-        .filter_map(|(key, m)| Some((key.strip_prefix("standoff_m.")?.to_string(), *m)))
-        .collect()
 }
 
 /// Joins A and B by their variances; the side to stand on is the plan's when the memory does not contradict it.
@@ -523,33 +412,23 @@ mod tests {
         assert_eq!(nearest_drive(&[], end), 0);
     }
 
-    #[test]
-    fn standoffs_are_read_by_word() {
-        let table = BTreeMap::from([
-            ("standoff_m".to_string(), 1.2),
-            ("standoff_m.bed".to_string(), 1.9),
-            ("standoff_m.box".to_string(), f64::NAN),
-        ]);
-        assert_eq!(standoffs(&table), BTreeMap::from([("bed".to_string(), 1.9)]));
-    }
-
     fn params() -> LiftParams {
         LiftParams {
-            early_timestep: 950.0,
+            glance_timestep: 950.0,
             standoff_m: 0.8,
             mask_present: 0.0,
             mask_vote: 0.0,
             plan_sigma_m: 0.2,
             memory_sigma_m: 0.15,
-            drive_sigma_m: 0.3,
+            rollout_sigma_m: 0.3,
             yaw_sigma_rad: 0.1,
             agree_max: 3.0,
             localisation_sigma_m: 0.3,
             localisation_max_m: 1.0,
             consistency_min: 0.3,
-            box_min: 0.2,
             variance_scale: 1.0,
             reconstruction_max: Some(0.1),
+            standoff_by_word_m: Default::default(),
         }
     }
 
@@ -663,19 +542,6 @@ mod tests {
         let strange = Evidence { reconstruction_error: Some(0.2), ..evidence() };
         check("strange pictures", heads(&context, object, &[1], plan), strange, "not_in_context: the camera");
         check("no heads", Heads::default(), evidence(), "not_in_context");
-    }
-
-    #[test]
-    fn tables_are_read_back_and_holes_are_named() {
-        let table = params().to_table();
-        assert_eq!(LiftParams::from_table(&table).unwrap(), params());
-        let optional = ["reconstruction_max", "variance_scale"];
-        for name in table.keys().filter(|n| !optional.contains(&n.as_str())) {
-            let mut holed = table.clone();
-            holed.remove(name);
-            let error = LiftParams::from_table(&holed).unwrap_err();
-            assert!(error.to_string().contains(name.as_str()), "{error}");
-        }
     }
 
     #[test]

@@ -8,42 +8,29 @@
 //! With `denoiser_prefill` and `denoiser_cached` (a network trained with the one-way mask) the context's keys and
 //! values are computed once per goal and branch; otherwise `denoiser` sees context and targets at every step.
 //!
-//! Besides the manifest's own fields these tables of `[networks]` are read:
-//! * `networks.text.words`: the closed vocabulary of a small model (ids 4, 5, ... after pad, end, begin, unknown);
-//!   without it the `tokenizer` component is used;
-//! * `networks.text.prompt`: the sentence that the model was trained with, with `{}` in the place of the thing
-//!   wanted (Video4Spatial: "The camera moves across ... Finally, it focuses on {} in the center of the frame.");
-//! * `networks.layout`: `motion_latents`, `box_latents`, and `recording_images`, which bounds the distance between
-//!   context indices;
-//! * `networks.camera`: `horizontal_fov_deg`, `pitch_deg` and `height_m` of the training camera. Without this table
-//!   the model takes pictures of any camera, scaled and cropped.
+//! What the manifest holds beside the components is described at [`mindseye_engines::bundle::Networks`].
 
 use crate::codec::{CodecEngines, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, Rope, Settings};
-use crate::lift::{LiftParams, LiftTableError};
+use crate::lift::LiftParams;
 use crate::planar::Pose2;
 use mindseye_bridge::geometry::body_from_optical;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
-use mindseye_engines::bundle::{Bundle, BundleError, Manifest};
+use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
 use mindseye_engines::passport::{Present, sha256_file};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
-use mindseye_engines::text::{Tokenizer, TokenizerError};
+use mindseye_engines::text::{END, Tokenizer, TokenizerError, word_ids};
 use mindseye_engines::trt::{LoadOptions, TensorRtBackend, engines_in};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// End of text, in the umT5 vocabulary and in ours.
-const END: i64 = 1;
-/// Ids before the words of a closed vocabulary.
-const FIRST_WORD: i64 = 4;
 
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +48,6 @@ pub enum LoadError {
     /// It does not hold together.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// Its calibration is not whole.
-    #[error(transparent)]
-    Lift(#[from] LiftTableError),
     /// A graph cannot be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -134,7 +118,8 @@ pub struct Pipeline {
     encoder: CodecEngines,
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
-    training_mount: Isometry3<f64>,
+    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
+    training_mount: Option<Isometry3<f64>>,
 }
 
 impl Pipeline {
@@ -199,11 +184,14 @@ impl Pipeline {
         let manifest = bundle.manifest();
         check_runnable(&bundle)?;
         let spec = spec_of(&bundle)?;
-        let words = match closed_vocabulary(manifest)? {
-            Some(words) => Words::Closed(words),
-            None => Words::SentencePiece {
+        let words = match &manifest.networks.text {
+            Some(TextSpec::Closed { words }) => Words::Closed(words.clone()),
+            open => Words::SentencePiece {
                 tokenizer: Box::new(Tokenizer::open(&bundle.path("tokenizer")?)?),
-                prompt: prompt_sentence(manifest)?,
+                prompt: match open {
+                    Some(TextSpec::Sentence { prompt }) => Some(prompt.clone()),
+                    _ => None,
+                },
             },
         };
         let options = PrepareOptions::default().with_threads(threads);
@@ -227,7 +215,7 @@ impl Pipeline {
         } else {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
-        let camera = Camera::of(manifest);
+        let training_mount = manifest.networks.camera.as_ref().map(mounting);
         Ok(Self {
             spec,
             words: Arc::new(words),
@@ -235,7 +223,7 @@ impl Pipeline {
             encoder,
             decoder,
             denoiser,
-            training_mount: camera.mount(),
+            training_mount,
             bundle,
         })
     }
@@ -374,32 +362,6 @@ fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn table_number(manifest: &Manifest, table: &str, key: &str) -> Option<f64> {
-    let value = manifest.networks.get(table)?.get(key)?;
-    value.as_float().or_else(|| value.as_integer().map(|i| i as f64)).filter(|v| v.is_finite())
-}
-
-fn closed_vocabulary(manifest: &Manifest) -> Result<Option<Vec<String>>, LoadError> {
-    let Some(words) = manifest.networks.get("text").and_then(|t| t.get("words")) else { return Ok(None) };
-    let words: Vec<String> =
-        words.as_array().into_iter().flatten().filter_map(|w| w.as_str().map(str::to_lowercase)).collect();
-    if words.is_empty() {
-        return Err(LoadError::Unsupported("networks.text.words is not a list of words".into()));
-    }
-    Ok(Some(words))
-}
-
-/// `networks.text.prompt`.
-fn prompt_sentence(manifest: &Manifest) -> Result<Option<String>, LoadError> {
-    let Some(prompt) = manifest.networks.get("text").and_then(|t| t.get("prompt")) else { return Ok(None) };
-    match prompt.as_str() {
-        Some(prompt) if prompt.matches("{}").count() == 1 => Ok(Some(prompt.to_owned())),
-        _ => Err(LoadError::Unsupported(format!(
-            "networks.text.prompt: wanted a sentence with {{}} once, got {prompt}"
-        ))),
-    }
-}
-
 /// The thing that a goal names: without "find", "go to" and the like in front, and without an end mark.
 fn thing_of(text: &str) -> &str {
     let mut thing = text.trim().trim_end_matches(['.', '!', '?']).trim_end();
@@ -412,52 +374,28 @@ fn thing_of(text: &str) -> &str {
     thing
 }
 
-/// The camera of the training world.
-struct Camera {
-    horizontal_fov_rad: f64,
-    pitch_rad: f64,
-    height_m: f64,
-}
-
-impl Camera {
-    fn of(manifest: &Manifest) -> Self {
-        let number = |key, default: f64| table_number(manifest, "camera", key).unwrap_or(default);
-        Self {
-            horizontal_fov_rad: number("horizontal_fov_deg", 90.0).to_radians(),
-            pitch_rad: number("pitch_deg", 0.0).to_radians(),
-            height_m: number("height_m", 1.0),
-        }
-    }
-
-    fn mount(&self) -> Isometry3<f64> {
-        let pitch = UnitQuaternion::from_euler_angles(0.0, self.pitch_rad, 0.0);
-        Isometry3::from_parts(Translation3::new(0.0, 0.0, self.height_m), pitch * body_from_optical())
-    }
+/// `base_from_camera` of the training pictures.
+fn mounting(camera: &CameraSpec) -> Isometry3<f64> {
+    let pitch = UnitQuaternion::from_euler_angles(0.0, camera.pitch_deg.to_radians(), 0.0);
+    Isometry3::from_parts(Translation3::new(0.0, 0.0, camera.height_m), pitch * body_from_optical())
 }
 
 fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
-    let lift = if manifest.dit.lift { Some(LiftParams::from_table(&manifest.lift)?) } else { None };
-    let box_min = match &lift {
-        Some(lift) => lift.box_min,
-        None => manifest.lift.get("box_min").copied().ok_or(LiftTableError("box_min"))?,
-    };
     if manifest.latent.frames != GROUP {
         let got = manifest.latent.frames;
         return Err(LoadError::Unsupported(format!("latent.frames: wanted {GROUP}, got {got}")));
     }
-    let layout = |key| table_number(manifest, "layout", key).map(|v| v.max(0.0) as usize);
-    let box_latents = layout("box_latents").unwrap_or(1).max(1);
-    let target_latents = match layout("motion_latents") {
-        Some(motion) => 1 + motion + box_latents,
-        None => manifest.limits.target_trained,
+    let Some(LayoutSpec { motion_latents, box_latents, recording_images }) = manifest.networks.layout else {
+        return Err(LoadError::Unsupported("networks.layout: wanted a table, got nothing".into()));
     };
+    let lift = manifest.lift.as_ref();
     let sampler = &manifest.sampler;
     let image = &manifest.image;
     Ok(MindSpec {
-        camera: match manifest.networks.get("camera") {
-            Some(_) => {
-                ModelCamera::from_fov(image.width, image.height, Camera::of(manifest).horizontal_fov_rad)
+        camera: match &manifest.networks.camera {
+            Some(camera) => {
+                ModelCamera::from_fov(image.width, image.height, camera.horizontal_fov_deg.to_radians())
             }
             None => ModelCamera::any(image.width, image.height),
         },
@@ -465,9 +403,9 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
         settings: Settings {
-            target_latents,
+            target_latents: 1 + motion_latents + box_latents,
             gap: manifest.rope.gap,
-            max_span: layout("recording_images").map(|images| ((images.max(9) - 1) / GROUP - 1) as f64),
+            max_span: recording_images.map(|images| ((images - 1) / GROUP - 1) as f64),
             steps: sampler.steps,
             min_steps: (sampler.steps / 3).max(1),
             guidance: sampler.guidance as f32,
@@ -476,14 +414,13 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             grid: sampler.grid,
             shift: sampler.shift,
             solver: sampler.solver,
-            early_timestep: lift.map_or(1000.0, |lift| lift.early_timestep),
+            glance_timestep: lift.map_or(1000.0, |lift| lift.glance_timestep),
             // Heads are averaged over candidates; without heads one drive is all that is looked at.
             candidates: if lift.is_some() { 4 } else { 1 },
             seed: 0,
         },
-        lift,
-        box_min,
-        standoffs: crate::lift::standoffs(&bundle.manifest().lift),
+        lift: lift.cloned(),
+        box_min: manifest.bounding_box.score_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
         engine_sha256: String::new(),
@@ -513,24 +450,18 @@ struct Thread {
     encoder: Encoder,
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
-    training_mount: Isometry3<f64>,
+    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
+    training_mount: Option<Isometry3<f64>>,
 }
 
 fn part(part: &'static str) -> impl Fn(BackendError) -> MindError {
     move |e| MindError::Part { part, reason: e.to_string() }
 }
 
-/// Ids of the known words in a text, in the order of the vocabulary (colours come before shapes there), and the
-/// end. Other words carry no meaning for the model; but without any known word there is nothing to look for.
+/// Ids of the known words in a text, and the end. Other words carry no meaning for the model; but without any known
+/// word there is nothing to look for.
 fn closed_ids(words: &[String], text: &str, length: usize) -> Result<Vec<i64>, MindError> {
-    let said: Vec<String> =
-        text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
-    let mut ids: Vec<i64> = words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| said.iter().any(|s| s == *word || s.strip_suffix('s') == Some(word)))
-        .map(|(i, _)| FIRST_WORD + i as i64)
-        .collect();
+    let mut ids = word_ids(words, text);
     if ids.is_empty() {
         return Err(MindError::Words { known: words.join(", ") });
     }
@@ -540,7 +471,7 @@ fn closed_ids(words: &[String], text: &str, length: usize) -> Result<Vec<i64>, M
         });
     }
     ids.push(END);
-    Ok(ids)
+    Ok(ids.into_iter().map(|id| id as i64).collect())
 }
 
 impl Mind for Thread {
@@ -554,7 +485,7 @@ impl Mind for Thread {
             (config.text_len, config.text_dim)
         };
         let mut ids = match self.words.as_ref() {
-            _ if text.is_empty() => vec![END],
+            _ if text.is_empty() => vec![END as i64],
             Words::Closed(words) => closed_ids(words, text, length)?,
             Words::SentencePiece { tokenizer, prompt } => {
                 let text = match prompt {
@@ -611,7 +542,7 @@ impl Mind for Thread {
         if config.camera_channels != plucker::CHANNELS {
             return None;
         }
-        let mount = base_from_camera.unwrap_or(&self.training_mount);
+        let mount = base_from_camera.or(self.training_mount.as_ref())?;
         let poses: Vec<plucker::Pose> = here_from_base
             .iter()
             .map(|base| {

@@ -1,7 +1,9 @@
-//! From a prompt to token ids: cleaning and a SentencePiece unigram tokenizer.
+//! From a prompt to token ids: cleaning and a SentencePiece unigram tokenizer, or a closed list of words.
 
 mod clean;
 mod sentencepiece;
+mod words;
 
 pub use clean::clean;
 pub use sentencepiece::{Encoded, Tokenizer, TokenizerError};
+pub use words::{END, FIRST_WORD, spoken, word_ids};

@@ -228,7 +228,7 @@ pub(super) fn one_house(
         camera,
         examiner: Some(examiner),
         box_latents: spec.box_latents,
-        box_min: calibration(&spec)?.box_min,
+        box_min: spec.box_min,
     };
     let mut judge = Judge::new(rules, &v.house, v.here, object, targets);
     let truth = goal_pose(&v.house, v.here, object);
@@ -243,7 +243,7 @@ pub(super) fn one_house(
     let len = v.memory.len();
     let budget = Budget { clock: &NoClock, until: None };
     let mut base = spec.settings.clone();
-    base.early_timestep = calibration(&spec)?.early_timestep;
+    base.glance_timestep = calibration(&spec)?.glance_timestep;
     base.candidates = 1;
     base.seed = seed;
     // The runtime looks through the memory once; what it picks does not depend on the guidance.

@@ -10,8 +10,10 @@ use mindseye::context::GROUP;
 use mindseye::ground::{Grounded, ground};
 use mindseye::image::RgbImage;
 use mindseye::imagine::{Flow, NoClock};
+use mindseye::lift::LiftParams;
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::goal::{Goal, GoalKind};
+use mindseye_engines::bundle::{MANIFEST, Manifest, Measured};
 use mindseye_world::{
     Camera, Controller, ControllerLimits, Frame, House, OdometryNoise, Pose2, Robot, goal_pose, project_box,
     wrap_angle,
@@ -290,13 +292,14 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     let name = v.house.objects[object].name.clone();
     let spec = tools.mind.spec().clone();
     let targets = spec.settings.target_latents;
+    calibration(&spec)?;
     let (out, ms) = ask(tools, &v, seed, &name, s.args.candidates)?;
 
     let rules = Rules {
         camera,
         examiner: s.examiner,
         box_latents: spec.box_latents,
-        box_min: calibration(&spec)?.box_min,
+        box_min: spec.box_min,
     };
     let mut judge = Judge::new(rules, &v.house, v.here, object, targets);
     let mut lpips = s.lpips.map(Lpips::session).transpose()?;
@@ -789,41 +792,49 @@ fn store(
     bundle: &str,
     figures: &serde_json::Value,
 ) -> anyhow::Result<()> {
-    let mut table = toml::Table::new();
+    let mut stored = BTreeMap::new();
     for (name, figure) in figures.as_object().into_iter().flatten() {
         let ends = ["value", "low", "high"].map(|k| figure.get(k).and_then(serde_json::Value::as_f64));
         if let [Some(value), Some(low), Some(high)] = ends {
-            let rounded = [value, low, high].map(|v| toml::Value::Float((v * 1e4).round() / 1e4));
-            table.insert(name.clone(), toml::Value::Array(rounded.to_vec()));
+            stored.insert(name.clone(), [value, low, high].map(|v| (v * 1e4).round() / 1e4));
         }
     }
     let command = format!(
         "mindseye-tools eval grounding --houses {} --seed {} --difficulty {}",
         args.houses, args.seed, args.difficulty
     );
-    table.insert("command".into(), command.into());
-    // The hash is that of the manifest, which changes with this table.
-    table.insert("measured_bundle".into(), bundle.into());
     change(directory, |manifest| {
-        manifest.evaluation.insert("grounding".into(), table.into());
+        manifest.evaluation.grounding =
+            Some(Measured { command, measured_bundle: bundle.to_owned(), figures: stored });
+        Ok(())
     })
 }
 
 /// Changes the manifest of a bundle.
-fn change(directory: &Path, how: impl FnOnce(&mut mindseye_engines::bundle::Manifest)) -> anyhow::Result<()> {
-    let path = directory.join(mindseye_engines::bundle::MANIFEST);
+fn change(directory: &Path, how: impl FnOnce(&mut Manifest) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let path = directory.join(MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let mut manifest = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    how(&mut manifest);
-    write_atomically(&path, toml::to_string_pretty(&manifest)?.as_bytes())
+    let mut manifest = Manifest::from_toml(&text, &path)?;
+    how(&mut manifest)?;
+    manifest.validate()?;
+    write_atomically(&path, manifest.to_toml()?.as_bytes())
 }
 
 /// Rewrites the `[lift]` table of a bundle from what was measured.
 fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
-    change(directory, |manifest| calibrated(&mut manifest.lift, present, absent))
+    change(directory, |manifest| {
+        let lift = manifest.lift.as_mut().context("the bundle has no [lift] table to be calibrated")?;
+        calibrated(lift, present, absent);
+        Ok(())
+    })
 }
 
-fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[Absent]) {
+/// To three digits after the point.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     // The threshold that tells present from absent best (balanced accuracy).
     let mut cuts: Vec<f64> =
         present.iter().map(|o| o.mask_max).chain(absent.iter().map(|o| o.mask_max)).collect();
@@ -834,14 +845,15 @@ fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[A
         hit + miss
     };
     let best = cuts.iter().copied().max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(0.0);
-    lift.insert("mask_present".into(), (best * 1e3).round() / 1e3);
-    lift.insert("mask_vote".into(), ((best - 1.0) * 1e3).round() / 1e3);
+    lift.mask_present = rounded(best);
+    lift.mask_vote = rounded(best - 1.0);
     // Robust spreads: the median distance of a planar normal error is 1.1774 sigma.
     let seen: Vec<&Outcome> = present.iter().filter(|o| o.mask_max >= best).collect();
-    for (i, key) in ["plan_sigma_m", "memory_sigma_m", "drive_sigma_m"].into_iter().enumerate() {
+    let sigmas = [&mut lift.plan_sigma_m, &mut lift.memory_sigma_m, &mut lift.rollout_sigma_m];
+    for (i, sigma) in sigmas.into_iter().enumerate() {
         let mut v: Vec<f64> = seen.iter().filter_map(|o| o.object[i]).collect();
         if !v.is_empty() {
-            lift.insert(key.into(), (median_of(&mut v) / 1.1774 * 1e3).round() / 1e3);
+            *sigma = rounded(median_of(&mut v) / 1.1774);
         }
     }
     // Agreement and consistency: what nearly all goals that were located well reach. Robots' cameras and odometry are
@@ -851,33 +863,30 @@ fn calibrated(lift: &mut BTreeMap<String, f64>, present: &[Outcome], absent: &[A
     let mut apart: Vec<f64> = well.iter().filter_map(|o| o.disagreement).collect();
     apart.sort_by(f64::total_cmp);
     if let Some(p) = apart.get(apart.len().saturating_sub(1).min(apart.len() * 96 / 100)) {
-        lift.insert("agree_max".into(), (WIDER * p * 1e3).round() / 1e3);
+        lift.agree_max = rounded(WIDER * p);
     }
     let mut consistency: Vec<f64> = well.iter().filter_map(|o| o.consistency).collect();
     consistency.sort_by(f64::total_cmp);
     if let Some(p) = consistency.get(consistency.len() * 2 / 100) {
-        lift.insert("consistency_min".into(), (p / WIDER.powi(2) * 1e3).round() / 1e3);
+        lift.consistency_min = rounded(p / WIDER.powi(2));
     }
     let mut yaw: Vec<f64> = seen.iter().filter_map(|o| o.answer).map(|e| e[0].to_radians()).collect();
     if !yaw.is_empty() {
-        lift.insert("yaw_sigma_rad".into(), (median_of(&mut yaw) / 0.6745 * 1e3).round() / 1e3);
+        lift.yaw_sigma_rad = rounded(median_of(&mut yaw) / 0.6745);
     }
     // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
     // spreads above are new.
     let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
     spreads.sort_by(f64::total_cmp);
     if let Some(d) = spreads.get(spreads.len() * 9 / 10) {
-        let scale = lift.get("variance_scale").copied().unwrap_or(1.0) * d / ELLIPSE_90;
-        lift.insert("variance_scale".into(), (scale.clamp(0.05, 20.0) * 1e3).round() / 1e3);
+        let scale = lift.variance_scale * d / ELLIPSE_90;
+        lift.variance_scale = rounded(scale.clamp(0.05, 20.0));
     }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
         let middle = median_of(&mut places);
-        lift.insert("localisation_sigma_m".into(), (WIDER.powi(2) * middle * 1e3).round() / 1e3);
-        lift.insert(
-            "localisation_max_m".into(),
-            (2.0 * WIDER * places[places.len() * 98 / 100] * 1e3).round() / 1e3,
-        );
+        lift.localisation_sigma_m = rounded(WIDER.powi(2) * middle);
+        lift.localisation_max_m = rounded(2.0 * WIDER * places[places.len() * 98 / 100]);
     }
 }
 
