@@ -5,9 +5,9 @@
 //! axes those of REP-103 (right-handed; body: x forward, y left, z up).
 //!
 //! ```
-//! use mindseye_bridge::geometry::{Base, Map, Odom, Pose2, Transform};
-//! let map_from_odom: Transform<Map, Odom> = Pose2::new(1.0, 0.0, 0.0).to_transform();
-//! let odom_from_base: Transform<Odom, Base> = Pose2::new(2.0, 0.5, 1.0).to_transform();
+//! use mindseye_bridge::geometry::{Base, Map, Odom, Pose2, Transform, planar_isometry};
+//! let map_from_odom = Transform::<Map, Odom>::from_isometry(planar_isometry(Pose2::new(1.0, 0.0, 0.0)));
+//! let odom_from_base = Transform::<Odom, Base>::from_isometry(planar_isometry(Pose2::new(2.0, 0.5, 1.0)));
 //! let map_from_base: Transform<Map, Base> = map_from_odom * odom_from_base;
 //! assert!((map_from_base.to_pose2().x - 3.0).abs() < 1e-12);
 //! ```
@@ -19,6 +19,7 @@
 //! ```
 
 use crate::time::{TimeDelta, Timestamp};
+pub use mindseye_base::planar::{Pose2, wrap_angle};
 pub use nalgebra::Isometry3;
 use nalgebra::{Matrix3, Matrix6, Point3, Quaternion, Translation3, UnitQuaternion, Vector3};
 use std::collections::{BTreeMap, VecDeque};
@@ -227,70 +228,13 @@ pub fn isometry(translation: [f64; 3], quaternion_xyzw: [f64; 4]) -> Result<Isom
     Ok(Isometry3::from_parts(Translation3::from(translation), UnitQuaternion::from_quaternion(q)))
 }
 
-/// A pose on the ground: metres and radians.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Pose2 {
-    /// Metres.
-    pub x: f64,
-    /// Metres.
-    pub y: f64,
-    /// Counter-clockwise from the x axis, radians, (-pi, pi].
-    pub yaw: f64,
-}
-
-impl Pose2 {
-    /// A pose; the angle is wrapped.
-    #[must_use]
-    pub fn new(x: f64, y: f64, yaw: f64) -> Self {
-        Self { x, y, yaw: wrap_angle(yaw) }
-    }
-
-    /// As a transform in the plane z = 0.
-    #[must_use]
-    pub fn to_transform<A: Frame, B: Frame>(self) -> Transform<A, B> {
-        Transform::from_isometry(self.to_isometry())
-    }
-
-    /// As an isometry in the plane z = 0.
-    #[must_use]
-    pub fn to_isometry(self) -> Isometry3<f64> {
-        Isometry3::from_parts(
-            Translation3::new(self.x, self.y, 0.0),
-            UnitQuaternion::from_axis_angle(&Vector3::z_axis(), self.yaw),
-        )
-    }
-
-    /// `other`, given relative to this pose, in this pose's frame.
-    #[must_use]
-    pub fn compose(self, other: Self) -> Self {
-        let (s, c) = self.yaw.sin_cos();
-        Self::new(
-            self.x + c * other.x - s * other.y,
-            self.y + s * other.x + c * other.y,
-            self.yaw + other.yaw,
-        )
-    }
-
-    /// The pose that undoes this one.
-    #[must_use]
-    pub fn inverse(self) -> Self {
-        let (s, c) = self.yaw.sin_cos();
-        Self::new(-c * self.x - s * self.y, s * self.x - c * self.y, -self.yaw)
-    }
-
-    /// Distance on the ground in metres.
-    #[must_use]
-    pub fn distance(self, other: Self) -> f64 {
-        (self.x - other.x).hypot(self.y - other.y)
-    }
-}
-
-/// Brings an angle into (-pi, pi]. NaN stays NaN.
+/// A planar pose as a transform in the plane z = 0.
 #[must_use]
-pub fn wrap_angle(angle: f64) -> f64 {
-    use std::f64::consts::{PI, TAU};
-    let wrapped = angle.rem_euclid(TAU);
-    if wrapped > PI { wrapped - TAU } else { wrapped }
+pub fn planar_isometry(pose: Pose2) -> Isometry3<f64> {
+    Isometry3::from_parts(
+        Translation3::new(pose.x, pose.y, 0.0),
+        UnitQuaternion::from_axis_angle(&Vector3::z_axis(), pose.yaw),
+    )
 }
 
 /// 6x6 covariance in ROS order, row-major: x, y, z (m^2), rotation about x, y, z (rad^2).
@@ -676,7 +620,7 @@ mod tests {
     #[test]
     fn tree_lookup() {
         let mut tf = TfTree::new();
-        let p = |x, y, yaw| Pose2::new(x, y, yaw).to_isometry();
+        let p = |x, y, yaw| planar_isometry(Pose2::new(x, y, yaw));
         tf.insert_isometry("map", "odom", s(0.0), p(10.0, 0.0, 0.0), false).unwrap();
         tf.insert_isometry("map", "odom", s(2.0), p(10.0, 0.0, 0.0), false).unwrap();
         tf.insert_isometry("odom", "base_link", s(0.0), p(0.0, 0.0, 0.0), false).unwrap();
@@ -751,7 +695,7 @@ mod tests {
         #[test]
         fn planar_matches_spatial(a in prop::array::uniform3(-9.0..9.0f64), b in prop::array::uniform3(-9.0..9.0f64)) {
             let (a, b) = (Pose2::new(a[0], a[1], a[2]), Pose2::new(b[0], b[1], b[2]));
-            let spatial = Transform::<Map, Base>::from_isometry(a.to_isometry() * b.to_isometry()).to_pose2();
+            let spatial = Transform::<Map, Base>::from_isometry(planar_isometry(a) * planar_isometry(b)).to_pose2();
             let planar = a.compose(b);
             prop_assert!(planar.distance(spatial) < 1e-9);
             prop_assert!(wrap_angle(planar.yaw - spatial.yaw).abs() < 1e-9);

@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use mindseye_base::file;
 
 use crate::backend::{Engine, Port};
 use crate::onnx::Model;
@@ -160,7 +160,7 @@ impl Bundle {
         let bundle = Self::load_manifest(directory)?;
         for (name, component) in &bundle.manifest.component {
             for file in &component.files {
-                let got = sha256_file(&bundle.directory.join(&file.name))?;
+                let got = sha256_of_file(&bundle.directory.join(&file.name))?;
                 if !got.eq_ignore_ascii_case(&file.sha256) {
                     return Err(field(format!("component.{name}.{}.sha256", file.name), &file.sha256, got));
                 }
@@ -186,7 +186,7 @@ impl Bundle {
         if bytes.len() as u64 > MAX_MANIFEST {
             return Err(BundleError::Long { file: path });
         }
-        let hash = hex(&Sha256::digest(&bytes));
+        let hash = file::sha256(&bytes);
         let text = String::from_utf8(bytes)
             .map_err(|source| BundleError::Text { file: path.clone(), source })?;
         let manifest = Manifest::from_toml(&text, &path)?;
@@ -309,7 +309,7 @@ impl BundleWriter {
             let path = self.path(&file);
             let metadata =
                 fs::metadata(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
-            let sha256 = sha256_file(&path)?;
+            let sha256 = sha256_of_file(&path)?;
             component.files.push(FileSpec { name: file, bytes: metadata.len(), sha256 });
         }
         if format == ComponentFormat::Onnx
@@ -403,24 +403,6 @@ fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), Bu
     Ok((inputs, outputs))
 }
 
-/// SHA-256 of a file, in hexadecimal digits.
-///
-/// # Errors
-/// [`BundleError::Io`] with the file.
-pub fn sha256_file(path: &Path) -> Result<String, BundleError> {
-    let io = |source| BundleError::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(io)?;
-        if n == 0 {
-            return Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+fn sha256_of_file(path: &Path) -> Result<String, BundleError> {
+    file::sha256_of_file(path).map_err(|source| BundleError::Io { path: path.to_owned(), source })
 }

@@ -5,11 +5,10 @@
 //! engine file.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use mindseye_base::file::{replace, sha256, sha256_of_file};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::target::{ComputeCapability, Precision};
 
@@ -138,33 +137,6 @@ pub enum PassportError {
     },
 }
 
-/// SHA-256 of bytes, in hexadecimal.
-#[must_use]
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// SHA-256 of a file, in hexadecimal, read in pieces.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn sha256_file(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
-}
-
-/// Hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 impl Passport {
     /// The passport's place: the engine's path with `.passport.json` added.
     #[must_use]
@@ -204,8 +176,7 @@ impl Passport {
         let sealed = Sealed { passport_sha256: passport.seal(), passport };
         let text = serde_json::to_string_pretty(&sealed)
             .map_err(|e| PassportError::Malformed { path: shown.clone(), reason: e.to_string() })?;
-        crate::trt::write_atomically(&path, text.as_bytes())
-            .map_err(|source| PassportError::Io { path: shown, source })
+        replace(&path, text.as_bytes()).map_err(|source| PassportError::Io { path: shown, source })
     }
 
     /// Reads the passport of an engine. Its own hash is checked, the engine's is not: see [`Passport::check`].
@@ -276,7 +247,7 @@ impl Passport {
         {
             return Err(differs("driver_version", &got, &format!("at most {want}")));
         }
-        let want = sha256_file(engine)
+        let want = sha256_of_file(engine)
             .map_err(|source| PassportError::Io { path: engine.display().to_string(), source })?;
         if want != self.engine_sha256 {
             return Err(differs("engine_sha256", &self.engine_sha256, &want));
@@ -302,7 +273,7 @@ mod tests {
             weights_sha256: "w".into(),
             calibration_sha256: None,
             scales_sha256: None,
-            engine_sha256: sha256_file(engine).unwrap(),
+            engine_sha256: sha256_of_file(engine).unwrap(),
             precision: Precision::Int8,
             kept_high: vec![],
             target: "orin-agx".into(),

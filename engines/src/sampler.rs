@@ -18,6 +18,7 @@
 //! # Ok::<(), mindseye_engines::sampler::SamplerError>(())
 //! ```
 
+use mindseye_base::random::SplitMix64;
 use serde::{Deserialize, Serialize};
 
 /// Number of discrete training timesteps; `t = TRAIN_STEPS * sigma`.
@@ -374,7 +375,7 @@ pub fn training_table(shift: f64) -> Result<(Vec<f32>, Vec<f32>), SamplerError> 
 /// The same seed gives the same numbers on the same machine, whatever was drawn elsewhere.
 #[derive(Clone, Debug)]
 pub struct Noise {
-    state: u64,
+    mix: SplitMix64,
     spare: Option<f32>,
 }
 
@@ -382,22 +383,8 @@ impl Noise {
     /// A generator; different `stream`s of one `seed` are independent (targets, context noise, ...).
     #[must_use]
     pub fn new(seed: u64, stream: u64) -> Self {
-        let mut noise = Self { state: seed, spare: None };
-        let mixed = noise.next_u64() ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03);
-        Self { state: mixed, spare: None }
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number in `(0, 1]`.
-    fn uniform(&mut self) -> f64 {
-        ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
+        let mixed = SplitMix64::new(seed).next_u64() ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        Self { mix: SplitMix64::new(mixed), spare: None }
     }
 
     /// The next number of N(0, 1).
@@ -405,10 +392,9 @@ impl Noise {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
-        let radius = (-2.0 * self.uniform().ln()).sqrt();
-        let angle = std::f64::consts::TAU * self.uniform();
-        self.spare = Some((radius * angle.sin()) as f32);
-        (radius * angle.cos()) as f32
+        let (first, second) = self.mix.normal_pair();
+        self.spare = Some(second as f32);
+        first as f32
     }
 
     /// `count` numbers of N(0, 1).

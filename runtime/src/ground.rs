@@ -19,7 +19,7 @@ use crate::imagine::{
 use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_drive};
 use crate::planar::{Pose2, wrap_angle};
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
-use mindseye_bridge::geometry::Covariance6;
+use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::denoise::Denoise;
@@ -603,7 +603,7 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
     answer.covariance = Some(Covariance6::planar(x, y, yaw).0.to_vec());
     answer.camera_pose = scene
         .base_from_camera
-        .map(|mounting| FramedPose3::new(frame.clone(), &(pose.to_isometry() * mounting)));
+        .map(|mounting| FramedPose3::new(frame.clone(), &(planar_isometry(pose) * mounting)));
 }
 
 /// Waypoints are camera poses relative to the base; the base's own route needs the mounting.

@@ -1,18 +1,7 @@
 //! Small RGB pictures: resampling camera frames to what the model looks at, and writing pictures.
 
+pub use mindseye_base::picture::RgbImage;
 use mindseye_bridge::camera::CameraIntrinsics;
-use std::path::Path;
-
-/// An RGB8 picture, rows from top to bottom, no padding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RgbImage {
-    /// Pixels per row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// `height * width * 3` bytes.
-    pub data: Vec<u8>,
-}
 
 /// The pin-hole camera that the model was trained with. Pixel centres are at integer coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,76 +26,6 @@ impl ModelCamera {
     pub fn any(width: usize, height: usize) -> Self {
         Self { width, height, focal_px: None }
     }
-}
-
-impl RgbImage {
-    /// A picture of one colour.
-    pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        Self { width, height, data: colour.repeat(width * height) }
-    }
-
-    /// Takes `width * height * 3` bytes; `None` when the length disagrees or a side is zero.
-    pub fn from_rgb(width: usize, height: usize, data: Vec<u8>) -> Option<Self> {
-        let want = width.checked_mul(height)?.checked_mul(3)?;
-        (want > 0 && data.len() == want).then_some(Self { width, height, data })
-    }
-
-    /// The pixel at (x, y), which must lie inside the picture.
-    pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
-        let at = (y * self.width + x) * 3;
-        [self.data[at], self.data[at + 1], self.data[at + 2]]
-    }
-
-    /// Copies `source`, enlarged `scale` times without smoothing, so that its corner is at (x, y). What
-    /// would lie outside is cut off.
-    pub fn paste_scaled(&mut self, source: &RgbImage, x: usize, y: usize, scale: usize) {
-        for row in 0..(source.height * scale).min(self.height.saturating_sub(y)) {
-            for column in 0..(source.width * scale).min(self.width.saturating_sub(x)) {
-                let pixel = source.pixel(column / scale, row / scale);
-                let at = ((y + row) * self.width + x + column) * 3;
-                self.data[at..at + 3].copy_from_slice(&pixel);
-            }
-        }
-    }
-
-    /// The picture as the PNG file's bytes.
-    ///
-    /// # Errors
-    /// When the encoder refuses the size.
-    pub fn to_png(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
-        writer.write_image_data(&self.data).map_err(std::io::Error::other)?;
-        writer.finish().map_err(std::io::Error::other)?;
-        Ok(bytes)
-    }
-
-    /// Writes the picture as a PNG file, under a temporary name first.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save_png(&self, path: &Path) -> std::io::Result<()> {
-        write_whole(path, &self.to_png()?)
-    }
-}
-
-/// Writes a file under a temporary name beside it, then renames it.
-///
-/// # Errors
-/// When writing or renaming fails; the temporary file is removed then.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if result.is_err() {
-        // Nothing more can be done about a file that cannot be removed either.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result
 }
 
 /// What one model pixel covers along one axis of the source: cells and their shares.
@@ -312,15 +231,5 @@ mod tests {
         assert!(look_through(camera, &[], 0, 2, None).is_none());
         assert!(look_through(camera, &[], usize::MAX, 3, None).is_none());
         assert!(look_through(camera, &[0; 12], 2, 2, Some(&intrinsics(2, 2, f64::NAN))).is_none());
-    }
-
-    #[test]
-    fn png_holds_the_pixels() {
-        let picture = gradient(9, 5);
-        let bytes = picture.to_png().unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
-        let mut data = vec![0; reader.output_buffer_size().unwrap()];
-        reader.next_frame(&mut data).unwrap();
-        assert_eq!(data, picture.data);
     }
 }

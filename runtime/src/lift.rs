@@ -29,6 +29,7 @@
 use crate::boxes::FoundBox;
 use crate::imagine::{Drive, Heads, Imagined};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
+use mindseye_base::stats;
 use serde::Serialize;
 
 pub use mindseye_engines::bundle::LiftParams;
@@ -136,8 +137,7 @@ fn distance(a: (f64, f64), b: (f64, f64)) -> f64 {
 }
 
 fn median(values: &mut [f64]) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    (!values.is_empty()).then(|| stats::median(values))
 }
 
 /// A token's opinion.

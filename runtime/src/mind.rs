@@ -17,13 +17,14 @@ use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, Rope, Settings};
 use crate::lift::LiftParams;
 use crate::planar::Pose2;
-use mindseye_bridge::geometry::body_from_optical;
+use mindseye_base::file::{sha256, sha256_of_file};
+use mindseye_bridge::geometry::{body_from_optical, planar_isometry};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::{Present, sha256_file};
+use mindseye_engines::passport::Present;
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{END, Tokenizer, TokenizerError, word_ids};
@@ -241,7 +242,7 @@ impl Pipeline {
         let engine = backend.prepare(file, &PrepareOptions::default().with_threads(threads))?;
         self.bundle.check_engine("denoiser", engine.as_ref())?;
         self.denoiser = DenoiserEngines::Joint(engine);
-        self.spec.engine_sha256 = sha256_file(file).map_err(|e| LoadError::Engines(e.to_string()))?;
+        self.spec.engine_sha256 = sha256_of_file(file).map_err(|e| LoadError::Engines(e.to_string()))?;
         Ok(())
     }
 
@@ -429,18 +430,16 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
 
 /// Hash of what is run: the denoiser's file and the backend's name and version.
 fn engine_hash(manifest: &Manifest, engine: &str) -> String {
-    use sha2::{Digest, Sha256};
-    let mut hasher = Sha256::new();
-    hasher.update(engine);
+    let mut run = engine.to_owned();
     // As they are run: both halves, or the whole.
     let halves = ["denoiser_prefill", "denoiser_cached"];
     let split = halves.iter().all(|name| manifest.component.contains_key(*name));
     for name in if split { &halves[..] } else { &["denoiser"] } {
         for file in manifest.component.get(*name).map(|c| c.files.as_slice()).unwrap_or_default() {
-            hasher.update(&file.sha256);
+            run.push_str(&file.sha256);
         }
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(run.as_bytes())
 }
 
 struct Thread {
@@ -546,7 +545,7 @@ impl Mind for Thread {
         let poses: Vec<plucker::Pose> = here_from_base
             .iter()
             .map(|base| {
-                let m = (base.to_isometry() * mount).to_homogeneous();
+                let m = (planar_isometry(*base) * mount).to_homogeneous();
                 std::array::from_fn(|i| std::array::from_fn(|j| m[(i, j)]))
             })
             .collect();

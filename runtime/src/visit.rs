@@ -34,7 +34,7 @@ pub fn plain_pose(p: Pose2) -> planar::Pose2 {
 
 /// And back.
 pub fn world_pose(p: planar::Pose2) -> Pose2 {
-    Pose2::new(p.x, p.y, p.yaw)
+    Pose2::unwrapped(p.x, p.y, p.yaw)
 }
 
 /// A colour picture from a base pose.

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mindseye_base::picture::save_png;
 use mindseye_tools::curate::dataset::Dataset;
 use mindseye_tools::curate::layout::{self, Layout};
 use mindseye_tools::curate::vlm::Endpoint;
 use mindseye_tools::curate::{Counts, CurateOptions, Report, curate};
 use mindseye_tools::train::{self, TrainArgs};
-use mindseye_tools::world::write_png;
 use serde_json::{Value, json};
 
 const CENTRED: &str = r#"```json
@@ -196,7 +196,7 @@ fn picture(path: &Path, k: usize) {
         let one = |k: usize| {
             let rgb: Vec<u8> = (0..WIDTH * HEIGHT * 3).map(|i| ((i * 7 + k * 3) % 256) as u8).collect();
             let path = dir.path().join("x.png");
-            write_png(&path, WIDTH, HEIGHT, &rgb).unwrap();
+            save_png(&path, WIDTH, HEIGHT, &rgb).unwrap();
             fs::read(path).unwrap()
         };
         (0..16).map(one).collect()

@@ -8,9 +8,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use mindseye_base::file::sha256_of_file;
 use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, Tensor};
 use mindseye_engines::cuda::{CudaError, DeviceInfo, DriverInfo, HostDevice};
-use mindseye_engines::passport::{FORMAT, Passport, sha256_file};
+use mindseye_engines::passport::{FORMAT, Passport};
 use mindseye_engines::target::{ComputeCapability, Precision};
 use mindseye_engines::trt::abi::Abi;
 use mindseye_engines::trt::{
@@ -181,7 +182,7 @@ fn passport(engine: &Path, library: &Library) -> Passport {
         weights_sha256: "w".into(),
         calibration_sha256: None,
         scales_sha256: None,
-        engine_sha256: sha256_file(engine).unwrap(),
+        engine_sha256: sha256_of_file(engine).unwrap(),
         precision: Precision::Fp16,
         kept_high: vec![],
         target: "orin-agx".into(),

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use mindseye_base::picture::save_png;
 use mindseye_bridge::bag::{OpenOptions, ReadOptions, open};
 use mindseye_bridge::geometry::TfTree;
 use mindseye_bridge::msg::{CameraInfo, ImageView, Odometry, RosType, TFMessage};
 use mindseye_bridge::time::Timestamp;
-use mindseye_tools::world::{FIRST_STAMP, RecordOptions, drive, picture, record, truth_path, write_png};
+use mindseye_tools::world::{FIRST_STAMP, RecordOptions, drive, picture, record, truth_path};
 use mindseye_world::{Difficulty, House, Pose2, ROBOT_RADIUS_M, wrap_angle};
 use serde_json::Value;
 
@@ -242,11 +243,11 @@ fn pictures_are_whole() {
             assert_eq!(canvas, picture(&house, difficulty), "the same every time");
         }
         let path = dir.path().join(format!("{difficulty}.png"));
-        write_png(&path, canvas.width, canvas.height, &canvas.rgb).unwrap();
+        save_png(&path, canvas.width, canvas.height, &canvas.rgb).unwrap();
         let bytes = fs::read(&path).unwrap();
         assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n") && bytes.len() > 100_000);
     }
-    assert!(write_png(&dir.path().join("none/x.png"), 1, 1, &[0; 3]).is_err());
-    assert!(write_png(&dir.path().join("x.png"), 2, 2, &[0; 3]).is_err(), "too few pixels");
+    assert!(save_png(&dir.path().join("none/x.png"), 1, 1, &[0; 3]).is_err());
+    assert!(save_png(&dir.path().join("x.png"), 2, 2, &[0; 3]).is_err(), "too few pixels");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left behind");
 }

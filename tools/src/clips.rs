@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::curate::dataset::{self, Dataset, DatasetError, Faults, Fit, LISTED_MAX, read_json};
-use crate::world::write_atomically;
+use mindseye_base::file::write_atomically;
 
 /// Version of the cache.
 const FORMAT: u32 = 1;

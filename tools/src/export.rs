@@ -159,9 +159,7 @@ pub fn write_vectors(path: &Path, tokens: usize) -> anyhow::Result<PathBuf> {
     let mut file = path.as_os_str().to_owned();
     file.push(".vectors.safetensors");
     let file = PathBuf::from(file);
-    let temporary = file.with_extension("tmp");
-    std::fs::write(&temporary, safetensors::serialize(views, None)?)
-        .and_then(|()| std::fs::rename(&temporary, &file))
+    mindseye_base::file::replace(&file, &safetensors::serialize(views, None)?)
         .with_context(|| file.display().to_string())?;
     Ok(file)
 }

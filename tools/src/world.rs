@@ -5,14 +5,16 @@
 //!
 //! Both are functions of their arguments: the same seed gives the same bytes.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use mindseye_base::file::write_atomically;
+use mindseye_base::picture::save_png;
 use mindseye_bridge::bag::{ChannelId, McapWriter, offered_qos, schema};
-use mindseye_bridge::geometry::Covariance6;
+use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::msg::{
     CameraInfo, Header, Image, Odometry, Pose, PoseWithCovariance, RosType, TFMessage, TransformStamped,
     Twist, TwistWithCovariance, Vector3,
@@ -113,7 +115,7 @@ pub fn run(args: WorldArgs) -> anyhow::Result<ExitCode> {
             let difficulty = named(&args.difficulty)?;
             let house = House::generate(args.seed, &difficulty);
             let canvas = picture(&house, &args.difficulty);
-            write_png(&args.out, canvas.width, canvas.height, &canvas.rgb)
+            save_png(&args.out, canvas.width, canvas.height, &canvas.rgb)
                 .with_context(|| args.out.display().to_string())?;
             if args.json {
                 let report = json!({
@@ -232,7 +234,7 @@ pub fn picture(house: &House, label: &str) -> Canvas {
         if columns == 1 {
             let text = format!(
                 "{:.1} m from here, {:.2} m high",
-                pose.distance(Pose2::new(o.x, o.y, 0.0)),
+                pose.distance(Pose2::unwrapped(o.x, o.y, 0.0)),
                 o.size[2]
             );
             canvas.text((left + MAP_WIDTH - text_width(&text, 2)) as i64, y, &text, 2, FADED);
@@ -327,51 +329,6 @@ fn label_objects(house: &House, ids: &[u8], view: &mut Canvas) {
     }
 }
 
-/// Writes an RGB picture (8 bits per channel) as PNG: under a temporary name first, which is then renamed.
-///
-/// # Errors
-/// The file cannot be written, or `rgb` has not `width * height * 3` bytes.
-pub fn write_png(path: &Path, width: usize, height: usize, rgb: &[u8]) -> io::Result<()> {
-    let too_large = |_| io::Error::new(io::ErrorKind::InvalidInput, "picture too large");
-    let (w, h) = (u32::try_from(width).map_err(too_large)?, u32::try_from(height).map_err(too_large)?);
-    write_atomically(path, |out| {
-        let mut encoder = png::Encoder::new(out, w, h);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header().map_err(io::Error::other)?;
-        writer.write_image_data(rgb).map_err(io::Error::other)?;
-        writer.finish().map_err(io::Error::other)
-    })
-}
-
-/// Writes a file under a temporary name in the same directory, flushes it to the disk and renames it.
-///
-/// # Errors
-/// The file cannot be written; nothing is left behind then.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file name"));
-    };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let partial = path.with_file_name(hidden);
-    let result = (|| {
-        let mut out = BufWriter::new(File::create(&partial)?);
-        write(&mut out)?;
-        out.flush()?;
-        out.get_ref().sync_all()?;
-        fs::rename(&partial, path)
-    })();
-    if result.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    result
-}
-
 // -------------------------------------------------------------------------------------------------- recordings
 
 /// What [`record`] records.
@@ -441,7 +398,7 @@ pub fn drive(house: &House, seed: u64, frames: usize, rate: f64) -> Vec<Pose2> {
 
 fn between(a: Pose2, b: Pose2, k: f64) -> Pose2 {
     let k = k.clamp(0.0, 1.0);
-    Pose2::new(
+    Pose2::unwrapped(
         a.x + (b.x - a.x) * k,
         a.y + (b.y - a.y) * k,
         wrap_angle(a.yaw + wrap_angle(b.yaw - a.yaw) * k),
@@ -520,7 +477,7 @@ pub fn record(out: &Path, options: &RecordOptions) -> anyhow::Result<Recorded> {
         let at = stamp(k);
         let ns = at.as_nanos();
         let odom_from_base = mindseye_bridge::geometry::Pose2::new(pose.x, pose.y, pose.yaw);
-        let moved = TransformStamped::new(at, ODOM, BASE, &odom_from_base.to_isometry());
+        let moved = TransformStamped::new(at, ODOM, BASE, &planar_isometry(odom_from_base));
         writer.write(tf, ns, ns, &TFMessage { transforms: vec![moved] }.encode())?;
         let odometry = Odometry {
             header: Header::new(at, ODOM),

@@ -7,7 +7,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use mindseye_tools::world::{RecordOptions, record, write_png};
+use mindseye_base::picture::save_png;
+use mindseye_tools::world::{RecordOptions, record};
 use serde_json::{Value, json};
 
 const MODEL: &str = include_str!("../../tests/data/train/model.toml");
@@ -230,7 +231,7 @@ fn pictures(dir: &Path, count: usize) {
         let rgb: Vec<u8> = (0..w * h * 3)
             .map(|i| ((i / 3 % w * 5 + i / (3 * w) * 3 + k * 7 + i % 3 * 40) % 256) as u8)
             .collect();
-        write_png(&dir.join(format!("{k:04}.png")), w, h, &rgb).expect("a picture");
+        save_png(&dir.join(format!("{k:04}.png")), w, h, &rgb).expect("a picture");
     }
 }
 

@@ -12,8 +12,8 @@ use super::calibrate::{Calibrator, Observer};
 use super::{CalibrationSource, Inputs, QuantError, Tell, Work, e4m3, session};
 use crate::backend::{Backend, Elements};
 use crate::onnx::{Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo};
-use crate::passport::hex;
 use crate::target::Precision;
+use mindseye_base::file::hex;
 
 /// How to quantise.
 #[derive(Clone, Debug, PartialEq, Serialize)]

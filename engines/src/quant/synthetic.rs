@@ -1,6 +1,8 @@
 //! Calibration inputs without a recording: seeded noise of the right shapes. Good enough to build and to time an
 //! engine; ranges that matter come from rendered scenes or bags.
 
+use mindseye_base::random::SplitMix64;
+
 use super::{CalibrationSource, Inputs};
 use crate::backend::Tensor;
 use crate::denoise::{DenoiseStep, HostInputs};
@@ -26,22 +28,8 @@ impl SyntheticDenoiser {
     }
 }
 
-/// SplitMix64 (Steele et al. 2014) and Box-Muller.
-struct Noise(u64);
-
-impl Noise {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self, n: usize) -> Vec<f32> {
-        let mut one = || (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos();
-        (0..n).map(|_| one() as f32).collect()
-    }
+fn normal(mix: &mut SplitMix64, n: usize) -> Vec<f32> {
+    (0..n).map(|_| mix.normal_pair().0 as f32).collect()
 }
 
 /// The named tensors that the joint denoiser's graph takes for one step at batch 1.
@@ -92,12 +80,12 @@ impl CalibrationSource for SyntheticDenoiser {
         }
         self.position += 1;
         let c = &self.config;
-        let mut noise = Noise(self.seed.wrapping_mul(1_000_003).wrapping_add(self.position));
+        let mut noise = SplitMix64::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.position));
         let frames = self.context + self.targets;
-        let latents = noise.normal(frames * c.in_channels * c.latent_height * c.latent_width);
-        let text = noise.normal(c.text_len * c.text_dim);
-        let camera = noise.normal(frames * c.tokens_per_frame() * c.camera_channels);
-        let timesteps = [0.0, 1000.0 * noise.uniform()];
+        let latents = normal(&mut noise, frames * c.in_channels * c.latent_height * c.latent_width);
+        let text = normal(&mut noise, c.text_len * c.text_dim);
+        let camera = normal(&mut noise, frames * c.tokens_per_frame() * c.camera_channels);
+        let timesteps = [0.0, 1000.0 * noise.unit_above_zero()];
         let rows: Vec<usize> = (0..frames).map(|f| usize::from(f >= self.context)).collect();
         let t_index: Vec<f64> = (0..frames)
             .map(|f| if f < self.context { f as f64 } else { f as f64 - 1.0 + self.gap })

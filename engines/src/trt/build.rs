@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use mindseye_base::file::replace;
+
 use super::abi::{Abi, Slots};
 use super::ffi::{self, Dims, Object, method};
 use super::library::{Library, LibraryError};
@@ -238,28 +240,11 @@ pub fn build(
         log: ": the engine that came back is empty".into(),
     })?;
     report("write");
-    write_atomically(out, bytes)
-        .map_err(|source| BuildError::Io { path: out.display().to_string(), source })?;
+    replace(out, bytes).map_err(|source| BuildError::Io { path: out.display().to_string(), source })?;
     if let Some(path) = timing {
         save_timing_cache(slots, &config, path)?;
     }
     Ok(Built { bytes: bytes.len() as u64, seconds: started.elapsed().as_secs_f64(), layers, inputs, outputs })
-}
-
-/// Writes a file under a temporary name in the same folder, flushes it and renames it.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".part-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        // Best effort: the error that matters is the one being returned.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
 }
 
 fn check_device(library: &Library, options: &BuildOptions) -> Result<(), BuildError> {
@@ -594,8 +579,9 @@ fn save_timing_cache(slots: &Slots, config: &Object, path: &Path) -> Result<(), 
         })
     };
     match blob.as_ref().and_then(|b| host_memory(slots, b)) {
-        Some(bytes) => write_atomically(path, bytes)
-            .map_err(|source| BuildError::Io { path: path.display().to_string(), source }),
+        Some(bytes) => {
+            replace(path, bytes).map_err(|source| BuildError::Io { path: path.display().to_string(), source })
+        }
         None => Ok(()),
     }
 }

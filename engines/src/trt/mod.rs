@@ -20,7 +20,6 @@ mod pipeline;
 mod run;
 
 pub use backend::{TensorRtBackend, library_name};
-pub(crate) use build::write_atomically;
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub(crate) use ffi::release_freed_memory;
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};

@@ -13,13 +13,14 @@ use super::library::Library;
 use crate::backend::{Backend, BackendError};
 use crate::bundle::{Bundle, BundleError, ComponentFormat};
 use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use crate::passport::{FORMAT, Passport, PassportError, Present, sha256_file};
+use crate::passport::{FORMAT, Passport, PassportError, Present};
 use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
 use crate::target::{Precision, Target, TargetError};
+use mindseye_base::file::sha256_of_file;
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -582,7 +583,7 @@ fn build_component(
         graph_sha256,
         calibration_sha256: low.quantised.as_ref().and_then(|q| q.calibration_sha256.clone()),
         scales_sha256: low.quantised.as_ref().map(|q| q.scales_sha256.clone()),
-        engine_sha256: sha256_file(&file).map_err(|e| io(&file, e))?,
+        engine_sha256: sha256_of_file(&file).map_err(|e| io(&file, e))?,
         precision: low.precision,
         kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
         target: request.target.name.clone(),

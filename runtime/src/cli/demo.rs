@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
+use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::msg::{
     CameraInfo, Header, Image, Odometry, Pose, PoseStamped, PoseWithCovariance, StringMsg, TFMessage,
     TransformStamped,
@@ -122,7 +123,7 @@ impl Robot {
             pose: PoseWithCovariance { pose: Pose::from_pose2(pose), ..PoseWithCovariance::default() },
             ..Odometry::default()
         })?;
-        let transform = TransformStamped::new(stamp, "odom", "base_link", &pose.to_isometry());
+        let transform = TransformStamped::new(stamp, "odom", "base_link", &planar_isometry(pose));
         self.tf.publish(&TFMessage { transforms: vec![transform] })?;
         world::render(&self.house, self.body.pose, &self.camera, &mut self.frame);
         let header = Header::new(stamp, "camera_optical_frame");
@@ -277,7 +278,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         if let Some(goal_in_odom) = received {
             let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
             let t = goal_in_odom.translation;
-            let target = world::Pose2::new(t.x, t.y, forward.y.atan2(forward.x));
+            let target = world::Pose2::unwrapped(t.x, t.y, forward.y.atan2(forward.x));
             drive(&mut robot, target, &node, &stop, &mut progress)?;
         }
         let arrived = received.is_some() && object.is_some_and(|i| stands_before(&robot, i));

@@ -59,7 +59,7 @@ const IN_A_ROW: usize = 8;
 pub const VIEW: (usize, usize) = (576, 384);
 
 fn world(p: Pose2) -> mindseye_world::Pose2 {
-    mindseye_world::Pose2::new(p.x, p.y, p.yaw)
+    mindseye_world::Pose2::unwrapped(p.x, p.y, p.yaw)
 }
 
 /// At most [`IN_A_ROW`] of these, evenly, the first and the last among them.

@@ -62,7 +62,7 @@ fn rtx_builds_the_shipped_bundle() {
     let Some(lib) = rtx() else { return };
     let folder = tempfile::tempdir().unwrap();
     let bundle = bundle();
-    let hash = mindseye_engines::passport::sha256_file(&bundle.join("bundle.toml")).unwrap();
+    let hash = mindseye_base::file::sha256_of_file(&bundle.join("bundle.toml")).unwrap();
     let mut denoisers = std::collections::BTreeMap::new();
     for (target, cc, precision) in [
         ("a100", "8.0", "fp16"),
@@ -100,7 +100,7 @@ fn rtx_builds_the_shipped_bundle() {
             let bytes = std::fs::read(&file).unwrap();
             assert_eq!(&bytes[..4], b"vtrt", "{target} {precision} {name}: TensorRT-RTX's magic");
             assert_eq!(number(&p["engine_bytes"]) as usize, bytes.len());
-            assert_eq!(p["engine_sha256"], mindseye_engines::passport::sha256(&bytes));
+            assert_eq!(p["engine_sha256"], mindseye_base::file::sha256(&bytes));
             assert_eq!(p["bundle_sha256"], hash.as_str());
             assert_eq!((&p["target"], &p["compute_capability"]), (&target.into(), &cc.into()));
             assert_eq!(p["library"], "tensorrt-rtx");

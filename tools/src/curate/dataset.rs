@@ -181,7 +181,7 @@ pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> DatasetError + '_ {
 
 /// Writes a value as JSON under a temporary name, which is then renamed.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DatasetError> {
-    crate::world::write_atomically(path, |out| {
+    mindseye_base::file::write_atomically(path, |out| {
         serde_json::to_writer(&mut *out, value)?;
         out.write_all(b"\n")
     })

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use mindseye_base::picture::write_png;
 use serde::{Deserialize, Serialize};
 
 use dataset::{Clip, DatasetError, FORMAT, Info, Picture, read_json, write_json};
@@ -531,13 +532,7 @@ fn sent(path: &Path) -> Result<Vec<u8>, DatasetError> {
     let (width, height) = (side(picture.width), side(picture.height));
     let rgb = if scale < 1.0 { picture.fitted_rgb8(width, height) } else { picture.rgb };
     let mut png = Vec::new();
-    let failed =
-        |e: png::EncodingError| DatasetError::Invalid { path: path.to_path_buf(), reason: e.to_string() };
-    let mut encoder = png::Encoder::new(&mut png, width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(&rgb).map_err(failed)?;
-    writer.finish().map_err(failed)?;
+    write_png(&mut png, width, height, &rgb)
+        .map_err(|e| DatasetError::Invalid { path: path.to_path_buf(), reason: e.to_string() })?;
     Ok(png)
 }

@@ -304,7 +304,7 @@ pub(super) fn one_house(
         let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
         let end = drive.heads.pose.last().map(|h| {
             let [x, y, c, s] = h.map(f64::from);
-            v.here.compose(Pose2::new(x, y, s.atan2(c)))
+            v.here.compose(Pose2::unwrapped(x, y, s.atan2(c)))
         });
         let by_pose = end.is_some_and(|p| {
             project_box(&v.house, p, camera, object).is_some_and(|[x0, y0, x1, y1]| {

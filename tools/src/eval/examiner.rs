@@ -27,8 +27,6 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
-use super::stats::median_of;
-
 /// Sends groups of pictures through the codec and back.
 pub trait Coder {
     /// The pictures as they come out, four for each four that go in.
@@ -392,7 +390,7 @@ impl Examiner {
             let depth = self.depth(&mut e, &[&image]);
             errors.extend(depth[0].iter().zip(truth).map(|(d, t)| f64::from((d / t - 1.0).abs())));
         }
-        self.quality.depth_relative_median = median_of(&mut errors);
+        self.quality.depth_relative_median = mindseye_base::stats::median(&mut errors);
         let right = test
             .things
             .iter()
@@ -535,7 +533,7 @@ fn lessons(
     for (i, o) in house.objects.iter().enumerate() {
         let start = random_pose(&house, &mut rng);
         let Some(goal) = goal_pose(&house, start, i) else { continue };
-        let pose = Pose2::new(
+        let pose = Pose2::unwrapped(
             goal.x + 0.15 * rng.normal(),
             goal.y + 0.15 * rng.normal(),
             wrap_angle(goal.yaw + 0.12 * rng.normal()),

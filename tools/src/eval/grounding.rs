@@ -24,7 +24,7 @@ use super::examiner::Examiner;
 use super::judge::{Judge, Rules, Scores, Verdict, true_drive};
 use super::picture::Lpips;
 use super::report::{Table, write_atomically};
-use super::stats::{Figure, auc, mean, median, median_of, share};
+use super::stats::{Figure, auc, mean, median, share};
 use super::visit::{
     Bench, CommonArgs, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit,
     world_pose,
@@ -308,7 +308,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     let mut rows: BTreeMap<&'static str, Row> = BTreeMap::new();
 
     // The model.
-    let answer_pose = out.answer.pose.as_ref().map(|p| Pose2::new(p.x, p.y, p.yaw));
+    let answer_pose = out.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw));
     let mut row = |key, frames: &[RgbImage], pose: Pose, eager: &mut _| -> anyhow::Result<()> {
         let verdict =
             if frames.is_empty() { None } else { Some(judge.verdict(frames, eager, lpips.as_mut())?) };
@@ -334,7 +334,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
             here: v.here,
             rng: v.rng.clone(),
         };
-        let given = |g: &Grounded| g.answer.pose.as_ref().map(|p| Pose2::new(p.x, p.y, p.yaw));
+        let given = |g: &Grounded| g.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw));
         let (wrong, _) = ask(tools, &mixed, seed, &name, s.args.candidates)?;
         row("wrong_context", &wrong.frames, Pose::Answer(given(&wrong)), &mut tools.eager)?;
         let (wrong, _) = ask(tools, &other, seed, &name, s.args.candidates)?;
@@ -370,7 +370,7 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
     }
 
     let named = &v.house.objects[object];
-    let seen_from_here = v.here.relative(Pose2::new(named.x, named.y, 0.0));
+    let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
     let lifted = out.lifted.as_ref();
     let witness = |w: Option<mindseye::lift::Witness>| {
         w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))))
@@ -604,7 +604,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
 
     let mut motions: Vec<f64> =
         outcomes.iter().filter_map(|o| o.rows.get("truth")?.verdict).map(|v| v.motion).collect();
-    let moving = if motions.is_empty() { 0.0 } else { median_of(&mut motions) };
+    let moving = if motions.is_empty() { 0.0 } else { mindseye_base::stats::median(&mut motions) };
     let rows: Vec<(&str, &str, Summary)> = ROWS
         .iter()
         .filter(|(key, _)| outcomes.iter().any(|o| o.rows.contains_key(key)))
@@ -853,7 +853,7 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     for (i, sigma) in sigmas.into_iter().enumerate() {
         let mut v: Vec<f64> = seen.iter().filter_map(|o| o.object[i]).collect();
         if !v.is_empty() {
-            *sigma = rounded(median_of(&mut v) / 1.1774);
+            *sigma = rounded(mindseye_base::stats::median(&mut v) / 1.1774);
         }
     }
     // Agreement and consistency: what nearly all goals that were located well reach. Robots' cameras and odometry are
@@ -872,7 +872,7 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     }
     let mut yaw: Vec<f64> = seen.iter().filter_map(|o| o.answer).map(|e| e[0].to_radians()).collect();
     if !yaw.is_empty() {
-        lift.yaw_sigma_rad = rounded(median_of(&mut yaw) / 0.6745);
+        lift.yaw_sigma_rad = rounded(mindseye_base::stats::median(&mut yaw) / 0.6745);
     }
     // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
     // spreads above are new.
@@ -884,7 +884,7 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
-        let middle = median_of(&mut places);
+        let middle = mindseye_base::stats::median(&mut places);
         lift.localisation_sigma_m = rounded(WIDER.powi(2) * middle);
         lift.localisation_max_m = rounded(2.0 * WIDER * places[places.len() * 98 / 100]);
     }

@@ -195,8 +195,9 @@ impl<'a> Judge<'a> {
             for thing in 0..house.objects.len() {
                 let set = exchanged(house, thing, place);
                 let poses = [-1.0, 0.0, 1.0].into_iter().flat_map(|ahead| {
-                    [-1.0, 0.0, 1.0]
-                        .map(|turn| goal.compose(Pose2::new(0.2 * ahead, 0.0, 8f64.to_radians() * turn)))
+                    [-1.0, 0.0, 1.0].map(|turn| {
+                        goal.compose(Pose2::unwrapped(0.2 * ahead, 0.0, 8f64.to_radians() * turn))
+                    })
                 });
                 let shots = poses.map(|p| boxed_picture(&set, p, rules.camera, thing, &mut frame)).collect();
                 placed.push(((thing, place), shots));

@@ -120,7 +120,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
         .zip(heads.iter().skip(1))
         .map(|(i, h)| {
             let [x, y, c, s] = h.map(f64::from);
-            off(v.here.compose(Pose2::new(x, y, s.atan2(c))), drive[*i])
+            off(v.here.compose(Pose2::unwrapped(x, y, s.atan2(c))), drive[*i])
         })
         .collect();
     let mut space = Space::new(&v.house, camera);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
-use mindseye::image::write_whole;
+use mindseye_base::file::replace;
 
 /// A Markdown table.
 pub struct Table {
@@ -46,5 +46,5 @@ impl Table {
 /// # Errors
 /// With the path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    write_whole(path, bytes).with_context(|| path.display().to_string())
+    replace(path, bytes).with_context(|| path.display().to_string())
 }

@@ -44,7 +44,7 @@ impl Cloud {
         let mut all: Vec<[f32; 3]> = Vec::new();
         for (x, y) in places(house, 1.0) {
             for k in 0..6 {
-                let pose = Pose2::new(x, y, f64::from(k) * std::f64::consts::FRAC_PI_3);
+                let pose = Pose2::unwrapped(x, y, f64::from(k) * std::f64::consts::FRAC_PI_3);
                 render_with(house, pose, &eye, options, &mut frame);
                 carry(&eye, pose, &frame.depth, |p| {
                     if seen.insert(p.map(|v| (v / GRAIN_M).floor() as i32)) {
@@ -202,7 +202,7 @@ impl<'a> Space<'a> {
         };
         for (x, y) in places(house, 0.45) {
             for k in 0..24 {
-                let pose = Pose2::new(x, y, wrap_angle(f64::from(k) * std::f64::consts::TAU / 24.0));
+                let pose = Pose2::unwrapped(x, y, wrap_angle(f64::from(k) * std::f64::consts::TAU / 24.0));
                 let view = out.view(pose);
                 out.views.push((pose, view));
             }
@@ -292,12 +292,12 @@ impl<'a> Space<'a> {
             for _ in 0..2 {
                 let from = best.0;
                 let moves = [
-                    Pose2::new(0.0, 0.0, turn),
-                    Pose2::new(0.0, 0.0, -turn),
-                    Pose2::new(step, 0.0, 0.0),
-                    Pose2::new(-step, 0.0, 0.0),
-                    Pose2::new(0.0, step, 0.0),
-                    Pose2::new(0.0, -step, 0.0),
+                    Pose2::unwrapped(0.0, 0.0, turn),
+                    Pose2::unwrapped(0.0, 0.0, -turn),
+                    Pose2::unwrapped(step, 0.0, 0.0),
+                    Pose2::unwrapped(-step, 0.0, 0.0),
+                    Pose2::unwrapped(0.0, step, 0.0),
+                    Pose2::unwrapped(0.0, -step, 0.0),
                 ];
                 for by in moves {
                     let pose = best.1.compose(by);

@@ -1,5 +1,6 @@
 //! Figures with their 95 % intervals.
 
+use mindseye_base::stats::median as middle;
 use mindseye_world::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -54,12 +55,6 @@ pub fn share(hits: impl IntoIterator<Item = bool>) -> Figure {
     Figure { value: p, low: (centre - half).max(0.0), high: (centre + half).min(1.0), n }
 }
 
-/// The middle value (the upper one of two); sorts. NaN when empty.
-pub fn median_of(v: &mut [f64]) -> f64 {
-    v.sort_by(f64::total_cmp);
-    if v.is_empty() { f64::NAN } else { v[v.len() / 2] }
-}
-
 /// The smallest value that at least this share of the values do not exceed; sorts. NaN when empty.
 pub fn quantile_of(v: &mut [f64], share: f64) -> f64 {
     v.sort_by(f64::total_cmp);
@@ -88,8 +83,8 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> Figure {
     if n == 0 {
         return Figure::NONE;
     }
-    let value = median_of(&mut v);
-    bootstrap(n, value, |rng| median_of(&mut (0..n).map(|_| v[rng.below(n)]).collect::<Vec<_>>()))
+    let value = middle(&mut v);
+    bootstrap(n, value, |rng| middle(&mut (0..n).map(|_| v[rng.below(n)]).collect::<Vec<_>>()))
 }
 
 /// A mean of the finite values, with a bootstrap interval.

@@ -47,8 +47,5 @@ fn main() {
             }
         }
     }
-    let file = std::fs::File::create(&args[3]).expect("file");
-    let mut png = png::Encoder::new(file, pw as u32, ph as u32);
-    png.set_color(png::ColorType::Rgb);
-    png.write_header().and_then(|mut w| w.write_image_data(&picture)).expect("png");
+    mindseye_base::picture::save_png(std::path::Path::new(&args[3]), pw, ph, &picture).expect("a picture");
 }

@@ -688,8 +688,11 @@ pub fn planar(map_from_first: &Pose, map_from_other: &Pose, up: Option<[f64; 3]>
     ];
     let heading = level(column(map_from_other, 2))?;
     let moved: [f64; 3] = std::array::from_fn(|i| map_from_other[i][3] - map_from_first[i][3]);
-    let pose =
-        Pose2::new(dot(moved, forward), dot(moved, left), dot(heading, left).atan2(dot(heading, forward)));
+    let pose = Pose2::unwrapped(
+        dot(moved, forward),
+        dot(moved, left),
+        dot(heading, left).atan2(dot(heading, forward)),
+    );
     (pose.x.is_finite() && pose.y.is_finite()).then_some(pose)
 }
 
@@ -706,9 +709,9 @@ mod tests {
     #[test]
     fn planar_poses_are_forward_left_and_to_the_left() {
         let from = turned(0.5, 1.0, 2.0);
-        let base = Pose2::new(1.0, 2.0, 0.5);
+        let base = Pose2::unwrapped(1.0, 2.0, 0.5);
         for (yaw, x, y) in [(0.5, 1.0, 2.0), (1.2, 3.0, -1.0), (-2.0, 0.0, 5.0)] {
-            let wanted = base.relative(Pose2::new(x, y, yaw));
+            let wanted = base.relative(Pose2::unwrapped(x, y, yaw));
             for up in [None, Some([0.0, 0.0, 2.0])] {
                 let got = planar(&from, &turned(yaw, x, y), up).expect("a level camera");
                 assert!((got.x - wanted.x).abs() < 1e-9 && (got.y - wanted.y).abs() < 1e-9, "{got:?}");

@@ -1,9 +1,10 @@
 //! The picture of a training run: `metrics.jsonl` drawn as `curve.png`.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use mindseye_base::picture::save_png;
 use mindseye_world::draw::{Canvas, text_width};
 use serde_json::Value;
 
@@ -136,7 +137,7 @@ pub fn plot_to(dir: &Path, out: &Path) -> Result<(), TrainError> {
     let name =
         fs::canonicalize(dir).ok().and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
     let canvas = draw(&lines, &name.unwrap_or_default());
-    write_png(out, &canvas).map_err(|e| failed(out, e))
+    save_png(out, canvas.width, canvas.height, &canvas.rgb).map_err(|e| failed(out, e))
 }
 
 fn draw(lines: &[(f64, Value)], name: &str) -> Canvas {
@@ -294,32 +295,6 @@ fn count(value: f64) -> String {
     if value >= 10_000.0 { format!("{}k", number(value / 1000.0)) } else { number(value) }
 }
 
-fn write_png(path: &Path, canvas: &Canvas) -> io::Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file name"));
-    };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let partial = path.with_file_name(hidden);
-    let result = (|| {
-        let mut out = BufWriter::new(File::create(&partial)?);
-        let mut encoder = png::Encoder::new(&mut out, canvas.width as u32, canvas.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header().map_err(io::Error::other)?;
-        writer.write_image_data(&canvas.rgb).map_err(io::Error::other)?;
-        writer.finish().map_err(io::Error::other)?;
-        out.flush()?;
-        out.get_ref().sync_all()?;
-        fs::rename(&partial, path)
-    })();
-    if result.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,7 +349,7 @@ mod tests {
             let _ = fs::remove_file(&curve);
             match (plot(dir.path()), wanted) {
                 (Ok(()), Ok(())) => {
-                    let reader = png::Decoder::new(io::BufReader::new(File::open(&curve).unwrap()));
+                    let reader = png::Decoder::new(io::BufReader::new(fs::File::open(&curve).unwrap()));
                     let mut reader = reader.read_info().unwrap();
                     let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
                     let info = reader.next_frame(&mut rgb).unwrap();

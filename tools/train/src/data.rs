@@ -281,7 +281,7 @@ impl Source {
         let mut locate: Vec<[f32; 2]> = Vec::with_capacity(pose.len());
         for p in &pose {
             let base = start.compose(*p);
-            let seen = base.relative(Pose2::new(named.x, named.y, 0.0));
+            let seen = base.relative(Pose2::unwrapped(named.x, named.y, 0.0));
             locate.push([seen.x as f32, seen.y as f32]);
         }
         let camera = if task == Task::Navigate {
@@ -294,7 +294,7 @@ impl Source {
         };
         if look.mirror {
             for p in &mut pose {
-                *p = Pose2::new(p.x, -p.y, -p.yaw);
+                *p = Pose2::unwrapped(p.x, -p.y, -p.yaw);
             }
             for l in &mut locate {
                 l[1] = -l[1];
@@ -333,7 +333,7 @@ impl Source {
             .iter()
             .map(|p| {
                 let r = reference.relative(*p);
-                if look.mirror { Pose2::new(r.x, -r.y, -r.yaw) } else { r }
+                if look.mirror { Pose2::unwrapped(r.x, -r.y, -r.yaw) } else { r }
             })
             .collect();
         let mut out = vec![
@@ -394,7 +394,7 @@ fn recording(house: &House, rng: &mut Rng, images: usize, variety: Variety) -> V
         let drive = random_drive_from(house, rng, last, more + 1);
         for pair in drive.windows(2) {
             let half = pair[0].relative(pair[1]);
-            poses.push(pair[0].compose(Pose2::new(half.x / 2.0, half.y / 2.0, half.yaw / 2.0)));
+            poses.push(pair[0].compose(Pose2::unwrapped(half.x / 2.0, half.y / 2.0, half.yaw / 2.0)));
             poses.push(pair[1]);
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use mindseye_base::stats::median;
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
@@ -945,11 +946,6 @@ fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
     }
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Goal poses on unseen houses from one pass at t = 0.97.
 #[must_use]
 pub fn evaluate(model: &HouseModel, difficulty: &Difficulty, params: &Arc<Params>, houses: usize) -> Eval {
@@ -997,7 +993,7 @@ pub fn evaluate(model: &HouseModel, difficulty: &Difficulty, params: &Arc<Params
                 for p in 0..tokens {
                     let k = f64::from(logits[t * tokens + p].min(20.0)).exp();
                     let at = (t * tokens + p) * 2;
-                    let place = sample.pose[t].compose(mindseye_world::Pose2::new(
+                    let place = sample.pose[t].compose(mindseye_world::Pose2::unwrapped(
                         f64::from(locate[at]),
                         f64::from(locate[at + 1]),
                         0.0,
@@ -1033,12 +1029,12 @@ pub fn evaluate(model: &HouseModel, difficulty: &Difficulty, params: &Arc<Params
         .sum();
     Eval {
         head_within_25: within(&head.0),
-        head_yaw_deg: median(head.0),
-        head_position_m: median(head.1),
+        head_yaw_deg: median(&mut head.0),
+        head_position_m: median(&mut head.1),
         mask_within_25: within(&mask.0),
-        mask_yaw_deg: median(mask.0),
-        mask_position_m: median(mask.1),
+        mask_yaw_deg: median(&mut mask.0),
+        mask_position_m: median(&mut mask.1),
         absent_auc: wins / (present.len() * absent.len()).max(1) as f64,
-        context_yaw_deg: median(context_yaw),
+        context_yaw_deg: median(&mut context_yaw),
     }
 }

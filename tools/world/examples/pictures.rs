@@ -9,12 +9,12 @@ use mindseye_world::{
 };
 
 fn save(dir: &str, name: &str, width: usize, height: usize, rgb: &[u8]) -> std::io::Result<()> {
-    let file = std::fs::File::create(format!("{dir}/{name}.png"))?;
-    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
-    writer.write_image_data(rgb).map_err(std::io::Error::other)
+    mindseye_base::picture::save_png(
+        std::path::Path::new(dir).join(format!("{name}.png")).as_path(),
+        width,
+        height,
+        rgb,
+    )
 }
 
 /// Frames side by side, each pixel enlarged.
@@ -67,7 +67,7 @@ fn main() -> std::io::Result<()> {
                     let end = approach(&house, Pose2::default(), k, 17).final_pose;
                     let back = if found == 0 { 0.0 } else { 0.9 };
                     let pose =
-                        Pose2::new(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
+                        Pose2::unwrapped(end.x - back * end.yaw.cos(), end.y - back * end.yaw.sin(), end.yaw);
                     render_with(&house, pose, &camera, options, &mut frame);
                     sheet.tiles.push(frame.rgb.clone());
                     found += 1;

@@ -3,7 +3,7 @@
 use crate::geom::{Pose2, wrap_angle};
 use crate::house::{House, Object, ROBOT_RADIUS_M};
 use crate::plan::NavGrid;
-use crate::rng::Rng;
+use mindseye_base::random::Rng;
 use std::f64::consts::{PI, TAU};
 
 /// Forward speed on drives (m/s).
@@ -53,9 +53,9 @@ impl Phase {
     /// The pose after a fraction `k` of the phase; yaw not wrapped.
     fn at(&self, k: f64) -> Pose2 {
         match *self {
-            Self::Turn { x, y, from, to } => Pose2::new(x, y, from + (to - from) * k),
+            Self::Turn { x, y, from, to } => Pose2::unwrapped(x, y, from + (to - from) * k),
             Self::Drive { from, to, yaw } => {
-                Pose2::new(from.0 + (to.0 - from.0) * k, from.1 + (to.1 - from.1) * k, yaw)
+                Pose2::unwrapped(from.0 + (to.0 - from.0) * k, from.1 + (to.1 - from.1) * k, yaw)
             }
         }
     }
@@ -147,7 +147,7 @@ impl Track {
                 }
                 let smooth = house.clearance(mean.x, mean.y) >= ROBOT_RADIUS_M;
                 let p = if smooth && h > 0 { mean } else { dense[i] };
-                Pose2::new(p.x, p.y, wrap_angle(p.yaw))
+                Pose2::unwrapped(p.x, p.y, wrap_angle(p.yaw))
             })
             .collect()
     }
@@ -161,12 +161,12 @@ pub fn random_pose(house: &House, rng: &mut Rng) -> Pose2 {
             let r = &house.rooms[rng.below(house.rooms.len())].rect;
             let (x, y) = (rng.range(r.x0, r.x1), rng.range(r.y0, r.y1));
             if house.clearance(x, y) >= ROBOT_RADIUS_M + margin {
-                return Pose2::new(x, y, rng.range(-PI, PI));
+                return Pose2::unwrapped(x, y, rng.range(-PI, PI));
             }
         }
     }
     let (x, y) = house.rooms[0].rect.centre();
-    Pose2::new(x, y, rng.range(-PI, PI))
+    Pose2::unwrapped(x, y, rng.range(-PI, PI))
 }
 
 /// The context recording. In one room: about 360 degrees (340 to 400) from a random heading in a random direction,
@@ -187,7 +187,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
             .map(|i| {
                 let s = i as f64 / frames.max(2).saturating_sub(1) as f64;
                 let turned = s + wobble * (TAU * s).sin() / TAU;
-                Pose2::new(
+                Pose2::unwrapped(
                     cx + ax * (px + TAU * fx * s).sin(),
                     cy + ay * (py + TAU * fy * s).sin(),
                     wrap_angle(heading + total * turned),
@@ -199,7 +199,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
     let mut left: Vec<usize> = (0..house.rooms.len()).collect();
     let first = left.swap_remove(rng.below(left.len()));
     let (x, y) = house.rooms[first].rect.centre();
-    let start = Pose2::new(x + rng.range(-0.25, 0.25), y + rng.range(-0.25, 0.25), heading);
+    let start = Pose2::unwrapped(x + rng.range(-0.25, 0.25), y + rng.range(-0.25, 0.25), heading);
     let mut track = Track::new(start);
     track.turn(sign * rng.range(330.0, 380.0).to_radians());
     while !left.is_empty() {
@@ -257,7 +257,7 @@ fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<
                 continue;
             }
             if let Some(path) = grid.path(house, (from.x, from.y), (x, y)) {
-                return Some((Pose2::new(x, y, wrap_angle(a + PI)), path));
+                return Some((Pose2::unwrapped(x, y, wrap_angle(a + PI)), path));
             }
         }
     }

@@ -1,72 +1,12 @@
-//! Planar poses and the pinhole camera.
+//! The pinhole camera on the robot's base, whose poses are planar.
 //!
 //! Map frame (REP-103): x and y on the floor, z up, metres; yaw in radians, counter-clockwise from x.
 //! Camera optical frame: x right, y down, z forward.
 
 use serde::{Deserialize, Serialize};
-use std::f64::consts::{PI, TAU};
+use std::f64::consts::PI;
 
-/// Pose of the robot's base in the map frame: metres and radians.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Pose2 {
-    /// Position along map x (m).
-    pub x: f64,
-    /// Position along map y (m).
-    pub y: f64,
-    /// Heading, counter-clockwise from map x (rad).
-    pub yaw: f64,
-}
-
-impl Pose2 {
-    /// A pose from metres and radians.
-    #[must_use]
-    pub const fn new(x: f64, y: f64, yaw: f64) -> Self {
-        Self { x, y, yaw }
-    }
-
-    /// `map_from_a.compose(a_from_b) = map_from_b`.
-    #[must_use]
-    pub fn compose(self, other: Self) -> Self {
-        let (s, c) = self.yaw.sin_cos();
-        Self {
-            x: self.x + c * other.x - s * other.y,
-            y: self.y + s * other.x + c * other.y,
-            yaw: wrap_angle(self.yaw + other.yaw),
-        }
-    }
-
-    /// `map_from_a.inverse() = a_from_map`.
-    #[must_use]
-    pub fn inverse(self) -> Self {
-        let (s, c) = self.yaw.sin_cos();
-        Self { x: -c * self.x - s * self.y, y: s * self.x - c * self.y, yaw: wrap_angle(-self.yaw) }
-    }
-
-    /// `map_from_a.relative(map_from_b) = a_from_b`: where `other` is, seen from `self`.
-    #[must_use]
-    pub fn relative(self, other: Self) -> Self {
-        self.inverse().compose(other)
-    }
-
-    /// Distance on the floor between the two positions (m).
-    #[must_use]
-    pub fn distance(self, other: Self) -> f64 {
-        (self.x - other.x).hypot(self.y - other.y)
-    }
-
-    /// Direction in the map from this position to the point (rad).
-    #[must_use]
-    pub fn bearing_to(self, x: f64, y: f64) -> f64 {
-        (y - self.y).atan2(x - self.x)
-    }
-}
-
-/// The angle brought into `(-pi, pi]`.
-#[must_use]
-pub fn wrap_angle(angle_rad: f64) -> f64 {
-    let a = angle_rad.rem_euclid(TAU);
-    if a > PI { a - TAU } else { a }
-}
+pub use mindseye_base::planar::{Pose2, wrap_angle};
 
 /// A pinhole camera fixed to the robot's base, with square pixels and the principal point in the middle.
 ///

@@ -2,7 +2,7 @@
 
 use crate::drive::DRIVE_MARGIN_M;
 use crate::plan::NavGrid;
-use crate::rng::Rng;
+use mindseye_base::random::Rng;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 

@@ -41,7 +41,6 @@ mod house;
 mod map;
 mod plan;
 mod render;
-mod rng;
 mod robot;
 mod view;
 
@@ -55,8 +54,8 @@ pub use house::{
     Rect, Room, Shape, WALL_THICKNESS_M, WallPattern,
 };
 pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down, top_down_named};
+pub use mindseye_base::random::Rng;
 pub use plan::NavGrid;
 pub use render::{Frame, Quality, RenderOptions, render, render_with};
-pub use rng::Rng;
 pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot};
 pub use view::{draw_box, project_box, project_box_in, scenic_pose, visible_fraction};

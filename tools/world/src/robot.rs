@@ -3,7 +3,7 @@
 use crate::geom::{Pose2, wrap_angle};
 use crate::house::{House, ROBOT_RADIUS_M};
 use crate::plan::NavGrid;
-use crate::rng::Rng;
+use mindseye_base::random::Rng;
 
 /// Odometry noise: standard deviations of a random walk, each growing with the square root of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -81,7 +81,7 @@ impl Robot {
                 ds = 0.0;
             }
             let (x, y) = next(ds, self.pose);
-            self.pose = Pose2::new(x, y, wrap_angle(self.pose.yaw + da));
+            self.pose = Pose2::unwrapped(x, y, wrap_angle(self.pose.yaw + da));
             self.measure(ds, da);
         }
         self.collisions += u64::from(self.collided);
@@ -102,7 +102,7 @@ impl Robot {
         let half = da * 0.5;
         let chord = if half.abs() < 1e-9 { ds } else { ds * half.sin() / half };
         let mean = self.odom.yaw + half;
-        self.odom = Pose2::new(
+        self.odom = Pose2::unwrapped(
             self.odom.x + chord * mean.cos(),
             self.odom.y + chord * mean.sin(),
             wrap_angle(self.odom.yaw + da),
@@ -168,7 +168,13 @@ impl Controller {
         let path = place.and_then(|to| grid.path(house, (start.x, start.y), to));
         let state = if path.is_some() { ControllerState::Driving } else { ControllerState::NoPath };
         let (x, y) = place.unwrap_or((goal.x, goal.y));
-        Self { goal: Pose2::new(x, y, goal.yaw), path: path.unwrap_or_default(), next: 1, state, limits }
+        Self {
+            goal: Pose2::unwrapped(x, y, goal.yaw),
+            path: path.unwrap_or_default(),
+            next: 1,
+            state,
+            limits,
+        }
     }
 
     /// What it is doing.

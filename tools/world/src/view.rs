@@ -4,7 +4,7 @@ use crate::drive::random_pose;
 use crate::geom::{Camera, Pose2, wrap_angle};
 use crate::house::House;
 use crate::render::{Frame, Grid, RenderOptions, render_with};
-use crate::rng::Rng;
+use mindseye_base::random::Rng;
 
 /// Samples per pixel side of box measurements: about 192 columns, from 3 to 8.
 fn fineness(camera: &Camera) -> usize {
@@ -115,7 +115,7 @@ pub fn scenic_pose(house: &House, camera: &Camera) -> Pose2 {
         let mut pose = random_pose(house, &mut rng);
         // Rather across the room than into a wall.
         let (x, y) = house.rooms[house.room_at(pose.x, pose.y).unwrap_or(0)].rect.centre();
-        if pose.distance(Pose2::new(x, y, 0.0)) > 0.5 {
+        if pose.distance(Pose2::unwrapped(x, y, 0.0)) > 0.5 {
             pose.yaw = wrap_angle(pose.bearing_to(x, y) + rng.range(-0.5, 0.5));
         }
         render_with(house, pose, &small, options, &mut frame);

@@ -176,7 +176,7 @@ fn approaches_are_free_of_collisions_and_end_centred() {
                     continue;
                 }
                 reached += 1;
-                let away = drive.final_pose.distance(Pose2::new(object.x, object.y, 0.0));
+                let away = drive.final_pose.distance(Pose2::unwrapped(object.x, object.y, 0.0));
                 assert!((away - standoff_m(object)).abs() < 1e-6, "{context}: {away}");
                 // Something may still stand in the way where no better place was left.
                 if visible_fraction(&house, drive.final_pose, &camera, k) > 0.9 {
@@ -240,9 +240,11 @@ fn degenerate_requests_do_not_panic() {
     let mut frame = Frame::new();
     render(&house, Pose2::default(), &Camera::new(0, 16), &mut frame);
     assert!(frame.rgb.is_empty());
-    for pose in
-        [Pose2::new(f64::NAN, 0.0, 0.0), Pose2::new(1e9, 0.0, 0.0), Pose2::new(house.bounds.x1, 0.0, 1.0)]
-    {
+    for pose in [
+        Pose2::unwrapped(f64::NAN, 0.0, 0.0),
+        Pose2::unwrapped(1e9, 0.0, 0.0),
+        Pose2::unwrapped(house.bounds.x1, 0.0, 1.0),
+    ] {
         render(&house, pose, &Camera::new(8, 8), &mut frame);
         assert_eq!(frame.rgb.len(), 8 * 8 * 3);
         assert_eq!(approach(&house, pose, 0, 4).poses.len(), 4);
@@ -469,7 +471,7 @@ fn odometry_drifts_by_the_stated_amount() {
     let (mut along, mut heading) = (0.0, 0.0);
     let n = 800;
     for seed in 0..n {
-        let mut robot = Robot::new(Pose2::new(-0.5, 0.0, 0.0), noise, seed);
+        let mut robot = Robot::new(Pose2::unwrapped(-0.5, 0.0, 0.0), noise, seed);
         for _ in 0..10 {
             robot.step(&house, 0.4, 0.0, 0.25);
         }
@@ -531,7 +533,7 @@ fn the_controller_arrives() {
 #[test]
 fn the_controller_says_when_there_is_no_way() {
     let house = House::generate(0, &Difficulty::plain());
-    for goal in [Pose2::new(100.0, 0.0, 0.0), Pose2::new(f64::NAN, 0.0, 0.0)] {
+    for goal in [Pose2::unwrapped(100.0, 0.0, 0.0), Pose2::unwrapped(f64::NAN, 0.0, 0.0)] {
         let mut controller = Controller::new(&house, Pose2::default(), goal, ControllerLimits::default());
         assert_eq!(controller.state(), ControllerState::NoPath, "{goal:?}");
         assert!(controller.done() && controller.path().is_empty());
@@ -542,7 +544,7 @@ fn the_controller_says_when_there_is_no_way() {
 #[test]
 fn pose_algebra_holds() {
     let mut rng = Rng::new(5);
-    let mut pose = || Pose2::new(rng.range(-5.0, 5.0), rng.range(-5.0, 5.0), rng.range(-3.0, 3.0));
+    let mut pose = || Pose2::unwrapped(rng.range(-5.0, 5.0), rng.range(-5.0, 5.0), rng.range(-3.0, 3.0));
     for _ in 0..200 {
         let (a, b) = (pose(), pose());
         let back = a.compose(a.relative(b));
@@ -553,7 +555,8 @@ fn pose_algebra_holds() {
     // A point 2 m ahead at camera height appears on the vertical middle line, above the centre of a camera that
     // looks down, at depth 2 cos(pitch).
     let camera = Camera::new(48, 32);
-    let ([x, y], z) = camera.project(Pose2::new(1.0, 1.0, std::f64::consts::FRAC_PI_2), [1.0, 3.0, 1.0]);
+    let ([x, y], z) =
+        camera.project(Pose2::unwrapped(1.0, 1.0, std::f64::consts::FRAC_PI_2), [1.0, 3.0, 1.0]);
     let (s, c) = camera.pitch_rad.sin_cos();
     assert!((x - 24.0).abs() < 1e-9 && (y - (16.0 - 24.0 * s / c)).abs() < 1e-9, "{x} {y}");
     assert!((z - 2.0 * c).abs() < 1e-9);
