@@ -14,7 +14,7 @@ use crate::codec::{CodecEngines, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
-use crate::imagine::{Dropped, Rope, Settings};
+use crate::imagine::{Dropped, RolloutSettings, Rope};
 use crate::lift::LiftParams;
 use crate::planar::Pose2;
 use mindseye_base::file::{sha256, sha256_of_file};
@@ -403,7 +403,7 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
-        settings: Settings {
+        settings: RolloutSettings {
             target_latents: 1 + motion_latents + box_latents,
             gap: manifest.rope.gap,
             max_span: recording_images.map(|images| ((images - 1) / GROUP - 1) as f64),

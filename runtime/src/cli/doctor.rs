@@ -4,7 +4,7 @@ use super::run::configure;
 use super::say;
 use crate::ground::Mind;
 use crate::image::RgbImage;
-use crate::imagine::{Budget, Clock, Flow, NoClock, Prompt, Seen, imagine};
+use crate::imagine::{Budget, Clock, Flow, NoClock, Prompt, ContextLatents, imagine};
 use crate::mind::{Pipeline, find_bundle};
 use crate::node::MonotonicClock;
 use clap::Args;
@@ -215,7 +215,7 @@ fn trial(mind: &mut dyn Mind) -> Result<f64, String> {
     let text = mind.encode_text("").map_err(|e| e.to_string())?;
     let grey = RgbImage::filled(spec.camera.width, spec.camera.height, [128; 3]);
     let first = mind.encode_still(&grey).map_err(|e| e.to_string())?;
-    let seen = Seen {
+    let seen = ContextLatents {
         index: (0..spec.context_max as u64).collect(),
         latents: first.repeat(spec.context_max),
         first,
@@ -224,7 +224,7 @@ fn trial(mind: &mut dyn Mind) -> Result<f64, String> {
     let budget = Budget { clock: &NoClock, until: None };
     let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)
         .map_err(|e| e.to_string())?;
-    let drive = imagined.drives.first().ok_or("no drive was imagined")?;
+    let drive = imagined.rollouts.first().ok_or("no drive was imagined")?;
     mind.decode(&drive.latents).map_err(|e| e.to_string())?;
     Ok((MonotonicClock.now() - began).as_millis_f64())
 }

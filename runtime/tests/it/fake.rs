@@ -7,7 +7,7 @@ use mindseye::config::RobotConfig;
 use mindseye::context::{EncodeError, GroupEncoder};
 use mindseye::ground::{Mind, MindError, MindSpec};
 use mindseye::image::{ModelCamera, RgbImage};
-use mindseye::imagine::{Dropped, Rope, Settings};
+use mindseye::imagine::{Dropped, RolloutSettings, Rope};
 use mindseye::lift::LiftParams;
 use mindseye::node::{Node, NodeParts};
 use mindseye::planar::Pose2;
@@ -118,7 +118,7 @@ impl FakeMind {
             frame_period: TimeDelta::from_millis(100),
             latent_len: 12,
             context_max: 6,
-            settings: Settings {
+            settings: RolloutSettings {
                 target_latents: 3,
                 gap: 50.0,
                 max_span: None,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use mindseye::context::spread;
 use mindseye::imagine::{
-    Budget, Dropped, Flow, NoClock, Prompt, Rope, Seen, Settings, choose_context, imagine, pick,
+    Budget, Dropped, Flow, NoClock, Prompt, Rope, ContextLatents, RolloutSettings, choose_context, imagine, pick,
 };
 use mindseye_world::{Pose2, Rng, goal_pose, project_box, wrap_angle};
 use serde::{Deserialize, Serialize};
@@ -235,7 +235,7 @@ pub(super) fn one_house(
     let text = tools.mind.encode_text(&format!("find the {name}"))?;
     let null_text = tools.mind.encode_text("")?;
     let prompt = Prompt { text: &text, null_text: &null_text, camera: None };
-    let memory = Seen {
+    let memory = ContextLatents {
         index: v.memory.iter().map(|c| c.info.index).collect(),
         latents: v.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
         first: tools.mind.encode_still(&v.newest)?,
@@ -285,7 +285,7 @@ pub(super) fn one_house(
             },
         };
         let seen = pick(&memory, &positions, spec.latent_len);
-        let settings = Settings {
+        let settings = RolloutSettings {
             steps: variant.steps,
             guidance: variant.guidance,
             dropped: variant.dropped,
@@ -297,9 +297,9 @@ pub(super) fn one_house(
         let began = Instant::now();
         let imagined =
             imagine(tools.mind.denoiser(), &seen, prompt, &settings, budget, &mut |_| Flow::Continue)?;
-        let (passes, all) = (imagined.evaluations - imagined.early.len(), imagined.evaluations.max(1));
+        let (passes, all) = (imagined.evaluations - imagined.glances.len(), imagined.evaluations.max(1));
         let ms = began.elapsed().as_secs_f64() * 1e3 * passes as f64 / all as f64;
-        let drive = imagined.drives.first().context("no drive was sampled")?;
+        let drive = imagined.rollouts.first().context("no drive was sampled")?;
         let frames = tools.mind.decode(&drive.latents)?;
         let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
         let end = drive.heads.pose.last().map(|h| {

@@ -281,7 +281,7 @@ fn absent_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64, kind: Ask) -> any
     };
     let Some(name) = name else { return Ok(None) };
     let (out, _) = ask(tools, &v, seed, &name, s.args.candidates)?;
-    let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.mask_max);
+    let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
     Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
 }
 
@@ -404,20 +404,20 @@ fn present_goal(s: &Settings<'_>, tools: &mut Tools, seed: u64) -> anyhow::Resul
         status: out.answer.status,
         consistency: out.answer.consistency,
         answer: answer_pose.and_then(|p| case.error(p)),
-        plan: witness(lifted.and_then(|l| l.plan)),
-        memory: witness(lifted.and_then(|l| l.memory)),
-        drive: witness(lifted.and_then(|l| l.drive)),
+        plan: witness(lifted.and_then(|l| l.estimate.plan)),
+        memory: witness(lifted.and_then(|l| l.estimate.memory)),
+        drive: witness(lifted.and_then(|l| l.rollout)),
         object: [
-            off(lifted.and_then(|l| l.plan)),
-            off(lifted.and_then(|l| l.memory)),
-            off(lifted.and_then(|l| l.drive)),
+            off(lifted.and_then(|l| l.estimate.plan)),
+            off(lifted.and_then(|l| l.estimate.memory)),
+            off(lifted.and_then(|l| l.rollout)),
         ],
         in_ellipse_90,
         squared_spreads,
         heading_std_deg: out.answer.covariance.as_ref().map(|c| c[35].max(0.0).sqrt().to_degrees()),
-        mask_max: lifted.map_or(f64::NAN, |l| l.mask_max),
-        disagreement: lifted.and_then(|l| l.disagreement),
-        localisation_m: lifted.and_then(|l| l.localisation_m),
+        mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
+        disagreement: lifted.and_then(|l| l.estimate.disagreement),
+        localisation_m: lifted.and_then(|l| l.estimate.localisation_m),
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
         groups_with_it,
