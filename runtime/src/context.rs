@@ -11,6 +11,7 @@
 //! * All memory is taken when the parts are made. Every frame and latent that is not kept is counted and
 //!   every eviction has a stated reason.
 
+use mindseye_engines::backend::BackendError;
 pub use mindseye_engines::model::codec::GROUP;
 use crate::image::RgbImage;
 use crate::planar::Pose2;
@@ -176,7 +177,7 @@ pub enum EncodeError {
     },
     /// The backend failed.
     #[error("frame encoder: {0}")]
-    Backend(String),
+    Backend(#[from] BackendError),
 }
 
 /// Kept frames on their way to the encoder.
@@ -791,7 +792,7 @@ mod tests {
             assert_eq!(frames.len(), self.group_len());
             self.groups += 1;
             if self.groups.is_multiple_of(self.fail_every) {
-                return Err(EncodeError::Backend("made to fail".into()));
+                return Err(EncodeError::Backend(BackendError::Unknown { name: "made to fail".into() }));
             }
             self.encoded += frames.len() as u64;
             self.started = true;

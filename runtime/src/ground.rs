@@ -10,6 +10,7 @@
 //! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
+use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
@@ -22,7 +23,9 @@ use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::backend::BackendError;
 use mindseye_engines::denoise::Denoise;
+use mindseye_engines::text::{TokenizerError, UnknownWord};
 use nalgebra::Isometry3;
 
 pub use crate::imagine::Stage;
@@ -60,7 +63,7 @@ pub trait Mind: Send {
     /// Encodes a text into rows for the denoiser; the empty text gives the rows of the unconditional branch.
     ///
     /// # Errors
-    /// [`MindError::Words`] when the model knows no word for it.
+    /// [`MindError::Unknown`], [`MindError::Nothing`] or [`MindError::Several`] where the model has no words for it.
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError>;
 
     /// Encodes one still frame (of the model's size) as a first latent.
@@ -99,22 +102,52 @@ pub trait Mind: Send {
 #[non_exhaustive]
 pub enum MindError {
     /// The text holds words that the model never learned.
-    #[error("the goal names nothing that this model knows; it knows {known}")]
-    Words {
-        /// What it knows, for a person.
-        known: String,
+    #[error("{}; it knows {}", named(unknown), known.join(", "))]
+    Unknown {
+        /// The words, each with the known word nearest to it; at least one.
+        unknown: Vec<UnknownWord>,
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The text names no thing.
+    #[error("the goal names nothing that this model knows; it knows {}", known.join(", "))]
+    Nothing {
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The text has more words that the model knows than fit.
+    #[error("one thing at a time, by at most {most} of the words {}", known.join(", "))]
+    Several {
+        /// Words that fit.
+        most: usize,
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The tokenizer refused the text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The text encoder failed.
+    #[error("text encoder: {0}")]
+    TextEncoder(#[source] BackendError),
+    /// The text encoder gave another number of values than the denoiser takes.
+    #[error("text encoder: gave {got} values, expected {expected}")]
+    TextRows {
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
     },
     /// A frame could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// A part failed.
-    #[error("{part}: {reason}")]
-    Part {
-        /// Which part.
-        part: &'static str,
-        /// What it says.
-        reason: String,
-    },
+    /// A clip could not be decoded.
+    #[error(transparent)]
+    Decode(#[from] CodecError),
+}
+
+fn named(unknown: &[UnknownWord]) -> String {
+    let each = |u: &UnknownWord| format!("{:?} (the nearest known word is {:?})", u.word, u.nearest);
+    format!("this model does not know {}", unknown.iter().map(each).collect::<Vec<_>>().join(" and "))
 }
 
 /// What is known when a goal arrives.

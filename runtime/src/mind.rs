@@ -10,7 +10,7 @@
 //!
 //! What the manifest holds beside the components is described at [`mindseye_engines::bundle::Networks`].
 
-use crate::codec::{CodecEngines, Decoder, Encoder};
+use crate::codec::{CodecEngines, CodecError, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
@@ -24,11 +24,11 @@ use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, S
 use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::Present;
+use mindseye_engines::passport::{PassportError, Present};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
-use mindseye_engines::text::{END, Tokenizer, TokenizerError, word_ids};
-use mindseye_engines::trt::{LoadOptions, TensorRtBackend, engines_in};
+use mindseye_engines::text::{END, Tokenizer, TokenizerError, unknown_words, word_ids};
+use mindseye_engines::trt::{LoadOptions, PipelineError, TensorRtBackend, engines_in};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,12 +58,41 @@ pub enum LoadError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Engines do not fit the bundle or this machine.
-    #[error("{0}")]
-    Engines(String),
-    /// A part or a value that this program needs is not there.
-    #[error("bundle: {0}")]
-    Unsupported(String),
+    /// The codec's graphs do not fit each other.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The folder of engines cannot be read.
+    #[error(transparent)]
+    Engines(#[from] PipelineError),
+    /// An engine does not fit the bundle or this machine.
+    #[error(transparent)]
+    Passport(#[from] PassportError),
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The bundle holds weights instead of graphs.
+    #[error(
+        "bundle: {} holds weights, not graphs; make it runnable with: mindseye-tools export {} --out DIR",
+        directory.display(), directory.display()
+    )]
+    Weights {
+        /// Where it is.
+        directory: PathBuf,
+    },
+    /// The bundle lacks a table that is needed to run it.
+    #[error("bundle: {0}: wanted a table, got nothing")]
+    Table(&'static str),
+    /// The bundle's latents hold another number of frames than the runtime gathers.
+    #[error("bundle: latent.frames: wanted {GROUP}, got {0}")]
+    Frames(usize),
+    /// There is nothing to calibrate.
+    #[error("bundle: this model has no lift heads to be calibrated")]
+    NoLift,
 }
 
 /// The directory of the bundle to use: the one given, else `MINDSEYE_BUNDLE`, else `models/house-tiny` in the
@@ -153,7 +182,7 @@ impl Pipeline {
     ) -> Result<Self, LoadError> {
         let backend = by_name(backend)?;
         let bundle = Bundle::load(directory)?;
-        let built = engines_in(engines).map_err(|e| LoadError::Engines(e.to_string()))?;
+        let built = engines_in(engines)?;
         let mut tensorrt: Option<Arc<dyn Backend>> = None;
         if built.iter().any(|(_, passport)| passport.library != "onnx") {
             let mut gpu = TensorRtBackend::open(&LoadOptions::default(), 0)?;
@@ -168,7 +197,7 @@ impl Pipeline {
                 return Ok((gpu.clone(), file.clone()));
             }
             let here = Present { bundle_sha256: Some(bundle.hash()), ..Present::default() };
-            passport.check(file, &here).map_err(|e| LoadError::Engines(e.to_string()))?;
+            passport.check(file, &here)?;
             Ok((backend.clone(), file.clone()))
         };
         let mut pipeline = Self::load_parts(bundle, threads, &part)?;
@@ -242,7 +271,7 @@ impl Pipeline {
         let engine = backend.prepare(file, &PrepareOptions::default().with_threads(threads))?;
         self.bundle.check_engine("denoiser", engine.as_ref())?;
         self.denoiser = DenoiserEngines::Joint(engine);
-        self.spec.engine_sha256 = sha256_of_file(file).map_err(|e| LoadError::Engines(e.to_string()))?;
+        self.spec.engine_sha256 = sha256_of_file(file).map_err(|source| LoadError::File { path: file.to_owned(), source })?;
         Ok(())
     }
 
@@ -312,7 +341,7 @@ impl Pipeline {
         let mut spec = self.spec.clone();
         spec.settings.seed = seed;
         if spec.lift.is_none() {
-            return Err(LoadError::Unsupported("this model has no lift heads to be calibrated".into()));
+            return Err(LoadError::NoLift);
         }
         spec.lift = Some(lift);
         self.thread(spec)
@@ -355,16 +384,13 @@ fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {
         bundle.component(name).is_ok_and(|component| component.format == ComponentFormat::Safetensors)
     };
     if ["denoiser", "vae", "text_encoder"].into_iter().any(weights) {
-        let dir = bundle.directory().display();
-        return Err(LoadError::Unsupported(format!(
-            "{dir} holds weights, not graphs; make it runnable with: mindseye-tools export {dir} --out DIR"
-        )));
+        return Err(LoadError::Weights { directory: bundle.directory().to_owned() });
     }
     Ok(())
 }
 
 /// The thing that a goal names: without "find", "go to" and the like in front, and without an end mark.
-fn thing_of(text: &str) -> &str {
+fn wanted_thing(text: &str) -> &str {
     let mut thing = text.trim().trim_end_matches(['.', '!', '?']).trim_end();
     for verb in ["please ", "find ", "go to ", "drive to ", "look for ", "search for ", "show me "] {
         let starts = thing.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb));
@@ -384,11 +410,10 @@ fn mounting(camera: &CameraSpec) -> Isometry3<f64> {
 fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
     if manifest.latent.frames != GROUP {
-        let got = manifest.latent.frames;
-        return Err(LoadError::Unsupported(format!("latent.frames: wanted {GROUP}, got {got}")));
+        return Err(LoadError::Frames(manifest.latent.frames));
     }
     let Some(LayoutSpec { motion_latents, box_latents, recording_images }) = manifest.networks.layout else {
-        return Err(LoadError::Unsupported("networks.layout: wanted a table, got nothing".into()));
+        return Err(LoadError::Table("networks.layout"));
     };
     let lift = manifest.lift.as_ref();
     let sampler = &manifest.sampler;
@@ -453,21 +478,20 @@ struct Thread {
     training_mount: Option<Isometry3<f64>>,
 }
 
-fn part(part: &'static str) -> impl Fn(BackendError) -> MindError {
-    move |e| MindError::Part { part, reason: e.to_string() }
-}
-
-/// Ids of the known words in a text, and the end. Other words carry no meaning for the model; but without any known
-/// word there is nothing to look for.
+/// Ids of the words of a text, and the end. A model that left a word out would go to another thing than was asked for,
+/// so words that carry meaning must be known.
 fn closed_ids(words: &[String], text: &str, length: usize) -> Result<Vec<i64>, MindError> {
+    let known = || words.to_vec();
+    let unknown = unknown_words(words, text);
+    if !unknown.is_empty() {
+        return Err(MindError::Unknown { unknown, known: known() });
+    }
     let mut ids = word_ids(words, text);
     if ids.is_empty() {
-        return Err(MindError::Words { known: words.join(", ") });
+        return Err(MindError::Nothing { known: known() });
     }
     if ids.len() >= length {
-        return Err(MindError::Words {
-            known: format!("one thing at a time, by at most {} of: {}", length - 1, words.join(", ")),
-        });
+        return Err(MindError::Several { most: length - 1, known: known() });
     }
     ids.push(END);
     Ok(ids.into_iter().map(|id| id as i64).collect())
@@ -488,12 +512,10 @@ impl Mind for Thread {
             Words::Closed(words) => closed_ids(words, text, length)?,
             Words::SentencePiece { tokenizer, prompt } => {
                 let text = match prompt {
-                    Some(prompt) => prompt.replacen("{}", thing_of(text), 1),
+                    Some(prompt) => prompt.replacen("{}", wanted_thing(text), 1),
                     None => text.to_owned(),
                 };
-                let encoded = tokenizer
-                    .encode_prompt(&text, length)
-                    .map_err(|e| MindError::Part { part: "tokenizer", reason: e.to_string() })?;
+                let encoded = tokenizer.encode_prompt(&text, length)?;
                 encoded.ids.iter().take(encoded.length).map(|id| i64::from(*id)).collect()
             }
         };
@@ -509,11 +531,10 @@ impl Mind for Thread {
         let inputs: Vec<(&str, &Tensor)> =
             given.into_iter().filter(|(name, _)| ports.iter().any(|p| p.name == *name)).collect();
         let mut rows = Tensor::empty();
-        self.text.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(part("text encoder"))?;
+        self.text.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(MindError::TextEncoder)?;
         let rows = rows.into_f32().unwrap_or_default();
         if rows.len() != length * dim {
-            let reason = format!("gave {} values, expected {}", rows.len(), length * dim);
-            return Err(MindError::Part { part: "text encoder", reason });
+            return Err(MindError::TextRows { expected: length * dim, got: rows.len() });
         }
         Ok(rows)
     }
@@ -525,7 +546,7 @@ impl Mind for Thread {
     }
 
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        self.decoder.decode(latents)
+        Ok(self.decoder.decode(latents)?)
     }
 
     fn decodes_alone(&self) -> bool {
@@ -595,8 +616,11 @@ mod tests {
         check("Find the RED chair, please!", Ok(&[4, 6, 1]));
         check("the chair that is red", Ok(&[4, 6, 1]));
         check("chairs", Ok(&[6, 1]));
-        check("credence table", Ok(&[7, 1]));
+        check("Please go to the table in front of you", Ok(&[7, 1]));
+        check("credence table", Err("does not know \"credence\""));
         check("the fridge", Err("red, blue, chair, table"));
+        check("the bleu chiar", Err("\"bleu\" (the nearest known word is \"blue\") and \"chiar\" (the nearest known word is \"chair\")"));
+        check("go there", Err("names nothing that this model knows; it knows red, blue, chair, table"));
         check("red blue chair table", Err("one thing at a time"));
     }
 
@@ -611,12 +635,12 @@ mod tests {
             ("finding nemo", "finding nemo"),
             ("\u{fc}ber das Sofa", "\u{fc}ber das Sofa"),
         ] {
-            assert_eq!(thing_of(text), want, "{text}");
+            assert_eq!(wanted_thing(text), want, "{text}");
         }
     }
 
     #[test]
-    fn a_bundle_that_is_not_there_is_told_with_its_place() {
+    fn a_missing_bundle_is_named_with_its_place() {
         let error = find_bundle(Some(Path::new("/nowhere/bundle")), |_| None).unwrap_err();
         assert!(error.to_string().contains("/nowhere/bundle"), "{error}");
         let error = find_bundle(None, |_| Some("/nowhere/else".into())).unwrap_err();

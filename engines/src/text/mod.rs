@@ -6,4 +6,4 @@ mod words;
 
 pub use clean::clean;
 pub use sentencepiece::{Encoded, Tokenizer, TokenizerError};
-pub use words::{END, FIRST_WORD, spoken, word_ids};
+pub use words::{END, FIRST_WORD, UnknownWord, spoken, unknown_words, word_ids};

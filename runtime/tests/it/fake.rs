@@ -151,7 +151,7 @@ impl Mind for FakeMind {
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
         let known = ["chair", "table"].iter().any(|w| text.contains(w));
         if !known && !text.is_empty() {
-            return Err(MindError::Words { known: "chair, table".into() });
+            return Err(MindError::Nothing { known: vec!["chair".into(), "table".into()] });
         }
         Ok(vec![if known { 1.0 } else { 0.0 }; 6])
     }

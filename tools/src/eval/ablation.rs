@@ -109,7 +109,7 @@ const REPEATS: u64 = 5;
 
 impl Variant {
     /// As the bundle says, with the runtime's choice of context.
-    pub(super) fn shipped(settings: &Settings, trained: usize) -> Self {
+    pub(super) fn shipped(settings: &RolloutSettings, trained: usize) -> Self {
         Self {
             key: "base".into(),
             label: "as shipped".into(),
@@ -127,7 +127,7 @@ impl Variant {
 /// Numbers of denoising steps to try.
 const STEPS: [usize; 6] = [1, 2, 3, 4, 8, 12];
 
-fn key_of_steps(steps: usize, guided: bool, shipped: &Settings) -> String {
+fn key_of_steps(steps: usize, guided: bool, shipped: &RolloutSettings) -> String {
     match (steps == shipped.steps, guided == (shipped.guidance != 1.0), guided) {
         (true, true, _) => "base".to_owned(),
         (true, false, false) => "no_cfg".to_owned(),
@@ -136,7 +136,7 @@ fn key_of_steps(steps: usize, guided: bool, shipped: &Settings) -> String {
     }
 }
 
-fn variants(settings: &Settings, trained: usize, allowed: usize) -> Vec<Variant> {
+fn variants(settings: &RolloutSettings, trained: usize, allowed: usize) -> Vec<Variant> {
     let base = Variant::shipped(settings, trained);
     let with = |key: &str, label: &str, change: &dyn Fn(&mut Variant)| {
         let mut v = Variant { key: key.into(), label: label.into(), ..base.clone() };
