@@ -3,7 +3,7 @@
 //! Unknown keys are refused. What is left out has the value of [`RobotConfig::default`], which is also the
 //! table of topics in the design.
 
-use crate::agent::AgentConfig;
+use crate::agent::{AgentConfig, DriveLimits};
 use crate::context::Keep;
 use crate::senses::SensesConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
@@ -115,6 +115,8 @@ pub struct NavigateTable {
     pub accept_ms: i64,
     /// A drive that lasts longer is cancelled.
     pub longest_ms: i64,
+    /// A drive of which nothing is heard for this long is cancelled.
+    pub contact_ms: i64,
 }
 
 /// The model.
@@ -241,7 +243,13 @@ impl Default for GoalTable {
 
 impl Default for NavigateTable {
     fn default() -> Self {
-        Self { action: String::new(), behavior_tree: String::new(), accept_ms: 5000, longest_ms: 600_000 }
+        Self {
+            action: String::new(),
+            behavior_tree: String::new(),
+            accept_ms: 5000,
+            longest_ms: 600_000,
+            contact_ms: 10_000,
+        }
     }
 }
 
@@ -307,6 +315,7 @@ impl RobotConfig {
             ("goals.max_frame_age_ms", self.goals.max_frame_age_ms),
             ("navigate.accept_ms", self.navigate.accept_ms),
             ("navigate.longest_ms", self.navigate.longest_ms),
+            ("navigate.contact_ms", self.navigate.contact_ms),
         ] {
             range(key, (1..=3_600_000).contains(&millis), millis.to_string(), "1 to 3600000")?;
         }
@@ -352,8 +361,20 @@ impl RobotConfig {
             max_frame_age: TimeDelta::from_millis(self.goals.max_frame_age_ms),
             reserve: TimeDelta::from_millis(self.goals.reserve_ms),
             republish_after: TimeDelta::from_millis(self.goals.republish_after_ms),
-            drives: !self.navigate.action.is_empty(),
+            drives: self.navigate.limits(),
         }
+    }
+}
+
+impl NavigateTable {
+    /// The limits of driving by an action, where one is configured.
+    fn limits(&self) -> Option<DriveLimits> {
+        (!self.action.is_empty()).then(|| DriveLimits {
+            action: self.action.clone(),
+            accept: TimeDelta::from_millis(self.accept_ms),
+            longest: TimeDelta::from_millis(self.longest_ms),
+            contact: TimeDelta::from_millis(self.contact_ms),
+        })
     }
 }
 

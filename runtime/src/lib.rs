@@ -13,12 +13,12 @@
 //! * [`imagine`]: the sampler over the denoiser, with joint guidance, deadlines and cancellation;
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
-//! * [`agent`]: goals, pre-emption, staleness and deadlines as a step function;
+//! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
 //! * [`senses`]: ROS messages to memory, for live robots and bags alike; [`replay`]: a whole bag and one goal.
 //!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
-//! * [`node`]: threads and Zenoh; [`navigate`]: nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
+//! * [`node`]: threads, Zenoh and nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
 //! * [`visit`]: rendered houses as a robot knows them, for `engine` and evaluations;
 //! * [`cli`]: the `mindseye` command.
 
@@ -33,7 +33,6 @@ pub mod image;
 pub mod imagine;
 pub mod lift;
 pub mod mind;
-pub mod navigate;
 pub mod node;
 pub mod planar;
 pub mod profile;

@@ -434,8 +434,8 @@ fn navigation_action() {
     assert_eq!((goal.accepted_at, goal.id[6] >> 4, goal.id[8] >> 6), (Timestamp(99), 4, 2));
     let told = client.feedback().recv_timeout(LONG).unwrap().unwrap().message;
     assert_eq!((told.goal_id, told.distance_remaining), (goal.id, 1.5));
-    assert_eq!(client.cancel(&goal, LONG).unwrap(), CancelOutcome::AlreadyOver);
-    let ended = client.result(&goal, LONG).unwrap();
+    assert_eq!(client.cancel(goal.id, LONG).unwrap(), CancelOutcome::AlreadyOver);
+    let ended = client.result(goal.id, LONG).unwrap();
     assert_eq!(ended, NavResult::Aborted { code: 9, message: "stuck".into() });
     server.join().unwrap();
     // The server is gone now.

@@ -14,6 +14,19 @@ use crate::time::Timestamp;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+/// Names a goal at the navigation server: a UUID of version 4, chosen by the client.
+pub type GoalId = [u8; 16];
+
+impl RosSession {
+    /// A client of a `nav2_msgs/action/NavigateToPose` server, usually `/navigate_to_pose`.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn navigate_client(&self, action: &str) -> Result<NavigateClient, RosError> {
+        NavigateClient::declare(self, action)
+    }
+}
+
 /// Drives nav2: sends a goal, follows it, cancels it, tells how it ended.
 #[derive(Debug)]
 pub struct NavigateClient {
@@ -29,8 +42,8 @@ pub struct NavigateClient {
 /// A goal that the server accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GoalHandle {
-    /// UUID (version 4).
-    pub id: [u8; 16],
+    /// Its name.
+    pub id: GoalId,
     /// When the server accepted it, on the server's clock.
     pub accepted_at: Timestamp,
 }
@@ -51,6 +64,39 @@ pub enum NavResult {
     },
     /// The server does not know the goal (it was restarted).
     Unknown,
+}
+
+/// A goal's state as the server's status topic tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GoalState {
+    /// Taken, not begun.
+    Accepted,
+    /// The robot drives.
+    Executing,
+    /// A cancellation was taken.
+    Canceling,
+    /// The robot stands at the goal.
+    Succeeded,
+    /// Cancelled.
+    Canceled,
+    /// Given up.
+    Aborted,
+}
+
+impl GoalState {
+    /// The state of a `action_msgs/msg/GoalStatus` number; `None` for unknown ones.
+    #[must_use]
+    pub const fn from_number(status: i8) -> Option<Self> {
+        Some(match status {
+            1 => Self::Accepted,
+            2 => Self::Executing,
+            3 => Self::Canceling,
+            4 => Self::Succeeded,
+            5 => Self::Canceled,
+            6 => Self::Aborted,
+            _ => return None,
+        })
+    }
 }
 
 /// What a cancel request did.
@@ -82,7 +128,7 @@ pub enum NavError {
 }
 
 impl NavigateClient {
-    pub(super) fn declare(session: &RosSession, action: &str) -> Result<Self, RosError> {
+    fn declare(session: &RosSession, action: &str) -> Result<Self, RosError> {
         let base = session.resolve(action);
         let base = base.trim_end_matches('/');
         let part = |name: &str| format!("{base}/_action/{name}");
@@ -99,7 +145,9 @@ impl NavigateClient {
         })
     }
 
-    fn new_id(&self) -> [u8; 16] {
+    /// A fresh name for a goal.
+    #[must_use]
+    pub fn new_id(&self) -> GoalId {
         let n = self.count.fetch_add(1, Ordering::Relaxed);
         let mut input = self.seed.to_vec();
         input.extend_from_slice(&n.to_le_bytes());
@@ -110,41 +158,57 @@ impl NavigateClient {
         id
     }
 
+    /// Waits until the server can be reached; false when it could not in time.
+    pub async fn wait_for_server(&self, timeout: Duration) -> bool {
+        self.send.wait_for_server(timeout).await
+    }
+
     /// Sends a goal and waits until the server accepts it.
     ///
     /// # Errors
-    /// [`NavError::Rejected`]; [`NavError::Ros`] with a timeout when no server runs.
+    /// [`NavError::Rejected`]; [`NavError::Ros`] with [`RosError::NoServer`] when no server runs. After any other
+    /// error the server may have taken the goal: it can be cancelled by its id.
     pub fn send_goal(
         &self,
         pose: &PoseStamped,
         behavior_tree: &str,
         timeout: Duration,
     ) -> Result<GoalHandle, NavError> {
-        let goal_id = self.new_id();
-        let request =
-            NavigateSendGoalRequest { goal_id, pose: pose.clone(), behavior_tree: behavior_tree.to_owned() };
-        let response = self.send.call(&request, timeout)?;
-        if !response.accepted {
-            return Err(NavError::Rejected { frame: pose.header.frame_id.clone() });
-        }
-        Ok(GoalHandle { id: goal_id, accepted_at: response.stamp.timestamp() })
+        let request = goal_request(self.new_id(), pose, behavior_tree);
+        accepted(&request, &self.send.call(&request, timeout)?)
+    }
+
+    /// As [`NavigateClient::send_goal`], in a task, without waiting for a server, and with an id from
+    /// [`NavigateClient::new_id`].
+    ///
+    /// # Errors
+    /// As [`NavigateClient::send_goal`].
+    pub async fn send_goal_async(
+        &self,
+        id: GoalId,
+        pose: &PoseStamped,
+        behavior_tree: &str,
+        timeout: Duration,
+    ) -> Result<GoalHandle, NavError> {
+        let request = goal_request(id, pose, behavior_tree);
+        let response = self.send.send(&request, timeout)?.wait_async().await?;
+        accepted(&request, &response)
     }
 
     /// Waits for the end of a drive.
     ///
     /// # Errors
-    /// [`NavError::Ros`]; with a timeout the drive goes on, and the question can be asked again.
-    pub fn result(&self, goal: &GoalHandle, timeout: Duration) -> Result<NavResult, NavError> {
-        let r = self.result.call(&NavigateGetResultRequest { goal_id: goal.id }, timeout)?;
-        Ok(ended(r))
+    /// [`NavError::Ros`]; the drive goes on, and the question can be asked again.
+    pub fn result(&self, goal: GoalId, timeout: Duration) -> Result<NavResult, NavError> {
+        Ok(ended(self.result.call(&NavigateGetResultRequest { goal_id: goal }, timeout)?))
     }
 
     /// As [`NavigateClient::result`], in a task.
     ///
     /// # Errors
     /// As [`NavigateClient::result`].
-    pub async fn result_async(&self, goal: &GoalHandle, timeout: Duration) -> Result<NavResult, NavError> {
-        let pending = self.result.send(&NavigateGetResultRequest { goal_id: goal.id }, timeout)?;
+    pub async fn result_async(&self, goal: GoalId, timeout: Duration) -> Result<NavResult, NavError> {
+        let pending = self.result.send(&NavigateGetResultRequest { goal_id: goal }, timeout)?;
         Ok(ended(pending.wait_async().await?))
     }
 
@@ -152,14 +216,17 @@ impl NavigateClient {
     ///
     /// # Errors
     /// [`NavError::Ros`].
-    pub fn cancel(&self, goal: &GoalHandle, timeout: Duration) -> Result<CancelOutcome, NavError> {
-        let request = CancelGoalRequest { goal_info: GoalInfo { goal_id: goal.id, ..GoalInfo::default() } };
-        Ok(match self.cancel.call(&request, timeout)?.return_code {
-            0 => CancelOutcome::Canceling,
-            2 => CancelOutcome::UnknownGoal,
-            3 => CancelOutcome::AlreadyOver,
-            _ => CancelOutcome::Rejected,
-        })
+    pub fn cancel(&self, goal: GoalId, timeout: Duration) -> Result<CancelOutcome, NavError> {
+        Ok(cancelled(&self.cancel.call(&cancel_request(goal), timeout)?))
+    }
+
+    /// As [`NavigateClient::cancel`], in a task.
+    ///
+    /// # Errors
+    /// As [`NavigateClient::cancel`].
+    pub async fn cancel_async(&self, goal: GoalId, timeout: Duration) -> Result<CancelOutcome, NavError> {
+        let pending = self.cancel.send(&cancel_request(goal), timeout)?;
+        Ok(cancelled(&pending.wait_async().await?))
     }
 
     /// Feedback of every goal of the server; compare `goal_id`.
@@ -172,6 +239,33 @@ impl NavigateClient {
     #[must_use]
     pub fn status(&self) -> &Subscriber<GoalStatusArray> {
         &self.status
+    }
+}
+
+fn goal_request(goal_id: GoalId, pose: &PoseStamped, behavior_tree: &str) -> NavigateSendGoalRequest {
+    NavigateSendGoalRequest { goal_id, pose: pose.clone(), behavior_tree: behavior_tree.to_owned() }
+}
+
+fn accepted(
+    request: &NavigateSendGoalRequest,
+    response: &NavigateSendGoalResponse,
+) -> Result<GoalHandle, NavError> {
+    if !response.accepted {
+        return Err(NavError::Rejected { frame: request.pose.header.frame_id.clone() });
+    }
+    Ok(GoalHandle { id: request.goal_id, accepted_at: response.stamp.timestamp() })
+}
+
+fn cancel_request(goal_id: GoalId) -> CancelGoalRequest {
+    CancelGoalRequest { goal_info: GoalInfo { goal_id, ..GoalInfo::default() } }
+}
+
+fn cancelled(response: &CancelGoalResponse) -> CancelOutcome {
+    match response.return_code {
+        0 => CancelOutcome::Canceling,
+        2 => CancelOutcome::UnknownGoal,
+        3 => CancelOutcome::AlreadyOver,
+        _ => CancelOutcome::Rejected,
     }
 }
 

@@ -1,16 +1,61 @@
 //! Queryables on plain keys that take and give JSON, for clients without ROS.
 
 use super::RosError;
-use super::queue::Queue;
+use super::queue::{CloseOnDrop, Queue};
+use super::route::Route;
+use super::session::RosSession;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zenoh::Wait;
-use zenoh::query::Query;
+use zenoh::query::{Query, QueryTarget};
 
 /// Requests that wait; more are refused at once with `{"error": "busy"}`.
 const MAX_WAITING: usize = 64;
 /// Largest request, bytes; larger ones are refused at once.
 const MAX_REQUEST: usize = crate::goal::MAX_JSON_BYTES;
+
+/// A server must have appeared within this. Processes that start together find each other well within it.
+const SERVER_WITHIN: Duration = Duration::from_secs(5);
+/// Pause before a query that ended without an answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+impl RosSession {
+    /// A queryable on a plain key that takes and gives JSON, e.g. `mindseye/bot1/ground`.
+    ///
+    /// # Errors
+    /// [`RosError::Zenoh`].
+    pub fn json_queryable(&self, key: &str) -> Result<JsonQueryable, RosError> {
+        JsonQueryable::declare(self.zenoh(), key)
+    }
+
+    /// Asks a queryable on a plain key; gives the first reply's text. Waits at most 5 s until somebody serves the
+    /// key; a query that ends without an answer within that time (its server began or went just then) is asked
+    /// again. All of it happens within `timeout`.
+    ///
+    /// # Errors
+    /// [`RosError::NoServer`] when nobody serves the key, [`RosError::Timeout`] and [`RosError::Unanswered`] when
+    /// nobody answers, [`RosError::Refused`] with the other side's words.
+    pub fn query_json(&self, key: &str, body: &str, timeout: Duration) -> Result<String, RosError> {
+        let began = Instant::now();
+        let what = || format!("query {key}");
+        let within = SERVER_WITHIN.min(timeout);
+        let route = Route::to(self.zenoh(), key, QueryTarget::BestMatching)?;
+        loop {
+            if !route.wait(within.saturating_sub(began.elapsed())) {
+                return Err(RosError::NoServer { what: what(), waited: began.elapsed() });
+            }
+            match ask(self.zenoh(), key, body, timeout.saturating_sub(began.elapsed())) {
+                Err(RosError::Unanswered { .. }) if began.elapsed() + ASK_AGAIN < within => {
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(RosError::Unanswered { .. } | RosError::Timeout { .. }) => {
+                    return Err(RosError::no_reply(what(), began.elapsed(), timeout));
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
 
 /// Requests on one key.
 pub struct JsonQueryable {
@@ -27,7 +72,7 @@ pub struct JsonRequest {
 }
 
 impl JsonQueryable {
-    pub(super) fn declare(session: &zenoh::Session, key: &str) -> Result<Self, RosError> {
+    fn declare(session: &zenoh::Session, key: &str) -> Result<Self, RosError> {
         let queue = Arc::new(Queue::new(MAX_WAITING));
         let taker = queue.clone();
         let queryable = session
@@ -110,12 +155,9 @@ fn refuse(query: &Query, why: &str) {
     }
 }
 
-pub(super) fn query(
-    session: &zenoh::Session,
-    key: &str,
-    body: &str,
-    timeout: Duration,
-) -> Result<String, RosError> {
+/// Asks once.
+fn ask(session: &zenoh::Session, key: &str, body: &str, timeout: Duration) -> Result<String, RosError> {
+    let began = Instant::now();
     let answers: Arc<Queue<zenoh::query::Reply>> = Arc::new(Queue::new(8));
     let closer = CloseOnDrop(answers.clone());
     session
@@ -138,16 +180,8 @@ pub(super) fn query(
     let what = format!("query {key}");
     Err(match refused {
         // Zenoh reports a query that nobody finished in time as an error of this text.
-        Some(cause) if cause == "Timeout" => RosError::Timeout { what, waited: timeout },
-        Some(cause) => RosError::Refused { what, cause },
-        None => RosError::Timeout { what, waited: timeout },
+        Some(cause) if cause != "Timeout" => RosError::Refused { what, cause },
+        Some(_) => RosError::Timeout { what, waited: began.elapsed() },
+        None => RosError::no_reply(what, began.elapsed(), timeout),
     })
-}
-
-pub(super) struct CloseOnDrop<T>(pub Arc<Queue<T>>);
-
-impl<T> Drop for CloseOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.close();
-    }
 }

@@ -29,11 +29,12 @@ mod json;
 mod keys;
 mod publisher;
 mod queue;
+mod route;
 mod service;
 mod session;
 mod subscriber;
 
-pub use action::{CancelOutcome, GoalHandle, NavError, NavResult, NavigateClient};
+pub use action::{CancelOutcome, GoalHandle, GoalId, GoalState, NavError, NavResult, NavigateClient};
 pub use config::{ConfigError, Distro, KeyStyle, Mode, RosConfig, ZenohSettings};
 pub use graph::{Entity, Graph, NodeName, TopicInfo};
 pub use intake::{CameraIntake, FrameStream, IntakeCounts, IntakeError};
@@ -80,8 +81,24 @@ pub enum RosError {
         /// What is wrong.
         cause: CdrError,
     },
+    /// Nobody serves this, or cannot be reached.
+    #[error("{what}: no server was found within {waited:.1?}; is it running, and its name right?")]
+    NoServer {
+        /// What was asked.
+        what: String,
+        /// How long it was looked for.
+        waited: Duration,
+    },
+    /// The question ended without an answer before its time was up: the server went away, or let it go.
+    #[error("{what}: the question ended after {after:.1?} without an answer; did the server stop?")]
+    Unanswered {
+        /// What was asked.
+        what: String,
+        /// How long that took.
+        after: Duration,
+    },
     /// Nobody answered in time.
-    #[error("{what}: no answer within {waited:?}; is the server running and its name right?")]
+    #[error("{what}: no answer within {waited:.1?}; is the server running and its name right?")]
     Timeout {
         /// What was asked.
         what: String,
@@ -102,6 +119,15 @@ pub enum RosError {
 }
 
 impl RosError {
+    /// A question that ended without an answer after `after`, of `timeout` that were allowed.
+    fn no_reply(what: String, after: Duration, timeout: Duration) -> Self {
+        if after >= timeout {
+            Self::Timeout { what, waited: after }
+        } else {
+            Self::Unanswered { what, after }
+        }
+    }
+
     pub(crate) fn zenoh(what: impl Into<String>) -> impl FnOnce(zenoh::Error) -> Self {
         let what = what.into();
         move |cause| Self::Zenoh { what, cause: plain_cause(&cause) }

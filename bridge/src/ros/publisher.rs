@@ -15,6 +15,31 @@ use zenoh::liveliness::LivelinessToken;
 use zenoh::qos::CongestionControl;
 use zenoh_ext::{AdvancedPublisher, AdvancedPublisherBuilderExt, CacheConfig, MissDetectionConfig};
 
+impl RosSession {
+    /// A typed publisher.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn publisher<T: RosType>(&self, topic: &str, qos: &Qos) -> Result<Publisher<T>, RosError> {
+        let raw = self.raw_publisher(topic, T::NAME, T::HASH, qos)?;
+        Ok(Publisher { raw, message: PhantomData })
+    }
+
+    /// A publisher of finished CDR messages, by type name (`pkg/msg/Name`) and hash.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn raw_publisher(
+        &self,
+        topic: &str,
+        type_name: &str,
+        hash: &str,
+        qos: &Qos,
+    ) -> Result<RawPublisher, RosError> {
+        RawPublisher::declare(self, topic, type_name, hash, qos)
+    }
+}
+
 /// Publishes finished CDR messages (header included). Cheap to clone; clones share the sequence numbers.
 #[derive(Clone)]
 pub struct RawPublisher {
@@ -40,7 +65,7 @@ enum Kind {
 }
 
 impl RawPublisher {
-    pub(super) fn declare(
+    fn declare(
         session: &RosSession,
         topic: &str,
         type_name: &str,
@@ -176,10 +201,6 @@ impl<T> Clone for Publisher<T> {
 }
 
 impl<T: RosType> Publisher<T> {
-    pub(super) fn new(raw: RawPublisher) -> Self {
-        Self { raw, message: PhantomData }
-    }
-
     /// Sends one message; gives its sequence number, from 1.
     ///
     /// # Errors

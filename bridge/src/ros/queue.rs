@@ -4,7 +4,7 @@
 use crate::camera::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -136,10 +136,18 @@ impl<T> Queue<T> {
     }
 }
 
+/// Closes the queue when Zenoh lets go of the callback that fills it: the query is over.
+pub(super) struct CloseOnDrop<T>(pub Arc<Queue<T>>);
+
+impl<T> Drop for CloseOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn oldest_goes_first_and_is_counted() {

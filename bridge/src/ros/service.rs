@@ -1,8 +1,8 @@
 //! ROS services: clients and servers.
 
-use super::json::CloseOnDrop;
 use super::keys::{Attachment, EndpointKind, Qos};
-use super::queue::Queue;
+use super::queue::{CloseOnDrop, Queue};
+use super::route::Route;
 use super::session::RosSession;
 use super::{KeyStyle, RosError};
 use crate::camera::lock;
@@ -10,7 +10,7 @@ use crate::clock;
 use crate::msg::RosType;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zenoh::Wait;
 use zenoh::liveliness::LivelinessToken;
 use zenoh::query::{ConsolidationMode, Query, QueryTarget, Reply};
@@ -18,12 +18,37 @@ use zenoh::query::{ConsolidationMode, Query, QueryTarget, Reply};
 /// Requests that wait at a server.
 const MAX_WAITING: usize = 64;
 
+impl RosSession {
+    /// A client of a ROS service. Both types carry the service's name and hash.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn service_client<Q: RosType, A: RosType>(
+        &self,
+        service: &str,
+    ) -> Result<ServiceClient<Q, A>, RosError> {
+        ServiceClient::declare(self, service)
+    }
+
+    /// A ROS service; at most 64 requests wait.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn service_server<Q: RosType, A: RosType>(
+        &self,
+        service: &str,
+    ) -> Result<ServiceServer<Q, A>, RosError> {
+        ServiceServer::declare(self, service)
+    }
+}
+
 /// Asks a ROS service: `Q` is the request, `A` the response, both with the service's name and hash.
 pub struct ServiceClient<Q, A> {
     _token: Option<LivelinessToken>,
     session: RosSession,
     service: String,
     key: String,
+    route: Route,
     gid: [u8; 16],
     last_sequence: Mutex<i64>,
     types: PhantomData<fn(&Q) -> A>,
@@ -33,21 +58,24 @@ pub struct ServiceClient<Q, A> {
 pub struct PendingReply<A> {
     replies: Arc<Queue<Reply>>,
     service: String,
+    asked_at: Instant,
     timeout: Duration,
     response: PhantomData<fn() -> A>,
 }
 
 impl<Q: RosType, A: RosType> ServiceClient<Q, A> {
-    pub(super) fn declare(session: &RosSession, service: &str) -> Result<Self, RosError> {
+    fn declare(session: &RosSession, service: &str) -> Result<Self, RosError> {
         let service = session.resolve(service);
         let key = session.topic_key(&service, Q::NAME, Q::HASH)?;
         let (token, gid) =
             session.endpoint(EndpointKind::Client, &service, Q::NAME, Q::HASH, Qos::default())?;
+        let route = Route::to(session.zenoh(), &key, QueryTarget::AllComplete)?;
         Ok(Self {
             _token: token,
             session: session.clone(),
             service,
             key,
+            route,
             gid,
             last_sequence: Mutex::new(0),
             types: PhantomData,
@@ -81,15 +109,33 @@ impl<Q: RosType, A: RosType> ServiceClient<Q, A> {
             })
             .wait()
             .map_err(RosError::zenoh(format!("ask {}", self.service)))?;
-        Ok(PendingReply { replies, service: self.service.clone(), timeout, response: PhantomData })
+        let asked_at = Instant::now();
+        Ok(PendingReply { replies, service: self.service.clone(), asked_at, timeout, response: PhantomData })
     }
 
-    /// Sends a request and waits for its response.
+    /// Whether a server is there and can be reached. A session that was opened just now, or a server that was
+    /// started just now, takes a moment until they know of each other.
+    #[must_use]
+    pub fn has_server(&self) -> bool {
+        self.route.is_there()
+    }
+
+    /// Waits in a task until a server can be reached; false when none could in time.
+    pub async fn wait_for_server(&self, timeout: Duration) -> bool {
+        self.route.wait_async(timeout).await
+    }
+
+    /// Waits for a server, sends it a request and waits for its response.
     ///
     /// # Errors
-    /// [`RosError::Timeout`], [`RosError::Refused`], [`RosError::Decode`], [`RosError::Zenoh`].
+    /// [`RosError::NoServer`], [`RosError::Timeout`], [`RosError::Unanswered`], [`RosError::Refused`], [`RosError::Decode`], [`RosError::Zenoh`].
     pub fn call(&self, request: &Q, timeout: Duration) -> Result<A, RosError> {
-        self.send(request, timeout)?.wait()
+        let began = Instant::now();
+        if !self.route.wait(timeout) {
+            let what = format!("service {}", self.service);
+            return Err(RosError::NoServer { what, waited: began.elapsed() });
+        }
+        self.send(request, timeout.saturating_sub(began.elapsed()))?.wait()
     }
 
     /// The service, fully qualified.
@@ -103,7 +149,7 @@ impl<A: RosType> PendingReply<A> {
     /// Waits on this thread.
     ///
     /// # Errors
-    /// [`RosError::Timeout`], [`RosError::Refused`], [`RosError::Decode`].
+    /// [`RosError::Timeout`], [`RosError::Unanswered`], [`RosError::Refused`], [`RosError::Decode`].
     pub fn wait(self) -> Result<A, RosError> {
         let limit = self.timeout.saturating_add(Duration::from_secs(1));
         self.finish(self.replies.pop_timeout(limit))
@@ -121,7 +167,7 @@ impl<A: RosType> PendingReply<A> {
     fn finish(&self, reply: Option<Reply>) -> Result<A, RosError> {
         let what = format!("service {}", self.service);
         match reply.map(Reply::into_result) {
-            None => Err(RosError::Timeout { what, waited: self.timeout }),
+            None => Err(RosError::no_reply(what, self.asked_at.elapsed(), self.timeout)),
             Some(Ok(sample)) => A::decode(&sample.payload().to_bytes()).map_err(|cause| RosError::Decode {
                 topic: self.service.clone(),
                 type_name: A::NAME,
@@ -174,7 +220,7 @@ pub struct ServiceRequest<Q, A> {
 }
 
 impl<Q: RosType, A: RosType> ServiceServer<Q, A> {
-    pub(super) fn declare(session: &RosSession, service: &str) -> Result<Self, RosError> {
+    fn declare(session: &RosSession, service: &str) -> Result<Self, RosError> {
         let service = session.resolve(service);
         let key = session.topic_key(&service, Q::NAME, Q::HASH)?;
         let queue = Arc::new(Queue::new(MAX_WAITING));

@@ -1,20 +1,14 @@
-//! One Zenoh session with ROS nodes on it.
+//! One Zenoh session with ROS nodes on it. What is declared on it (publishers, subscribers, services, queryables)
+//! stands in their own files and adds its methods to [`RosSession`]; the session knows none of them.
 
+use super::RosError;
 use super::config::{Distro, KeyStyle, RosConfig};
 use super::graph::Graph;
-use super::json::JsonQueryable;
 use super::keys::{self, EndpointKind, Qos, Token, TokenEndpoint, check_name, gid_of};
-use super::publisher::{Publisher, RawPublisher};
-use super::queue::QueuePolicy;
-use super::service::{ServiceClient, ServiceServer};
-use super::subscriber::{RawSubscriber, Subscriber};
-use super::{NavigateClient, RosError};
 use crate::camera::lock;
-use crate::msg::RosType;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use zenoh::Wait;
 use zenoh::liveliness::LivelinessToken;
 use zenoh::sample::SampleKind;
@@ -225,104 +219,6 @@ impl RosSession {
             (None, "/") => format!("/{name}"),
             (None, namespace) => format!("{namespace}/{name}"),
         }
-    }
-
-    /// A typed publisher.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn publisher<T: RosType>(&self, topic: &str, qos: &Qos) -> Result<Publisher<T>, RosError> {
-        self.raw_publisher(topic, T::NAME, T::HASH, qos).map(Publisher::new)
-    }
-
-    /// A publisher of finished CDR messages, by type name (`pkg/msg/Name`) and hash.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn raw_publisher(
-        &self,
-        topic: &str,
-        type_name: &str,
-        hash: &str,
-        qos: &Qos,
-    ) -> Result<RawPublisher, RosError> {
-        RawPublisher::declare(self, topic, type_name, hash, qos)
-    }
-
-    /// A typed subscriber. Senders of every distribution are heard; a sender whose type hash is another
-    /// one is counted and not decoded.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn subscriber<T: RosType>(
-        &self,
-        topic: &str,
-        qos: &Qos,
-        queue: QueuePolicy,
-    ) -> Result<Subscriber<T>, RosError> {
-        let hash = (!T::OPEN_ENDED).then_some(T::HASH);
-        RawSubscriber::declare(self, topic, T::NAME, hash, qos, queue).map(Subscriber::new)
-    }
-
-    /// A subscriber that gives CDR messages as they come. With `hash: None` any hash is taken.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn raw_subscriber(
-        &self,
-        topic: &str,
-        type_name: &str,
-        hash: Option<&str>,
-        qos: &Qos,
-        queue: QueuePolicy,
-    ) -> Result<RawSubscriber, RosError> {
-        RawSubscriber::declare(self, topic, type_name, hash, qos, queue)
-    }
-
-    /// A client of a ROS service. Both types carry the service's name and hash.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn service_client<Q: RosType, A: RosType>(
-        &self,
-        service: &str,
-    ) -> Result<ServiceClient<Q, A>, RosError> {
-        ServiceClient::declare(self, service)
-    }
-
-    /// A ROS service; at most 64 requests wait.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn service_server<Q: RosType, A: RosType>(
-        &self,
-        service: &str,
-    ) -> Result<ServiceServer<Q, A>, RosError> {
-        ServiceServer::declare(self, service)
-    }
-
-    /// A client of a `nav2_msgs/action/NavigateToPose` server, usually `/navigate_to_pose`.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn navigate_client(&self, action: &str) -> Result<NavigateClient, RosError> {
-        NavigateClient::declare(self, action)
-    }
-
-    /// A queryable on a plain key that takes and gives JSON, e.g. `mindseye/bot1/ground`.
-    ///
-    /// # Errors
-    /// [`RosError::Key`], [`RosError::Zenoh`].
-    pub fn json_queryable(&self, key: &str) -> Result<JsonQueryable, RosError> {
-        JsonQueryable::declare(&self.shared.zenoh, key)
-    }
-
-    /// Asks a queryable on a plain key; gives the first reply's text.
-    ///
-    /// # Errors
-    /// [`RosError::Timeout`] when nobody answers, [`RosError::Refused`] with the other side's words.
-    pub fn query_json(&self, key: &str, body: &str, timeout: Duration) -> Result<String, RosError> {
-        super::json::query(&self.shared.zenoh, key, body, timeout)
     }
 
     /// Closes the session: every endpoint ends, waiting consumers wake up.

@@ -21,6 +21,39 @@ use zenoh::liveliness::LivelinessToken;
 use zenoh::sample::{Sample, SampleFields, SampleKind};
 use zenoh_ext::{AdvancedSubscriber, AdvancedSubscriberBuilderExt, HistoryConfig, RecoveryConfig};
 
+impl RosSession {
+    /// A typed subscriber. Senders of every distribution are heard; a sender whose type hash is another
+    /// one is counted and not decoded.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn subscriber<T: RosType>(
+        &self,
+        topic: &str,
+        qos: &Qos,
+        queue: QueuePolicy,
+    ) -> Result<Subscriber<T>, RosError> {
+        let hash = (!T::OPEN_ENDED).then_some(T::HASH);
+        let raw = self.raw_subscriber(topic, T::NAME, hash, qos, queue)?;
+        Ok(Subscriber { raw, scratch: Mutex::default(), message: PhantomData })
+    }
+
+    /// A subscriber that gives CDR messages as they come. With `hash: None` any hash is taken.
+    ///
+    /// # Errors
+    /// [`RosError::Key`], [`RosError::Zenoh`].
+    pub fn raw_subscriber(
+        &self,
+        topic: &str,
+        type_name: &str,
+        hash: Option<&str>,
+        qos: &Qos,
+        queue: QueuePolicy,
+    ) -> Result<RawSubscriber, RosError> {
+        RawSubscriber::declare(self, topic, type_name, hash, qos, queue)
+    }
+}
+
 /// What is known about a message besides its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleInfo {
@@ -223,7 +256,7 @@ impl Inner {
 }
 
 impl RawSubscriber {
-    pub(super) fn declare(
+    fn declare(
         session: &RosSession,
         topic: &str,
         type_name: &str,
@@ -324,7 +357,7 @@ impl RawSubscriber {
         &self.topic
     }
 
-    pub(super) fn count_bad(&self) -> u64 {
+    fn count_bad(&self) -> u64 {
         self.inner.bad.fetch_add(1, Ordering::Relaxed)
     }
 }
@@ -359,10 +392,6 @@ pub struct Subscriber<T> {
 }
 
 impl<T: RosType> Subscriber<T> {
-    pub(super) fn new(raw: RawSubscriber) -> Self {
-        Self { raw, scratch: Mutex::default(), message: PhantomData }
-    }
-
     fn decode(&self, sample: RawSample) -> Result<Received<T>, RosError> {
         let payload = &sample.payload;
         let decoded = match T::decode_pieces(&mut payload.slices(), payload.len()) {

@@ -1,0 +1,50 @@
+//! Figures that the node's threads share.
+
+use super::NodeCounts;
+use crate::context::ContextCounts;
+use crate::profile::Profile;
+use crate::senses::Seen;
+use mindseye_bridge::ros::SubscriberCounts;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Figures that the threads share.
+#[derive(Default)]
+pub(super) struct Figures {
+    pub context: Mutex<ContextCounts>,
+    pub profile: Mutex<Profile>,
+    /// The senses' own, copied over now and then: nobody waits for a lock while a frame is encoded.
+    pub senses_profile: Mutex<Profile>,
+    pub camera: Mutex<SubscriberCounts>,
+    pub poses_dropped: AtomicU64,
+    pub events_dropped: AtomicU64,
+    pub bad_messages: AtomicU64,
+    pub ignored_frames: AtomicU64,
+    pub segments: Mutex<String>,
+}
+
+impl Figures {
+    /// Durations per stage, of senses and mind together.
+    pub fn profile(&self) -> Profile {
+        let mut all = lock(&self.profile).clone();
+        all.absorb(&lock(&self.senses_profile));
+        all
+    }
+
+    /// Counts so far.
+    pub fn counts(&self, seen: &Seen) -> NodeCounts {
+        let camera = *lock(&self.camera);
+        NodeCounts {
+            context: *lock(&self.context),
+            camera_received: camera.received,
+            camera_dropped: camera.dropped + camera.missed,
+            latents: seen.latents(),
+            bad_messages: self.bad_messages.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What a panicking holder left behind is whole: every change is one store.
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}

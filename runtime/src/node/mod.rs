@@ -1,0 +1,280 @@
+//! The node: threads and Zenoh around the pure parts.
+//!
+//! ```text
+//! subscribers (bounded queues) ─► senses thread ─ ringbuf ─► agent thread ─► publishers, replies, recording
+//! goals, cancels, queries (tokio tasks) ───────── channel ──►    │    ▲
+//!                                                                ▼    │ drafts, answers
+//!                                                           mind thread (denoiser)
+//! ```
+//!
+//! With `[navigate] action` a task carries commands to nav2's action and brings its news to the agent's thread.
+//! Everything is decided by [`crate::agent::Agent`]; here it is only carried out.
+//!
+//! Invariant: the senses thread never waits for the mind: they share only the context memory, whose lock
+//! is held while a latent is copied. Every queue is bounded; what is dropped is counted and reported.
+
+mod agent_loop;
+mod figures;
+mod navigate;
+mod publish;
+mod pump;
+mod requests;
+mod worker;
+
+pub use publish::{path_message, strip};
+
+use crate::agent::{Agent, DriveNews, Event, Ticket};
+use crate::config::RobotConfig;
+use crate::context::{ContextCounts, GroupEncoder};
+use crate::ground::{Grounded, Mind};
+use crate::imagine::Clock;
+use crate::profile::Profile;
+use crate::record::RecordSender;
+use crate::senses::{Seen, Senses};
+use agent_loop::AgentLoop;
+use figures::Figures;
+use mindseye_bridge::answer::Answer;
+use mindseye_bridge::clock;
+use mindseye_bridge::ros::{RosError, RosSession};
+use mindseye_bridge::time::TimeDelta;
+use navigate::{Command, Navigator};
+use publish::Outputs;
+use pump::{Inputs, SensesPump};
+use requests::{Clients, Diary, Inbox, Questions};
+use ringbuf::HeapRb;
+use ringbuf::traits::Split;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use worker::{Job, Worker};
+
+/// Events from the senses that wait for the agent.
+const EVENTS_WAITING: usize = 256;
+/// Requests that wait for the agent.
+const REQUESTS_WAITING: usize = 64;
+/// Goals that wait for the mind: those that are let go of.
+const JOBS_WAITING: usize = 4;
+/// News of drives that wait for the agent, which looks every few milliseconds.
+const DRIVES_WAITING: usize = 256;
+/// Drives are cancelled within this when the node stops.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// The process's monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MonotonicClock;
+
+impl Clock for MonotonicClock {
+    fn now(&self) -> TimeDelta {
+        clock::monotonic()
+    }
+}
+
+/// What someone in the same process may want to see of a goal in work.
+#[derive(Clone, Debug)]
+pub enum Note {
+    /// A goal was begun.
+    Begun {
+        /// The client's id.
+        id: String,
+        /// What is wanted, for a person.
+        wish: String,
+    },
+    /// A stage came to its end, or a step was done: done, of.
+    Stage(&'static str, usize, usize),
+    /// The worker's evidence; the answer follows.
+    Evidence(Box<Grounded>),
+    /// The answer.
+    Answered(Box<Answer>),
+}
+
+/// Gets the notes; must not block.
+pub type Observer = Box<dyn Fn(Note) + Send + Sync>;
+
+/// Counts of a running node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// Frames, by what became of them.
+    pub context: ContextCounts,
+    /// Camera messages arrived, the dropped ones included.
+    pub camera_received: u64,
+    /// Camera messages dropped because the senses were busy.
+    pub camera_dropped: u64,
+    /// Latents in memory.
+    pub latents: usize,
+    /// Messages that could not be read.
+    pub bad_messages: u64,
+}
+
+/// A running node. Dropping it stops it.
+pub struct Node {
+    stop: Arc<AtomicBool>,
+    inbox: SyncSender<Inbox>,
+    threads: Vec<JoinHandle<()>>,
+    runtime: Option<tokio::runtime::Runtime>,
+    navigator: Option<tokio::task::JoinHandle<()>>,
+    figures: Arc<Figures>,
+    seen: Seen,
+}
+
+/// What a node needs to start.
+pub struct NodeParts {
+    /// Its configuration.
+    pub config: RobotConfig,
+    /// The model, for the mind's thread.
+    pub mind: Box<dyn Mind>,
+    /// The model's encoder, for the senses' thread.
+    pub encoder: Box<dyn GroupEncoder + Send>,
+    /// Where to record, if anywhere.
+    pub record: Option<RecordSender>,
+    /// Who watches, if anyone.
+    pub observer: Option<Observer>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Zenoh or a topic.
+    #[error(transparent)]
+    Ros(#[from] RosError),
+    /// The system gave no thread.
+    #[error("cannot start the {0} thread: {1}")]
+    Thread(&'static str, std::io::Error),
+}
+
+impl Node {
+    /// Declares topics and queryables on `session` and starts the threads.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn start(session: &RosSession, parts: NodeParts) -> Result<Self, NodeError> {
+        let NodeParts { config, mind, encoder, record, observer } = parts;
+        let observer: Arc<Observer> = Arc::new(observer.unwrap_or_else(|| Box::new(|_| ())));
+        let inputs = Inputs::subscribe(session, &config)?;
+        let outputs = Outputs::declare(session, &config, record.clone())?;
+        let (news, drives) = mpsc::channel::<(Ticket, DriveNews)>(DRIVES_WAITING);
+        let navigator = Navigator::new(session, &config.navigate, news)?;
+        let (navigator, commands): (_, Option<mpsc::Sender<Command>>) = navigator.unzip();
+        let questions = Questions::declare(session, &config)?;
+        let diary =
+            Diary { record: record.clone(), robot: config.robot.clone(), topics: config.topics.clone() };
+
+        let spec = mind.spec();
+        let senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
+        let seen = senses.seen();
+        let figures = Arc::new(Figures::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (inbox, requests) = sync_channel(REQUESTS_WAITING);
+        let (events_in, events_out) = HeapRb::<Event>::new(EVENTS_WAITING).split();
+        let (jobs_in, jobs_out) = sync_channel::<Job>(JOBS_WAITING);
+        let wanted = Arc::new(AtomicU64::new(0));
+        let mut threads = Vec::new();
+        let mut spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+            threads.push(thread.map_err(|e| NodeError::Thread(name, e))?);
+            Ok::<(), NodeError>(())
+        };
+
+        let (s, f) = (stop.clone(), figures.clone());
+        let mut pump = SensesPump {
+            senses,
+            inputs,
+            events: events_in,
+            figures: f,
+            record,
+            stop: s,
+            profile: Profile::default(),
+            copied: TimeDelta::ZERO,
+        };
+        spawn("senses", Box::new(move || pump.run()))?;
+
+        let worker = Worker {
+            mind,
+            seen: seen.clone(),
+            jobs: jobs_out,
+            inbox: inbox.clone(),
+            wanted: wanted.clone(),
+            figures: figures.clone(),
+            observer: observer.clone(),
+        };
+        spawn("mind", Box::new(move || worker.run()))?;
+
+        let agent = AgentLoop {
+            agent: Agent::new(config.agent()),
+            robot: config.robot.clone(),
+            period: TimeDelta::from(Duration::from_millis(config.status_period_ms)),
+            requests,
+            events: events_out,
+            jobs: jobs_in,
+            wanted,
+            outputs,
+            commands,
+            drives,
+            clients: Clients::default(),
+            figures: figures.clone(),
+            seen: seen.clone(),
+            observer,
+            stop: stop.clone(),
+        };
+        spawn("agent", Box::new(move || agent.run()))?;
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("requests")
+            .enable_time()
+            .build()
+            .map_err(|e| NodeError::Thread("requests", e))?;
+        requests::listen(&runtime, &inbox, &Arc::new(diary), questions);
+        let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
+        Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, seen })
+    }
+
+    /// Counts so far.
+    pub fn counts(&self) -> NodeCounts {
+        self.figures.counts(&self.seen)
+    }
+
+    /// Durations per stage so far.
+    pub fn profile(&self) -> Profile {
+        self.figures.profile()
+    }
+
+    /// What the goals can see.
+    pub fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
+
+    /// Stops the threads; a goal in work is answered `cancelled`.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A full inbox is drained by the agent, which sees the flag by itself.
+        let _ = self.inbox.try_send(Inbox::Stop);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the node panicked");
+            }
+        }
+        let Some(runtime) = self.runtime.take() else { return };
+        // The agent's end of the commands is gone: the navigator cancels its drive and ends.
+        if let Some(navigator) = self.navigator.take() {
+            let over = runtime.block_on(async { tokio::time::timeout(STOP_WITHIN, navigator).await });
+            if over.is_err() {
+                tracing::warn!("the navigation server did not confirm that the drive is cancelled");
+            }
+        }
+        runtime.shutdown_background();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}

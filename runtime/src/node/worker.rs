@@ -1,0 +1,91 @@
+//! The mind's thread: one goal after the other.
+
+use super::figures::{Figures, lock};
+use super::requests::Inbox;
+use super::{MonotonicClock, Note, Observer};
+use crate::agent::Ticket;
+use crate::ground::{Grounded, Mind, Stage, ground};
+use crate::imagine::Flow;
+use crate::senses::Seen;
+use mindseye_bridge::goal::{Goal, GoalKind};
+use mindseye_bridge::time::TimeDelta;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+
+/// A goal to work on.
+pub(super) struct Job {
+    pub ticket: Ticket,
+    pub goal: Box<Goal>,
+    /// When the answer must be there.
+    pub until: TimeDelta,
+}
+
+/// What the thread holds.
+pub(super) struct Worker {
+    pub mind: Box<dyn Mind>,
+    pub seen: Seen,
+    pub jobs: Receiver<Job>,
+    pub inbox: SyncSender<Inbox>,
+    /// Ticket of the goal that is still wanted; 0 = none.
+    pub wanted: Arc<AtomicU64>,
+    pub figures: Arc<Figures>,
+    pub observer: Arc<Observer>,
+}
+
+impl Worker {
+    /// Until nobody sends jobs any more.
+    pub fn run(mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            if self.wanted.load(Ordering::Relaxed) != job.ticket.0 {
+                continue;
+            }
+            let grounded = self.work(&job);
+            if self.inbox.send(Inbox::Done { ticket: job.ticket, grounded }).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn work(&mut self, job: &Job) -> Option<Box<Grounded>> {
+        let wish = match &job.goal.kind {
+            GoalKind::Text(text) => text.clone(),
+            GoalKind::Waypoints(poses) => format!("{} waypoints", poses.len()),
+        };
+        (self.observer)(Note::Begun { id: job.goal.id.clone(), wish });
+        let scene = self.seen.scene()?;
+        let (wanted, observer, inbox) = (&self.wanted, &self.observer, &self.inbox);
+        let mut progress = |stage: Stage<'_>| {
+            match stage {
+                Stage::Text => observer(Note::Stage("text", 1, 1)),
+                Stage::Encode => observer(Note::Stage("encode", 1, 1)),
+                Stage::Scan(part, parts) => observer(Note::Stage("look through memory", part, parts)),
+                Stage::Draft(answer) => {
+                    let draft = Inbox::Draft { ticket: job.ticket, answer: Box::new(answer.clone()) };
+                    // A draft is a courtesy; when the inbox is full it is not worth waiting.
+                    let _ = inbox.try_send(draft);
+                    observer(Note::Stage("first opinion", 1, 1));
+                }
+                Stage::Step { candidate, candidates, step, steps } => {
+                    observer(Note::Stage("imagine", candidate * steps + step, candidates * steps));
+                }
+                Stage::Decode => observer(Note::Stage("decode", 1, 1)),
+                Stage::Lift => observer(Note::Stage("lift", 1, 1)),
+            }
+            if wanted.load(Ordering::Relaxed) == job.ticket.0 { Flow::Continue } else { Flow::Stop }
+        };
+        let result =
+            ground(self.mind.as_mut(), &scene, &job.goal, &MonotonicClock, Some(job.until), &mut progress);
+        let grounded = Box::new(result.ok()?);
+        let mut profile = lock(&self.figures.profile);
+        for (stage, millis) in &grounded.answer.timings_ms {
+            profile.push(stage, *millis);
+        }
+        for millis in &grounded.step_ms {
+            profile.push("denoise_step", *millis);
+        }
+        drop(profile);
+        (self.observer)(Note::Evidence(grounded.clone()));
+        Some(grounded)
+    }
+}
