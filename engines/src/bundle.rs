@@ -187,8 +187,8 @@ impl Bundle {
             return Err(BundleError::Long { file: path });
         }
         let hash = file::sha256(&bytes);
-        let text = String::from_utf8(bytes)
-            .map_err(|source| BundleError::Text { file: path.clone(), source })?;
+        let text =
+            String::from_utf8(bytes).map_err(|source| BundleError::Text { file: path.clone(), source })?;
         let manifest = Manifest::from_toml(&text, &path)?;
         for (name, component) in &manifest.component {
             for file in &component.files {

@@ -37,16 +37,13 @@
 
 pub mod backend;
 pub mod bundle;
-pub mod checkpoint;
 pub mod count;
 pub mod cuda;
 pub mod denoise;
 pub mod model;
 pub mod onnx;
 pub mod passport;
-pub mod plan;
 pub mod plucker;
-pub mod quant;
 pub mod sampler;
 pub mod session_denoiser;
 pub mod target;

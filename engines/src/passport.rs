@@ -105,6 +105,12 @@ pub struct Present<'a> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PassportError {
+    /// No engine lies in a folder of engines.
+    #[error("{folder} holds no engines")]
+    NoEngines {
+        /// The folder.
+        folder: String,
+    },
     /// The file cannot be read.
     #[error("passport {path}: {source}")]
     Io {
@@ -135,6 +141,28 @@ pub enum PassportError {
         /// What is there.
         want: String,
     },
+}
+
+/// Engines of a folder with their passports, by name.
+///
+/// # Errors
+/// The folder cannot be read or holds no engines, or a passport is not in order.
+pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PassportError> {
+    let io = |source| PassportError::Io { path: folder.display().to_string(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(engine) = name.strip_suffix(".passport.json") {
+            let engine = path.with_file_name(engine);
+            found.push((engine.clone(), Passport::read(&engine)?));
+        }
+    }
+    if found.is_empty() {
+        return Err(PassportError::NoEngines { folder: folder.display().to_string() });
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
 }
 
 impl Passport {

@@ -11,13 +11,12 @@
 //! * All memory is taken when the parts are made. Every frame and latent that is not kept is counted and
 //!   every eviction has a stated reason.
 
-use mindseye_engines::backend::BackendError;
-pub use mindseye_engines::model::codec::GROUP;
 use crate::image::RgbImage;
 use crate::planar::Pose2;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::backend::BackendError;
+pub use mindseye_engines::model::codec::GROUP;
 use std::fmt;
-
 
 /// Why a new segment began. Frames of one latent never come from two segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
-    Budget, Clock, ContextLatents, Flow, ImagineError, Imagination, Imagined, Prompt, RolloutSettings,
+    Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
     choose_context, glance, pick,
 };
 use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_rollout, verify};
@@ -712,7 +712,8 @@ fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &Li
     let off = goal.distance(Pose2::new(x, y, 0.0));
     let sigma = params.rollout_sigma_m.max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
-    let orientation = lifted.estimate.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let orientation =
+        lifted.estimate.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
     lifted.estimate.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
     lifted.decision = match lifted.estimate.localisation_m {
@@ -742,11 +743,7 @@ fn nearest_view(context: &[Option<Pose2>], end: Pose2) -> Option<usize> {
 }
 
 /// How badly the codec reproduces the frames in use, 0..1.
-fn reconstruction_error(
-    mind: &mut dyn Mind,
-    scene: &Scene,
-    view: &View,
-) -> Result<Option<f64>, GroundError> {
+fn reconstruction_error(mind: &mut dyn Mind, scene: &Scene, view: &View) -> Result<Option<f64>, GroundError> {
     let frames = mind.decode(&view.seen.latents)?;
     let decoded = frames.iter().skip(GROUP - 1).step_by(GROUP);
     let errors: Vec<f64> = view

@@ -440,7 +440,12 @@ impl<'a> Evaluator<'a> {
 
     /// The guided velocity at one step, and what the heads say there. `noise` takes the place of context and first
     /// frame in the unconditional branch, where guidance drops them.
-    fn guided(&mut self, x: &[f32], step: Step, noise: Option<&[f32]>) -> Result<(Vec<f32>, Heads), ImagineError> {
+    fn guided(
+        &mut self,
+        x: &[f32],
+        step: Step,
+        noise: Option<&[f32]>,
+    ) -> Result<(Vec<f32>, Heads), ImagineError> {
         let t = f64::from(step.timestep);
         let mut conditional = self.evaluate(x, t, Omitted::default())?;
         let mut v = self.velocity(&conditional, x, step.sigma);
@@ -648,10 +653,7 @@ impl<'a> Imagination<'a> {
     ///
     /// # Errors
     /// [`ImagineError`].
-    pub fn roll_out(
-        mut self,
-        progress: &mut dyn FnMut(Stage<'_>) -> Flow,
-    ) -> Result<Imagined, ImagineError> {
+    pub fn roll_out(mut self, progress: &mut dyn FnMut(Stage<'_>) -> Flow) -> Result<Imagined, ImagineError> {
         let settings = self.evaluator.settings;
         let (wanted, all_steps) = (settings.candidates.max(1), settings.steps.max(1));
         let affordable = self.affordable();
@@ -706,8 +708,7 @@ impl<'a> Imagination<'a> {
             Noise::new(settings.seed, 2 * candidate as u64 + 1)
                 .draw((evaluator.context() + 1) * evaluator.frame)
         });
-        let mut sampler =
-            Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
+        let mut sampler = Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
         let mut x = evaluator.beginning(candidate);
         let mut heads = Heads::default();
         let (mut done, mut took, mut clean) = (0, TimeDelta(1), Vec::new());
@@ -1050,7 +1051,12 @@ pub(crate) mod tests {
             settings(),
             "first frame has 3 values, expected 12",
         );
-        check(ContextLatents { latents: vec![], ..seen(2) }, &TEXT, settings(), "context has 0 values, expected 24");
+        check(
+            ContextLatents { latents: vec![], ..seen(2) },
+            &TEXT,
+            settings(),
+            "context has 0 values, expected 24",
+        );
         check(ContextLatents { index: vec![4, 2], ..seen(2) }, &TEXT, settings(), "ascend");
         check(seen(2), &[0.0; 5], settings(), "text has 5 values, expected 6");
         check(seen(2), &TEXT, RolloutSettings { target_latents: 1, ..settings() }, "target_latents is 1");

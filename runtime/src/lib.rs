@@ -39,4 +39,5 @@ pub mod profile;
 pub mod record;
 pub mod replay;
 pub mod senses;
+#[cfg(feature = "world")]
 pub mod visit;

@@ -418,8 +418,7 @@ mod tests {
         };
         let end = Pose2::new(1.0, 0.0, 0.2);
         let broken = rollout(f32::NAN, 0.0);
-        let rollouts =
-            [broken, rollout(3.0, 0.2), rollout(1.1, -0.8), rollout(1.2, 0.2), rollout(1.2, 0.2)];
+        let rollouts = [broken, rollout(3.0, 0.2), rollout(1.1, -0.8), rollout(1.2, 0.2), rollout(1.2, 0.2)];
         assert_eq!(nearest_rollout(&rollouts, end), 3);
         assert_eq!(nearest_rollout(&[], end), 0);
     }

@@ -24,11 +24,11 @@ use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, S
 use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::{PassportError, Present};
+use mindseye_engines::passport::{PassportError, Present, engines_in};
 use mindseye_engines::plucker;
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{END, Tokenizer, TokenizerError, unknown_words, word_ids};
-use mindseye_engines::trt::{LoadOptions, PipelineError, TensorRtBackend, engines_in};
+use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -246,16 +246,7 @@ impl Pipeline {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
         let training_mount = manifest.networks.camera.as_ref().map(mounting);
-        Ok(Self {
-            spec,
-            words: Arc::new(words),
-            text,
-            encoder,
-            decoder,
-            denoiser,
-            training_mount,
-            bundle,
-        })
+        Ok(Self { spec, words: Arc::new(words), text, encoder, decoder, denoiser, training_mount, bundle })
     }
 
     /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
@@ -271,7 +262,8 @@ impl Pipeline {
         let engine = backend.prepare(file, &PrepareOptions::default().with_threads(threads))?;
         self.bundle.check_engine("denoiser", engine.as_ref())?;
         self.denoiser = DenoiserEngines::Joint(engine);
-        self.spec.engine_sha256 = sha256_of_file(file).map_err(|source| LoadError::File { path: file.to_owned(), source })?;
+        self.spec.engine_sha256 =
+            sha256_of_file(file).map_err(|source| LoadError::File { path: file.to_owned(), source })?;
         Ok(())
     }
 
@@ -619,7 +611,12 @@ mod tests {
         check("Please go to the table in front of you", Ok(&[7, 1]));
         check("credence table", Err("does not know \"credence\""));
         check("the fridge", Err("red, blue, chair, table"));
-        check("the bleu chiar", Err("\"bleu\" (the nearest known word is \"blue\") and \"chiar\" (the nearest known word is \"chair\")"));
+        check(
+            "the bleu chiar",
+            Err(
+                "\"bleu\" (the nearest known word is \"blue\") and \"chiar\" (the nearest known word is \"chair\")",
+            ),
+        );
         check("go there", Err("names nothing that this model knows; it knows red, blue, chair, table"));
         check("red blue chair table", Err("one thing at a time"));
     }

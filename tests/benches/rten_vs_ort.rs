@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use mindseye_builder::onnx::MemoryWeights;
+use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{Dim, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::onnx::{MemoryWeights, SaveOptions};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::onnx::SaveOptions;
+use mindseye_engines::session_denoiser::DenoiserKind;
 
 const ROUNDS: usize = 15;
 const WANTED: f64 = 1.6;

@@ -17,12 +17,13 @@ use std::time::Instant;
 
 use mindseye_engines::denoise::sinusoid;
 use mindseye_engines::model::dit::Prediction;
+use mindseye_train::codec_fit::fit_codec;
+use mindseye_train::config::TrainConfig;
 use mindseye_train::data::{SEEN_SHARE, Sample, Source, Task};
 use mindseye_train::eager::{Eager, Params};
 use mindseye_train::family::HouseModel;
 use mindseye_train::net::{self, Draw};
 use mindseye_train::optim::{self, Moments, Rule};
-use mindseye_train::trainer::{TrainConfig, fit_codec};
 use mindseye_world::{Difficulty, Rng};
 use serde_json::{Value, json};
 

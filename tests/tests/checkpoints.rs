@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mindseye_builder::checkpoint::{
+    Checkpoint,
+    names::{Component, Layout, dit_params, locate, original_name},
+};
 use mindseye_engines::{
     bundle::Bundle,
-    checkpoint::{
-        Checkpoint,
-        names::{Component, Layout, dit_params, locate, original_name},
-    },
     count::{CountOps, count_denoiser, count_text, count_vae_decoder, count_vae_encoder},
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::Chunk, vae::VaeConfig},
     sampler::Noise,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mindseye_base::picture::save_png;
 use mindseye_tools::curate::dataset::Dataset;
-use mindseye_tools::curate::layout::{self, Layout};
+use mindseye_tools::curate::layout::{self, SourceLayout};
 use mindseye_tools::curate::vlm::Endpoint;
 use mindseye_tools::curate::{Counts, CurateOptions, Report, curate};
 use mindseye_tools::train::{self, TrainArgs};
@@ -259,7 +259,7 @@ fn arkitscenes(root: &Path, video: &str, frames: usize, hole: Option<usize>) {
     fs::write(dir.join("lowres_wide.traj"), trajectory).unwrap();
 }
 
-fn options(layout: Layout, root: &Path, out: &Path) -> CurateOptions {
+fn options(layout: SourceLayout, root: &Path, out: &Path) -> CurateOptions {
     CurateOptions {
         layout,
         root: root.to_path_buf(),
@@ -278,12 +278,12 @@ fn go(options: &CurateOptions, endpoint: &Endpoint) -> Report {
 
 #[test]
 fn both_layouts_become_clips_that_decode() {
-    for layout in [Layout::Scannetpp, Layout::Arkitscenes] {
+    for layout in [SourceLayout::Scannetpp, SourceLayout::Arkitscenes] {
         let dir = tempfile::tempdir().unwrap();
         let (root, out) = (dir.path().join("source"), dir.path().join("out"));
         match layout {
-            Layout::Scannetpp => scannetpp(&root, "0a1b", 36, |_, _| {}),
-            Layout::Arkitscenes => {
+            SourceLayout::Scannetpp => scannetpp(&root, "0a1b", 36, |_, _| {}),
+            SourceLayout::Arkitscenes => {
                 arkitscenes(&root, "41", 36, None);
                 arkitscenes(&root, "42", 36, None);
                 let table = "video_id,visit_id,fold\n41,7.0,Training\n42,7.0,Training\n";
@@ -364,7 +364,7 @@ fn faults_of_recordings_are_counted() {
                 .unwrap();
         }
         let server = StandIn::start(good);
-        let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
+        let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
         assert_eq!(report.counts, wanted);
         assert_eq!(Dataset::open(&out).unwrap().clips.len() as u64, wanted.clips);
     };
@@ -427,7 +427,7 @@ fn recordings_that_cannot_be_used_are_named() {
         scannetpp(&root, "good", 30, |_, _| {});
         spoil(&root.join("data/bad/iphone"));
         let server = StandIn::start(good);
-        let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
+        let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
         assert_eq!((report.scenes, report.scenes_done), (2, 1));
         assert!(report.problems.len() == 1 && report.problems[0].contains(wanted), "{:?}", report.problems);
         assert_eq!(report.counts.clips, 2);
@@ -447,7 +447,7 @@ fn recordings_that_cannot_be_used_are_named() {
     check(|dir| fs::remove_file(dir.join("pose_intrinsic_imu.json")).unwrap(), "transforms.json");
     let empty = tempfile::tempdir().unwrap();
     let server = StandIn::start(good);
-    let options = options(Layout::Arkitscenes, empty.path(), &empty.path().join("out"));
+    let options = options(SourceLayout::Arkitscenes, empty.path(), &empty.path().join("out"));
     let error = curate(&options, &server.endpoint(1000, 0), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("no recordings"), "{error}");
 }
@@ -456,9 +456,9 @@ fn recordings_that_cannot_be_used_are_named() {
 fn holes_of_arkit_recordings_break_clips() {
     let dir = tempfile::tempdir().unwrap();
     arkitscenes(dir.path(), "41", 90, Some(36));
-    let scene = &layout::scenes(Layout::Arkitscenes, dir.path()).unwrap()[0];
+    let scene = &layout::scenes(SourceLayout::Arkitscenes, dir.path()).unwrap()[0];
     let mut counts = Counts::default();
-    let recording = layout::read(Layout::Arkitscenes, scene, dir.path(), 3, &mut counts).unwrap();
+    let recording = layout::read(SourceLayout::Arkitscenes, scene, dir.path(), 3, &mut counts).unwrap();
     assert_eq!((counts.frames, counts.missing_image, counts.missing_pose), (26, 1, 0));
     let index: Vec<usize> = recording.frames.iter().map(|f| f.index).collect();
     assert_eq!(index[11..13], [11, 13], "the frame after the hole does not follow");
@@ -474,9 +474,9 @@ fn holes_of_arkit_recordings_break_clips() {
     });
     fs::write(dslr.join("nerfstudio/transforms.json"), document.to_string()).unwrap();
     let root = dir.path().join("nerf");
-    let scene = &layout::scenes(Layout::Scannetpp, &root).unwrap()[0];
+    let scene = &layout::scenes(SourceLayout::Scannetpp, &root).unwrap()[0];
     let mut counts = Counts::default();
-    let recording = layout::read(Layout::Scannetpp, scene, &root, 1, &mut counts).unwrap();
+    let recording = layout::read(SourceLayout::Scannetpp, scene, &root, 1, &mut counts).unwrap();
     assert_eq!((recording.frames.len(), counts.missing_image), (1, 1));
     let wanted = [1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0];
     let got = recording.frames[0].map_from_camera;
@@ -505,7 +505,7 @@ fn answers_are_counted_by_what_they_are() {
             _ => say(CENTRED),
         }
     });
-    let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
+    let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
     let wanted = Counts {
         frames: 14,
         asked: 6,
@@ -528,7 +528,7 @@ fn requests_that_fail_are_sent_again_and_then_left_for_later() {
         // Every other request fails: with one retry all goes well.
         let broken = fault.clone();
         let server = StandIn::start(move |n, r| if n % 2 == 0 { broken.clone() } else { good(n, r) });
-        let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(400, 1));
+        let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(400, 1));
         if passing {
             assert_eq!((report.counts.clips, report.endpoint_failures, report.stopped), (4, 0, None));
         } else {
@@ -539,13 +539,13 @@ fn requests_that_fail_are_sent_again_and_then_left_for_later() {
         // All fail: the run ends by itself, the recording is not called done, the next run asks again.
         let out = dir.path().join("other");
         let server = StandIn::start(move |_, _| fault.clone());
-        let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(150, 0));
+        let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(150, 0));
         assert_eq!((report.counts.clips, report.scenes_done), (0, 0));
         assert!(report.stopped.is_some());
         assert_eq!(report.endpoint_failures, if passing { 4 } else { 1 });
         drop(server);
         let server = StandIn::start(good);
-        let report = go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
+        let report = go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
         assert_eq!((report.counts.clips, report.scenes_done, report.scenes_resumed), (4, 1, 0));
     };
     check(Say::Status(503), true);
@@ -562,7 +562,7 @@ fn requests_that_fail_are_sent_again_and_then_left_for_later() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let endpoint =
         Endpoint::new(&format!("http://127.0.0.1:{port}/v1"), "m", Duration::from_secs(1), 0).unwrap();
-    let report = go(&options(Layout::Scannetpp, &root, &dir.path().join("out")), &endpoint);
+    let report = go(&options(SourceLayout::Scannetpp, &root, &dir.path().join("out")), &endpoint);
     assert!(report.stopped.is_some());
 }
 
@@ -588,13 +588,13 @@ fn a_stopped_run_goes_on_where_it_was() {
         found
     };
     let server = StandIn::start(good);
-    let unbroken = go(&options(Layout::Scannetpp, &root, &whole), &server.endpoint(5000, 0));
+    let unbroken = go(&options(SourceLayout::Scannetpp, &root, &whole), &server.endpoint(5000, 0));
     assert_eq!((unbroken.counts.clips, server.asked()), (16, 32));
     drop(server);
 
     // The endpoint goes away after the third clip of the second recording.
     let server = StandIn::start(|n, r| if n < 22 { good(n, r) } else { Say::Status(500) });
-    let report = go(&options(Layout::Scannetpp, &root, &broken), &server.endpoint(5000, 0));
+    let report = go(&options(SourceLayout::Scannetpp, &root, &broken), &server.endpoint(5000, 0));
     assert_eq!((report.counts.clips, report.scenes_done), (11, 1));
     assert!(report.stopped.is_some());
     drop(server);
@@ -603,7 +603,7 @@ fn a_stopped_run_goes_on_where_it_was() {
     let text = fs::read(&state).unwrap();
     fs::write(&state, &text[..text.len() - 5]).unwrap();
     let server = StandIn::start(good);
-    let report = go(&options(Layout::Scannetpp, &root, &broken), &server.endpoint(5000, 0));
+    let report = go(&options(SourceLayout::Scannetpp, &root, &broken), &server.endpoint(5000, 0));
     assert_eq!((report.counts, report.scenes_done, report.scenes_resumed), (unbroken.counts, 2, 1));
     assert_eq!(server.asked(), 2 * (5 + 1), "five left, and the one whose line was cut off");
     assert_eq!(files(&broken), files(&whole));
@@ -611,8 +611,9 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert!(lines.lines().all(|l| serde_json::from_str::<Value>(l).is_ok()));
     // A state that is not ours is refused.
     fs::write(&state, "hello\n").unwrap();
-    let error = curate(&options(Layout::Scannetpp, &root, &broken), &server.endpoint(5000, 0), &mut |_| {})
-        .unwrap_err();
+    let error =
+        curate(&options(SourceLayout::Scannetpp, &root, &broken), &server.endpoint(5000, 0), &mut |_| {})
+            .unwrap_err();
     assert!(error.to_string().contains("state.jsonl: line 1"), "{error}");
 }
 
@@ -622,7 +623,7 @@ fn a_damaged_dataset_is_read_as_far_as_it_goes() {
     let (root, out) = (dir.path().join("source"), dir.path().join("out"));
     scannetpp(&root, "s", 36, |_, _| {});
     let server = StandIn::start(good);
-    go(&options(Layout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
+    go(&options(SourceLayout::Scannetpp, &root, &out), &server.endpoint(5000, 0));
     let check = |path: &str, edit: &dyn Fn(&mut Value), clips: usize, reason: &str| {
         let path = out.join(path);
         let before = fs::read(&path).unwrap();
@@ -706,15 +707,15 @@ fn train_args(dir: &Path, run: &str) -> TrainArgs {
 
 #[test]
 fn what_curate_writes_trains() {
-    for layout in [Layout::Scannetpp, Layout::Arkitscenes] {
+    for layout in [SourceLayout::Scannetpp, SourceLayout::Arkitscenes] {
         let dir = tempfile::tempdir().unwrap();
         let (root, out) = (dir.path().join("source"), dir.path().join("clips"));
         match layout {
-            Layout::Scannetpp => {
+            SourceLayout::Scannetpp => {
                 scannetpp(&root, "a", 90, |_, _| {});
                 scannetpp(&root, "b", 90, |_, _| {});
             }
-            Layout::Arkitscenes => {
+            SourceLayout::Arkitscenes => {
                 arkitscenes(&root, "41", 60, None);
                 arkitscenes(&root, "42", 60, None);
                 let table = "video_id,visit_id,fold\n41,7.0,Training\n42,7.0,Training\n";
@@ -745,7 +746,7 @@ fn what_curate_writes_trains() {
             assert_eq!(loss(5, name), 0.0, "{name}");
         }
         // The recordings of ARKitScenes have maps of their own: context has no pose in the target's.
-        assert_eq!(loss(5, "context_pose") == 0.0, layout == Layout::Arkitscenes);
+        assert_eq!(loss(5, "context_pose") == 0.0, layout == SourceLayout::Arkitscenes);
         assert!(dir.path().join("run/curve.png").is_file());
     }
 }

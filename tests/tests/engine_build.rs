@@ -11,23 +11,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
-use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, LiftParams, Limits,
-    Manifest, Provenance, RopeSpec, SamplerSpec,
-};
-use mindseye_engines::count::count_denoiser;
-use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::onnx::{Dim, ExternalData, MemoryWeights, Model, SaveOptions};
-use mindseye_engines::passport::Passport;
-use mindseye_engines::quant::{
+use mindseye_builder::onnx::MemoryWeights;
+use mindseye_builder::onnx::denoiser_graph;
+use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
+use mindseye_builder::quant::{
     self, CalibrationSource, Checks, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
     to_float16,
 };
+use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
+use mindseye_engines::bundle::{
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, LiftParams,
+    Limits, Manifest, Provenance, RopeSpec, SamplerSpec,
+};
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::onnx::{Dim, ExternalData, Model, SaveOptions};
+use mindseye_engines::passport::Passport;
 use mindseye_engines::sampler::{Grid, Solver};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::target::{Precision, Target};
-use mindseye_engines::trt::{self, Library, LoadOptions, PipelineError, Request, Settings, Verify};
+use mindseye_engines::trt::{self, Library, LoadOptions};
 use mindseye_tools::export::write_vectors;
 
 fn config(heads: usize, head_dim: usize, layers: usize) -> DitConfig {
@@ -167,13 +170,13 @@ struct Case<'a> {
 fn build(
     case: &Case<'_>,
     edit: impl FnOnce(&mut Settings),
-) -> Result<Vec<trt::BuiltComponent>, PipelineError> {
+) -> Result<Vec<pipeline::BuiltComponent>, PipelineError> {
     let mut settings = Settings::new(case.bundle.directory(), case.target, case.precision);
     settings.calibration_items = 3;
     settings.verify_items = 2;
     edit(&mut settings);
     let target = Target::named(case.target).unwrap();
-    trt::build_bundle(Request {
+    pipeline::build_bundle(Request {
         bundle: case.bundle,
         settings,
         target: &target,
@@ -241,7 +244,7 @@ fn rtx_builds_every_precision_for_the_a100_and_fp8_for_the_l4() {
             p.engine_bytes, p.build_seconds, p.verification
         );
         sizes.insert((target, precision), p.engine_bytes);
-        assert_eq!(trt::settings_of(&out).unwrap().precision, precision);
+        assert_eq!(pipeline::settings_of(&out).unwrap().precision, precision);
     }
     // Kernels outweigh the weights of a network this small; four bits still show.
     assert!(sizes[&("a100", Precision::Int4w)] < sizes[&("a100", Precision::Fp16)], "{sizes:?}");
@@ -331,7 +334,7 @@ fn cpu_int8_is_built_verified_and_checked_against_its_passport() {
             samples: 2,
             tell: &mut |_| true,
         };
-        trt::verify_built(&out, Verify { bundle, target: &target, checks, task: Some(&Fixed) })
+        pipeline::verify_built(&out, Verify { bundle, target: &target, checks, task: Some(&Fixed) })
     };
     let all = verify(&bundle, 3).unwrap();
     let v = &all[0];
@@ -378,7 +381,8 @@ fn graphs_of_any_target_are_written_and_verified_without_tensorrt() {
             samples: 2,
             tell: &mut |_| true,
         };
-        let all = trt::verify_built(&out, Verify { bundle: &bundle, target: &target, checks, task: None });
+        let all =
+            pipeline::verify_built(&out, Verify { bundle: &bundle, target: &target, checks, task: None });
         let v = &all.unwrap()[0];
         assert_eq!((v.precision, v.past.clone()), (precision, None));
         assert_eq!(v.report.outputs, built[0].report.as_ref().unwrap().outputs);

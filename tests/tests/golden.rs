@@ -3,8 +3,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_engines::{
-    checkpoint::Checkpoint,
     model::{
         codec::{self, LinearCodec, LinearCodecConfig},
         vae::{self, Chunk, VaeConfig},
@@ -76,6 +76,24 @@ fn set1_onnx() {
 #[test]
 fn set2_onnx() {
     passes("set2", Via::Onnx, &[&DIT[..], &SET2].concat());
+}
+
+#[test]
+fn sets_below_a_directory_are_found_and_named() {
+    let results = check(&data(""), &[]).unwrap();
+    let names: Vec<&str> = results.iter().map(|r| r.case.as_str()).collect();
+    for wanted in ["set1/sched/tables", "set2/sched/tables", "set1/plucker", "set1/tokenizer"] {
+        assert!(names.contains(&wanted), "{wanted} is missing: {names:?}");
+    }
+    assert!(results.iter().all(|r| r.pass), "{results:?}");
+    // A set by itself keeps its plain names.
+    let alone = check(&data("set1"), &[]).unwrap();
+    assert!(alone.iter().any(|r| r.case == "sched/tables"), "{alone:?}");
+    // Nothing, however deep.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+    let error = check(dir.path(), &[]).unwrap_err().to_string();
+    assert!(error.contains("no golden cases here or in the folders below"), "{error}");
 }
 
 #[test]
@@ -172,7 +190,7 @@ fn a_stream_restarted_28_groups_earlier_reconverges_exactly() {
     let again = stream(&cfg, &params, &clip[8 * frame..]);
     let first_equal =
         (0..again.len()).find(|k| again[*k..] == whole[2 + k..]).expect("it never re-converges");
-    // A frame reaches its own latent and the next 28 (spec §2): after 28 groups of warm-up nothing of the gap is left.
+    // A frame reaches its own latent and the next 28: after 28 groups of warm-up nothing of the gap is left.
     assert!(first_equal <= 29, "re-converged only at latent {first_equal}");
     assert!(first_equal > 0, "the restart changed nothing, so this test shows nothing");
 }

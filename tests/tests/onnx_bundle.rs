@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use mindseye_builder::onnx::MemoryWeights;
+use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, by_name};
 use mindseye_engines::bundle::{
     BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
@@ -13,9 +15,9 @@ use mindseye_engines::bundle::{
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::onnx::{Dim, MemoryWeights, SaveOptions};
+use mindseye_engines::onnx::{Dim, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::session_denoiser::DenoiserKind;
 
 fn dit() -> DitConfig {
     DitConfig {

@@ -6,14 +6,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use mindseye_builder::onnx::MemoryWeights;
+use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::denoise::{Denoise, DenoiseStep, HostInputs};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::onnx::{Dim, MemoryWeights, SaveOptions};
-use mindseye_engines::session_denoiser::{
-    CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser, denoiser_graph,
-};
+use mindseye_engines::onnx::{Dim, SaveOptions};
+use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser};
 
 /// Everything that a configuration can switch on.
 fn config() -> DitConfig {

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec, Limits,
-    Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
+    Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::ParamSpec;

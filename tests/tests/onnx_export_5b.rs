@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mindseye_engines::checkpoint::Checkpoint;
-use mindseye_engines::checkpoint::names::{Component, dit_params};
+use mindseye_builder::checkpoint::Checkpoint;
+use mindseye_builder::checkpoint::names::{Component, dit_params};
+use mindseye_builder::onnx::CheckpointWeights;
+use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
-use mindseye_engines::onnx::{CheckpointWeights, Dim, Model, SaveOptions};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::onnx::{Dim, Model, SaveOptions};
+use mindseye_engines::session_denoiser::DenoiserKind;
 
 /// A safetensors file of zeros that takes no room: the header is written, the rest is a hole.
 fn sparse_shard(path: &Path, params: &[ParamSpec]) -> u64 {

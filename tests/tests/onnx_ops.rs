@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
+use mindseye_builder::onnx::{GraphBuilder, MemoryWeights, NodeValue};
 use mindseye_engines::backend::{BackendError, PrepareOptions, Tensor, by_name};
 use mindseye_engines::model::Ops;
-use mindseye_engines::onnx::{Dim, GraphBuilder, MemoryWeights, NodeValue, OnnxError, SaveOptions};
+use mindseye_engines::onnx::{Dim, OnnxError, SaveOptions};
 
 /// Numbers in -1..1 that repeat from run to run.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -24,7 +25,7 @@ fn run(
     inputs: &[(&str, &[usize], &[f32])],
     index: &[(&str, &[usize], &[i64])],
     weights: MemoryWeights,
-    build: impl FnOnce(&mut GraphBuilder, &[NodeValue], &[mindseye_engines::onnx::IndexValue]) -> NodeValue,
+    build: impl FnOnce(&mut GraphBuilder, &[NodeValue], &[mindseye_builder::onnx::IndexValue]) -> NodeValue,
     rank: usize,
 ) -> (Vec<usize>, Vec<f32>) {
     let mut ops = GraphBuilder::new("test", Arc::new(weights));
@@ -372,7 +373,7 @@ fn rotation_keeps_scores() {
         ("sin", &table[..], &sin[..]),
     ];
     let network = |direct: bool| {
-        move |o: &mut GraphBuilder, v: &[NodeValue], _: &[mindseye_engines::onnx::IndexValue]| {
+        move |o: &mut GraphBuilder, v: &[NodeValue], _: &[mindseye_builder::onnx::IndexValue]| {
             let w = o.param("q.weight", &[width, width]);
             let b = o.param("q.bias", &[width]);
             let n = o.param("q.norm", &[width]);

@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use mindseye_engines::plucker::Pose;
-use mindseye_train::clips::{Clip, Clips, DataConfig, Found, Image, Pixels, Recording};
+use mindseye_train::clips::{Clip, Clips, Found, Image, Pixels, Recording};
+use mindseye_train::config::DataConfig;
 use mindseye_train::family::{END, HouseModel};
 use nalgebra::Isometry3;
 use serde::{Deserialize, Serialize};
@@ -119,34 +120,38 @@ pub fn prepare(
 ) -> anyhow::Result<(Clips, Report)> {
     let dataset = Dataset::open(dir)?;
     fs::create_dir_all(cache).with_context(|| cache.display().to_string())?;
-    let (width, height) = (model.codec.width, model.codec.height);
-    let mut report =
-        Report { faults: dataset.faults, problems: dataset.rejected.clone(), ..Report::default() };
+    let size = (model.codec.width, model.codec.height);
     let mut identity = Sha256::new();
-    identity.update(format!("{FORMAT} {width} {height} {:?}", model.text.words));
-    let (mut recordings, mut by_name, mut sizes) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    identity.update(format!("{FORMAT} {} {} {:?}", size.0, size.1, model.text.words));
+    let mut take = Taken {
+        report: Report { faults: dataset.faults, problems: dataset.rejected.clone(), ..Report::default() },
+        size,
+        identity,
+        recordings: Vec::new(),
+        by_name: BTreeMap::new(),
+        sizes: BTreeMap::new(),
+    };
     let count = dataset.recordings().count();
     for (k, source) in dataset.recordings().enumerate() {
         let stamps = match dataset.stamps(source) {
             Ok(stamps) => stamps,
             Err(e) => {
-                report.faults.recordings += 1;
-                report.problems.push(e.to_string());
+                take.report.faults.recordings += 1;
+                take.report.problems.push(e.to_string());
                 continue;
             }
         };
-        let mut key = Sha256::new();
-        key.update(format!("{FORMAT} {width} {height}\n{}", stamps.join("\n")));
-        let key = format!("{:x}", key.finalize());
-        let pixels = cache.join(format!("{}.rgb", source.id));
-        let about = cache.join(format!("{}.json", source.id));
-        let cached = match reusable(&about, &pixels, &key, width * height * 3) {
+        let files = CacheFiles::new(cache, &source.id);
+        let key = mindseye_base::file::sha256(
+            format!("{FORMAT} {} {}\n{}", size.0, size.1, stamps.join("\n")).as_bytes(),
+        );
+        let cached = match files.reusable(&key, size.0 * size.1 * 3) {
             Some(cached) => cached,
             None => {
-                let done = decode(&dataset, source, &pixels, key, (width, height), stop)?;
+                let done = decode(&dataset, source, &files.pixels, key, size, stop)?;
                 let Some(done) = done else { bail!("stopped; run the same command again to go on") };
-                dataset::write_json(&about, &done)?;
-                report.decoded += 1;
+                dataset::write_json(&files.about, &done)?;
+                take.report.decoded += 1;
                 progress(&format!(
                     "decoded {} ({} of {count}): {} images, {} unreadable",
                     source.id,
@@ -157,12 +162,50 @@ pub fn prepare(
                 done
             }
         };
-        report.unreadable_images += cached.unreadable;
-        report.problems.extend(cached.problems);
+        take.recording(source, cached, files.pixels)?;
+    }
+    take.report.recordings = take.recordings.len();
+    let clips = take.clips(&dataset, model)?;
+    let identity = mindseye_base::file::hex(&take.identity.finalize());
+    let mut report = take.report;
+    let (clips, found) = Clips::new(model, config, take.recordings, clips, identity).map_err(|e| {
+        let mut lines = vec![e.to_string()];
+        lines.extend(report.lines().into_iter().skip(1));
+        lines.extend(report.problems.iter().take(3).cloned());
+        anyhow::anyhow!("{}: {}", dir.display(), lines.join("; "))
+    })?;
+    report.found = found;
+    Ok((clips, report))
+}
+
+/// What has been taken of a dataset so far.
+struct Taken {
+    report: Report,
+    /// Width and height of the model's images.
+    size: (usize, usize),
+    /// Hash of everything that training depends on.
+    identity: Sha256,
+    recordings: Vec<Recording>,
+    /// Position in `recordings` by name.
+    by_name: BTreeMap<String, usize>,
+    /// Size of the picture of an image, by recording and index.
+    sizes: BTreeMap<(usize, usize), [usize; 2]>,
+}
+
+impl Taken {
+    /// Takes a recording whose pixels are in the cache; one without any picture that can be read is left out.
+    fn recording(
+        &mut self,
+        source: &dataset::Recording,
+        cached: Cached,
+        pixels: PathBuf,
+    ) -> anyhow::Result<()> {
+        self.report.unreadable_images += cached.unreadable;
+        self.report.problems.extend(cached.problems);
         let mut images = Vec::with_capacity(cached.images.len());
         for (at, size) in cached.images {
             let Some(frame) = source.frames.get(at) else { continue };
-            let fit = Fit::new((size[0], size[1]), (width, height));
+            let fit = Fit::new((size[0], size[1]), self.size);
             let image = Image {
                 index: frame.index,
                 map_from_camera: frame.map_from_camera.as_ref().map(matrix),
@@ -171,14 +214,14 @@ pub fn prepare(
                     [fx, fy, cx + 0.5, cy + 0.5]
                 }),
             };
-            sizes.insert((recordings.len(), frame.index), size);
-            report.without_pose += usize::from(image.map_from_camera.is_none());
+            self.sizes.insert((self.recordings.len(), frame.index), size);
+            self.report.without_pose += usize::from(image.map_from_camera.is_none());
             images.push(image);
         }
         if images.is_empty() {
-            continue;
+            return Ok(());
         }
-        report.images += images.len();
+        self.report.images += images.len();
         let recording = Recording {
             id: source.id.clone(),
             environment: source.environment.clone(),
@@ -188,42 +231,60 @@ pub fn prepare(
             pixels: Pixels::File(pixels),
         };
         let about = (&recording.id, &recording.environment, &recording.map, recording.up, &recording.images);
-        identity.update(serde_json::to_vec(&(cached.sha256, about))?);
-        by_name.insert(recording.id.clone(), recordings.len());
-        recordings.push(recording);
+        self.identity.update(serde_json::to_vec(&(cached.sha256, about))?);
+        self.by_name.insert(recording.id.clone(), self.recordings.len());
+        self.recordings.push(recording);
+        Ok(())
     }
-    report.recordings = recordings.len();
 
-    let mut clips = Vec::new();
-    for clip in &dataset.clips {
-        identity.update(serde_json::to_vec(clip)?);
-        let text = if clip.object.trim().is_empty() { &clip.caption } else { &clip.object };
-        let Some(ids) = word_ids(&model.text.words, text, model.dit.text_len) else {
-            report.unknown_words += 1;
-            continue;
-        };
-        // A recording without any picture that can be read is not there.
-        let Some(recording) = by_name.get(&clip.recording).copied() else { continue };
-        let last = clip.first + clip.frames - 1;
-        let area = clip.area.zip(sizes.get(&(recording, last))).map(|(share, size)| {
-            let (w, h) = (size[0] as f64, size[1] as f64);
-            let fit = Fit::new((size[0], size[1]), (width, height));
-            let (x0, y0) = fit.point(share[0] * w, share[1] * h);
-            let (x1, y1) = fit.point(share[2] * w, share[3] * h);
-            let cut = |v: f64, n: usize| v.clamp(0.0, n as f64) as f32;
-            [cut(x0, width), cut(y0, height), cut(x1, width), cut(y1, height)]
-        });
-        clips.push(Clip { id: clip.id.clone(), recording, first: clip.first, last, ids, area });
+    /// The clips whose words the model knows and whose recordings were taken.
+    fn clips(&mut self, dataset: &Dataset, model: &HouseModel) -> anyhow::Result<Vec<Clip>> {
+        let mut clips = Vec::new();
+        for clip in &dataset.clips {
+            self.identity.update(serde_json::to_vec(clip)?);
+            let text = if clip.object.trim().is_empty() { &clip.caption } else { &clip.object };
+            let Some(ids) = word_ids(&model.text.words, text, model.dit.text_len) else {
+                self.report.unknown_words += 1;
+                continue;
+            };
+            // A recording without any picture that can be read is not there.
+            let Some(recording) = self.by_name.get(&clip.recording).copied() else { continue };
+            let last = clip.first + clip.frames - 1;
+            let size = self.sizes.get(&(recording, last));
+            let area = clip.area.zip(size).map(|(share, size)| fitted_area(share, *size, self.size));
+            clips.push(Clip { id: clip.id.clone(), recording, first: clip.first, last, ids, area });
+        }
+        Ok(clips)
     }
-    let identity = format!("{:x}", identity.finalize());
-    let (clips, found) = Clips::new(model, config, recordings, clips, identity).map_err(|e| {
-        let mut lines = vec![e.to_string()];
-        lines.extend(report.lines().into_iter().skip(1));
-        lines.extend(report.problems.iter().take(3).cloned());
-        anyhow::anyhow!("{}: {}", dir.display(), lines.join("; "))
-    })?;
-    report.found = found;
-    Ok((clips, report))
+}
+
+/// A box given as shares of a picture's width and height, in continuous pixels of the fitted picture.
+fn fitted_area(share: [f64; 4], from: [usize; 2], (width, height): (usize, usize)) -> [f32; 4] {
+    let (w, h) = (from[0] as f64, from[1] as f64);
+    let fit = Fit::new((from[0], from[1]), (width, height));
+    let (x0, y0) = fit.point(share[0] * w, share[1] * h);
+    let (x1, y1) = fit.point(share[2] * w, share[3] * h);
+    let cut = |v: f64, n: usize| v.clamp(0.0, n as f64) as f32;
+    [cut(x0, width), cut(y0, height), cut(x1, width), cut(y1, height)]
+}
+
+/// Where the cache keeps a recording.
+struct CacheFiles {
+    pixels: PathBuf,
+    about: PathBuf,
+}
+
+impl CacheFiles {
+    fn new(cache: &Path, id: &str) -> Self {
+        Self { pixels: cache.join(format!("{id}.rgb")), about: cache.join(format!("{id}.json")) }
+    }
+
+    /// What the cache holds, if it is of these pictures and whole.
+    fn reusable(&self, key: &str, image_bytes: usize) -> Option<Cached> {
+        let cached: Cached = read_json(&self.about).ok()?;
+        let length = fs::metadata(&self.pixels).ok()?.len();
+        (cached.key == key && length == (cached.images.len() * image_bytes) as u64).then_some(cached)
+    }
 }
 
 /// Ids of the known words of a text in the order of the vocabulary, and the end, zero-padded: what the runtime
@@ -237,13 +298,6 @@ pub fn word_ids(words: &[String], text: &str, length: usize) -> Option<Vec<usize
     ids.push(END);
     ids.resize(length, 0);
     Some(ids)
-}
-
-/// What the cache holds of a recording, if it is of these pictures and whole.
-fn reusable(about: &Path, pixels: &Path, key: &str, image_bytes: usize) -> Option<Cached> {
-    let cached: Cached = read_json(about).ok()?;
-    let length = fs::metadata(pixels).ok()?.len();
-    (cached.key == key && length == (cached.images.len() * image_bytes) as u64).then_some(cached)
 }
 
 /// Decodes a recording into the cache; none when `stop` came first, and then nothing is left behind.

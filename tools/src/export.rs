@@ -8,19 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use mindseye_builder::checkpoint::Checkpoint;
+use mindseye_builder::checkpoint::names::Component;
+use mindseye_builder::onnx::denoiser_graph;
+use mindseye_builder::onnx::{
+    CheckpointWeights, GraphBuilder, WeightSource, codec_decoder_graph, codec_encoder_graph,
+    text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
+};
 use mindseye_engines::backend::{DataType, Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
-use mindseye_engines::checkpoint::Checkpoint;
-use mindseye_engines::checkpoint::names::Component;
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::vae::Chunk;
-use mindseye_engines::onnx::{
-    CheckpointWeights, Dim, ExternalData, GraphBuilder, Model, SaveOptions, SavedFiles, WeightSource,
-    codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
-};
+use mindseye_engines::onnx::{Dim, ExternalData, Model, SaveOptions, SavedFiles};
 use mindseye_engines::sampler::Noise;
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::session_denoiser::DenoiserKind;
 
 /// Arguments of `export`.
 ///

@@ -1,8 +1,8 @@
 //! Golden vectors: runs our networks, samplers and tokenizer on inputs whose outputs the reference implementations
 //! (diffusers, transformers, sentencepiece, ftfy) have computed, and compares.
 //!
-//! A directory holds any of `dit/ vae/ umt5/ sched/ plucker/ rope_time/ tokenizer/ pipeline/`; networks are described
-//! by `config.json`, weights and cases are safetensors files. Sizes, seeds and step counts come from the files.
+//! A set of cases is a directory with any of `dit/ vae/ umt5/ sched/ plucker/ rope_time/ tokenizer/ pipeline/`; it is
+//! found in the given directory or below it. Networks are described by `config.json`, weights and cases are safetensors files. Sizes, seeds and step counts come from the files.
 
 mod engine;
 mod host;
@@ -16,9 +16,8 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use mindseye_engines::{
-    checkpoint::Checkpoint, model::dit::DitConfig, model::umt5::Umt5Config, model::vae::VaeConfig,
-};
+use mindseye_builder::checkpoint::Checkpoint;
+use mindseye_engines::{model::dit::DitConfig, model::umt5::Umt5Config, model::vae::VaeConfig};
 use serde::{Deserialize, Serialize};
 
 pub use engine::Via;
@@ -36,7 +35,8 @@ enum GoldenCommand {
     /// Run every case in a directory of golden vectors.
     #[command(after_help = "Example: mindseye-tools golden check tests/data/golden --via all --json")]
     Check {
-        /// Directory with dit/, vae/, umt5/, sched/, plucker/, rope_time/, tokenizer/, pipeline/ (those that exist).
+        /// Directory with dit/, vae/, umt5/, sched/, plucker/, rope_time/, tokenizer/, pipeline/ (those that exist), or
+        /// with such directories below it.
         dir: PathBuf,
         /// Interpreter that computes the networks.
         #[arg(long, value_enum, default_value_t = ViaArg::Eager)]
@@ -207,12 +207,57 @@ pub fn run(args: GoldenArgs) -> anyhow::Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs every case in `dir`: what needs no network once, the networks once per interpreter.
+/// Folders that hold cases.
+const CASES: [&str; 8] = ["dit", "vae", "umt5", "sched", "plucker", "rope_time", "tokenizer", "pipeline"];
+/// Folders below the given one that are looked through for sets.
+const DEPTH_MAX: usize = 8;
+
+/// Sets of cases in `dir`: itself, where it holds any of [`CASES`], and those in its folders otherwise, in the order of
+/// their names.
+fn sets(dir: &Path, depth: usize) -> std::io::Result<Vec<PathBuf>> {
+    if CASES.iter().any(|name| dir.join(name).is_dir()) {
+        return Ok(vec![dir.to_owned()]);
+    }
+    let mut below = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            below.push(path);
+        }
+    }
+    below.sort();
+    let mut found = Vec::new();
+    for path in below.iter().filter(|_| depth > 0) {
+        found.extend(sets(path, depth - 1)?);
+    }
+    Ok(found)
+}
+
+/// Runs every case in `dir` and in the folders below it: what needs no network once, the networks once per interpreter.
+/// Cases of a folder below are named with it: `set1/dit/joint_cfg`.
 ///
 /// # Errors
-/// When the directory cannot be read or holds no cases.
+/// When a directory cannot be read or there are no cases.
 pub fn check(dir: &Path, vias: &[Via]) -> anyhow::Result<Vec<CaseResult>> {
     ensure!(dir.is_dir(), "{}: not a directory; expected one with dit/, vae/, ...", dir.display());
+    let mut all = Vec::new();
+    for set in sets(dir, DEPTH_MAX).with_context(|| dir.display().to_string())? {
+        let below = set.strip_prefix(dir).unwrap_or(Path::new(""));
+        for mut result in check_set(&set, vias) {
+            result.case = below.join(&result.case).display().to_string();
+            all.push(result);
+        }
+    }
+    ensure!(
+        !all.is_empty(),
+        "{}: no golden cases here or in the folders below; expected dit/, vae/, umt5/, ...",
+        dir.display()
+    );
+    Ok(all)
+}
+
+/// Runs every case of one set.
+fn check_set(dir: &Path, vias: &[Via]) -> Vec<CaseResult> {
     let mut report = Report::default();
     host::schedules(dir, &mut report);
     host::plucker(dir, &mut report);
@@ -224,8 +269,7 @@ pub fn check(dir: &Path, vias: &[Via]) -> anyhow::Result<Vec<CaseResult>> {
         networks::vae(dir, *via, &mut report);
         pipeline::pipeline(dir, *via, &mut report);
     }
-    ensure!(!report.0.is_empty(), "{}: no golden cases here; expected dit/, vae/, umt5/, ...", dir.display());
-    Ok(report.0)
+    report.0
 }
 
 /// A file of vectors.
@@ -342,7 +386,7 @@ impl Json {
             lift: false,
             attributes: 0,
         };
-        cfg.validate().map_err(anyhow::Error::msg)?;
+        cfg.validate().map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(cfg)
     }
 
@@ -361,7 +405,7 @@ impl Json {
             max_distance: self.size("relative_attention_max_distance")?,
             eps: self.get("layer_norm_epsilon")?,
         };
-        cfg.validate().map_err(anyhow::Error::msg)?;
+        cfg.validate().map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(cfg)
     }
 
@@ -384,7 +428,7 @@ impl Json {
             latents_mean: self.get("latents_mean")?,
             latents_std: self.get("latents_std")?,
         };
-        cfg.validate().map_err(anyhow::Error::msg)?;
+        cfg.validate().map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(cfg)
     }
 }

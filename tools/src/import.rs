@@ -18,14 +18,14 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use mindseye_builder::checkpoint::{
+    Checkpoint, Dtype,
+    names::{Component, Layout, Located, dit_params, locate},
+};
 use mindseye_engines::{
     bundle::{
         BoundingBoxSpec, BundleWriter, CameraSpec, ComponentFormat, Evaluation, FORMAT, ImageSpec,
         LatentSpec, LayoutSpec, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
-    },
-    checkpoint::{
-        Checkpoint, Dtype,
-        names::{Component, Layout, Located, dit_params, locate},
     },
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig},
     sampler::{Grid, Solver},

@@ -5,19 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
+use mindseye_builder::onnx::denoiser_graph;
+use mindseye_builder::onnx::{
+    MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, text_encoder_graph,
+};
 use mindseye_engines::bundle::{
     BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
     LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
 };
-use mindseye_engines::onnx::{
-    DataType, Dim, MemoryWeights, Model, SaveOptions, WeightSource, codec_decoder_graph, codec_encoder_graph,
-    text_encoder_graph,
-};
+use mindseye_engines::onnx::{DataType, Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
-use mindseye_engines::session_denoiser::{DenoiserKind, denoiser_graph};
+use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_train::checkpoint::State;
+use mindseye_train::config::TrainConfig;
 use mindseye_train::eager::Params;
 use mindseye_train::family::{FIRST_WORD, HouseModel};
-use mindseye_train::trainer::{State, TrainConfig};
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
@@ -176,7 +178,7 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
 }
 
 /// Weights whose rows a graph stores with the first channels of all rotated pairs before the second ones
-/// ([`mindseye_engines::onnx::GraphBuilder`]).
+/// ([`mindseye_builder::onnx::GraphBuilder`]).
 const ROTATED: [&str; 4] = [".attn1.to_q.", ".attn1.to_k.", ".attn1.norm_q.", ".attn1.norm_k."];
 
 /// The weights of a bundle of graphs under the names of training: the way back from [`ship`]. Heads that only

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use mindseye_train::clips::{Clips, Kind};
+use mindseye_train::clips::Clips;
+use mindseye_train::config::{Kind, TrainConfig};
 use mindseye_train::family::HouseModel;
-use mindseye_train::trainer::{Metrics, OpenOptions, TrainConfig, Trainer};
+use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
 use crate::clips;
 

@@ -96,12 +96,16 @@ struct RecordArgs {
     json: bool,
 }
 
-fn parse_size(text: &str) -> Result<(usize, usize), String> {
-    let wanted = || format!("{text:?}: wanted WIDTHxHEIGHT from 8x8 to 1920x1280, for example 416x256");
-    let (w, h) = text.split_once('x').ok_or_else(wanted)?;
+/// A size that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?}: wanted WIDTHxHEIGHT from 8x8 to 1920x1280, for example 416x256")]
+struct SizeError(String);
+
+fn parse_size(text: &str) -> Result<(usize, usize), SizeError> {
+    let (w, h) = text.split_once('x').unwrap_or((text, ""));
     match (w.parse(), h.parse()) {
         (Ok(w), Ok(h)) if (8..=1920).contains(&w) && (8..=1280).contains(&h) => Ok((w, h)),
-        _ => Err(wanted()),
+        _ => Err(SizeError(text.to_owned())),
     }
 }
 
@@ -194,9 +198,32 @@ pub fn picture(house: &House, label: &str) -> Canvas {
     label_objects(house, &frame.ids, &mut view);
     framed(&mut canvas, EDGE, EDGE + HEAD, &view);
 
-    // The map, and below it the list of objects.
-    let mut rng = Rng::new(house.seed);
-    let sweep = exploration_sweep(house, &mut rng, sweep_frames(house, 10.0));
+    let sweep = exploration_sweep(house, &mut Rng::new(house.seed), sweep_frames(house, 10.0));
+    map_and_list(house, &mut canvas, &camera, pose, &sweep, EDGE + HEAD);
+
+    // One turn of exploration.
+    let what = "What the robot sees while it explores, at equal times";
+    canvas.text(EDGE as i64, strip_top as i64, what, 2, FADED);
+    let small = Camera::new(THUMB.0, THUMB.1);
+    let step = (width - 2 * EDGE - THUMB.0) as f64 / (THUMBS - 1) as f64;
+    for k in 0..THUMBS {
+        let seen = sweep[(k * sweep.len() / THUMBS).min(sweep.len() - 1)];
+        render_with(house, seen, &small, RenderOptions::rgb_only(), &mut frame);
+        let thumb = Canvas { width: THUMB.0, height: THUMB.1, rgb: frame.rgb.clone() };
+        framed(&mut canvas, EDGE + (k as f64 * step).round() as usize, strip_top + 24, &thumb);
+    }
+    canvas
+}
+
+/// The map with one turn of exploration and the place of the view, and below it the scale and the list of objects.
+fn map_and_list(
+    house: &House,
+    canvas: &mut Canvas,
+    camera: &Camera,
+    pose: Pose2,
+    sweep: &[Pose2],
+    top: usize,
+) {
     let columns = if house.objects.len() > 6 { 2 } else { 1 };
     let lines = house.objects.len().div_ceil(columns);
     let list = lines * 26 + 14;
@@ -207,13 +234,13 @@ pub fn picture(house: &House, label: &str) -> Canvas {
     let place = MapView::fit(house, MAP_WIDTH, map_height);
     top_down(house, &place, &mut map);
     large_names(house, &place, &mut map);
-    draw_path(&place, &mut map, &sweep, 0, [150, 152, 164]);
+    draw_path(&place, &mut map, sweep, 0, [150, 152, 164]);
     draw_view(&place, &mut map, pose, camera.hfov_rad, 1.4, ROBOT);
     draw_robot(&place, &mut map, pose, ROBOT);
     let left = EDGE * 2 + VIEW.0;
-    framed(&mut canvas, left, EDGE + HEAD, &map);
+    framed(canvas, left, top, &map);
     // Scale, and what the marks mean.
-    let under = (EDGE + HEAD + map_height + 10) as i64;
+    let under = (top + map_height + 10) as i64;
     let metre = place.length(1.0);
     let bar = (left as f32 + 2.0, under as f32 + 7.0);
     canvas.line(bar, (bar.0 + metre, bar.1), 3.0, INK);
@@ -240,19 +267,6 @@ pub fn picture(house: &House, label: &str) -> Canvas {
             canvas.text((left + MAP_WIDTH - text_width(&text, 2)) as i64, y, &text, 2, FADED);
         }
     }
-
-    // One turn of exploration.
-    let what = "What the robot sees while it explores, at equal times";
-    canvas.text(EDGE as i64, strip_top as i64, what, 2, FADED);
-    let small = Camera::new(THUMB.0, THUMB.1);
-    let step = (width - 2 * EDGE - THUMB.0) as f64 / (THUMBS - 1) as f64;
-    for k in 0..THUMBS {
-        let seen = sweep[(k * sweep.len() / THUMBS).min(sweep.len() - 1)];
-        render_with(house, seen, &small, RenderOptions::rgb_only(), &mut frame);
-        let thumb = Canvas { width: THUMB.0, height: THUMB.1, rgb: frame.rgb.clone() };
-        framed(&mut canvas, EDGE + (k as f64 * step).round() as usize, strip_top + 24, &thumb);
-    }
-    canvas
 }
 
 /// The map's names over its small ones, in letters that can be read from a distance.
@@ -280,13 +294,13 @@ fn framed(canvas: &mut Canvas, x: usize, y: usize, part: &Canvas) {
 
 /// Names above what is seen of each object, moved up where they would cover each other.
 fn label_objects(house: &House, ids: &[u8], view: &mut Canvas) {
-    struct Seen {
+    struct Label {
         object: usize,
         area: [usize; 4],
         pixels: usize,
     }
-    let mut seen: Vec<Seen> = (0..house.objects.len())
-        .map(|object| Seen { object, area: [usize::MAX, usize::MAX, 0, 0], pixels: 0 })
+    let mut seen: Vec<Label> = (0..house.objects.len())
+        .map(|object| Label { object, area: [usize::MAX, usize::MAX, 0, 0], pixels: 0 })
         .collect();
     for (k, id) in ids.iter().enumerate().filter(|(_, id)| **id > 0) {
         let Some(s) = seen.get_mut(usize::from(*id) - 1) else { continue };
@@ -429,6 +443,26 @@ fn channel<T: RosType>(
     Ok(writer.add_channel(topic, T::NAME, text, Some(T::HASH), &qos)?)
 }
 
+const ODOM: &str = "odom";
+const BASE: &str = "base_link";
+const OPTICAL: &str = "camera_optical_frame";
+
+impl RecordOptions {
+    fn check(&self) -> anyhow::Result<()> {
+        let Self { seconds, rate, width, height, .. } = *self;
+        if !(0.5..=3600.0).contains(&seconds) {
+            bail!("seconds = {seconds}: wanted 0.5 to 3600");
+        }
+        if !(0.5..=60.0).contains(&rate) {
+            bail!("rate = {rate}: wanted 0.5 to 60 images per second");
+        }
+        if width == 0 || height == 0 || width > 4096 || height > 4096 {
+            bail!("images of {width}x{height}: wanted 1x1 to 4096x4096");
+        }
+        Ok(())
+    }
+}
+
 /// Records one exploration as a ROS 2 MCAP and writes the truth beside it.
 ///
 /// Topics: `/camera/image_raw` (rgb8), `/camera/camera_info`, `/odom` and `/tf` (`odom` to `base_link`, the frame
@@ -438,47 +472,71 @@ fn channel<T: RosType>(
 /// # Errors
 /// A length, rate or difficulty that cannot be used, a file that cannot be written.
 pub fn record(out: &Path, options: &RecordOptions) -> anyhow::Result<Recorded> {
-    const ODOM: &str = "odom";
-    const BASE: &str = "base_link";
-    const OPTICAL: &str = "camera_optical_frame";
+    options.check()?;
     let RecordOptions { seed, seconds, rate, width, height, .. } = *options;
-    if !(0.5..=3600.0).contains(&seconds) {
-        bail!("seconds = {seconds}: wanted 0.5 to 3600");
-    }
-    if !(0.5..=60.0).contains(&rate) {
-        bail!("rate = {rate}: wanted 0.5 to 60 images per second");
-    }
-    if width == 0 || height == 0 || width > 4096 || height > 4096 {
-        bail!("images of {width}x{height}: wanted 1x1 to 4096x4096");
-    }
     let house = House::generate(seed, &named(&options.difficulty)?);
     let camera = Camera::new(width, height);
     let frames = (seconds * rate).floor() as usize + 1;
     let poses = drive(&house, seed, frames, rate);
-    let stamp = |k: usize| FIRST_STAMP + TimeDelta::from_secs_f64(k as f64 / rate);
-
-    let mut writer = McapWriter::create(out)?;
-    let tf_static = channel::<TFMessage>(&mut writer, "/tf_static", true)?;
-    let tf = channel::<TFMessage>(&mut writer, "/tf", false)?;
-    let odom = channel::<Odometry>(&mut writer, "/odom", false)?;
-    let info = channel::<CameraInfo>(&mut writer, "/camera/camera_info", false)?;
-    let image = channel::<Image>(&mut writer, "/camera/image_raw", false)?;
-
-    let (r, t) = camera.base_from_camera();
-    let base_from_camera = camera_isometry(r, t);
-    let mounted = TransformStamped::new(stamp(0), BASE, OPTICAL, &base_from_camera);
-    let first = stamp(0).as_nanos();
-    writer.write(tf_static, first, first, &TFMessage { transforms: vec![mounted] }.encode())?;
-
-    let [fx, fy, cx, cy] = camera.intrinsics();
+    let mut recorder = Recorder::create(out, &camera)?;
     let mut frame = Frame::new();
     let mut truth = Vec::with_capacity(poses.len());
     for (k, pose) in poses.iter().enumerate() {
-        let at = stamp(k);
+        let at = FIRST_STAMP + TimeDelta::from_secs_f64(k as f64 / rate);
+        render_with(&house, *pose, &camera, RenderOptions::rgb_only(), &mut frame);
+        recorder.frame(at, *pose, twist(&poses, k, rate), &mut frame.rgb)?;
+        let (r, t) = camera.map_from_camera(*pose);
+        let q = camera_isometry(r, t).rotation.coords;
+        truth.push(json!({
+            "stamp_ns": at.as_nanos(),
+            "base": {"x": pose.x, "y": pose.y, "yaw": pose.yaw},
+            "camera": {"position": t, "quaternion_xyzw": [q.x, q.y, q.z, q.w]},
+        }));
+    }
+    let document = truth_document(&house, &options.difficulty, &camera, truth);
+    let messages = recorder.writer.finish()?;
+    let truth = truth_path(out);
+    write_atomically(&truth, |file| {
+        serde_json::to_writer_pretty(&mut *file, &document)?;
+        file.write_all(b"\n")
+    })
+    .with_context(|| truth.display().to_string())?;
+    let bytes = fs::metadata(out).with_context(|| out.display().to_string())?.len();
+    Ok(Recorded { out: out.to_path_buf(), truth, seed, frames: poses.len(), messages, bytes })
+}
+
+/// Writes what a robot's drivers would publish.
+struct Recorder {
+    writer: McapWriter,
+    tf: ChannelId,
+    odom: ChannelId,
+    info: ChannelId,
+    image: ChannelId,
+    camera: Camera,
+}
+
+impl Recorder {
+    /// Opens the file and writes the camera's mount.
+    fn create(out: &Path, camera: &Camera) -> anyhow::Result<Self> {
+        let mut writer = McapWriter::create(out)?;
+        let tf_static = channel::<TFMessage>(&mut writer, "/tf_static", true)?;
+        let tf = channel::<TFMessage>(&mut writer, "/tf", false)?;
+        let odom = channel::<Odometry>(&mut writer, "/odom", false)?;
+        let info = channel::<CameraInfo>(&mut writer, "/camera/camera_info", false)?;
+        let image = channel::<Image>(&mut writer, "/camera/image_raw", false)?;
+        let (r, t) = camera.base_from_camera();
+        let mounted = TransformStamped::new(FIRST_STAMP, BASE, OPTICAL, &camera_isometry(r, t));
+        let first = FIRST_STAMP.as_nanos();
+        writer.write(tf_static, first, first, &TFMessage { transforms: vec![mounted] }.encode())?;
+        Ok(Self { writer, tf, odom, info, image, camera: *camera })
+    }
+
+    /// One image with its transform, odometry and intrinsics; `rgb` is lent and comes back as it was.
+    fn frame(&mut self, at: Timestamp, pose: Pose2, twist: Twist, rgb: &mut Vec<u8>) -> anyhow::Result<()> {
         let ns = at.as_nanos();
         let odom_from_base = mindseye_bridge::geometry::Pose2::new(pose.x, pose.y, pose.yaw);
         let moved = TransformStamped::new(at, ODOM, BASE, &planar_isometry(odom_from_base));
-        writer.write(tf, ns, ns, &TFMessage { transforms: vec![moved] }.encode())?;
+        self.writer.write(self.tf, ns, ns, &TFMessage { transforms: vec![moved] }.encode())?;
         let odometry = Odometry {
             header: Header::new(at, ODOM),
             child_frame_id: BASE.to_owned(),
@@ -486,16 +544,15 @@ pub fn record(out: &Path, options: &RecordOptions) -> anyhow::Result<Recorded> {
                 pose: Pose::from_pose2(odom_from_base),
                 covariance: Covariance6::planar(1e-6, 1e-6, 1e-6).into(),
             },
-            twist: TwistWithCovariance {
-                twist: twist(&poses, k, rate),
-                covariance: Covariance6::planar(1e-4, 1e-4, 1e-4).into(),
-            },
+            twist: TwistWithCovariance { twist, covariance: Covariance6::planar(1e-4, 1e-4, 1e-4).into() },
         };
-        writer.write(odom, ns, ns, &odometry.encode())?;
+        self.writer.write(self.odom, ns, ns, &odometry.encode())?;
+        let [fx, fy, cx, cy] = self.camera.intrinsics();
+        let (width, height) = (self.camera.width as u32, self.camera.height as u32);
         let camera_info = CameraInfo {
             header: Header::new(at, OPTICAL),
-            height: height as u32,
-            width: width as u32,
+            height,
+            width,
             distortion_model: "plumb_bob".to_owned(),
             d: vec![0.0; 5],
             k: [fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
@@ -503,28 +560,29 @@ pub fn record(out: &Path, options: &RecordOptions) -> anyhow::Result<Recorded> {
             p: [fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
             ..Default::default()
         };
-        writer.write(info, ns, ns, &camera_info.encode())?;
-        render_with(&house, *pose, &camera, RenderOptions::rgb_only(), &mut frame);
+        self.writer.write(self.info, ns, ns, &camera_info.encode())?;
         let picture = Image {
             header: Header::new(at, OPTICAL),
-            height: height as u32,
-            width: width as u32,
+            height,
+            width,
             encoding: "rgb8".to_owned(),
             is_bigendian: 0,
-            step: 3 * width as u32,
-            data: std::mem::take(&mut frame.rgb),
+            step: 3 * width,
+            data: std::mem::take(rgb),
         };
-        writer.write(image, ns, ns, &picture.encode())?;
-        frame.rgb = picture.data;
-
-        let (r, t) = camera.map_from_camera(*pose);
-        let q = camera_isometry(r, t).rotation.coords;
-        truth.push(json!({
-            "stamp_ns": ns,
-            "base": {"x": pose.x, "y": pose.y, "yaw": pose.yaw},
-            "camera": {"position": t, "quaternion_xyzw": [q.x, q.y, q.z, q.w]},
-        }));
+        self.writer.write(self.image, ns, ns, &picture.encode())?;
+        *rgb = picture.data;
+        Ok(())
     }
+}
+
+/// `x.truth.json`: what is where, and where the robot was.
+fn truth_document(
+    house: &House,
+    difficulty: &str,
+    camera: &Camera,
+    frames: Vec<serde_json::Value>,
+) -> serde_json::Value {
     let objects: Vec<_> = house
         .objects
         .iter()
@@ -535,30 +593,21 @@ pub fn record(out: &Path, options: &RecordOptions) -> anyhow::Result<Recorded> {
             })
         })
         .collect();
-    let document = json!({
+    json!({
         "format": 1,
-        "seed": seed,
-        "difficulty": options.difficulty,
+        "seed": house.seed,
+        "difficulty": difficulty,
         "frame": ODOM,
         "units": "metres, radians; positions are centres, sizes full extents along the object's own axes",
         "rooms": house.rooms.iter().map(|r| r.rect).collect::<Vec<_>>(),
         "objects": objects,
         "camera": {
-            "frame": OPTICAL, "width": width, "height": height, "intrinsics": [fx, fy, cx, cy],
+            "frame": OPTICAL, "width": camera.width, "height": camera.height, "intrinsics": camera.intrinsics(),
             "hfov_rad": camera.hfov_rad, "pitch_rad": camera.pitch_rad,
             "mount_height_m": camera.mount_height_m, "mount_forward_m": camera.mount_forward_m,
         },
-        "frames": truth,
-    });
-    let messages = writer.finish()?;
-    let truth = truth_path(out);
-    write_atomically(&truth, |file| {
-        serde_json::to_writer_pretty(&mut *file, &document)?;
-        file.write_all(b"\n")
+        "frames": frames,
     })
-    .with_context(|| truth.display().to_string())?;
-    let bytes = fs::metadata(out).with_context(|| out.display().to_string())?.len();
-    Ok(Recorded { out: out.to_path_buf(), truth, seed, frames: poses.len(), messages, bytes })
 }
 
 /// Velocity of the base in its own frame at frame `k`, from its neighbours.

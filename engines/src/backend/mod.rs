@@ -27,7 +27,6 @@ pub const NAMES: &[&str] = &["rten", "onnxruntime", "tensorrt"];
 
 /// The elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Elements {
     /// 32-bit floats.
     F32(Vec<f32>),

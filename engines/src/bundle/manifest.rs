@@ -226,7 +226,11 @@ impl LiftParams {
             if let Some(TextSpec::Closed { words }) = &networks.text
                 && !words.contains(word)
             {
-                return Err(field(key, format!("one of {}", words.join(", ")), "a word that the model lacks"));
+                return Err(field(
+                    key,
+                    format!("one of {}", words.join(", ")),
+                    "a word that the model lacks",
+                ));
             }
             if !(metres.is_finite() && *metres > 0.0) {
                 return Err(field(key, "a positive number", metres));
@@ -268,7 +272,11 @@ impl Networks {
             Some(TextSpec::Closed { words }) => {
                 let plain = |w: &String| !w.is_empty() && *w == w.to_lowercase();
                 if let Some(bad) = words.iter().find(|w| !plain(w)) {
-                    return Err(field("networks.text.closed.words", "words in lower case", format!("{bad:?}")));
+                    return Err(field(
+                        "networks.text.closed.words",
+                        "words in lower case",
+                        format!("{bad:?}"),
+                    ));
                 }
                 if words.is_empty() {
                     return Err(field("networks.text.closed.words", "at least one word", 0));
@@ -705,7 +713,6 @@ fn is_plain_name(name: &str) -> bool {
     name != MANIFEST && matches!((parts.next(), parts.next()), (Some(PathPart::Normal(p)), None) if p == name)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -721,7 +728,8 @@ mod tests {
     ];
 
     fn shipped() -> String {
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny/bundle.toml")).unwrap()
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny/bundle.toml"))
+            .unwrap()
     }
 
     fn load(text: &str) -> Result<Manifest, BundleError> {
@@ -871,12 +879,32 @@ mod tests {
                 "height_m = \"one\"",
                 "dir/bundle.toml: [networks.camera] height_m: wanted a number, got string \"one\"",
             ),
-            ("camera_channels = 24\n", "", "dir/bundle.toml: [dit] camera_channels: wanted a value, got nothing"),
-            ("\"red\",", "3,", "dir/bundle.toml: [networks.text.closed.words] 0: wanted a string, got integer 3"),
+            (
+                "camera_channels = 24\n",
+                "",
+                "dir/bundle.toml: [dit] camera_channels: wanted a value, got nothing",
+            ),
+            (
+                "\"red\",",
+                "3,",
+                "dir/bundle.toml: [networks.text.closed.words] 0: wanted a string, got integer 3",
+            ),
             ("format = 2", "format = 1", "bundle: format: wanted 2, got 1"),
-            ("agree_max = 6.504", "agree_max = nan", "bundle: lift.agree_max: wanted a positive number, got NaN"),
-            ("pitch_deg = 14.0", "pitch_deg = 140.0", "networks.camera.pitch_deg: wanted a number from -90 to 90"),
-            ("[lift.standoff_by_word_m]", "[lift.standoff_by_word_m]\nsofa = 1.5", "standoff_by_word_m.sofa: wanted one of"),
+            (
+                "agree_max = 6.504",
+                "agree_max = nan",
+                "bundle: lift.agree_max: wanted a positive number, got NaN",
+            ),
+            (
+                "pitch_deg = 14.0",
+                "pitch_deg = 140.0",
+                "networks.camera.pitch_deg: wanted a number from -90 to 90",
+            ),
+            (
+                "[lift.standoff_by_word_m]",
+                "[lift.standoff_by_word_m]\nsofa = 1.5",
+                "standoff_by_word_m.sofa: wanted one of",
+            ),
             ("[rope]", "[rope", "dir/bundle.toml: line "),
         ];
         for (from, to, want) in cases {

@@ -204,7 +204,9 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Mismatch> {
-        let Some((key, value)) = self.value.take() else { return Err(Error::custom("a value without a key")) };
+        let Some((key, value)) = self.value.take() else {
+            return Err(Error::custom("a value without a key"));
+        };
         seed.deserialize(Reader(value)).map_err(|e| e.at(key))
     }
 }

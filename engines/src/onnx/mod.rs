@@ -1,42 +1,17 @@
-//! ONNX files: reading, rewriting, writing, and the interpreter that turns a network into a graph.
+//! ONNX files as plain data: reading, rewriting, writing.
 //!
-//! [`Model`] is the file as plain data. [`Model::load`] reads foreign files without trusting them,
-//! [`Model::save`] streams weights to disk, beside the graph where they are large. [`GraphBuilder`] implements
-//! [`crate::model::Ops`]: running a network on it writes the network down.
-//!
-//! ```
-//! use mindseye_engines::model::Ops;
-//! use mindseye_engines::onnx::{Dim, GraphBuilder, MemoryWeights};
-//! use std::sync::Arc;
-//!
-//! let weights = MemoryWeights::from([("w", vec![2, 3], vec![1.0; 6])]);
-//! let mut ops = GraphBuilder::new("example", Arc::new(weights));
-//! let x = ops.input("x", &[Dim::from("tokens"), Dim::from(3)]);
-//! let w = ops.param("w", &[2, 3]);
-//! let y = ops.linear(&x, &w, None);
-//! ops.output("y", &y, &[Dim::from("tokens"), Dim::from(2)]);
-//! let model = ops.finish()?;
-//! assert_eq!(model.graph.outputs[0].name, "y");
-//! # Ok::<(), mindseye_engines::onnx::OnnxError>(())
-//! ```
+//! [`Model`] is the file. [`Model::load`] reads foreign files without trusting them, [`Model::save`] streams weights to
+//! disk, beside the graph where they are large. Networks are written as graphs by the `mindseye-builder` crate.
 
-mod build;
-mod graphs;
 mod ir;
 mod read;
-mod weights;
 mod wire;
 mod write;
 
-pub use build::{GraphBuilder, IndexValue, NodeValue};
-pub use graphs::{
-    codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
-};
 pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,
     ValueInfo,
 };
-pub use weights::{CheckpointWeights, MemoryWeights, WeightError, WeightMeta, WeightSource};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;
@@ -103,4 +78,34 @@ pub enum OnnxError {
     /// A weight is missing or has another shape.
     #[error(transparent)]
     Weight(#[from] WeightError),
+}
+
+/// Why a weight cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightError {
+    /// No such weight.
+    #[error("weight {name:?} is missing")]
+    Missing {
+        /// Which.
+        name: String,
+    },
+    /// Another shape than the network asks for.
+    #[error("weight {name:?}: shape {got:?}, the network wants {wanted:?}")]
+    Shape {
+        /// Which.
+        name: String,
+        /// What the network asks for.
+        wanted: Vec<usize>,
+        /// What is stored.
+        got: Vec<usize>,
+    },
+    /// The stored bytes cannot be used.
+    #[error("weight {name:?}: {what}")]
+    Data {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
 }

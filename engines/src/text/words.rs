@@ -7,15 +7,16 @@ pub const FIRST_WORD: usize = 4;
 
 /// Words that carry no meaning for a goal: what one says around the name of a thing.
 const FILLERS: &[&str] = &[
-    "a", "again", "all", "an", "and", "any", "approach", "are", "around", "at", "away", "back", "be", "before", "bring",
-    "by", "can", "check", "closest", "color", "colored", "colour", "coloured", "come", "could", "do", "drive", "face",
-    "find", "finding", "for", "forward", "from", "front", "get", "give", "go", "goal", "going", "have", "head", "here",
-    "hey", "how", "i", "in", "is", "it", "its", "just", "let", "locate", "look", "looking", "lying", "me", "move", "my",
-    "navigate", "near", "nearest", "next", "now", "object", "of", "on", "one", "ones", "or", "our", "over", "place",
-    "please", "reach", "robot", "room", "search", "see", "seek", "should", "show", "side", "so", "some", "standing",
-    "stand", "stop", "take", "target", "than", "that", "the", "their", "then", "there", "thing", "this", "to",
-    "toward", "towards", "travel", "turn", "up", "us", "visit", "walk", "want", "was", "we", "what", "where", "which",
-    "will", "with", "would", "you", "your",
+    "a", "again", "all", "an", "and", "any", "approach", "are", "around", "at", "away", "back", "be",
+    "before", "bring", "by", "can", "check", "closest", "color", "colored", "colour", "coloured", "come",
+    "could", "do", "drive", "face", "find", "finding", "for", "forward", "from", "front", "get", "give",
+    "go", "goal", "going", "have", "head", "here", "hey", "how", "i", "in", "is", "it", "its", "just", "let",
+    "locate", "look", "looking", "lying", "me", "move", "my", "navigate", "near", "nearest", "next", "now",
+    "object", "of", "on", "one", "ones", "or", "our", "over", "place", "please", "reach", "robot", "room",
+    "search", "see", "seek", "should", "show", "side", "so", "some", "standing", "stand", "stop", "take",
+    "target", "than", "that", "the", "their", "then", "there", "thing", "this", "to", "toward", "towards",
+    "travel", "turn", "up", "us", "visit", "walk", "want", "was", "we", "what", "where", "which", "will",
+    "with", "would", "you", "your",
 ];
 
 /// The words of a text, in lower case.
@@ -55,7 +56,8 @@ pub fn unknown_words(words: &[String], text: &str) -> Vec<UnknownWord> {
         if known || unknown.iter().any(|u| u.word == word) {
             continue;
         }
-        let nearest = words.iter().min_by_key(|w| strsim::osa_distance(w, &word)).cloned().unwrap_or_default();
+        let nearest =
+            words.iter().min_by_key(|w| strsim::osa_distance(w, &word)).cloned().unwrap_or_default();
         unknown.push(UnknownWord { word, nearest });
     }
     unknown
@@ -93,8 +95,7 @@ mod tests {
             ("", &[]),
         ] {
             let got = unknown_words(&vocabulary(), text);
-            let got: Vec<(&str, &str)> =
-                got.iter().map(|u| (u.word.as_str(), u.nearest.as_str())).collect();
+            let got: Vec<(&str, &str)> = got.iter().map(|u| (u.word.as_str(), u.nearest.as_str())).collect();
             assert_eq!(got, want, "{text}");
         }
     }

@@ -116,19 +116,6 @@ pub(super) unsafe fn text(text: *const std::ffi::c_char) -> String {
     unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// Gives freed memory back to the system. Large models are loaded and dropped one after another while an engine is
-/// made; the C library would keep what they had taken.
-pub(crate) fn release_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> std::ffi::c_int;
-        }
-        // SAFETY: glibc's own function; it only returns free pages.
-        unsafe { malloc_trim(0) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

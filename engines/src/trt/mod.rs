@@ -16,17 +16,11 @@ mod build;
 mod ffi;
 mod library;
 mod log;
-mod pipeline;
 mod run;
 
 pub use backend::{TensorRtBackend, library_name};
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
-pub(crate) use ffi::release_freed_memory;
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
-pub use pipeline::{
-    BuiltComponent, PipelineError, Request, SETTINGS_FILE, Settings, Stage, Verified, Verify, build_bundle,
-    check_library, engines_in, plan_bundle, settings_of, verify_built,
-};
 pub use run::{DType, Given, Io, RunError, RunOptions, Take, TrtContext, TrtEngine};
 
 /// First bytes of an engine file of TensorRT-RTX: what 1.7.1 writes, and compares a file with when it loads it.

@@ -10,6 +10,7 @@ use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene};
 use crate::image::RgbImage;
+use crate::mind::Pipeline;
 use crate::node::{Node, NodeParts, Note};
 use crate::planar::{Pose2, wrap_angle};
 use crate::record::Recorder;
@@ -22,11 +23,11 @@ use mindseye_bridge::msg::{
     CameraInfo, Header, Image, Odometry, Pose, PoseStamped, PoseWithCovariance, StringMsg, TFMessage,
     TransformStamped,
 };
-use mindseye_bridge::ros::{Publisher, Qos, QueuePolicy, RosConfig, RosSession};
+use mindseye_bridge::ros::{Publisher, Qos, QueuePolicy, RosConfig, RosSession, Subscriber};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_world as world;
 use nalgebra::{Isometry3, Matrix3, Rotation3, Translation3, UnitQuaternion};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -62,6 +63,9 @@ pub struct DemoArgs {
     model: ModelArgs,
 }
 
+/// File names in `--out`.
+const PICTURE: &str = "imagination.png";
+const RECORDING: &str = "demo.mcap";
 /// Camera frames per second of the simulated robot.
 const RATE_HZ: f64 = 30.0;
 /// Picture size of its camera.
@@ -103,6 +107,30 @@ fn mounting(camera: &world::Camera) -> Isometry3<f64> {
 }
 
 impl Robot {
+    fn new(
+        session: &RosSession,
+        args: &DemoArgs,
+        house: world::House,
+        start: world::Pose2,
+    ) -> anyhow::Result<Self> {
+        let sensor = Qos::SENSOR_DATA;
+        Ok(Self {
+            body: world::Robot::new(start, world::OdometryNoise::typical(), args.seed),
+            house,
+            camera: world::Camera::new(CAMERA.0, CAMERA.1),
+            frame: world::Frame::new(),
+            began: clock::now(),
+            ticks: 0,
+            image: session.publisher("/camera/image_raw", &sensor)?,
+            info: session.publisher("/camera/camera_info", &sensor)?,
+            odom: session.publisher("/odom", &sensor)?,
+            tf: session.publisher("/tf", &sensor)?,
+            fast: args.fast,
+            wall: Instant::now(),
+            driven: Vec::new(),
+        })
+    }
+
     fn stamp(&self) -> Timestamp {
         self.began + TimeDelta::from_secs_f64(self.ticks as f64 / RATE_HZ)
     }
@@ -164,11 +192,53 @@ impl Robot {
     }
 }
 
-/// What the runtime told while it worked.
+/// What the runtime showed of its work on the goal.
 #[derive(Default)]
-struct Told {
+struct Shown {
     evidence: Option<Box<Grounded>>,
     scene: Option<Scene>,
+}
+
+/// Both sides, running: the simulated robot, and the runtime that hears it.
+struct Stage {
+    session: RosSession,
+    robot: Robot,
+    node: Node,
+    recorder: Recorder,
+    ask: Publisher<StringMsg>,
+    goals: Subscriber<PoseStamped>,
+    notes: Receiver<Note>,
+    shown: Arc<Mutex<Shown>>,
+    stop: Arc<AtomicBool>,
+    /// Latched: it has to live as long as the robot.
+    _static_tf: Publisher<TFMessage>,
+}
+
+/// What happened between the first picture and the end of the drive.
+struct Story {
+    asked_at: world::Pose2,
+    goal: String,
+    /// Index of the object that is meant, in the house.
+    object: Option<usize>,
+    answer: Box<Answer>,
+    /// The true goal pose.
+    truth: Option<world::Pose2>,
+    /// Length of [`Robot::driven`] when the goal was asked.
+    driven_before: usize,
+    /// A goal pose came.
+    went: bool,
+    arrived: bool,
+}
+
+impl Story {
+    /// Distance (metres) and heading (degrees) between answer and truth.
+    fn error(&self) -> Option<(f64, f64)> {
+        let estimate = self.answer.pose.as_ref().map(|p| p.pose2());
+        estimate.zip(self.truth).map(|(got, want)| {
+            let heading = wrap_angle(got.yaw - want.yaw).abs().to_degrees();
+            (got.distance(planar(want)), heading)
+        })
+    }
 }
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
@@ -185,114 +255,24 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         pipeline.bundle().directory().display()
     ));
 
-    // The house, and where the robot starts.
     let house = world::House::generate(args.seed, &difficulty);
     let mut rng = world::Rng::new(args.seed);
     // One room: the 97 poses at 10 Hz that the model was trained with. Several: as long as driving there takes.
     let poses = if house.rooms.len() == 1 { 97 } else { 220 * house.rooms.len() };
     let sweep = world::exploration_sweep(&house, &mut rng, poses);
-    let names: Vec<&str> = house.objects.iter().map(|o| o.name.as_str()).collect();
-    let rooms = match house.rooms.len() {
-        1 => "one room".to_owned(),
-        n => format!("{n} rooms"),
-    };
-    progress.line(&format!("house {}: {rooms} with {}", args.seed, names.join(", ")));
+    progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
-    // Two nodes on one in-process Zenoh session: the robot and the runtime.
-    let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;
-    let runtime_side = session.another_node("mindseye", "/")?;
-    let recorder = Recorder::start(&args.out.join("demo.mcap"))?;
-    let (notes_in, notes) = channel();
-    let config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
-    let sensor = Qos::SENSOR_DATA;
-    let static_tf = session.publisher::<TFMessage>("/tf_static", &Qos::latched(1))?;
-    let ask = session.publisher::<StringMsg>("/mindseye/goal/text", &Qos::default())?;
-    let goals = session.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::Latest)?;
-    let camera = world::Camera::new(CAMERA.0, CAMERA.1);
-    let mut robot = Robot {
-        body: world::Robot::new(sweep[0], world::OdometryNoise::typical(), args.seed),
-        house,
-        camera,
-        frame: world::Frame::new(),
-        began: clock::now(),
-        ticks: 0,
-        image: session.publisher("/camera/image_raw", &sensor)?,
-        info: session.publisher("/camera/camera_info", &sensor)?,
-        odom: session.publisher("/odom", &sensor)?,
-        tf: session.publisher("/tf", &sensor)?,
-        fast: args.fast,
-        wall: Instant::now(),
-        driven: Vec::new(),
-    };
-    let told: Arc<Mutex<Told>> = Arc::default();
-    let shared = told.clone();
-    let node = Node::start(
-        &runtime_side,
-        NodeParts {
-            config,
-            mind: pipeline.mind(args.seed)?,
-            encoder: pipeline.encoder()?,
-            record: recorder.sender(),
-            observer: Some(Box::new(move |note| {
-                if let Note::Evidence(grounded) = &note {
-                    shared.lock().unwrap_or_else(PoisonError::into_inner).evidence = Some(grounded.clone());
-                }
-                // The demo's own end of the channel may be gone already.
-                let _ = notes_in.send(note);
-            })),
-        },
-    )?;
-    if !robot.image.wait_for_subscribers(Duration::from_secs(5)) {
-        bail!("the runtime's subscription did not appear on the in-process session");
-    }
-    let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mounting(&camera));
-    static_tf.publish(&TFMessage { transforms: vec![mount] })?;
-
-    let mut story = || -> anyhow::Result<Story> {
-        // Explore.
-        robot.wall = Instant::now();
-        explore(&mut robot, &sweep, &node, &stop, &mut progress)?;
-        let counts = node.counts();
-        progress.line(&format!(
-            "explored: {} frames seen, {} kept, {} latents in memory, {} dropped",
-            counts.context.offered, counts.context.kept, counts.latents, counts.camera_dropped
-        ));
-
-        // Ask, and go on publishing while the runtime thinks.
-        let asked_at = robot.body.pose;
-        let (goal, object) = choose_goal(&robot, args.goal.as_deref(), &mut rng);
-        progress.line(&format!("asking: \"{goal}\""));
-        told.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
-        let driven_before = robot.driven.len();
-        ask.publish(&StringMsg { data: goal.clone() })?;
-        let answer = wait_for_answer(&mut robot, &node, &stop, &notes, &mut progress)?;
-        progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
-
-        // Drive to the pose that came over /goal_pose.
-        let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
-        let received = if answer.status == Status::Found {
-            goals.recv_timeout(Duration::from_secs(2))?.map(|r| r.message.pose.isometry()).transpose()?
-        } else {
-            None
-        };
-        if let Some(goal_in_odom) = received {
-            let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
-            let t = goal_in_odom.translation;
-            let target = world::Pose2::unwrapped(t.x, t.y, forward.y.atan2(forward.x));
-            drive(&mut robot, target, &node, &stop, &mut progress)?;
-        }
-        let arrived = received.is_some() && object.is_some_and(|i| stands_before(&robot, i));
-        Ok(Story { asked_at, goal, object, answer, truth, driven_before, went: received.is_some(), arrived })
-    };
-    let story = story();
+    let mut stage = Stage::new(args, house, sweep[0], &pipeline, stop)?;
+    let story = stage.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
-    drop(goals); // before its publisher goes: nobody is to be warned of that
+    let Stage { session, robot, node, recorder, goals, shown, .. } = stage;
+    drop(goals); // before its publisher goes, which would warn of a subscriber without one
     node.stop();
     // Whatever is still on its way is not waited for.
     let _ = session.close();
-    let recording = args.out.join("demo.mcap");
     let recorded = recorder.finish();
-    let Story { asked_at, goal, object, answer, truth, driven_before, went, arrived } = match story {
+    let recording = args.out.join(RECORDING);
+    let story = match story {
         Ok(story) => story,
         Err(error) => {
             if let Ok(messages) = recorded {
@@ -302,31 +282,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         }
     };
 
-    // Report.
-    let estimate = answer.pose.as_ref().map(|p| p.pose2());
-    let error = estimate.zip(truth).map(|(got, want)| {
-        let heading = wrap_angle(got.yaw - want.yaw).abs().to_degrees();
-        (got.distance(planar(want)), heading)
-    });
-    let (evidence, scene) = {
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-        (told.evidence.take(), told.scene.take())
-    };
-    let picture = args.out.join("imagination.png");
-    let painted = paint(
-        &picture,
-        &robot,
-        &goal,
-        asked_at,
-        driven_before,
-        &answer,
-        truth,
-        error,
-        arrived,
-        evidence,
-        scene,
-    );
-    match (arrived, went) {
+    let shown = std::mem::take(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
+    let picture = args.out.join(PICTURE);
+    let painted = paint(&picture, &robot, &story, shown);
+    match (story.arrived, story.went) {
         (true, _) => progress.line("arrived: the robot stands before it and sees it"),
         (false, true) => progress.line("not arrived: it is not in view, or too far away"),
         (false, false) => progress.line("the robot stayed where it was"),
@@ -335,67 +294,157 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         let (picture, recording) = (picture.display(), recording.display());
         progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
     }
-    let files: Vec<String> = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)]
-        .into_iter()
-        .filter(|(there, _)| *there)
-        .map(|(_, path)| path.display().to_string())
-        .collect();
-
-    let named = object.map(|i| &robot.house.objects[i]);
     if args.json {
-        let document = serde_json::json!({
-            "seed": args.seed,
-            "goal": goal,
-            "answer": answer,
-            "truth": {
-                "object": named.map(|o| serde_json::json!({"name": o.name, "x": o.x, "y": o.y})),
-                "pose": truth.map(|p| serde_json::json!({"x": p.x, "y": p.y, "yaw": p.yaw})),
-            },
-            "error": error.map(|(m, deg)| serde_json::json!({"position_m": m, "heading_deg": deg})),
-            "arrived": arrived,
-            "files": files,
-        });
-        say(&document.to_string())?;
+        let files: Vec<String> = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)]
+            .into_iter()
+            .filter(|(there, _)| *there)
+            .map(|(_, path)| path.display().to_string())
+            .collect();
+        say(&document(args.seed, &robot.house, &story, &files).to_string())?;
     } else {
-        match (named, truth) {
-            (Some(o), Some(p)) => say(&format!(
-                "truth: the {} is at x {:.2} m, y {:.2} m; stand at x {:.2} m, y {:.2} m, yaw {:.0}°",
-                o.name,
-                o.x,
-                o.y,
-                p.x,
-                p.y,
-                p.yaw.to_degrees()
-            ))?,
-            (Some(o), None) => {
-                say(&format!("truth: the {} is there, but nobody can stand before it", o.name))?
-            }
-            (None, _) => say("truth: there is no such thing in this house")?,
-        }
-        if let Some((metres, degrees)) = error {
-            say(&format!(
-                "error: {metres:.2} m, {degrees:.0}°; arrived: {}",
-                if arrived { "yes" } else { "no" }
-            ))?;
-        }
+        say_truth(&robot.house, &story)?;
     }
-    // The answer is told; what could not be written is a failure all the same.
+    // The answer is out; what could not be written is a failure all the same.
     recorded?;
     painted?;
-    Ok(if answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if story.answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What happened between the first picture and the end of the drive.
-struct Story {
-    asked_at: world::Pose2,
-    goal: String,
-    object: Option<usize>,
-    answer: Box<Answer>,
-    truth: Option<world::Pose2>,
-    driven_before: usize,
-    /// A goal pose came.
-    went: bool,
-    arrived: bool,
+/// "one room with red chair, ..."
+fn described(house: &world::House) -> String {
+    let names: Vec<&str> = house.objects.iter().map(|o| o.name.as_str()).collect();
+    let rooms = match house.rooms.len() {
+        1 => "one room".to_owned(),
+        n => format!("{n} rooms"),
+    };
+    format!("{rooms} with {}", names.join(", "))
+}
+
+/// The story as one JSON document.
+fn document(seed: u64, house: &world::House, story: &Story, files: &[String]) -> serde_json::Value {
+    let named = story.object.map(|i| &house.objects[i]);
+    serde_json::json!({
+        "seed": seed,
+        "goal": story.goal,
+        "answer": story.answer,
+        "truth": {
+            "object": named.map(|o| serde_json::json!({"name": o.name, "x": o.x, "y": o.y})),
+            "pose": story.truth.map(|p| serde_json::json!({"x": p.x, "y": p.y, "yaw": p.yaw})),
+        },
+        "error": story.error().map(|(m, deg)| serde_json::json!({"position_m": m, "heading_deg": deg})),
+        "arrived": story.arrived,
+        "files": files,
+    })
+}
+
+/// The truth, and how far the answer is from it.
+fn say_truth(house: &world::House, story: &Story) -> anyhow::Result<()> {
+    match (story.object.map(|i| &house.objects[i]), story.truth) {
+        (Some(o), Some(p)) => say(&format!(
+            "truth: the {} is at x {:.2} m, y {:.2} m; stand at x {:.2} m, y {:.2} m, yaw {:.0}°",
+            o.name,
+            o.x,
+            o.y,
+            p.x,
+            p.y,
+            p.yaw.to_degrees()
+        ))?,
+        (Some(o), None) => say(&format!("truth: the {} is there, but nobody can stand before it", o.name))?,
+        (None, _) => say("truth: there is no such thing in this house")?,
+    }
+    if let Some((metres, degrees)) = story.error() {
+        let arrived = if story.arrived { "yes" } else { "no" };
+        say(&format!("error: {metres:.2} m, {degrees:.0}°; arrived: {arrived}"))?;
+    }
+    Ok(())
+}
+
+impl Stage {
+    /// Two nodes on one in-process Zenoh session: the robot at `start`, and the runtime.
+    fn new(
+        args: &DemoArgs,
+        house: world::House,
+        start: world::Pose2,
+        pipeline: &Pipeline,
+        stop: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
+        let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;
+        let runtime_side = session.another_node("mindseye", "/")?;
+        let recorder = Recorder::start(&args.out.join(RECORDING))?;
+        let static_tf = session.publisher::<TFMessage>("/tf_static", &Qos::latched(1))?;
+        let ask = session.publisher::<StringMsg>("/mindseye/goal/text", &Qos::default())?;
+        let goals = session.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::Latest)?;
+        let robot = Robot::new(&session, args, house, start)?;
+        let shown: Arc<Mutex<Shown>> = Arc::default();
+        let (notes_in, notes) = channel();
+        let observed = shown.clone();
+        let parts = NodeParts {
+            config: RobotConfig { robot: "sim".into(), ..RobotConfig::default() },
+            mind: pipeline.mind(args.seed)?,
+            encoder: pipeline.encoder()?,
+            record: recorder.sender(),
+            observer: Some(Box::new(move |note| {
+                if let Note::Evidence(grounded) = &note {
+                    observed.lock().unwrap_or_else(PoisonError::into_inner).evidence = Some(grounded.clone());
+                }
+                // The demo's own end of the channel may be gone already.
+                let _ = notes_in.send(note);
+            })),
+        };
+        let node = Node::start(&runtime_side, parts)?;
+        if !robot.image.wait_for_subscribers(Duration::from_secs(5)) {
+            bail!("the runtime's subscription did not appear on the in-process session");
+        }
+        let mount = mounting(&robot.camera);
+        let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
+        static_tf.publish(&TFMessage { transforms: vec![mount] })?;
+        Ok(Self { session, robot, node, recorder, ask, goals, notes, shown, stop, _static_tf: static_tf })
+    }
+
+    /// Explores along `sweep`, asks for `goal` (or something of its own choice), and drives to the pose that comes
+    /// over `/goal_pose`.
+    fn play(
+        &mut self,
+        goal: Option<&str>,
+        sweep: &[world::Pose2],
+        rng: &mut world::Rng,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Story> {
+        let Self { robot, node, stop, .. } = self;
+        robot.wall = Instant::now();
+        explore(robot, sweep, node, stop, progress)?;
+        let counts = node.counts();
+        progress.line(&format!(
+            "explored: {} frames seen, {} kept, {} latents in memory, {} dropped",
+            counts.context.offered, counts.context.kept, counts.latents, counts.camera_dropped
+        ));
+
+        // The robot goes on publishing while the runtime thinks.
+        let asked_at = robot.body.pose;
+        let (goal, object) = choose_goal(robot, goal, rng);
+        progress.line(&format!("asking: \"{goal}\""));
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
+        let driven_before = robot.driven.len();
+        self.ask.publish(&StringMsg { data: goal.clone() })?;
+        let answer = wait_for_answer(robot, node, stop, &self.notes, progress)?;
+        progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
+
+        let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
+        let received = if answer.status == Status::Found {
+            let received = self.goals.recv_timeout(Duration::from_secs(2))?;
+            received.map(|r| r.message.pose.isometry()).transpose()?
+        } else {
+            None
+        };
+        if let Some(goal_in_odom) = received {
+            let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
+            let t = goal_in_odom.translation;
+            let target = world::Pose2::unwrapped(t.x, t.y, forward.y.atan2(forward.x));
+            drive(robot, target, node, stop, progress)?;
+        }
+        let arrived = received.is_some() && object.is_some_and(|i| stands_before(robot, i));
+        Ok(Story { asked_at, goal, object, answer, truth, driven_before, went: received.is_some(), arrived })
+    }
 }
 
 /// Follows the sweep: turns and drives as its poses do, three camera frames per pose.
@@ -516,20 +565,10 @@ fn stands_before(robot: &Robot, object: usize) -> bool {
     edge <= ARRIVED_M && seen >= 0.2
 }
 
-#[allow(clippy::too_many_arguments)] // the report needs all of it, once
-fn paint(
-    path: &std::path::Path,
-    robot: &Robot,
-    goal: &str,
-    asked_at: world::Pose2,
-    driven_before: usize,
-    answer: &Answer,
-    truth: Option<world::Pose2>,
-    error: Option<(f64, f64)>,
-    arrived: bool,
-    evidence: Option<Box<Grounded>>,
-    scene: Option<Scene>,
-) -> anyhow::Result<()> {
+/// The picture of the story: what was remembered, what was imagined, and where the robot drove.
+fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Result<()> {
+    let Shown { evidence, scene } = shown;
+    let Story { goal, asked_at, driven_before, answer, truth, arrived, .. } = story;
     let evidence = evidence.map(|e| *e);
     let context: Vec<RgbImage> = match (&evidence, &scene) {
         (Some(e), Some(s)) => {
@@ -537,25 +576,24 @@ fn paint(
         }
         _ => Vec::new(),
     };
-    let moved = robot.driven.len() > driven_before && answer.status == Status::Found;
+    let moved = robot.driven.len() > *driven_before && answer.status == Status::Found;
     let mut said = answer.status.to_string();
     if let Some(total) = answer.timings_ms.get("total") {
         said += &format!(" in {:.2} s", total / 1000.0);
     }
-    if let Some((metres, degrees)) = error {
+    if let Some((metres, degrees)) = story.error() {
         said += &format!(", {metres:.2} m and {degrees:.0} degrees from the truth");
     }
     if moved {
-        said += if arrived { ", arrived" } else { ", not arrived" };
+        said += if *arrived { ", arrived" } else { ", not arrived" };
     }
     let mut lines = vec![said];
     if let Some(reason) = &answer.reason {
         lines.push(reason.clone());
     }
-    let shown = robot.body.pose;
     let mut real = world::Frame::new();
     let large = world::Camera::new(VIEW.0, VIEW.1);
-    world::render_with(&robot.house, shown, &large, world::RenderOptions::picture(), &mut real);
+    world::render_with(&robot.house, robot.body.pose, &large, world::RenderOptions::picture(), &mut real);
     let view = RgbImage::from_rgb(large.width, large.height, real.rgb);
     let picture = draw(&Picture {
         goal,
@@ -567,8 +605,8 @@ fn paint(
         view: view.as_ref(),
         moved,
         house: &robot.house,
-        asked_at: planar(asked_at),
-        driven: &robot.driven[driven_before.min(robot.driven.len())..],
+        asked_at: planar(*asked_at),
+        driven: &robot.driven[(*driven_before).min(robot.driven.len())..],
         path: evidence.as_ref().map_or(&[], |e| e.path.as_slice()),
         answer: answer.pose.as_ref().map(|p| p.pose2()),
         truth: truth.map(planar),

@@ -4,7 +4,7 @@ use super::run::configure;
 use super::say;
 use crate::ground::Mind;
 use crate::image::RgbImage;
-use crate::imagine::{Budget, Clock, Flow, NoClock, Prompt, ContextLatents, imagine};
+use crate::imagine::{Budget, Clock, ContextLatents, Flow, NoClock, Prompt, imagine};
 use crate::mind::{Pipeline, find_bundle};
 use crate::node::MonotonicClock;
 use clap::Args;

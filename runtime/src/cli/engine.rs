@@ -12,17 +12,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
-use mindseye_engines::bundle::{Bundle, MANIFEST};
-use mindseye_engines::passport::Passport;
-use mindseye_engines::plan::{ModelSpec, PlanOptions, plan};
-use mindseye_engines::quant::{
+use mindseye_builder::pipeline::{self, Request, Settings, Stage, Verified, Verify};
+use mindseye_builder::plan::{ModelSpec, PlanOptions, plan};
+use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
 };
+use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
+use mindseye_engines::bundle::{Bundle, MANIFEST};
+use mindseye_engines::passport::{Passport, engines_in};
 use mindseye_engines::target::{Precision, PrecisionRequest, Target};
-use mindseye_engines::trt::{
-    self, Library, LoadOptions, Progress, Request, Settings, Stage, TensorRtBackend, Verified, Verify,
-};
+use mindseye_engines::trt::{Library, LoadOptions, Progress, TensorRtBackend};
 use serde_json::json;
 
 /// Arguments of `mindseye engine`.
@@ -446,7 +445,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
-    let planned = trt::plan_bundle(&bundle, &target, &settings)?;
+    let planned = pipeline::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
         bail!(refusal);
     }
@@ -455,7 +454,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     // What the library cannot build is said before minutes of calibration.
-    trt::check_library(&target, library.as_ref(), args.graphs_only)?;
+    pipeline::check_library(&target, library.as_ref(), args.graphs_only)?;
     settings.calibration = match (&args.calibrate_with, precision) {
         (Some(with), _) => with.clone(),
         (None, Precision::Int8 | Precision::Fp8 | Precision::Int4w) => {
@@ -466,7 +465,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);
-    let built = trt::build_bundle(Request {
+    let built = pipeline::build_bundle(Request {
         bundle: &bundle,
         settings,
         target: &target,
@@ -539,7 +538,7 @@ fn print_task(report: &Report) -> anyhow::Result<()> {
 }
 
 fn inspect(dir: &Path, lib: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
-    let engines = trt::engines_in(dir)?;
+    let engines = engines_in(dir)?;
     // Layers need a GPU: without one the passports are all there is to see.
     let backend = TensorRtBackend::open(&LoadOptions::at(lib.map(Path::to_owned)), 0);
     let mut layers = Vec::new();
@@ -605,7 +604,7 @@ fn bundle_of(settings: &Settings, given: Option<&Path>) -> anyhow::Result<PathBu
 }
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let mut settings = trt::settings_of(&args.dir)?;
+    let mut settings = pipeline::settings_of(&args.dir)?;
     let bundle = Bundle::load(bundle_of(&settings, args.bundle.as_deref())?)?;
     let target = Target::named(&settings.target)?;
     let cpu = by_name(&args.backend)?;
@@ -631,7 +630,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         samples: settings.verify_items.max(1),
         tell: &mut tell,
     };
-    let all = trt::verify_built(
+    let all = pipeline::verify_built(
         &args.dir,
         Verify { bundle: &bundle, target: &target, checks, task: task.as_ref().map(|t| t as _) },
     )?;
@@ -679,12 +678,12 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
 }
 
 fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let settings = trt::settings_of(&args.dir)?;
+    let settings = pipeline::settings_of(&args.dir)?;
     let place = bundle_of(&settings, args.bundle.as_deref())?;
     let bundle = Bundle::load_manifest(&place)?;
     let cpu = by_name(&args.backend)?;
     let mut rows = Vec::new();
-    for (file, passport) in trt::engines_in(&args.dir)? {
+    for (file, passport) in engines_in(&args.dir)? {
         // Only denoisers have inputs that can be made without a stream before them.
         if passport.component != "denoiser" {
             continue;

@@ -4,14 +4,18 @@
 //! Exit status: 0 done, 1 refused or failed (one clear line), 2 usage.
 
 mod bag;
+#[cfg(feature = "demo")]
 mod demo;
 mod doctor;
+#[cfg(feature = "engine")]
 pub mod engine;
 mod goal;
+#[cfg(feature = "demo")]
 mod picture;
 mod progress;
 mod replay;
 mod run;
+#[cfg(feature = "engine")]
 mod scenes;
 
 use crate::mind::{Pipeline, find_bundle};
@@ -20,13 +24,16 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// The command that a newcomer tries first, where it is built in.
+const FIRST_EXAMPLE: &str = if cfg!(feature = "demo") { "  mindseye demo\n" } else { "" };
+
 #[derive(Parser)]
 #[command(
     name = "mindseye",
     version,
     about = "Camera frames in, an imagined drive, a grounded goal pose out",
-    after_help = "Examples:\n  mindseye demo\n  mindseye run --config configs/robots/sim.toml\n  \
-                  mindseye goal \"find the red chair\"\n  mindseye replay drive.mcap --goal \"find the blue table\" --json"
+    after_help = format!("Examples:\n{FIRST_EXAMPLE}  mindseye run --config configs/robots/sim.toml\n  \
+                  mindseye goal \"find the red chair\"\n  mindseye replay drive.mcap --goal \"find the blue table\" --json")
 )]
 struct Cli {
     /// More on stderr: -v information, -vv everything. RUST_LOG overrides it.
@@ -39,6 +46,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// A simulated robot explores a house, asks for a thing, and drives to it.
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     /// Serves a robot: topics and queries over Zenoh.
     Run(run::RunArgs),
@@ -49,6 +57,7 @@ enum Command {
     /// Recorded bags: info, play, verify, recover, convert.
     Bag(bag::BagArgs),
     /// Engines for a target machine: build, inspect, verify, bench.
+    #[cfg(feature = "engine")]
     Engine(engine::EngineArgs),
     /// Checks the model bundle, the machine and the network.
     Doctor(doctor::DoctorArgs),
@@ -120,11 +129,13 @@ pub fn main() -> ExitCode {
         .with_ansi(colours)
         .init();
     let result = match cli.command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Goal(args) => goal::run(&args),
         Command::Bag(args) => bag::run(&args),
+        #[cfg(feature = "engine")]
         Command::Engine(args) => engine::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -17,12 +17,12 @@ use anyhow::{Context as _, bail};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::bag::{CdrConverter, OpenOptions, ReadOptions, open};
 use mindseye_bridge::goal::Goal;
+use mindseye_builder::quant::{
+    CalibrationSource, Inputs, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
+};
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
-use mindseye_engines::quant::{
-    CalibrationSource, Inputs, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
-};
 use mindseye_world as world;
 use nalgebra::Isometry3;
 use std::collections::{HashMap, VecDeque};
@@ -173,7 +173,7 @@ impl Denoise for Recorder {
 type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), String>;
 
 /// Denoiser inputs as they come up while goals are grounded. To be used through
-/// [`Spooled`](mindseye_engines::quant::Spooled): making them takes a goal's time for every four.
+/// [`Spooled`](mindseye_builder::quant::Spooled): making them takes a goal's time for every four.
 struct GroundingInputs {
     recorder: Recorder,
     scenes: Box<Scenes>,

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use mindseye_bridge::bag::{self, Bag, CdrConverter, OpenOptions, ReadOptions};
+use mindseye_bridge::bag::{self, Bag, CdrConverter, ConvertError, OpenOptions, ReadOptions, TopicId};
 use mindseye_bridge::camera::CameraIntrinsics;
+use mindseye_bridge::cdr::CdrError;
 use mindseye_bridge::geometry::TfTree;
 use mindseye_bridge::image::{
-    Limits, RawImage, Size, decode_compressed_rgb8, decode_raw_rgb8, is_depth_encoding,
+    ImageError, Limits, RawImage, Size, decode_compressed_rgb8, decode_raw_rgb8, is_depth_encoding,
 };
 use mindseye_bridge::msg::{
     CameraInfo, CompressedImage, CompressedImageView, Image, ImageView, Odometry, RosType, TFMessage,
@@ -31,7 +32,7 @@ fn open(path: &Path) -> Result<Bag, DatasetError> {
     bag::open(path, &OpenOptions::default()).map_err(|e| match e {
         bag::OpenBagError::Io { source, .. } => DatasetError::Io { path: path.to_path_buf(), source },
         // These name the path themselves.
-        other => DatasetError::Bag(other.to_string()),
+        other => DatasetError::Bag(Box::new(other)),
     })
 }
 
@@ -80,45 +81,22 @@ pub(super) fn list(path: &Path, topic: Option<&str>) -> Result<(Vec<Listed>, Vec
         .map(|t| t.name.clone())
         .collect();
     let mut converter = CdrConverter::new(bag.info());
-    let mut images: Vec<Option<(i64, String, [u32; 2])>> = Vec::new();
-    let mut poses: BTreeMap<i64, Isometry3<f64>> = BTreeMap::new();
-    let mut cameras: HashMap<String, CameraIntrinsics> = HashMap::new();
-    let (mut base, mut odometry_topic) = (String::new(), None);
-    let mut mounts = TfTree::new();
+    let mut found = Gathered::new(compressed);
     let mut messages = bag.messages(&ReadOptions { topics: Some(topics), ..ReadOptions::default() });
     for message in &mut messages {
         let about = bag.info().topic(message.topic);
         let is_image = about.name == topic;
-        let Ok(cdr) = converter.convert(&message) else {
-            if is_image {
-                images.push(None);
+        match converter.convert(&message) {
+            Ok(cdr) if is_image => found.image(cdr),
+            Ok(cdr) if about.type_name == Odometry::NAME => found.odometry(message.topic, cdr),
+            Ok(cdr) if about.type_name == CameraInfo::NAME => found.camera(cdr),
+            Ok(cdr) => {
+                if let Ok(transforms) = TFMessage::decode(cdr) {
+                    found.mounts.insert_message(&transforms, true);
+                }
             }
-            continue;
-        };
-        if is_image {
-            let header = if compressed {
-                CompressedImageView::decode(cdr).map(|m| (m.header.to_owned(), [0, 0]))
-            } else {
-                ImageView::decode(cdr).map(|m| (m.header.to_owned(), [m.width, m.height]))
-            };
-            images.push(header.ok().map(|(h, size)| (h.stamp.timestamp().as_nanos(), h.frame_id, size)));
-        } else if about.type_name == Odometry::NAME {
-            // One topic of odometry, the first that is seen.
-            if *odometry_topic.get_or_insert(message.topic) == message.topic
-                && let Ok(odometry) = Odometry::decode(cdr)
-                && let Ok(pose) = odometry.pose.pose.isometry()
-            {
-                base = odometry.child_frame_id;
-                poses.insert(odometry.header.stamp.timestamp().as_nanos() / 1000, pose);
-            }
-        } else if about.type_name == CameraInfo::NAME {
-            if let Some(k) =
-                CameraInfo::decode(cdr).ok().and_then(|i| CameraIntrinsics::from_camera_info(&i).ok())
-            {
-                cameras.insert(k.frame_id.clone(), k);
-            }
-        } else if let Ok(transforms) = TFMessage::decode(cdr) {
-            mounts.insert_message(&transforms, true);
+            Err(_) if is_image => found.images.push(None),
+            Err(_) => {}
         }
     }
     let damage = bag
@@ -128,25 +106,85 @@ pub(super) fn list(path: &Path, topic: Option<&str>) -> Result<(Vec<Listed>, Vec
         .chain(messages.damage())
         .map(|d| format!("{}: {d}", path.display()))
         .collect();
-    let mut mounted: HashMap<String, Option<Isometry3<f64>>> = HashMap::new();
-    let listed = images
-        .into_iter()
-        .map(|image| {
-            let Some((at_ns, camera, [width, height])) = image else {
-                return Listed { pose: None, intrinsics: None };
-            };
-            let base_from_camera = *mounted
-                .entry(camera.clone())
-                .or_insert_with(|| mounts.lookup(&base, &camera, Timestamp::ZERO).ok());
-            let odom_from_base = pose_at(&poses, at_ns as f64 * 1e-9);
-            let intrinsics = cameras.get(&camera).map(|k| {
-                let k = if width > 0 && height > 0 { k.resized(width, height) } else { k.clone() };
-                [k.fx, k.fy, k.cx, k.cy]
-            });
-            Listed { pose: odom_from_base.zip(base_from_camera).map(|(a, b)| a * b), intrinsics }
-        })
-        .collect();
-    Ok((listed, damage))
+    Ok((found.listed(), damage))
+}
+
+/// Stamp (ns), frame and size of an image; a size of 0 where it is not known before decoding.
+type ImageHeader = (i64, String, [u32; 2]);
+
+/// What has been read of a bag.
+struct Gathered {
+    compressed: bool,
+    images: Vec<Option<ImageHeader>>,
+    /// `odom_from_base` by stamp (microseconds).
+    poses: BTreeMap<i64, Isometry3<f64>>,
+    cameras: HashMap<String, CameraIntrinsics>,
+    base: String,
+    odometry_topic: Option<TopicId>,
+    mounts: TfTree,
+}
+
+impl Gathered {
+    fn new(compressed: bool) -> Self {
+        Self {
+            compressed,
+            images: Vec::new(),
+            poses: BTreeMap::new(),
+            cameras: HashMap::new(),
+            base: String::new(),
+            odometry_topic: None,
+            mounts: TfTree::new(),
+        }
+    }
+
+    fn image(&mut self, cdr: &[u8]) {
+        let header = if self.compressed {
+            CompressedImageView::decode(cdr).map(|m| (m.header.to_owned(), [0, 0]))
+        } else {
+            ImageView::decode(cdr).map(|m| (m.header.to_owned(), [m.width, m.height]))
+        };
+        self.images.push(header.ok().map(|(h, size)| (h.stamp.timestamp().as_nanos(), h.frame_id, size)));
+    }
+
+    /// One topic of odometry, the first that is seen.
+    fn odometry(&mut self, topic: TopicId, cdr: &[u8]) {
+        if *self.odometry_topic.get_or_insert(topic) == topic
+            && let Ok(odometry) = Odometry::decode(cdr)
+            && let Ok(pose) = odometry.pose.pose.isometry()
+        {
+            self.base = odometry.child_frame_id;
+            self.poses.insert(odometry.header.stamp.timestamp().as_nanos() / 1000, pose);
+        }
+    }
+
+    fn camera(&mut self, cdr: &[u8]) {
+        let info = CameraInfo::decode(cdr).ok();
+        if let Some(k) = info.and_then(|i| CameraIntrinsics::from_camera_info(&i).ok()) {
+            self.cameras.insert(k.frame_id.clone(), k);
+        }
+    }
+
+    /// Every image with its pose and intrinsics, as far as they are known.
+    fn listed(self) -> Vec<Listed> {
+        let mut mounted: HashMap<String, Option<Isometry3<f64>>> = HashMap::new();
+        self.images
+            .into_iter()
+            .map(|image| {
+                let Some((at_ns, camera, [width, height])) = image else {
+                    return Listed { pose: None, intrinsics: None };
+                };
+                let base_from_camera = *mounted
+                    .entry(camera.clone())
+                    .or_insert_with(|| self.mounts.lookup(&self.base, &camera, Timestamp::ZERO).ok());
+                let odom_from_base = pose_at(&self.poses, at_ns as f64 * 1e-9);
+                let intrinsics = self.cameras.get(&camera).map(|k| {
+                    let k = if width > 0 && height > 0 { k.resized(width, height) } else { k.clone() };
+                    [k.fx, k.fy, k.cx, k.cy]
+                });
+                Listed { pose: odom_from_base.zip(base_from_camera).map(|(a, b)| a * b), intrinsics }
+            })
+            .collect()
+    }
 }
 
 /// Decodes the images of a bag, every `interval`-th, in order; `take` gets the number of the image.
@@ -164,26 +202,50 @@ pub(super) fn pictures(
         if k % interval != 0 {
             continue;
         }
-        let decoded = converter.convert(&message).map_err(|e| e.to_string()).and_then(|cdr| {
-            let mut rgb = Vec::new();
-            let size = if compressed {
-                let image = CompressedImageView::decode(cdr).map_err(|e| e.to_string())?;
-                decode_compressed_rgb8(image.data, &Limits::default(), &mut rgb).map_err(|e| e.to_string())?
-            } else {
-                let image = ImageView::decode(cdr).map_err(|e| e.to_string())?;
-                if is_depth_encoding(image.encoding) {
-                    return Err("a depth image".to_owned());
-                }
-                decode_raw_rgb8(&RawImage::from(&image), &Limits::default(), &mut rgb)
-                    .map_err(|e| e.to_string())?
-            };
-            let Size { width, height } = size;
-            if width == 0 || height == 0 {
-                return Err("an empty picture".to_owned());
-            }
-            Ok(Picture { width: width as usize, height: height as usize, rgb })
-        });
-        take(k, decoded.map_err(|reason| invalid(path, format!("image {k}: {reason}"))))?;
+        let decoded = converter
+            .convert(&message)
+            .map_err(PictureError::from)
+            .and_then(|cdr| if compressed { compressed_picture(cdr) } else { raw_picture(cdr) });
+        take(k, decoded.map_err(|source| invalid(path, format!("image {k}: {source}"))))?;
     }
     Ok(())
+}
+
+/// Why a message gives no picture.
+#[derive(Debug, thiserror::Error)]
+enum PictureError {
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    #[error(transparent)]
+    Message(#[from] CdrError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("a depth image")]
+    Depth,
+    #[error("an empty picture")]
+    Empty,
+}
+
+fn compressed_picture(cdr: &[u8]) -> Result<Picture, PictureError> {
+    let image = CompressedImageView::decode(cdr)?;
+    let mut rgb = Vec::new();
+    let size = decode_compressed_rgb8(image.data, &Limits::default(), &mut rgb)?;
+    sized(size, rgb)
+}
+
+fn raw_picture(cdr: &[u8]) -> Result<Picture, PictureError> {
+    let image = ImageView::decode(cdr)?;
+    if is_depth_encoding(image.encoding) {
+        return Err(PictureError::Depth);
+    }
+    let mut rgb = Vec::new();
+    let size = decode_raw_rgb8(&RawImage::from(&image), &Limits::default(), &mut rgb)?;
+    sized(size, rgb)
+}
+
+fn sized(Size { width, height }: Size, rgb: Vec<u8>) -> Result<Picture, PictureError> {
+    if width == 0 || height == 0 {
+        return Err(PictureError::Empty);
+    }
+    Ok(Picture { width: width as usize, height: height as usize, rgb })
 }

@@ -5,13 +5,13 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use mindseye_bridge::image::{Limits, decode_compressed_rgb8};
+use mindseye_bridge::image::{ImageError, Limits, decode_compressed_rgb8};
 use nalgebra::Isometry3;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::bags;
-use super::layout::{self, Layout};
+use super::layout::{self, SourceLayout};
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -28,7 +28,7 @@ pub struct Info {
     pub format: u32,
     /// Layout that it was curated from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layout: Option<Layout>,
+    pub layout: Option<SourceLayout>,
     /// Directory that picture files are relative to; itself relative to the dataset.
     #[serde(default)]
     pub root: PathBuf,
@@ -159,8 +159,32 @@ pub enum DatasetError {
         source: std::io::Error,
     },
     /// A bag cannot be read.
-    #[error("{0}")]
-    Bag(String),
+    #[error(transparent)]
+    Bag(Box<mindseye_bridge::bag::OpenBagError>),
+    /// A file is not text.
+    #[error("{path}: {source}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Where it is not.
+        source: std::string::FromUtf8Error,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{path}: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A picture cannot be decoded.
+    #[error("{path}: {source}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ImageError,
+    },
     /// A file is not what it should be.
     #[error("{path}: {reason}")]
     Invalid {
@@ -189,7 +213,7 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Dat
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, DatasetError> {
-    let text = String::from_utf8(bounded(path, MANIFEST_MAX)?).map_err(|e| invalid(path, e.to_string()))?;
+    let text = text(path)?;
     // Python writes NaN, which JSON does not know: such a number is missing, the rest of the file is not.
     let parsed = match serde_json::from_str(&text) {
         Err(_) if text.contains("NaN") || text.contains("Infinity") => {
@@ -197,7 +221,12 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, DatasetEr
         }
         parsed => parsed,
     };
-    parsed.map_err(|e| invalid(path, e.to_string()))
+    parsed.map_err(|source| DatasetError::Json { path: path.to_path_buf(), source })
+}
+
+fn text(path: &Path) -> Result<String, DatasetError> {
+    String::from_utf8(bounded(path, MANIFEST_MAX)?)
+        .map_err(|source| DatasetError::Text { path: path.to_path_buf(), source })
 }
 
 fn bounded(path: &Path, max: u64) -> Result<Vec<u8>, DatasetError> {
@@ -228,7 +257,7 @@ impl Picture {
         let bytes = bounded(path, PICTURE_MAX)?;
         let mut rgb = Vec::new();
         let size = decode_compressed_rgb8(&bytes, &Limits::default(), &mut rgb)
-            .map_err(|e| invalid(path, e.to_string()))?;
+            .map_err(|source| DatasetError::Image { path: path.to_path_buf(), source })?;
         if size.width == 0 || size.height == 0 {
             return Err(invalid(path, "an empty picture"));
         }
@@ -527,8 +556,7 @@ impl Dataset {
     /// Poses of a file with one line per image of the source: twelve numbers, `map_from_camera` row by row (the
     /// format of KITTI's odometry).
     fn kitti(&mut self, path: &Path, frames: &mut [Frame]) -> Result<(), DatasetError> {
-        let text =
-            String::from_utf8(bounded(path, MANIFEST_MAX)?).map_err(|e| invalid(path, e.to_string()))?;
+        let text = text(path)?;
         let lines: Vec<&str> = text.lines().collect();
         let images = frames.last().map_or(0, |f| f.index * self.info.interval + 1);
         if lines.len() < images {

@@ -13,7 +13,7 @@ use super::{Counts, CurateError};
 /// Directory layouts that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Layout {
+pub enum SourceLayout {
     /// ScanNet++: `data/<scene>/iphone/{rgb/frame_000000.jpg, pose_intrinsic_imu.json}`, else
     /// `data/<scene>/dslr/{images, nerfstudio/transforms.json}`.
     #[value(name = "scannetpp")]
@@ -119,10 +119,10 @@ fn name_of(path: &Path) -> String {
 ///
 /// # Errors
 /// The root cannot be read, or holds no recording of this layout.
-pub fn scenes(layout: Layout, root: &Path) -> Result<Vec<SceneRef>, CurateError> {
+pub fn scenes(layout: SourceLayout, root: &Path) -> Result<Vec<SceneRef>, CurateError> {
     let mut found = Vec::new();
     match layout {
-        Layout::Scannetpp => {
+        SourceLayout::Scannetpp => {
             for base in [root.to_path_buf(), root.join("data")] {
                 if !base.is_dir() && base != root {
                     continue;
@@ -135,7 +135,7 @@ pub fn scenes(layout: Layout, root: &Path) -> Result<Vec<SceneRef>, CurateError>
                 }
             }
         }
-        Layout::Arkitscenes => {
+        SourceLayout::Arkitscenes => {
             let mut bases = vec![root.to_path_buf()];
             for inner in ["raw", "3dod", "Training", "Validation"] {
                 for k in 0..bases.len() {
@@ -203,7 +203,7 @@ fn arkit_dir(dir: &Path) -> Option<PathBuf> {
 /// The recording as a whole cannot be used: no pictures (a video file has to be taken apart first), no poses, a
 /// file that is not of its format.
 pub fn read(
-    layout: Layout,
+    layout: SourceLayout,
     scene: &SceneRef,
     root: &Path,
     interval: usize,
@@ -211,11 +211,11 @@ pub fn read(
 ) -> Result<Recording, CurateError> {
     let interval = interval.max(1);
     let frames = match layout {
-        Layout::Arkitscenes => arkit(scene, root, interval, counts)?,
-        Layout::Scannetpp if scene.dir.join("iphone/pose_intrinsic_imu.json").is_file() => {
+        SourceLayout::Arkitscenes => arkit(scene, root, interval, counts)?,
+        SourceLayout::Scannetpp if scene.dir.join("iphone/pose_intrinsic_imu.json").is_file() => {
             scannetpp_iphone(scene, root, interval, counts)?
         }
-        Layout::Scannetpp => scannetpp_dslr(scene, root, interval, counts)?,
+        SourceLayout::Scannetpp => scannetpp_dslr(scene, root, interval, counts)?,
     };
     Ok(Recording { id: scene.id.clone(), environment: scene.environment.clone(), frames })
 }
@@ -243,13 +243,13 @@ pub(super) fn without_nan(text: &str) -> String {
 fn json(path: &Path) -> Result<Value, CurateError> {
     let text = text(path)?;
     // Python writes NaN, which JSON does not know: such a pose is counted instead of losing the whole file.
-    match serde_json::from_str(&text) {
-        Ok(value) => Ok(value),
+    let parsed = match serde_json::from_str(&text) {
         Err(_) if text.contains("NaN") || text.contains("Infinity") => {
-            serde_json::from_str(&without_nan(&text)).map_err(|e| bad(path, e.to_string()))
+            serde_json::from_str(&without_nan(&text))
         }
-        Err(e) => Err(bad(path, e.to_string())),
-    }
+        parsed => parsed,
+    };
+    parsed.map_err(|source| CurateError::Json { path: path.to_path_buf(), source })
 }
 
 /// Numbers of a nested array, row by row; none when one is missing.

@@ -26,7 +26,7 @@ use mindseye_base::picture::write_png;
 use serde::{Deserialize, Serialize};
 
 use dataset::{Clip, DatasetError, FORMAT, Info, Picture, read_json, write_json};
-use layout::{Frame, Layout, Recording};
+use layout::{Frame, Recording, SourceLayout};
 use vlm::{Caption, Endpoint, VlmError};
 
 /// Pictures shown with the question for the instruction.
@@ -46,7 +46,7 @@ const GIVE_UP: usize = 4;
 pub struct CurateArgs {
     /// Directory layout of the source.
     #[arg(long, value_enum)]
-    pub layout: Layout,
+    pub layout: SourceLayout,
     /// Root of the source.
     #[arg(long)]
     pub root: PathBuf,
@@ -92,7 +92,7 @@ pub struct CurateArgs {
 #[derive(Clone, Debug)]
 pub struct CurateOptions {
     /// Directory layout of the source.
-    pub layout: Layout,
+    pub layout: SourceLayout,
     /// Root of the source.
     pub root: PathBuf,
     /// Where the dataset is put.
@@ -124,6 +124,14 @@ pub enum CurateError {
         /// What happened.
         source: std::io::Error,
     },
+    /// A file is not the JSON that it should be.
+    #[error("{path}: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
     /// A recording as a whole cannot be used.
     #[error("{path}: {reason}")]
     Scene {
@@ -138,7 +146,7 @@ pub enum CurateError {
         /// The root that was given.
         root: PathBuf,
         /// The layout that was looked for.
-        layout: Layout,
+        layout: SourceLayout,
     },
     /// The output cannot be written or belongs to another run.
     #[error(transparent)]
@@ -341,13 +349,75 @@ impl State {
 
     fn append(&mut self, entry: &Entry) -> Result<(), CurateError> {
         let mut line = serde_json::to_vec(entry)
-            .map_err(|e| CurateError::Scene { path: self.path.clone(), reason: e.to_string() })?;
+            .map_err(|source| CurateError::Json { path: self.path.clone(), source })?;
         line.push(b'\n');
         let finished = matches!(entry, Entry::Done { .. });
         self.file
             .write_all(&line)
             .and_then(|()| if finished { self.file.sync_all() } else { Ok(()) })
             .map_err(|source| CurateError::Io { path: self.path.clone(), source })
+    }
+}
+
+impl CurateOptions {
+    fn check(&self) -> Result<(), CurateError> {
+        let setting = |text: String| Err(CurateError::Setting(text));
+        if !(1..=1000).contains(&self.interval) {
+            return setting(format!("interval = {}: wanted 1 to 1000", self.interval));
+        }
+        if !(2..=10_000).contains(&self.clip_frames) {
+            return setting(format!("clip-frames = {}: wanted 2 to 10000", self.clip_frames));
+        }
+        if !(self.center_ratio > 0.0 && self.center_ratio <= 1.0) {
+            return setting(format!("center-ratio = {}: wanted above 0, at most 1", self.center_ratio));
+        }
+        if self.ask_every == 0 {
+            return setting("ask-every = 0: wanted 1 or more".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The recordings that were asked for.
+    fn scenes(&self) -> Result<Vec<layout::SceneRef>, CurateError> {
+        let mut scenes = layout::scenes(self.layout, &self.root)?;
+        let wanted: HashSet<&str> = self.scenes.iter().map(String::as_str).collect();
+        if let Some(unknown) = wanted.iter().find(|w| !scenes.iter().any(|s| s.id == **w)) {
+            let root = self.root.display();
+            return Err(CurateError::Setting(format!("no recording {unknown:?} in {root}")));
+        }
+        if !wanted.is_empty() {
+            scenes.retain(|s| wanted.contains(s.id.as_str()));
+        }
+        Ok(scenes)
+    }
+
+    /// Makes the output's directories and `dataset.json`, or checks that it was made with these settings.
+    fn begin(&self) -> Result<(), CurateError> {
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| CurateError::Io { path, source }
+        };
+        let info = Info {
+            format: FORMAT,
+            layout: Some(self.layout),
+            root: fs::canonicalize(&self.root).map_err(io(&self.root))?,
+            interval: self.interval,
+            clip_frames: Some(self.clip_frames),
+        };
+        for dir in ["clips", "recordings"] {
+            let dir = self.out.join(dir);
+            fs::create_dir_all(&dir).map_err(io(&dir))?;
+        }
+        let path = self.out.join("dataset.json");
+        if !path.is_file() {
+            write_json(&path, &info)?;
+        } else if read_json::<Info>(&path)? != info {
+            let path = path.display();
+            return Err(CurateError::Setting(format!(
+                "{path}: made with other settings; give another --out"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -361,112 +431,94 @@ pub fn curate(
     endpoint: &Endpoint,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Report, CurateError> {
-    let setting = |text: String| Err(CurateError::Setting(text));
-    if !(1..=1000).contains(&options.interval) {
-        return setting(format!("interval = {}: wanted 1 to 1000", options.interval));
-    }
-    if !(2..=10_000).contains(&options.clip_frames) {
-        return setting(format!("clip-frames = {}: wanted 2 to 10000", options.clip_frames));
-    }
-    if !(options.center_ratio > 0.0 && options.center_ratio <= 1.0) {
-        return setting(format!("center-ratio = {}: wanted above 0, at most 1", options.center_ratio));
-    }
-    if options.ask_every == 0 {
-        return setting("ask-every = 0: wanted 1 or more".to_owned());
-    }
-    let mut scenes = layout::scenes(options.layout, &options.root)?;
-    let wanted: HashSet<&str> = options.scenes.iter().map(String::as_str).collect();
-    if let Some(unknown) = wanted.iter().find(|w| !scenes.iter().any(|s| s.id == **w)) {
-        return setting(format!("no recording {unknown:?} in {}", options.root.display()));
-    }
-    if !wanted.is_empty() {
-        scenes.retain(|s| wanted.contains(s.id.as_str()));
-    }
-
-    let root = fs::canonicalize(&options.root)
-        .map_err(|source| CurateError::Io { path: options.root.clone(), source })?;
-    let info = Info {
-        format: FORMAT,
-        layout: Some(options.layout),
-        root,
-        interval: options.interval,
-        clip_frames: Some(options.clip_frames),
-    };
-    for dir in ["clips", "recordings"] {
-        let dir = options.out.join(dir);
-        fs::create_dir_all(&dir).map_err(|source| CurateError::Io { path: dir, source })?;
-    }
-    let path = options.out.join("dataset.json");
-    if path.is_file() {
-        if read_json::<Info>(&path)? != info {
-            return setting(format!("{}: made with other settings; give another --out", path.display()));
-        }
-    } else {
-        write_json(&path, &info)?;
-    }
-    let mut state = State::open(options.out.join("state.jsonl"))?;
-    let mut report = Report { scenes: scenes.len(), ..Report::default() };
-    let mut in_a_row = 0;
+    options.check()?;
+    let scenes = options.scenes()?;
+    options.begin()?;
+    let state = State::open(options.out.join("state.jsonl"))?;
+    let report = Report { scenes: scenes.len(), ..Report::default() };
+    let mut run = Run { options, endpoint, state, report, unanswered_in_a_row: 0 };
     for scene in &scenes {
-        if let Some(counts) = state.done.get(&scene.id) {
-            report.scenes_done += 1;
-            report.scenes_resumed += 1;
-            report.counts.add(counts);
+        if let Some(counts) = run.state.done.get(&scene.id) {
+            run.report.scenes_done += 1;
+            run.report.scenes_resumed += 1;
+            run.report.counts.add(counts);
             continue;
         }
         let mut counts = Counts::default();
-        let recording =
-            match layout::read(options.layout, scene, &options.root, options.interval, &mut counts) {
-                Ok(recording) => recording,
-                Err(e) => {
-                    progress(&format!("{}: left out: {e}", scene.id));
-                    report.problems.push(e.to_string());
-                    continue;
-                }
-            };
-        write_json(&options.out.join("recordings").join(format!("{}.json", scene.id)), &recording)?;
-        let earlier = state.asked.remove(&scene.id).unwrap_or_default();
+        let read = layout::read(options.layout, scene, &options.root, options.interval, &mut counts);
+        let recording = match read {
+            Ok(recording) => recording,
+            Err(e) => {
+                progress(&format!("{}: left out: {e}", scene.id));
+                run.report.problems.push(e.to_string());
+                continue;
+            }
+        };
+        let unanswered = run.recording(scene, &recording, &mut counts)?;
+        run.report.counts.add(&counts);
+        run.report.endpoint_failures += unanswered;
+        if unanswered == 0 {
+            run.state.append(&Entry::Done { scene: scene.id.clone(), done: counts })?;
+            run.report.scenes_done += 1;
+        }
+        progress(&format!(
+            "{}: {} clips of {} answers, {} unanswered ({} of {} recordings)",
+            scene.id, counts.clips, counts.asked, unanswered, run.report.scenes_done, run.report.scenes
+        ));
+        if run.report.stopped.is_some() {
+            break;
+        }
+    }
+    Ok(run.report)
+}
+
+struct Run<'a> {
+    options: &'a CurateOptions,
+    endpoint: &'a Endpoint,
+    state: State,
+    report: Report,
+    unanswered_in_a_row: usize,
+}
+
+impl Run<'_> {
+    /// Asks about all frames of a recording that can end a clip; returns how many questions got no answer.
+    fn recording(
+        &mut self,
+        scene: &layout::SceneRef,
+        recording: &Recording,
+        counts: &mut Counts,
+    ) -> Result<u64, CurateError> {
+        let options = self.options;
+        write_json(&options.out.join("recordings").join(format!("{}.json", scene.id)), recording)?;
+        let earlier = self.state.asked.remove(&scene.id).unwrap_or_default();
         let mut unanswered = 0;
-        for last in candidates(&recording.frames, options.clip_frames).into_iter().step_by(options.ask_every)
-        {
+        let ends = candidates(&recording.frames, options.clip_frames);
+        for last in ends.into_iter().step_by(options.ask_every) {
             let frame = recording.frames[last].index;
             if let Some(outcome) = earlier.get(&frame) {
                 counts.outcome(*outcome);
                 continue;
             }
-            match look(options, endpoint, &recording, last) {
+            match look(options, self.endpoint, recording, last) {
                 Ok(outcome) => {
-                    in_a_row = 0;
+                    self.unanswered_in_a_row = 0;
                     counts.outcome(outcome);
-                    state.append(&Entry::Asked { scene: scene.id.clone(), frame, outcome })?;
+                    self.state.append(&Entry::Asked { scene: scene.id.clone(), frame, outcome })?;
                 }
                 Err(Failure::Endpoint(e)) => {
                     unanswered += 1;
-                    in_a_row += 1;
+                    self.unanswered_in_a_row += 1;
                     tracing::warn!(scene = scene.id, frame, error = %e, "no answer");
-                    if in_a_row >= GIVE_UP || e.lasting() {
-                        report.stopped = Some(e.to_string());
+                    if self.unanswered_in_a_row >= GIVE_UP || e.lasting() {
+                        self.report.stopped = Some(e.to_string());
                         break;
                     }
                 }
                 Err(Failure::Output(e)) => return Err(e.into()),
             }
         }
-        report.counts.add(&counts);
-        report.endpoint_failures += unanswered;
-        if unanswered == 0 {
-            state.append(&Entry::Done { scene: scene.id.clone(), done: counts })?;
-            report.scenes_done += 1;
-        }
-        progress(&format!(
-            "{}: {} clips of {} answers, {} unanswered ({} of {} recordings)",
-            scene.id, counts.clips, counts.asked, unanswered, report.scenes_done, report.scenes
-        ));
-        if report.stopped.is_some() {
-            break;
-        }
+        Ok(unanswered)
     }
-    Ok(report)
 }
 
 /// Positions of frames that have enough consecutive ones before them.
@@ -506,7 +558,7 @@ fn look(
     let question = vlm::caption_question(&object.label);
     let answer = endpoint.ask(&question, &pictures).map_err(Failure::Endpoint)?;
     let (place, thing) = match vlm::caption(&answer) {
-        Caption::Given(place, thing) => (place, thing),
+        Caption::Phrases(place, thing) => (place, thing),
         Caption::Empty => return Ok(Outcome::EmptyCaption),
         Caption::Nonsense => return Ok(Outcome::Nonsense),
     };

@@ -53,13 +53,43 @@ pub enum VlmError {
         start: String,
     },
     /// Not HTTP, too long, or not a chat completion.
-    #[error("endpoint {host}: {reason}")]
+    #[error("endpoint {host}: {source}")]
     Reply {
         /// Host and port.
         host: String,
         /// What is wrong.
-        reason: String,
+        source: ReplyError,
     },
+}
+
+/// What is wrong with a reply.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplyError {
+    /// The header does not end.
+    #[error("header too long")]
+    Header,
+    /// Another protocol.
+    #[error("not HTTP/1: {0:?}")]
+    NotHttp(String),
+    /// Its length is no number.
+    #[error("content-length {0:?}")]
+    Length(String),
+    /// The length of a chunk is no number.
+    #[error("chunk size {0:?}")]
+    ChunkSize(String),
+    /// Longer than is read.
+    #[error("reply of {0} bytes; the limit is {REPLY_MAX}")]
+    TooLong(usize),
+    /// The connection was closed before all had come.
+    #[error("connection closed in the middle of the reply")]
+    Cut,
+    /// The body is no JSON.
+    #[error("not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The body is no chat completion.
+    #[error("no choices[0].message.content in the reply")]
+    NoContent,
 }
 
 impl VlmError {
@@ -192,7 +222,7 @@ impl Endpoint {
                 }
             }
         }
-        let wrong = |reason: String| VlmError::Reply { host: self.host.clone(), reason };
+        let wrong = |source: ReplyError| VlmError::Reply { host: self.host.clone(), source };
         let mut reply = Vec::new();
         let mut buffer = vec![0u8; 1 << 14];
         let mut whole = false;
@@ -203,28 +233,26 @@ impl Endpoint {
                 n => reply.extend_from_slice(&buffer[..n]),
             }
             if reply.len() > REPLY_MAX {
-                return Err(wrong(format!("reply longer than {REPLY_MAX} bytes")));
+                return Err(wrong(ReplyError::TooLong(reply.len())));
             }
             whole = parse(&reply).map_err(wrong)?.is_some_and(|r| r.whole);
         }
-        let parsed =
-            parse(&reply).map_err(wrong)?.ok_or_else(|| wrong("connection closed early".to_owned()))?;
+        let parsed = parse(&reply).map_err(wrong)?.ok_or_else(|| wrong(ReplyError::Cut))?;
         if !(200..300).contains(&parsed.status) {
             let start: String = String::from_utf8_lossy(&parsed.body).chars().take(200).collect();
             let start = start.replace(|c: char| c.is_control(), " ");
             return Err(VlmError::Status { host: self.host.clone(), status: parsed.status, start });
         }
         if !parsed.whole && !parsed.until_close {
-            return Err(wrong("connection closed in the middle of the reply".to_owned()));
+            return Err(wrong(ReplyError::Cut));
         }
-        let document: Value =
-            serde_json::from_slice(&parsed.body).map_err(|e| wrong(format!("not JSON: {e}")))?;
+        let document: Value = serde_json::from_slice(&parsed.body).map_err(|e| wrong(e.into()))?;
         match document.pointer("/choices/0/message/content") {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(Value::Array(parts)) => {
                 Ok(parts.iter().filter_map(|p| p.get("text").and_then(Value::as_str)).collect())
             }
-            _ => Err(wrong("no choices[0].message.content in the reply".to_owned())),
+            _ => Err(wrong(ReplyError::NoContent)),
         }
     }
 
@@ -256,9 +284,9 @@ struct Parsed {
 }
 
 /// What has come of a reply; none while the header is not complete.
-fn parse(reply: &[u8]) -> Result<Option<Parsed>, String> {
+fn parse(reply: &[u8]) -> Result<Option<Parsed>, ReplyError> {
     let Some(end) = reply.windows(4).position(|w| w == b"\r\n\r\n") else {
-        return if reply.len() > HEAD_MAX { Err("header too long".to_owned()) } else { Ok(None) };
+        return if reply.len() > HEAD_MAX { Err(ReplyError::Header) } else { Ok(None) };
     };
     let head = String::from_utf8_lossy(&reply[..end]);
     let mut lines = head.split("\r\n");
@@ -267,12 +295,12 @@ fn parse(reply: &[u8]) -> Result<Option<Parsed>, String> {
         .strip_prefix("HTTP/1.")
         .and_then(|l| l.split(' ').nth(1))
         .and_then(|s| s.parse::<u16>().ok())
-        .ok_or_else(|| format!("not HTTP/1: {:?}", first.chars().take(60).collect::<String>()))?;
+        .ok_or_else(|| ReplyError::NotHttp(first.chars().take(60).collect()))?;
     let (mut length, mut chunked) = (None, false);
     for (name, value) in lines.filter_map(|l| l.split_once(':')) {
         let value = value.trim();
         if name.eq_ignore_ascii_case("content-length") {
-            length = Some(value.parse::<usize>().map_err(|_| format!("content-length {value:?}"))?);
+            length = Some(value.parse::<usize>().map_err(|_| ReplyError::Length(value.to_owned()))?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             chunked = value.to_ascii_lowercase().contains("chunked");
         }
@@ -286,7 +314,7 @@ fn parse(reply: &[u8]) -> Result<Option<Parsed>, String> {
         return Ok(Some(Parsed { status, body, whole, until_close: false }));
     }
     Ok(Some(match length {
-        Some(n) if n > REPLY_MAX => return Err(format!("reply of {n} bytes; the limit is {REPLY_MAX}")),
+        Some(n) if n > REPLY_MAX => return Err(ReplyError::TooLong(n)),
         Some(n) => Parsed {
             status,
             body: rest[..n.min(rest.len())].to_vec(),
@@ -297,15 +325,15 @@ fn parse(reply: &[u8]) -> Result<Option<Parsed>, String> {
     }))
 }
 
-fn unchunk(mut rest: &[u8]) -> Result<(Vec<u8>, bool), String> {
+fn unchunk(mut rest: &[u8]) -> Result<(Vec<u8>, bool), ReplyError> {
     let mut body = Vec::new();
     loop {
         let Some(end) = rest.windows(2).position(|w| w == b"\r\n") else { return Ok((body, false)) };
         let line = String::from_utf8_lossy(&rest[..end]).into_owned();
         let size = line.split(';').next().unwrap_or_default().trim();
-        let size = usize::from_str_radix(size, 16).map_err(|_| format!("chunk size {size:?}"))?;
+        let size = usize::from_str_radix(size, 16).map_err(|_| ReplyError::ChunkSize(size.to_owned()))?;
         if size > REPLY_MAX {
-            return Err(format!("chunk of {size} bytes"));
+            return Err(ReplyError::TooLong(size));
         }
         rest = &rest[end + 2..];
         if size == 0 {
@@ -420,7 +448,7 @@ fn phrase(value: &Value) -> Option<String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caption {
     /// Scene and object.
-    Given(String, String),
+    Phrases(String, String),
     /// The right form with nothing in it.
     Empty,
     /// Something else.
@@ -439,7 +467,7 @@ pub fn caption(answer: &str) -> Caption {
             Caption::Empty
         }
         (Some(s), Some(o)) => match (phrase(s), phrase(o)) {
-            (Some(s), Some(o)) => Caption::Given(s, o),
+            (Some(s), Some(o)) => Caption::Phrases(s, o),
             _ => Caption::Nonsense,
         },
         _ => Caption::Nonsense,
@@ -551,7 +579,7 @@ mod tests {
         ] {
             assert_eq!(boxes(nonsense), None, "{nonsense:?}");
         }
-        let given = |s: &str, o: &str| Caption::Given(s.to_owned(), o.to_owned());
+        let given = |s: &str, o: &str| Caption::Phrases(s.to_owned(), o.to_owned());
         for (text, wanted) in [
             (
                 "{\"scene\":\"an office\",\"object\":\"the red\\n chair\"}",

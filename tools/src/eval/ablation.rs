@@ -17,17 +17,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use mindseye::context::spread;
 use mindseye::imagine::{
-    Budget, Dropped, Flow, NoClock, Prompt, Rope, ContextLatents, RolloutSettings, choose_context, imagine, pick,
+    Budget, ContextLatents, Dropped, Flow, NoClock, Prompt, RolloutSettings, Rope, choose_context, imagine,
+    pick,
 };
-use mindseye_world::{Pose2, Rng, goal_pose, project_box, wrap_angle};
+use mindseye_world::{Camera, Pose2, Rng, goal_pose, project_box, wrap_angle};
 use serde::{Deserialize, Serialize};
 
 use super::examiner::Examiner;
-use super::judge::{CENTRE, Judge, Rules, Scores, Verdict, true_drive};
+use super::judge::{Judge, Rules, Scores, Verdict, centred, true_drive};
 use super::plot::{Chart, Series, draw};
 use super::report::{Table, write_atomically};
 use super::stats::{Figure, median, share};
-use super::visit::{Bench, CommonArgs, Tools, calibration, visit};
+use super::visit::{Bench, CommonArgs, Tools, Visit, calibration, visit};
 
 /// Arguments of `eval ablation`.
 #[derive(clap::Args, Debug, Clone)]
@@ -45,7 +46,7 @@ pub struct AblationArgs {
 
 /// Which context a variant sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Choice {
+pub(super) enum ContextChoice {
     /// The runtime's: half by the mask, the rest spread.
     Runtime(usize),
     /// Evenly spread over the recording.
@@ -64,7 +65,7 @@ pub(super) struct Variant {
     key: String,
     label: String,
     steps: usize,
-    choice: Choice,
+    choice: ContextChoice,
     guidance: f32,
     dropped: Dropped,
     rope: Rope,
@@ -74,7 +75,7 @@ pub(super) struct Variant {
 
 /// What one variant came to in one house.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Result {
+pub(super) struct VariantResult {
     verdict: Verdict,
     /// Passes through the denoiser for the drive, and how long they took (ms).
     passes: usize,
@@ -91,7 +92,7 @@ pub(super) struct Result {
 pub(super) struct Line {
     house: u64,
     goal: String,
-    results: BTreeMap<String, Result>,
+    results: BTreeMap<String, VariantResult>,
 }
 
 /// The first line: what the state was made with.
@@ -114,7 +115,7 @@ impl Variant {
             key: "base".into(),
             label: "as shipped".into(),
             steps: settings.steps,
-            choice: Choice::Runtime(trained),
+            choice: ContextChoice::Runtime(trained),
             guidance: settings.guidance,
             dropped: Dropped::Both,
             rope: Rope::Source,
@@ -145,7 +146,7 @@ fn variants(settings: &RolloutSettings, trained: usize, allowed: usize) -> Vec<V
     };
     let mut out = vec![
         base.clone(),
-        with("first_only", "only the first picture", &|v| v.choice = Choice::Nothing),
+        with("first_only", "only the first picture", &|v| v.choice = ContextChoice::Nothing),
         with("no_context_cfg", "no context CFG (instruction only)", &|v| v.dropped = Dropped::Instruction),
         with("context_cfg_only", "context CFG only (instruction kept)", &|v| v.dropped = Dropped::Context),
         with("vanilla_rope", "vanilla RoPE (0, 1, 2, ..., no gap)", &|v| {
@@ -153,8 +154,12 @@ fn variants(settings: &RolloutSettings, trained: usize, allowed: usize) -> Vec<V
             v.gap = 1.0;
         }),
         with("consecutive_rope", "consecutive context indices, gap kept", &|v| v.rope = Rope::Consecutive),
-        with("non_contiguous", "non-contiguous context (random)", &|v| v.choice = Choice::Random(trained)),
-        with("contiguous", "contiguous context (a random run)", &|v| v.choice = Choice::Contiguous(trained)),
+        with("non_contiguous", "non-contiguous context (random)", &|v| {
+            v.choice = ContextChoice::Random(trained)
+        }),
+        with("contiguous", "contiguous context (a random run)", &|v| {
+            v.choice = ContextChoice::Contiguous(trained)
+        }),
     ];
     if settings.guidance != 1.0 {
         out.insert(2, with("no_cfg", "no CFG", &|v| v.guidance = 1.0));
@@ -179,7 +184,7 @@ fn variants(settings: &RolloutSettings, trained: usize, allowed: usize) -> Vec<V
     }
     for n in lengths(trained, allowed) {
         out.push(with(&format!("context_{n}"), &format!("{n} context latents, spread"), &|v| {
-            v.choice = Choice::Spread(n);
+            v.choice = ContextChoice::Spread(n);
         }));
     }
     for r in 1..REPEATS {
@@ -211,6 +216,116 @@ fn key_of_guidance(w: u8, shipped: f32) -> String {
     }
 }
 
+/// One goal in one house, ready to be sampled in many ways.
+struct Case<'a> {
+    visit: &'a Visit,
+    camera: &'a Camera,
+    object: usize,
+    /// The true goal pose in the map.
+    truth: Option<Pose2>,
+    prompt: Prompt<'a>,
+    memory: ContextLatents,
+    /// As the bundle says, with one candidate and this house's seed.
+    settings: RolloutSettings,
+    latent_len: usize,
+    /// For contexts at random: all positions in a random order, and where a run of neighbours starts (0..1).
+    order: Vec<usize>,
+    start: f64,
+}
+
+const NO_LIMIT: Budget<'static> = Budget { clock: &NoClock, until: None };
+
+impl Case<'_> {
+    /// Positions in the memory that a variant sees. `looked` keeps what the runtime picks, which does not depend on the
+    /// guidance.
+    fn positions(
+        &self,
+        tools: &mut Tools,
+        choice: ContextChoice,
+        looked: &mut BTreeMap<usize, Vec<usize>>,
+    ) -> anyhow::Result<Vec<usize>> {
+        let len = self.visit.memory.len();
+        Ok(match choice {
+            ContextChoice::Nothing => Vec::new(),
+            ContextChoice::Spread(n) => spread(len, n),
+            ContextChoice::Random(n) => {
+                let mut some = self.order[..n.min(len)].to_vec();
+                some.sort_unstable();
+                some
+            }
+            ContextChoice::Contiguous(n) => run_of(len, n, self.start),
+            ContextChoice::Runtime(n) => match looked.get(&n) {
+                Some(known) => known.clone(),
+                None => {
+                    let found = choose_context(
+                        tools.mind.denoiser(),
+                        &self.memory,
+                        self.prompt,
+                        &self.settings,
+                        n,
+                        NO_LIMIT,
+                        &mut |_| Flow::Continue,
+                    )?;
+                    looked.insert(n, found.clone());
+                    found
+                }
+            },
+        })
+    }
+
+    fn sample(
+        &self,
+        tools: &mut Tools,
+        judge: &mut Judge<'_>,
+        variant: &Variant,
+        positions: &[usize],
+    ) -> anyhow::Result<VariantResult> {
+        let seen = pick(&self.memory, positions, self.latent_len);
+        let settings = RolloutSettings {
+            steps: variant.steps,
+            guidance: variant.guidance,
+            dropped: variant.dropped,
+            rope: variant.rope,
+            gap: variant.gap,
+            seed: self.settings.seed.wrapping_add(variant.repeat << 40),
+            ..self.settings.clone()
+        };
+        let began = Instant::now();
+        let denoiser = tools.mind.denoiser();
+        let imagined = imagine(denoiser, &seen, self.prompt, &settings, NO_LIMIT, &mut |_| Flow::Continue)?;
+        let (passes, all) = (imagined.evaluations - imagined.glances.len(), imagined.evaluations.max(1));
+        let ms = began.elapsed().as_secs_f64() * 1e3 * passes as f64 / all as f64;
+        let drive = imagined.rollouts.first().context("no drive was sampled")?;
+        let frames = tools.mind.decode(&drive.latents)?;
+        let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
+        let end = drive.heads.pose.last().map(|h| {
+            let [x, y, c, s] = h.map(f64::from);
+            self.visit.here.compose(Pose2::unwrapped(x, y, s.atan2(c)))
+        });
+        let off = end.zip(self.truth).map(|(p, t)| pose_error(p, t));
+        Ok(VariantResult { verdict, passes, ms, end: off, by_pose: end.is_some_and(|p| self.by_pose(p)) })
+    }
+
+    /// See [`VariantResult::by_pose`].
+    fn by_pose(&self, end: Pose2) -> bool {
+        let size = [self.camera.width as f64, self.camera.height as f64];
+        project_box(&self.visit.house, end, self.camera, self.object)
+            .is_some_and(|edges| centred(edges.map(f64::from), size))
+    }
+}
+
+/// Heading (degrees) and place (m) of a pose against the truth.
+fn pose_error(pose: Pose2, truth: Pose2) -> [f64; 2] {
+    [wrap_angle(pose.yaw - truth.yaw).abs().to_degrees(), pose.distance(truth)]
+}
+
+/// `n` neighbours of `len` positions, all of them when there are fewer; `start` (0..1) says which.
+fn run_of(len: usize, n: usize, start: f64) -> Vec<usize> {
+    let n = n.min(len);
+    let from = ((len - n + 1) as f64 * start) as usize;
+    (from..from + n).collect()
+}
+
 pub(super) fn one_house(
     bench: &Bench,
     tools: &mut Tools,
@@ -224,102 +339,47 @@ pub(super) fn one_house(
     let name = v.house.objects[object].name.clone();
     let spec = tools.mind.spec().clone();
     let targets = spec.settings.target_latents;
-    let rules = Rules {
-        camera,
-        examiner: Some(examiner),
-        box_latents: spec.box_latents,
-        box_min: spec.box_min,
-    };
+    let lift = calibration(&spec)?;
+    let rules =
+        Rules { camera, examiner: Some(examiner), box_latents: spec.box_latents, box_min: spec.box_min };
     let mut judge = Judge::new(rules, &v.house, v.here, object, targets);
     let truth = goal_pose(&v.house, v.here, object);
     let text = tools.mind.encode_text(&format!("find the {name}"))?;
     let null_text = tools.mind.encode_text("")?;
-    let prompt = Prompt { text: &text, null_text: &null_text, camera: None };
-    let memory = ContextLatents {
-        index: v.memory.iter().map(|c| c.info.index).collect(),
-        latents: v.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
-        first: tools.mind.encode_still(&v.newest)?,
-    };
-    let len = v.memory.len();
-    let budget = Budget { clock: &NoClock, until: None };
-    let mut base = spec.settings.clone();
-    base.glance_timestep = calibration(&spec)?.glance_timestep;
-    base.candidates = 1;
-    base.seed = seed;
-    // The runtime looks through the memory once; what it picks does not depend on the guidance.
-    let mut looked: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut settings = spec.settings.clone();
+    settings.glance_timestep = lift.glance_timestep;
+    settings.candidates = 1;
+    settings.seed = seed;
     let mut rng = Rng::new(seed ^ 0xab1a);
-    let mut order: Vec<usize> = (0..len).collect();
+    let mut order: Vec<usize> = (0..v.memory.len()).collect();
     rng.shuffle(&mut order);
-    let start = rng.unit();
+    let case = Case {
+        visit: &v,
+        camera,
+        object,
+        truth,
+        prompt: Prompt { text: &text, null_text: &null_text, camera: None },
+        memory: ContextLatents {
+            index: v.memory.iter().map(|c| c.info.index).collect(),
+            latents: v.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+            first: tools.mind.encode_still(&v.newest)?,
+        },
+        settings,
+        latent_len: spec.latent_len,
+        order,
+        start: rng.unit(),
+    };
+    let mut looked = BTreeMap::new();
     let mut results = BTreeMap::new();
     for variant in variants {
-        let positions = match variant.choice {
-            Choice::Nothing => Vec::new(),
-            Choice::Spread(n) => spread(len, n),
-            Choice::Random(n) => {
-                let mut some = order[..n.min(len)].to_vec();
-                some.sort_unstable();
-                some
-            }
-            Choice::Contiguous(n) => {
-                let n = n.min(len);
-                let from = ((len - n + 1) as f64 * start) as usize;
-                (from..from + n).collect()
-            }
-            Choice::Runtime(n) => match looked.get(&n) {
-                Some(known) => known.clone(),
-                None => {
-                    let found = choose_context(
-                        tools.mind.denoiser(),
-                        &memory,
-                        prompt,
-                        &base,
-                        n,
-                        budget,
-                        &mut |_| Flow::Continue,
-                    )?;
-                    looked.insert(n, found.clone());
-                    found
-                }
-            },
-        };
-        let seen = pick(&memory, &positions, spec.latent_len);
-        let settings = RolloutSettings {
-            steps: variant.steps,
-            guidance: variant.guidance,
-            dropped: variant.dropped,
-            rope: variant.rope,
-            gap: variant.gap,
-            seed: seed.wrapping_add(variant.repeat << 40),
-            ..base.clone()
-        };
-        let began = Instant::now();
-        let imagined =
-            imagine(tools.mind.denoiser(), &seen, prompt, &settings, budget, &mut |_| Flow::Continue)?;
-        let (passes, all) = (imagined.evaluations - imagined.glances.len(), imagined.evaluations.max(1));
-        let ms = began.elapsed().as_secs_f64() * 1e3 * passes as f64 / all as f64;
-        let drive = imagined.rollouts.first().context("no drive was sampled")?;
-        let frames = tools.mind.decode(&drive.latents)?;
-        let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
-        let end = drive.heads.pose.last().map(|h| {
-            let [x, y, c, s] = h.map(f64::from);
-            v.here.compose(Pose2::unwrapped(x, y, s.atan2(c)))
-        });
-        let by_pose = end.is_some_and(|p| {
-            project_box(&v.house, p, camera, object).is_some_and(|[x0, y0, x1, y1]| {
-                let (w, h) = (camera.width as f32, camera.height as f32);
-                let near = |lo: f32, hi: f32, size: f32| ((lo + hi) / size - 1.0).abs() <= CENTRE as f32;
-                near(x0, x1, w) && near(y0, y1, h)
-            })
-        });
-        let off = end.zip(truth).map(|(p, t)| [wrap_angle(p.yaw - t.yaw).abs().to_degrees(), p.distance(t)]);
-        results.insert(variant.key.clone(), Result { verdict, passes, ms, end: off, by_pose });
+        let positions = case.positions(tools, variant.choice, &mut looked)?;
+        results.insert(variant.key.clone(), case.sample(tools, &mut judge, variant, &positions)?);
     }
     let frames = tools.coded_drive(&true_drive(&v.house, v.here, object, &rules, targets))?;
     let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
     let end = truth.map(|_| [0.0, 0.0]);
-    results.insert("truth".into(), Result { verdict, passes: 0, ms: 0.0, end, by_pose: truth.is_some() });
+    let by_pose = truth.is_some();
+    results.insert("truth".into(), VariantResult { verdict, passes: 0, ms: 0.0, end, by_pose });
     Ok(Line { house: seed, goal: name, results })
 }
 
@@ -371,7 +431,7 @@ pub(super) struct Summary {
 }
 
 pub(super) fn summary(lines: &[Line], key: &str) -> Summary {
-    let all: Vec<Result> = lines.iter().filter_map(|l| l.results.get(key).copied()).collect();
+    let all: Vec<VariantResult> = lines.iter().filter_map(|l| l.results.get(key).copied()).collect();
     let verdicts: Vec<Verdict> = all.iter().map(|r| r.verdict).collect();
     Summary {
         passes: median(all.iter().map(|r| r.passes as f64)),
@@ -440,7 +500,8 @@ pub fn run(args: &AblationArgs) -> anyhow::Result<ExitCode> {
     if lines.is_empty() {
         bail!("no house was finished in --minutes {}; give more", args.minutes.unwrap_or_default());
     }
-    report(args, &bench, &lines, &all, began.elapsed().as_secs_f64(), before)
+    Report::of(args, &bench, &lines, &all, began.elapsed().as_secs_f64(), before).write()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A table of variants, or of bundles.
@@ -488,94 +549,240 @@ pub(super) fn table(first: &str, rows: &[(String, Option<Summary>)]) -> String {
 
 const NOT_HERE: &str = "needs other weights: not measured";
 
-fn report(
-    args: &AblationArgs,
-    bench: &Bench,
-    lines: &[Line],
-    all: &[Variant],
+/// All figures of a run, and what they were measured on.
+struct Report<'a> {
+    /// Bundle, difficulty and number of houses at a time.
+    bundle: &'a str,
+    args: &'a AblationArgs,
+    houses: usize,
     seconds: f64,
     resumed: usize,
-) -> anyhow::Result<ExitCode> {
-    let spec = bench.pipeline.spec();
-    let (shipped, trained) = (spec.settings.guidance, spec.context_max);
-    let of = |key: &str| summary(lines, key);
-    let label = |key: &str| all.iter().find(|v| v.key == key).map_or(key, |v| v.label.as_str()).to_owned();
-    let row = |key: &str| (label(key), Some(of(key)));
-    let mut text = format!(
-        "Ablations: {} houses ({}) from seed {}, bundle {}, {:.0} s ({resumed} houses from an earlier run). The weights are \
-         the same in all rows; only sampling differs. 95 % intervals in brackets; passes through the network and milliseconds (median, with {} \
-         houses at a time) are those of one drive.\n\n",
-        lines.len(),
-        args.common.difficulty,
-        args.common.seed,
-        bench.pipeline.bundle().hash(),
-        seconds,
-        args.common.jobs
-    );
-    text += "Table 1 of the paper:\n\n";
-    let table = |rows: &[(String, Option<Summary>)]| table("variant", rows);
-    text += &table(&[
-        ("the true drive through the codec".to_owned(), Some(of("truth"))),
-        row("base"),
-        ("no pretraining".to_owned(), None),
-        row("first_only"),
-        ("no CFG".to_owned(), Some(of(&key_of_guidance(1, shipped)))),
-        row("no_context_cfg"),
-        row("context_cfg_only"),
-        (
-            "no auxiliary box (column \"by pose\" needs none, but these weights learned with it)".to_owned(),
-            None,
-        ),
-        row("vanilla_rope"),
-        row("consecutive_rope"),
-    ]);
-    text += "\nTable 3 (the paper trains with each; here one model, trained non-contiguously, is given each):\n\n";
-    text += &table(&[row("non_contiguous"), row("contiguous")]);
-    text +=
-        &format!("\nFigure 8a, context latents ({trained} in training; 0 is the first picture alone):\n\n");
-    let lengths = lengths(trained, bench.pipeline.bundle().manifest().limits.context_allowed);
-    let mut rows = vec![("0".to_owned(), Some(of("first_only")))];
-    rows.extend(lengths.iter().map(|n| (n.to_string(), Some(of(&format!("context_{n}"))))));
-    text += &table(&rows);
-    text += "\nFigure 8b (training with other context lengths): needs other weights: not measured.\n";
-    text += "\nFigure 13, repeats (a case passes when any repeat does):\n\n";
-    let mut t = Table::new(&["repeats", "IF", "IF(SD<0.2)", "IF(SD<0.1)", "in place"]);
-    let repeats: Vec<(u64, [Figure; 4])> = (1..=REPEATS)
-        .map(|n| {
-            let f = [
-                any_of(lines, n, |v| v.followed),
-                any_of(lines, n, |v| v.followed_within(0.2)),
-                any_of(lines, n, |v| v.followed_within(0.1)),
-                any_of(lines, n, |v| v.in_place),
-            ];
-            (n, f)
-        })
-        .collect();
-    for (n, f) in &repeats {
-        let mut cells = vec![n.to_string()];
-        cells.extend(f.iter().map(|f| f.text(2)));
-        t.row(cells);
-    }
-    text += &t.text();
-    text += &format!("\nFigure 14, CFG weight ({shipped} as shipped; 1 is none):\n\n");
-    let guided: Vec<(u8, Summary)> = (1..=7).map(|w| (w, of(&key_of_guidance(w, shipped)))).collect();
-    text += &table(&guided.iter().map(|(w, s)| (w.to_string(), Some(s.clone()))).collect::<Vec<_>>());
+    /// As the bundle ships.
+    shipped: &'a RolloutSettings,
+    trained: usize,
+    lengths: Vec<usize>,
+    labels: BTreeMap<String, String>,
+    /// By key of the variant, the true drive included.
+    figures: BTreeMap<String, Summary>,
+    /// IF, IF(SD < 0.2), IF(SD < 0.1) and in place when any of so many repeats may pass.
+    repeats: Vec<(u64, [Figure; 4])>,
+}
 
-    text += "\nDenoising steps, with guidance as shipped and without:\n\n";
-    let mut steps = Vec::new();
-    for n in STEPS {
-        for guided in [true, false] {
-            if guided || shipped != 1.0 {
-                let how = if guided { format!("CFG {shipped}") } else { "no CFG".to_owned() };
-                let label = format!("{n} step{}, {how}", if n == 1 { "" } else { "s" });
-                steps.push((label, Some(of(&key_of_steps(n, guided, &spec.settings)))));
-            }
+impl<'a> Report<'a> {
+    fn of(
+        args: &'a AblationArgs,
+        bench: &'a Bench,
+        lines: &[Line],
+        all: &[Variant],
+        seconds: f64,
+        resumed: usize,
+    ) -> Self {
+        let spec = bench.pipeline.spec();
+        let manifest = bench.pipeline.bundle().manifest();
+        let keys = all.iter().map(|v| v.key.as_str()).chain(["truth"]);
+        let repeat = |n: u64| {
+            let passes: [fn(&Verdict) -> bool; 4] =
+                [|v| v.followed, |v| v.followed_within(0.2), |v| v.followed_within(0.1), |v| v.in_place];
+            (n, passes.map(|pass| any_of(lines, n, pass)))
+        };
+        Self {
+            bundle: bench.pipeline.bundle().hash(),
+            args,
+            houses: lines.len(),
+            seconds,
+            resumed,
+            shipped: &spec.settings,
+            trained: spec.context_max,
+            lengths: lengths(spec.context_max, manifest.limits.context_allowed),
+            labels: all.iter().map(|v| (v.key.clone(), v.label.clone())).collect(),
+            figures: keys.map(|key| (key.to_owned(), summary(lines, key))).collect(),
+            repeats: (1..=REPEATS).map(repeat).collect(),
         }
     }
-    text += &table(&steps);
 
-    // The picture.
-    let curve = |name: &str, points: Vec<(f64, Figure)>| Series { name: name.to_owned(), points };
+    fn figures(&self, key: &str) -> Option<Summary> {
+        self.figures.get(key).cloned()
+    }
+
+    /// A row under the variant's own label.
+    fn row(&self, key: &str) -> (String, Option<Summary>) {
+        (self.labels.get(key).map_or(key, String::as_str).to_owned(), self.figures(key))
+    }
+
+    fn guided(&self) -> Vec<(u8, Summary)> {
+        (1..=7).filter_map(|w| Some((w, self.figures(&key_of_guidance(w, self.shipped.guidance))?))).collect()
+    }
+
+    /// By number of context latents, 0 for the first picture alone.
+    fn by_length(&self) -> Vec<(usize, Option<Summary>)> {
+        let more = self.lengths.iter().map(|n| (*n, self.figures(&format!("context_{n}"))));
+        std::iter::once((0, self.figures("first_only"))).chain(more).collect()
+    }
+
+    fn markdown(&self) -> String {
+        let common = &self.args.common;
+        let guidance = self.shipped.guidance;
+        let mut text = format!(
+            "Ablations: {} houses ({}) from seed {}, bundle {}, {:.0} s ({} houses from an earlier run). The weights are \
+             the same in all rows; only sampling differs. 95 % intervals in brackets; passes through the network and milliseconds (median, with {} \
+             houses at a time) are those of one drive.\n\n",
+            self.houses, common.difficulty, common.seed, self.bundle, self.seconds, self.resumed, common.jobs
+        );
+        let table = |rows: &[(String, Option<Summary>)]| table("variant", rows);
+        text += "Table 1 of the paper:\n\n";
+        text += &table(&self.recipe());
+        text += "\nTable 3 (the paper trains with each; here one model, trained non-contiguously, is given each):\n\n";
+        text += &table(&[self.row("non_contiguous"), self.row("contiguous")]);
+        text += &format!(
+            "\nFigure 8a, context latents ({} in training; 0 is the first picture alone):\n\n",
+            self.trained
+        );
+        let rows: Vec<_> = self.by_length().into_iter().map(|(n, s)| (n.to_string(), s)).collect();
+        text += &table(&rows);
+        text += "\nFigure 8b (training with other context lengths): needs other weights: not measured.\n";
+        text += "\nFigure 13, repeats (a case passes when any repeat does):\n\n";
+        let mut t = Table::new(&["repeats", "IF", "IF(SD<0.2)", "IF(SD<0.1)", "in place"]);
+        for (n, f) in &self.repeats {
+            t.row(std::iter::once(n.to_string()).chain(f.iter().map(|f| f.text(2))));
+        }
+        text += &t.text();
+        text += &format!("\nFigure 14, CFG weight ({guidance} as shipped; 1 is none):\n\n");
+        let rows: Vec<_> = self.guided().into_iter().map(|(w, s)| (w.to_string(), Some(s))).collect();
+        text += &table(&rows);
+        text += "\nDenoising steps, with guidance as shipped and without:\n\n";
+        text += &table(&self.by_steps());
+        text
+    }
+
+    /// The rows of the paper's Table 1.
+    fn recipe(&self) -> Vec<(String, Option<Summary>)> {
+        let plain = key_of_guidance(1, self.shipped.guidance);
+        vec![
+            ("the true drive through the codec".to_owned(), self.figures("truth")),
+            self.row("base"),
+            ("no pretraining".to_owned(), None),
+            self.row("first_only"),
+            ("no CFG".to_owned(), self.figures(&plain)),
+            self.row("no_context_cfg"),
+            self.row("context_cfg_only"),
+            (
+                "no auxiliary box (column \"by pose\" needs none, but these weights learned with it)"
+                    .to_owned(),
+                None,
+            ),
+            self.row("vanilla_rope"),
+            self.row("consecutive_rope"),
+        ]
+    }
+
+    fn by_steps(&self) -> Vec<(String, Option<Summary>)> {
+        let shipped = self.shipped.guidance;
+        let mut rows = Vec::new();
+        for n in STEPS {
+            for guided in [true, false] {
+                if guided || shipped != 1.0 {
+                    let how = if guided { format!("CFG {shipped}") } else { "no CFG".to_owned() };
+                    let label = format!("{n} step{}, {how}", if n == 1 { "" } else { "s" });
+                    rows.push((label, self.figures(&key_of_steps(n, guided, self.shipped))));
+                }
+            }
+        }
+        rows
+    }
+
+    fn charts(&self) -> [Chart; 4] {
+        // The same colours in all charts.
+        let by_repeat = [("IF", 0), ("IF(SD<0.2)", 1), ("in place", 3), ("IF(SD<0.1)", 2)]
+            .into_iter()
+            .map(|(name, k)| Series {
+                name: name.to_owned(),
+                points: self.repeats.iter().map(|(n, f)| (*n as f64, f[k])).collect(),
+            })
+            .collect();
+        let plain = key_of_guidance(1, self.shipped.guidance);
+        let bars = ["base", "first_only", plain.as_str(), "no_context_cfg", "vanilla_rope", "contiguous"];
+        let by_variant: Vec<(f64, Summary)> =
+            bars.iter().enumerate().filter_map(|(i, key)| Some((i as f64, self.figures(key)?))).collect();
+        let by_length: Vec<(f64, Summary)> =
+            self.by_length().into_iter().filter_map(|(n, s)| Some((n as f64, s?))).collect();
+        let by_guidance: Vec<(f64, Summary)> =
+            self.guided().into_iter().map(|(w, s)| (f64::from(w), s)).collect();
+        [
+            Chart {
+                title: "Recipe (Tables 1 and 3)".into(),
+                axis: String::new(),
+                names: ["shipped", "1st only", "no CFG", "no ctx CFG", "vanilla", "contig."]
+                    .map(String::from)
+                    .to_vec(),
+                series: curves(&by_variant),
+            },
+            Chart {
+                title: "Context latents (Figure 8a)".into(),
+                axis: format!("context latents, {} in training", self.trained),
+                names: Vec::new(),
+                series: curves(&by_length),
+            },
+            Chart {
+                title: "Repeats (Figure 13)".into(),
+                axis: "repeats, any of which may pass".into(),
+                names: Vec::new(),
+                series: by_repeat,
+            },
+            Chart {
+                title: "Guidance (Figure 14)".into(),
+                axis: format!("CFG weight, {} as shipped", self.shipped.guidance),
+                names: Vec::new(),
+                series: curves(&by_guidance),
+            },
+        ]
+    }
+
+    fn document(&self) -> serde_json::Value {
+        let common = &self.args.common;
+        let repeat = |(n, f): &(u64, [Figure; 4])| {
+            serde_json::json!({
+                "repeats": n, "instruction_followed": f[0], "followed_sd_0_2": f[1], "followed_sd_0_1": f[2],
+                "in_place": f[3],
+            })
+        };
+        serde_json::json!({
+            "bundle": self.bundle,
+            "houses": self.houses,
+            "houses_asked": common.houses,
+            "seed": common.seed,
+            "difficulty": common.difficulty,
+            "guidance": self.shipped.guidance,
+            "context_trained": self.trained,
+            "variants": self.figures,
+            "repeats": self.repeats.iter().map(repeat).collect::<Vec<_>>(),
+            "not_measured": ["no pretraining", "no auxiliary box", "context length in training"],
+            "seconds": self.seconds,
+            "resumed_houses": self.resumed,
+        })
+    }
+
+    /// Writes `ablation.json`, `.md` and `.png`, and prints one of the first two.
+    fn write(&self) -> anyhow::Result<()> {
+        let (out, common) = (&self.args.out, &self.args.common);
+        let (text, document) = (self.markdown(), self.document());
+        draw(&self.charts(), &out.join("ablation.png"))?;
+        write_atomically(&out.join("ablation.json"), serde_json::to_string_pretty(&document)?.as_bytes())?;
+        write_atomically(&out.join("ablation.md"), text.as_bytes())?;
+        if let Some(path) = &common.markdown {
+            write_atomically(path, text.as_bytes())?;
+        }
+        if common.json {
+            println!("{document}");
+        } else {
+            print!("{text}");
+            println!("\nwrote {0}/ablation.json, {0}/ablation.md, {0}/ablation.png", out.display());
+        }
+        Ok(())
+    }
+}
+
+/// The figures that are drawn, over what is varied.
+fn curves(points: &[(f64, Summary)]) -> Vec<Series> {
     type Get = fn(&Summary) -> Figure;
     let shown: [(&str, Get); 4] = [
         ("IF", |s| s.scores.instruction_followed),
@@ -583,87 +790,13 @@ fn report(
         ("in place", |s| s.scores.in_place),
         ("SD (m)", |s| s.scores.sd_m),
     ];
-    let lines_of = |points: &[(f64, Summary)]| -> Vec<Series> {
-        shown
-            .iter()
-            .map(|(name, get)| curve(name, points.iter().map(|(x, s)| (*x, get(s))).collect()))
-            .collect()
-    };
-    let by_length: Vec<(f64, Summary)> = rows
+    shown
         .iter()
-        .zip(std::iter::once(&0).chain(&lengths))
-        .filter_map(|((_, s), n)| Some((*n as f64, s.clone()?)))
-        .collect();
-    let by_guidance: Vec<(f64, Summary)> = guided.iter().map(|(w, s)| (f64::from(*w), s.clone())).collect();
-    // The same colours as in the other charts.
-    let by_repeat = [("IF", 0), ("IF(SD<0.2)", 1), ("in place", 3), ("IF(SD<0.1)", 2)]
-        .into_iter()
-        .map(|(name, k)| curve(name, repeats.iter().map(|(n, f)| (*n as f64, f[k])).collect()))
-        .collect();
-    let plain = key_of_guidance(1, shipped);
-    let bars = ["base", "first_only", plain.as_str(), "no_context_cfg", "vanilla_rope", "contiguous"];
-    let by_variant: Vec<(f64, Summary)> =
-        bars.iter().enumerate().map(|(i, key)| (i as f64, of(key))).collect();
-    let charts = [
-        Chart {
-            title: "Recipe (Tables 1 and 3)".into(),
-            axis: String::new(),
-            names: ["shipped", "1st only", "no CFG", "no ctx CFG", "vanilla", "contig."]
-                .map(String::from)
-                .to_vec(),
-            series: lines_of(&by_variant),
-        },
-        Chart {
-            title: "Context latents (Figure 8a)".into(),
-            axis: format!("context latents, {trained} in training"),
-            names: Vec::new(),
-            series: lines_of(&by_length),
-        },
-        Chart {
-            title: "Repeats (Figure 13)".into(),
-            axis: "repeats, any of which may pass".into(),
-            names: Vec::new(),
-            series: by_repeat,
-        },
-        Chart {
-            title: "Guidance (Figure 14)".into(),
-            axis: format!("CFG weight, {shipped} as shipped"),
-            names: Vec::new(),
-            series: lines_of(&by_guidance),
-        },
-    ];
-    draw(&charts, &args.out.join("ablation.png"))?;
-    let keys: BTreeMap<&str, Summary> =
-        all.iter().map(|v| v.key.as_str()).chain(["truth"]).map(|k| (k, of(k))).collect();
-    let document = serde_json::json!({
-        "bundle": bench.pipeline.bundle().hash(),
-        "houses": lines.len(),
-        "houses_asked": args.common.houses,
-        "seed": args.common.seed,
-        "difficulty": args.common.difficulty,
-        "guidance": shipped,
-        "context_trained": trained,
-        "variants": keys,
-        "repeats": repeats.iter().map(|(n, f)| serde_json::json!({
-            "repeats": n, "instruction_followed": f[0], "followed_sd_0_2": f[1], "followed_sd_0_1": f[2],
-            "in_place": f[3],
-        })).collect::<Vec<_>>(),
-        "not_measured": ["no pretraining", "no auxiliary box", "context length in training"],
-        "seconds": seconds,
-        "resumed_houses": resumed,
-    });
-    write_atomically(&args.out.join("ablation.json"), serde_json::to_string_pretty(&document)?.as_bytes())?;
-    write_atomically(&args.out.join("ablation.md"), text.as_bytes())?;
-    if let Some(path) = &args.common.markdown {
-        write_atomically(path, text.as_bytes())?;
-    }
-    if args.common.json {
-        println!("{document}");
-    } else {
-        print!("{text}");
-        println!("\nwrote {0}/ablation.json, {0}/ablation.md, {0}/ablation.png", args.out.display());
-    }
-    Ok(ExitCode::SUCCESS)
+        .map(|(name, get)| Series {
+            name: (*name).to_owned(),
+            points: points.iter().map(|(x, s)| (*x, get(s))).collect(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -9,10 +9,9 @@
 //! Neither sees the house under evaluation nor anything of the model but its pictures. How good they are is
 //! measured on further houses and reported with every evaluation ([`Quality`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
 use mindseye::image::RgbImage;
 use mindseye_engines::model::Ops;
 use mindseye_engines::model::dit::dense;
@@ -23,9 +22,10 @@ use mindseye_world::{
     Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, approach, draw_box,
     goal_pose, project_box, random_drive, random_pose, render_with, wrap_angle,
 };
-use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Sends groups of pictures through the codec and back.
 pub trait Coder {
@@ -219,8 +219,83 @@ impl Shape3 {
     }
 }
 
+/// Why an examiner cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExaminerFileError {
+    /// The file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The file is no safetensors file.
+    #[error("{path}: {source}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SafeTensorError,
+    },
+    /// Its weights are not those that were written, or it holds other networks.
+    #[error("{path}: damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// How good it is cannot be read or written.
+    #[error("{path}: quality: {source}")]
+    Quality {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// Version of the networks and of how they are trained: whoever changes either changes this, so that examiners
+/// that were kept are made again.
+const VERSION: u32 = 3;
+/// Houses that stand for the world in [`made_for`].
+const FINGERPRINT_HOUSES: u64 = 3;
+
+/// Everything that an examiner depends on, as text: version of its training, effort, and a hash of what it would be
+/// shown in a few houses. The pictures went through renderer and codec, so another world, camera, difficulty or codec
+/// gives another text.
+///
+/// # Errors
+/// When the codec fails.
+pub fn made_for(
+    difficulty: &Difficulty,
+    camera: &Camera,
+    effort: Effort,
+    coder: &mut dyn Coder,
+) -> anyhow::Result<String> {
+    let mut hash = Sha256::new();
+    for house in 0..FINGERPRINT_HOUSES {
+        let shown = lessons(difficulty, camera, house, coder)?;
+        for (rgb, depth) in &shown.pictures {
+            hash.update(rgb);
+            depth.iter().for_each(|d| hash.update(d.to_le_bytes()));
+        }
+        for (cut, colour, shape) in &shown.things {
+            cut.iter().for_each(|v| hash.update(v.to_le_bytes()));
+            hash.update([*colour as u8, *shape as u8]);
+        }
+    }
+    let shown = mindseye_base::file::hex(&hash.finalize());
+    Ok(format!(
+        "{VERSION} {}x{} {difficulty:?} {effort:?} seeds {SEEDS:x} shown {shown}",
+        camera.width, camera.height
+    ))
+}
+
 impl Examiner {
-    /// Trains the two networks; `coders` gives each worker its codec.
+    /// Trains the two networks; `coders` gives each worker its codec. The result does not depend on their number.
     ///
     /// # Errors
     /// When the codec fails.
@@ -230,78 +305,11 @@ impl Examiner {
         effort: Effort,
         coders: Vec<C>,
     ) -> anyhow::Result<Self> {
-        // Pictures: a fixed share of the houses for each worker, joined in their order.
-        let held_out = (effort.houses / 20).clamp(4, 60);
-        let all = effort.houses + held_out;
         let workers = coders.len().max(1);
-        let parts: Vec<anyhow::Result<Vec<(usize, Lessons)>>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = coders
-                .into_iter()
-                .enumerate()
-                .map(|(w, mut coder)| {
-                    scope.spawn(move || {
-                        (w..all)
-                            .step_by(workers)
-                            .map(|h| Ok((h, lessons(difficulty, camera, h as u64, &mut coder)?)))
-                            .collect()
-                    })
-                })
-                .collect();
-            handles.into_iter().map(|h| h.join().expect("an examiner's worker panicked")).collect()
-        });
-        let mut made = Vec::new();
-        for part in parts {
-            made.extend(part?);
-        }
-        made.sort_by_key(|(h, _)| *h);
-        let (mut train, mut test) = (Lessons::default(), Lessons::default());
-        for (h, l) in made {
-            let to = if h < effort.houses { &mut train } else { &mut test };
-            to.pictures.extend(l.pictures);
-            to.things.extend(l.things);
-        }
+        let (train, test) = all_lessons(difficulty, camera, effort, coders)?;
         let (width, height) = (camera.width, camera.height);
-        let depth = Shape3::depth(width * height);
-        let count = train.things.len().max(1);
-        let batch = |rng: &mut Rng| {
-            let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
-            let mut x = Vec::new();
-            for r in &rows {
-                let (cut, k, shift) = (&train.things[*r].0, 0.06 * rng.unit(), rng.range(-0.08, 0.08));
-                x.extend(cut.iter().map(|v| v + (k * rng.normal() + shift) as f32));
-            }
-            (rows, x)
-        };
-        let steps = (effort.epochs * count / BATCH).clamp(1, 8000);
-        let name = Shape3::name().train(2, steps, workers, batch, |_, row, v, g| {
-            let (_, colour, shape) = train.things[row];
-            let (a, b) = g.split_at_mut(Colour::ALL.len());
-            for (g, v, wanted) in [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)]
-            {
-                g.copy_from_slice(&softmax(v));
-                g[wanted] -= 1.0;
-            }
-        });
-        let count = train.pictures.len().max(1);
-        let batch = |rng: &mut Rng| {
-            let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
-            let mut x = Vec::new();
-            for (k, r) in rows.iter().enumerate() {
-                // Every second row is mirrored, here and in its answer.
-                soften(rng, &train.pictures[*r].0, width, k % 2 == 1, &mut x);
-            }
-            (rows, x)
-        };
-        let steps = effort.epochs * count / BATCH + 1;
-        let depth = depth.train(1, steps, workers, batch, |k, row, v, g| {
-            // About the absolute error in metres, since that is what SD is made of.
-            for (p, (g, v)) in g.iter_mut().zip(v).enumerate() {
-                let from = if k % 2 == 1 { p / width * width + width - 1 - p % width } else { p };
-                let want = train.pictures[row].1[from];
-                let d = v - want.ln();
-                *g = want * d / (d * d + 0.0009).sqrt() / (2.5 * (width * height) as f32);
-            }
-        });
+        let name = train_names(&train, effort, workers);
+        let depth = train_depth(&train, effort, workers, width, height);
         let mut out = Self {
             depth: Arc::new(depth),
             name: Arc::new(name),
@@ -318,11 +326,12 @@ impl Examiner {
         Ok(out)
     }
 
-    /// Writes the networks as safetensors; `made_for` says for what.
+    /// Writes the networks as safetensors, whole or not at all; `made_for` says for what.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, path: &Path, made_for: &str) -> anyhow::Result<()> {
+    pub fn save(&self, path: &Path, made_for: &str) -> Result<(), ExaminerFileError> {
+        let format = |source| ExaminerFileError::Format { path: path.to_path_buf(), source };
         let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = [&self.depth, &self.name]
             .into_iter()
             .flat_map(|p| (0..p.len()).map(|i| p.get(i)))
@@ -333,38 +342,59 @@ impl Examiner {
         let views = bytes
             .iter()
             .map(|(name, shape, data)| {
-                Ok((name.as_str(), TensorView::new(safetensors::Dtype::F32, shape.clone(), data)?))
+                let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+                Ok((name.as_str(), view.map_err(format)?))
             })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let quality = serde_json::to_string(&self.quality)
+            .map_err(|source| ExaminerFileError::Quality { path: path.to_path_buf(), source })?;
         let about = [
             ("made_for".to_owned(), made_for.to_owned()),
-            ("quality".to_owned(), serde_json::to_string(&self.quality)?),
+            ("quality".to_owned(), quality),
+            ("weights".to_owned(), self.weights_hash()),
         ];
-        let data = safetensors::serialize(views, Some(about.into_iter().collect()))?;
-        super::report::write_atomically(path, &data)
+        let data = safetensors::serialize(views, Some(about.into_iter().collect())).map_err(format)?;
+        mindseye_base::file::replace(path, &data)
+            .map_err(|source| ExaminerFileError::Io { path: path.to_path_buf(), source })
+    }
+
+    /// SHA-256 of all weights in their order.
+    fn weights_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for params in [&self.depth, &self.name] {
+            for i in 0..params.len() {
+                params.get(i).2.iter().for_each(|v| hash.update(v.to_le_bytes()));
+            }
+        }
+        mindseye_base::file::hex(&hash.finalize())
     }
 
     /// Reads what [`Examiner::save`] wrote; none when it was made for something else.
     ///
     /// # Errors
-    /// A file that cannot be read or holds other networks.
-    pub fn load(path: &Path, made_for: &str, camera: &Camera) -> anyhow::Result<Option<Self>> {
-        let context = || path.display().to_string();
-        let bytes = std::fs::read(path).with_context(context)?;
-        let (_, head) = SafeTensors::read_metadata(&bytes).with_context(context)?;
+    /// A file that cannot be read, holds other networks, or is not as it was written.
+    pub fn load(path: &Path, made_for: &str, camera: &Camera) -> Result<Option<Self>, ExaminerFileError> {
+        let at = || path.to_path_buf();
+        let format = |source| ExaminerFileError::Format { path: at(), source };
+        let damaged = |what: String| ExaminerFileError::Damaged { path: at(), what };
+        let bytes = std::fs::read(path).map_err(|source| ExaminerFileError::Io { path: at(), source })?;
+        let (_, head) = SafeTensors::read_metadata(&bytes).map_err(format)?;
         let about = head.metadata().clone().unwrap_or_default();
         if about.get("made_for").map(String::as_str) != Some(made_for) {
             return Ok(None);
         }
-        let quality = about.get("quality").context("no quality").and_then(|q| Ok(serde_json::from_str(q)?));
-        let tensors = SafeTensors::deserialize(&bytes).with_context(context)?;
-        let take = |net: Shape3| -> anyhow::Result<Arc<Params>> {
+        let quality = about.get("quality").ok_or_else(|| damaged("no quality".to_owned()))?;
+        let quality = serde_json::from_str(quality)
+            .map_err(|source| ExaminerFileError::Quality { path: at(), source })?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(format)?;
+        let take = |net: Shape3| -> Result<Arc<Params>, ExaminerFileError> {
             let mut params = net.fresh(&mut Rng::new(0));
             for i in 0..params.len() {
                 let (name, shape, _) = params.get(i);
-                let found = tensors.tensor(name).with_context(|| format!("{}: {name}", context()))?;
+                let found = tensors.tensor(name).map_err(format)?;
                 if found.shape() != shape || found.dtype() != safetensors::Dtype::F32 {
-                    bail!("{}: {name} is {:?}, expected f32 {shape:?}", context(), found.shape());
+                    let got = found.shape();
+                    return Err(damaged(format!("{name} is {got:?}, expected f32 {shape:?}")));
                 }
                 let values =
                     found.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -373,13 +403,12 @@ impl Examiner {
             Ok(Arc::new(params))
         };
         let (width, height) = (camera.width, camera.height);
-        Ok(Some(Self {
-            depth: take(Shape3::depth(width * height))?,
-            name: take(Shape3::name())?,
-            width,
-            height,
-            quality: quality.with_context(context)?,
-        }))
+        let (depth, name) = (take(Shape3::depth(width * height))?, take(Shape3::name())?);
+        let out = Self { depth, name, width, height, quality };
+        if about.get("weights") != Some(&out.weights_hash()) {
+            return Err(damaged("its weights are not those that were written".to_owned()));
+        }
+        Ok(Some(out))
     }
 
     fn quality(&mut self, test: &Lessons) {
@@ -438,6 +467,91 @@ impl Examiner {
         let v = e.value(out).1;
         (softmax(&v[..Colour::ALL.len()]), softmax(&v[Colour::ALL.len()..]))
     }
+}
+
+/// Lessons of all houses, to train on and kept apart: a fixed share of the houses for each worker, joined in their order.
+fn all_lessons<C: Coder + Send>(
+    difficulty: &Difficulty,
+    camera: &Camera,
+    effort: Effort,
+    coders: Vec<C>,
+) -> anyhow::Result<(Lessons, Lessons)> {
+    let held_out = (effort.houses / 20).clamp(4, 60);
+    let all = effort.houses + held_out;
+    let workers = coders.len().max(1);
+    let parts: Vec<anyhow::Result<Vec<(usize, Lessons)>>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = coders
+            .into_iter()
+            .enumerate()
+            .map(|(w, mut coder)| {
+                scope.spawn(move || {
+                    (w..all)
+                        .step_by(workers)
+                        .map(|h| Ok((h, lessons(difficulty, camera, h as u64, &mut coder)?)))
+                        .collect()
+                })
+            })
+            .collect();
+        handles.into_iter().map(|h| h.join().expect("an examiner's worker panicked")).collect()
+    });
+    let mut made = Vec::new();
+    for part in parts {
+        made.extend(part?);
+    }
+    made.sort_by_key(|(h, _)| *h);
+    let (mut train, mut test) = (Lessons::default(), Lessons::default());
+    for (h, l) in made {
+        let to = if h < effort.houses { &mut train } else { &mut test };
+        to.pictures.extend(l.pictures);
+        to.things.extend(l.things);
+    }
+    Ok((train, test))
+}
+
+/// The network that names what a box holds: cross-entropy of colour and shape.
+fn train_names(train: &Lessons, effort: Effort, workers: usize) -> Params {
+    let count = train.things.len().max(1);
+    let batch = |rng: &mut Rng| {
+        let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
+        let mut x = Vec::new();
+        for r in &rows {
+            let (cut, k, shift) = (&train.things[*r].0, 0.06 * rng.unit(), rng.range(-0.08, 0.08));
+            x.extend(cut.iter().map(|v| v + (k * rng.normal() + shift) as f32));
+        }
+        (rows, x)
+    };
+    let steps = (effort.epochs * count / BATCH).clamp(1, 8000);
+    Shape3::name().train(2, steps, workers, batch, |_, row, v, g| {
+        let (_, colour, shape) = train.things[row];
+        let (a, b) = g.split_at_mut(Colour::ALL.len());
+        for (g, v, wanted) in [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)] {
+            g.copy_from_slice(&softmax(v));
+            g[wanted] -= 1.0;
+        }
+    })
+}
+
+/// The network that gives the depth of every pixel: about the absolute error in metres, since that is what SD is made of.
+fn train_depth(train: &Lessons, effort: Effort, workers: usize, width: usize, height: usize) -> Params {
+    let count = train.pictures.len().max(1);
+    let batch = |rng: &mut Rng| {
+        let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
+        let mut x = Vec::new();
+        for (k, r) in rows.iter().enumerate() {
+            // Every second row is mirrored, here and in its answer.
+            soften(rng, &train.pictures[*r].0, width, k % 2 == 1, &mut x);
+        }
+        (rows, x)
+    };
+    let steps = effort.epochs * count / BATCH + 1;
+    Shape3::depth(width * height).train(1, steps, workers, batch, |k, row, v, g| {
+        for (p, (g, v)) in g.iter_mut().zip(v).enumerate() {
+            let from = if k % 2 == 1 { p / width * width + width - 1 - p % width } else { p };
+            let want = train.pictures[row].1[from];
+            let d = v - want.ln();
+            *g = want * d / (d * d + 0.0009).sqrt() / (2.5 * (width * height) as f32);
+        }
+    })
 }
 
 /// Index of the largest value.
@@ -555,4 +669,104 @@ fn lessons(
         out.pictures.push((shown.data, depth));
     }
     Ok(out)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A codec that changes nothing.
+    pub(in crate::eval) struct Plain;
+
+    impl Coder for Plain {
+        fn coded(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>> {
+            Ok(frames.to_vec())
+        }
+    }
+
+    /// A codec that darkens.
+    struct Dark;
+
+    impl Coder for Dark {
+        fn coded(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>> {
+            let dark = |f: &RgbImage| RgbImage { data: f.data.iter().map(|v| v / 2).collect(), ..*f };
+            Ok(frames.iter().map(dark).collect())
+        }
+    }
+
+    #[test]
+    fn what_an_examiner_is_made_for_changes_with_everything_that_it_depends_on() {
+        let (plain, camera) = (Difficulty::plain(), Camera::new(24, 16));
+        let effort = Effort { houses: 4, epochs: 1 };
+        let of = |difficulty: &Difficulty, camera: &Camera, effort: Effort, coder: &mut dyn Coder| {
+            made_for(difficulty, camera, effort, coder).expect("the codec works")
+        };
+        let first = of(&plain, &camera, effort, &mut Plain);
+        assert_eq!(first, of(&plain, &camera, effort, &mut Plain));
+        let house = Difficulty::named("house").expect("it is known");
+        let other = [
+            of(&house, &camera, effort, &mut Plain),
+            of(&plain, &Camera::new(48, 32), effort, &mut Plain),
+            of(&plain, &Camera { pitch_rad: camera.pitch_rad + 0.1, ..camera }, effort, &mut Plain),
+            of(&plain, &camera, Effort { houses: 5, ..effort }, &mut Plain),
+            of(&plain, &camera, Effort { epochs: 2, ..effort }, &mut Plain),
+            of(&plain, &camera, effort, &mut Dark),
+        ];
+        for (k, text) in other.iter().enumerate() {
+            assert!(*text != first && !other[..k].contains(text), "{k}: {text}");
+        }
+    }
+
+    #[test]
+    fn cut_outs_and_chances_by_hand() {
+        // The left half is red, the right half blue; a box over the whole picture.
+        let mut picture = RgbImage::filled(8, 4, [255, 0, 0]);
+        for at in 0..32 {
+            if at % 8 >= 4 {
+                picture.data[3 * at..3 * at + 3].copy_from_slice(&[0, 0, 255]);
+            }
+        }
+        let cut = cut_out(&picture, [0.0, 0.0, 8.0, 4.0]);
+        assert_eq!(cut.len(), 3 * CUT * CUT + 4);
+        assert_eq!(
+            (&cut[..3], &cut[3 * (CUT - 1)..3 * CUT]),
+            (&[1.0, -1.0, -1.0][..], &[-1.0, -1.0, 1.0][..])
+        );
+        // Centre in -1..1, size as shares.
+        assert_eq!(cut[3 * CUT * CUT..], [0.0, 0.0, 1.0, 1.0]);
+        let p = softmax(&[0.0, 0.0, std::f32::consts::LN_2]);
+        assert!((p[0] - 0.25).abs() < 1e-6 && (p[2] - 0.5).abs() < 1e-6, "{p:?}");
+        assert_eq!((best(&[0.1, 0.7, 0.2]), best(&[])), (1, 0));
+    }
+
+    #[test]
+    fn depth_is_the_mean_of_a_picture_and_its_mirror() {
+        let (difficulty, camera) = (Difficulty::plain(), Camera::new(24, 16));
+        let effort = Effort { houses: 2, epochs: 1 };
+        let examiner = Examiner::train(&difficulty, &camera, effort, vec![Plain]).expect("it trains");
+        let mut e = Eager::new(Arc::default(), false);
+        let image = RgbImage {
+            data: (0..24 * 16 * 3).map(|i| (i * 7 % 251) as u8).collect(),
+            ..RgbImage::filled(24, 16, [0; 3])
+        };
+        let mirrored = RgbImage {
+            data: image
+                .data
+                .chunks(72)
+                .flat_map(|r| r.rchunks(3).flatten().copied().collect::<Vec<u8>>())
+                .collect(),
+            ..image
+        };
+        let both = examiner.depth(&mut e, &[&image, &mirrored]);
+        for (row, back) in both[0].chunks(24).zip(both[1].chunks(24)) {
+            for (a, b) in row.iter().zip(back.iter().rev()) {
+                assert!((a / b - 1.0).abs() < 1e-4, "{a} {b}");
+            }
+        }
+        // The number of workers does not matter.
+        let two = Examiner::train(&difficulty, &camera, effort, vec![Plain, Plain]).expect("it trains");
+        assert_eq!(two.weights_hash(), examiner.weights_hash());
+        // By hand: the quality is that of the held-out pictures, each counted once.
+        assert!(examiner.quality.pictures > 0 && examiner.quality.depth_relative_median > 0.0);
+    }
 }

@@ -44,8 +44,11 @@ pub struct Verdict {
     pub in_place: bool,
     /// Whether the last picture is nearest to the named object's view, box or not.
     pub nearest: bool,
-    /// Spatial distance (m); none without an examiner.
+    /// Spatial distance (m), the largest over the pictures; none without an examiner.
     pub sd: Option<f64>,
+    /// The mean over the pictures in place of the largest (m).
+    #[serde(default)]
+    pub sd_mean: Option<f64>,
     /// Against the true drive, over all images after the first (dB; -).
     pub psnr: f64,
     /// See [`Verdict::psnr`].
@@ -59,8 +62,10 @@ pub struct Verdict {
 /// The figures of many drives.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scores {
-    /// SD, mean (m).
+    /// SD, mean over drives (m).
     pub sd_m: Figure,
+    /// The mean over the pictures of a drive in place of the largest, mean over drives (m).
+    pub sd_mean_m: Figure,
     /// IF.
     pub instruction_followed: Figure,
     /// IF(SD < 0.2 m).
@@ -93,6 +98,7 @@ impl Scores {
         let joint = |d: f64| by_examiner(&|v| v.followed_within(d));
         Self {
             sd_m: mean(drives.iter().filter_map(|v| v.sd)),
+            sd_mean_m: mean(drives.iter().filter_map(|v| v.sd_mean)),
             instruction_followed: is(&|v| v.followed),
             followed_sd_0_2: joint(0.2),
             followed_sd_0_1: joint(0.1),
@@ -238,12 +244,8 @@ impl<'a> Judge<'a> {
         let mut out = Verdict::default();
         let still = last_still(frames, self.rules.box_latents);
         let found = self.find_box(frames);
-        let (w, h) = (self.rules.camera.width as f64, self.rules.camera.height as f64);
-        out.boxed = found.is_some_and(|b| {
-            let [x0, y0, x1, y1] = b.edges();
-            ((x0 + x1) / 2.0 - w / 2.0).abs() <= CENTRE * w / 2.0
-                && ((y0 + y1) / 2.0 - h / 2.0).abs() <= CENTRE * h / 2.0
-        });
+        let camera = self.rules.camera;
+        out.boxed = found.is_some_and(|b| centred(b.edges(), [camera.width as f64, camera.height as f64]));
         if let Some(still) = &still {
             let by = |views: &[(usize, RgbImage)]| {
                 let d = views.iter().map(|(i, v)| (squared_difference(still, v), *i));
@@ -272,6 +274,7 @@ impl<'a> Judge<'a> {
             let edges = found.map(|b| b.edges());
             let d = space.distance(examiner, eager, imagined, self.start, boxed, edges);
             out.sd = d.sd.is_finite().then_some(d.sd);
+            out.sd_mean = d.mean.is_finite().then_some(d.mean);
         }
         let pairs: Vec<(&RgbImage, &RgbImage)> = imagined.iter().zip(self.truth.iter().skip(1)).collect();
         let n = pairs.len().max(1) as f64;
@@ -294,6 +297,14 @@ impl<'a> Judge<'a> {
     pub fn true_box(&self, house: &House) -> Option<[f32; 4]> {
         project_box(house, self.goal?, self.rules.camera, self.object)
     }
+}
+
+/// Whether the centre of a box (`x0, y0, x1, y1` in continuous pixels) is within [`CENTRE`] of the half size.
+#[must_use]
+pub fn centred([x0, y0, x1, y1]: [f64; 4], [width, height]: [f64; 2]) -> bool {
+    let near =
+        |low: f64, high: f64, size: f64| ((low + high) / 2.0 - size / 2.0).abs() <= CENTRE * size / 2.0;
+    near(x0, x1, width) && near(y0, y1, height)
 }
 
 /// The mean of the box frames.

@@ -1,7 +1,7 @@
 //! `mindseye-tools eval`: success rates on houses that training never saw, through the same code as the robot's.
 //!
 //! # Figures of `eval grounding`
-//! * **goal**: heading and place of the answer's pose against the pose at the stand-off from the named object; what
+//! * **goal**: heading and place of the answer's pose against the pose at the standoff from the named object; what
 //!   each witness alone would have said stands beside it.
 //! * **IF** and its forms, **IF(SD < d)**: see [`judge`].
 //! * **SD**, metres: see [`space`]; the networks that it rests on: see [`examiner`].
@@ -23,7 +23,9 @@
 
 pub mod ablation;
 pub mod compare;
+pub mod degrade;
 pub mod examiner;
+pub mod examiner_cache;
 pub mod grounding;
 pub mod judge;
 pub mod navigation;

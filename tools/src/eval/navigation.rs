@@ -12,9 +12,10 @@ use std::time::Instant;
 use anyhow::Context;
 use mindseye::context::GROUP;
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Budget, Flow, NoClock, Prompt, ContextLatents, imagine};
+use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
 use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use super::picture::{Lpips, LpipsSession, motion, psnr, squared_difference, ssim};
 use super::report::{Table, write_atomically};
@@ -33,7 +34,7 @@ struct Likeness {
 type Off = [f64; 2];
 
 #[derive(Clone, Debug, Serialize)]
-struct Drive {
+struct FollowedPath {
     house: u64,
     model: Likeness,
     copy_first: Likeness,
@@ -68,7 +69,7 @@ fn off(a: Pose2, b: Pose2) -> Off {
     [wrap_angle(a.yaw - b.yaw).abs().to_degrees(), a.distance(b)]
 }
 
-fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> anyhow::Result<Drive> {
+fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> anyhow::Result<FollowedPath> {
     let camera = &bench.camera;
     let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
     let spec = tools.mind.spec().clone();
@@ -130,7 +131,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
         let poses = space.register(&images, Some(v.here), &[]);
         ends.iter().filter_map(|i| Some(off(*poses.get(i - 1)?, drive[*i]))).collect()
     };
-    Ok(Drive {
+    Ok(FollowedPath {
         house: seed,
         model,
         copy_first,
@@ -142,6 +143,114 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     })
 }
 
+/// Ways to make images, with the likeness of each to the true ones.
+type Kind = (&'static str, &'static str, fn(&FollowedPath) -> Likeness);
+const KINDS: [Kind; 3] = [
+    ("model", "the model", |d| d.model),
+    ("copy_first", "copy of the first image", |d| d.copy_first),
+    ("nearest_remembered", "nearest remembered image (oracle poses)", |d| d.nearest_remembered),
+];
+
+/// Ways to say where images were taken, with their errors against the given poses.
+type Way = (&'static str, &'static str, fn(&FollowedPath) -> &Vec<Off>);
+const WAYS: [Way; 3] = [
+    ("by_head", "the model, by its pose head", |d| &d.by_head),
+    ("by_registration", "the model, its images registered in the true house", |d| &d.by_registration),
+    ("registered_truth", "true images, registered (what the measure is worth)", |d| &d.registered_truth),
+];
+
+/// The figures of many paths.
+struct Figures {
+    gain_over_copy: Figure,
+    gain_over_nearest: Figure,
+    motion: Figure,
+    /// PSNR (dB), SSIM and LPIPS in the order of [`KINDS`].
+    likeness: [[Figure; 3]; 3],
+    /// Heading (degrees) and place (m), medians over all latents and at the end, in the order of [`WAYS`].
+    following: [[Figure; 4]; 3],
+}
+
+impl Figures {
+    fn of(paths: &[FollowedPath]) -> Self {
+        let of = |get: &dyn Fn(&FollowedPath) -> f64| mean(paths.iter().map(get));
+        Self {
+            gain_over_copy: of(&|d| d.model.psnr - d.copy_first.psnr),
+            gain_over_nearest: of(&|d| d.model.psnr - d.nearest_remembered.psnr),
+            motion: of(&|d| d.motion[0] / d.motion[1].max(1e-9)),
+            likeness: KINDS.map(|(_, _, get)| {
+                let lpips = mean(paths.iter().filter_map(|d| get(d).lpips));
+                [of(&|d| get(d).psnr), of(&|d| get(d).ssim), lpips]
+            }),
+            following: WAYS.map(|(_, _, get)| {
+                let all = |k: usize| median(paths.iter().flat_map(get).map(|o| o[k]));
+                let last = |k: usize| median(paths.iter().filter_map(|d| get(d).last()).map(|o| o[k]));
+                [all(0), all(1), last(0), last(1)]
+            }),
+        }
+    }
+
+    fn markdown(&self, head: &str, lpips: bool) -> String {
+        let mut text = head.to_owned();
+        let mut t = Table::new(&["images", "PSNR (dB)", "SSIM", "LPIPS"]);
+        for ((_, what, _), [psnr, ssim, lpips]) in KINDS.iter().zip(&self.likeness) {
+            t.row([(*what).to_owned(), psnr.text(2), ssim.text(3), lpips.text(3)]);
+        }
+        text += &t.text();
+        text += &format!(
+            "\nPSNR over copying the first image: {} dB; over the nearest remembered one: {} dB. Motion over true \
+             motion: {}.\n\n",
+            self.gain_over_copy.text(2),
+            self.gain_over_nearest.text(2),
+            self.motion.text(2)
+        );
+        let mut t = Table::new(&[
+            "following the given poses",
+            "heading, median (deg)",
+            "position, median (m)",
+            "heading at the end (deg)",
+            "position at the end (m)",
+        ]);
+        for ((_, what, _), f) in WAYS.iter().zip(&self.following) {
+            t.row([(*what).to_owned(), f[0].text(1), f[1].text(2), f[2].text(1), f[3].text(2)]);
+        }
+        text += &t.text();
+        if !lpips {
+            text += "\nLPIPS is left out: no weights were given (--lpips FILE).\n";
+        }
+        text
+    }
+
+    fn document(&self) -> Map<String, Value> {
+        let likeness =
+            |[psnr, ssim, lpips]: &[Figure; 3]| json!({"psnr_db": psnr, "ssim": ssim, "lpips": lpips});
+        let following = |f: &[Figure; 4]| {
+            json!({
+                "heading_deg_median": f[0], "position_m_median": f[1],
+                "end_heading_deg_median": f[2], "end_position_m_median": f[3],
+            })
+        };
+        let rows: Map<String, Value> =
+            KINDS.iter().zip(&self.likeness).map(|(k, f)| (k.0.to_owned(), likeness(f))).collect();
+        let ways: Map<String, Value> =
+            WAYS.iter().zip(&self.following).map(|(w, f)| (w.0.to_owned(), following(f))).collect();
+        let [model, copy_first, nearest] = &self.likeness;
+        let document = json!({
+            "psnr_db": model[0],
+            "psnr_copy_first_db": copy_first[0],
+            "psnr_nearest_context_db": nearest[0],
+            "gain_over_copy_first_db": self.gain_over_copy,
+            "gain_over_nearest_context_db": self.gain_over_nearest,
+            "motion_over_true_motion": self.motion,
+            "rows": rows,
+            "following": ways,
+        });
+        match document {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+}
+
 /// Runs `eval navigation`.
 ///
 /// # Errors
@@ -150,97 +259,29 @@ pub fn run(args: &CommonArgs) -> anyhow::Result<ExitCode> {
     let bench = Bench::new(args)?;
     let lpips = args.lpips.as_deref().map(Lpips::open).transpose()?;
     let began = Instant::now();
-    let drives = bench.each(args, |tools, seed| one(&bench, tools, lpips.as_ref(), seed))?;
-
-    let of = |get: &dyn Fn(&Drive) -> f64| mean(drives.iter().map(get));
-    type Pick = fn(&Drive) -> Likeness;
-    let kinds: [(&str, &str, Pick); 3] = [
-        ("model", "the model", |d| d.model),
-        ("copy_first", "copy of the first image", |d| d.copy_first),
-        ("nearest_remembered", "nearest remembered image (oracle poses)", |d| d.nearest_remembered),
-    ];
-    type Offs = fn(&Drive) -> &Vec<Off>;
-    let ways: [(&str, &str, Offs); 3] = [
-        ("by_head", "the model, by its pose head", |d| &d.by_head),
-        ("by_registration", "the model, its images registered in the true house", |d| &d.by_registration),
-        ("registered_truth", "true images, registered (what the measure is worth)", |d| &d.registered_truth),
-    ];
-    let all = |get: Offs, k: usize| -> Figure { median(drives.iter().flat_map(get).map(|o| o[k])) };
-    let last =
-        |get: Offs, k: usize| -> Figure { median(drives.iter().filter_map(|d| get(d).last()).map(|o| o[k])) };
-    let gain_copy = of(&|d| d.model.psnr - d.copy_first.psnr);
-    let gain_nearest = of(&|d| d.model.psnr - d.nearest_remembered.psnr);
-    let moves = of(&|d| d.motion[0] / d.motion[1].max(1e-9));
-
-    let mut document = serde_json::json!({
-        "bundle": bench.pipeline.bundle().hash(),
-        "houses": args.houses,
-        "seed": args.seed,
-        "difficulty": args.difficulty,
-        "psnr_db": of(&|d| d.model.psnr),
-        "psnr_copy_first_db": of(&|d| d.copy_first.psnr),
-        "psnr_nearest_context_db": of(&|d| d.nearest_remembered.psnr),
-        "gain_over_copy_first_db": gain_copy,
-        "gain_over_nearest_context_db": gain_nearest,
-        "motion_over_true_motion": moves,
-        "lpips": if lpips.is_some() { "given" } else { "left out: no --lpips" },
-        "seconds": began.elapsed().as_secs_f64(),
-    });
-    let (mut rows, mut following) = (serde_json::Map::new(), serde_json::Map::new());
-    let mut text = format!(
-        "Navigation: {} houses ({}) from seed {}, bundle {}, {:.0} s. 95 % intervals in brackets.\n\n",
-        args.houses,
-        args.difficulty,
-        args.seed,
-        bench.pipeline.bundle().hash(),
-        began.elapsed().as_secs_f64()
+    let paths = bench.each(args, |tools, seed| one(&bench, tools, lpips.as_ref(), seed))?;
+    let figures = Figures::of(&paths);
+    let seconds = began.elapsed().as_secs_f64();
+    let bundle = bench.pipeline.bundle().hash();
+    let head = format!(
+        "Navigation: {} houses ({}) from seed {}, bundle {bundle}, {seconds:.0} s. 95 % intervals in brackets.\n\n",
+        args.houses, args.difficulty, args.seed
     );
-    let mut t = Table::new(&["images", "PSNR (dB)", "SSIM", "LPIPS"]);
-    for (key, what, get) in kinds {
-        let (psnr, ssim) = (of(&|d| get(d).psnr), of(&|d| get(d).ssim));
-        let learned = mean(drives.iter().filter_map(|d| get(d).lpips));
-        rows.insert(key.to_owned(), serde_json::json!({"psnr_db": psnr, "ssim": ssim, "lpips": learned}));
-        t.row([what.to_owned(), psnr.text(2), ssim.text(3), learned.text(3)]);
-    }
-    text += &t.text();
-    text += &format!(
-        "\nPSNR over copying the first image: {} dB; over the nearest remembered one: {} dB. Motion over true motion: {}.\n\n",
-        gain_copy.text(2),
-        gain_nearest.text(2),
-        moves.text(2)
-    );
-    let mut t = Table::new(&[
-        "following the given poses",
-        "heading, median (deg)",
-        "position, median (m)",
-        "heading at the end (deg)",
-        "position at the end (m)",
-    ]);
-    for (key, what, get) in ways {
-        let f = [all(get, 0), all(get, 1), last(get, 0), last(get, 1)];
-        following.insert(
-            key.to_owned(),
-            serde_json::json!({
-                "heading_deg_median": f[0], "position_m_median": f[1],
-                "end_heading_deg_median": f[2], "end_position_m_median": f[3],
-            }),
-        );
-        t.row([what.to_owned(), f[0].text(1), f[1].text(2), f[2].text(1), f[3].text(2)]);
-    }
-    text += &t.text();
-    if lpips.is_none() {
-        text += "\nLPIPS is left out: no weights were given (--lpips FILE).\n";
-    }
-    if let Some(map) = document.as_object_mut() {
-        map.insert("rows".into(), rows.into());
-        map.insert("following".into(), following.into());
-        map.insert("drives".into(), serde_json::to_value(&drives)?);
-    }
+    let text = figures.markdown(&head, lpips.is_some());
     if let Some(path) = &args.markdown {
         write_atomically(path, text.as_bytes())?;
     }
     if args.json {
-        println!("{document}");
+        let mut document = figures.document();
+        document.insert("bundle".into(), bundle.into());
+        document.insert("houses".into(), args.houses.into());
+        document.insert("seed".into(), args.seed.into());
+        document.insert("difficulty".into(), args.difficulty.clone().into());
+        document
+            .insert("lpips".into(), if lpips.is_some() { "given" } else { "left out: no --lpips" }.into());
+        document.insert("seconds".into(), seconds.into());
+        document.insert("drives".into(), serde_json::to_value(&paths)?);
+        println!("{}", Value::Object(document));
     } else {
         print!("{text}");
     }

@@ -185,8 +185,19 @@ pub struct Distance {
     pub poses: Vec<Pose2>,
     /// Mean distance of each picture's points to the true cloud (m).
     pub per_picture: Vec<f64>,
-    /// The largest of them: SD (m).
+    /// The largest of them: SD (m); NaN when there is none.
     pub sd: f64,
+    /// Their mean (m); NaN when there is none.
+    pub mean: f64,
+}
+
+impl Distance {
+    /// SD and mean of the distances of the pictures.
+    fn of(poses: Vec<Pose2>, per_picture: Vec<f64>) -> Self {
+        let sd = per_picture.iter().copied().fold(f64::NAN, f64::max);
+        let mean = per_picture.iter().sum::<f64>() / per_picture.len() as f64;
+        Self { poses, per_picture, sd, mean }
+    }
 }
 
 impl<'a> Space<'a> {
@@ -337,9 +348,7 @@ impl<'a> Space<'a> {
             (0..pictures.len()).map(|i| outline.filter(|_| i + boxed >= pictures.len())).collect();
         let poses = self.register(&all, Some(start), &outlines);
         let per_picture = poses.iter().zip(&depths).map(|(p, d)| self.picture_distance(*p, d)).collect();
-        let mut out = Distance { poses, per_picture, sd: f64::NAN };
-        out.sd = out.per_picture.iter().copied().fold(f64::NAN, f64::max);
-        out
+        Distance::of(poses, per_picture)
     }
 
     /// Mean distance of one picture's points at a pose (m).
@@ -430,6 +439,14 @@ mod tests {
             let far = space.picture_distance(pose, &half);
             assert!(far > 0.25, "{far} m at {pose:?}");
         }
+    }
+
+    #[test]
+    fn the_largest_distance_of_a_picture_is_that_of_the_drive() {
+        let d = Distance::of(vec![Pose2::default(); 3], vec![0.25, 1.5, 0.5]);
+        assert_eq!((d.sd, d.mean), (1.5, 0.75));
+        let none = Distance::of(Vec::new(), Vec::new());
+        assert!(none.sd.is_nan() && none.mean.is_nan());
     }
 
     #[test]

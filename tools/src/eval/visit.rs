@@ -17,7 +17,8 @@ use mindseye_world::{
     render_with,
 };
 
-use super::examiner::{Coder, Effort, Examiner};
+use super::examiner::{self, Coder, Effort, Examiner};
+use super::examiner_cache::{default_folder, kept_or_trained};
 
 /// Arguments that all evaluations share.
 #[derive(clap::Args, Debug, Clone)]
@@ -52,10 +53,16 @@ pub struct CommonArgs {
     /// Houses that the examiner learns from (see the documentation of SD); fewer is faster and less exact.
     #[arg(long, default_value_t = Effort::default().houses)]
     pub examiner_houses: usize,
-    /// Where the examiner is kept: read from this file when it was made for the same codec and world, else trained and
-    /// written there. Without it, every run trains its own, always the same.
-    #[arg(long)]
+    /// Keep the examiner in this file instead of the cache: read when it was made for the same codec and world, else
+    /// trained and written there.
+    #[arg(long, conflicts_with_all = ["cache", "no_cache"])]
     pub examiner: Option<PathBuf>,
+    /// Folder where examiners are kept; mindseye/examiner in XDG_CACHE_HOME or ~/.cache when left out.
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Train the examiner anew (minutes), and keep it nowhere.
+    #[arg(long, conflicts_with = "cache")]
+    pub no_cache: bool,
     /// One JSON document on stdout.
     #[arg(long)]
     pub json: bool,
@@ -228,37 +235,35 @@ impl Bench {
         })
     }
 
-    /// Trains the examiner on this bundle's codec.
+    /// The examiner for this bundle's codec: from where it is kept, else trained and kept there.
     ///
     /// # Errors
-    /// When the codec fails.
+    /// When the codec fails; when the file that `--examiner` names is none of an examiner, or cannot be written.
     pub fn examiner(&self, args: &CommonArgs) -> anyhow::Result<Examiner> {
         let effort = Effort { houses: args.examiner_houses, ..Effort::default() };
-        let manifest = self.pipeline.bundle().manifest();
-        let codec: Vec<&str> = ["vae_encoder", "vae_decoder"]
-            .into_iter()
-            .filter_map(|c| manifest.component.get(c))
-            .flat_map(|c| c.files.iter().map(|f| f.sha256.as_str()))
-            .collect();
-        let made_for = format!(
-            "2 {}x{} {:?} {effort:?} codec {}",
-            self.camera.width,
-            self.camera.height,
-            self.difficulty,
-            codec.join(" ")
-        );
-        if let Some(path) = args.examiner.as_deref().filter(|p| p.exists()) {
-            match Examiner::load(path, &made_for, &self.camera)? {
-                Some(known) => return Ok(known),
-                None => eprintln!("{}: made for another codec or world; made again", path.display()),
-            }
-        }
-        let coders = (0..args.jobs).map(|_| self.tools()).collect::<anyhow::Result<Vec<Tools>>>()?;
-        let made = Examiner::train(&self.difficulty, &self.camera, effort, coders)?;
+        let (difficulty, camera) = (&self.difficulty, &self.camera);
+        let made_for = examiner::made_for(difficulty, camera, effort, &mut self.tools()?)?;
+        let train = || {
+            let coders = (0..args.jobs).map(|_| self.tools()).collect::<anyhow::Result<Vec<Tools>>>()?;
+            Examiner::train(difficulty, camera, effort, coders)
+        };
+        let mut say = |line: String| eprintln!("{line}");
         if let Some(path) = &args.examiner {
+            if path.exists() {
+                match Examiner::load(path, &made_for, camera)? {
+                    Some(known) => return Ok(known),
+                    None => say(format!("{}: made for another codec or world; made again", path.display())),
+                }
+            }
+            let made = train()?;
             made.save(path, &made_for)?;
+            return Ok(made);
         }
-        Ok(made)
+        let folder = args.cache.clone().or_else(|| default_folder(|v| std::env::var(v).ok()));
+        match folder.filter(|_| !args.no_cache) {
+            Some(folder) => kept_or_trained(&folder, &made_for, camera, train, &mut say),
+            None => train(),
+        }
     }
 
     /// Calls `f` for every house, `jobs` at a time; results in the order of houses. The first error stops all.

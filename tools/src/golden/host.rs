@@ -17,7 +17,7 @@ use super::{Case, Report, Vectors};
 const SCHEDULE_TOLERANCE: f64 = 2e-5;
 const PLUCKER_TOLERANCE: f64 = 1e-5;
 const ROPE_TOLERANCE: f64 = 1e-5;
-/// The reference computes the angles in f32: up to 4e-5 at t = 1000 (spec §1.1).
+/// The reference computes the angles in f32: up to 4e-5 at t = 1000.
 const SINUSOID_TOLERANCE: f64 = 1e-4;
 
 /// `n50_shift5` as steps and shift.
@@ -27,7 +27,7 @@ fn steps_and_shift(key: &str) -> anyhow::Result<(usize, f64)> {
     Ok((n.parse()?, shift.parse()?))
 }
 
-/// Velocity of normal data `N(0.4, 0.7^2)` plus a small nonlinear term (spec §7).
+/// Velocity of normal data `N(0.4, 0.7^2)` plus a small nonlinear term: the field of the reference trajectories.
 fn field(x: f32, s: f32) -> f32 {
     let (m, q, s, x) = (0.4, 0.7, f64::from(s), f64::from(x));
     let den = (1.0 - s).powi(2) * q * q + s * s;

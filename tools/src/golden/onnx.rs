@@ -10,9 +10,10 @@ use std::{
 };
 
 use anyhow::Context;
+use mindseye_builder::onnx::{GraphBuilder, MemoryWeights};
 use mindseye_engines::{
     backend::{Engine, PrepareOptions, Tensor, by_name},
-    onnx::{Dim, GraphBuilder, MemoryWeights, SaveOptions},
+    onnx::{Dim, SaveOptions},
 };
 
 use super::engine::{Array, Inputs, Program};

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use mindseye_engines::model::codec::LinearCodec;
+use mindseye_train::codec_fit::fit_codec;
+use mindseye_train::config::TrainConfig;
 use mindseye_train::data::{SEEN_SHARE, Source, Task};
-use mindseye_train::trainer::{TrainConfig, fit_codec};
 use mindseye_world::Difficulty;
 
 fn main() {

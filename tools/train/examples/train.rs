@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use mindseye_train::trainer::{TrainConfig, Trainer};
+use mindseye_train::config::TrainConfig;
+use mindseye_train::error::TrainError;
+use mindseye_train::trainer::Trainer;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -11,7 +13,7 @@ fn main() {
         eprintln!("usage: train CONFIG OUT");
         std::process::exit(2);
     };
-    let result = TrainConfig::load(Path::new(config)).and_then(|(config, model)| {
+    let result = TrainConfig::load(Path::new(config)).map_err(TrainError::from).and_then(|(config, model)| {
         let mut trainer = Trainer::open(config, model, Path::new(out))?;
         trainer.run(&AtomicBool::new(false), |m, rate| {
             let l = &m.losses;

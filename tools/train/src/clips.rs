@@ -20,87 +20,12 @@ use std::path::PathBuf;
 use mindseye_engines::model::codec::LinearCodec;
 use mindseye_engines::plucker::{self, Intrinsics, Pose};
 use mindseye_world::{Pose2, Rng, draw_box};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use crate::config::{ContextFrom, DataConfig};
 use crate::data::{Codec, Known, Sample, Task, encode_blocks};
+use crate::error::{TrainError, io};
 use crate::family::{END, HouseModel};
-use crate::trainer::TrainError;
-
-/// `[data]` of `configs/train/*.toml`: where samples come from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Kind of the source.
-    pub kind: Kind,
-    /// Directory of the clips, relative to the configuration.
-    #[serde(default, skip_serializing_if = "is_empty")]
-    pub path: PathBuf,
-    /// Where decoded images are kept, relative to the configuration; by default `images` in the run's directory.
-    #[serde(default, skip_serializing_if = "is_empty")]
-    pub cache: PathBuf,
-    /// Share of samples from the procedural house beside the clips.
-    #[serde(default)]
-    pub house: f64,
-    /// Which recording context is taken from.
-    #[serde(default)]
-    pub context: ContextFrom,
-    /// Share of places that are kept apart for the held-out loss.
-    #[serde(default)]
-    pub held_out: f64,
-}
-
-fn is_empty(path: &std::path::Path) -> bool {
-    path.as_os_str().is_empty()
-}
-
-/// Kind of a source of samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// The procedural house.
-    #[default]
-    House,
-    /// Recorded videos.
-    Clips,
-}
-
-/// Which recording context is taken from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ContextFrom {
-    /// Another recording of the place where there is one with enough images, else the clip's own.
-    #[default]
-    Auto,
-    /// The clip's own recording, outside the clip.
-    Same,
-    /// Another recording of the same place.
-    Other,
-    /// Any recording of the place.
-    Both,
-}
-
-impl DataConfig {
-    /// Checks the ranges.
-    ///
-    /// # Errors
-    /// A sentence naming the field.
-    pub fn validate(&self) -> Result<(), String> {
-        for (name, value) in [("house", self.house), ("held_out", self.held_out)] {
-            if !(0.0..1.0).contains(&value) {
-                return Err(format!("data.{name} = {value}: expected 0 or more, and less than 1"));
-            }
-        }
-        match self.kind {
-            Kind::Clips if is_empty(&self.path) => {
-                Err("data.path: missing; kind = \"clips\" needs a directory".to_owned())
-            }
-            Kind::House if *self != Self::default() => {
-                Err("data: kind = \"house\" takes no other setting".to_owned())
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// One image of a recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -195,6 +120,17 @@ impl Part {
     }
 }
 
+/// Why a clip cannot be used.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum Unusable {
+    #[error("an image is missing or cannot be read")]
+    Images,
+    #[error("fewer than {0} images, which the model's motion takes")]
+    Short(usize),
+    #[error("fewer than {0} groups of context")]
+    Context(usize),
+}
+
 /// Target of a sample: recording, positions of its images, caption and box.
 struct Target<'a> {
     recording: usize,
@@ -242,26 +178,8 @@ impl Clips {
         clips: Vec<Clip>,
         identity: String,
     ) -> Result<(Self, Found), TrainError> {
-        let layout = &model.layout;
-        let moving = 1 + 4 * layout.motion_latents;
-        let images = moving + 4 * layout.box_latents;
         let groups: Vec<Vec<Group>> = recordings.iter().map(|r| groups(&r.images)).collect();
-        let enough = |r: usize| groups[r].len() >= layout.context_latents;
-        let partners: Vec<Vec<usize>> = (0..recordings.len())
-            .map(|own| {
-                let place = &recordings[own].environment;
-                let others: Vec<usize> = (0..recordings.len())
-                    .filter(|r| *r != own && recordings[*r].environment == *place && enough(*r))
-                    .collect();
-                match config.context {
-                    ContextFrom::Same => vec![own],
-                    ContextFrom::Other => others,
-                    ContextFrom::Auto if !others.is_empty() => others,
-                    ContextFrom::Auto => vec![own],
-                    ContextFrom::Both => std::iter::once(own).chain(others).collect(),
-                }
-            })
-            .collect();
+        let partners = partners(&recordings, &groups, config.context, model.layout.context_latents);
         let mut this = Self {
             model: model.clone(),
             walk_stride: 1,
@@ -274,83 +192,107 @@ impl Clips {
             identity,
         };
         let mut found = Found::default();
-        let mut strides = Vec::new();
-        for (k, clip) in this.clips.iter().enumerate() {
-            let mut leave = |reason: String| *found.left_out.entry(reason).or_default() += 1;
-            let r = &this.recordings[clip.recording];
-            let (first, last) = (position(&r.images, clip.first), position(&r.images, clip.last));
-            let (Some(first), Some(last)) = (first, last) else {
-                leave("an image is missing or cannot be read".to_owned());
-                continue;
-            };
-            if last < first || last - first != clip.last - clip.first {
-                leave("an image is missing or cannot be read".to_owned());
-                continue;
-            }
-            if last - first + 1 < moving {
-                leave(format!("fewer than {moving} images, which the model's motion takes"));
-                continue;
-            }
-            if this.sources(clip.recording, clip.first..=clip.last).is_empty() {
-                leave(format!("fewer than {} groups of context", layout.context_latents));
-                continue;
-            }
-            strides.push((last - first) / (moving - 1));
-            let held = share_of(&r.environment) < config.held_out;
-            found.without_box += usize::from(clip.area.is_none());
-            if held { &mut this.held_out } else { &mut this.train }.clips.push(k);
-        }
+        let mut strides = this.take_clips(config.held_out, &mut found);
         // Walks are as fast as clips are.
         strides.sort_unstable();
-        let stride = strides.get(strides.len() / 2).copied().unwrap_or(1).max(1);
-        this.walk_stride = stride;
-        for (k, r) in this.recordings.iter().enumerate() {
-            let mut begin = 0;
-            for at in 0..r.images.len() {
-                let fits = |i: &Image| i.map_from_camera.is_some() && i.intrinsics.is_some();
-                let follows = at > 0 && r.images[at].index == r.images[at - 1].index + 1;
-                if !fits(&r.images[at]) {
-                    begin = at + 1;
-                    continue;
-                }
-                if !follows {
-                    begin = begin.max(at);
-                }
-                let end = r.images.get(at + 1).is_none_or(|n| n.index != r.images[at].index + 1 || !fits(n));
-                let length = (images - 1) * stride;
-                if end && at >= begin + length {
-                    // Those near the ends of a short recording may leave no context.
-                    for first in begin..=at - length {
-                        let span = r.images[first].index..=r.images[first + length].index;
-                        if !this.sources(k, span).is_empty() {
-                            let held = share_of(&r.environment) < config.held_out;
-                            let part = if held { &mut this.held_out } else { &mut this.train };
-                            match part.walks.last_mut() {
-                                Some((o, range)) if *o == k && range.end == first => range.end += 1,
-                                _ => part.walks.push((k, first..first + 1)),
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        this.walk_stride = strides.get(strides.len() / 2).copied().unwrap_or(1).max(1);
+        this.take_walks(config.held_out);
         found.clips = this.train.clips.len();
         found.clips_held_out = this.held_out.clips.len();
         found.walks = this.train.walk_count();
         found.walks_held_out = this.held_out.walk_count();
         if found.clips + found.walks == 0 {
-            let why: Vec<String> = found.left_out.iter().map(|(why, n)| format!("{n}: {why}")).collect();
-            return Err(TrainError::Config(format!(
-                "nothing to train on: none of {} clips can be used{}{}, and no run of {} images with poses and \
-                 intrinsics leaves {} groups of context",
-                this.clips.len(),
-                if why.is_empty() { "" } else { ": " },
-                why.join("; "),
-                (images - 1) * stride + 1,
-                layout.context_latents
-            )));
+            return Err(TrainError::NoData(this.nothing(&found)));
         }
         Ok((this, found))
+    }
+
+    /// Images of a clip's motion.
+    fn moving_images(&self) -> usize {
+        1 + 4 * self.model.layout.motion_latents
+    }
+
+    /// Images of a target, the still ones at the end included.
+    fn target_images(&self) -> usize {
+        self.moving_images() + 4 * self.model.layout.box_latents
+    }
+
+    /// Sorts clips into those to train on and those kept apart, and counts what cannot be used. Returns the strides at
+    /// which their motion is taken.
+    fn take_clips(&mut self, held_out: f64, found: &mut Found) -> Vec<usize> {
+        let moving = self.moving_images();
+        let mut strides = Vec::new();
+        for k in 0..self.clips.len() {
+            let clip = &self.clips[k];
+            match self.clip_stride(clip, moving) {
+                Ok(stride) => {
+                    strides.push(stride);
+                    found.without_box += usize::from(clip.area.is_none());
+                    let held = share_of(&self.recordings[clip.recording].environment) < held_out;
+                    if held { &mut self.held_out } else { &mut self.train }.clips.push(k);
+                }
+                Err(reason) => *found.left_out.entry(reason.to_string()).or_default() += 1,
+            }
+        }
+        strides
+    }
+
+    fn clip_stride(&self, clip: &Clip, moving: usize) -> Result<usize, Unusable> {
+        let images = &self.recordings[clip.recording].images;
+        let (first, last) = position(images, clip.first)
+            .zip(position(images, clip.last))
+            .filter(|(first, last)| last >= first && last - first == clip.last - clip.first)
+            .ok_or(Unusable::Images)?;
+        if last - first + 1 < moving {
+            return Err(Unusable::Short(moving));
+        }
+        if self.sources(clip.recording, clip.first..=clip.last).is_empty() {
+            return Err(Unusable::Context(self.model.layout.context_latents));
+        }
+        Ok((last - first) / (moving - 1))
+    }
+
+    /// Sorts walks into those to train on and those kept apart: all runs of consecutive images with poses and intrinsics
+    /// that are long enough and leave context.
+    fn take_walks(&mut self, held_out: f64) {
+        let length = (self.target_images() - 1) * self.walk_stride;
+        let fits = |i: &Image| i.map_from_camera.is_some() && i.intrinsics.is_some();
+        for k in 0..self.recordings.len() {
+            let r = &self.recordings[k];
+            let (mut firsts, mut begin) = (Vec::new(), 0);
+            for run in r.images.chunk_by(|a, b| fits(a) && fits(b) && b.index == a.index + 1) {
+                // Those near the ends of a short recording may leave no context.
+                for first in begin..(begin + run.len()).saturating_sub(length) {
+                    let span = r.images[first].index..=r.images[first + length].index;
+                    if fits(&r.images[first]) && !self.sources(k, span).is_empty() {
+                        firsts.push(first);
+                    }
+                }
+                begin += run.len();
+            }
+            let held = share_of(&r.environment) < held_out;
+            let part = if held { &mut self.held_out } else { &mut self.train };
+            for first in firsts {
+                match part.walks.last_mut() {
+                    Some((o, range)) if *o == k && range.end == first => range.end += 1,
+                    _ => part.walks.push((k, first..first + 1)),
+                }
+            }
+        }
+    }
+
+    /// Why there is nothing to train on.
+    fn nothing(&self, found: &Found) -> String {
+        let why: Vec<String> = found.left_out.iter().map(|(why, n)| format!("{n}: {why}")).collect();
+        format!(
+            "none of {} clips can be used{}{}, and no run of {} images with poses and intrinsics leaves {} groups of \
+             context",
+            self.clips.len(),
+            if why.is_empty() { "" } else { ": " },
+            why.join("; "),
+            (self.target_images() - 1) * self.walk_stride + 1,
+            self.model.layout.context_latents
+        )
     }
 
     /// What stands for the content.
@@ -389,9 +331,7 @@ impl Clips {
     ) -> Result<Sample, TrainError> {
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xc119);
         let part = if training { &self.train } else { &self.held_out };
-        let layout = &self.model.layout;
-        let moving = 1 + 4 * layout.motion_latents;
-        let images = moving + 4 * layout.box_latents;
+        let (moving, images) = (self.moving_images(), self.target_images());
         let walks = part.walk_count();
         let walk = walks > 0 && (part.clips.is_empty() || rng.chance(navigate));
         let target = if walk {
@@ -427,72 +367,12 @@ impl Clips {
     ) -> Result<Sample, TrainError> {
         let (model, layout) = (&self.model, &self.model.layout);
         let own = &self.recordings[target.recording];
-        let span = match target.clip {
-            Some(clip) => clip.first..=clip.last,
-            None => own.images[target.at[0]].index..=own.images[target.at[target.at.len() - 1]].index,
-        };
-        let sources = self.sources(target.recording, span.clone());
-        let source = sources[rng.below(sources.len())];
-        let mut groups: Vec<Group> = self.groups[source]
-            .iter()
-            .copied()
-            .filter(|g| source != target.recording || g.clear_of(&span))
-            .collect();
-        rng.shuffle(&mut groups);
-        groups.truncate(layout.context_latents);
-        groups.sort_unstable_by_key(|g| g.latent);
-
-        // Pixels, latent by latent.
-        let mut blocks = Vec::new();
-        let mut group: Vec<u8> = Vec::new();
+        let (source, groups) = self.context(target, rng);
         let other = &self.recordings[source];
-        for g in &groups {
-            group.clear();
-            for k in 0..4 {
-                self.read(other, g.at + k, &mut group)?;
-            }
-            blocks.extend(self.blocks_of(&group));
-        }
-        group.clear();
-        self.read(own, target.at[0], &mut group)?;
-        still(&mut group);
-        blocks.extend(self.blocks_of(&group));
-        for latent in 1..model.target_latents() {
-            group.clear();
-            match target.clip {
-                Some(clip) if latent > layout.motion_latents => {
-                    self.read(own, target.at[4 * latent], &mut group)?;
-                    if let Some(area) = clip.area {
-                        draw_box(&mut group, model.codec.width, area, [255, 0, 0]);
-                    }
-                    still(&mut group);
-                }
-                _ => {
-                    for at in &target.at[4 * latent - 3..=4 * latent] {
-                        self.read(own, *at, &mut group)?;
-                    }
-                }
-            }
-            blocks.extend(self.blocks_of(&group));
-        }
-
-        // Poses on the floor, relative to the first target image.
-        let start = &own.images[target.at[0]];
-        let (mut pose, mut known) = (Vec::new(), Vec::new());
-        let mut place = |image: &Image, map: &str| {
-            let planar = match (start.map_from_camera, image.map_from_camera) {
-                (Some(from), Some(to)) if map == own.map => planar(&from, &to, own.up),
-                _ => None,
-            };
-            known.push(planar.is_some());
-            pose.push(planar.unwrap_or_default());
-        };
-        for g in &groups {
-            place(&other.images[g.at + 3], &other.map);
-        }
-        for latent in 0..model.target_latents() {
-            place(&own.images[target.at[4 * latent]], &own.map);
-        }
+        let mut blocks = Vec::new();
+        self.context_blocks(other, &groups, &mut blocks)?;
+        self.target_blocks(target, &mut blocks)?;
+        let (pose, known) = self.poses(target, other, &groups);
 
         let tokens = model.dit.tokens_per_frame();
         let per_latent = tokens * model.dit.camera_channels;
@@ -523,6 +403,87 @@ impl Clips {
             object: 0,
             map_from_start: Pose2::default(),
         })
+    }
+
+    /// Recording and groups that the context of a target is taken from, at random, groups in order.
+    fn context(&self, target: &Target<'_>, rng: &mut Rng) -> (usize, Vec<Group>) {
+        let images = &self.recordings[target.recording].images;
+        let span = match target.clip {
+            Some(clip) => clip.first..=clip.last,
+            None => images[target.at[0]].index..=images[target.at[target.at.len() - 1]].index,
+        };
+        let sources = self.sources(target.recording, span.clone());
+        let source = sources[rng.below(sources.len())];
+        let mut groups: Vec<Group> = self.groups[source]
+            .iter()
+            .copied()
+            .filter(|g| source != target.recording || g.clear_of(&span))
+            .collect();
+        rng.shuffle(&mut groups);
+        groups.truncate(self.model.layout.context_latents);
+        groups.sort_unstable_by_key(|g| g.latent);
+        (source, groups)
+    }
+
+    /// Appends the blocks of context groups, latent by latent.
+    fn context_blocks(
+        &self,
+        recording: &Recording,
+        groups: &[Group],
+        blocks: &mut Vec<f32>,
+    ) -> Result<(), TrainError> {
+        let mut group: Vec<u8> = Vec::new();
+        for g in groups {
+            group.clear();
+            for k in 0..4 {
+                self.read(recording, g.at + k, &mut group)?;
+            }
+            blocks.extend(self.blocks_of(&group));
+        }
+        Ok(())
+    }
+
+    /// Appends the blocks of a target: its first image, its motion, and for a clip its last image with the box.
+    fn target_blocks(&self, target: &Target<'_>, blocks: &mut Vec<f32>) -> Result<(), TrainError> {
+        let recording = &self.recordings[target.recording];
+        let mut group: Vec<u8> = Vec::new();
+        self.read(recording, target.at[0], &mut group)?;
+        still(&mut group);
+        blocks.extend(self.blocks_of(&group));
+        for latent in 1..self.model.target_latents() {
+            group.clear();
+            match target.clip {
+                Some(clip) if latent > self.model.layout.motion_latents => {
+                    self.read(recording, target.at[4 * latent], &mut group)?;
+                    if let Some(area) = clip.area {
+                        draw_box(&mut group, self.model.codec.width, area, [255, 0, 0]);
+                    }
+                    still(&mut group);
+                }
+                _ => {
+                    for at in &target.at[4 * latent - 3..=4 * latent] {
+                        self.read(recording, *at, &mut group)?;
+                    }
+                }
+            }
+            blocks.extend(self.blocks_of(&group));
+        }
+        Ok(())
+    }
+
+    /// Poses on the floor of all latents relative to the first target image, and which of them are known: those given
+    /// in one map with it.
+    fn poses(&self, target: &Target<'_>, other: &Recording, groups: &[Group]) -> (Vec<Pose2>, Vec<bool>) {
+        let own = &self.recordings[target.recording];
+        let start = own.images[target.at[0]].map_from_camera;
+        let place = |image: &Image, map: &str| match (start, image.map_from_camera) {
+            (Some(from), Some(to)) if map == own.map => planar(&from, &to, own.up),
+            _ => None,
+        };
+        let context = groups.iter().map(|g| place(&other.images[g.at + 3], &other.map));
+        let targets = (0..self.model.target_latents())
+            .map(|latent| place(&own.images[target.at[4 * latent]], &own.map));
+        context.chain(targets).map(|pose| (pose.unwrap_or_default(), pose.is_some())).unzip()
     }
 
     /// Plücker rays of target images `[latents, tokens, 24]`, as [`plucker::features`], with each image's own
@@ -572,7 +533,7 @@ impl Clips {
                 out.resize(from + n, 0);
                 File::open(path)
                     .and_then(|file| file.read_exact_at(&mut out[from..], (at * n) as u64))
-                    .map_err(|source| TrainError::Io { path: path.clone(), source })?;
+                    .map_err(io(path))?;
             }
         }
         Ok(())
@@ -641,6 +602,31 @@ impl Group {
     fn clear_of(self, span: &std::ops::RangeInclusive<usize>) -> bool {
         4 * self.latent < *span.start() || 4 * self.latent > *span.end() + 3
     }
+}
+
+/// Per recording: those that its targets take context from, of which each has `enough` groups by itself; its own is
+/// checked target by target.
+fn partners(
+    recordings: &[Recording],
+    groups: &[Vec<Group>],
+    context: ContextFrom,
+    enough: usize,
+) -> Vec<Vec<usize>> {
+    (0..recordings.len())
+        .map(|own| {
+            let place = &recordings[own].environment;
+            let others: Vec<usize> = (0..recordings.len())
+                .filter(|r| *r != own && recordings[*r].environment == *place && groups[*r].len() >= enough)
+                .collect();
+            match context {
+                ContextFrom::Same => vec![own],
+                ContextFrom::Other => others,
+                ContextFrom::Auto if !others.is_empty() => others,
+                ContextFrom::Auto => vec![own],
+                ContextFrom::Both => std::iter::once(own).chain(others).collect(),
+            }
+        })
+        .collect()
 }
 
 /// One image, four times.

@@ -8,7 +8,7 @@ use mindseye_base::picture::save_png;
 use mindseye_world::draw::{Canvas, text_width};
 use serde_json::Value;
 
-use crate::trainer::TrainError;
+use crate::error::TrainError;
 
 /// Name of the metrics file in a run's directory.
 pub const METRICS: &str = "metrics.jsonl";
@@ -119,16 +119,15 @@ pub fn plot_to(dir: &Path, out: &Path) -> Result<(), TrainError> {
     };
     let mut lines: Vec<(f64, Value)> = Vec::new();
     for (k, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let parsed = serde_json::from_str::<Value>(line)
-            .map_err(|e| e.to_string())
-            .and_then(|v| Ok((v.pointer("/step").and_then(Value::as_f64).ok_or("no step")?, v)));
-        match parsed {
-            Ok(entry) => lines.push(entry),
+        let at = k + 1;
+        match serde_json::from_str::<Value>(line) {
+            Ok(value) => match value.pointer("/step").and_then(Value::as_f64) {
+                Some(step) => lines.push((step, value)),
+                None => return Err(TrainError::NoStep { path: metrics, line: at }),
+            },
             // A run under way may be writing its last line.
-            Err(_) if !text.ends_with('\n') && k + 1 == text.lines().count() => {}
-            Err(reason) => {
-                return Err(TrainError::Config(format!("{}: line {}: {reason}", metrics.display(), k + 1)));
-            }
+            Err(_) if !text.ends_with('\n') && at == text.lines().count() => {}
+            Err(source) => return Err(TrainError::Metrics { path: metrics, line: at, source }),
         }
     }
     if lines.is_empty() {

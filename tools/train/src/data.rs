@@ -9,7 +9,7 @@ use mindseye_world::{
 use serde::{Deserialize, Serialize};
 
 use crate::eager::ffi::gemm::{View, gemm};
-use crate::family::{END, FIRST_WORD, HouseModel};
+use crate::family::{END, FIRST_WORD, HouseModel, SequenceLayout};
 
 /// What makes training pictures and recordings as varied as a robot's: `[variety]` of a training configuration.
 /// Shares of 0 draw nothing, so that a run without them stays the run that it was.
@@ -136,7 +136,7 @@ impl Source {
         }
     }
 
-    /// Samples drawn from now on vary as told.
+    /// The same source, with samples that vary by these shares.
     #[must_use]
     pub fn varied(mut self, variety: Variety) -> Self {
         self.variety = variety;
@@ -208,84 +208,15 @@ impl Source {
         rng: &mut Rng,
     ) -> Sample {
         let look = Look::draw(rng, augment);
-        let layout = self.model.layout.clone();
         let coarse = RenderOptions::rgb_only().supersample;
         self.supersample = if happens(rng, self.variety.fine) { 2 * coarse } else { coarse };
-        let sweep = recording(house, rng, layout.recording_images, self.variety);
-        let groups = (sweep.len() - 1) / 4;
-
-        // Context: groups of four images, at random and without repetition, in order.
-        let mut order: Vec<usize> = (1..=groups).collect();
-        rng.shuffle(&mut order);
-        let mut context_index = order[..layout.context_latents].to_vec();
-        context_index.sort_unstable();
-
-        // Half of the goals are given where the recording ends, half somewhere else in the house.
-        let start = if rng.chance(0.5) { sweep[sweep.len() - 1] } else { random_pose(house, rng) };
-        let object = rng.below(house.objects.len());
-        let (colour, shape) = match task {
-            Task::Absent => absent_name(house, rng),
-            _ => (house.objects[object].colour.index(), house.objects[object].shape.index()),
-        };
-        let images = 1 + 4 * (layout.motion_latents + layout.box_latents);
-        let moving = 1 + 4 * layout.motion_latents;
-        let drive = if task == Task::Navigate {
-            random_drive_from(house, rng, start, images)
-        } else {
-            let mut poses = approach(house, start, object, moving).poses;
-            let last = poses[poses.len() - 1];
-            poses.resize(images, last);
-            poses
-        };
-
-        let shown = if task == Task::Absent { None } else { Some(object) };
-        let per_image = 3 * self.camera.width * self.camera.height;
-        let mut latents = Vec::new();
-        let mut group = Vec::with_capacity(4 * per_image);
-        let mut pose = Vec::with_capacity(self.model.latents());
-        let mut marks = Marks::new(&self.model, layout.context_latents + 1);
-        for (i, k) in context_index.iter().enumerate() {
-            group.clear();
-            for image in &sweep[4 * k - 3..=4 * k] {
-                self.shoot(house, *image, true, None, &look, &mut group);
-                marks.add(&self.frame, house, i, shown, &look);
-            }
-            latents.extend(LinearCodec::blocks(&self.model.codec, &group));
-            pose.push(start.relative(sweep[4 * k]));
-        }
-        group.clear();
-        self.shoot(house, drive[0], true, None, &look, &mut group);
-        for _ in 0..4 {
-            marks.add(&self.frame, house, layout.context_latents, shown, &look);
-        }
-        for _ in 0..3 {
-            group.extend_from_within(..per_image);
-        }
-        latents.extend(LinearCodec::blocks(&self.model.codec, &group));
-        pose.push(Pose2::default());
-        for k in 1..self.model.target_latents() {
-            group.clear();
-            let boxed = (task != Task::Navigate && k > layout.motion_latents).then_some(object);
-            for image in &drive[4 * k - 3..=4 * k] {
-                if boxed.is_some() && !group.is_empty() {
-                    group.extend_from_within(..per_image);
-                } else {
-                    self.shoot(house, *image, false, boxed, &look, &mut group);
-                }
-            }
-            latents.extend(LinearCodec::blocks(&self.model.codec, &group));
-            pose.push(start.relative(drive[4 * k]));
-        }
-
-        let named = &house.objects[object];
-        let mut locate: Vec<[f32; 2]> = Vec::with_capacity(pose.len());
-        for p in &pose {
-            let base = start.compose(*p);
-            let seen = base.relative(Pose2::unwrapped(named.x, named.y, 0.0));
-            locate.push([seen.x as f32, seen.y as f32]);
-        }
+        let plan = Plan::draw(&self.model.layout, self.variety, house, task, rng);
+        let mut marks = Marks::new(&self.model, self.model.layout.context_latents + 1);
+        let blocks = self.render(house, task, &plan, &look, &mut marks);
+        let mut pose = plan.poses(&self.model);
+        let mut locate = plan.places(house, &pose);
         let camera = if task == Task::Navigate {
-            self.rays(&drive, &look, rng, augment)
+            self.rays(&plan.drive, &look, rng, augment)
         } else {
             vec![
                 0.0;
@@ -304,15 +235,15 @@ impl Source {
         if task == Task::Navigate {
             ids[0] = END;
         } else {
-            ids[0] = FIRST_WORD + look.colour(colour);
-            ids[1] = FIRST_WORD + 6 + shape;
+            ids[0] = FIRST_WORD + look.colour(plan.colour);
+            ids[1] = FIRST_WORD + 6 + plan.shape;
             ids[2] = END;
         }
         Sample {
             task,
             house_seed,
-            latents: self.encode(latents),
-            context_index,
+            latents: self.encode(blocks),
+            context_index: plan.context_index,
             pose,
             known: Known::All,
             ids,
@@ -320,9 +251,49 @@ impl Source {
             seen: marks.seen,
             locate,
             attributes: marks.attributes,
-            object,
-            map_from_start: start,
+            object: plan.object,
+            map_from_start: plan.start,
         }
+    }
+
+    /// Blocks of all latents: context, first image four times, motion, still images with the box. `marks` gets what is
+    /// seen in context and first image.
+    fn render(&mut self, house: &House, task: Task, plan: &Plan, look: &Look, marks: &mut Marks) -> Vec<f32> {
+        let layout = self.model.layout.clone();
+        let shown = (task != Task::Absent).then_some(plan.object);
+        let per_image = 3 * self.camera.width * self.camera.height;
+        let mut blocks = Vec::new();
+        let mut group = Vec::with_capacity(4 * per_image);
+        for (i, k) in plan.context_index.iter().enumerate() {
+            group.clear();
+            for image in &plan.sweep[4 * k - 3..=4 * k] {
+                self.shoot(house, *image, true, None, look, &mut group);
+                marks.add(&self.frame, house, i, shown, look);
+            }
+            blocks.extend(LinearCodec::blocks(&self.model.codec, &group));
+        }
+        group.clear();
+        self.shoot(house, plan.drive[0], true, None, look, &mut group);
+        for _ in 0..4 {
+            marks.add(&self.frame, house, layout.context_latents, shown, look);
+        }
+        for _ in 0..3 {
+            group.extend_from_within(..per_image);
+        }
+        blocks.extend(LinearCodec::blocks(&self.model.codec, &group));
+        for k in 1..self.model.target_latents() {
+            group.clear();
+            let boxed = (task != Task::Navigate && k > layout.motion_latents).then_some(plan.object);
+            for image in &plan.drive[4 * k - 3..=4 * k] {
+                if boxed.is_some() && !group.is_empty() {
+                    group.extend_from_within(..per_image);
+                } else {
+                    self.shoot(house, *image, false, boxed, look, &mut group);
+                }
+            }
+            blocks.extend(LinearCodec::blocks(&self.model.codec, &group));
+        }
+        blocks
     }
 
     /// Plücker rays of the target latents, zero for the context (Video4Spatial: moment first, four images per
@@ -374,6 +345,74 @@ impl Source {
         }
         out.truncate(count * n);
         out
+    }
+}
+
+/// What a sample shows, before any picture is rendered.
+struct Plan {
+    /// Base poses of the recording, in the map.
+    sweep: Vec<Pose2>,
+    /// Context groups, ascending from 1: group `k` holds images `4k-3 ..= 4k` of the recording.
+    context_index: Vec<usize>,
+    /// Base pose at the first target image, in the map.
+    start: Pose2,
+    /// Index of the object that is gone to.
+    object: usize,
+    /// Colour and shape that are asked for, by index.
+    colour: usize,
+    shape: usize,
+    /// Base poses of the target images, in the map.
+    drive: Vec<Pose2>,
+}
+
+impl Plan {
+    fn draw(layout: &SequenceLayout, variety: Variety, house: &House, task: Task, rng: &mut Rng) -> Self {
+        let sweep = recording(house, rng, layout.recording_images, variety);
+        let groups = (sweep.len() - 1) / 4;
+        // Context: groups of four images, at random and without repetition, in order.
+        let mut order: Vec<usize> = (1..=groups).collect();
+        rng.shuffle(&mut order);
+        let mut context_index = order[..layout.context_latents].to_vec();
+        context_index.sort_unstable();
+
+        // Half of the goals are given where the recording ends, half somewhere else in the house.
+        let start = if rng.chance(0.5) { sweep[sweep.len() - 1] } else { random_pose(house, rng) };
+        let object = rng.below(house.objects.len());
+        let (colour, shape) = match task {
+            Task::Absent => absent_name(house, rng),
+            _ => (house.objects[object].colour.index(), house.objects[object].shape.index()),
+        };
+        let moving = 1 + 4 * layout.motion_latents;
+        let images = moving + 4 * layout.box_latents;
+        let drive = if task == Task::Navigate {
+            random_drive_from(house, rng, start, images)
+        } else {
+            let mut poses = approach(house, start, object, moving).poses;
+            let last = poses[poses.len() - 1];
+            poses.resize(images, last);
+            poses
+        };
+        Self { sweep, context_index, start, object, colour, shape, drive }
+    }
+
+    /// Base pose at the last image of each latent, relative to the start.
+    fn poses(&self, model: &HouseModel) -> Vec<Pose2> {
+        let context = self.context_index.iter().map(|k| self.start.relative(self.sweep[4 * k]));
+        let targets = (1..model.target_latents()).map(|k| self.start.relative(self.drive[4 * k]));
+        context.chain([Pose2::default()]).chain(targets).collect()
+    }
+
+    /// The object's centre (forward, left; m) from each of these poses.
+    fn places(&self, house: &House, poses: &[Pose2]) -> Vec<[f32; 2]> {
+        let named = &house.objects[self.object];
+        let object = Pose2::unwrapped(named.x, named.y, 0.0);
+        poses
+            .iter()
+            .map(|p| {
+                let seen = self.start.compose(*p).relative(object);
+                [seen.x as f32, seen.y as f32]
+            })
+            .collect()
     }
 }
 

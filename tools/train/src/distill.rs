@@ -10,53 +10,39 @@
 //! Samples that are not distilled (the rest of `share`) are trained on as ever, so that the heads and the levels in
 //! between stay what they were.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mindseye_engines::model::dit::Prediction;
-use mindseye_engines::sampler::{Grid, Schedule};
+use mindseye_engines::sampler::{Grid, SamplerError, Schedule};
 use mindseye_world::Rng;
-use serde::{Deserialize, Serialize};
 
+use crate::config::DistillConfig;
 use crate::data::{Sample, Task};
 use crate::eager::{Eager, Params};
 use crate::family::HouseModel;
 use crate::net::{self, Draw};
 
-/// `[distill]` of a training configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DistillConfig {
-    /// Bundle of the teacher, relative to the configuration file. The student begins with its weights.
-    pub teacher: PathBuf,
-    /// Guidance weight of the teacher.
-    pub guidance: f32,
-    /// Steps of the teacher from noise to image.
-    pub teacher_steps: usize,
-    /// Steps of the student; they divide those of the teacher.
-    pub steps: usize,
-    /// Share of the samples that the teacher answers for.
-    pub share: f64,
+/// Why a teacher cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DistillError {
+    /// A weight is missing or of another shape.
+    #[error("distill.teacher: {name}: expected shape {expected:?}, got {}", shape_or_none(.got.as_deref()))]
+    Weight {
+        /// Its name.
+        name: String,
+        /// Shape that the model wants.
+        expected: Vec<usize>,
+        /// Shape that the teacher has.
+        got: Option<Vec<usize>>,
+    },
+    /// Its noise levels make no sense.
+    #[error(transparent)]
+    Schedule(#[from] SamplerError),
 }
 
-impl DistillConfig {
-    /// # Errors
-    /// A sentence with the field.
-    pub(crate) fn validate(&self) -> Result<(), String> {
-        if self.steps == 0 || self.teacher_steps == 0 || !self.teacher_steps.is_multiple_of(self.steps) {
-            return Err(format!(
-                "distill.steps = {} must divide distill.teacher_steps = {}",
-                self.steps, self.teacher_steps
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.share) {
-            return Err(format!("distill.share = {}: expected 0 to 1", self.share));
-        }
-        if !self.guidance.is_finite() {
-            return Err(format!("distill.guidance = {}: expected a number", self.guidance));
-        }
-        Ok(())
-    }
+fn shape_or_none(shape: Option<&[usize]>) -> String {
+    shape.map_or("none".to_owned(), |s| format!("{s:?}"))
 }
 
 /// A trained model that answers for the student's targets.
@@ -71,13 +57,13 @@ impl Teacher {
     /// A teacher of this family; `shift` is that of its noise levels. It needs no head that only training has.
     ///
     /// # Errors
-    /// A sentence when weights are missing or the schedule makes no sense.
+    /// Weights that are missing or of another shape, a schedule that makes no sense.
     pub fn new(
         config: &DistillConfig,
         model: &HouseModel,
         shift: f64,
         params: &Params,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, DistillError> {
         let mut model = model.clone();
         model.dit.attributes = 0;
         let wanted = net::collect(&model);
@@ -89,12 +75,15 @@ impl Teacher {
             match have {
                 Some((_, _, have)) if have.len() == values.len() => own.insert(name, shape, have.to_vec()),
                 _ => {
-                    let got = have.map_or("none".to_owned(), |(_, shape, _)| format!("{shape:?}"));
-                    return Err(format!("distill.teacher: {name}: expected shape {shape:?}, got {got}"));
+                    return Err(DistillError::Weight {
+                        name: name.to_owned(),
+                        expected: shape.to_vec(),
+                        got: have.map(|(_, shape, _)| shape.to_vec()),
+                    });
                 }
             }
         }
-        let schedule = Schedule::new(Grid::Plain, config.teacher_steps, shift).map_err(|e| e.to_string())?;
+        let schedule = Schedule::new(Grid::Plain, config.teacher_steps, shift)?;
         Ok(Self { config: config.clone(), model, params: Arc::new(own), sigmas: schedule.sigmas })
     }
 
@@ -214,9 +203,12 @@ fn noised(sample: &Sample, draw: &Draw) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::State;
+    use crate::codec_fit::codec_of;
+    use crate::config::TrainConfig;
     use crate::data::Source;
-    use crate::trainer::{State, TrainConfig, codec_of};
     use mindseye_world::Difficulty;
+    use std::path::PathBuf;
 
     /// A model with weights that are not zero anywhere, two samples and their draws.
     fn stage() -> (HouseModel, TrainConfig, Params, Vec<Sample>, Vec<Draw>) {
@@ -307,11 +299,11 @@ mod tests {
 
     #[test]
     fn settings_that_make_no_sense_are_refused_by_name() {
-        assert!(distill(2.0, 12, 5).validate().unwrap_err().contains("distill.steps = 5"));
+        assert!(distill(2.0, 12, 5).validate().unwrap_err().to_string().contains("distill.steps = 5"));
         let share = DistillConfig { share: 1.5, ..distill(2.0, 12, 4) };
-        assert!(share.validate().unwrap_err().contains("distill.share = 1.5"));
+        assert!(share.validate().unwrap_err().to_string().contains("distill.share = 1.5"));
         let (model, config, _, _, _) = stage();
         let refused = Teacher::new(&distill(2.0, 4, 2), &model, config.shift, &Params::new()).err();
-        assert!(refused.expect("no weights").contains("expected shape"));
+        assert!(refused.expect("no weights").to_string().contains("expected shape"));
     }
 }

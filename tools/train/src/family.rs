@@ -1,6 +1,6 @@
 //! The small member of the family, by configuration: codec, text rows, diffusion transformer, sequence layout.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
@@ -22,7 +22,7 @@ pub struct HouseModel {
     /// The text encoder's sizes.
     pub text: TextConfig,
     /// How a sequence is laid out.
-    pub layout: Layout,
+    pub layout: SequenceLayout,
 }
 
 /// The text encoder: a umT5 encoder without blocks (embedding and final norm) over a closed vocabulary.
@@ -38,7 +38,7 @@ pub struct TextConfig {
 /// Sequence layout in latents and images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Layout {
+pub struct SequenceLayout {
     /// Images of one recording that context groups are taken from.
     pub recording_images: usize,
     /// Context latents per sample.
@@ -51,58 +51,136 @@ pub struct Layout {
     pub gap: usize,
 }
 
-/// Reads TOML; the error is one line and names the line of the text.
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+/// Why TOML could not be read: one line, with its place in the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct ParseError {
+    /// Line of the text, from 1; 0 where it is not known.
+    pub line: usize,
+    /// What is wrong there. The parser's own error shows the text over several lines.
+    pub reason: String,
+}
+
+/// Reads TOML.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ParseError> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-        format!("line {line}: {}", e.message())
+        ParseError { line, reason: e.message().to_owned() }
     })
+}
+
+/// Why a model configuration cannot be used for training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadModelError {
+    /// The file could not be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The file is no such configuration.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: ParseError,
+    },
+    /// A model of the family that cannot be trained here.
+    #[error(
+        "{path}: [{part}]: only models with a linear codec and a list of words can be trained here: give [codec] \
+         and [text], as in configs/models/house-tiny.toml"
+    )]
+    NotTrainable {
+        /// The file.
+        path: PathBuf,
+        /// Its table that there is no training for.
+        part: &'static str,
+    },
+    /// The parts do not fit each other.
+    #[error("{path}: {source}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        source: ModelError,
+    },
+}
+
+/// Parts of a model that do not fit each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// Sizes of the denoiser or of the codec.
+    #[error("{0}")]
+    Sizes(String),
+    /// Latents of the codec are not those of the denoiser.
+    #[error("codec latents are {}x{}, dit expects {}x{}", .codec[0], .codec[1], .dit[0], .dit[1])]
+    LatentSize {
+        /// Height and width of the codec's latents.
+        codec: [usize; 2],
+        /// Height and width of the denoiser's latents.
+        dit: [usize; 2],
+    },
+    /// Codec and denoiser differ in channels.
+    #[error("codec has {codec} channels, dit {dit}")]
+    Channels {
+        /// Channels of the codec.
+        codec: usize,
+        /// Channels of the denoiser.
+        dit: usize,
+    },
+    /// Too few rows of text.
+    #[error("dit.text_len = {0}: a name needs three rows (colour, shape, end)")]
+    TextRows(usize),
+    /// A count of the layout is too small.
+    #[error("layout: every count must be at least 1, recording_images at least 8")]
+    Layout,
 }
 
 impl HouseModel {
     /// Reads and checks a configuration.
     ///
     /// # Errors
-    /// A sentence with the file and the field.
-    pub fn load(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    /// [`LoadModelError`] names the file and the field.
+    pub fn load(path: &Path) -> Result<Self, LoadModelError> {
+        let at = || path.to_path_buf();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| LoadModelError::Io { path: at(), source })?;
         // The family's large member is a configuration too, but not one that can be trained here.
         let table: toml::Table = toml::from_str(&text).unwrap_or_default();
         if let Some(part) = ["vae", "umt5"].into_iter().find(|p| table.contains_key(*p)) {
-            return Err(format!(
-                "{}: [{part}]: only models with a linear codec and a list of words can be trained here: give [codec] \
-                 and [text], as in configs/models/house-tiny.toml",
-                path.display()
-            ));
+            return Err(LoadModelError::NotTrainable { path: at(), part });
         }
-        let model: Self = parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-        model.validate().map_err(|e| format!("{}: {e}", path.display()))?;
+        let model: Self = parse(&text).map_err(|source| LoadModelError::Parse { path: at(), source })?;
+        model.validate().map_err(|source| LoadModelError::Invalid { path: at(), source })?;
         Ok(model)
     }
 
     /// Checks that the parts fit each other.
     ///
     /// # Errors
-    /// A sentence naming the field.
-    pub fn validate(&self) -> Result<(), String> {
-        self.dit.validate()?;
-        self.codec.validate()?;
-        let (h, w) = self.codec.latent_size();
-        if [h, w] != [self.dit.latent_height, self.dit.latent_width] {
-            return Err(format!(
-                "codec latents are {h}x{w}, dit expects {}x{}",
-                self.dit.latent_height, self.dit.latent_width
-            ));
+    /// [`ModelError`] names the field.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.dit.validate().map_err(|e| ModelError::Sizes(e.to_string()))?;
+        self.codec.validate().map_err(|e| ModelError::Sizes(e.to_string()))?;
+        let (height, width) = self.codec.latent_size();
+        let dit = [self.dit.latent_height, self.dit.latent_width];
+        if [height, width] != dit {
+            return Err(ModelError::LatentSize { codec: [height, width], dit });
         }
         if self.codec.channels != self.dit.in_channels {
-            return Err(format!("codec has {} channels, dit {}", self.codec.channels, self.dit.in_channels));
+            return Err(ModelError::Channels { codec: self.codec.channels, dit: self.dit.in_channels });
         }
         if self.dit.text_len < 3 {
-            return Err("dit.text_len: a name needs three rows (colour, shape, end)".into());
+            return Err(ModelError::TextRows(self.dit.text_len));
         }
         let l = &self.layout;
         if l.context_latents == 0 || l.motion_latents == 0 || l.box_latents == 0 || l.recording_images < 8 {
-            return Err("layout: every count must be at least 1, recording_images at least 8".into());
+            return Err(ModelError::Layout);
         }
         Ok(())
     }

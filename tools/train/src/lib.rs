@@ -1,12 +1,21 @@
 //! The eager interpreter with gradients, and the trainer. Nothing here is part of the on-device binary.
+//!
+//! From below: [`eager`] computes, [`family`] and [`net`] are the model and its losses, [`data`] and [`clips`] make
+//! samples, [`config`] says how to train, [`checkpoint`] is what a run keeps, [`trainer`] runs.
 
+pub mod checkpoint;
 pub mod clips;
+pub mod codec_fit;
+pub mod config;
 pub mod curve;
 pub mod data;
 pub mod distill;
 pub mod eager;
+pub mod error;
+pub mod evaluation;
 pub mod family;
 pub mod net;
 pub mod optim;
 mod resume;
+mod step;
 pub mod trainer;

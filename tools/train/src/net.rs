@@ -86,7 +86,7 @@ pub struct Draw {
     pub one_way: bool,
     /// Standard normal noise for every latent.
     pub noise: Vec<f32>,
-    /// What the clean sample should be said to be, where that is not the sample itself (see [`crate::distill`]).
+    /// Target for the clean sample where it is not the sample itself (see [`crate::distill`]).
     pub target: Option<Vec<f32>>,
 }
 
@@ -120,80 +120,91 @@ pub struct Forward {
     pub attributes: Option<Var>,
 }
 
+/// What the network is given of a batch, computed on the host.
+#[derive(Default)]
+struct HostBatch {
+    /// `[batch, channels, latents, h, w]`.
+    latents: Vec<f32>,
+    /// Sinusoids of the timesteps, two rows per sample: of what is given, and of what is imagined.
+    time: Vec<f32>,
+    /// Row of `time` of every latent, `[batch, latents]`.
+    rows: Vec<usize>,
+    /// Sample of every row of `time`.
+    row_batch: Vec<usize>,
+    /// Token ids `[batch, text_len]`.
+    ids: Vec<usize>,
+    /// Camera rays `[batch, latents, tokens, channels]`.
+    camera: Vec<f32>,
+    /// Rotary tables `[batch * latents * tokens, head_dim / 2]`: the indices of samples differ, so the entries of the
+    /// batch are rows of one longer table.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl HostBatch {
+    fn new(model: &HouseModel, samples: &[Sample], draws: &[Draw]) -> Self {
+        let (f, cfg) = (model.latents(), &model.dit);
+        let hw = cfg.latent_height * cfg.latent_width;
+        let (c, context) = (cfg.in_channels, model.layout.context_latents);
+        let mut out = Self { latents: vec![0.0f32; samples.len() * c * f * hw], ..Self::default() };
+        for (i, (sample, draw)) in samples.iter().zip(draws).enumerate() {
+            for t in 0..f {
+                let (a, n) = if t <= context {
+                    if draw.dropped { (0.0, 1.0) } else { (1.0, 0.0) }
+                } else {
+                    (1.0 - draw.s as f32, draw.s as f32)
+                };
+                for ch in 0..c {
+                    let from = (t * c + ch) * hw;
+                    let to = ((i * c + ch) * f + t) * hw;
+                    for p in 0..hw {
+                        out.latents[to + p] = a * sample.latents[from + p] + n * draw.noise[from + p];
+                    }
+                }
+                out.rows.push(2 * i + usize::from(t > context));
+            }
+            out.time.extend(sinusoid(given_timestep(draw), cfg.freq_dim));
+            out.time.extend(sinusoid(1000.0 * draw.s, cfg.freq_dim));
+            out.row_batch.extend([i, i]);
+            if draw.dropped {
+                out.ids.push(END);
+                out.ids.extend(std::iter::repeat_n(0, sample.ids.len() - 1));
+                out.camera.extend(std::iter::repeat_n(0.0, sample.camera.len()));
+            } else {
+                out.ids.extend_from_slice(&sample.ids);
+                out.camera.extend_from_slice(&sample.camera);
+            }
+            let (cos, sin) = cfg.rotary_tables(&t_index(model, &sample.context_index));
+            out.cos.extend(cos);
+            out.sin.extend(sin);
+        }
+        out
+    }
+}
+
+/// Timestep of context and first image: 0 as they are given, 1000 where they are dropped for noise.
+fn given_timestep(draw: &Draw) -> f64 {
+    if draw.dropped { 1000.0 } else { 0.0 }
+}
+
 /// Runs the network over a batch of samples with the given draws.
 ///
 /// # Panics
 /// When samples do not fit the model.
 pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[Draw]) -> Forward {
     let (b, f, cfg) = (samples.len(), model.latents(), &model.dit);
-    let hw = cfg.latent_height * cfg.latent_width;
     let (c, tokens, context) = (cfg.in_channels, cfg.tokens_per_frame(), model.layout.context_latents);
-    let mut latents = vec![0.0f32; b * c * f * hw];
-    let (mut rows, mut time, mut row_batch) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut ids, mut keep) = (Vec::new(), Vec::new());
-    let mut camera = Vec::new();
-    for (i, (sample, draw)) in samples.iter().zip(draws).enumerate() {
-        for t in 0..f {
-            let (a, n) = if t <= context {
-                if draw.dropped { (0.0, 1.0) } else { (1.0, 0.0) }
-            } else {
-                (1.0 - draw.s as f32, draw.s as f32)
-            };
-            for ch in 0..c {
-                let from = (t * c + ch) * hw;
-                let to = ((i * c + ch) * f + t) * hw;
-                for p in 0..hw {
-                    latents[to + p] = a * sample.latents[from + p] + n * draw.noise[from + p];
-                }
-            }
-            rows.push(2 * i + usize::from(t > context));
-        }
-        let clean = if draw.dropped { 1000.0 } else { 0.0 };
-        time.extend(sinusoid(clean, cfg.freq_dim));
-        time.extend(sinusoid(1000.0 * draw.s, cfg.freq_dim));
-        row_batch.extend([i, i]);
-        let mut own = sample.ids.clone();
-        if draw.dropped {
-            own.fill(0);
-            own[0] = END;
-        }
-        keep.extend(own.iter().map(|id| if *id == 0 { 0.0 } else { 1.0 }));
-        ids.extend(own);
-        if draw.dropped {
-            camera.extend(std::iter::repeat_n(0.0, sample.camera.len()));
-        } else {
-            camera.extend_from_slice(&sample.camera);
-        }
-    }
-    // All samples of a batch share one rotary table only when their indices agree; they do not, so rotate by
-    // tables of the whole batch: batch entries are rows of one longer table.
-    let n = f * tokens;
-    let half = cfg.head_dim / 2;
-    let (mut cos, mut sin) = (Vec::with_capacity(b * n * half), Vec::with_capacity(b * n * half));
-    for sample in samples {
-        let (x, y) = cfg.rotary_tables(&t_index(model, &sample.context_index));
-        cos.extend(x);
-        sin.extend(y);
-    }
-    let latents = e.input(&[b, c, f, cfg.latent_height, cfg.latent_width], latents);
-    let time = e.input(&[2 * b, cfg.freq_dim], time);
-    let rows = e.index(&[b, f], rows);
-    let row_batch = e.index(&[2 * b], row_batch);
-    let ids = e.index(&[b, cfg.text_len], ids);
-    let lengths: Vec<usize> =
-        keep.chunks_exact(cfg.text_len).map(|k| k.iter().filter(|v| **v > 0.0).count()).collect();
-    let umt5 = model.umt5();
-    let (mask_bias, keep) = umt5::host_inputs(&lengths, cfg.text_len);
-    let mask_bias = e.input(&[b, 1, 1, cfg.text_len], mask_bias);
-    let keep = e.input(&[b, cfg.text_len, 1], keep);
-    let buckets = e.index(&[cfg.text_len, cfg.text_len], umt5.bucket_table(cfg.text_len));
-    e.set_prefix("text.");
-    let inputs = Umt5Inputs { ids: &ids, buckets: &buckets, mask_bias: &mask_bias, keep: &keep };
-    let text = umt5::encode(e, &umt5, &inputs).rows;
-    e.set_prefix("");
-    let cos = e.input(&[b * n, half], cos);
-    let sin = e.input(&[b * n, half], sin);
-    let camera = (cfg.camera_channels > 0).then(|| e.input(&[b, f, tokens, cfg.camera_channels], camera));
+    let (n, half) = (f * tokens, cfg.head_dim / 2);
+    let host = HostBatch::new(model, samples, draws);
+    let latents = e.input(&[b, c, f, cfg.latent_height, cfg.latent_width], host.latents);
+    let time = e.input(&[2 * b, cfg.freq_dim], host.time);
+    let rows = e.index(&[b, f], host.rows);
+    let row_batch = e.index(&[2 * b], host.row_batch);
+    let text = encode_text(e, model, host.ids);
+    let cos = e.input(&[b * n, half], host.cos);
+    let sin = e.input(&[b * n, half], host.sin);
+    let camera =
+        (cfg.camera_channels > 0).then(|| e.input(&[b, f, tokens, cfg.camera_channels], host.camera));
     let bias = draws[0].one_way.then(|| {
         let split = (context + 1) * tokens;
         let values =
@@ -223,6 +234,25 @@ pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[D
     }
 }
 
+/// Rows of text of a batch, from ids `[batch, text_len]`, zero-padded.
+fn encode_text(e: &mut Eager, model: &HouseModel, ids: Vec<usize>) -> Var {
+    let len = model.dit.text_len;
+    let lengths: Vec<usize> =
+        ids.chunks_exact(len).map(|row| row.iter().filter(|id| **id != 0).count()).collect();
+    let b = lengths.len();
+    let ids = e.index(&[b, len], ids);
+    let umt5 = model.umt5();
+    let (mask_bias, keep) = umt5::host_inputs(&lengths, len);
+    let mask_bias = e.input(&[b, 1, 1, len], mask_bias);
+    let keep = e.input(&[b, len, 1], keep);
+    let buckets = e.index(&[len, len], umt5.bucket_table(len));
+    e.set_prefix("text.");
+    let inputs = Umt5Inputs { ids: &ids, buckets: &buckets, mask_bias: &mask_bias, keep: &keep };
+    let text = umt5::encode(e, &umt5, &inputs).rows;
+    e.set_prefix("");
+    text
+}
+
 /// Temporal index of every latent: context as recorded, targets after the gap.
 #[must_use]
 pub fn t_index(model: &HouseModel, context: &[usize]) -> Vec<f64> {
@@ -231,10 +261,137 @@ pub fn t_index(model: &HouseModel, context: &[usize]) -> Vec<f64> {
     context.iter().map(|i| *i as f64).chain(targets).collect()
 }
 
+/// Binary cross-entropy of a logit, and its derivative.
 fn bce(logit: f32, target: f32) -> (f32, f32) {
     let p = 1.0 / (1.0 + (-logit).exp());
     let loss = logit.max(0.0) - logit * target + (-logit.abs()).exp().ln_1p();
     (loss, p - target)
+}
+
+/// Huber's loss, quadratic within 0.5, and its derivative.
+fn huber(d: f32) -> (f32, f32) {
+    if d.abs() < 0.5 { (d * d, 2.0 * d) } else { (d.abs() - 0.25, d.signum()) }
+}
+
+/// Outputs of a forward pass with their gradients, and what has been summed so far.
+struct LossSums<'a> {
+    model: &'a HouseModel,
+    weights: &'a LossWeights,
+    /// One sample's share of a mean.
+    share: f32,
+    video: &'a [f32],
+    pose: &'a [f32],
+    mask: &'a [f32],
+    locate: &'a [f32],
+    attributes: Option<&'a [f32]>,
+    g_video: Vec<f32>,
+    g_pose: Vec<f32>,
+    g_mask: Vec<f32>,
+    g_locate: Vec<f32>,
+    g_attributes: Vec<f32>,
+    sum: Losses,
+}
+
+impl LossSums<'_> {
+    /// Clean sample or velocity, by configuration; per pixel value of the four images.
+    fn video(&mut self, i: usize, sample: &Sample, draw: &Draw) {
+        let (f, cfg, context) = (self.model.latents(), &self.model.dit, self.model.layout.context_latents);
+        let (c, hw) = (cfg.in_channels, cfg.latent_height * cfg.latent_width);
+        let s = draw.s as f32;
+        let level = match cfg.prediction {
+            Prediction::X0 => 1.0 / s.max(0.5).powi(2),
+            Prediction::Velocity => 1.0,
+        };
+        let values = (f - context - 1) * hw * self.model.codec.block_values();
+        let per = self.share * level / values as f32;
+        let mut loss = 0.0f64;
+        for t in context + 1..f {
+            for ch in 0..c {
+                let from = (t * c + ch) * hw;
+                let to = ((i * c + ch) * f + t) * hw;
+                for p in 0..hw {
+                    let at = from + p;
+                    let clean = sample.latents[at];
+                    let want = match (&draw.target, cfg.prediction) {
+                        (Some(target), Prediction::X0) => target[at],
+                        (Some(target), Prediction::Velocity) => {
+                            draw.noise[at] + ((1.0 - s) * clean - target[at]) / s
+                        }
+                        (None, Prediction::X0) => clean,
+                        (None, Prediction::Velocity) => draw.noise[at] - clean,
+                    };
+                    let d = self.video[to + p] - want;
+                    loss += f64::from(d * d * per);
+                    self.g_video[to + p] = 2.0 * d * per * self.weights.video;
+                }
+            }
+        }
+        self.sum.video += loss;
+    }
+
+    /// Poses of the latents where they are known; not of the first image, whose pose is zero by definition.
+    fn poses(&mut self, i: usize, sample: &Sample) {
+        let (f, context) = (self.model.latents(), self.model.layout.context_latents);
+        for t in 0..f {
+            if t == context || (t > context && sample.task == Task::Absent) || !sample.known.pose(t) {
+                continue;
+            }
+            let (k, counter) = if t < context {
+                (self.weights.context_pose / context as f32, &mut self.sum.context_pose)
+            } else {
+                let last = if t == f - 1 { 3.0 } else { 1.0 };
+                (self.weights.target_pose * last / (f - context + 1) as f32, &mut self.sum.target_pose)
+            };
+            let p = &sample.pose[t];
+            let want = [p.x as f32, p.y as f32, p.yaw.cos() as f32, p.yaw.sin() as f32];
+            for (j, want) in want.iter().enumerate() {
+                let at = (i * f + t) * 4 + j;
+                let d = self.pose[at] - want;
+                *counter += f64::from(d * d * k * self.share);
+                self.g_pose[at] = 2.0 * d * k * self.share;
+            }
+        }
+    }
+
+    /// Mask on context and first image, and the object's place where it is seen.
+    fn mask_and_place(&mut self, i: usize, sample: &Sample) {
+        let (f, context) = (self.model.latents(), self.model.layout.context_latents);
+        let tokens = self.model.dit.tokens_per_frame();
+        let n = (context + 1) * tokens;
+        let on = sample.seen.iter().filter(|s| **s >= SEEN_SHARE).count();
+        for t in 0..=context {
+            for p in 0..tokens {
+                let at = (i * f + t) * tokens + p;
+                let seen = sample.seen[t * tokens + p] >= SEEN_SHARE;
+                let k = self.weights.mask * self.share / n as f32;
+                let (loss, g) = bce(self.mask[at], f32::from(u8::from(seen)));
+                self.sum.mask += f64::from(loss * k);
+                self.g_mask[at] = g * k;
+                if seen {
+                    let k = self.weights.locate * self.share / on as f32;
+                    for j in 0..2 {
+                        let (loss, g) = huber(self.locate[at * 2 + j] - sample.locate[t][j]);
+                        self.sum.locate += f64::from(loss * k);
+                        self.g_locate[at * 2 + j] = g * k;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Colours and shapes on context tokens.
+    fn attributes(&mut self, i: usize, sample: &Sample) {
+        let Some(values) = self.attributes else { return };
+        let (f, context) = (self.model.latents(), self.model.layout.context_latents);
+        let (tokens, a) = (self.model.dit.tokens_per_frame(), self.model.dit.attributes);
+        let k = self.weights.attributes * self.share / (context * tokens * a) as f32;
+        for j in 0..context * tokens * a {
+            let at = i * f * tokens * a + j;
+            let (loss, g) = bce(values[at], sample.attributes[j]);
+            self.sum.attributes += f64::from(loss * k);
+            self.g_attributes[at] = g * k;
+        }
+    }
 }
 
 /// Losses of a forward pass and the gradients of its outputs, as means over `total` samples (those of all
@@ -249,125 +406,55 @@ pub fn losses(
     weights: &LossWeights,
     total: usize,
 ) -> (Losses, Vec<(Var, Vec<f32>)>) {
-    let (f, cfg) = (model.latents(), &model.dit);
-    let hw = cfg.latent_height * cfg.latent_width;
-    let (c, tokens, context) = (cfg.in_channels, cfg.tokens_per_frame(), model.layout.context_latents);
     let grab = |v: Var| e.value(v).1;
-    let (video, pose, mask, locate) = (grab(out.sample), grab(out.pose), grab(out.mask), grab(out.locate));
-    let attributes = out.attributes.map(grab);
-    let mut g_video = vec![0.0f32; video.len()];
-    let mut g_pose = vec![0.0f32; pose.len()];
-    let mut g_mask = vec![0.0f32; mask.len()];
-    let mut g_locate = vec![0.0f32; locate.len()];
-    let mut g_attr = vec![0.0f32; attributes.map_or(0, <[f32]>::len)];
-    let mut sum = Losses::default();
-    let share = 1.0 / total as f32;
+    let zeros = |v: Var| vec![0.0f32; e.value(v).1.len()];
+    let mut all = LossSums {
+        model,
+        weights,
+        share: 1.0 / total as f32,
+        video: grab(out.sample),
+        pose: grab(out.pose),
+        mask: grab(out.mask),
+        locate: grab(out.locate),
+        attributes: out.attributes.map(grab),
+        g_video: zeros(out.sample),
+        g_pose: zeros(out.pose),
+        g_mask: zeros(out.mask),
+        g_locate: zeros(out.locate),
+        g_attributes: out.attributes.map_or_else(Vec::new, zeros),
+        sum: Losses::default(),
+    };
     for (i, (sample, draw)) in samples.iter().zip(draws).enumerate() {
-        // Video: clean sample or velocity, by configuration; per pixel value of the four images.
         if sample.task != Task::Absent {
-            let s = draw.s as f32;
-            let level = match cfg.prediction {
-                Prediction::X0 => 1.0 / s.max(0.5).powi(2),
-                Prediction::Velocity => 1.0,
-            };
-            let per = share * level / ((f - context - 1) * hw * model.codec.block_values()) as f32;
-            let mut loss = 0.0f64;
-            for t in context + 1..f {
-                for ch in 0..c {
-                    let from = (t * c + ch) * hw;
-                    let to = ((i * c + ch) * f + t) * hw;
-                    for p in 0..hw {
-                        let at = from + p;
-                        let clean = sample.latents[at];
-                        let want = match (&draw.target, cfg.prediction) {
-                            (Some(target), Prediction::X0) => target[at],
-                            (Some(target), Prediction::Velocity) => {
-                                draw.noise[at] + ((1.0 - s) * clean - target[at]) / s
-                            }
-                            (None, Prediction::X0) => clean,
-                            (None, Prediction::Velocity) => draw.noise[at] - clean,
-                        };
-                        let d = video[to + p] - want;
-                        loss += f64::from(d * d * per);
-                        g_video[to + p] = 2.0 * d * per * weights.video;
-                    }
-                }
-            }
-            sum.video += loss;
+            all.video(i, sample, draw);
         }
         if draw.dropped {
             continue;
         }
-        // Poses.
-        for t in 0..f {
-            if t == context || (t > context && sample.task == Task::Absent) || !sample.known.pose(t) {
-                continue;
-            }
-            let (k, counter) = if t < context {
-                (weights.context_pose / context as f32, &mut sum.context_pose)
-            } else {
-                let last = if t == f - 1 { 3.0 } else { 1.0 };
-                (weights.target_pose * last / (f - context + 1) as f32, &mut sum.target_pose)
-            };
-            let p = &sample.pose[t];
-            let want = [p.x as f32, p.y as f32, p.yaw.cos() as f32, p.yaw.sin() as f32];
-            for (j, want) in want.iter().enumerate() {
-                let at = (i * f + t) * 4 + j;
-                let d = pose[at] - want;
-                *counter += f64::from(d * d * k * share);
-                g_pose[at] = 2.0 * d * k * share;
-            }
-        }
-        // Mask, place, attributes.
+        all.poses(i, sample);
         if !sample.known.dense() {
             continue;
         }
         if sample.task != Task::Navigate {
-            let n = (context + 1) * tokens;
-            let on = sample.seen.iter().filter(|s| **s >= SEEN_SHARE).count();
-            for t in 0..=context {
-                for p in 0..tokens {
-                    let at = (i * f + t) * tokens + p;
-                    let seen = sample.seen[t * tokens + p] >= SEEN_SHARE;
-                    let k = weights.mask * share / n as f32;
-                    let (loss, g) = bce(mask[at], f32::from(u8::from(seen)));
-                    sum.mask += f64::from(loss * k);
-                    g_mask[at] = g * k;
-                    if seen {
-                        let k = weights.locate * share / on as f32;
-                        for j in 0..2 {
-                            // Huber, quadratic within 0.5 m.
-                            let d = locate[at * 2 + j] - sample.locate[t][j];
-                            let (loss, g) =
-                                if d.abs() < 0.5 { (d * d, 2.0 * d) } else { (d.abs() - 0.25, d.signum()) };
-                            sum.locate += f64::from(loss * k);
-                            g_locate[at * 2 + j] = g * k;
-                        }
-                    }
-                }
-            }
+            all.mask_and_place(i, sample);
         }
-        if let Some(values) = attributes {
-            let a = cfg.attributes;
-            let k = weights.attributes * share / (context * tokens * a) as f32;
-            for j in 0..context * tokens * a {
-                let at = i * f * tokens * a + j;
-                let (loss, g) = bce(values[at], sample.attributes[j]);
-                sum.attributes += f64::from(loss * k);
-                g_attr[at] = g * k;
-            }
-        }
+        all.attributes(i, sample);
     }
+    let mut sum = all.sum;
     sum.total = f64::from(weights.video) * sum.video
         + sum.mask
         + sum.context_pose
         + sum.target_pose
         + sum.locate
         + sum.attributes;
-    let mut grads =
-        vec![(out.sample, g_video), (out.pose, g_pose), (out.mask, g_mask), (out.locate, g_locate)];
+    let mut grads = vec![
+        (out.sample, all.g_video),
+        (out.pose, all.g_pose),
+        (out.mask, all.g_mask),
+        (out.locate, all.g_locate),
+    ];
     if let Some(v) = out.attributes {
-        grads.push((v, g_attr));
+        grads.push((v, all.g_attributes));
     }
     (sum, grads)
 }

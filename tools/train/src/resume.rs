@@ -2,8 +2,8 @@
 
 use toml::{Table, Value};
 
+use crate::config::TrainConfig;
 use crate::family::HouseModel;
-use crate::trainer::TrainConfig;
 
 /// Fields that may change while a run goes on: how long, how fast, what is written. Where files lie is no part of
 /// a run either.

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mindseye_train::trainer::{Metrics, TrainConfig, Trainer};
+use mindseye_train::config::TrainConfig;
+use mindseye_train::trainer::{Metrics, Trainer};
 
 const MODEL: &str = include_str!("../../../tests/data/train/model.toml");
 const TRAIN: &str = include_str!("../../../tests/data/train/train.toml");

@@ -51,7 +51,6 @@ impl Eager {
         std::mem::take(&mut self.param_grads)
     }
 
-    #[allow(clippy::too_many_lines)]
     fn step_back(&mut self, i: usize, g: Vec<f32>, grads: &mut [Option<Vec<f32>>]) {
         let op = std::mem::replace(&mut self.nodes[i].op, Op::Leaf);
         let shape = self.nodes[i].shape.clone();
@@ -77,13 +76,7 @@ impl Eager {
                 self.reduce_to(*a, *b, &g, grads, |g, other| g * other, true);
                 self.reduce_to(*a, *b, &g, grads, |g, other| g * other, false);
             }
-            Op::Scale(x, k) => {
-                let mut d = self.take(g.len());
-                for (d, g) in d.iter_mut().zip(&g) {
-                    *d = g * k;
-                }
-                add_into(self, grads, *x, d);
-            }
+            Op::Scale(x, k) => self.scale_back(*x, *k, &g, grads),
             Op::Pass(x) => {
                 add_into(self, grads, *x, g);
                 self.nodes[i].op = op;
@@ -91,52 +84,10 @@ impl Eager {
             }
             Op::Linear { x, w, b } => self.linear_back(*x, *w, *b, &g, grads),
             Op::MatMul(a, b) => self.matmul_back(*a, *b, &g, grads),
-            Op::Permute(x, perm) => {
-                let mut back = vec![0; perm.len()];
-                for (to, from) in perm.iter().enumerate() {
-                    back[*from] = to;
-                }
-                debug_assert_eq!(permuted_shape(&shape, &back), self.nodes[x.0].shape);
-                let mut d = self.take(g.len());
-                permuted(&shape, &back, |o, j, n| d[o..o + n].copy_from_slice(&g[j..j + n]));
-                add_into(self, grads, *x, d);
-            }
-            Op::Concat(xs, axis) => {
-                let outer = count(&shape[..*axis]);
-                let row = count(&shape[*axis..]);
-                let mut at = 0;
-                for x in xs {
-                    let n = self.nodes[x.0].data.len() / outer;
-                    if self.nodes[x.0].needs {
-                        let mut d = self.take(outer * n);
-                        for o in 0..outer {
-                            d[o * n..(o + 1) * n].copy_from_slice(&g[o * row + at..o * row + at + n]);
-                        }
-                        add_into(self, grads, *x, d);
-                    }
-                    at += n;
-                }
-            }
-            Op::Slice { x, axis, start } => {
-                let full = self.nodes[x.0].shape.clone();
-                let mut d = self.zeros(count(&full));
-                let inner = count(&full[axis + 1..]);
-                let n = shape[*axis] * inner;
-                for o in 0..count(&full[..*axis]) {
-                    let at = (o * full[*axis] + start) * inner;
-                    d[at..at + n].copy_from_slice(&g[o * n..(o + 1) * n]);
-                }
-                add_into(self, grads, *x, d);
-            }
-            Op::Gather(table, rows) => {
-                let full = self.nodes[table.0].shape.clone();
-                let n = count(&full[1..]);
-                let mut d = self.zeros(count(&full));
-                for (g, row) in g.chunks_exact(n).zip(rows.iter()) {
-                    accumulate(&mut d[row * n..(row + 1) * n], g);
-                }
-                add_into(self, grads, *table, d);
-            }
+            Op::Permute(x, perm) => self.permute_back(*x, perm, &shape, &g, grads),
+            Op::Concat(xs, axis) => self.concat_back(xs, *axis, &shape, &g, grads),
+            Op::Slice { x, axis, start } => self.slice_back(*x, *axis, *start, &shape, &g, grads),
+            Op::Gather(table, rows) => self.gather_back(*table, rows, &g, grads),
             Op::Softmax(x) => {
                 let y = self.nodes[i].data.clone();
                 let n = shape[shape.len() - 1];
@@ -164,54 +115,146 @@ impl Eager {
                 return;
             }
             Op::ChannelNorm { x, gamma } => self.channel_back(*x, *gamma, &g, grads),
-            Op::Mean(x, axis) => {
-                let full = self.nodes[x.0].shape.clone();
-                let (outer, size, inner) = (count(&full[..*axis]), full[*axis], count(&full[axis + 1..]));
-                let k = 1.0 / size as f32;
-                let mut d = self.take(count(&full));
-                for o in 0..outer {
-                    for s in 0..size {
-                        for j in 0..inner {
-                            d[(o * size + s) * inner + j] = g[o * inner + j] * k;
-                        }
-                    }
-                }
-                add_into(self, grads, *x, d);
-            }
+            Op::Mean(x, axis) => self.mean_back(*x, *axis, &g, grads),
             Op::Gelu(x) => self.map_back(*x, &g, grads, math::gelu_grad),
             Op::Silu(x) => self.map_back(*x, &g, grads, math::silu_grad),
             Op::Conv2d { x, w, b, stride, pads } => self.conv_back([*x, *w], *b, *stride, *pads, &g, grads),
-            Op::Upsample2(x) => {
-                let s = self.nodes[x.0].shape.clone();
-                let (planes, h, w) = (s[0] * s[1], s[2], s[3]);
-                let mut d = self.zeros(count(&s));
-                for p in 0..planes {
-                    for y in 0..2 * h {
-                        for xx in 0..2 * w {
-                            d[(p * h + y / 2) * w + xx / 2] += g[(p * 2 * h + y) * 2 * w + xx];
-                        }
-                    }
-                }
-                add_into(self, grads, *x, d);
-            }
-            Op::Rotate { x, cos, sin } => {
-                let (c, s) = (self.data(*cos), self.data(*sin));
-                let head_dim = shape[3];
-                let (row, half) = (shape[2] * head_dim, head_dim / 2);
-                let n = c.len() / half;
-                let mut d = self.take(g.len());
-                for (r, (to, from)) in d.chunks_exact_mut(row).zip(g.chunks_exact(row)).enumerate() {
-                    let at = r % n * half;
-                    rotate_row(to, from, &c[at..at + half], &s[at..at + half], head_dim, -1.0);
-                }
-                add_into(self, grads, *x, d);
-            }
+            Op::Upsample2(x) => self.upsample_back(*x, &g, grads),
+            Op::Rotate { x, cos, sin } => self.rotate_back(*x, [*cos, *sin], &shape, &g, grads),
             Op::Attention { q, k, v, scale, weights, heads } => {
                 self.attention_back([*q, *k, *v], *scale, weights, *heads, &g, grads);
             }
         }
         self.nodes[i].op = op;
         self.give(g);
+    }
+
+    fn gather_back(&mut self, table: Var, rows: &[usize], g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let full = self.nodes[table.0].shape.clone();
+        let n = count(&full[1..]);
+        let mut d = self.zeros(count(&full));
+        for (g, row) in g.chunks_exact(n).zip(rows) {
+            accumulate(&mut d[row * n..(row + 1) * n], g);
+        }
+        add_into(self, grads, table, d);
+    }
+
+    fn scale_back(&mut self, x: Var, k: f32, g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let mut d = self.take(g.len());
+        for (d, g) in d.iter_mut().zip(g) {
+            *d = g * k;
+        }
+        add_into(self, grads, x, d);
+    }
+
+    fn permute_back(
+        &mut self,
+        x: Var,
+        perm: &[usize],
+        shape: &[usize],
+        g: &[f32],
+        grads: &mut [Option<Vec<f32>>],
+    ) {
+        let mut back = vec![0; perm.len()];
+        for (to, from) in perm.iter().enumerate() {
+            back[*from] = to;
+        }
+        debug_assert_eq!(permuted_shape(shape, &back), self.nodes[x.0].shape);
+        let mut d = self.take(g.len());
+        permuted(shape, &back, |o, j, n| d[o..o + n].copy_from_slice(&g[j..j + n]));
+        add_into(self, grads, x, d);
+    }
+
+    fn concat_back(
+        &mut self,
+        xs: &[Var],
+        axis: usize,
+        shape: &[usize],
+        g: &[f32],
+        grads: &mut [Option<Vec<f32>>],
+    ) {
+        let (outer, row) = (count(&shape[..axis]), count(&shape[axis..]));
+        let mut at = 0;
+        for x in xs {
+            let n = self.nodes[x.0].data.len() / outer;
+            if self.nodes[x.0].needs {
+                let mut d = self.take(outer * n);
+                for o in 0..outer {
+                    d[o * n..(o + 1) * n].copy_from_slice(&g[o * row + at..o * row + at + n]);
+                }
+                add_into(self, grads, *x, d);
+            }
+            at += n;
+        }
+    }
+
+    fn slice_back(
+        &mut self,
+        x: Var,
+        axis: usize,
+        start: usize,
+        shape: &[usize],
+        g: &[f32],
+        grads: &mut [Option<Vec<f32>>],
+    ) {
+        let full = self.nodes[x.0].shape.clone();
+        let mut d = self.zeros(count(&full));
+        let inner = count(&full[axis + 1..]);
+        let n = shape[axis] * inner;
+        for o in 0..count(&full[..axis]) {
+            let at = (o * full[axis] + start) * inner;
+            d[at..at + n].copy_from_slice(&g[o * n..(o + 1) * n]);
+        }
+        add_into(self, grads, x, d);
+    }
+
+    fn mean_back(&mut self, x: Var, axis: usize, g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let full = self.nodes[x.0].shape.clone();
+        let (outer, size, inner) = (count(&full[..axis]), full[axis], count(&full[axis + 1..]));
+        let k = 1.0 / size as f32;
+        let mut d = self.take(count(&full));
+        for o in 0..outer {
+            for s in 0..size {
+                for j in 0..inner {
+                    d[(o * size + s) * inner + j] = g[o * inner + j] * k;
+                }
+            }
+        }
+        add_into(self, grads, x, d);
+    }
+
+    fn upsample_back(&mut self, x: Var, g: &[f32], grads: &mut [Option<Vec<f32>>]) {
+        let s = self.nodes[x.0].shape.clone();
+        let (planes, h, w) = (s[0] * s[1], s[2], s[3]);
+        let mut d = self.zeros(count(&s));
+        for p in 0..planes {
+            for y in 0..2 * h {
+                for xx in 0..2 * w {
+                    d[(p * h + y / 2) * w + xx / 2] += g[(p * 2 * h + y) * 2 * w + xx];
+                }
+            }
+        }
+        add_into(self, grads, x, d);
+    }
+
+    fn rotate_back(
+        &mut self,
+        x: Var,
+        [cos, sin]: [Var; 2],
+        shape: &[usize],
+        g: &[f32],
+        grads: &mut [Option<Vec<f32>>],
+    ) {
+        let head_dim = shape[3];
+        let (row, half) = (shape[2] * head_dim, head_dim / 2);
+        let mut d = self.take(g.len());
+        let (c, s) = (self.data(cos), self.data(sin));
+        let n = c.len() / half;
+        for (r, (to, from)) in d.chunks_exact_mut(row).zip(g.chunks_exact(row)).enumerate() {
+            let at = r % n * half;
+            rotate_row(to, from, &c[at..at + half], &s[at..at + half], head_dim, -1.0);
+        }
+        add_into(self, grads, x, d);
     }
 
     /// Adds `f(gradient, other operand)` to the gradient of one operand of a broadcasting operation, summing

@@ -10,10 +10,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::calibrate::{Calibrator, Observer};
 use super::{CalibrationSource, Inputs, QuantError, Tell, Work, e4m3, session};
-use crate::backend::{Backend, Elements};
-use crate::onnx::{Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo};
-use crate::target::Precision;
 use mindseye_base::file::hex;
+use mindseye_engines::backend::{Backend, Elements};
+use mindseye_engines::onnx::{
+    Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo,
+};
+use mindseye_engines::target::Precision;
 
 /// How to quantise.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -275,7 +277,7 @@ fn observe(
         super::go_on(tell, Work::Calibrate { done, of: source.count() })?;
     }
     drop(session);
-    crate::trt::release_freed_memory();
+    crate::memory::release_freed_memory();
     if done == 0 {
         return Err(QuantError::Source("the source gave no inputs".into()));
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
-use crate::backend::RtenBackend;
-use crate::count::count_denoiser;
-use crate::model::dit::{DitConfig, Prediction};
-use crate::onnx::{DataType, Dim, Graph, Initializer, MemoryWeights, Node, ValueInfo};
-use crate::session_denoiser::{DenoiserKind, denoiser_graph};
-use crate::target::{Limits, Precision};
+use crate::onnx::{MemoryWeights, denoiser_graph};
+use mindseye_engines::backend::RtenBackend;
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::onnx::{DataType, Dim, Graph, Initializer, Node, ValueInfo};
+use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::target::{Limits, Precision};
 
 fn config() -> DitConfig {
     DitConfig {
@@ -194,7 +195,7 @@ fn bad_calibration_is_refused() {
     };
     assert!(text(&mut empty).contains("no inputs"));
     let mut item = source(1).next().unwrap().unwrap();
-    if let crate::backend::Elements::F32(v) = &mut item[0].1.data {
+    if let mindseye_engines::backend::Elements::F32(v) = &mut item[0].1.data {
         v[3] = f32::NAN;
     }
     let message = text(&mut InMemory::new("nan", vec![item]));
@@ -277,7 +278,7 @@ fn e4m3_in_a_graph_is_bit_exact() {
         value_infos: vec![],
     };
     let mut session = session(&Model::new(graph), &RtenBackend).unwrap();
-    let x = crate::backend::Tensor::f32(&[values.len()], values.clone());
+    let x = mindseye_engines::backend::Tensor::f32(&[values.len()], values.clone());
     let y = session.run(&[("x", &x)]).unwrap().remove(0).1.into_f32().unwrap();
     for (x, y) in values.iter().zip(y) {
         assert_eq!(e4m3::round(*x).to_bits() & 0x7fff_ffff, y.to_bits() & 0x7fff_ffff, "{x} gave {y}");
@@ -304,7 +305,8 @@ fn packed_weights_of_one_layer() {
     };
     let model = Model::new(graph);
     let x: Vec<f32> = (0..64).map(|i| i as f32 / 63.0).collect();
-    let mut source = InMemory::new("one", vec![vec![("x".into(), crate::backend::Tensor::f32(&[1, 64], x))]]);
+    let mut source =
+        InMemory::new("one", vec![vec![("x".into(), mindseye_engines::backend::Tensor::f32(&[1, 64], x))]]);
     let mut by_precision = BTreeMap::new();
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);

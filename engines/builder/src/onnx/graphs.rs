@@ -1,4 +1,4 @@
-//! The networks around the denoiser as graphs; for the denoiser see [`crate::session_denoiser`].
+//! The networks around the denoiser as graphs; for the denoiser see [`super::denoiser_graph`].
 //!
 //! | component | inputs | outputs |
 //! |---|---|---|
@@ -12,10 +12,11 @@
 
 use std::sync::Arc;
 
-use super::{Dim, GraphBuilder, Model, NodeValue, OnnxError, WeightSource};
-use crate::model::codec::{self, GROUP, LinearCodecConfig};
-use crate::model::umt5::{self, Umt5Config, Umt5Inputs};
-use crate::model::vae::{self, Chunk, VaeConfig};
+use super::{GraphBuilder, NodeValue, WeightSource};
+use mindseye_engines::model::codec::{self, GROUP, LinearCodecConfig};
+use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
+use mindseye_engines::model::vae::{self, Chunk, VaeConfig};
+use mindseye_engines::onnx::{Dim, Model, OnnxError};
 
 fn fixed(shape: &[usize]) -> Vec<Dim> {
     shape.iter().map(|&s| Dim::Fixed(s)).collect()

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
 use super::{CalibrationSource, Inputs, Scratch};
-use crate::backend::{Elements, Tensor};
+use mindseye_engines::backend::{Elements, Tensor};
 
 /// A source whose items are taken from another one the first time, and from a file after that. One item is in memory.
 pub struct Spooled {

@@ -4,9 +4,9 @@
 use mindseye_base::random::SplitMix64;
 
 use super::{CalibrationSource, Inputs};
-use crate::backend::Tensor;
-use crate::denoise::{DenoiseStep, HostInputs};
-use crate::model::dit::DitConfig;
+use mindseye_engines::backend::Tensor;
+use mindseye_engines::denoise::{DenoiseStep, HostInputs};
+use mindseye_engines::model::dit::DitConfig;
 
 /// Inputs of the joint denoiser: normal latents and text rows, context clean, targets at a random timestep.
 #[derive(Clone, Debug)]

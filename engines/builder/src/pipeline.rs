@@ -7,20 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::library_name;
-use super::build::{BuildError, BuildOptions, InputProfile, Progress, build};
-use super::library::Library;
-use crate::backend::{Backend, BackendError};
-use crate::bundle::{Bundle, BundleError, ComponentFormat};
-use crate::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use crate::passport::{FORMAT, Passport, PassportError, Present};
 use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
-use crate::target::{Precision, Target, TargetError};
 use mindseye_base::file::sha256_of_file;
+use mindseye_engines::backend::{Backend, BackendError};
+use mindseye_engines::bundle::{Bundle, BundleError, ComponentFormat};
+use mindseye_engines::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
+use mindseye_engines::passport::{FORMAT, Passport, PassportError, Present, engines_in};
+use mindseye_engines::target::{Precision, Target, TargetError};
+use mindseye_engines::trt::{BuildError, BuildOptions, InputProfile, Library, Progress, build, library_name};
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -601,28 +599,6 @@ fn build_component(
     passport.write(&file)?;
     let calibration = low.quantised.and_then(|q| q.calibration);
     Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
-}
-
-/// Engines of a folder with their passports, by name.
-///
-/// # Errors
-/// The folder cannot be read, or a passport is not in order.
-pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PipelineError> {
-    let io = |source| PipelineError::Io { path: folder.display().to_string(), source };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if let Some(engine) = name.strip_suffix(".passport.json") {
-            let engine = path.with_file_name(engine);
-            found.push((engine.clone(), Passport::read(&engine)?));
-        }
-    }
-    if found.is_empty() {
-        return Err(PipelineError::Refused(format!("{} holds no engines", folder.display())));
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
 }
 
 /// The settings of a folder of engines.

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use half::{bf16, f16};
 
 use super::QuantError;
-use crate::onnx::{Attribute, AttributeValue, DataType, Initializer, Model, Node};
-use crate::target::Precision;
+use mindseye_engines::onnx::{Attribute, AttributeValue, DataType, Initializer, Model, Node};
+use mindseye_engines::target::Precision;
 
 /// Operators that sum or square long rows: they stay in fp32, between casts.
 const HIGH: [&str; 13] = [

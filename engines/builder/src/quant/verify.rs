@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::rewrite::{QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs};
 use super::{CalibrationSource, QuantError, Tell, Work, go_on, session};
-use crate::backend::{Backend, Tensor};
-use crate::onnx::Model;
-use crate::passport::Verification;
-use crate::target::{Limits, Precision};
+use mindseye_engines::backend::{Backend, Tensor};
+use mindseye_engines::onnx::Model;
+use mindseye_engines::passport::Verification;
+use mindseye_engines::target::{Limits, Precision};
 
 /// Errors of a quantised graph against fp32.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -279,7 +279,7 @@ fn run_all(
         go_on(tell, Work::Compare { done: sample as u64 + 1, of })?;
     }
     drop(session);
-    crate::trt::release_freed_memory();
+    crate::memory::release_freed_memory();
     Ok(())
 }
 

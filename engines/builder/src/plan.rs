@@ -7,7 +7,7 @@
 //! ```
 //! use mindseye_engines::plan::{ModelSpec, plan};
 //! use mindseye_engines::target::{Precision, Target};
-//! let model = ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap();
+//! let model = ModelSpec::from_toml(include_str!("../../../configs/models/wan22-5b.toml")).unwrap();
 //! let nano = plan(&model, &Target::named("orin-nano").unwrap(), Precision::Bf16, &Default::default()).unwrap();
 //! assert!(nano.refusal().unwrap().contains("does not fit"));
 //! ```
@@ -16,12 +16,12 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::Manifest;
-use crate::model::codec::LinearCodecConfig;
-use crate::model::dit::DitConfig;
-use crate::model::umt5::Umt5Config;
-use crate::model::vae::VaeConfig;
-use crate::target::{Precision, Target, TargetError};
+use mindseye_engines::bundle::Manifest;
+use mindseye_engines::model::codec::LinearCodecConfig;
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::umt5::Umt5Config;
+use mindseye_engines::model::vae::VaeConfig;
+use mindseye_engines::target::{Precision, Target, TargetError};
 
 /// Sizes of a streaming video VAE of the Wan2.2 family: causal 3x3x3 convolutions, four stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -765,12 +765,12 @@ mod tests {
     use super::*;
 
     fn wan() -> ModelSpec {
-        ModelSpec::from_toml(include_str!("../../configs/models/wan22-5b.toml")).unwrap()
+        ModelSpec::from_toml(include_str!("../../../configs/models/wan22-5b.toml")).unwrap()
     }
 
     #[test]
     fn the_small_model_fits_everywhere() {
-        let m = ModelSpec::from_toml(include_str!("../../configs/models/house-tiny.toml")).unwrap();
+        let m = ModelSpec::from_toml(include_str!("../../../configs/models/house-tiny.toml")).unwrap();
         for t in Target::all() {
             let p = plan(&m, &t, t.best_precision(), &PlanOptions::default()).unwrap();
             assert!(p.fits, "{}", p.table());

@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::OnnxError;
-use super::ir::{
-    Attribute, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo,
+use super::weights::WeightSource;
+use mindseye_engines::model::Ops;
+use mindseye_engines::onnx::{
+    Attribute, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, OnnxError, TensorData, ValueInfo,
+    WeightError,
 };
-use super::weights::{WeightError, WeightSource};
-use crate::model::Ops;
 
 /// A float tensor of the graph under construction.
 #[derive(Clone, Debug)]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::DataType;
+use mindseye_engines::model::ParamSpec;
+use mindseye_engines::onnx::{DataType, WeightError};
+
 use crate::checkpoint::names::{Component, locate};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, to_f32};
-use crate::model::ParamSpec;
 
 /// Type and shape of a stored weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,36 +15,6 @@ pub struct WeightMeta {
     pub dtype: DataType,
     /// Shape, slowest axis first.
     pub shape: Vec<usize>,
-}
-
-/// Why a weight cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WeightError {
-    /// No such weight.
-    #[error("weight {name:?} is missing")]
-    Missing {
-        /// Which.
-        name: String,
-    },
-    /// Another shape than the network asks for.
-    #[error("weight {name:?}: shape {got:?}, the network wants {wanted:?}")]
-    Shape {
-        /// Which.
-        name: String,
-        /// What the network asks for.
-        wanted: Vec<usize>,
-        /// What is stored.
-        got: Vec<usize>,
-    },
-    /// The stored bytes cannot be used.
-    #[error("weight {name:?}: {what}")]
-    Data {
-        /// Which.
-        name: String,
-        /// What is wrong.
-        what: String,
-    },
 }
 
 /// Named weights that can be read in parts, so that no model needs to be in memory.

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, Dtype};
-use crate::model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig};
+use mindseye_engines::model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig};
 
 /// Most names listed in one error message.
 const MAX_LISTED: usize = 6;

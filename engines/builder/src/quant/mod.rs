@@ -39,8 +39,8 @@ pub use verify::{
     sensitivities, verify,
 };
 
-use crate::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
-use crate::onnx::{ExternalData, Model, OnnxError, SaveOptions};
+use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
+use mindseye_engines::onnx::{ExternalData, Model, OnnxError, SaveOptions};
 
 /// What is being done, told between two steps of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

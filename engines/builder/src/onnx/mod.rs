@@ -1,0 +1,32 @@
+//! Networks as ONNX graphs: the interpreter that writes a network down, and where its weights come from.
+//!
+//! [`GraphBuilder`] implements [`mindseye_engines::model::Ops`]: running a network on it writes the network down.
+//!
+//! ```
+//! use mindseye_builder::onnx::{GraphBuilder, MemoryWeights};
+//! use mindseye_engines::model::Ops;
+//! use mindseye_engines::onnx::Dim;
+//! use std::sync::Arc;
+//!
+//! let weights = MemoryWeights::from([("w", vec![2, 3], vec![1.0; 6])]);
+//! let mut ops = GraphBuilder::new("example", Arc::new(weights));
+//! let x = ops.input("x", &[Dim::from("tokens"), Dim::from(3)]);
+//! let w = ops.param("w", &[2, 3]);
+//! let y = ops.linear(&x, &w, None);
+//! ops.output("y", &y, &[Dim::from("tokens"), Dim::from(2)]);
+//! let model = ops.finish()?;
+//! assert_eq!(model.graph.outputs[0].name, "y");
+//! # Ok::<(), mindseye_engines::onnx::OnnxError>(())
+//! ```
+
+mod build;
+mod denoiser;
+mod graphs;
+mod weights;
+
+pub use build::{GraphBuilder, IndexValue, NodeValue};
+pub use denoiser::denoiser_graph;
+pub use graphs::{
+    codec_decoder_graph, codec_encoder_graph, text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
+};
+pub use weights::{CheckpointWeights, MemoryWeights, WeightMeta, WeightSource};

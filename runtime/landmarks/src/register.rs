@@ -1,0 +1,375 @@
+//! Where a camera was, from one picture and the landmarks.
+
+use nalgebra::{Isometry3, Matrix6, Vector2};
+
+use crate::camera::Camera;
+use crate::features::Features;
+use crate::grid::Grid;
+use crate::map::{DESCRIPTORS_MAX, Landmark, LandmarkMap, NONE, SCALE_MAX};
+use crate::pnp::{RansacConfig, Sighting, inliers, ransac, refine};
+
+/// Settings of [`LandmarkMap::register`]. Pixels are those of the picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RegisterConfig {
+    /// Largest residual of an inlier (pixels).
+    pub inlier_px: f64,
+    /// Standard deviation of a feature's place (pixels).
+    pub feature_sigma_px: f64,
+    /// Samples of three at most.
+    pub samples_max: usize,
+    /// A match is at most this share as far as the second best, in descriptor space.
+    pub ratio_max: f64,
+    /// Largest distance of matching descriptors; they are 512 long.
+    pub distance_max: f64,
+    /// How far from where they are expected landmarks are looked for, once a pose is guessed (pixels).
+    pub search_px: f64,
+    /// Fewest inliers.
+    pub inliers_min: usize,
+    /// Smallest share of the matches by appearance that agree with the pose.
+    pub share_min: f64,
+    /// Standard deviation of what is wrong with all landmarks alike (metres), and cannot be seen in residuals: drift of the
+    /// odometry between the frames that made them and now.
+    pub drift_sigma_m: f64,
+    /// The same of directions (radians).
+    pub drift_sigma_rad: f64,
+    /// Largest standard deviation of the place along its worst axis (metres).
+    pub position_sigma_max_m: f64,
+    /// Seed of the samples.
+    pub seed: u64,
+}
+
+impl Default for RegisterConfig {
+    fn default() -> Self {
+        Self {
+            inlier_px: 3.0,
+            feature_sigma_px: 1.0,
+            samples_max: 600,
+            ratio_max: 0.85,
+            distance_max: 330.0,
+            search_px: 6.0,
+            inliers_min: 15,
+            share_min: 0.15,
+            drift_sigma_m: 0.01,
+            drift_sigma_rad: 0.005,
+            position_sigma_max_m: 0.3,
+            seed: 1,
+        }
+    }
+}
+
+/// A picture that was placed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Registration {
+    /// Where the camera was.
+    pub map_from_camera: Isometry3<f64>,
+    /// Covariance of a small motion of the camera: translation (m²) and rotation (rad²), along and about its own axes.
+    pub covariance: Matrix6<f64>,
+    /// Matches by appearance alone; 0 when the pose was found from a guess.
+    pub matches: usize,
+    /// Share of them that agree with the pose; 1 without any.
+    pub share: f64,
+    /// Landmarks found where they should be.
+    pub inliers: usize,
+    /// Root mean square of the inliers' residuals (pixels).
+    pub rms_px: f64,
+    /// What the focal length should be multiplied by to fit the inliers best; near 1 for a calibrated camera. `None` where
+    /// they do not say, for example all on a wall straight ahead.
+    pub focal_factor: Option<f64>,
+}
+
+/// Why a picture was not placed.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unregistered {
+    /// Nothing to recognise in the picture.
+    #[error("the picture has {features} features; it is blurred, dark or without texture")]
+    NoFeatures {
+        /// Features found.
+        features: usize,
+    },
+    /// There is nothing to compare with.
+    #[error("there are {landmarks} landmarks; the camera has to move sideways before there are more")]
+    NoLandmarks {
+        /// Landmarks in the map.
+        landmarks: usize,
+    },
+    /// It looks like nothing in the map.
+    #[error("{matches} features look like landmarks; {wanted} are needed")]
+    FewMatches {
+        /// Features that look like a landmark.
+        matches: usize,
+        /// How many are needed.
+        wanted: usize,
+    },
+    /// What looks alike does not fit together.
+    #[error("{inliers} of {matches} matches fit one pose; {wanted} are needed")]
+    FewInliers {
+        /// Matches that fit.
+        inliers: usize,
+        /// Matches in all.
+        matches: usize,
+        /// How many are needed.
+        wanted: usize,
+    },
+    /// The pose is not determined well enough.
+    #[error("the place is known within {sigma_m:.2} m only; {wanted_m:.2} m is needed")]
+    Uncertain {
+        /// Standard deviation along the worst axis.
+        sigma_m: f64,
+        /// Largest one that is believed.
+        wanted_m: f64,
+    },
+}
+
+impl LandmarkMap {
+    /// Places a picture. With a guess, landmarks are first looked for where it says; otherwise, or when that fails,
+    /// features are recognised by what they look like.
+    ///
+    /// # Errors
+    /// [`Unregistered`] says what is missing; nothing is placed on weak evidence.
+    pub fn register(
+        &mut self,
+        features: &Features,
+        camera: &Camera,
+        guess: Option<&Isometry3<f64>>,
+        config: &RegisterConfig,
+    ) -> Result<Registration, Unregistered> {
+        if features.len() < config.inliers_min {
+            return Err(Unregistered::NoFeatures { features: features.len() });
+        }
+        if self.len() < config.inliers_min {
+            return Err(Unregistered::NoLandmarks { landmarks: self.len() });
+        }
+        let view = View::new(features, camera);
+        if let Some(guess) = guess {
+            let camera_from_map = guess.inverse();
+            if let Some(fit) = self.guided(&view, &camera_from_map, 3.0 * config.search_px, config) {
+                let found = self.finish(&view, fit, 0, 1.0, config);
+                if found.is_ok() {
+                    return found;
+                }
+            }
+        }
+        let matches = self.recognised(&view, config);
+        if matches.len() < config.inliers_min {
+            return Err(Unregistered::FewMatches { matches: matches.len(), wanted: config.inliers_min });
+        }
+        let focal = camera.focal_mean();
+        let few = |inliers| Unregistered::FewInliers {
+            inliers,
+            matches: matches.len(),
+            wanted: config.inliers_min.max((config.share_min * matches.len() as f64).ceil() as usize),
+        };
+        let sampling = RansacConfig {
+            threshold: config.inlier_px / focal,
+            samples_max: config.samples_max,
+            confidence: 0.999,
+            seed: config.seed,
+        };
+        let (start, agreeing) = ransac(&matches, &sampling).ok_or_else(|| few(0))?;
+        let sigma = config.feature_sigma_px / focal;
+        let start = refine(&matches, &agreeing, &start, sigma, 20)
+            .ok_or_else(|| few(agreeing.len()))?
+            .camera_from_map;
+        let fit = self.guided(&view, &start, config.search_px, config).ok_or_else(|| few(agreeing.len()))?;
+        let agreeing = inliers(&matches, &fit.camera_from_map, config.inlier_px / focal).len();
+        let share = agreeing as f64 / matches.len() as f64;
+        if share < config.share_min || agreeing < config.inliers_min / 2 {
+            return Err(few(agreeing));
+        }
+        self.finish(&view, fit, matches.len(), share, config)
+    }
+
+    /// Features that look like one landmark and like no other.
+    fn recognised(&mut self, view: &View<'_>, config: &RegisterConfig) -> Vec<Sighting> {
+        let most = (config.distance_max * config.distance_max) as u32;
+        let ratio = config.ratio_max * config.ratio_max;
+        let mut out = Vec::new();
+        for (k, descriptor) in view.features.descriptors.iter().enumerate() {
+            let Some(ray) = view.rays[k] else { continue };
+            let (mut best, mut second) = ((NONE, u32::MAX), u32::MAX);
+            let slots = &self.slots;
+            self.index.near(descriptor, |entry, d| {
+                let slot = entry / DESCRIPTORS_MAX as u32;
+                if d < best.1 {
+                    // Two landmarks at one place are one thing seen twice.
+                    if best.0 != NONE && !same_place(slots, best.0, slot) {
+                        second = best.1;
+                    }
+                    best = (slot, d);
+                } else if d < second && !same_place(slots, best.0, slot) {
+                    second = d;
+                }
+            });
+            if best.1 < most
+                && f64::from(best.1) < ratio * f64::from(second)
+                && let Some(landmark) = &self.slots[best.0 as usize]
+            {
+                out.push(landmark.sighting(ray));
+            }
+        }
+        out
+    }
+
+    /// Looks for landmarks where a pose says that they are, and refines it; twice, nearer the second time.
+    fn guided(
+        &self,
+        view: &View<'_>,
+        camera_from_map: &Isometry3<f64>,
+        radius_px: f64,
+        config: &RegisterConfig,
+    ) -> Option<Fit> {
+        let focal = view.camera.focal_mean();
+        let sigma = config.feature_sigma_px / focal;
+        let mut pose = *camera_from_map;
+        let mut fit = None;
+        for radius in [radius_px, config.search_px, config.search_px] {
+            let sightings = self.expected(view, &pose, radius, config);
+            // From a rough guess, what fits it best comes first.
+            let within = (radius / focal).max(config.inlier_px / focal);
+            let first = inliers(&sightings, &pose, within);
+            let rough = refine(&sightings, &first, &pose, sigma, 15)?;
+            let chosen = inliers(&sightings, &rough.camera_from_map, config.inlier_px / focal);
+            let refined = refine(&sightings, &chosen, &rough.camera_from_map, sigma, 15)?;
+            pose = refined.camera_from_map;
+            let chosen = inliers(&sightings, &pose, config.inlier_px / focal);
+            fit = Some(Fit {
+                camera_from_map: pose,
+                covariance: refined.covariance,
+                rms: refined.rms,
+                sightings: chosen.iter().map(|k| sightings[*k]).collect(),
+            });
+        }
+        fit.filter(|f| f.sightings.len() >= 4)
+    }
+
+    /// Features near where landmarks should be, and like them: at most one feature each.
+    fn expected(
+        &self,
+        view: &View<'_>,
+        camera_from_map: &Isometry3<f64>,
+        radius_px: f64,
+        config: &RegisterConfig,
+    ) -> Vec<Sighting> {
+        let most = (config.distance_max * config.distance_max) as u32;
+        let map_from_camera = camera_from_map.inverse();
+        let mut best: Vec<(u32, u32)> = vec![(NONE, most); view.features.len()];
+        for (slot, landmark) in self.slots.iter().enumerate() {
+            let Some(landmark) = landmark else { continue };
+            let Some((pixel, scale)) = landmark.expected(view.camera, &map_from_camera) else { continue };
+            let mut nearest = (NONE, most);
+            view.grid.within(pixel, radius_px, |k| {
+                let size = f64::from(view.features.keypoints[k as usize].scale);
+                if (size / scale).ln().abs() < SCALE_MAX {
+                    let d = self.distance(slot, landmark, &view.features.descriptors[k as usize]);
+                    if d < nearest.1 {
+                        nearest = (k, d);
+                    }
+                }
+            });
+            if nearest.0 != NONE && nearest.1 < best[nearest.0 as usize].1 {
+                best[nearest.0 as usize] = (slot as u32, nearest.1);
+            }
+        }
+        best.iter()
+            .enumerate()
+            .filter_map(|(k, (slot, _))| {
+                let landmark = self.slots.get(*slot as usize)?.as_ref()?;
+                Some(landmark.sighting(view.rays[k]?))
+            })
+            .collect()
+    }
+
+    /// Judges a fit.
+    fn finish(
+        &self,
+        view: &View<'_>,
+        fit: Fit,
+        matches: usize,
+        share: f64,
+        config: &RegisterConfig,
+    ) -> Result<Registration, Unregistered> {
+        let n = fit.sightings.len();
+        if n < config.inliers_min {
+            return Err(Unregistered::FewInliers { inliers: n, matches, wanted: config.inliers_min });
+        }
+        let mut covariance = fit.covariance;
+        for k in 0..3 {
+            covariance[(k, k)] += config.drift_sigma_m.powi(2);
+            covariance[(k + 3, k + 3)] += config.drift_sigma_rad.powi(2);
+        }
+        let place = covariance.fixed_view::<3, 3>(0, 0).into_owned();
+        let sigma_m = place.symmetric_eigenvalues().max().sqrt();
+        if sigma_m.is_nan() || sigma_m > config.position_sigma_max_m {
+            return Err(Unregistered::Uncertain { sigma_m, wanted_m: config.position_sigma_max_m });
+        }
+        Ok(Registration {
+            map_from_camera: fit.camera_from_map.inverse(),
+            covariance,
+            matches,
+            share,
+            inliers: n,
+            rms_px: fit.rms * view.camera.focal_mean(),
+            focal_factor: focal_factor(&fit, config.feature_sigma_px / view.camera.focal_mean()),
+        })
+    }
+}
+
+/// A picture's features with their rays.
+struct View<'a> {
+    features: &'a Features,
+    camera: &'a Camera,
+    rays: Vec<Option<Vector2<f64>>>,
+    grid: Grid,
+}
+
+impl<'a> View<'a> {
+    fn new(features: &'a Features, camera: &'a Camera) -> Self {
+        let ray = |k: &crate::features::Keypoint| camera.ray(Vector2::new(f64::from(k.x), f64::from(k.y)));
+        Self {
+            features,
+            camera,
+            rays: features.keypoints.iter().map(ray).collect(),
+            grid: Grid::new(&features.keypoints, camera.size()),
+        }
+    }
+}
+
+/// A pose and what agrees with it.
+struct Fit {
+    camera_from_map: Isometry3<f64>,
+    covariance: Matrix6<f64>,
+    rms: f64,
+    sightings: Vec<Sighting>,
+}
+
+impl Landmark {
+    fn sighting(&self, ray: Vector2<f64>) -> Sighting {
+        Sighting { ray, point: self.position, covariance: self.covariance, group: self.origin }
+    }
+}
+
+fn same_place(slots: &[Option<Landmark>], a: u32, b: u32) -> bool {
+    let at = |s: u32| slots.get(s as usize).and_then(Option::as_ref).map(|l| l.position);
+    a == b || at(a).zip(at(b)).is_some_and(|(a, b)| (a - b).norm() < 0.1)
+}
+
+/// Largest standard deviation of a factor that is told.
+const FOCAL_SIGMA_MAX: f64 = 0.015;
+
+/// The factor of the focal length with which a refined pose has the smallest residuals: a parabola through three tries.
+fn focal_factor(fit: &Fit, sigma: f64) -> Option<f64> {
+    const STEP: f64 = 0.02;
+    let all: Vec<usize> = (0..fit.sightings.len()).collect();
+    let cost = |factor: f64| {
+        let scaled: Vec<Sighting> =
+            fit.sightings.iter().map(|s| Sighting { ray: s.ray / factor, ..*s }).collect();
+        refine(&scaled, &all, &fit.camera_from_map, sigma, 10).map(|r| (r.rms * factor).powi(2))
+    };
+    let (less, here, more) = (cost(1.0 - STEP)?, cost(1.0)?, cost(1.0 + STEP)?);
+    let bend = (less - 2.0 * here + more) / (STEP * STEP);
+    if bend <= 0.0 || here / (all.len() as f64 * bend) > FOCAL_SIGMA_MAX * FOCAL_SIGMA_MAX {
+        return None;
+    }
+    Some(1.0 + (0.5 * (less - more) / (STEP * bend)).clamp(-0.3, 0.3))
+}

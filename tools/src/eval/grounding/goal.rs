@@ -1,0 +1,503 @@
+//! One goal in one house: the model's answer, controls, trivial answers, and what came of each.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::bail;
+use mindseye::context::GROUP;
+use mindseye::ground::{Grounded, ground};
+use mindseye::image::RgbImage;
+use mindseye::imagine::{Flow, NoClock};
+use mindseye::lift::Witness;
+use mindseye_bridge::answer::Status;
+use mindseye_bridge::goal::{Goal, GoalKind};
+use mindseye_world::{
+    Camera, Controller, ControllerLimits, Frame, House, OdometryNoise, Pose2, Robot, goal_pose, project_box,
+    wrap_angle,
+};
+use serde::Serialize;
+
+use super::GroundingArgs;
+use super::calibrate::ELLIPSE_90;
+use crate::eval::degrade::{blurred_to, noisy_to};
+use crate::eval::examiner::Examiner;
+use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
+use crate::eval::picture::{Lpips, LpipsSession};
+use crate::eval::visit::{
+    Bench, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit, world_pose,
+};
+
+/// How a goal was reached.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Reached {
+    /// Heading (degrees) and place (m) of the pose against the pose before the object.
+    pub error: Option<[f64; 2]>,
+    /// The object is in view and its edge within 1 m.
+    pub arrived: bool,
+    /// Within 1.2 m.
+    pub arrived_within_1_2_m: bool,
+    /// Shortest over driven path where it arrived, else 0.
+    pub spl: f64,
+}
+
+/// What one kind of drive (the model's, a control, a baseline) came to in one house.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Row {
+    /// Its pictures; none when none were imagined.
+    pub verdict: Option<Verdict>,
+    /// Where its pose led; none for drives that stand for none.
+    pub reached: Option<Reached>,
+    /// Whether the model gave a pose; none for drives that are not the model's.
+    pub found: Option<bool>,
+}
+
+/// Whose pose a drive stands for.
+enum Pose {
+    /// The model's answer, where it gave one.
+    Answer(Option<Pose2>),
+    /// Known beforehand.
+    Known(Option<Pose2>),
+    /// Nobody's.
+    None,
+}
+
+/// One goal's outcome.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Seed of the house.
+    pub house: u64,
+    /// What was asked for.
+    pub goal: String,
+    /// What was answered.
+    pub status: Status,
+    /// The gate's figure.
+    pub consistency: Option<f64>,
+    /// Heading (degrees) and place (m) of the answer's pose.
+    pub answer: Option<[f64; 2]>,
+    /// What the plan alone said.
+    pub plan: Option<[f64; 2]>,
+    /// What the memory alone said.
+    pub memory: Option<[f64; 2]>,
+    /// What the end of the drive alone said.
+    pub drive: Option<[f64; 2]>,
+    /// Object's place errors of the witnesses (m): plan, memory, drive.
+    pub object: [Option<f64>; 3],
+    /// Whether the true place is inside the 90 % ellipse of the answer.
+    pub in_ellipse_90: Option<bool>,
+    /// Squared Mahalanobis distance of the true place from the answer's, by the answer's covariance.
+    pub squared_spreads: Option<f64>,
+    /// Standard deviation of the answer's heading (degrees).
+    pub heading_std_deg: Option<f64>,
+    /// Largest mask logit.
+    pub mask_max: f64,
+    /// Distance of plan and memory in spreads.
+    pub disagreement: Option<f64>,
+    /// How far the network misplaces its own context (m).
+    pub localisation_m: Option<f64>,
+    /// From the robot to the object (m).
+    pub distance_m: f64,
+    /// Whether the first picture shows the object.
+    pub visible_at_start: bool,
+    /// Context groups in use that show the object.
+    pub groups_with_it: usize,
+    /// Objects in the house.
+    pub objects: usize,
+    /// Time for the answer (ms).
+    pub ms: f64,
+    /// By the names in [`ROWS`].
+    pub rows: BTreeMap<&'static str, Row>,
+}
+
+/// Kinds of drives, with what they are.
+pub const ROWS: [(&str, &str); 10] = [
+    ("model", "the model"),
+    ("wrong_context", "control: memories of another house, first picture true"),
+    ("wrong_room", "control: another house altogether"),
+    ("random_object", "chance: true drive to a random object"),
+    ("nearest_remembered", "baseline: nearest remembered picture (oracle poses)"),
+    ("copy_first", "baseline: copy of the first picture"),
+    ("truth", "ceiling: the true drive through the codec"),
+    ("truth_wrong_room", "SD control: a true drive in another house"),
+    ("truth_blurred", "SD ruler: the true drive, blurred to the model's PSNR"),
+    ("truth_noisy", "SD ruler: the true drive, with noise to the model's PSNR"),
+];
+
+/// Which thing that is not there is asked for.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum AbsentKind {
+    /// Any name that nothing in the house has.
+    Any,
+    /// The colour of one thing with the shape of another.
+    Swapped,
+}
+
+fn text_goal(seed: u64, name: &str, candidates: Option<u32>) -> Goal {
+    Goal {
+        id: format!("eval-{seed}"),
+        kind: GoalKind::Text(format!("find the {name}")),
+        deadline: None,
+        max_frame_age: None,
+        candidates,
+        seed: Some(seed),
+    }
+}
+
+/// Asks the model. `scene` may be another house's.
+fn ask(
+    tools: &mut Tools,
+    scene: &Visit,
+    seed: u64,
+    name: &str,
+    candidates: Option<u32>,
+) -> anyhow::Result<(Grounded, f64)> {
+    let began = Instant::now();
+    let goal = text_goal(seed, name, candidates);
+    let out = ground(tools.mind.as_mut(), &scene.scene(), &goal, &NoClock, None, &mut |_| Flow::Continue)?;
+    if out.answer.status == Status::Failed {
+        bail!("{}", out.answer.reason.as_deref().unwrap_or("failed"));
+    }
+    Ok((out, began.elapsed().as_secs_f64() * 1e3))
+}
+
+struct Case<'a> {
+    house: &'a House,
+    here: Pose2,
+    object: usize,
+    truth: Option<Pose2>,
+    camera: &'a Camera,
+}
+
+impl Case<'_> {
+    fn error(&self, p: Pose2) -> Option<[f64; 2]> {
+        let t = self.truth?;
+        Some([wrap_angle(p.yaw - t.yaw).abs().to_degrees(), (p.x - t.x).hypot(p.y - t.y)])
+    }
+
+    /// Drives to a pose and looks.
+    fn reach(&self, pose: Pose2) -> Reached {
+        let (edge, length) = drive(self, pose);
+        let shortest = self.truth.map_or(0.0, |t| t.distance(self.here));
+        Reached { error: self.error(pose), ..reached(edge, length, shortest) }
+    }
+}
+
+/// From the object's edge, at most, when the robot has arrived (m).
+const ARRIVED_M: f64 = 1.0;
+/// The same for the wider figure (m): drives in training end 1.2 m from the object's centre.
+const ARRIVED_WIDER_M: f64 = 1.2;
+
+/// How a drive ended: `edge` from the object's edge, `length` driven, `shortest` from start to goal (m).
+fn reached(edge: f64, length: f64, shortest: f64) -> Reached {
+    let arrived = edge <= ARRIVED_M;
+    Reached {
+        error: None,
+        arrived,
+        arrived_within_1_2_m: edge <= ARRIVED_WIDER_M,
+        spl: match (arrived, length > 1e-3) {
+            (false, _) => 0.0,
+            (true, false) => 1.0,
+            (true, true) => (shortest / length).min(1.0),
+        },
+    }
+}
+
+/// Drives a simulated robot to the goal: distance to the object's edge where it ends (m, infinite when the object is
+/// out of its view), and the driven length (m).
+fn drive(case: &Case<'_>, goal: Pose2) -> (f64, f64) {
+    let mut robot = Robot::new(case.here, OdometryNoise::default(), 1);
+    let mut controller = Controller::new(case.house, case.here, goal, ControllerLimits::default());
+    let mut length = 0.0;
+    for _ in 0..1200 {
+        if controller.done() {
+            break;
+        }
+        let before = robot.pose;
+        let (v, w) = controller.step(before, 0.05);
+        robot.step(case.house, v, w, 0.05);
+        length += before.distance(robot.pose);
+    }
+    let end = robot.pose;
+    let named = &case.house.objects[case.object];
+    let edge = (named.x - end.x).hypot(named.y - end.y) - named.radius;
+    (
+        if project_box(case.house, end, case.camera, case.object).is_some() { edge } else { f64::INFINITY },
+        length,
+    )
+}
+
+/// The seed of a house that lacks this name, for controls.
+fn other_house(bench: &Bench, seed: u64, name: &str) -> u64 {
+    (0..)
+        .map(|k| (seed ^ 0x5ca1_ab1e).wrapping_add(k << 32))
+        .find(|s| House::generate(*s, &bench.difficulty).find(name).is_none())
+        .unwrap_or(seed)
+}
+
+/// Pictures of one goal for the sheet.
+pub(super) struct SheetRow {
+    pub(super) newest: RgbImage,
+    pub(super) frames: Vec<RgbImage>,
+    pub(super) truth: Vec<RgbImage>,
+}
+
+/// What all goals are asked with.
+pub(super) struct Setup<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) args: &'a GroundingArgs,
+    pub(super) examiner: Option<&'a Examiner>,
+    pub(super) lpips: Option<&'a Lpips>,
+}
+
+/// What a question for something that is not there came to.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Absent {
+    house: u64,
+    goal: String,
+    pub(super) status: Status,
+    pub(super) mask_max: f64,
+}
+
+pub(super) fn absent_goal(
+    s: &Setup<'_>,
+    tools: &mut Tools,
+    seed: u64,
+    kind: AbsentKind,
+) -> anyhow::Result<Option<Absent>> {
+    let bench = s.bench;
+    let mut v = visit(seed, &bench.difficulty, &bench.camera, tools.encoder.as_mut(), bench.images)?;
+    v.rng.below(v.house.objects.len()); // the same draws as for a present one
+    let name = match kind {
+        AbsentKind::Swapped => swapped_name(&v.house, &mut v.rng),
+        AbsentKind::Any => Some(absent_name(&v.house, &mut v.rng)),
+    };
+    let Some(name) = name else { return Ok(None) };
+    let (out, _) = ask(tools, &v, seed, &name, s.args.candidates)?;
+    let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
+    Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
+}
+
+/// Rows of one goal while they are filled.
+struct Rows<'a, 'j> {
+    case: &'a Case<'j>,
+    judge: Judge<'j>,
+    lpips: Option<LpipsSession>,
+    rows: BTreeMap<&'static str, Row>,
+}
+
+impl Rows<'_, '_> {
+    fn add(
+        &mut self,
+        key: &'static str,
+        frames: &[RgbImage],
+        pose: Pose,
+        tools: &mut Tools,
+    ) -> anyhow::Result<()> {
+        let verdict = if frames.is_empty() {
+            None
+        } else {
+            Some(self.judge.verdict(frames, &mut tools.eager, self.lpips.as_mut())?)
+        };
+        let reach = |p: Pose2| self.case.reach(p);
+        let (reached, found) = match pose {
+            Pose::Answer(p) => (Some(p.map(reach).unwrap_or_default()), Some(p.is_some())),
+            Pose::Known(p) => (p.map(reach), None),
+            Pose::None => (None, None),
+        };
+        self.rows.insert(key, Row { verdict, reached, found });
+        Ok(())
+    }
+}
+
+/// The answer's pose.
+fn answer_pose(g: &Grounded) -> Option<Pose2> {
+    g.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw))
+}
+
+pub(super) fn present_goal(
+    s: &Setup<'_>,
+    tools: &mut Tools,
+    seed: u64,
+) -> anyhow::Result<(Outcome, SheetRow)> {
+    let (bench, camera) = (s.bench, &s.bench.camera);
+    let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+    let object = v.rng.below(v.house.objects.len());
+    let name = v.house.objects[object].name.clone();
+    let spec = tools.mind.spec().clone();
+    let targets = spec.settings.target_latents;
+    // Without lift heads boxes and poses cannot be judged.
+    calibration(&spec)?;
+    let (out, ms) = ask(tools, &v, seed, &name, s.args.candidates)?;
+    let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
+    // Draws what follows from its own copy, since the house is borrowed from the visit.
+    let mut rng = v.rng.clone();
+    let truth = goal_pose(&v.house, v.here, object);
+    let case = Case { house: &v.house, here: v.here, object, truth, camera };
+    let mut rows = Rows {
+        case: &case,
+        judge: Judge::new(rules, &v.house, v.here, object, targets),
+        lpips: s.lpips.map(Lpips::session).transpose()?,
+        rows: BTreeMap::new(),
+    };
+    rows.add("model", &out.frames, Pose::Answer(answer_pose(&out)), tools)?;
+    let mut truth_frames = Vec::new();
+    if !s.args.quick {
+        let other_seed = other_house(bench, seed, &name);
+        let other = visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+        let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args.candidates);
+        controls(&mut rows, tools, &v, &other, ask)?;
+        let random = rng.below(v.house.objects.len());
+        truth_frames = references(&mut rows, tools, &v, random, &rules, targets)?;
+        let there = rng.below(other.house.objects.len());
+        let frames = tools.coded_drive(&true_drive(&other.house, other.here, there, &rules, targets))?;
+        rows.add("truth_wrong_room", &frames, Pose::None, tools)?;
+        if s.examiner.is_some() {
+            rulers(&mut rows, tools, &truth_frames, seed)?;
+        }
+    }
+    let rows = rows.rows;
+    let outcome = outcome(&case, &v, &out, Asked { seed, name, ms }, rows);
+    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: out.frames, truth: truth_frames }))
+}
+
+/// Controls: the memories of a house without such a thing; with and without the true first picture.
+fn controls(
+    rows: &mut Rows<'_, '_>,
+    tools: &mut Tools,
+    v: &Visit,
+    other: &Visit,
+    ask: impl Fn(&mut Tools, &Visit) -> anyhow::Result<(Grounded, f64)>,
+) -> anyhow::Result<()> {
+    let mixed = Visit {
+        house: v.house.clone(),
+        memory: other.memory.clone(),
+        sweep: v.sweep.clone(),
+        newest: v.newest.clone(),
+        here: v.here,
+        rng: v.rng.clone(),
+    };
+    let (wrong, _) = ask(tools, &mixed)?;
+    rows.add("wrong_context", &wrong.frames, Pose::Answer(answer_pose(&wrong)), tools)?;
+    let (wrong, _) = ask(tools, other)?;
+    let pose = answer_pose(&wrong).map(|p| v.here.compose(other.here.relative(p)));
+    rows.add("wrong_room", &wrong.frames, Pose::Answer(pose), tools)
+}
+
+/// Chance, trivial answers and the true drive; returns the frames of the latter.
+fn references(
+    rows: &mut Rows<'_, '_>,
+    tools: &mut Tools,
+    v: &Visit,
+    random: usize,
+    rules: &Rules<'_>,
+    targets: usize,
+) -> anyhow::Result<Vec<RgbImage>> {
+    let case = rows.case;
+    let frames = tools.coded_drive(&true_drive(&v.house, v.here, random, rules, targets))?;
+    rows.add("random_object", &frames, Pose::Known(goal_pose(&v.house, v.here, random)), tools)?;
+    let first = tools.coded_still(&v.newest)?;
+    rows.add("copy_first", &vec![first; GROUP * targets], Pose::Known(Some(v.here)), tools)?;
+    let nearest = case.truth.and_then(|goal| {
+        let cost = |p: Pose2| p.distance(goal) + wrap_angle(p.yaw - goal.yaw).abs();
+        let poses = v.memory.iter().filter_map(|c| Some((world_pose(c.info.odom_from_base?), &c.picture)));
+        poses.min_by(|a, b| cost(a.0).total_cmp(&cost(b.0)))
+    });
+    if let Some((pose, picture)) = nearest {
+        let still = tools.coded_still(picture)?;
+        rows.add("nearest_remembered", &vec![still; GROUP * targets], Pose::Known(Some(pose)), tools)?;
+    }
+    let truth = tools.coded_drive(&true_drive(&v.house, v.here, case.object, rules, targets))?;
+    rows.add("truth", &truth, Pose::Known(case.truth), tools)?;
+    Ok(truth)
+}
+
+/// What SD makes of the true drive when its pictures are as unlike the truth as the model's, by blur and by noise: what
+/// of the model's SD is owed to its pictures alone.
+fn rulers(
+    rows: &mut Rows<'_, '_>,
+    tools: &mut Tools,
+    truth_frames: &[RgbImage],
+    seed: u64,
+) -> anyhow::Result<()> {
+    let Some(psnr) = rows.rows.get("model").and_then(|r| r.verdict).map(|v| v.psnr) else { return Ok(()) };
+    let truth = rows.judge.truth.clone();
+    let blurred = blurred_to(truth_frames, &truth, psnr);
+    rows.add("truth_blurred", &blurred, Pose::None, tools)?;
+    let noisy = noisy_to(truth_frames, &truth, psnr, seed);
+    rows.add("truth_noisy", &noisy, Pose::None, tools)
+}
+
+/// What was asked, and how long the answer took.
+struct Asked {
+    seed: u64,
+    name: String,
+    ms: f64,
+}
+
+/// Squared Mahalanobis distance of the true place from a pose, by a covariance in ROS order.
+fn squared_spreads(covariance: &[f64], pose: Pose2, truth: Pose2) -> f64 {
+    let (dx, dy) = (pose.x - truth.x, pose.y - truth.y);
+    let (a, b, d) = (covariance[0], covariance[1], covariance[7]);
+    let det = (a * d - b * b).max(1e-12);
+    (d * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / det
+}
+
+fn outcome(
+    case: &Case<'_>,
+    v: &Visit,
+    out: &Grounded,
+    asked: Asked,
+    rows: BTreeMap<&'static str, Row>,
+) -> Outcome {
+    let (camera, object) = (case.camera, case.object);
+    let named = &v.house.objects[object];
+    let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
+    let lifted = out.lifted.as_ref();
+    let pose = answer_pose(out);
+    let witness =
+        |w: Option<Witness>| w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))));
+    let off =
+        |w: Option<Witness>| w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y));
+    let [plan, memory, drive] = [
+        lifted.and_then(|l| l.estimate.plan),
+        lifted.and_then(|l| l.estimate.memory),
+        lifted.and_then(|l| l.rollout),
+    ];
+    let covariance = out.answer.covariance.as_deref();
+    let squared_spreads = match (covariance, pose, case.truth) {
+        (Some(c), Some(p), Some(t)) => Some(squared_spreads(c, p, t)),
+        _ => None,
+    };
+    let mut frame = Frame::new();
+    let groups_with_it = out
+        .used
+        .iter()
+        .filter_map(|p| v.memory.get(*p))
+        .filter(|c| {
+            let k = c.info.index as usize;
+            v.sweep[GROUP * k - 3..=GROUP * k].iter().any(|p| sees(&v.house, *p, camera, object, &mut frame))
+        })
+        .count();
+    Outcome {
+        house: asked.seed,
+        goal: asked.name,
+        status: out.answer.status,
+        consistency: out.answer.consistency,
+        answer: pose.and_then(|p| case.error(p)),
+        plan: witness(plan),
+        memory: witness(memory),
+        drive: witness(drive),
+        object: [off(plan), off(memory), off(drive)],
+        in_ellipse_90: squared_spreads.map(|d| d <= ELLIPSE_90),
+        squared_spreads,
+        heading_std_deg: covariance.map(|c| c[35].max(0.0).sqrt().to_degrees()),
+        mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
+        disagreement: lifted.and_then(|l| l.estimate.disagreement),
+        localisation_m: lifted.and_then(|l| l.estimate.localisation_m),
+        distance_m: seen_from_here.x.hypot(seen_from_here.y),
+        visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
+        groups_with_it,
+        objects: v.house.objects.len(),
+        ms: asked.ms,
+        rows,
+    }
+}

@@ -1,0 +1,260 @@
+//! Everything that a run needs to go on where it stopped, and its file.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use mindseye_base::file::replace;
+use mindseye_world::Difficulty;
+
+use crate::clips::Clips;
+use crate::codec_fit::{BASIS, MEAN, fit_codec, fit_codec_to};
+use crate::config::TrainConfig;
+use crate::data::{Codec, Source};
+use crate::eager::Params;
+use crate::error::{TrainError, io};
+use crate::family::HouseModel;
+use crate::net::{self, Losses};
+use crate::optim::Moments;
+use crate::resume;
+
+/// Everything that a run needs to go on where it stopped.
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// Weights, the codec's included.
+    pub params: Arc<Params>,
+    /// Averaged weights.
+    pub ema: Params,
+    pub(crate) moments: Vec<Moments>,
+    /// What belongs to the next line of the metrics file.
+    pub(crate) pending: Pending,
+    /// What a checkpoint was written with.
+    pub(crate) origin: Origin,
+}
+
+/// What a checkpoint was written with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origin {
+    /// Configuration (TOML).
+    pub(crate) config: String,
+    /// Model (TOML).
+    pub(crate) model: String,
+    /// Identity of the clips; empty without clips.
+    pub(crate) data: String,
+}
+
+/// Sums since the last line of the metrics file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Pending {
+    pub(crate) losses: Losses,
+    pub(crate) norm_max: f64,
+    pub(crate) steps: u64,
+}
+
+impl Pending {
+    /// Exact text: the bits of every number.
+    fn to_text(self) -> String {
+        let l = &self.losses;
+        [l.total, l.video, l.mask, l.context_pose, l.target_pose, l.locate, l.attributes, self.norm_max]
+            .iter()
+            .fold(self.steps.to_string(), |text, v| format!("{text} {:016x}", v.to_bits()))
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let steps = words.next()?.parse().ok()?;
+        let mut next = || u64::from_str_radix(words.next()?, 16).ok().map(f64::from_bits);
+        let losses = Losses {
+            total: next()?,
+            video: next()?,
+            mask: next()?,
+            context_pose: next()?,
+            target_pose: next()?,
+            locate: next()?,
+            attributes: next()?,
+        };
+        Some(Self { losses, norm_max: next()?, steps })
+    }
+}
+impl State {
+    /// Fresh weights; the codec is fitted to houses.
+    ///
+    /// # Panics
+    /// As [`fit_codec`].
+    #[must_use]
+    pub fn new(config: &TrainConfig, model: &HouseModel, difficulty: &Difficulty) -> Self {
+        Self::with_codec(config, model, fit_codec(model, difficulty, config.seed, config.codec_blocks))
+    }
+
+    /// Fresh weights; the codec is fitted to clips, and to houses where they are mixed in.
+    ///
+    /// # Errors
+    /// When pixels of clips cannot be read.
+    ///
+    /// # Panics
+    /// As [`fit_codec_to`].
+    pub fn from_clips(
+        config: &TrainConfig,
+        model: &HouseModel,
+        difficulty: &Difficulty,
+        clips: &Clips,
+    ) -> Result<Self, TrainError> {
+        let seed = config.seed ^ 0xc0dec;
+        let houses = (config.codec_blocks as f64 * config.data.house) as usize;
+        let mut blocks = clips.blocks(seed, config.codec_blocks - houses)?;
+        if houses > 0 {
+            blocks.extend(Source::new(model, difficulty.clone(), None).blocks(seed, houses));
+        }
+        Ok(Self::with_codec(config, model, fit_codec_to(model, config.seed, blocks)))
+    }
+
+    fn with_codec(config: &TrainConfig, model: &HouseModel, codec: Codec) -> Self {
+        let mut params = net::init(model, config.seed);
+        let k = model.codec.block_values();
+        params.insert(BASIS, &[model.codec.channels, k], codec.basis);
+        params.insert(MEAN, &[k], codec.mean);
+        let ema = params.clone();
+        Self {
+            step: 0,
+            moments: vec![Moments::default(); params.len()],
+            params: Arc::new(params),
+            ema,
+            pending: Pending::default(),
+            origin: Origin::default(),
+        }
+    }
+
+    /// Takes the weights of a finished run or bundle in place of fresh ones; moments and step stay at their start.
+    /// Weights that `from` lacks (heads that only training has) stay fresh; the number of those is returned.
+    ///
+    /// # Errors
+    /// When a weight has another shape: names it.
+    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<usize, TrainError> {
+        let (mut params, mut fresh) = ((*self.params).clone(), 0);
+        for i in 0..params.len() {
+            let (name, shape, _) = params.get(i);
+            let (name, shape) = (name.to_string(), shape.to_vec());
+            let Some(at) = from.position(&name) else {
+                fresh += 1;
+                continue;
+            };
+            let (_, have, values) = from.get(at);
+            // A graph may store a 1x1x1 convolution as the matrix that it is.
+            let sides = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+            if sides(have) != sides(&shape) {
+                return Err(TrainError::Checkpoint {
+                    path: path.into(),
+                    reason: format!("{name}: expected shape {shape:?}, got {have:?}"),
+                });
+            }
+            params.insert(&name, &shape, values.to_vec());
+        }
+        if fresh == params.len() {
+            return Err(TrainError::Checkpoint {
+                path: path.into(),
+                reason: "it has no weight of this model".into(),
+            });
+        }
+        self.ema = params.clone();
+        self.params = Arc::new(params);
+        Ok(fresh)
+    }
+
+    /// Writes a checkpoint: to a temporary name, then renamed.
+    ///
+    /// # Errors
+    /// When the file cannot be written; an older checkpoint stays as it was.
+    pub fn save(&self, path: &Path, config: &TrainConfig) -> Result<(), TrainError> {
+        use safetensors::tensor::{Dtype, TensorView};
+        let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let mut owned: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        for i in 0..self.params.len() {
+            let (name, shape, data) = self.params.get(i);
+            owned.push((format!("weights.{name}"), shape.to_vec(), bytes(data)));
+            owned.push((format!("ema.{name}"), shape.to_vec(), bytes(self.ema.get(i).2)));
+            for (kind, m) in [("first", &self.moments[i].first), ("second", &self.moments[i].second)] {
+                if !m.is_empty() {
+                    owned.push((format!("{kind}.{name}"), shape.to_vec(), bytes(m)));
+                }
+            }
+        }
+        let views: Vec<(&str, TensorView)> = owned
+            .iter()
+            .map(|(n, s, d)| {
+                (n.as_str(), TensorView::new(Dtype::F32, s.clone(), d).expect("sizes come from the tensors"))
+            })
+            .collect();
+        let meta = std::collections::HashMap::from([
+            ("step".to_string(), self.step.to_string()),
+            ("config".to_string(), toml::to_string(config).unwrap_or_default()),
+            ("model".to_string(), self.origin.model.clone()),
+            ("data".to_string(), self.origin.data.clone()),
+            ("pending".to_string(), self.pending.to_text()),
+        ]);
+        let data = safetensors::serialize(views, Some(meta))
+            .map_err(|source| TrainError::Damaged { path: path.into(), source })?;
+        replace(path, &data).map_err(io(path))
+    }
+
+    /// Refuses to go on with another configuration or other data.
+    pub(crate) fn agrees(
+        &self,
+        path: &Path,
+        config: &TrainConfig,
+        model: &HouseModel,
+        identity: &str,
+    ) -> Result<(), TrainError> {
+        let mut found = resume::differences(&self.origin.config, &self.origin.model, config, model);
+        if self.origin.data != identity {
+            found.push("the clips have changed".to_owned());
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Other { path: path.to_path_buf(), differences: found.join("; ") })
+    }
+
+    /// Reads a checkpoint of a run with this model.
+    ///
+    /// # Errors
+    /// When it cannot be read or is of another model: names the tensor.
+    pub fn load(path: &Path, model: &HouseModel) -> Result<Self, TrainError> {
+        let fail = |reason: String| TrainError::Checkpoint { path: path.into(), reason };
+        let data = fs::read(path).map_err(io(path))?;
+        let damaged = |source| TrainError::Damaged { path: path.into(), source };
+        let (_, meta) = safetensors::SafeTensors::read_metadata(&data).map_err(damaged)?;
+        let file = safetensors::SafeTensors::deserialize(&data).map_err(damaged)?;
+        let note = |key: &str| meta.metadata().as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default();
+        let step = note("step").parse().map_err(|_| fail("no step recorded".into()))?;
+        let pending = Pending::from_text(&note("pending")).unwrap_or_default();
+        let origin = Origin { config: note("config"), model: note("model"), data: note("data") };
+        let get = |kind: &str, name: &str, shape: &[usize]| -> Result<Option<Vec<f32>>, TrainError> {
+            let Ok(t) = file.tensor(&format!("{kind}.{name}")) else { return Ok(None) };
+            if t.shape() != shape || t.dtype() != safetensors::Dtype::F32 {
+                return Err(fail(format!(
+                    "{name}: expected f32 {shape:?}, got {:?} {:?}",
+                    t.dtype(),
+                    t.shape()
+                )));
+            }
+            Ok(Some(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+        };
+        let mut wanted = net::collect(model);
+        let k = model.codec.block_values();
+        wanted.insert(BASIS, &[model.codec.channels, k], vec![0.0; model.codec.channels * k]);
+        wanted.insert(MEAN, &[k], vec![0.0; k]);
+        let (mut params, mut ema, mut moments) = (Params::new(), Params::new(), Vec::new());
+        for i in 0..wanted.len() {
+            let (name, shape, _) = wanted.get(i);
+            let missing = || fail(format!("{name}: missing"));
+            params.insert(name, shape, get("weights", name, shape)?.ok_or_else(missing)?);
+            ema.insert(name, shape, get("ema", name, shape)?.ok_or_else(missing)?);
+            moments.push(Moments {
+                first: get("first", name, shape)?.unwrap_or_default(),
+                second: get("second", name, shape)?.unwrap_or_default(),
+            });
+        }
+        Ok(Self { step, params: Arc::new(params), ema, moments, pending, origin })
+    }
+}
