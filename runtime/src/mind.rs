@@ -61,10 +61,7 @@ pub enum LoadError {
     /// The codec's graphs do not fit each other.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The folder of engines cannot be read.
-    #[error(transparent)]
-    Engines(#[from] PipelineError),
-    /// An engine does not fit the bundle or this machine.
+    /// The folder of engines cannot be read, or an engine does not fit the bundle or this machine.
     #[error(transparent)]
     Passport(#[from] PassportError),
     /// A file cannot be read.
