@@ -520,6 +520,17 @@ impl TfTree {
         self.edges.contains_key(frame) || self.edges.values().any(|e| e.parent == frame)
     }
 
+    /// The parent of a frame, and whether the edge between them is static; `None` for roots and unknown frames.
+    #[must_use]
+    pub fn parent(&self, frame: &str) -> Option<(&str, bool)> {
+        self.edges.get(plain(frame)).map(|e| (e.parent.as_str(), e.is_static))
+    }
+
+    /// The frames above a frame, nearest first.
+    pub fn above<'a>(&'a self, frame: &'a str) -> impl Iterator<Item = &'a str> {
+        self.ancestors(plain(frame)).map(|(name, _)| name)
+    }
+
     /// Every edge as `(parent, child, is_static)`, by child.
     pub fn edges(&self) -> impl Iterator<Item = (&str, &str, bool)> {
         self.edges.iter().map(|(child, e)| (e.parent.as_str(), child.as_str(), e.is_static))

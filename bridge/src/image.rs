@@ -3,9 +3,15 @@
 //! Every function writes into a buffer of the caller, which keeps its memory between frames. Sizes are
 //! checked against [`Limits`] and against the bytes that are really there before anything is allocated.
 //!
-//! `yuv422`, `yuv422_yuy2`, `nv12` and `nv21` are BT.601 with luma from 16 to 235, and pixels that share a colour get
+//! Every name of `sensor_msgs/image_encodings.hpp` is either decoded or refused with the reason: depth has
+//! functions of its own, and numbers without a stated range (`32FC3`, `16SC1`, ...) are no colours.
+//!
+//! `yuv422`, `yuv422_yuy2`, `nv12`, `nv21` and `nv24` are BT.601 with luma from 16 to 235, and pixels that share a colour get
 //! the same: what UVC cameras send, and what cv_bridge makes of it (OpenCV's `COLOR_YUV2RGB_UYVY`, `_YUY2`, `_NV12`,
 //! `_NV21`, to the bit). `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
+
+mod jpeg;
+mod rvl;
 
 use std::io::Cursor;
 
@@ -103,6 +109,22 @@ pub enum ImageError {
         /// The name.
         encoding: String,
     },
+    /// The encoding is known, but says not which colours its numbers are.
+    #[error("encoding {encoding:?} {reason}")]
+    NotColour {
+        /// The name.
+        encoding: String,
+        /// Why it is no picture.
+        reason: &'static str,
+    },
+    /// A known picture format that is not decoded here.
+    #[error("{format} is not supported: {bytes} bytes; send JPEG or PNG")]
+    UnsupportedFormat {
+        /// Name of the format.
+        format: &'static str,
+        /// Number of bytes.
+        bytes: usize,
+    },
     /// A colour image was asked for as depth.
     #[error("encoding {encoding:?} is not depth")]
     NotDepth {
@@ -197,12 +219,14 @@ enum Layout {
     Pixels { bytes: u32, rgb: [usize; 3] },
     /// 16-bit channels: channels per pixel, and which are red, green and blue.
     Wide { channels: u32, rgb: [usize; 3] },
-    /// Where red lies in the 2x2 cell: column, row.
-    Bayer { red: (usize, usize) },
+    /// Where red lies in the 2x2 cell: column, row; samples of 1 or 2 bytes.
+    Bayer { red: (usize, usize), bytes: u32 },
     /// Offsets of the two lumas, blue and red difference in 4 bytes.
     Yuv422 { y: [usize; 2], u: usize, v: usize },
-    /// One luma plane, then one plane of pairs; offset of the blue difference in a pair.
+    /// One luma plane, then one plane of pairs for 2x2 pixels; offset of the blue difference in a pair.
     Yuv420 { u: usize },
+    /// One luma plane, then one plane of pairs, blue difference first, one for each pixel.
+    Yuv444,
 }
 
 fn layout_of(encoding: &str) -> Option<Layout> {
@@ -217,27 +241,74 @@ fn layout_of(encoding: &str) -> Option<Layout> {
         "bgr16" | "16UC3" => Layout::Wide { channels: 3, rgb: [2, 1, 0] },
         "rgba16" => Layout::Wide { channels: 4, rgb: [0, 1, 2] },
         "bgra16" | "16UC4" => Layout::Wide { channels: 4, rgb: [2, 1, 0] },
-        "bayer_rggb8" => Layout::Bayer { red: (0, 0) },
-        "bayer_grbg8" => Layout::Bayer { red: (1, 0) },
-        "bayer_gbrg8" => Layout::Bayer { red: (0, 1) },
-        "bayer_bggr8" => Layout::Bayer { red: (1, 1) },
+        "bayer_rggb8" => Layout::Bayer { red: (0, 0), bytes: 1 },
+        "bayer_grbg8" => Layout::Bayer { red: (1, 0), bytes: 1 },
+        "bayer_gbrg8" => Layout::Bayer { red: (0, 1), bytes: 1 },
+        "bayer_bggr8" => Layout::Bayer { red: (1, 1), bytes: 1 },
+        "bayer_rggb16" => Layout::Bayer { red: (0, 0), bytes: 2 },
+        "bayer_grbg16" => Layout::Bayer { red: (1, 0), bytes: 2 },
+        "bayer_gbrg16" => Layout::Bayer { red: (0, 1), bytes: 2 },
+        "bayer_bggr16" => Layout::Bayer { red: (1, 1), bytes: 2 },
         "yuv422" | "uyvy" => Layout::Yuv422 { y: [1, 3], u: 0, v: 2 },
         "yuv422_yuy2" | "yuyv" => Layout::Yuv422 { y: [0, 2], u: 1, v: 3 },
         "nv12" => Layout::Yuv420 { u: 0 },
         "nv21" => Layout::Yuv420 { u: 1 },
+        "nv24" => Layout::Yuv444,
         _ => return None,
     })
 }
 
-/// Checks step and data; gives the true step. `rows` counts the rows of all planes.
-fn rows_of(image: &RawImage<'_>, row: u64, rows: u64) -> Result<usize, ImageError> {
+/// Why an encoding that has no layout is refused: names of OpenCV's matrix types are known, others are not.
+fn refused(encoding: &str) -> ImageError {
+    let matrix = ["8UC", "8SC", "16UC", "16SC", "32SC", "32FC", "64FC"]
+        .iter()
+        .find_map(|kind| Some((*kind, encoding.strip_prefix(kind)?.parse::<u16>().ok()?)));
+    match matrix {
+        Some(("8UC" | "16UC", _)) => ImageError::NotColour {
+            encoding: short(encoding),
+            reason: "does not say which colours its channels are",
+        },
+        Some(_) => ImageError::NotColour {
+            encoding: short(encoding),
+            reason: "holds numbers without a stated range, no colours",
+        },
+        None => ImageError::UnknownEncoding { encoding: short(encoding) },
+    }
+}
+
+/// What an encoding's pixels are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PixelKind {
+    /// Neither colours nor depth, or not known: not decoded.
+    Other,
+    /// Distances.
+    Depth,
+    /// One brightness.
+    Grey,
+    /// Colours, decoded to RGB.
+    Colour,
+}
+
+/// What the pixels of a raw image of this encoding are, and so which function decodes them.
+#[must_use]
+pub fn pixel_kind(encoding: &str) -> PixelKind {
+    match layout_of(encoding) {
+        _ if is_depth_encoding(encoding) => PixelKind::Depth,
+        None => PixelKind::Other,
+        Some(Layout::Pixels { bytes: 1, .. } | Layout::Wide { channels: 1, .. }) => PixelKind::Grey,
+        Some(_) => PixelKind::Colour,
+    }
+}
+
+/// Checks step and data; gives the true step. `rows` counts the rows of all planes, the last of `last` bytes.
+fn rows_of(image: &RawImage<'_>, row: u64, rows: u64, last: u64) -> Result<usize, ImageError> {
     let RawImage { width, height, step, .. } = *image;
     let encoding = || short(image.encoding);
     if step != 0 && u64::from(step) < row {
         return Err(ImageError::ShortStep { encoding: encoding(), width, height, step, row });
     }
     let true_step = if step == 0 { row } else { u64::from(step) };
-    let want = true_step * (rows - 1) + row;
+    let want = true_step * (rows - 1) + last;
     let got = image.data.len() as u64;
     if got < want {
         return Err(ImageError::ShortData { encoding: encoding(), width, height, step, got, want });
@@ -259,7 +330,7 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
         return Err(ImageError::Depth { encoding: image.encoding.to_owned() });
     }
     let Some(layout) = layout_of(image.encoding) else {
-        return Err(ImageError::UnknownEncoding { encoding: short(image.encoding) });
+        return Err(refused(image.encoding));
     };
     let shape = || ImageError::BadShape { encoding: short(image.encoding), width, height };
     let (w, h) = (width as usize, height as usize);
@@ -268,10 +339,14 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
             Layout::Pixels { bytes, .. } => u64::from(bytes),
             Layout::Wide { channels, .. } => 2 * u64::from(channels),
             Layout::Yuv422 { .. } => 2,
-            Layout::Bayer { .. } | Layout::Yuv420 { .. } => 1,
+            Layout::Bayer { bytes, .. } => u64::from(bytes),
+            Layout::Yuv420 { .. } | Layout::Yuv444 => 1,
         };
+    let last_bytes = if matches!(layout, Layout::Yuv444) { 2 * row_bytes } else { row_bytes };
     let planes_rows = match layout {
         Layout::Yuv420 { .. } => u64::from(height) + u64::from(height) / 2,
+        // A row of the second plane takes two steps; the last one is read as one row.
+        Layout::Yuv444 => u64::from(height) * 3 - 1,
         _ => u64::from(height),
     };
     match layout {
@@ -280,7 +355,7 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
         Layout::Yuv420 { .. } if !w.is_multiple_of(2) || !h.is_multiple_of(2) => return Err(shape()),
         _ => {}
     }
-    let step = rows_of(image, row_bytes, planes_rows)?;
+    let step = rows_of(image, row_bytes, planes_rows, last_bytes)?;
     let row_bytes = row_bytes as usize;
     out.resize(pixels * 3, 0);
     let rows = |out: &mut Vec<u8>, each: &dyn Fn(&[u8], &mut [u8])| {
@@ -303,13 +378,33 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
                 }
             });
         }
-        Layout::Bayer { red } => demosaic(data, step, w, h, red, out),
+        Layout::Bayer { red, bytes: 1 } => {
+            demosaic(|x, y| u32::from(data[y * step + x]), 0, (w, h), red, out)
+        }
+        Layout::Bayer { red, .. } => {
+            let big = image.is_bigendian;
+            let sample = |x: usize, y: usize| {
+                let raw = [data[y * step + 2 * x], data[y * step + 2 * x + 1]];
+                u32::from(if big { u16::from_be_bytes(raw) } else { u16::from_le_bytes(raw) })
+            };
+            demosaic(sample, 8, (w, h), red, out);
+        }
         Layout::Yuv422 { y, u, v } => rows(out, &|from, to| {
             for (p, t) in from.chunks_exact(4).zip(to.chunks_exact_mut(6)) {
                 t[..3].copy_from_slice(&yuv_to_rgb(p[y[0]], p[u], p[v]));
                 t[3..].copy_from_slice(&yuv_to_rgb(p[y[1]], p[u], p[v]));
             }
         }),
+        Layout::Yuv444 => {
+            let chroma = &data[step * h..];
+            for (row, target) in out.chunks_exact_mut(w * 3).enumerate() {
+                let luma = &data[row * step..row * step + w];
+                let pairs = &chroma[row * 2 * step..row * 2 * step + 2 * w];
+                for ((y, c), t) in luma.iter().zip(pairs.chunks_exact(2)).zip(target.chunks_exact_mut(3)) {
+                    t.copy_from_slice(&yuv_to_rgb(*y, c[0], c[1]));
+                }
+            }
+        }
         Layout::Yuv420 { u } => {
             let chroma = &data[step * h..];
             for (row, target) in out.chunks_exact_mut(w * 3).enumerate() {
@@ -334,30 +429,37 @@ fn yuv_to_rgb(y: u8, u: u8, v: u8) -> [u8; 3] {
     [clamp(y + 1_673_527 * v), clamp(y - 409_993 * u - 852_492 * v), clamp(y + 2_116_026 * u)]
 }
 
-/// Bilinear interpolation; at the border the mirrored neighbour, which has the same colour.
-fn demosaic(data: &[u8], step: usize, w: usize, h: usize, red: (usize, usize), out: &mut [u8]) {
+/// Bilinear interpolation; at the border the mirrored neighbour, which has the same colour. `sample` gives the value
+/// at (x, y), of which `drop` low bits are left out afterwards.
+fn demosaic(
+    sample: impl Fn(usize, usize) -> u32,
+    drop: u32,
+    (w, h): (usize, usize),
+    red: (usize, usize),
+    out: &mut [u8],
+) {
     for (y, target) in out.chunks_exact_mut(w * 3).enumerate() {
-        let up = &data[if y == 0 { 1 } else { y - 1 } * step..][..w];
-        let here = &data[y * step..][..w];
-        let down = &data[if y + 1 == h { h - 2 } else { y + 1 } * step..][..w];
+        let up = if y == 0 { 1 } else { y - 1 };
+        let down = if y + 1 == h { h - 2 } else { y + 1 };
         let red_row = y % 2 == red.1;
         for (x, t) in target.chunks_exact_mut(3).enumerate() {
             let left = if x == 0 { 1 } else { x - 1 };
             let right = if x + 1 == w { w - 2 } else { x + 1 };
-            let mean2 = |a: u8, b: u8| (u16::from(a) + u16::from(b)).div_ceil(2) as u8;
-            let mean4 = |a: u8, b: u8, c: u8, d: u8| {
-                ((u16::from(a) + u16::from(b) + u16::from(c) + u16::from(d) + 2) / 4) as u8
+            let here = || sample(x, y);
+            let beside = || (sample(left, y) + sample(right, y)).div_ceil(2);
+            let above = || (sample(x, up) + sample(x, down)).div_ceil(2);
+            let cross = || (sample(x, up) + sample(x, down) + sample(left, y) + sample(right, y) + 2) / 4;
+            let corners = || {
+                let sum = sample(left, up) + sample(right, up) + sample(left, down) + sample(right, down);
+                (sum + 2) / 4
             };
-            let red_column = x % 2 == red.0;
-            let cross = || mean4(up[x], down[x], here[left], here[right]);
-            let corners = || mean4(up[left], up[right], down[left], down[right]);
-            let (r, g, b) = match (red_row, red_column) {
-                (true, true) => (here[x], cross(), corners()),
-                (false, false) => (corners(), cross(), here[x]),
-                (true, false) => (mean2(here[left], here[right]), here[x], mean2(up[x], down[x])),
-                (false, true) => (mean2(up[x], down[x]), here[x], mean2(here[left], here[right])),
+            let rgb = match (red_row, x % 2 == red.0) {
+                (true, true) => [here(), cross(), corners()],
+                (false, false) => [corners(), cross(), here()],
+                (true, false) => [beside(), here(), above()],
+                (false, true) => [above(), here(), beside()],
             };
-            (t[0], t[1], t[2]) = (r, g, b);
+            t.copy_from_slice(&rgb.map(|v| (v >> drop) as u8));
         }
     }
 }
@@ -382,7 +484,7 @@ pub fn decode_raw_depth(
         }
     };
     let row = u64::from(width) * bytes;
-    let step = rows_of(image, row, u64::from(height))?;
+    let step = rows_of(image, row, u64::from(height), row)?;
     out.resize(pixels, 0.0);
     for (y, target) in out.chunks_exact_mut(width as usize).enumerate() {
         let from = &data[y * step..y * step + row as usize];
@@ -438,12 +540,58 @@ pub fn sniff(bytes: &[u8]) -> Option<Compressed> {
     }
 }
 
+/// Refuses bytes that are neither JPEG nor PNG, by the name of their format where it is known.
 fn unknown_magic(bytes: &[u8]) -> ImageError {
-    ImageError::UnknownMagic { bytes: bytes.len(), start: bytes[..bytes.len().min(8)].to_vec() }
+    const FORMATS: [(&[u8], &str); 9] = [
+        (b"GIF8", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"\0\0\0\x0cjP", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x01", "video (H.264 or H.265)"),
+        (b"\0\0\x01", "video (H.264 or H.265)"),
+    ];
+    let known = FORMATS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, name)| *name);
+    let webp = bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
+    match known.or(webp.then_some("WebP")) {
+        Some(format) => ImageError::UnsupportedFormat { format, bytes: bytes.len() },
+        None => ImageError::UnknownMagic { bytes: bytes.len(), start: bytes[..bytes.len().min(8)].to_vec() },
+    }
+}
+
+/// What the pixels of a `CompressedImage` are, from its bytes and the text of its message, without decoding them.
+#[must_use]
+pub fn compressed_kind(bytes: &[u8], format: &str) -> PixelKind {
+    let names_depth = ["16UC1", "32FC1"].iter().any(|d| format.starts_with(d));
+    match sniff(bytes) {
+        Some(Compressed::DepthPng) => PixelKind::Depth,
+        _ if names_depth || format.contains("compressedDepth") => PixelKind::Depth,
+        Some(Compressed::Jpeg) if jpeg::components(bytes) == Some(1) => PixelKind::Grey,
+        // Bit depth and colour type of the header; 0 and 4 are grey without and with transparency.
+        Some(Compressed::Png) => match bytes.get(25) {
+            Some(0 | 4) => PixelKind::Grey,
+            _ => PixelKind::Colour,
+        },
+        Some(Compressed::Jpeg) => PixelKind::Colour,
+        None => PixelKind::Other,
+    }
+}
+
+/// Width and height of a JPEG or PNG picture from its header, in pixels, without decoding it.
+#[must_use]
+pub fn compressed_size(bytes: &[u8]) -> Option<Size> {
+    if bytes.starts_with(&PNG_MAGIC) {
+        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        return Some(Size { width: number(16)?, height: number(20)? });
+    }
+    jpeg::size(bytes).map(|(width, height)| Size { width, height })
 }
 
 /// Decodes JPEG or PNG bytes into RGB8: `out` holds `height * width * 3` bytes afterwards. Transparency is
-/// dropped, 16-bit channels keep their high byte.
+/// dropped, 16-bit channels keep their high byte. A JPEG without Huffman tables, as USB cameras send them, gets the
+/// standard ones.
 ///
 /// # Errors
 /// The bytes are neither JPEG nor PNG, are damaged, are depth, or the image is above the limits.
@@ -463,7 +611,8 @@ fn decode_jpeg(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<Size,
         .set_max_width(65_535)
         .set_max_height(65_535)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let whole = jpeg::with_tables(bytes);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&*whole), options);
     decoder.decode_headers().map_err(|e| corrupt(e.to_string()))?;
     let info = decoder.info().ok_or_else(|| corrupt("no header".to_owned()))?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
@@ -524,54 +673,71 @@ fn decode_png_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<S
 }
 
 /// Decodes compressed depth into metres: a 16-bit grey PNG in millimetres, or the bytes of a
-/// `compressedDepth` topic (12-byte header, then PNG).
+/// `compressedDepth` topic (12-byte header, then PNG or RVL).
 ///
-/// `format` is the text of the message: when it names `32FC1`, the PNG holds inverse depth, quantised with
+/// `format` is the text of the message: when it names `32FC1`, the samples are inverse depth, quantised with
 /// the two parameters of the header (`depth = a / (q - b)`). Unknown depth becomes NaN.
 ///
 /// # Errors
-/// The bytes are no such PNG, are damaged, or the image is above the limits.
+/// The bytes are no such PNG or RVL, are damaged, or the image is above the limits.
 pub fn decode_compressed_depth(
     bytes: &[u8],
     format: &str,
     limits: &Limits,
     out: &mut Vec<f32>,
 ) -> Result<Size, ImageError> {
-    let (png_bytes, inverse) = match sniff(bytes) {
-        Some(Compressed::Png) => (bytes, None),
-        Some(Compressed::DepthPng) => {
-            let float =
-                |at: usize| f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-            let inverse = format.contains("32FC1").then(|| (float(4), float(8)));
-            (&bytes[DEPTH_HEADER..], inverse)
-        }
-        Some(Compressed::Jpeg) => {
-            return Err(ImageError::NotDepth { encoding: "JPEG".to_owned() });
+    let corrupt =
+        |reason: String| ImageError::Corrupt { format: "compressedDepth", bytes: bytes.len(), reason };
+    let kind = sniff(bytes);
+    let (size, samples) = match kind {
+        Some(Compressed::Png) => png_depth(bytes, limits)?,
+        Some(Compressed::DepthPng) => png_depth(&bytes[DEPTH_HEADER..], limits)?,
+        Some(Compressed::Jpeg) => return Err(ImageError::NotDepth { encoding: "JPEG".to_owned() }),
+        None if is_rvl(format) => {
+            let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+            let sizes = number(DEPTH_HEADER).zip(number(DEPTH_HEADER + 4));
+            let (width, height) = sizes.ok_or_else(|| corrupt("the size is missing".to_owned()))?;
+            let pixels = checked(width, height, limits)?;
+            let data = &bytes[DEPTH_HEADER + 8..];
+            // A pixel that is not part of a long run takes half a byte; a picture of zeros takes a few bytes.
+            let mut samples = vec![0; pixels];
+            rvl::decode(data, &mut samples).map_err(|e| corrupt(format!("RVL: {e}")))?;
+            (Size { width, height }, samples)
         }
         None => return Err(unknown_magic(bytes)),
     };
+    let float = |at: usize| f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let with_header = kind != Some(Compressed::Png);
+    let inverse = (with_header && format.contains("32FC1")).then(|| (float(4), float(8)));
+    out.clear();
+    out.extend(samples.iter().map(|q| match inverse {
+        None => millimetres(*q),
+        Some(_) if *q == 0 => f32::NAN,
+        Some((a, b)) => {
+            let depth = a / (f32::from(*q) - b);
+            if depth.is_finite() && depth > 0.0 { depth } else { f32::NAN }
+        }
+    }));
+    Ok(size)
+}
+
+/// Whether the text of a message names RVL; nothing in the bytes does.
+fn is_rvl(format: &str) -> bool {
+    format.split_once("compressedDepth").is_some_and(|(_, codec)| codec.trim().eq_ignore_ascii_case("rvl"))
+}
+
+/// The samples of a 16-bit grey PNG.
+fn png_depth(bytes: &[u8], limits: &Limits) -> Result<(Size, Vec<u16>), ImageError> {
     let corrupt =
         |reason: String| ImageError::Corrupt { format: "compressedDepth", bytes: bytes.len(), reason };
-    let (mut reader, size, needed) = png_reader(png_bytes, limits, png::Transformations::IDENTITY)?;
+    let (mut reader, size, needed) = png_reader(bytes, limits, png::Transformations::IDENTITY)?;
     if reader.output_color_type() != (png::ColorType::Grayscale, png::BitDepth::Sixteen) {
         let (color, depth) = reader.output_color_type();
         return Err(corrupt(format!("PNG is {color:?} with {depth:?} bits, 16-bit grey is needed")));
     }
     let mut flat = vec![0; needed];
     reader.next_frame(&mut flat).map_err(|e| corrupt(e.to_string()))?;
-    out.resize(size.width as usize * size.height as usize, 0.0);
-    for (p, t) in flat.chunks_exact(2).zip(out.iter_mut()) {
-        let q = u16::from_be_bytes([p[0], p[1]]);
-        *t = match inverse {
-            None => millimetres(q),
-            Some(_) if q == 0 => f32::NAN,
-            Some((a, b)) => {
-                let depth = a / (f32::from(q) - b);
-                if depth.is_finite() && depth > 0.0 { depth } else { f32::NAN }
-            }
-        };
-    }
-    Ok(size)
+    Ok((size, flat.chunks_exact(2).map(|p| u16::from_be_bytes([p[0], p[1]])).collect()))
 }
 
 #[cfg(test)]
@@ -662,8 +828,153 @@ mod tests {
             let got = decode_raw_rgb8(image, &limits, &mut Vec::new()).unwrap_err().to_string();
             assert!(got.contains(want), "{got} / {want}");
         }
-        let got = decode_compressed_rgb8(b"GIF89a", &limits, &mut Vec::new()).unwrap_err().to_string();
-        assert_eq!(got, "neither JPEG nor PNG: 6 bytes starting with [47, 49, 46, 38, 39, 61]");
+        let got = decode_compressed_rgb8(b"QOIF89", &limits, &mut Vec::new()).unwrap_err().to_string();
+        assert_eq!(got, "neither JPEG nor PNG: 6 bytes starting with [51, 4f, 49, 46, 38, 39]");
+    }
+
+    #[test]
+    fn every_encoding_of_ros_is_decoded_or_refused_by_name() {
+        // All of sensor_msgs/image_encodings.hpp; rows are long enough for any of them.
+        let mut names: Vec<String> = ["rgb", "rgba", "bgr", "bgra", "mono"]
+            .iter()
+            .flat_map(|c| [format!("{c}8"), format!("{c}16")])
+            .chain(
+                ["rggb", "bggr", "gbrg", "grbg"]
+                    .iter()
+                    .flat_map(|p| [format!("bayer_{p}8"), format!("bayer_{p}16")]),
+            )
+            .collect();
+        names.extend(["yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv12", "nv21", "nv24"].map(String::from));
+        let decoded = names.len();
+        for kind in ["8UC", "8SC", "16UC", "16SC", "32SC", "32FC", "64FC"] {
+            names.extend((1..=4).map(|n| format!("{kind}{n}")));
+        }
+        let data = [0x40; 4 * 4 * 32];
+        let mut out = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            let image = raw(name, 4, 4, 0, &data);
+            let got = decode_raw_rgb8(&image, &Limits::default(), &mut out);
+            let kind = pixel_kind(name);
+            match &got {
+                Ok(_) => {
+                    assert!(out.len() == 48 && kind >= PixelKind::Grey, "{name}");
+                }
+                Err(ImageError::Depth { .. }) => assert_eq!(kind, PixelKind::Depth, "{name}"),
+                Err(ImageError::NotColour { encoding, .. }) => {
+                    assert!(encoding == name && kind == PixelKind::Other, "{name}");
+                }
+                Err(e) => panic!("{name}: {e}"),
+            }
+            assert!(i >= decoded || got.is_ok(), "{name}: {got:?}");
+        }
+        for name in ["", "BGR8", "CV_8UC3", "16UC", "16UC1; x", "h264"] {
+            let got = decode_raw_rgb8(&raw(name, 4, 4, 0, &data), &Limits::default(), &mut out);
+            assert_eq!(got, Err(ImageError::UnknownEncoding { encoding: name.into() }));
+        }
+    }
+
+    #[test]
+    fn wide_bayer_patterns_are_those_of_8_bits() {
+        let (w, h) = (6u32, 4u32);
+        let small: Vec<u8> = (0..w * h).map(|i| (i * 37 % 251) as u8).collect();
+        for pattern in ["rggb", "bggr", "gbrg", "grbg"] {
+            let mut want = Vec::new();
+            let narrow = format!("bayer_{pattern}8");
+            decode_raw_rgb8(&raw(&narrow, w, h, 0, &small), &Limits::default(), &mut want).unwrap();
+            for is_bigendian in [false, true] {
+                // A step with padding, and low bytes that must not be taken for the high ones.
+                let step = 2 * w + 3;
+                let mut wide = Vec::new();
+                for row in small.chunks(w as usize) {
+                    wide.extend(row.iter().flat_map(|v| if is_bigendian { [*v, 9] } else { [9, *v] }));
+                    wide.extend([255; 3]);
+                }
+                let encoding = format!("bayer_{pattern}16");
+                let image = RawImage { is_bigendian, ..raw(&encoding, w, h, step, &wide) };
+                let mut got = Vec::new();
+                decode_raw_rgb8(&image, &Limits::default(), &mut got).unwrap();
+                let close = got.iter().zip(&want).all(|(a, b)| a.abs_diff(*b) <= 1);
+                assert!(close && got.len() == want.len(), "{pattern}: {got:?}, wanted {want:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn chroma_of_every_pixel_has_rows_of_two_steps() {
+        // 2x2 with a step of 3: luma, padding, then a chroma row of 6 bytes for each row of pixels.
+        let data = [50, 200, 99, 16, 235, 99, 100, 150, 90, 240, 99, 99, 100, 150, 90, 240];
+        let mut out = Vec::new();
+        decode_raw_rgb8(&raw("nv24", 2, 2, 3, &data), &Limits::default(), &mut out).unwrap();
+        let want = [yuv_to_rgb(50, 100, 150), yuv_to_rgb(200, 90, 240), yuv_to_rgb(16, 100, 150)];
+        assert_eq!(out[..9], want.concat());
+        assert_eq!(out[9..], yuv_to_rgb(235, 90, 240));
+        let short = decode_raw_rgb8(&raw("nv24", 2, 2, 3, &data[..15]), &Limits::default(), &mut out);
+        assert!(matches!(short, Err(ImageError::ShortData { .. })), "{short:?}");
+    }
+
+    #[test]
+    fn usb_cameras_leave_the_tables_out() {
+        // Full-range BT.601, as JFIF has it: grey, a red, a blue.
+        let units = [[128, 128, 128], [112, 96, 208], [80, 200, 104]];
+        for (across, down) in [(2, 1), (2, 2), (1, 1)] {
+            let bytes = jpeg::tests::without_tables(&units, across, down);
+            let mut out = Vec::new();
+            let size = decode_compressed_rgb8(&bytes, &Limits::default(), &mut out).unwrap();
+            let (w, h) = (3 * 8 * usize::from(across), 8 * usize::from(down));
+            assert_eq!((size.width as usize, size.height as usize), (w, h));
+            assert_eq!(compressed_size(&bytes), Some(size));
+            for (i, [y, u, v]) in units.iter().enumerate() {
+                let (y, u, v) = (f64::from(*y), f64::from(u - 128), f64::from(v - 128));
+                let want = [y + 1.402 * v, y - 0.344_136 * u - 0.714_136 * v, y + 1.772 * u];
+                // The middle of the unit, away from where chroma is interpolated.
+                let at = (h / 2 * w + i * w / 3 + w / 6) * 3;
+                for (got, want) in out[at..at + 3].iter().zip(want) {
+                    assert!((f64::from(*got) - want).abs() < 4.0, "{across}x{down}, unit {i}: {out:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn formats_are_refused_by_name() {
+        for (bytes, want) in [
+            (&b"RIFF\x10\0\0\0WEBPVP8 "[..], "WebP is not supported"),
+            (b"BM\x10\0", "BMP is not supported"),
+            (b"II*\0\x08", "TIFF is not supported"),
+            (b"\0\0\0\x01\x67", "video (H.264 or H.265) is not supported"),
+            (b"GIF89a", "GIF is not supported: 6 bytes; send JPEG or PNG"),
+        ] {
+            let got = decode_compressed_rgb8(bytes, &Limits::default(), &mut Vec::new()).unwrap_err();
+            assert!(got.to_string().contains(want), "{got}");
+        }
+    }
+
+    #[test]
+    fn rvl_depth_is_read() {
+        let samples = [0u16, 0, 1000, 1001, 1000, 998, 0, 2500, 65_535, 0, 0, 7];
+        let mut bytes = vec![0; 4];
+        bytes.extend(500f32.to_le_bytes());
+        bytes.extend(900f32.to_le_bytes());
+        bytes.extend(4u32.to_le_bytes());
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(rvl::tests::encode(&samples));
+        let mut out = Vec::new();
+        let limits = Limits::default();
+        let size = decode_compressed_depth(&bytes, "16UC1; compressedDepth rvl", &limits, &mut out);
+        assert_eq!(size, Ok(Size { width: 4, height: 3 }));
+        for (got, want) in out.iter().zip(samples) {
+            assert!(if want == 0 { got.is_nan() } else { (got - f32::from(want) * 1e-3).abs() < 1e-5 });
+        }
+        decode_compressed_depth(&bytes, "32FC1; compressedDepth RVL", &limits, &mut out).unwrap();
+        assert!((out[2] - 5.0).abs() < 1e-5 && out[0].is_nan(), "{out:?}");
+        for length in [0, 12, 19, 20, 24] {
+            let cut =
+                decode_compressed_depth(&bytes[..length], "16UC1; compressedDepth rvl", &limits, &mut out);
+            assert!(matches!(cut, Err(ImageError::Corrupt { .. })), "{length} bytes: {cut:?}");
+        }
+        let huge = Limits { pixels_max: 11 };
+        let got = decode_compressed_depth(&bytes, "16UC1; compressedDepth rvl", &huge, &mut out);
+        assert!(matches!(got, Err(ImageError::TooLarge { .. })));
     }
 
     #[test]

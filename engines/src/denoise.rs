@@ -71,6 +71,9 @@ pub enum DenoiseError {
         /// Given number of values.
         got: usize,
     },
+    /// The configuration describes no network.
+    #[error(transparent)]
+    Config(#[from] crate::model::ConfigError),
     /// The backend failed.
     #[error("denoiser: {0}")]
     Backend(String),

@@ -145,7 +145,7 @@ fn backend_error(error: BackendError) -> DenoiseError {
 
 /// Refuses an engine whose inputs and outputs are not those of the configuration.
 fn check_ports(cfg: &DitConfig, session: &dyn Session, wanted: &[&str]) -> Result<(), DenoiseError> {
-    cfg.validate().map_err(DenoiseError::Backend)?;
+    cfg.validate()?;
     let engine = session.engine();
     let ports = || engine.inputs().iter().chain(engine.outputs());
     for name in wanted {

@@ -86,6 +86,9 @@ pub struct ContextTable {
     pub max_gap_ms: i64,
     /// Odometry may be this much older or newer than a frame.
     pub pose_slack_ms: i64,
+    /// A camera of which no pixel has changed, or whose stamps have not advanced, for longer is frozen: goals are
+    /// answered `stale`. 0 = never, for simulated cameras without noise.
+    pub frozen_after_ms: i64,
 }
 
 /// Defaults for goals.
@@ -231,7 +234,14 @@ impl Default for Frames {
 
 impl Default for ContextTable {
     fn default() -> Self {
-        Self { keep_every: 0, capacity: 256, recent: 2, max_gap_ms: 2000, pose_slack_ms: 250 }
+        Self {
+            keep_every: 0,
+            capacity: 256,
+            recent: 2,
+            max_gap_ms: 2000,
+            pose_slack_ms: 250,
+            frozen_after_ms: 5000,
+        }
     }
 }
 
@@ -321,6 +331,7 @@ impl RobotConfig {
         }
         for (key, millis) in [
             ("context.pose_slack_ms", c.pose_slack_ms),
+            ("context.frozen_after_ms", c.frozen_after_ms),
             ("goals.reserve_ms", self.goals.reserve_ms),
             ("goals.republish_after_ms", self.goals.republish_after_ms),
         ] {
@@ -351,6 +362,7 @@ impl RobotConfig {
             base_frame: self.frames.base.clone(),
             intrinsics: self.camera.as_ref().map(CameraTable::intrinsics),
             base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
+            frozen_after: TimeDelta::from_millis(c.frozen_after_ms),
         }
     }
 

@@ -35,7 +35,8 @@ pub enum SegmentReason {
         /// Width and height now.
         to: (u32, u32),
     },
-    /// A stamp earlier than the one before: a bag that starts again, a restarted simulation, a corrected clock.
+    /// Stamps far behind the newest one, or behind it for long: a bag that starts again, a restarted simulation, a
+    /// corrected clock.
     ClockBackwards {
         /// How far back.
         by: TimeDelta,
@@ -70,6 +71,9 @@ pub struct Offer {
     pub keep: bool,
     /// A new segment begins with this frame.
     pub segment: Option<SegmentReason>,
+    /// The frame does not continue the stream and is dropped: its stamp is behind the newest one, or it is the first of
+    /// another size.
+    pub late: bool,
 }
 
 /// Which frames are kept.
@@ -82,39 +86,67 @@ pub enum Keep {
     Period(TimeDelta),
 }
 
+/// Stamps up to this far behind the newest one are late frames, not another clock.
+const LATE_MAX: TimeDelta = TimeDelta::from_millis(1000);
+/// So many late frames in a row are another clock all the same.
+const LATE_FRAMES_MAX: usize = 30;
+
 /// Keeps some frames of a stream and notices where the stream breaks.
+///
+/// A single frame never breaks it: one that is out of order, or of another size, is dropped until a second one confirms
+/// it. A frame that ran ahead of the stream is forgotten when two frames go on from the one before it.
 #[derive(Clone, Debug)]
 pub struct FrameSampler {
     keep: Keep,
     max_gap: TimeDelta,
     last: Option<(Timestamp, (u32, u32))>,
+    /// Stamp of the frame before `last`.
+    before: Option<Timestamp>,
+    astray: Option<Astray>,
     since_segment: usize,
     last_kept: Timestamp,
+}
+
+/// Frames in a row that continue each other, but not the stream.
+#[derive(Clone, Copy, Debug)]
+struct Astray {
+    first: Timestamp,
+    newest: Timestamp,
+    size: (u32, u32),
+    frames: usize,
 }
 
 impl FrameSampler {
     /// A sampler that begins a new segment when frames are further apart than `max_gap`.
     pub fn new(keep: Keep, max_gap: TimeDelta) -> Self {
-        Self { keep, max_gap, last: None, since_segment: 0, last_kept: Timestamp::ZERO }
+        let last_kept = Timestamp::ZERO;
+        Self { keep, max_gap, last: None, before: None, astray: None, since_segment: 0, last_kept }
     }
 
     /// Judges a frame by its stamp and size (pixels). The first frame of a segment is always kept; a frame
     /// that repeats the stamp before it is not.
     pub fn offer(&mut self, captured_at: Timestamp, size: (u32, u32)) -> Offer {
+        let skip = Offer { keep: false, segment: None, late: false };
         let segment = match self.last {
             None => Some(SegmentReason::First),
-            Some((last, _)) if captured_at < last => {
-                Some(SegmentReason::ClockBackwards { by: last.since(captured_at) })
+            Some((last, last_size)) if captured_at < last || size != last_size => {
+                match self.stray(captured_at, size, last, last_size) {
+                    Stray::Late => return Offer { late: true, ..skip },
+                    Stray::NewestRanAhead => {
+                        self.last_kept = self.last_kept.min(captured_at);
+                        None
+                    }
+                    Stray::Segment(reason) => Some(reason),
+                }
             }
-            Some((_, last)) if size != last => Some(SegmentReason::Resolution { from: last, to: size }),
-            Some((last, _)) if captured_at == last => {
-                return Offer { keep: false, segment: None };
-            }
+            Some((last, _)) if captured_at == last => return skip,
             Some((last, _)) if captured_at.since(last) > self.max_gap => {
                 Some(SegmentReason::Gap { lasted: captured_at.since(last) })
             }
             Some(_) => None,
         };
+        self.astray = None;
+        self.before = self.last.map(|(last, _)| last);
         self.last = Some((captured_at, size));
         if segment.is_some() {
             self.since_segment = 0;
@@ -129,8 +161,49 @@ impl FrameSampler {
             self.last_kept = captured_at;
         }
         self.since_segment += 1;
-        Offer { keep, segment }
+        Offer { keep, segment, late: false }
     }
+
+    /// Judges a frame that does not continue the stream.
+    fn stray(
+        &mut self,
+        captured_at: Timestamp,
+        size: (u32, u32),
+        last: Timestamp,
+        last_size: (u32, u32),
+    ) -> Stray {
+        let follows = |a: Timestamp| captured_at > a && captured_at.since(a) <= self.max_gap;
+        let run = match self.astray {
+            Some(run) if run.size == size && follows(run.newest) => {
+                Astray { newest: captured_at, frames: run.frames + 1, ..run }
+            }
+            _ => Astray { first: captured_at, newest: captured_at, size, frames: 1 },
+        };
+        self.astray = Some(run);
+        if size == last_size
+            && run.frames >= 2
+            && self.before.is_some_and(|before| run.first > before && follows(before))
+        {
+            return Stray::NewestRanAhead;
+        }
+        let by = last.since(captured_at);
+        let needed = if size == last_size && by <= LATE_MAX { LATE_FRAMES_MAX } else { 2 };
+        match run.frames < needed {
+            true => Stray::Late,
+            false if captured_at < last => Stray::Segment(SegmentReason::ClockBackwards { by }),
+            false => Stray::Segment(SegmentReason::Resolution { from: last_size, to: size }),
+        }
+    }
+}
+
+/// What a frame is that does not continue the stream.
+enum Stray {
+    /// Out of order, or not yet confirmed.
+    Late,
+    /// In order, because the newest frame's stamp was wrong.
+    NewestRanAhead,
+    /// The beginning of something else.
+    Segment(SegmentReason),
 }
 
 /// Turns four frames into one latent. Streaming encoders carry state from group to group.
@@ -487,6 +560,8 @@ pub struct ContextCounts {
     pub offered: u64,
     /// Frames left out by subsampling, and repeats.
     pub skipped: u64,
+    /// Frames out of order, and single frames of another size.
+    pub late: u64,
     /// Frames kept for a group.
     pub kept: u64,
     /// Kept frames lost because their group was never filled (a new segment began).
@@ -552,10 +627,10 @@ impl ContextIntake {
             }
             encoder.reset();
         }
-        if offer.keep {
-            self.counts.kept += 1;
-        } else {
-            self.counts.skipped += 1;
+        match offer {
+            Offer { late: true, .. } => self.counts.late += 1,
+            Offer { keep: true, .. } => self.counts.kept += 1,
+            _ => self.counts.skipped += 1,
         }
         offer
     }
@@ -762,7 +837,7 @@ mod tests {
                 }
             }
             let c = intake.counts();
-            prop_assert_eq!(c.offered, c.skipped + c.kept);
+            prop_assert_eq!(c.offered, c.skipped + c.kept + c.late);
             let waiting = intake.stage.frames().len() as u64;
             prop_assert_eq!(c.kept, encoder.encoded + c.cut_off + c.failed + waiting);
             prop_assert_eq!(c.latents, stored);
@@ -826,26 +901,64 @@ mod tests {
         use SegmentReason as R;
         let ms = TimeDelta::from_millis;
         let mut sampler = FrameSampler::new(Keep::Every(3), ms(500));
-        type Case = (i64, (u32, u32), bool, Option<R>);
-        let cases: [Case; 10] = [
-            (0, (24, 16), true, Some(R::First)),
-            (100, (24, 16), false, None),
-            (200, (24, 16), false, None),
-            (300, (24, 16), true, None),
-            (300, (24, 16), false, None), // a repeat
-            (800, (24, 16), false, None),
-            (1301, (24, 16), true, Some(R::Gap { lasted: ms(501) })),
-            (1401, (48, 32), true, Some(R::Resolution { from: (24, 16), to: (48, 32) })),
-            (1301, (48, 32), true, Some(R::ClockBackwards { by: ms(100) })),
-            (1401, (48, 32), false, None),
+        type Case = (i64, (u32, u32), bool, Option<R>, bool);
+        let cases: [Case; 13] = [
+            (0, (24, 16), true, Some(R::First), false),
+            (100, (24, 16), false, None, false),
+            (200, (24, 16), false, None, false),
+            (300, (24, 16), true, None, false),
+            (300, (24, 16), false, None, false), // a repeat
+            (800, (24, 16), false, None, false),
+            (1301, (24, 16), true, Some(R::Gap { lasted: ms(501) }), false),
+            (1401, (48, 32), false, None, true), // it takes two
+            (1501, (48, 32), true, Some(R::Resolution { from: (24, 16), to: (48, 32) }), false),
+            (1601, (48, 32), false, None, false),
+            (301, (48, 32), false, None, true), // it takes two
+            (401, (48, 32), true, Some(R::ClockBackwards { by: ms(1200) }), false),
+            (501, (48, 32), false, None, false),
         ];
-        for (i, (stamp, size, keep, segment)) in cases.into_iter().enumerate() {
+        for (i, (stamp, size, keep, segment, late)) in cases.into_iter().enumerate() {
             let offer = sampler.offer(Timestamp::ZERO + ms(stamp), size);
-            assert_eq!(offer, Offer { keep, segment }, "frame {i}");
+            assert_eq!(offer, Offer { keep, segment, late }, "frame {i}");
         }
         assert!(R::Gap { lasted: ms(1) }.keeps_history());
         assert!(!R::ClockBackwards { by: ms(1) }.keeps_history());
         assert_eq!(R::Gap { lasted: ms(501) }.to_string(), "no frame for 0.50 s");
+    }
+
+    #[test]
+    fn frames_out_of_order_are_dropped_and_no_more() {
+        // stamps in ms; which of them (by place) are dropped as late, and which begin a segment
+        let check = |what: &str, stamps: &[i64], late: &[usize], segments: &[usize]| {
+            let mut sampler = FrameSampler::new(Keep::Every(1), TimeDelta::from_millis(500));
+            let (mut dropped, mut begun) = (vec![], vec![]);
+            for (i, stamp) in stamps.iter().enumerate() {
+                let offer = sampler.offer(Timestamp::ZERO + TimeDelta::from_millis(*stamp), (24, 16));
+                assert!(!(offer.late && offer.keep));
+                dropped.extend(offer.late.then_some(i));
+                begun.extend(offer.segment.map(|_| i));
+            }
+            assert_eq!((dropped.as_slice(), begun.as_slice()), (late, segments), "{what}");
+        };
+        check("swapped", &[5000, 5100, 5300, 5200, 5400, 5500], &[3], &[0]);
+        check("two swaps", &[5000, 5200, 5100, 5400, 5300, 5500], &[2, 4], &[0]);
+        check("a burst out of order", &[5000, 5300, 5100, 5200, 5400], &[2], &[0]);
+        check("one far behind", &[5000, 5100, 100, 5200, 5300], &[2], &[0]);
+        check("one far ahead", &[5000, 5100, 9_005_000, 5200, 5300, 5400], &[3], &[0, 2]);
+        check("one a little ahead", &[5000, 5100, 5500, 5200, 5300, 5400], &[3], &[0]);
+        check("a clock set back by little", &[5000, 5100, 5200, 4800, 4900, 5000, 5300], &[3, 4, 5], &[0]);
+        check("a bag that starts again", &[5000, 5100, 5200, 0, 100, 200], &[3], &[0, 4]);
+        let slow: Vec<i64> = [5000, 5400].into_iter().chain((0..40).map(|i| 4990 + i)).collect();
+        check("behind for long", &slow, &(2..31).collect::<Vec<_>>(), &[0, 31]);
+    }
+
+    #[test]
+    fn a_frame_that_ran_ahead_does_not_stop_the_sampling() {
+        let period = TimeDelta::from_millis(100);
+        let mut sampler = FrameSampler::new(Keep::Period(period), TimeDelta::from_millis(500));
+        let stamps = (0..5).chain([90_000]).chain(5..20).map(|i| 1000 + 100 * i);
+        let kept = stamps.filter(|at| sampler.offer(Timestamp(at * 1_000_000), (24, 16)).keep).count();
+        assert!(kept >= 19, "{kept} of 21 kept");
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
 //! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
-//! * [`senses`]: ROS messages to memory, for live robots and bags alike; [`replay`]: a whole bag and one goal.
+//! * [`senses`]: ROS messages to memory, for live robots and bags alike, with [`topics`] (which are which), [`stamps`] (one
+//!   clock), [`frames`] (names in the transform tree) and [`watch`] (frozen cameras); [`replay`]: a whole bag and one goal.
 //!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
@@ -28,6 +29,7 @@ pub mod cli;
 mod codec;
 pub mod config;
 pub mod context;
+pub mod frames;
 pub mod ground;
 pub mod image;
 pub mod imagine;
@@ -39,5 +41,8 @@ pub mod profile;
 pub mod record;
 pub mod replay;
 pub mod senses;
+pub mod stamps;
+pub mod topics;
 #[cfg(feature = "world")]
 pub mod visit;
+pub mod watch;

@@ -24,8 +24,8 @@ pub fn between(a: Pose2, b: Pose2, part: f64) -> Pose2 {
 
 /// Poses by time, so that a frame's pose can be asked for after the fact.
 ///
-/// A fixed ring: the oldest pose leaves when a new one finds it full. Stamps that go backwards clear it,
-/// because poses before and after such a jump belong to different drives.
+/// A fixed ring: the oldest pose leaves when a new one finds it full. A pose that comes a little late is put in its
+/// place; stamps that jump back further clear it, because poses before and after such a jump belong to different drives.
 #[derive(Debug)]
 pub struct PoseHistory {
     entries: std::collections::VecDeque<(i64, Pose2)>,
@@ -39,18 +39,26 @@ impl PoseHistory {
         Self { entries: std::collections::VecDeque::with_capacity(capacity), capacity }
     }
 
-    /// Stores a pose valid at `stamp_ns`. A pose that is not finite, or repeats the newest stamp, is ignored.
+    /// Poses up to this far behind the newest one are late, in nanoseconds.
+    const LATE_MAX_NS: i64 = 1_000_000_000;
+
+    /// Stores a pose valid at `stamp_ns`. A pose that is not finite, or repeats a stamp, is ignored.
     pub fn push(&mut self, stamp_ns: i64, pose: Pose2) {
         if !is_finite(pose) {
             return;
         }
-        if let Some(&(newest, _)) = self.entries.back() {
-            if stamp_ns == newest {
+        if let Some(&(newest, _)) = self.entries.back()
+            && stamp_ns <= newest
+        {
+            if newest.saturating_sub(stamp_ns) <= Self::LATE_MAX_NS {
+                let at = self.entries.partition_point(|&(stamp, _)| stamp < stamp_ns);
+                let known = self.entries.get(at).is_some_and(|&(stamp, _)| stamp == stamp_ns);
+                if !known && self.entries.len() < self.capacity {
+                    self.entries.insert(at, (stamp_ns, pose));
+                }
                 return;
             }
-            if stamp_ns < newest {
-                self.entries.clear();
-            }
+            self.entries.clear();
         }
         if self.entries.len() == self.capacity {
             self.entries.pop_front();
@@ -77,6 +85,11 @@ impl PoseHistory {
     /// The newest pose and its stamp.
     pub fn newest(&self) -> Option<(i64, Pose2)> {
         self.entries.back().copied()
+    }
+
+    /// Forgets every pose; the memory stays allocated.
+    pub fn clear(&mut self) {
+        self.entries.clear();
     }
 
     /// Number of poses held.
@@ -113,10 +126,23 @@ mod tests {
         for (stamp, slack, want) in cases {
             assert_eq!(history.at(stamp, slack).map(|p| p.x), want, "at {stamp} with slack {slack}");
         }
-        history.push(50, Pose2::new(9.0, 0.0, 0.0));
-        assert_eq!(history.len(), 1, "a stamp going backwards starts anew");
-        history.push(60, Pose2::new(f64::NAN, 0.0, 0.0));
+        let second = 1_000_000_000;
+        history.push(3 * second, Pose2::new(9.0, 0.0, 0.0));
+        history.push(second, Pose2::new(9.0, 0.0, 0.0));
+        assert_eq!(history.len(), 1, "a stamp far behind starts anew");
+        history.push(second + 10, Pose2::new(f64::NAN, 0.0, 0.0));
         assert_eq!(history.len(), 1);
+    }
+
+    #[test]
+    fn a_late_pose_is_put_in_its_place() {
+        let mut history = PoseHistory::new(5);
+        for (stamp, x) in [(100, 1.0), (300, 3.0), (200, 2.5), (200, 7.0), (400, 4.0)] {
+            history.push(stamp, Pose2::new(x, 0.0, 0.0));
+        }
+        assert_eq!(history.at(200, 0).map(|p| p.x), Some(2.5));
+        assert_eq!(history.at(350, 0).map(|p| p.x), Some(3.5));
+        assert_eq!((history.len(), history.newest().unwrap().0), (4, 400));
     }
 
     #[test]

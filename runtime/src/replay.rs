@@ -5,16 +5,19 @@
 
 use crate::config::RobotConfig;
 use crate::context::ContextCounts;
-use crate::ground::{Grounded, Scene, Stage, ground};
+use crate::ground::{Grounded, Mind, Scene, Stage, ground};
 use crate::imagine::{Clock, Flow};
 use crate::mind::{LoadError, Pipeline};
 use crate::profile::Profile;
-use crate::senses::{Sense, Senses};
+use crate::senses::{Sense, SenseFaults, Senses};
+use crate::topics::{ChooseError, Offered, Wanted, choose};
 use mindseye_bridge::answer::{Answer, Status};
-use mindseye_bridge::bag::{BagInfo, CdrConverter, OpenBagError, OpenOptions, ReadOptions, TopicId, open};
+use mindseye_bridge::bag::{Bag, CdrConverter, OpenBagError, OpenOptions, ReadOptions, TopicId, open};
 use mindseye_bridge::goal::Goal;
-use mindseye_bridge::time::TimeDelta;
-use std::collections::HashMap;
+use mindseye_bridge::image::{PixelKind, compressed_kind, pixel_kind};
+use mindseye_bridge::msg::{CameraInfo, CompressedImageView, HeaderView, ImageView, RosType};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// What a replay is about.
@@ -24,6 +27,8 @@ pub struct Replay {
     pub bag: PathBuf,
     /// Topics, context, camera.
     pub config: RobotConfig,
+    /// Topics that are used whatever the configuration says.
+    pub wanted: Wanted,
     /// What to ask; `None`: only read.
     pub goal: Option<Goal>,
     /// Ask this many seconds after the start of the bag instead of at its end.
@@ -46,6 +51,10 @@ pub enum Told<'a> {
 pub struct Replayed {
     /// What became of the frames.
     pub counts: ContextCounts,
+    /// The topics that were read.
+    pub topics: BTreeMap<String, Sense>,
+    /// What was wrong with the senses at the end.
+    pub faults: SenseFaults,
     /// What was known when the goal was asked; `None` without a usable frame.
     pub scene: Option<Scene>,
     /// Why segments began.
@@ -74,84 +83,107 @@ pub enum ReplayError {
     /// The model's sessions cannot be made.
     #[error(transparent)]
     Model(#[from] LoadError),
-    /// No pictures.
-    #[error(
-        "{}: no camera topic {image} or {compressed} and no single topic of these types{among}; name it in a \
-         --config", bag.display()
-    )]
-    NoCamera {
+    /// No camera, or not one.
+    #[error("{}: {source}", bag.display())]
+    Topics {
         /// The bag.
         bag: PathBuf,
-        /// Raw topic looked for.
-        image: String,
-        /// Compressed topic looked for.
-        compressed: String,
         /// What there is.
-        among: String,
+        source: ChooseError,
     },
     /// The caller said stop.
     #[error("stopped")]
     Stopped,
 }
 
-/// Which topic is which: the configuration's names where the bag has them, else the only topic of a type.
+/// Which topic of a bag is which.
+///
+/// # Errors
+/// [`ReplayError::Topics`].
 pub(crate) fn topics(
-    info: &BagInfo,
+    bag: &Bag,
+    path: &Path,
     config: &RobotConfig,
+    wanted: &Wanted,
     tell: &mut dyn FnMut(Told<'_>),
-) -> HashMap<TopicId, Sense> {
+) -> Result<HashMap<TopicId, Sense>, ReplayError> {
+    let offered = offered(bag);
+    let chosen = choose(&offered, &config.topics, wanted)
+        .map_err(|source| ReplayError::Topics { bag: path.to_owned(), source })?;
     let t = &config.topics;
-    let wanted = [
-        (Sense::Image, &t.image, "sensor_msgs/Image"),
-        (Sense::Compressed, &t.compressed, "sensor_msgs/CompressedImage"),
-        (Sense::CameraInfo, &t.camera_info, "sensor_msgs/CameraInfo"),
-        (Sense::Odometry, &t.odom, "nav_msgs/Odometry"),
-        (Sense::Tf, &t.tf, "tf2_msgs/TFMessage"),
-        (Sense::TfStatic, &t.tf_static, "tf2_msgs/TFMessage"),
-    ];
-    let mut found = HashMap::new();
-    for (sense, name, type_name) in wanted {
-        let of_type = of_type(info, type_name);
-        let named = of_type.iter().copied().find(|i| info.topics[*i].name == *name);
-        let by_type = |only: &[usize]| match only {
-            [one] if sense != Sense::Tf && sense != Sense::TfStatic => Some(*one),
-            _ => None,
+    for (i, sense) in &chosen.topics {
+        let name = &offered[*i].name;
+        let configured = match sense {
+            Sense::Image | Sense::Compressed if *name == t.image || *name == t.compressed => name,
+            Sense::Image => &t.image,
+            Sense::Compressed => &t.compressed,
+            Sense::CameraInfo => &t.camera_info,
+            Sense::Odometry => &t.odom,
+            Sense::Tf => &t.tf,
+            Sense::TfStatic => &t.tf_static,
         };
-        let Some(i) = named.or_else(|| by_type(&of_type)) else { continue };
-        if named.is_none() {
-            tell(Told::Line(format!("{} instead of {name}", info.topics[i].name)));
+        if name != configured {
+            tell(Told::Line(format!("{name} instead of {configured}")));
         }
-        found.insert(TopicId(i as u32), sense);
     }
-    // Pictures come once: the topic with more messages.
-    let count = |sense: Sense, found: &HashMap<TopicId, Sense>| {
-        found.iter().find(|(_, s)| **s == sense).map(|(id, _)| (*id, info.topic(*id).count))
-    };
-    if let (Some((raw, n)), Some((compressed, m))) =
-        (count(Sense::Image, &found), count(Sense::Compressed, &found))
-    {
-        found.remove(if m > n { &raw } else { &compressed });
-    }
-    found
+    Ok(chosen.topics.into_iter().map(|(i, sense)| (TopicId(i as u32), sense)).collect())
 }
 
-fn of_type(info: &BagInfo, type_name: &str) -> Vec<usize> {
-    (0..info.topics.len()).filter(|i| info.topics[*i].type_name.replace("/msg/", "/") == type_name).collect()
-}
-
-fn no_camera(bag: &Path, info: &BagInfo, config: &RobotConfig) -> ReplayError {
-    let pictures: Vec<&str> = ["sensor_msgs/Image", "sensor_msgs/CompressedImage"]
+/// The topics of a bag, with a look at the first messages of cameras.
+fn offered(bag: &Bag) -> Vec<Offered> {
+    let info = bag.info();
+    let mut converter = CdrConverter::new(info);
+    info.topics
         .iter()
-        .flat_map(|t| of_type(info, t))
-        .map(|i| info.topics[i].name.as_str())
-        .collect();
-    let among =
-        if pictures.is_empty() { String::new() } else { format!(" (there are {})", pictures.join(", ")) };
-    ReplayError::NoCamera {
-        bag: bag.to_owned(),
-        image: config.topics.image.clone(),
-        compressed: config.topics.compressed.clone(),
-        among,
+        .map(|topic| {
+            let mut offered = Offered {
+                name: topic.name.clone(),
+                type_name: topic.type_name.clone(),
+                messages: topic.count,
+                ..Offered::default()
+            };
+            look(bag, &mut converter, &mut offered);
+            offered
+        })
+        .collect()
+}
+
+/// Messages that are looked at for what a camera's pictures are: the first may be empty.
+const LOOKED_AT: usize = 3;
+
+fn look(bag: &Bag, converter: &mut CdrConverter, offered: &mut Offered) {
+    let type_name = offered.type_name.replace("/msg/", "/");
+    if !["sensor_msgs/Image", "sensor_msgs/CompressedImage", "sensor_msgs/CameraInfo"].contains(&&*type_name)
+    {
+        return;
+    }
+    if type_name != "sensor_msgs/CameraInfo" {
+        offered.pixels = Some(PixelKind::Other);
+    }
+    let options =
+        ReadOptions { topics: Some(vec![offered.name.clone()]), threads: Some(0), ..ReadOptions::default() };
+    for message in bag.messages(&options).take(LOOKED_AT) {
+        let Ok(cdr) = converter.convert(&message) else { continue };
+        let header = match type_name.as_str() {
+            "sensor_msgs/Image" => ImageView::decode(cdr).ok().map(|image| {
+                offered.pixels = Some(pixel_kind(image.encoding));
+                image.header
+            }),
+            "sensor_msgs/CompressedImage" => CompressedImageView::decode(cdr).ok().map(|image| {
+                offered.pixels = Some(compressed_kind(image.data, image.format));
+                image.header
+            }),
+            _ => CameraInfo::decode(cdr).ok().map(|camera| {
+                offered.frame_id = camera.header.frame_id;
+                HeaderView::default()
+            }),
+        };
+        if let Some(header) = header.filter(|header| !header.frame_id.is_empty()) {
+            header.frame_id.clone_into(&mut offered.frame_id);
+        }
+        if offered.pixels != Some(PixelKind::Other) {
+            return;
+        }
     }
 }
 
@@ -171,98 +203,138 @@ pub fn replay(
     let mut senses =
         Senses::new(config.senses(mind.spec().frame_period), mind.spec().camera, pipeline.encoder()?);
     let bag = open(&replay.bag, &OpenOptions::default())?;
-    let info = bag.info().clone();
-    let topics = topics(&info, config, tell);
-    if !topics.values().any(|s| matches!(s, Sense::Image | Sense::Compressed)) {
-        return Err(no_camera(&replay.bag, &info, config));
+    let topics = topics(&bag, &replay.bag, config, &replay.wanted, tell)?;
+    let mut profile = Profile::default();
+    let read = read(&bag, replay, &topics, &mut senses, &mut profile, clock, tell, go_on)?;
+    let counts = senses.counts();
+    tell(Told::Line(format!(
+        "{} frames, {} kept, {} latents in memory{}{}",
+        counts.offered,
+        counts.kept,
+        senses.seen().latents(),
+        if counts.late > 0 { format!(", {} out of order", counts.late) } else { String::new() },
+        if read.refused > 0 { format!(", {} messages left out", read.refused) } else { String::new() },
+    )));
+    let faults = senses.faults();
+    for fault in faults.sentences() {
+        tell(Told::Line(fault));
     }
 
-    let mut profile = Profile::default();
+    let scene = senses.seen().scene();
+    let mut replayed = Replayed {
+        counts,
+        topics: topics.iter().map(|(id, s)| (bag.info().topic(*id).name.clone(), *s)).collect(),
+        faults,
+        segments: read.segments,
+        refused: read.refused,
+        odometry: senses.pose().is_some(),
+        camera_info: senses.has_intrinsics(),
+        answer: None,
+        grounded: None,
+        scene,
+        profile,
+    };
+    if let Some(goal) = &replay.goal {
+        answer(&mut replayed, mind.as_mut(), goal, replay.deadline, clock, tell, go_on)?;
+    }
+    Ok(replayed)
+}
+
+/// What reading gave besides what was seen.
+struct Read {
+    refused: u64,
+    segments: Vec<String>,
+}
+
+#[allow(clippy::too_many_arguments)] // a private step of `replay`
+fn read(
+    bag: &Bag,
+    replay: &Replay,
+    topics: &HashMap<TopicId, Sense>,
+    senses: &mut Senses,
+    profile: &mut Profile,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<Read, ReplayError> {
+    let info = bag.info();
     let names = topics.keys().map(|id| info.topic(*id).name.clone()).collect();
     let end_ns = replay.at_secs.map(|at| info.start_ns.saturating_add((at * 1e9) as i64));
     let options = ReadOptions { topics: Some(names), end_ns, ..ReadOptions::default() };
-    let mut converter = CdrConverter::new(&info);
+    let mut converter = CdrConverter::new(info);
     let total: u64 = topics.keys().map(|id| info.topic(*id).count).sum();
-    let (mut taken, mut refused, mut segments) = (0u64, 0u64, Vec::new());
+    let (mut taken, mut read) = (0u64, Read { refused: 0, segments: Vec::new() });
     for message in bag.messages(&options) {
         if !go_on() {
             return Err(ReplayError::Stopped);
         }
         let Some(sense) = topics.get(&message.topic) else { continue };
+        let logged_at = Timestamp(message.log_time_ns);
         let result = match converter.convert(&message) {
-            Ok(cdr) => senses.take(*sense, cdr, clock, &mut profile).map_err(|e| e.to_string()),
+            Ok(cdr) => senses.take(*sense, cdr, logged_at, clock, profile).map_err(|e| e.to_string()),
             Err(error) => Err(error.to_string()),
         };
         taken += 1;
         match result {
-            Ok(took) => segments.extend(took.segment.map(|s| s.to_string())),
+            Ok(took) => read.segments.extend(took.segment.map(|s| s.to_string())),
             Err(error) => {
-                if refused == 0 {
+                if read.refused == 0 {
                     tracing::warn!(%error, "a message was left out");
                 }
-                refused += 1;
+                read.refused += 1;
             }
         }
         if taken.is_multiple_of(64) || taken == total {
             tell(Told::Bar("read and encode", taken as usize, total as usize));
         }
     }
-    let counts = senses.counts();
-    tell(Told::Line(format!(
-        "{} frames, {} kept, {} latents in memory{}",
-        counts.offered,
-        counts.kept,
-        senses.seen().latents(),
-        if refused > 0 { format!(", {refused} messages left out") } else { String::new() },
-    )));
+    Ok(read)
+}
 
-    let scene = senses.seen().scene();
-    let mut grounded = None;
-    let answer = match &replay.goal {
-        None => None,
-        Some(goal) => Some(match &scene {
-            None => {
-                let reason = "the bag holds no usable camera frame";
-                Answer::new(&goal.id, Status::Stale, Some(reason.into()))
-            }
-            Some(scene) if scene.memory.is_empty() => {
-                let reason = "not enough has been seen: the memory needs at least four kept frames";
-                Answer::new(&goal.id, Status::Failed, Some(reason.into()))
-            }
-            Some(scene) => {
-                let until = replay.deadline.map(|allowed| clock.now() + allowed);
-                let began = clock.now();
-                let mut show = |stage: Stage<'_>| {
-                    if matches!(stage, Stage::Scan(..) | Stage::Step { .. }) {
-                        let (what, done, of) = stage.bar();
-                        tell(Told::Bar(what, done, of));
-                    }
-                    if go_on() { Flow::Continue } else { Flow::Stop }
-                };
-                let Ok(mut found) = ground(mind.as_mut(), scene, goal, clock, until, &mut show) else {
-                    return Err(ReplayError::Stopped);
-                };
-                for (stage, millis) in &found.answer.timings_ms {
-                    profile.push(stage, *millis);
-                }
-                found.step_ms.iter().for_each(|millis| profile.push("denoise_step", *millis));
-                let total = (clock.now() - began).as_millis_f64();
-                found.answer.timings_ms.insert("total".into(), total);
-                let answer = found.answer.clone();
-                grounded = Some(Box::new(found));
-                answer
-            }
-        }),
+/// Answers the goal from what was seen.
+fn answer(
+    replayed: &mut Replayed,
+    mind: &mut dyn Mind,
+    goal: &Goal,
+    deadline: Option<TimeDelta>,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<(), ReplayError> {
+    let refuse = |status, reason: String| Some(Answer::new(&goal.id, status, Some(reason)));
+    let Some(scene) = &replayed.scene else {
+        let reason = "the bag holds no usable camera frame";
+        replayed.answer = refuse(Status::Stale, reason.into());
+        return Ok(());
     };
-    Ok(Replayed {
-        counts,
-        scene,
-        segments,
-        refused,
-        odometry: senses.pose().is_some(),
-        camera_info: senses.has_intrinsics(),
-        answer,
-        grounded,
-        profile,
-    })
+    if let Some(fault) = replayed.faults.camera {
+        replayed.answer = refuse(Status::Stale, fault.to_string());
+        return Ok(());
+    }
+    if scene.memory.is_empty() {
+        let reason = "not enough has been seen: the memory needs at least four kept frames";
+        replayed.answer = refuse(Status::Failed, reason.into());
+        return Ok(());
+    }
+    let until = deadline.map(|allowed| clock.now() + allowed);
+    let began = clock.now();
+    let mut show = |stage: Stage<'_>| {
+        if matches!(stage, Stage::Scan(..) | Stage::Step { .. }) {
+            let (what, done, of) = stage.bar();
+            tell(Told::Bar(what, done, of));
+        }
+        if go_on() { Flow::Continue } else { Flow::Stop }
+    };
+    let Ok(mut found) = ground(mind, scene, goal, clock, until, &mut show) else {
+        return Err(ReplayError::Stopped);
+    };
+    for (stage, millis) in &found.answer.timings_ms {
+        replayed.profile.push(stage, *millis);
+    }
+    found.step_ms.iter().for_each(|millis| replayed.profile.push("denoise_step", *millis));
+    let total = (clock.now() - began).as_millis_f64();
+    found.answer.timings_ms.insert("total".into(), total);
+    replayed.answer = Some(found.answer.clone());
+    replayed.grounded = Some(Box::new(found));
+    Ok(())
 }

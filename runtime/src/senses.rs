@@ -4,18 +4,27 @@
 //! measured with the injected one). Frames that subsampling leaves out are not decoded.
 
 use crate::context::{
-    ContextCounts, ContextIntake, ContextMemory, Eviction, FrameSampler, GroupEncoder, Keep, LatentInfo,
-    SegmentReason,
+    ContextCounts, ContextIntake, ContextMemory, EncodeError, Eviction, FrameSampler, GroupEncoder, Keep,
+    LatentInfo, SegmentReason, StoreError,
 };
+use crate::frames::{self, BaseFrames};
 use crate::ground::Scene;
 use crate::image::{ModelCamera, RgbImage, look_through};
 use crate::imagine::Clock;
 use crate::planar::{Pose2, PoseHistory};
 use crate::profile::Profile;
-use mindseye_bridge::camera::CameraIntrinsics;
-use mindseye_bridge::geometry::TfTree;
-use mindseye_bridge::image::{Limits, RawImage, decode_compressed_rgb8, decode_raw_rgb8};
-use mindseye_bridge::msg::{CameraInfo, CompressedImageView, ImageView, Odometry, RosType, TFMessage};
+use crate::stamps::{StampFault, Stamps};
+use crate::watch::{CameraFault, CameraWatch, MotionFault, MotionWatch};
+use mindseye_bridge::camera::{CameraIntrinsics, IntrinsicsError};
+use mindseye_bridge::cdr::CdrError;
+use mindseye_bridge::geometry::{PoseError, TfError, TfTree};
+use mindseye_bridge::image::{
+    ImageError, Limits, PixelKind, RawImage, Size, compressed_size, decode_compressed_rgb8, decode_raw_rgb8,
+    pixel_kind,
+};
+use mindseye_bridge::msg::{
+    CameraInfo, CompressedImageView, HeaderView, ImageView, Odometry, RosType, TFMessage,
+};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use nalgebra::Isometry3;
 use std::collections::VecDeque;
@@ -59,6 +68,8 @@ pub struct SensesConfig {
     pub intrinsics: Option<CameraIntrinsics>,
     /// Mounting used when tf does not know it, `base_from_camera` (optical).
     pub base_from_camera: Option<Isometry3<f64>>,
+    /// A camera whose pixels do not change, or whose stamps do not advance, for longer is frozen; zero: never.
+    pub frozen_after: TimeDelta,
 }
 
 impl Default for SensesConfig {
@@ -73,6 +84,7 @@ impl Default for SensesConfig {
             base_frame: "base_link".into(),
             intrinsics: None,
             base_from_camera: None,
+            frozen_after: TimeDelta::from_millis(5000),
         }
     }
 }
@@ -95,19 +107,62 @@ pub struct Took {
 #[non_exhaustive]
 pub enum SenseError {
     /// Not the type that it should be.
-    #[error("{sense:?}: {reason}")]
+    #[error("{sense:?}: {source}")]
     Message {
         /// Which topic.
         sense: Sense,
         /// What is wrong.
-        reason: String,
+        source: CdrError,
     },
-    /// The picture cannot be used.
+    /// The numbers of odometry are no pose.
+    #[error("odometry: {0}")]
+    Pose(#[from] PoseError),
+    /// A transform was refused; the others of its message are used.
+    #[error("transforms: {0}")]
+    Transform(#[from] TfError),
+    /// The calibration cannot be used.
+    #[error(transparent)]
+    Intrinsics(#[from] IntrinsicsError),
+    /// The picture cannot be decoded.
     #[error("camera frame: {0}")]
-    Frame(String),
+    Picture(#[from] ImageError),
+    /// The picture does not suit the calibration.
+    #[error("camera frame: {width}x{height} pixels do not fit the intrinsics")]
+    Misfit {
+        /// Pixels per row.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
     /// The encoder failed.
     #[error(transparent)]
-    Encode(#[from] crate::context::EncodeError),
+    Encode(#[from] EncodeError),
+    /// The latent does not fit the memory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is wrong with the senses, though messages come. Nothing: all `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SenseFaults {
+    /// The camera is frozen: what it shows does not count.
+    pub camera: Option<CameraFault>,
+    /// Odometry and pictures contradict each other.
+    pub motion: Option<MotionFault>,
+    /// Stamps of the camera were replaced.
+    pub camera_stamps: Option<StampFault>,
+    /// Stamps of odometry were replaced.
+    pub odometry_stamps: Option<StampFault>,
+}
+
+impl SenseFaults {
+    /// A sentence for each.
+    pub fn sentences(&self) -> Vec<String> {
+        let camera = self.camera.map(|f| f.to_string());
+        let motion = self.motion.map(|f| f.to_string());
+        let stamps = [self.camera_stamps, self.odometry_stamps].map(|f| f.map(|f| f.to_string()));
+        [camera, motion].into_iter().chain(stamps).flatten().collect()
+    }
 }
 
 /// The newest kept frame.
@@ -175,7 +230,14 @@ pub struct Senses {
     seen: Seen,
     poses: PoseHistory,
     tf: TfTree,
-    tf_odometry: bool,
+    base: BaseNames,
+    stamps: Stamps,
+    camera_watch: CameraWatch,
+    motion_watch: MotionWatch,
+    /// The newest stamp of the camera, kept or not.
+    newest_frame: Option<Timestamp>,
+    camera_frame: String,
+    faults: SenseFaults,
     intrinsics: Option<CameraIntrinsics>,
     camera_topic: Option<Sense>,
     pixels: Vec<u8>,
@@ -184,8 +246,28 @@ pub struct Senses {
     unsettled: VecDeque<(u64, Timestamp)>,
 }
 
-/// Puts a picture's RGB bytes into a buffer and gives width and height.
-type Decode<'a> = dyn FnMut(&mut Vec<u8>) -> Result<(u32, u32), String> + 'a;
+/// Where the base's pose comes from, and the names of its frames.
+#[derive(Debug)]
+struct BaseNames {
+    configured: BaseFrames,
+    /// As odometry's messages name them; the topic is a better source than tf, which may carry the same poses late.
+    of_topic: Option<BaseFrames>,
+    /// As tf names them, for robots without a topic of odometry.
+    of_tf: Option<BaseFrames>,
+    /// Edges of tf, and whether the camera's frame was known, when the names were looked for.
+    looked_at: Option<(usize, bool)>,
+}
+
+/// A camera message before its pixels are decoded.
+struct Frame<'a> {
+    sense: Sense,
+    header: HeaderView<'a>,
+    size: Size,
+    received_at: Timestamp,
+}
+
+/// Puts a picture's RGB bytes into a buffer.
+type Decode<'a> = dyn FnMut(&mut Vec<u8>) -> Result<Size, ImageError> + 'a;
 
 /// Latents that wait for their odometry.
 const UNSETTLED_MAX: usize = 16;
@@ -203,12 +285,19 @@ impl Senses {
             base_frame: config.base_frame.clone(),
             base_from_camera: config.base_from_camera,
         };
+        let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };
         Self {
             intake: ContextIntake::new(FrameSampler::new(config.keep, config.max_gap), latent_len),
             seen: Seen(Arc::new(Mutex::new(shared))),
             poses: PoseHistory::new(4096),
             tf: TfTree::new(),
-            tf_odometry: true,
+            base: BaseNames { configured, of_topic: None, of_tf: None, looked_at: None },
+            stamps: Stamps::default(),
+            camera_watch: CameraWatch::new(config.frozen_after),
+            motion_watch: MotionWatch::default(),
+            newest_frame: None,
+            camera_frame: String::new(),
+            faults: SenseFaults::default(),
             intrinsics: config.intrinsics.clone(),
             camera_topic: None,
             pixels: Vec::new(),
@@ -245,7 +334,13 @@ impl Senses {
         self.poses.newest().map(|(stamp, pose)| (Timestamp(stamp), pose))
     }
 
-    /// Takes one message, as CDR.
+    /// What is wrong at present.
+    pub fn faults(&self) -> SenseFaults {
+        let (camera, motion) = (self.camera_watch.fault(), self.motion_watch.fault());
+        SenseFaults { camera, motion, ..self.faults }
+    }
+
+    /// Takes one message, as CDR, that was received (in a bag: logged) at `received_at`.
     ///
     /// # Errors
     /// [`SenseError`]; the message is dropped (a frame is counted as failed) and the next one can be taken.
@@ -253,96 +348,71 @@ impl Senses {
         &mut self,
         sense: Sense,
         cdr: &[u8],
+        received_at: Timestamp,
         clock: &dyn Clock,
         profile: &mut Profile,
     ) -> Result<Took, SenseError> {
-        let bad = |reason: String| SenseError::Message { sense, reason };
+        let unread = |source| SenseError::Message { sense, source };
         match sense {
             Sense::Image => {
-                let image = ImageView::decode(cdr).map_err(|e| bad(e.to_string()))?;
-                let size = (image.width, image.height);
+                let image = ImageView::decode(cdr).map_err(unread)?;
                 let raw = RawImage::from(&image);
-                let stamp = Timestamp::from_ros(image.header.stamp.sec, image.header.stamp.nanosec);
-                self.frame(sense, stamp, image.header.frame_id, size, clock, profile, &mut |pixels| {
-                    decode_raw_rgb8(&raw, &Limits::default(), pixels)
-                        .map(|s| (s.width, s.height))
-                        .map_err(|e| e.to_string())
-                })
+                let mut decode = |out: &mut Vec<u8>| decode_raw_rgb8(&raw, &Limits::default(), out);
+                if pixel_kind(image.encoding) < PixelKind::Grey {
+                    // Such a topic is not the camera, and must not keep another one from being it.
+                    decode(&mut self.pixels)?;
+                }
+                let size = Size { width: image.width, height: image.height };
+                let frame = Frame { sense, header: image.header, size, received_at };
+                self.frame(&frame, clock, profile, &mut decode)
             }
             Sense::Compressed => {
-                let image = CompressedImageView::decode(cdr).map_err(|e| bad(e.to_string()))?;
-                let size = compressed_size(image.data)
-                    .ok_or_else(|| bad("neither a JPEG nor a PNG picture; send one of these".into()))?;
-                let stamp = Timestamp::from_ros(image.header.stamp.sec, image.header.stamp.nanosec);
-                self.frame(sense, stamp, image.header.frame_id, size, clock, profile, &mut |pixels| {
-                    decode_compressed_rgb8(image.data, &Limits::default(), pixels)
-                        .map(|s| (s.width, s.height))
-                        .map_err(|e| e.to_string())
-                })
+                let image = CompressedImageView::decode(cdr).map_err(unread)?;
+                let mut decode =
+                    |out: &mut Vec<u8>| decode_compressed_rgb8(image.data, &Limits::default(), out);
+                let size = match compressed_size(image.data) {
+                    Some(size) => size,
+                    None => decode(&mut self.pixels)?,
+                };
+                let frame = Frame { sense, header: image.header.clone(), size, received_at };
+                self.frame(&frame, clock, profile, &mut decode)
             }
             Sense::CameraInfo => {
-                let info = CameraInfo::decode(cdr).map_err(|e| bad(e.to_string()))?;
-                self.intrinsics =
-                    Some(CameraIntrinsics::from_camera_info(&info).map_err(|e| bad(e.to_string()))?);
+                let info = CameraInfo::decode(cdr).map_err(unread)?;
+                self.intrinsics = Some(CameraIntrinsics::from_camera_info(&info)?);
                 Ok(Took::default())
             }
             Sense::Odometry => {
-                let odometry = Odometry::decode(cdr).map_err(|e| bad(e.to_string()))?;
-                let pose = odometry.pose.pose.isometry().map_err(|e| bad(e.to_string()))?;
-                if self.tf_odometry {
-                    // The topic is the better source: tf may carry the same poses late.
-                    self.tf_odometry = false;
-                    let mut shared = self.seen.lock();
-                    shared.odom_frame = plain(&odometry.header.frame_id, &self.config.odom_frame);
-                    shared.base_frame = plain(&odometry.child_frame_id, &self.config.base_frame);
-                }
-                self.poses.push(odometry.header.stamp.timestamp().as_nanos(), planar(&pose));
-                self.settle();
+                self.odometry(&Odometry::decode(cdr).map_err(unread)?, received_at)?;
                 Ok(Took::default())
             }
             Sense::Tf | Sense::TfStatic => {
-                let message = TFMessage::decode(cdr).map_err(|e| bad(e.to_string()))?;
-                let refused = self.tf.insert_message(&message, sense == Sense::TfStatic);
-                if self.tf_odometry && sense == Sense::Tf {
-                    for t in &message.transforms {
-                        let is = |name: &str, wanted: &str| name.trim_start_matches('/') == wanted;
-                        if is(&t.header.frame_id, &self.config.odom_frame)
-                            && is(&t.child_frame_id, &self.config.base_frame)
-                        {
-                            let stamp = t.header.stamp.timestamp();
-                            if let Ok(pose) =
-                                self.tf.lookup(&self.config.odom_frame, &self.config.base_frame, stamp)
-                            {
-                                self.poses.push(stamp.as_nanos(), planar(&pose));
-                                self.settle();
-                            }
-                        }
-                    }
-                }
-                match refused.first() {
-                    Some(error) => Err(bad(error.to_string())),
-                    None => Ok(Took::default()),
-                }
+                let message = TFMessage::decode(cdr).map_err(unread)?;
+                self.transforms(&message, sense == Sense::TfStatic, received_at)?;
+                Ok(Took::default())
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // a private step of `take`
     fn frame(
         &mut self,
-        sense: Sense,
-        captured_at: Timestamp,
-        frame_id: &str,
-        size: (u32, u32),
+        frame: &Frame<'_>,
         clock: &dyn Clock,
         profile: &mut Profile,
         decode: &mut Decode<'_>,
     ) -> Result<Took, SenseError> {
-        if *self.camera_topic.get_or_insert(sense) != sense {
+        if *self.camera_topic.get_or_insert(frame.sense) != frame.sense {
             self.ignored += 1;
             return Ok(Took::default());
         }
+        let (captured_at, fault) = self.stamps.camera(frame.header.stamp.timestamp(), frame.received_at);
+        note(&mut self.faults.camera_stamps, fault);
+        let size = (frame.size.width, frame.size.height);
         let offer = self.intake.offer(captured_at, size, self.encoder.as_mut());
+        self.camera_watch.frame(frame.received_at, !offer.late && self.newest_frame != Some(captured_at));
+        if !offer.late {
+            self.newest_frame = Some(captured_at);
+        }
         let mut took = Took { frame: Some(captured_at), segment: offer.segment, ..Took::default() };
         if offer.segment.is_some_and(|reason| !reason.keeps_history()) {
             let mut shared = self.seen.lock();
@@ -353,35 +423,12 @@ impl Senses {
             return Ok(took);
         }
         let began = clock.now();
-        let decoded = decode(&mut self.pixels);
-        let picture = match decoded {
-            Ok((w, h)) => {
-                look_through(self.camera, &self.pixels, w as usize, h as usize, self.intrinsics.as_ref())
-                    .ok_or_else(|| format!("{w}x{h} pixels do not fit the intrinsics"))
-            }
-            Err(reason) => Err(reason),
-        };
-        let picture = match picture {
-            Ok(picture) => picture,
-            Err(reason) => {
-                self.intake.frame_failed();
-                return Err(SenseError::Frame(reason));
-            }
-        };
+        let picture = self.look(decode).inspect_err(|_| self.intake.frame_failed())?;
         profile.push("decode", (clock.now() - began).as_millis_f64());
+        self.camera_watch.pixels(captured_at, &self.pixels);
         let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
-        {
-            let mut shared = self.seen.lock();
-            shared.newest = Some(Newest {
-                picture: picture.clone(),
-                captured_at,
-                odom_from_base: pose,
-                settled: self.poses.newest().is_some_and(|(stamp, _)| stamp >= captured_at.as_nanos()),
-            });
-            if shared.base_from_camera.is_none() {
-                shared.base_from_camera = self.tf.lookup(&shared.base_frame, frame_id, Timestamp::ZERO).ok();
-            }
-        }
+        self.motion_watch.frame(captured_at, pose, &picture);
+        self.show(&picture, captured_at, pose, frame.header.frame_id);
         let began = clock.now();
         if let Some(encoded) = self.intake.push(picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
@@ -392,10 +439,128 @@ impl Senses {
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            let stored = self.seen.lock().memory.store(encoded.info, encoded.latent, &encoded.picture);
-            took.eviction = stored.map_err(|e| SenseError::Frame(e.to_string()))?;
+            took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, &encoded.picture)?;
         }
         Ok(took)
+    }
+
+    /// Decodes a frame and looks at it with the model's camera.
+    fn look(&mut self, decode: &mut Decode<'_>) -> Result<RgbImage, SenseError> {
+        let Size { width, height } = decode(&mut self.pixels)?;
+        look_through(self.camera, &self.pixels, width as usize, height as usize, self.intrinsics.as_ref())
+            .ok_or(SenseError::Misfit { width, height })
+    }
+
+    /// Shows goals the newest frame.
+    fn show(
+        &mut self,
+        picture: &RgbImage,
+        captured_at: Timestamp,
+        odom_from_base: Option<Pose2>,
+        frame_id: &str,
+    ) {
+        if self.camera_frame != frame_id {
+            frame_id.clone_into(&mut self.camera_frame);
+        }
+        let settled = self.poses.newest().is_some_and(|(stamp, _)| stamp >= captured_at.as_nanos());
+        let mut shared = self.seen.lock();
+        shared.newest = Some(Newest { picture: picture.clone(), captured_at, odom_from_base, settled });
+        if shared.base_from_camera.is_none() {
+            shared.base_from_camera = frames::mounting(&self.tf, &shared.base_frame, frame_id);
+        }
+    }
+
+    fn odometry(&mut self, odometry: &Odometry, received_at: Timestamp) -> Result<(), SenseError> {
+        let pose = odometry.pose.pose.isometry()?;
+        if self.base.of_topic.is_none() {
+            self.base.of_topic = Some(BaseFrames {
+                odom: plain(&odometry.header.frame_id, &self.config.odom_frame),
+                base: plain(&odometry.child_frame_id, &self.config.base_frame),
+            });
+            self.base.looked_at = None;
+            self.poses.clear();
+            self.name_frames();
+        }
+        self.pose_came(odometry.header.stamp.timestamp(), received_at, &pose);
+        Ok(())
+    }
+
+    fn transforms(
+        &mut self,
+        message: &TFMessage,
+        is_static: bool,
+        received_at: Timestamp,
+    ) -> Result<(), SenseError> {
+        let refused = self.tf.insert_message(message, is_static);
+        self.name_frames();
+        if let (None, Some(found), false) = (&self.base.of_topic, &self.base.of_tf, is_static) {
+            let found = found.clone();
+            for t in &message.transforms {
+                if !frames::moves(&self.tf, &found, &t.child_frame_id) {
+                    continue;
+                }
+                let stamp = t.header.stamp.timestamp();
+                // Other transforms between the two may not have come that far.
+                let pose = self
+                    .tf
+                    .lookup(&found.odom, &found.base, stamp)
+                    .or_else(|_| self.tf.lookup(&found.odom, &found.base, Timestamp::ZERO));
+                if let Ok(pose) = pose {
+                    self.pose_came(stamp, received_at, &pose);
+                }
+            }
+        }
+        match refused.into_iter().next() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn pose_came(&mut self, stamp: Timestamp, received_at: Timestamp, odom_from_base: &Isometry3<f64>) {
+        let (at, fault) = self.stamps.odometry(stamp, received_at);
+        note(&mut self.faults.odometry_stamps, fault);
+        self.poses.push(at.as_nanos(), planar(odom_from_base));
+        self.settle();
+    }
+
+    /// Finds out how the robot calls odometry's frame and the base, when more of it is known than before.
+    fn name_frames(&mut self) {
+        let camera = Some(self.camera_frame.as_str()).filter(|name| !name.is_empty());
+        let known = (self.tf.edges().count(), camera.is_some());
+        if self.base.looked_at.replace(known) == Some(known) {
+            return;
+        }
+        let names = match &self.base.of_topic {
+            Some(named) => {
+                // A topic without a prefix beside transforms with one.
+                let near = camera.unwrap_or(&named.base);
+                let in_tree =
+                    |name: &str| frames::in_tree(&self.tf, name, near).unwrap_or_else(|| name.into());
+                Some(BaseFrames { odom: in_tree(&named.odom), base: in_tree(&named.base) })
+            }
+            None => {
+                let found = frames::find(&self.tf, &self.base.configured, camera);
+                if found != self.base.of_tf {
+                    self.poses.clear();
+                    self.base.of_tf.clone_from(&found);
+                }
+                found
+            }
+        };
+        if let Some(BaseFrames { odom, base }) = names {
+            let mut shared = self.seen.lock();
+            (shared.odom_frame, shared.base_frame) = (odom, base);
+        }
+    }
+}
+
+/// Remembers the first fault of its kind, and says it once.
+fn note(known: &mut Option<StampFault>, fault: Option<StampFault>) {
+    if known.is_none()
+        && let Some(fault) = fault
+    {
+        tracing::warn!("{fault}");
+        *known = Some(fault);
     }
 }
 
@@ -432,38 +597,6 @@ fn planar(pose: &Isometry3<f64>) -> Pose2 {
     Pose2::new(pose.translation.x, pose.translation.y, forward.y.atan2(forward.x))
 }
 
-/// Width and height of a JPEG or PNG picture from its header, without decoding it.
-fn compressed_size(bytes: &[u8]) -> Option<(u32, u32)> {
-    if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        return Some((number(16)?, number(20)?));
-    }
-    if !bytes.starts_with(&[0xff, 0xd8]) {
-        return None;
-    }
-    let mut at = 2;
-    loop {
-        // Markers are 0xff (with fill bytes), a code, and a length that includes its own two bytes.
-        while *bytes.get(at)? == 0xff && *bytes.get(at + 1)? == 0xff {
-            at += 1;
-        }
-        let (&start, &code) = (bytes.get(at)?, bytes.get(at + 1)?);
-        if start != 0xff {
-            return None;
-        }
-        let number = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-        let is_frame = (0xc0..=0xcf).contains(&code) && ![0xc4, 0xc8, 0xcc].contains(&code);
-        if is_frame {
-            return Some((u32::from(number(at + 7)?), u32::from(number(at + 5)?)));
-        }
-        let length = usize::from(number(at + 2)?);
-        if length < 2 {
-            return None;
-        }
-        at += 2 + length;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -494,9 +627,13 @@ mod tests {
         Senses::new(config, ModelCamera { width: 4, height: 2, focal_px: Some(2.0) }, Box::new(FirstByte))
     }
 
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::ZERO + TimeDelta::from_millis(millis)
+    }
+
     fn image(millis: i64, width: u32, height: u32, value: u8) -> Vec<u8> {
         Image {
-            header: Header::new(Timestamp::ZERO + TimeDelta::from_millis(millis), "cam"),
+            header: Header::new(at(millis), "cam"),
             width,
             height,
             encoding: "rgb8".into(),
@@ -509,7 +646,7 @@ mod tests {
 
     fn odometry(millis: i64, x: f64) -> Vec<u8> {
         Odometry {
-            header: Header::new(Timestamp::ZERO + TimeDelta::from_millis(millis), "odom"),
+            header: Header::new(at(millis), "odom"),
             child_frame_id: "base_footprint".into(),
             pose: PoseWithCovariance {
                 pose: Pose::from_pose2(Pose2::new(x, 0.0, 0.5)),
@@ -521,7 +658,16 @@ mod tests {
     }
 
     fn take(senses: &mut Senses, sense: Sense, cdr: &[u8]) -> Result<Took, SenseError> {
-        senses.take(sense, cdr, &NoClock, &mut Profile::default())
+        take_at(senses, sense, cdr, Timestamp::ZERO)
+    }
+
+    fn take_at(
+        senses: &mut Senses,
+        sense: Sense,
+        cdr: &[u8],
+        received_at: Timestamp,
+    ) -> Result<Took, SenseError> {
+        senses.take(sense, cdr, received_at, &NoClock, &mut Profile::default())
     }
 
     #[test]
@@ -531,7 +677,7 @@ mod tests {
         for i in 0..4 {
             take(&mut s, Sense::Odometry, &odometry(100 * i, i as f64)).unwrap();
             let took = take(&mut s, Sense::Image, &image(100 * i + 50, 8, 4, i as u8)).unwrap();
-            assert_eq!(took.frame, Some(Timestamp::ZERO + TimeDelta::from_millis(100 * i + 50)));
+            assert_eq!(took.frame, Some(at(100 * i + 50)));
             assert_eq!(took.latent.is_some(), i == 3);
         }
         let scene = s.seen().scene().unwrap();
@@ -540,13 +686,161 @@ mod tests {
         assert_eq!((scene.odom_frame.as_str(), scene.base_frame.as_str()), ("odom", "base_footprint"));
         let pose = scene.odom_from_base.unwrap();
         assert!((pose.x - 3.0).abs() < 1e-9 && (pose.yaw - 0.5).abs() < 1e-9);
-        // A changed size starts a new segment and forgets.
-        let took = take(&mut s, Sense::Image, &image(500, 16, 8, 9)).unwrap();
+        // A changed size starts a new segment and forgets, once a second frame has it.
+        let took = take(&mut s, Sense::Image, &image(5000, 16, 8, 9)).unwrap();
+        assert_eq!((took.segment, s.seen().latents()), (None, 1));
+        let took = take(&mut s, Sense::Image, &image(5100, 16, 8, 9)).unwrap();
         assert!(matches!(took.segment, Some(SegmentReason::Resolution { .. })));
         assert_eq!(s.seen().latents(), 0);
         // So does a clock that goes back.
-        let took = take(&mut s, Sense::Image, &image(100, 16, 8, 9)).unwrap();
+        take(&mut s, Sense::Image, &image(100, 16, 8, 9)).unwrap();
+        let took = take(&mut s, Sense::Image, &image(200, 16, 8, 9)).unwrap();
         assert!(matches!(took.segment, Some(SegmentReason::ClockBackwards { .. })));
+        assert_eq!(s.counts().late, 2);
+    }
+
+    #[test]
+    fn one_frame_out_of_order_costs_one_frame() {
+        let mut s = senses();
+        for (i, millis) in [100, 200, 300, 400, 600, 500, 700, 800, 900].into_iter().enumerate() {
+            let took = take(&mut s, Sense::Image, &image(millis, 8, 4, i as u8)).unwrap();
+            assert_eq!(took.segment.is_some(), i == 0, "{millis}");
+        }
+        assert_eq!((s.counts().late, s.counts().kept, s.seen().latents()), (1, 8, 2));
+    }
+
+    #[test]
+    fn frames_without_stamps_find_their_pose() {
+        let mut s = senses();
+        for i in 1..=8 {
+            let now = at(100 * i);
+            take_at(&mut s, Sense::Odometry, &odometry(100 * i, i as f64), now).unwrap();
+            let took = take_at(&mut s, Sense::Image, &image(0, 8, 4, i as u8), now).unwrap();
+            assert_eq!(took.frame, Some(now));
+        }
+        let scene = s.seen().scene().unwrap();
+        assert_eq!((scene.memory.len(), scene.memory[1].info.odom_from_base.unwrap().x), (2, 8.0));
+        let said = s.faults().sentences();
+        assert_eq!(said, ["camera frames carry no stamp; the time of reception is used instead"]);
+    }
+
+    #[test]
+    fn stamps_since_boot_find_their_pose() {
+        let mut s = senses();
+        let boot = 1_700_000_000_000;
+        for i in 1..=8 {
+            let now = at(boot + 100 * i);
+            take_at(&mut s, Sense::Odometry, &odometry(boot + 100 * i, i as f64), now).unwrap();
+            take_at(&mut s, Sense::Image, &image(40_000 + 100 * i, 8, 4, i as u8), now).unwrap();
+        }
+        let scene = s.seen().scene().unwrap();
+        assert_eq!(
+            (scene.captured_at, scene.memory[1].info.odom_from_base.unwrap().x),
+            (at(boot + 800), 8.0)
+        );
+        assert!(matches!(s.faults().camera_stamps, Some(StampFault::CameraClock { .. })));
+    }
+
+    #[test]
+    fn a_frozen_camera_is_noticed() {
+        let mut s = senses();
+        for i in 0..=51 {
+            take_at(&mut s, Sense::Image, &image(1000 + 100 * i, 8, 4, 7), at(1000 + 100 * i)).unwrap();
+            assert_eq!(s.faults().camera.is_some(), i > 50, "frame {i}");
+        }
+        take_at(&mut s, Sense::Image, &image(6200, 8, 4, 8), at(6200)).unwrap();
+        assert_eq!(s.faults().camera, None);
+        // The same stamp again and again, whatever the pixels.
+        for i in 1..=51 {
+            take_at(&mut s, Sense::Image, &image(6200, 8, 4, i as u8), at(6200 + 100 * i)).unwrap();
+            let limit = TimeDelta::from_millis(5000);
+            let want = Some(CameraFault::FrozenStamps { limit }).filter(|_| i > 50);
+            assert_eq!(s.faults().camera, want, "frame {i}");
+        }
+    }
+
+    #[test]
+    fn dead_odometry_is_named() {
+        let mut s = senses();
+        for i in 0..60 {
+            take_at(&mut s, Sense::Odometry, &odometry(100 * i, 1.0), at(100 * i)).unwrap();
+            take_at(&mut s, Sense::Image, &image(100 * i + 1, 8, 4, 4 * i as u8), at(100 * i)).unwrap();
+        }
+        assert_eq!(s.faults().motion, Some(MotionFault::OdometryStands));
+    }
+
+    #[test]
+    fn a_depth_image_does_not_become_the_camera() {
+        let mut s = senses();
+        let depth = Image {
+            header: Header::new(at(100), "depth"),
+            width: 8,
+            height: 4,
+            encoding: "16UC1".into(),
+            step: 16,
+            data: vec![0; 64],
+            ..Image::default()
+        };
+        let error = take(&mut s, Sense::Image, &depth.encode()).unwrap_err();
+        assert!(error.to_string().contains("\"16UC1\" is depth"), "{error}");
+        let png = RgbImage::filled(8, 4, [7; 3]).to_png().unwrap();
+        let colour = CompressedImage { header: Header::new(at(200), "cam"), format: "png".into(), data: png };
+        assert_eq!(take(&mut s, Sense::Compressed, &colour.encode()).unwrap().frame, Some(at(200)));
+        assert_eq!((s.ignored(), s.counts().offered), (0, 1));
+    }
+
+    /// A message of transforms at 1 m along x, and x along the path for those with stamps.
+    fn transforms(millis: i64, edges: &[(&str, &str, f64)]) -> Vec<u8> {
+        let transforms = edges
+            .iter()
+            .map(|(parent, child, x)| {
+                let mut t = mindseye_bridge::msg::TransformStamped {
+                    header: Header::new(at(millis), *parent),
+                    child_frame_id: (*child).into(),
+                    ..Default::default()
+                };
+                t.transform.translation.x = *x;
+                t.transform.rotation.w = 1.0;
+                t
+            })
+            .collect();
+        TFMessage { transforms }.encode()
+    }
+
+    #[test]
+    fn a_robot_with_prefixed_frames_and_no_topic_of_odometry() {
+        let mut s = senses();
+        let fixed = transforms(
+            1,
+            &[("robot1/base_footprint", "robot1/base_link", 0.0), ("robot1/base_link", "robot1/cam", 0.2)],
+        );
+        take(&mut s, Sense::TfStatic, &fixed).unwrap();
+        for i in 1..=4 {
+            let moving = transforms(100 * i, &[("robot1/odom", "robot1/base_footprint", i as f64)]);
+            take(&mut s, Sense::Tf, &moving).unwrap();
+            // The driver does not know the prefix.
+            take(&mut s, Sense::Image, &image(100 * i, 8, 4, 0)).unwrap();
+        }
+        let scene = s.seen().scene().unwrap();
+        assert_eq!(
+            (scene.odom_frame.as_str(), scene.base_frame.as_str()),
+            ("robot1/odom", "robot1/base_link")
+        );
+        assert_eq!(scene.memory[0].info.odom_from_base.unwrap().x, 4.0);
+        assert_eq!(scene.base_from_camera.unwrap().translation.x, 0.2);
+    }
+
+    #[test]
+    fn odometry_without_a_prefix_beside_transforms_with_one() {
+        let mut s = senses();
+        take(&mut s, Sense::Odometry, &odometry(50, 1.0)).unwrap();
+        let moving =
+            transforms(60, &[("r/odom", "r/base_footprint", 1.0), ("r/base_footprint", "r/cam", 0.2)]);
+        take(&mut s, Sense::Tf, &moving).unwrap();
+        take(&mut s, Sense::Image, &image(60, 8, 4, 0)).unwrap();
+        let scene = s.seen().scene().unwrap();
+        assert_eq!((scene.odom_frame.as_str(), scene.base_frame.as_str()), ("r/odom", "r/base_footprint"));
+        assert!(scene.base_from_camera.is_some());
     }
 
     #[test]
@@ -598,27 +892,5 @@ mod tests {
             CompressedImage { header: Header::new(Timestamp(99), "cam"), format: "png".into(), data: png };
         assert_eq!(take(&mut s, Sense::Compressed, &compressed.encode()).unwrap(), Took::default());
         assert_eq!(s.ignored(), 1);
-    }
-
-    #[test]
-    fn sizes_are_read_from_headers() {
-        let png = RgbImage::filled(9, 5, [7; 3]).to_png().unwrap();
-        let jpeg = [
-            &[0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2][..],
-            &[0xff, 0xc0, 0, 11, 8, 0x01, 0x80, 0x02, 0x00, 1, 0, 0, 0],
-        ]
-        .concat();
-        type Size = Option<(u32, u32)>;
-        let cases: [(&[u8], Size); 6] = [
-            (&png, Some((9, 5))),
-            (&jpeg, Some((512, 384))),
-            (&jpeg[..10], None),
-            (&[0xff, 0xd8, 0xff, 0xe0, 0, 0], None),
-            (b"GIF89a", None),
-            (b"", None),
-        ];
-        for (i, (bytes, want)) in cases.into_iter().enumerate() {
-            assert_eq!(compressed_size(bytes), want, "case {i}");
-        }
     }
 }

@@ -10,6 +10,7 @@ use mindseye::imagine::NoClock;
 use mindseye::mind::Pipeline;
 use mindseye::node::{Node, NodeParts};
 use mindseye::replay::{Replay, Replayed, replay};
+use mindseye::topics::Wanted;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::msg::{CompressedImage, Header, Image};
@@ -188,6 +189,7 @@ fn ask(pipeline: &Pipeline, text: &str, seed: u64) -> Replayed {
     let asked = Replay {
         bag: root().join("data/runtime/house.mcap"),
         config: RobotConfig::default(),
+        wanted: Wanted::default(),
         goal: Some(goal),
         at_secs: None,
         deadline: None,

@@ -147,10 +147,10 @@ impl ImageDecoder {
             "Image" | "RawImage" => false,
             _ => return None,
         };
-        let mut json_pixels = Vec::new();
+        let mut json = JsonImage::default();
         let picture = match topic.encoding {
             Encoding::Cdr | Encoding::Ros1 => parse_ros(cdr, compressed),
-            Encoding::Json => parse_json(&message.data, compressed, &mut json_pixels),
+            Encoding::Json => parse_json(&message.data, compressed, &mut json),
             Encoding::Protobuf => parse_protobuf(&message.data, compressed),
             Encoding::Other(_) => None,
         };
@@ -299,48 +299,32 @@ fn parse_ros(cdr: &[u8], compressed: bool) -> Option<Picture<'_>> {
     Some(Picture::Raw(RawImage { width, height, encoding, step, is_bigendian, data: c.bytes()? }))
 }
 
-/// `foxglove.CompressedImage` or `foxglove.RawImage` as JSON; pixels are base64.
-fn parse_json<'a>(bytes: &[u8], compressed: bool, pixels: &'a mut Vec<u8>) -> Option<Picture<'a>> {
-    let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-    *pixels = base64(value.get("data")?.as_str()?.as_bytes())?;
-    if compressed {
-        let format = value.get("format").and_then(|f| f.as_str()).unwrap_or("").to_owned();
-        return Some(Picture::Compressed { format, data: pixels.as_slice().into() });
-    }
-    let number = |name: &str| u32::try_from(value.get(name)?.as_u64()?).ok();
-    let encoding = known_encoding(value.get("encoding")?.as_str()?)?;
-    let (width, height, step) = (number("width")?, number("height")?, number("step")?);
-    Some(Picture::Raw(RawImage { width, height, encoding, step, is_bigendian: false, data: pixels }))
+/// What a JSON document holds of an image, out of its text.
+#[derive(Default)]
+struct JsonImage {
+    encoding: String,
+    pixels: Vec<u8>,
 }
 
-/// The static name of an encoding that a JSON document or a protocol buffer carries.
-fn known_encoding(name: &str) -> Option<&'static str> {
-    const NAMES: [&str; 18] = [
-        "rgb8",
-        "bgr8",
-        "rgba8",
-        "bgra8",
-        "mono8",
-        "mono16",
-        "8UC1",
-        "8UC3",
-        "8UC4",
-        "16UC1",
-        "32FC1",
-        "bayer_rggb8",
-        "bayer_bggr8",
-        "bayer_gbrg8",
-        "bayer_grbg8",
-        "yuv422",
-        "yuv422_yuy2",
-        "nv12",
-    ];
-    let name = match name {
-        "uyvy" => "yuv422",
-        "yuyv" => "yuv422_yuy2",
-        name => name,
-    };
-    NAMES.into_iter().find(|n| *n == name)
+/// `foxglove.CompressedImage` or `foxglove.RawImage` as JSON; pixels are base64. A step that is left out stands for rows
+/// without padding.
+fn parse_json<'a>(bytes: &[u8], compressed: bool, held: &'a mut JsonImage) -> Option<Picture<'a>> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let text = |name: &str| value.get(name).and_then(|f| f.as_str()).unwrap_or_default().to_owned();
+    held.pixels = base64(value.get("data")?.as_str()?.as_bytes())?;
+    if compressed {
+        return Some(Picture::Compressed { format: text("format"), data: held.pixels.as_slice().into() });
+    }
+    held.encoding = text("encoding");
+    let number = |name: &str| u32::try_from(value.get(name)?.as_u64()?).ok();
+    Some(Picture::Raw(RawImage {
+        width: number("width")?,
+        height: number("height")?,
+        encoding: &held.encoding,
+        step: number("step").unwrap_or(0),
+        is_bigendian: false,
+        data: &held.pixels,
+    }))
 }
 
 /// `foxglove.CompressedImage` or `foxglove.RawImage` as protocol buffers.
@@ -386,7 +370,7 @@ fn parse_protobuf(mut bytes: &[u8], compressed: bool) -> Option<Picture<'_>> {
         return Some(Picture::Compressed { format, data: blobs[2].into() });
     }
     // timestamp 1, width 2, height 3, encoding 4, step 5, data 6, frame_id 7.
-    let encoding = known_encoding(std::str::from_utf8(blobs[4]).ok()?)?;
+    let encoding = std::str::from_utf8(blobs[4]).ok()?;
     let (width, height, step) = (numbers[2], numbers[3], numbers[5]);
     Some(Picture::Raw(RawImage { width, height, encoding, step, is_bigendian: false, data: blobs[6] }))
 }
@@ -425,6 +409,21 @@ mod tests {
             assert_eq!(base64(text.as_bytes()).unwrap(), want.as_bytes(), "{text}");
         }
         assert_eq!(base64(b"Z*=="), None);
+    }
+
+    #[test]
+    fn encodings_of_other_formats_are_named() {
+        let json = br#"{"width": 2, "height": 1, "encoding": "yuv9", "step": 2, "data": "AAA="}"#;
+        let protobuf = b"\x15\x02\0\0\0\x1d\x01\0\0\0\x22\x04yuv9\x2d\x02\0\0\0\x32\x02\x07\x08";
+        let mut held = JsonImage::default();
+        for picture in [parse_json(json, false, &mut held), parse_protobuf(protobuf, false)] {
+            let Some(Picture::Raw(raw)) = picture else { panic!("no image") };
+            let got = image::decode_raw_rgb8(&raw, &Limits::default(), &mut Vec::new());
+            assert_eq!(got, Err(ImageError::UnknownEncoding { encoding: "yuv9".into() }));
+        }
+        let bare = br#"{"width": 1, "height": 1, "encoding": "rgb8", "data": "AAAA"}"#;
+        let Some(Picture::Raw(raw)) = parse_json(bare, false, &mut held) else { panic!("no image") };
+        assert_eq!((raw.step, raw.data), (0, &[0; 3][..]));
     }
 
     #[test]

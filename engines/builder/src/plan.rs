@@ -204,9 +204,9 @@ impl ModelSpec {
     /// # Errors
     /// The field that is wrong.
     pub fn check(&self) -> Result<(), String> {
-        self.dit.validate()?;
+        self.dit.validate().map_err(|e| e.to_string())?;
         if let Some(codec) = &self.codec {
-            codec.validate()?;
+            codec.validate().map_err(|e| e.to_string())?;
         }
         let w = &self.workload;
         for (name, v) in [("target_latents", w.target_latents), ("steps", w.steps), ("branches", w.branches)]

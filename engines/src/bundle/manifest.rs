@@ -570,7 +570,7 @@ impl Manifest {
                 return Err(field(name, "a word", "nothing"));
             }
         }
-        self.dit.validate().map_err(|what| field("dit", "sizes that fit each other", what))?;
+        self.dit.validate().map_err(|e| field(e.field, e.wanted, e.got))?;
         let same = [
             ("latent.channels", self.dit.out_channels, self.latent.channels),
             ("latent.height", self.dit.latent_height, self.latent.height),

@@ -7,7 +7,7 @@
 //!
 //! The codec keeps no state: unlike the VAE it needs no caches between groups.
 
-use crate::model::{Ops, ParamSpec};
+use crate::model::{ConfigError, Ops, ParamSpec};
 
 /// Name of the basis among the weights: `[channels, 12 * block * block]`, orthonormal rows.
 pub const BASIS: &str = "codec.basis";
@@ -37,30 +37,31 @@ impl LinearCodecConfig {
     /// Says what is wrong with the sizes, if anything.
     ///
     /// # Errors
-    /// A sentence naming the field.
-    pub fn validate(&self) -> Result<(), String> {
-        if self.block == 0 || self.channels == 0 {
-            return Err("codec: block and channels must be at least 1".to_owned());
-        }
-        if self.height == 0
-            || self.width == 0
-            || !self.height.is_multiple_of(self.block)
-            || !self.width.is_multiple_of(self.block)
-        {
-            return Err(format!(
-                "codec: image of {}x{} is not a whole number of {}-pixel blocks",
-                self.width, self.height, self.block
+    /// [`ConfigError`] naming the field.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("block", self.block),
+            ("channels", self.channels),
+            ("height", self.height),
+            ("width", self.width),
+        ];
+        ConfigError::check_sizes("codec", sizes, 1 << 20)?;
+        if !self.height.is_multiple_of(self.block) || !self.width.is_multiple_of(self.block) {
+            return Err(ConfigError::new(
+                "codec.width, codec.height",
+                format!("{}, {}", self.width, self.height),
+                format!("whole numbers of {}-pixel blocks", self.block),
             ));
         }
         if self.channels > self.block_values() {
-            return Err(format!(
-                "codec: {} channels, but a block has only {} values",
+            return Err(ConfigError::new(
+                "codec.channels",
                 self.channels,
-                self.block_values()
+                format!("at most the {} values of a block", self.block_values()),
             ));
         }
         if !(self.scale.is_finite() && self.scale > 0.0) {
-            return Err(format!("codec: scale is {}, but must be positive", self.scale));
+            return Err(ConfigError::new("codec.scale", self.scale, "a positive number"));
         }
         Ok(())
     }
@@ -133,15 +134,14 @@ impl LinearCodec {
     /// A codec from its weights: `basis[C, 12 s s]`, `mean[12 s s]`, row-major.
     ///
     /// # Errors
-    /// A sentence saying which size does not fit.
-    pub fn new(config: LinearCodecConfig, basis: Vec<f32>, mean: Vec<f32>) -> Result<Self, String> {
+    /// [`ConfigError`] naming the size that does not fit.
+    pub fn new(config: LinearCodecConfig, basis: Vec<f32>, mean: Vec<f32>) -> Result<Self, ConfigError> {
         config.validate()?;
         let k = config.block_values();
-        if basis.len() != config.channels * k {
-            return Err(format!("{BASIS}: {} values, expected {} x {k}", basis.len(), config.channels));
-        }
-        if mean.len() != k {
-            return Err(format!("{MEAN}: {} values, expected {k}", mean.len()));
+        for (name, got, wanted) in [(BASIS, basis.len(), config.channels * k), (MEAN, mean.len(), k)] {
+            if got != wanted {
+                return Err(ConfigError::new(name, format!("{got} values"), format!("{wanted} values")));
+            }
         }
         Ok(Self { config, basis, mean })
     }
@@ -290,13 +290,13 @@ mod tests {
         let good = LinearCodecConfig { block: 2, channels: 4, height: 4, width: 6, scale: 1.0 };
         let cases = [
             (LinearCodecConfig { block: 0, ..good }, "block"),
-            (LinearCodecConfig { width: 7, ..good }, "7x4"),
-            (LinearCodecConfig { channels: 49, ..good }, "49 channels"),
+            (LinearCodecConfig { width: 7, ..good }, "7, 4"),
+            (LinearCodecConfig { channels: 49, ..good }, "codec.channels = 49"),
             (LinearCodecConfig { scale: f32::NAN, ..good }, "scale"),
         ];
         for (config, word) in cases {
             let error = config.validate().unwrap_err();
-            assert!(error.contains(word), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
         }
     }
 }

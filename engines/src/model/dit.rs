@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Ops;
+use super::{ConfigError, Ops};
 
 /// What the network predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,8 +124,8 @@ impl DitConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
-    /// A sentence naming the field that does not fit.
-    pub fn validate(&self) -> Result<(), String> {
+    /// [`ConfigError`] naming the field that does not fit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let positive = [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -141,23 +141,19 @@ impl DitConfig {
             ("text_len", self.text_len),
             ("freq_dim", self.freq_dim),
         ];
-        for (name, value) in positive {
-            if value == 0 || value > 1 << 20 {
-                return Err(format!("dit.{name} = {value}: expected 1 to {}", 1 << 20));
+        ConfigError::check_sizes("dit", positive, 1 << 20)?;
+        for (name, value) in [("dit.head_dim", self.head_dim), ("dit.freq_dim", self.freq_dim)] {
+            if !value.is_multiple_of(2) {
+                return Err(ConfigError::new(name, value, "an even number"));
             }
-        }
-        if !self.head_dim.is_multiple_of(2) || !self.freq_dim.is_multiple_of(2) {
-            return Err(format!(
-                "dit.head_dim = {} and dit.freq_dim = {} must be even",
-                self.head_dim, self.freq_dim
-            ));
         }
         if !self.latent_height.is_multiple_of(self.patch[0])
             || !self.latent_width.is_multiple_of(self.patch[1])
         {
-            return Err(format!(
-                "dit latent {}x{} is not a multiple of the patch {}x{}",
-                self.latent_height, self.latent_width, self.patch[0], self.patch[1]
+            return Err(ConfigError::new(
+                "dit.latent_height, dit.latent_width",
+                format!("{}, {}", self.latent_height, self.latent_width),
+                format!("multiples of the patch's {} and {}", self.patch[0], self.patch[1]),
             ));
         }
         Ok(())

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ops, ParamSpec};
+use super::{ConfigError, Ops, ParamSpec};
 
 /// Added to the score of a padded key.
 const MASKED: f32 = -1e9;
@@ -40,8 +40,8 @@ impl Umt5Config {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
-    /// A sentence naming the field that does not fit.
-    pub fn validate(&self) -> Result<(), String> {
+    /// [`ConfigError`] naming the field that does not fit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let sizes = [("vocab_size", self.vocab_size), ("d_model", self.d_model)];
         let inner = [
             ("d_kv", self.d_kv),
@@ -51,16 +51,13 @@ impl Umt5Config {
             ("max_distance", self.max_distance),
         ];
         let inner = inner.into_iter().filter(|_| self.num_layers > 0);
-        for (name, value) in sizes.into_iter().chain(inner) {
-            if value == 0 || value > 1 << 24 {
-                return Err(format!("umt5.{name} = {value}: expected 1 to {}", 1 << 24));
-            }
-        }
+        ConfigError::check_sizes("umt5", sizes.into_iter().chain(inner), 1 << 24)?;
         let exact = self.buckets / 4;
         if self.num_layers > 0 && (!self.buckets.is_multiple_of(4) || self.max_distance <= exact) {
-            return Err(format!(
-                "umt5.buckets = {} must be a multiple of 4 and umt5.max_distance = {} more than a quarter of it",
-                self.buckets, self.max_distance
+            return Err(ConfigError::new(
+                "umt5.buckets",
+                format!("{} with max_distance {}", self.buckets, self.max_distance),
+                "a multiple of 4, and max_distance more than a quarter of it",
             ));
         }
         Ok(())
@@ -236,7 +233,7 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         assert!(config().validate().is_ok());
-        assert!(Umt5Config { d_ff: 0, ..config() }.validate().unwrap_err().contains("d_ff"));
+        assert!(Umt5Config { d_ff: 0, ..config() }.validate().unwrap_err().field.contains("d_ff"));
         let only_embedding =
             Umt5Config { num_layers: 0, d_ff: 0, d_kv: 0, num_heads: 0, buckets: 0, ..config() };
         assert!(only_embedding.validate().is_ok());

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ops, ParamSpec};
+use super::{ConfigError, Ops, ParamSpec};
 
 /// Sizes of the autoencoder, and the statistics of its latents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,8 +81,8 @@ impl VaeConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
-    /// A sentence naming the field that does not fit.
-    pub fn validate(&self) -> Result<(), String> {
+    /// [`ConfigError`] naming the field that does not fit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let positive = [
             ("base_dim", self.base_dim),
             ("decoder_base_dim", self.decoder_base_dim),
@@ -90,47 +90,53 @@ impl VaeConfig {
             ("num_res_blocks", self.num_res_blocks),
             ("patch_size", self.patch_size),
         ];
-        for (name, value) in positive {
-            if value == 0 || value > 1 << 16 {
-                return Err(format!("vae.{name} = {value}: expected 1 to {}", 1 << 16));
-            }
-        }
+        ConfigError::check_sizes("vae", positive, 1 << 16)?;
         if self.dim_mult.is_empty()
             || self.dim_mult.len() > 8
             || self.dim_mult.iter().any(|m| *m == 0 || *m > 64)
         {
-            return Err(format!("vae.dim_mult = {:?}: expected 1 to 8 factors from 1 to 64", self.dim_mult));
+            let got = format!("{:?}", self.dim_mult);
+            return Err(ConfigError::new("vae.dim_mult", got, "1 to 8 factors from 1 to 64"));
         }
         if self.temporal_downsample.len() + 1 != self.dim_mult.len() {
-            return Err(format!(
-                "vae.temporal_downsample has {} entries, expected one less than dim_mult's {}",
-                self.temporal_downsample.len(),
-                self.dim_mult.len()
+            return Err(ConfigError::new(
+                "vae.temporal_downsample",
+                format!("{} entries", self.temporal_downsample.len()),
+                format!("one less than dim_mult's {}", self.dim_mult.len()),
             ));
         }
         for (name, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
             if values.len() != self.z_dim || values.iter().any(|v| !v.is_finite()) {
-                return Err(format!("vae.{name} must hold {} finite numbers", self.z_dim));
+                let got = format!("{} numbers", values.len());
+                return Err(ConfigError::new(
+                    format!("vae.{name}"),
+                    got,
+                    format!("{} finite numbers", self.z_dim),
+                ));
             }
         }
         if self.latents_std.iter().any(|v| *v <= 0.0) {
-            return Err("vae.latents_std must be positive".to_owned());
+            return Err(ConfigError::new("vae.latents_std", "not positive", "positive numbers"));
         }
         let fits = |s: &Stage, down: bool| {
             let factor = if s.space { 4 } else { 1 } * if s.time { 2 } else { 1 };
             if down { (s.from * factor).is_multiple_of(s.to) } else { (s.to * factor).is_multiple_of(s.from) }
         };
         if let Some(s) = self.encoder_stages().iter().find(|s| !fits(s, true)) {
-            return Err(format!(
-                "vae encoder stage {} -> {}: the averaging shortcut does not divide",
-                s.from, s.to
+            let got = format!("a step from {} to {} channels in the encoder", s.from, s.to);
+            return Err(ConfigError::new(
+                "vae.dim_mult",
+                got,
+                "channels that the averaging shortcut divides",
             ));
         }
         let ups = self.decoder_stages();
         if let Some(s) = ups.iter().filter(|s| s.space).find(|s| !fits(s, false)) {
-            return Err(format!(
-                "vae decoder stage {} -> {}: the repeating shortcut does not divide",
-                s.from, s.to
+            let got = format!("a step from {} to {} channels in the decoder", s.from, s.to);
+            return Err(ConfigError::new(
+                "vae.dim_mult",
+                got,
+                "channels that the repeating shortcut divides",
             ));
         }
         Ok(())
@@ -731,7 +737,7 @@ mod tests {
         ];
         for (cfg, word) in cases {
             let error = cfg.validate().unwrap_err();
-            assert!(error.contains(word), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
         }
     }
 }

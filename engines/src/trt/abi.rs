@@ -279,21 +279,32 @@ impl Abi {
     /// its versions separately.
     ///
     /// # Errors
-    /// The reason why this version cannot be used.
-    pub fn of(version: Version, rtx: bool) -> Result<Abi, String> {
+    /// [`UnknownVersion`]: too old, or newer than this program knows.
+    pub fn of(version: Version, rtx: bool) -> Result<Abi, UnknownVersion> {
         match (rtx, version.major, version.minor) {
             (true, 1, 7) => Ok(Abi::Rtx17),
-            (true, _, _) => Err(format!("TensorRT-RTX {version} is not supported; install 1.7")),
             (false, 10, 0..=16) => Ok(Abi::V10),
             (false, 11, 0..=4) => Ok(Abi::V11),
-            (false, 10 | 11, _) => Err(format!(
-                "TensorRT {version} is newer than this program knows (10.0 to 10.16, 11.0 to 11.4)"
-            )),
-            (false, _, _) => {
-                Err(format!("TensorRT {version} is not supported; install 10.0 to 10.16 or 11.0 to 11.4"))
-            }
+            (true, ..) => Err(UnknownVersion::Rtx(version)),
+            (false, 10 | 11, _) => Err(UnknownVersion::TooNew(version)),
+            (false, ..) => Err(UnknownVersion::Unsupported(version)),
         }
     }
+}
+
+/// Why a library's version cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnknownVersion {
+    /// Of TensorRT-RTX.
+    #[error("TensorRT-RTX {0} is not supported; install 1.7")]
+    Rtx(Version),
+    /// A later minor version of a known major one: its slots may differ.
+    #[error("TensorRT {0} is newer than this program knows (10.0 to 10.16, 11.0 to 11.4)")]
+    TooNew(Version),
+    /// Another major version.
+    #[error("TensorRT {0} is not supported; install 10.0 to 10.16 or 11.0 to 11.4")]
+    Unsupported(Version),
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::abi::{Abi, Version};
+use super::abi::{Abi, UnknownVersion, Version};
 use super::ffi::Object;
 use super::log::Logger;
 use crate::cuda::{self, CudaError, DriverInfo};
@@ -41,12 +41,12 @@ pub enum LibraryError {
         symbol: &'static str,
     },
     /// A version that has no slot table.
-    #[error("{path}: {reason}")]
+    #[error("{path}: {source}")]
     Version {
         /// The file.
         path: String,
         /// What is supported.
-        reason: String,
+        source: UnknownVersion,
     },
     /// The library wants a GPU, and CUDA is not usable.
     #[error("TensorRT {version} needs a GPU: {source}")]
@@ -158,7 +158,7 @@ impl Library {
             patch: number("getInferLibPatchVersion", b"getInferLibPatchVersion\0")?,
             build: number("getInferLibBuildVersion", b"getInferLibBuildVersion\0")?,
         };
-        let abi = Abi::of(version, rtx).map_err(|reason| LibraryError::Version { path: shown, reason })?;
+        let abi = Abi::of(version, rtx).map_err(|source| LibraryError::Version { path: shown, source })?;
         let driver = match (options.probe)() {
             Ok(info) => Some(info),
             Err(source) if abi.needs_driver() => return Err(LibraryError::Cuda { version, source }),

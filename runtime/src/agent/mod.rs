@@ -73,6 +73,11 @@ pub enum Event {
         /// The camera's stamp.
         captured_at: Timestamp,
     },
+    /// The camera's frames do not count at present though they come, or do again.
+    CameraFault {
+        /// Why they do not; `None`: they do.
+        reason: Option<String>,
+    },
     /// A full latent is in the memory now.
     ContextReady {
         /// Latents held.
@@ -191,6 +196,8 @@ pub struct Agent {
     config: AgentConfig,
     active: Option<Active>,
     newest_frame: Option<(TimeDelta, Timestamp)>,
+    /// Why the frames that come do not count.
+    camera_fault: Option<String>,
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
     drives: Option<Drives>,
@@ -221,6 +228,7 @@ impl Agent {
             config,
             active: None,
             newest_frame: None,
+            camera_fault: None,
             latents: 0,
             published: None,
             waiting: Vec::new(),
@@ -284,6 +292,7 @@ impl Agent {
                 self.stop_drives(|goal| id.is_empty() || goal == id, why, now, &mut actions);
             }
             Event::Frame { captured_at } => self.newest_frame = Some((now, captured_at)),
+            Event::CameraFault { reason } => self.camera_fault = reason,
             Event::ContextReady { latents } => self.latents = latents,
             Event::ContextLost => self.latents = 0,
             Event::Draft { ticket, answer } => {
@@ -343,6 +352,9 @@ impl Agent {
                 age.as_secs_f64(),
                 max_age.as_secs_f64()
             );
+            return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), wait, actions);
+        }
+        if let Some(reason) = self.camera_fault.clone() {
             return self.answer(ticket, Answer::new(goal.id, Status::Stale, Some(reason)), wait, actions);
         }
         if self.latents == 0 {

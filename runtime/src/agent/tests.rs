@@ -106,6 +106,20 @@ fn stories() {
     let ready = || Event::ContextReady { latents: 3 };
     let done = |ticket, x| Event::Done { ticket: Ticket(ticket), answer: found(x) };
     let cancel = |id: &str| Event::Cancel { id: id.into() };
+    let fault = |reason: Option<&str>| Event::CameraFault { reason: reason.map(str::to_owned) };
+    play(
+        "a frozen camera",
+        vec![
+            (0, frame(), &[]),
+            (0, ready(), &[]),
+            (10, fault(Some("frozen")), &[]),
+            (20, frame(), &[]),
+            (20, goal(1, "a"), &["stale 1"]),
+            (30, fault(None), &[]),
+            (30, frame(), &[]),
+            (40, goal(2, "b"), &["begin 2"]),
+        ],
+    );
     play(
         "a goal is met",
         vec![

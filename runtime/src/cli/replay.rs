@@ -7,6 +7,7 @@ use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::node::MonotonicClock;
 use crate::replay::{Replay, Told, replay};
+use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::Status;
@@ -42,6 +43,12 @@ pub struct ReplayArgs {
     /// Robot configuration: topics, context, camera.
     #[arg(long, value_name = "TOML")]
     config: Option<PathBuf>,
+    /// The camera's topic, raw or compressed, instead of the configuration's.
+    #[arg(long, value_name = "TOPIC")]
+    image: Option<String>,
+    /// The topic of odometry instead of the configuration's.
+    #[arg(long, value_name = "TOPIC")]
+    odom: Option<String>,
     /// Print p50, p99 and maximum per stage.
     #[arg(long)]
     profile: bool,
@@ -77,6 +84,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let asked = Replay {
         bag: args.bag.clone(),
         config,
+        wanted: Wanted { image: args.image.clone(), odom: args.odom.clone() },
         goal,
         at_secs: args.at,
         deadline: args.deadline_ms.map(TimeDelta::from_millis),
@@ -95,6 +103,8 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             "seed": args.seed,
             "goal": args.goal,
             "frames": replayed.counts,
+            "topics": replayed.topics.keys().collect::<Vec<_>>(),
+            "faults": replayed.faults.sentences(),
             "latents": replayed.scene.as_ref().map_or(0, |scene| scene.memory.len()),
             "segments": replayed.segments,
             "refused_messages": replayed.refused,

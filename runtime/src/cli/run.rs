@@ -1,10 +1,11 @@
 //! `mindseye run`: the node, until it is told to stop.
 
 use super::{say, stop_flag};
-use crate::config::RobotConfig;
+use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
 use crate::node::{Node, NodeParts};
 use crate::record::Recorder;
+use crate::topics::{Offered, Wanted, adapt};
 use anyhow::Context;
 use clap::Args;
 use mindseye_bridge::ros::RosSession;
@@ -31,6 +32,12 @@ pub struct RunArgs {
     /// Directory of the model bundle instead of the configuration's.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// The camera's topic, raw or compressed, instead of the configuration's.
+    #[arg(long, value_name = "TOPIC")]
+    image: Option<String>,
+    /// The topic of odometry instead of the configuration's.
+    #[arg(long, value_name = "TOPIC")]
+    odom: Option<String>,
     /// Record what comes in and goes out.
     #[arg(long, value_name = "MCAP")]
     record: Option<PathBuf>,
@@ -62,13 +69,33 @@ pub fn configure(
     Ok(robot)
 }
 
+/// Time in which a robot that is there has said what it publishes.
+const GRAPH_KNOWN_AFTER: Duration = Duration::from_millis(700);
+
+/// What the robot publishes, where the session can know it.
+fn published(session: &RosSession, topics: &Topics) -> Vec<Offered> {
+    let Some(graph) = session.graph() else { return Vec::new() };
+    let is_camera = |name: &str| name == topics.image || name == topics.compressed;
+    // A robot with the configured camera needs no waiting; without it every topic counts.
+    let _known = graph.wait_until(GRAPH_KNOWN_AFTER, |graph| {
+        graph.topics().iter().any(|t| t.publishers > 0 && is_camera(&t.name))
+    });
+    let there = graph.topics().into_iter().filter(|t| t.publishers > 0);
+    there.map(|t| Offered { name: t.name, type_name: t.type_name, ..Offered::default() }).collect()
+}
+
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
+    let mut config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
     let stop = stop_flag()?;
     let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
     let directory = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok())?;
     let pipeline = Pipeline::load(&directory, &config.model.backend, config.model.threads)?;
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
+    let wanted = Wanted { image: args.image.clone(), odom: args.odom.clone() };
+    let offered = published(&session, &config.topics);
+    for line in adapt(&mut config.topics, &offered, &wanted) {
+        eprintln!("mindseye: {line}");
+    }
     let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
     let robot = config.robot.clone();
     let node = Node::start(

@@ -11,12 +11,14 @@ use crate::mind::Pipeline;
 use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::replay::topics;
-use crate::senses::{Sense, Senses};
+use crate::senses::Senses;
+use crate::topics::Wanted;
 use crate::visit::{SWEEP, Visit, plain_pose};
 use anyhow::{Context as _, bail};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::bag::{CdrConverter, OpenOptions, ReadOptions, open};
 use mindseye_bridge::goal::Goal;
+use mindseye_bridge::time::Timestamp;
 use mindseye_builder::quant::{
     CalibrationSource, Inputs, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
 };
@@ -314,10 +316,7 @@ fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> any
     let mut senses = Senses::new(config.senses(spec.frame_period), spec.camera, pipeline.encoder()?);
     let bag = open(path, &OpenOptions::default()).with_context(|| path.display().to_string())?;
     let info = bag.info().clone();
-    let topics = topics(&info, &config, &mut |_| {});
-    if !topics.values().any(|s| matches!(s, Sense::Image | Sense::Compressed)) {
-        bail!("{}: no camera topic {} or {}", path.display(), config.topics.image, config.topics.compressed);
-    }
+    let topics = topics(&bag, path, &config, &Wanted::default(), &mut |_| {})?;
     let names = topics.keys().map(|id| info.topic(*id).name.clone()).collect();
     let total: u64 = topics.keys().map(|id| info.topic(*id).count).sum();
     let mut due: VecDeque<u64> =
@@ -327,8 +326,9 @@ fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> any
     let (mut scenes, mut taken) = (Vec::new(), 0u64);
     for message in bag.messages(&options) {
         let Some(sense) = topics.get(&message.topic) else { continue };
+        let logged_at = Timestamp(message.log_time_ns);
         if let Ok(cdr) = converter.convert(&message)
-            && let Err(error) = senses.take(*sense, cdr, &NoClock, &mut Profile::default())
+            && let Err(error) = senses.take(*sense, cdr, logged_at, &NoClock, &mut Profile::default())
         {
             tracing::warn!(%error, "a message was left out");
         }

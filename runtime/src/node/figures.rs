@@ -3,7 +3,7 @@
 use super::NodeCounts;
 use crate::context::ContextCounts;
 use crate::profile::Profile;
-use crate::senses::Seen;
+use crate::senses::{Seen, SenseFaults};
 use mindseye_bridge::ros::SubscriberCounts;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,8 @@ pub(super) struct Figures {
     pub bad_messages: AtomicU64,
     pub ignored_frames: AtomicU64,
     pub segments: Mutex<String>,
+    /// What is wrong with the senses.
+    pub faults: Mutex<SenseFaults>,
 }
 
 impl Figures {

@@ -144,6 +144,7 @@ impl StatusSource<'_> {
                 "poses_dropped": self.figures.poses_dropped.load(Ordering::Relaxed),
                 "events_dropped": self.figures.events_dropped.load(Ordering::Relaxed),
             },
+            "faults": lock(&self.figures.faults).sentences(),
             "context": {
                 "latents": self.seen.latents(),
                 "evicted": self.seen.evicted(),
@@ -156,11 +157,13 @@ impl StatusSource<'_> {
     }
 
     fn diagnostics(&self) -> DiagnosticArray {
+        let faults = lock(&self.figures.faults).sentences();
         let (level, message) = match self.agent.frame_age(self.now) {
             None => (1, "no camera frame yet".to_owned()),
             Some(age) if age > TimeDelta::from_millis(1000) => {
                 (1, format!("the newest camera frame came {:.1} s ago", age.as_secs_f64()))
             }
+            Some(_) if !faults.is_empty() => (1, faults.join("; ")),
             Some(_) => (0, "ok".to_owned()),
         };
         let value = |key: &str, value: String| KeyValue { key: key.into(), value };

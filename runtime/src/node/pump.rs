@@ -10,7 +10,7 @@ use crate::senses::{Sense, Senses, Took};
 use mindseye_bridge::clock;
 use mindseye_bridge::msg::{CameraInfo, CompressedImage, Image, Odometry, RosType, TFMessage};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RawSubscriber, RosError, RosSession, SubscriberCounts};
-use mindseye_bridge::time::TimeDelta;
+use mindseye_bridge::time::{TimeDelta, Timestamp};
 use ringbuf::HeapProd;
 use ringbuf::traits::Producer;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl SensesPump {
             for sense in [Sense::Image, Sense::Compressed] {
                 let Some(sample) = self.camera(sense).and_then(RawSubscriber::try_recv) else { continue };
                 idle = false;
-                self.take(sense, sample.bytes(&mut scratch));
+                self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
             }
             self.report();
             if idle {
@@ -98,7 +98,7 @@ impl SensesPump {
                 };
                 if let Some(sample) = sample {
                     self.drain_others(&mut scratch);
-                    self.take(sense, sample.bytes(&mut scratch));
+                    self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
                 }
             }
         }
@@ -114,14 +114,15 @@ impl SensesPump {
             let sense = self.inputs.others[i].0;
             while let Some(sample) = self.inputs.others[i].1.try_recv() {
                 any = true;
-                self.take(sense, sample.bytes(scratch));
+                self.take(sense, sample.bytes(scratch), sample.info.received_at);
             }
         }
         any
     }
 
-    fn take(&mut self, sense: Sense, cdr: &[u8]) {
-        let taken = self.senses.take(sense, cdr, &MonotonicClock, &mut self.profile);
+    fn take(&mut self, sense: Sense, cdr: &[u8], received_at: Timestamp) {
+        let taken = self.senses.take(sense, cdr, received_at, &MonotonicClock, &mut self.profile);
+        self.faults();
         if let Some(record) = &self.record {
             self.record(record, sense, cdr);
         }
@@ -133,6 +134,25 @@ impl SensesPump {
                 if (before + 1).is_power_of_two() {
                     tracing::warn!(%error, times = before + 1, "a message was dropped");
                 }
+            }
+        }
+    }
+
+    /// Says what has become wrong with the senses, or right again.
+    fn faults(&mut self) {
+        let faults = self.senses.faults();
+        let before = std::mem::replace(&mut *lock(&self.figures.faults), faults);
+        if let Some(motion) = faults.motion.filter(|_| faults.motion != before.motion) {
+            tracing::warn!("{motion}");
+        }
+        if faults.camera != before.camera {
+            let reason = faults.camera.map(|fault| fault.to_string());
+            match &reason {
+                Some(reason) => tracing::warn!("{reason}"),
+                None => tracing::info!("the camera is alive again"),
+            }
+            if self.events.try_push(Event::CameraFault { reason }).is_err() {
+                self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -225,13 +225,16 @@ pub struct FakeRobot {
 }
 
 pub fn image(stamp: Timestamp, width: u32, height: u32) -> Image {
+    let mut data = vec![90; (width * height * 3) as usize];
+    // Like a camera's, no two pictures are the same to the bit.
+    data[0] = (stamp.as_nanos() >> 20) as u8;
     Image {
         header: Header::new(stamp, "camera_optical_frame"),
         width,
         height,
         encoding: "rgb8".into(),
         step: width * 3,
-        data: vec![90; (width * height * 3) as usize],
+        data,
         ..Image::default()
     }
 }
