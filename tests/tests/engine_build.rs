@@ -20,8 +20,8 @@ use mindseye_builder::quant::{
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance,
-    RopeSpec, SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, LiftParams,
+    Limits, Manifest, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
@@ -117,7 +117,8 @@ fn bundle(folder: &Path, cfg: &DitConfig) -> Bundle {
         provenance: Provenance { source: "random weights".into(), ..Provenance::default() },
         dit: cfg.clone(),
         networks: Default::default(),
-        lift: BTreeMap::new(),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: cfg.lift.then(LiftParams::uncalibrated),
         evaluation: Default::default(),
         component: BTreeMap::new(),
     };

@@ -92,8 +92,8 @@ steps = 4
 guidance = 5.0
 [text]
 prompt = "The camera moves across the room. Finally, it focuses on {} in the center of the frame."
-[lift]
-box_min = 0.2
+[bounding_box]
+score_min = 0.2
 "#;
 
 fn root() -> PathBuf {

@@ -27,8 +27,8 @@ use mindseye_builder::checkpoint::{
 };
 use mindseye_engines::{
     bundle::{
-        BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
-        SamplerSpec,
+        BoundingBoxSpec, BundleWriter, CameraSpec, ComponentFormat, Evaluation, FORMAT, ImageSpec,
+        LatentSpec, LayoutSpec, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
     },
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig},
     sampler::{Grid, Solver},
@@ -113,6 +113,7 @@ impl std::fmt::Display for Part {
 
 /// What a model configuration says.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Model {
     name: String,
     dit: DitConfig,
@@ -120,13 +121,23 @@ struct Model {
     umt5: Umt5Config,
     layout: ModelLayout,
     sampler: ModelSampler,
-    /// What the runtime needs to read the imagination: `box_min` for a model without lift heads.
-    #[serde(default)]
-    lift: BTreeMap<String, f64>,
+    bounding_box: BoundingBoxSpec,
+    text: Option<ModelText>,
+    camera: Option<CameraSpec>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelText {
+    prompt: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ModelLayout {
+    /// Images of the longest recording of inference.
+    #[serde(default, rename = "recording_images")]
+    _recording_images: Option<usize>,
     context_latents: usize,
     motion_latents: usize,
     box_latents: usize,
@@ -134,6 +145,7 @@ struct ModelLayout {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ModelSampler {
     grid: Grid,
     solver: Solver,
@@ -294,7 +306,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
         networks.push(Found { part, checkpoint, location, lora });
     }
 
-    let mut writer = BundleWriter::create(&args.out, manifest(&model, &text, args, &networks)?)?;
+    let mut writer = BundleWriter::create(&args.out, manifest(&model, args, &networks)?)?;
     let mut report = Vec::new();
     for found in &networks {
         let file = format!("{}.safetensors", found.part.name());
@@ -444,7 +456,7 @@ fn find_tokenizer(dir: &Path) -> anyhow::Result<Pieces> {
     bail!("{}: no tokenizer here; expected tokenizer/ or google/umt5-xxl/ with spiece.model", dir.display())
 }
 
-fn manifest(model: &Model, text: &str, args: &ImportArgs, networks: &[Found]) -> anyhow::Result<Manifest> {
+fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Result<Manifest> {
     let mut dtypes: Vec<Dtype> = Vec::new();
     for found in networks {
         for dtype in found.location.tensors.iter().map(|t| found.dtype(t)) {
@@ -458,21 +470,6 @@ fn manifest(model: &Model, text: &str, args: &ImportArgs, networks: &[Found]) ->
         [one] => one.name().to_ascii_lowercase(),
         _ => "mixed".to_owned(),
     };
-    let raw: toml::Table = toml::from_str(text)?;
-    let mut tables = toml::Table::new();
-    for name in ["vae", "umt5", "layout"] {
-        tables.insert(name.to_owned(), raw.get(name).context("the tables were read before")?.clone());
-    }
-    // How the text is put, and what the training camera saw; a published checkpoint says neither.
-    for name in ["text", "camera"] {
-        if let Some(table) = raw.get(name) {
-            tables.insert(name.to_owned(), table.clone());
-        }
-    }
-    if let Some(layout) = tables.get_mut("layout").and_then(toml::Value::as_table_mut) {
-        // The longest recording of the paper's inference, not a bound of training: source indices are kept as they are.
-        layout.remove("recording_images");
-    }
     let target = 1 + model.layout.motion_latents + model.layout.box_latents;
     let spatial = model.vae.spatial_factor();
     Ok(Manifest {
@@ -515,9 +512,23 @@ fn manifest(model: &Model, text: &str, args: &ImportArgs, networks: &[Found]) ->
             ..Provenance::default()
         },
         dit: model.dit.clone(),
-        networks: tables,
-        lift: model.lift.clone(),
-        evaluation: toml::Table::new(),
+        networks: Networks {
+            camera: model.camera,
+            layout: Some(LayoutSpec {
+                motion_latents: model.layout.motion_latents,
+                box_latents: model.layout.box_latents,
+                // The longest recording of the paper's inference is no bound of training: source indices are kept.
+                recording_images: None,
+            }),
+            // How the text is put; a published checkpoint does not say.
+            text: model.text.as_ref().map(|text| TextSpec::Sentence { prompt: text.prompt.clone() }),
+            codec: None,
+            vae: Some(model.vae.clone()),
+            umt5: Some(model.umt5.clone()),
+        },
+        bounding_box: model.bounding_box,
+        lift: None,
+        evaluation: Evaluation::default(),
         component: BTreeMap::new(),
     })
 }

@@ -10,13 +10,9 @@ use mindseye_builder::onnx::{
 use mindseye_engines::bundle::Bundle;
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::ParamSpec;
-use mindseye_engines::model::codec::LinearCodecConfig;
-use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::onnx::{Dim, Model};
 use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_train::eager::Params;
-
-use crate::export::network;
 
 /// What names of the text encoder's weights begin with in training; its graph has them without it.
 pub const TEXT_PREFIX: &str = "text.";
@@ -61,17 +57,17 @@ pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
 
 /// The graph that this program writes for a component of the bundle, without values of weights.
 fn written_anew(bundle: &Bundle, component: &str) -> anyhow::Result<Model> {
-    let dit = &bundle.manifest().dit;
+    let (dit, networks) = (&bundle.manifest().dit, &bundle.manifest().networks);
     let declared = |specs: &[ParamSpec]| -> Arc<dyn WeightSource> { Arc::new(DeclaredWeights::new(specs)) };
     let missing = |table: &str| format!("{component}: no networks.{table} in the bundle");
     Ok(match component {
         "text_encoder" => {
-            let cfg: Umt5Config = network(bundle, "umt5")?.with_context(|| missing("umt5"))?;
-            text_encoder_graph(&cfg, dit.text_len, declared(&cfg.params()))?
+            let cfg = networks.umt5.as_ref().with_context(|| missing("umt5"))?;
+            text_encoder_graph(cfg, dit.text_len, declared(&cfg.params()))?
         }
         "vae_encoder" => {
-            let cfg: LinearCodecConfig = network(bundle, "codec")?.with_context(|| missing("codec"))?;
-            codec_encoder_graph(&cfg, declared(&cfg.params()))?
+            let cfg = networks.codec.as_ref().with_context(|| missing("codec"))?;
+            codec_encoder_graph(cfg, declared(&cfg.params()))?
         }
         _ => {
             let weights = declared(count_denoiser(dit, 2, 0, 2).params());

@@ -10,8 +10,8 @@ use mindseye_builder::onnx::{
     MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
-    SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
+    LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
 };
 use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
@@ -30,9 +30,9 @@ pub struct ShipOptions {
     /// Take the last weights instead of the averaged ones.
     pub raw: bool,
     /// Calibration of the lift; provisional values where nothing is given.
-    pub lift: Option<BTreeMap<String, f64>>,
+    pub lift: Option<LiftParams>,
     /// Figures to store with the bundle.
-    pub evaluation: toml::Table,
+    pub evaluation: Evaluation,
     /// Also write the halves for the one-way mask, even of weights that were not trained with it.
     pub cached: bool,
     /// Denoising steps to sample with; those that a student was trained for, else 12.
@@ -41,33 +41,19 @@ pub struct ShipOptions {
     pub guidance: Option<f64>,
 }
 
-/// Calibration to begin with; `eval calibrate` replaces it by measured values.
+/// Calibration to begin with; `eval grounding --calibrate` replaces it by measured values.
 #[must_use]
-pub fn provisional_lift() -> BTreeMap<String, f64> {
-    [
-        ("early_timestep", 970.0),
-        ("standoff_m", mindseye_world::STANDOFF_M),
-        ("mask_present", 0.0),
-        ("mask_vote", -1.0),
-        ("plan_sigma_m", 0.3),
-        ("memory_sigma_m", 0.25),
-        ("drive_sigma_m", 0.4),
-        ("yaw_sigma_rad", 0.2),
-        ("agree_max", 3.5),
-        ("localisation_sigma_m", 0.4),
-        ("localisation_max_m", 1.2),
-        ("consistency_min", 0.2),
-        ("box_min", 0.3),
-    ]
-    .into_iter()
-    .map(|(k, v)| (k.to_string(), v))
-    .chain(standoffs())
-    .collect()
+pub fn provisional_lift() -> LiftParams {
+    LiftParams {
+        standoff_m: mindseye_world::STANDOFF_M,
+        standoff_by_word_m: standoffs(),
+        ..LiftParams::uncalibrated()
+    }
 }
 
-/// Where drives to wide shapes end, as `standoff_m.SHAPE`: the mean over generated houses, for shapes that are more
-/// than 2 cm off the least stand-off.
-fn standoffs() -> Vec<(String, f64)> {
+/// Where rollouts to wide shapes end (m, by name): the mean over generated houses, for shapes that are more than 2 cm
+/// off the least standoff.
+fn standoffs() -> BTreeMap<String, f64> {
     use mindseye_world::{Difficulty, House, Shape, standoff_m};
     let mut sums = [(0.0, 0usize); Shape::ALL.len()];
     for seed in 0..100 {
@@ -82,7 +68,7 @@ fn standoffs() -> Vec<(String, f64)> {
         .iter()
         .zip(sums)
         .filter(|(_, s)| s.1 > 0 && mean(*s) > mindseye_world::STANDOFF_M + 0.02)
-        .map(|(shape, s)| (format!("standoff_m.{}", shape.name()), mean(s)))
+        .map(|(shape, s)| (shape.name().to_owned(), mean(s)))
         .collect()
 }
 
@@ -161,21 +147,23 @@ fn manifest(
     training.insert("done_steps".into(), toml::Value::Integer(state.step as i64));
     training.insert("samples".into(), toml::Value::Integer((state.step * config.batch as u64) as i64));
     training.insert("weights".into(), if options.raw { "last" } else { "averaged" }.into());
-    let mut networks = toml::Table::new();
-    networks.insert("codec".into(), toml::Value::try_from(model.codec)?);
-    networks.insert("umt5".into(), toml::Value::try_from(model.umt5())?);
-    networks.insert("text".into(), toml::Value::try_from(&model.text)?);
-    let mut layout = toml::Table::new();
-    layout.insert("motion_latents".into(), toml::Value::Integer(model.layout.motion_latents as i64));
-    layout.insert("box_latents".into(), toml::Value::Integer(model.layout.box_latents as i64));
-    layout.insert("recording_images".into(), toml::Value::Integer(model.layout.recording_images as i64));
     let seen_by = mindseye_world::Camera::new(model.codec.width, model.codec.height);
-    let mut camera = toml::Table::new();
-    camera.insert("horizontal_fov_deg".into(), toml::Value::Float(seen_by.hfov_rad.to_degrees()));
-    camera.insert("pitch_deg".into(), toml::Value::Float(seen_by.pitch_rad.to_degrees()));
-    camera.insert("height_m".into(), toml::Value::Float(seen_by.mount_height_m));
-    networks.insert("camera".into(), toml::Value::Table(camera));
-    networks.insert("layout".into(), toml::Value::Table(layout));
+    let networks = Networks {
+        camera: Some(CameraSpec {
+            horizontal_fov_deg: seen_by.hfov_rad.to_degrees(),
+            pitch_deg: seen_by.pitch_rad.to_degrees(),
+            height_m: seen_by.mount_height_m,
+        }),
+        layout: Some(LayoutSpec {
+            motion_latents: model.layout.motion_latents,
+            box_latents: model.layout.box_latents,
+            recording_images: Some(model.layout.recording_images),
+        }),
+        text: Some(TextSpec::Closed { words: model.text.words.iter().map(|w| w.to_lowercase()).collect() }),
+        codec: Some(model.codec),
+        vae: None,
+        umt5: Some(model.umt5()),
+    };
     Ok(Manifest {
         format: mindseye_engines::bundle::FORMAT,
         name: model.name.clone(),
@@ -219,7 +207,8 @@ fn manifest(
         },
         dit,
         networks,
-        lift: options.lift.clone().unwrap_or_else(provisional_lift),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: model.dit.lift.then(|| options.lift.clone().unwrap_or_else(provisional_lift)),
         evaluation: options.evaluation.clone(),
         component: BTreeMap::new(),
     })

@@ -1,9 +1,8 @@
 //! Who serves a name. Sessions that claim the same name find each other by liveliness, and all of them agree on who
 //! was first.
 
-use super::RosError;
 use super::session::RosSession;
-use crate::camera::lock;
+use super::{RosError, lock};
 use crate::clock;
 use crate::time::Timestamp;
 use std::collections::BTreeSet;

@@ -167,24 +167,13 @@ impl ModelSpec {
     /// # Errors
     /// The field and what is wrong with it.
     pub fn from_manifest(manifest: &Manifest) -> Result<ModelSpec, SpecError> {
-        fn table<T: serde::de::DeserializeOwned>(
-            manifest: &Manifest,
-            key: &str,
-        ) -> Result<Option<T>, SpecError> {
-            let value = manifest.networks.get(key).cloned();
-            let read = |v: toml::Value| {
-                v.try_into().map_err(|source| SpecError::Toml { what: format!("networks.{key}"), source })
-            };
-            value.map(read).transpose()
-        }
         let dit = manifest.dit.clone();
-        let umt5: Option<Umt5Config> = table(manifest, "umt5")?;
-        let text: Option<ClosedText> = table(manifest, "text")?;
+        let networks = &manifest.networks;
         let spec = ModelSpec {
             name: manifest.name.clone(),
-            vae: table(manifest, "vae")?,
-            text_encoder: umt5.or_else(|| embedding(text.as_ref()?, &dit)),
-            codec: table(manifest, "codec")?,
+            vae: networks.vae.clone(),
+            text_encoder: networks.umt5.clone(),
+            codec: networks.codec,
             workload: Workload {
                 context_latents: manifest.limits.context_allowed as u64,
                 target_latents: manifest.limits.target_allowed as u64,
