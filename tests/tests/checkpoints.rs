@@ -543,7 +543,7 @@ fn eight_bit_floats_are_read_with_their_factor() {
             file.push(("scaled_fp8".to_owned(), "F8_E4M3", vec![2], vec![0; 2]));
         }
         write(&dir.join("wan_fp8_e4m3fn.safetensors"), &file);
-        let bundle = Bundle::load(&import(&dir, &[Part::Denoiser]).unwrap()).unwrap();
+        let bundle = Bundle::load(import(&dir, &[Part::Denoiser]).unwrap()).unwrap();
         let got = Checkpoint::open(&bundle.path("denoiser").unwrap()).unwrap();
         let names: BTreeMap<String, String> =
             published().into_iter().filter(|p| p.0 == "dit").map(|p| (p.2, p.1)).collect();
@@ -609,7 +609,7 @@ fn a_lora_is_named_and_added() {
         })
         .map(|_| out)
     };
-    let bundle = Bundle::load(&with(&path, 0.5, "merged").unwrap()).unwrap();
+    let bundle = Bundle::load(with(&path, 0.5, "merged").unwrap()).unwrap();
     let got = Checkpoint::open(&bundle.path("denoiser").unwrap()).unwrap();
     let plain = Checkpoint::open(&golden("set2/dit/weights.safetensors")).unwrap();
     for (name, _) in plain.tensors() {

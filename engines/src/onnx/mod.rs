@@ -13,7 +13,7 @@ pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,
     ValueInfo,
 };
-pub use origin::{Origin, OriginError, Step};
+pub use origin::{Origin, OriginError, Step, StoredWeights};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;

@@ -258,6 +258,9 @@ impl Origin {
     }
 }
 
+/// Shape and values of weights by their names in the network.
+pub type StoredWeights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// A weight put together again.
 struct Gathered {
     shape: Vec<usize>,
@@ -278,7 +281,7 @@ impl Graph {
     /// # Errors
     /// [`OnnxError::Tensor`] naming the constant or weight where a part is missing, where it was scaled (the way back
     /// would round), and where its values cannot be had as floats.
-    pub fn stored_weights(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, OnnxError> {
+    pub fn stored_weights(&self) -> Result<StoredWeights, OnnxError> {
         let mut found: BTreeMap<String, Gathered> = BTreeMap::new();
         for tensor in &self.initializers {
             let Some(origin) = &tensor.origin else { continue };
