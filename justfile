@@ -18,10 +18,11 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
-# Train the shipped model and put it in its place.
+# Train the first of the six parts of the shipped model's recipe (models/house-tiny/CARD.md has the others) and pack it
+# beside the run; it gives poses only after `eval grounding --calibrate`.
 train:
     cargo run --release -p mindseye-tools -- train configs/train/house-tiny.toml --out runs/house-tiny
-    cargo run --release -p mindseye-tools -- ship runs/house-tiny --config configs/train/house-tiny.toml --out models/house-tiny
+    cargo run --release -p mindseye-tools -- ship runs/house-tiny --config configs/train/house-tiny.toml --out runs/house-tiny/bundle
 
 eval:
     cargo run --release -p mindseye-tools -- eval grounding --houses 200 --seed 900000

@@ -3,7 +3,7 @@
 //! Unknown keys are refused. What is left out has the value of [`RobotConfig::default`], which is also the
 //! table of topics in the design.
 
-use crate::agent::{AgentConfig, DriveLimits};
+use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
 use crate::senses::SensesConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
@@ -103,6 +103,10 @@ pub struct GoalTable {
     pub reserve_ms: i64,
     /// The same pose is published again only after this long.
     pub republish_after_ms: i64,
+    /// The stamp of goal poses: the robot's clock, or zero.
+    pub stamp: GoalStamp,
+    /// How long nav2 keeps transforms (its own default: 10 s). A goal whose frame was not heard of for longer is refused.
+    pub tf_buffer_ms: i64,
 }
 
 /// How a goal that was found is driven to.
@@ -247,7 +251,14 @@ impl Default for ContextTable {
 
 impl Default for GoalTable {
     fn default() -> Self {
-        Self { deadline_ms: 15_000, max_frame_age_ms: 1000, reserve_ms: 250, republish_after_ms: 10_000 }
+        Self {
+            deadline_ms: 15_000,
+            max_frame_age_ms: 1000,
+            reserve_ms: 250,
+            republish_after_ms: 10_000,
+            stamp: GoalStamp::default(),
+            tf_buffer_ms: 10_000,
+        }
     }
 }
 
@@ -323,6 +334,7 @@ impl RobotConfig {
             ("context.max_gap_ms", c.max_gap_ms),
             ("goals.deadline_ms", self.goals.deadline_ms),
             ("goals.max_frame_age_ms", self.goals.max_frame_age_ms),
+            ("goals.tf_buffer_ms", self.goals.tf_buffer_ms),
             ("navigate.accept_ms", self.navigate.accept_ms),
             ("navigate.longest_ms", self.navigate.longest_ms),
             ("navigate.contact_ms", self.navigate.contact_ms),
@@ -374,6 +386,8 @@ impl RobotConfig {
             reserve: TimeDelta::from_millis(self.goals.reserve_ms),
             republish_after: TimeDelta::from_millis(self.goals.republish_after_ms),
             drives: self.navigate.limits(),
+            stamp: self.goals.stamp,
+            tf_buffer: TimeDelta::from_millis(self.goals.tf_buffer_ms),
         }
     }
 }
@@ -436,6 +450,9 @@ mod tests {
         check("[goals]\ndeadline_ms = 0", Err("goals.deadline_ms is 0"));
         check("[navigate]\naction = \"/navigate_to_pose\"", Ok(()));
         check("[navigate]\nlongest_ms = 0", Err("navigate.longest_ms is 0"));
+        check("[navigate]\ncontact_ms = 0", Err("navigate.contact_ms is 0"));
+        check("[goals]\nstamp = \"zero\"\ntf_buffer_ms = 30000", Ok(()));
+        check("[goals]\nstamp = \"wall\"", Err("wall"));
         check("[topics]\nimagee = \"/x\"", Err("imagee"));
         check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
         check("not toml", Err("configuration"));

@@ -7,12 +7,15 @@ would put them on the wire. Messages are made and read by the rosbags package, k
 The robot drives as the recording (raw rgb8 images, odometry, CameraInfo, tf_static) shows, with the stamps of now and
 its pictures as PNG, then stands still and asks, for the next thing when an answer withholds the pose. The other side
 must publish /goal_pose: its key, hash, attachment (sequence, GID), its node and its topics in the liveliness graph are
-checked.
+checked, and the pose itself against the recording's truth (room.truth.json): it stands before the thing that was asked for
+and looks at it.
 Exit status 0 and a last line "ok ..." when everything holds, else 1 and what does not.
 """
 
 import argparse
 import json
+import math
+import pathlib
 import struct
 import sys
 import threading
@@ -238,6 +241,7 @@ def main():
             time.sleep(max(0.0, start + (sent + skipped) * step - time.monotonic()))
         time.sleep(0.2)
         pose = check_pose(robot, poses[0])
+        check_place(pose, args.recording, args.goal[asked - 1])
         if args.style == "rmw_zenoh":
             check_graph(robot, image_topic, args.node)
             check_sequences(robot, states)
@@ -283,6 +287,22 @@ def check_pose(robot, sample):
     if sequence != 1:
         fail(f"the first goal pose has sequence {sequence}")
     return message.pose
+
+
+def check_place(pose, recording, goal):
+    """Odometry is the map of the recording: the pose faces the thing within 25 degrees, from less than 2 m."""
+    truth = json.loads(pathlib.Path(recording).with_suffix(".truth.json").read_text())
+    named = [o for o in truth["objects"] if o["name"] in goal]
+    if len(named) != 1:
+        fail(f"{goal!r} names {len(named)} things of the recording")
+    dx, dy = named[0]["position"][0] - pose.position.x, named[0]["position"][1] - pose.position.y
+    yaw = 2.0 * math.atan2(pose.orientation.z, pose.orientation.w)
+    off = math.degrees(math.atan2(dy, dx) - yaw)
+    off = abs((off + 180.0) % 360.0 - 180.0)
+    far = math.hypot(dx, dy)
+    if not (far < 2.0 and off < 25.0):
+        at = f"x {pose.position.x:.2f} y {pose.position.y:.2f}"
+        fail(f"the pose at {at} is {far:.2f} m from the {named[0]['name']} and looks {off:.0f} degrees past it")
 
 
 def check_attachment(robot, sample, topic, name):

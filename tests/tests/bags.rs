@@ -15,6 +15,11 @@ use mindseye_bridge::bag::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+#[path = "bags/faults.rs"]
+mod faults;
+#[path = "bags/made.rs"]
+mod made;
+
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/bags").join(path)
 }

@@ -33,6 +33,14 @@ use mindseye_engines::target::{Precision, Target};
 use mindseye_engines::trt::{self, Library, LoadOptions};
 use mindseye_tools::export::write_vectors;
 
+/// Says on a line of its own, which the test program does not hold back, that a test is skipped and why.
+macro_rules! skipped {
+    ($($why:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {}", format_args!($($why)*));
+    }};
+}
+
 fn config(heads: usize, head_dim: usize, layers: usize) -> DitConfig {
     DitConfig {
         in_channels: 16,
@@ -135,13 +143,13 @@ fn held_out(cfg: &DitConfig) -> SyntheticDenoiser {
 /// TensorRT-RTX, or a line that says why not.
 fn rtx() -> Option<Library> {
     if std::env::var_os("MINDSEYE_TENSORRT_LIB_DIR").is_none_or(|v| v.is_empty()) {
-        println!("skipped: MINDSEYE_TENSORRT_LIB_DIR is not set, no TensorRT-RTX here");
+        skipped!("MINDSEYE_TENSORRT_LIB_DIR is not set, no TensorRT-RTX here");
         return None;
     }
     match Library::find(&LoadOptions::default()) {
         Ok(library) => Some(library),
         Err(e) => {
-            println!("skipped: {e}");
+            skipped!("{e}");
             None
         }
     }
@@ -430,7 +438,7 @@ fn e4m3_is_that_of_ml_dtypes() {
 
 /// onnxruntime, or a line that says why not.
 fn onnxruntime() -> Option<OrtBackend> {
-    OrtBackend::open().map_err(|e| println!("skipped: {e}")).ok()
+    OrtBackend::open().map_err(|e| skipped!("{e}")).ok()
 }
 
 fn run(backend: &dyn Backend, model: &Model, cfg: &DitConfig) -> Vec<f32> {
@@ -485,7 +493,7 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
 #[ignore = "writes files for other tools; run by tests/python/run.sh"]
 fn write_graphs_for_other_tools() {
     let Some(folder) = std::env::var_os("MINDSEYE_ONNX_OUT").map(PathBuf::from) else {
-        println!("skipped: MINDSEYE_ONNX_OUT is not set");
+        skipped!("MINDSEYE_ONNX_OUT is not set");
         return;
     };
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");

@@ -100,13 +100,16 @@ fn weights() -> MemoryWeights {
 }
 
 fn write(target: &Path) -> Bundle {
+    let older = target.exists().then(|| Bundle::load(target).unwrap().hash().to_owned());
     let mut writer = BundleWriter::create(target, manifest()).unwrap();
     let graph = denoiser_graph(&dit(), Arc::new(weights()), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
     graph.save(writer.path("denoiser.onnx"), &SaveOptions::default()).unwrap();
     writer.add("denoiser", ComponentFormat::Onnx, &["denoiser.onnx"]).unwrap();
     std::fs::write(writer.path("tokenizer.model"), b"pieces").unwrap();
     writer.add("tokenizer", ComponentFormat::Sentencepiece, &["tokenizer.model"]).unwrap();
-    assert!(!target.join(MANIFEST).exists() || target.join("denoiser.onnx").exists());
+    // Nothing of the new bundle is in its place before it is whole: there is none, or the older one as it was.
+    let before = target.exists().then(|| Bundle::load(target).unwrap().hash().to_owned());
+    assert_eq!(before, older);
     writer.finish().unwrap()
 }
 
@@ -121,6 +124,15 @@ fn written_and_read_back() {
     let mut expected = manifest();
     expected.component.clone_from(&read.manifest().component);
     assert_eq!(*read.manifest(), expected, "every field survives the file");
+    // What the writer adds by itself: names, sizes and hashes of the files.
+    assert_eq!(read.manifest().component.keys().collect::<Vec<_>>(), ["denoiser", "tokenizer"]);
+    for (part, name) in [("denoiser", "denoiser.onnx"), ("tokenizer", "tokenizer.model")] {
+        let [file] = read.component(part).unwrap().files.as_slice() else { panic!("{part} is one file") };
+        let bytes = std::fs::read(target.join(name)).unwrap();
+        assert_eq!((file.name.as_str(), file.bytes), (name, bytes.len() as u64));
+        assert_eq!(file.sha256, mindseye_base::file::sha256(&bytes), "{part}");
+    }
+    assert_eq!(read.component("tokenizer").unwrap().format, ComponentFormat::Sentencepiece);
     let denoiser = read.component("denoiser").unwrap();
     let names: Vec<&str> = denoiser.outputs.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["sample", "pose", "mask", "locate"]);

@@ -4,7 +4,7 @@
 //! (<http://wiki.ros.org/msg>); big-endian CDR differs in the order of bytes. Both are transcoded by the
 //! definition of the type, so no type needs to be known beforehand.
 
-use super::schema::{Count, Field, Item, Schema, SchemaError};
+use super::schema::{Count, Field, FillIn, Item, Schema, SchemaError};
 use super::{BagInfo, Encoding, RawMessage, TopicInfo};
 
 /// Header of little-endian XCDR1.
@@ -31,15 +31,75 @@ pub enum ConvertError {
         source: SchemaError,
     },
     /// The bytes do not fit the type.
-    #[error("topic {topic}, stamp {log_time_ns} ns: {what}")]
+    #[error("topic {topic}, stamp {log_time_ns} ns: {source}")]
     Message {
         /// Topic name.
         topic: String,
         /// Log time of the message.
         log_time_ns: i64,
         /// Field and reason.
-        what: String,
+        source: TranscodeError,
     },
+}
+
+/// Where and why bytes do not fit a type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TranscodeError {
+    /// A field does not fit.
+    #[error("field {field} of {type_name}: {problem}")]
+    Field {
+        /// Path of the field, parts joined by dots.
+        field: String,
+        /// `pkg/msg/Name`.
+        type_name: String,
+        /// What is wrong.
+        problem: FieldProblem,
+    },
+    /// Bytes are left over after the last field.
+    #[error("{bytes} bytes are left over after {type_name}: the type is wrong")]
+    LeftOver {
+        /// How many.
+        bytes: usize,
+        /// `pkg/msg/Name`.
+        type_name: String,
+    },
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FieldProblem {
+    /// The message ends too early.
+    #[error("{needed} bytes are needed, {left} are left")]
+    Short {
+        /// Bytes that the field needs.
+        needed: usize,
+        /// Bytes that there are.
+        left: usize,
+    },
+    /// A count of items that the bytes cannot hold.
+    #[error("{claimed} items are claimed, {left} bytes are left")]
+    Count {
+        /// Number of items.
+        claimed: usize,
+        /// Bytes that there are.
+        left: usize,
+    },
+    /// A string that is longer than the message.
+    #[error("a string of {needed} bytes, {left} are left")]
+    ShortText {
+        /// Bytes of the string.
+        needed: usize,
+        /// Bytes that there are.
+        left: usize,
+    },
+    /// A string without its end mark.
+    #[error("a string does not end with NUL")]
+    NoNul,
+    /// A string of 4 GiB or more.
+    #[error("a string is too long")]
+    LongText,
 }
 
 /// How the messages of one topic become CDR.
@@ -96,10 +156,10 @@ impl CdrConverter {
         let schema = schema
             .as_ref()
             .map_err(|source| ConvertError::Schema { topic: topic.clone(), source: source.clone() })?;
-        transcode(schema, dialect, bytes, &mut self.buffer).map_err(|what| ConvertError::Message {
+        transcode(schema, dialect, bytes, &mut self.buffer).map_err(|source| ConvertError::Message {
             topic: topic.clone(),
             log_time_ns: message.log_time_ns,
-            what,
+            source,
         })?;
         Ok(&self.buffer)
     }
@@ -109,14 +169,13 @@ fn schema_of(topic: &TopicInfo) -> Result<Schema, SchemaError> {
     let missing =
         || SchemaError::Missing { type_name: topic.type_name.clone(), missing: topic.type_name.clone() };
     let text = topic.schema.as_ref().filter(|s| matches!(s.encoding.as_str(), "ros1msg" | "ros2msg"));
-    match text.and_then(|s| s.text()) {
-        Some(text) => Schema::parse(&topic.type_name, text, true),
+    match text.map(|s| (s.encoding.as_str(), String::from_utf8_lossy(&s.data))) {
+        // Also an empty definition is one: std_msgs/Empty.
+        Some(("ros1msg", text)) => Schema::parse(&topic.type_name, &text, FillIn::Ros1),
+        Some((_, text)) if !text.trim().is_empty() => Schema::parse(&topic.type_name, &text, FillIn::Ros2),
         // The table of common types describes ROS 2; ROS 1 differs in places.
-        None if topic.encoding == Encoding::Cdr => {
-            let text = super::schema::ros2msg(&topic.type_name).ok_or_else(missing)?;
-            Schema::parse(&topic.type_name, text, false)
-        }
-        None => Err(missing()),
+        _ if topic.encoding == Encoding::Cdr => Schema::current(&topic.type_name).ok_or_else(missing),
+        _ => Err(missing()),
     }
 }
 
@@ -127,6 +186,14 @@ enum Dialect {
     Ros1,
     /// CDR with the high byte first; offsets count after the 4-byte header.
     BigEndian,
+    /// CDR with the low byte first, read to see whether it fits the type.
+    LittleEndian,
+}
+
+impl Dialect {
+    fn is_cdr(self) -> bool {
+        self != Self::Ros1
+    }
 }
 
 struct Transcoder<'a> {
@@ -139,8 +206,28 @@ struct Transcoder<'a> {
     budget: usize,
 }
 
+/// Says whether a message (CDR with header) is one of the type that `schema` describes. Bytes of other kinds of CDR than
+/// the plain ones are believed.
+pub(super) fn check_cdr(schema: &Schema, cdr: &[u8]) -> Result<(), TranscodeError> {
+    let dialect = match cdr.get(..2) {
+        Some([0, 1]) => Dialect::LittleEndian,
+        Some([0, 0]) => Dialect::BigEndian,
+        _ => return Ok(()),
+    };
+    // Writers give an empty message one octet or none.
+    if schema.types.first().is_none_or(|root| root.fields.is_empty()) {
+        return Ok(());
+    }
+    transcode(schema, dialect, cdr.get(4..).unwrap_or(&[]), &mut Vec::new())
+}
+
 /// Writes `input` as little-endian CDR with header to `out`.
-fn transcode(schema: &Schema, dialect: Dialect, input: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+fn transcode(
+    schema: &Schema,
+    dialect: Dialect,
+    input: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), TranscodeError> {
     out.clear();
     out.extend_from_slice(&LITTLE_ENDIAN);
     let budget = input.len() * 2 + (1 << 16);
@@ -149,8 +236,7 @@ fn transcode(schema: &Schema, dialect: Dialect, input: &[u8], out: &mut Vec<u8>)
     // CDR may be padded to a multiple of 4 at the end; ROS 1 may not.
     let rest = input.len() - t.at;
     if rest > 3 || (rest > 0 && dialect == Dialect::Ros1) {
-        let name = &schema.types[0].name;
-        return Err(format!("{rest} bytes are left over after {name}: the type is wrong"));
+        return Err(TranscodeError::LeftOver { bytes: rest, type_name: schema.types[0].name.clone() });
     }
     Ok(())
 }
@@ -158,20 +244,20 @@ fn transcode(schema: &Schema, dialect: Dialect, input: &[u8], out: &mut Vec<u8>)
 /// Where and why; the path is put together on the way out.
 struct Failure {
     path: Vec<String>,
-    what: String,
+    problem: FieldProblem,
 }
 
 impl Failure {
-    fn describe(&self, schema: &Schema) -> String {
+    fn describe(&self, schema: &Schema) -> TranscodeError {
         let mut path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         path.reverse();
-        let name = schema.types.first().map_or("", |t| t.name.as_str());
-        format!("field {} of {name}: {}", path.join("."), self.what)
+        let type_name = schema.types.first().map_or_else(String::new, |t| t.name.clone());
+        TranscodeError::Field { field: path.join("."), type_name, problem: self.problem }
     }
 }
 
-fn fail<T>(what: impl Into<String>) -> Result<T, Failure> {
-    Err(Failure { path: Vec::new(), what: what.into() })
+fn fail<T>(problem: FieldProblem) -> Result<T, Failure> {
+    Err(Failure { path: Vec::new(), problem })
 }
 
 impl Transcoder<'_> {
@@ -180,7 +266,7 @@ impl Transcoder<'_> {
         let message = &schema.types[index];
         if message.fields.is_empty() {
             // CDR gives an empty struct one octet.
-            if self.dialect == Dialect::BigEndian {
+            if self.dialect.is_cdr() {
                 self.bytes(1)?;
             }
             self.out.push(0);
@@ -204,7 +290,7 @@ impl Transcoder<'_> {
         let count = match field.count {
             Count::One => 1,
             Count::Fixed(n) => n as usize,
-            Count::Sequence => {
+            Count::Sequence | Count::Bounded(_) => {
                 let n = self.read_u32()?;
                 self.write_u32(n);
                 n as usize
@@ -229,7 +315,7 @@ impl Transcoder<'_> {
         mut item: impl FnMut(&mut Self) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         if count > self.budget {
-            return fail(format!("{count} items are claimed, {} bytes are left", self.input.len() - self.at));
+            return fail(FieldProblem::Count { claimed: count, left: self.left() });
         }
         self.budget -= count;
         for _ in 0..count {
@@ -241,15 +327,19 @@ impl Transcoder<'_> {
     fn bytes(&mut self, n: usize) -> Result<&[u8], Failure> {
         let end = self.at.checked_add(n).filter(|end| *end <= self.input.len());
         let Some(end) = end else {
-            return fail(format!("{n} bytes are needed, {} are left", self.input.len() - self.at));
+            return fail(FieldProblem::Short { needed: n, left: self.left() });
         };
         let bytes = &self.input[self.at..end];
         self.at = end;
         Ok(bytes)
     }
 
+    fn left(&self) -> usize {
+        self.input.len() - self.at
+    }
+
     fn align_input(&mut self, size: usize) -> Result<(), Failure> {
-        if self.dialect == Dialect::BigEndian {
+        if self.dialect.is_cdr() {
             let pad = self.at.next_multiple_of(size) - self.at;
             self.bytes(pad)?;
         }
@@ -284,7 +374,7 @@ impl Transcoder<'_> {
         let big = self.dialect == Dialect::BigEndian && size > 1;
         let end = self.at.checked_add(n).filter(|end| *end <= self.input.len());
         let Some(end) = end else {
-            return fail(format!("{n} bytes are needed, {} are left", self.input.len() - self.at));
+            return fail(FieldProblem::Short { needed: n, left: self.left() });
         };
         let start = self.out.len();
         self.out.extend_from_slice(&self.input[self.at..end]);
@@ -297,7 +387,7 @@ impl Transcoder<'_> {
 
     fn text(&mut self) -> Result<(), Failure> {
         let n = self.read_u32()? as usize;
-        let terminated = self.dialect == Dialect::BigEndian;
+        let terminated = self.dialect.is_cdr();
         if terminated && n == 0 {
             // Some writers give an empty string no NUL.
             self.write_u32(1);
@@ -306,17 +396,17 @@ impl Transcoder<'_> {
         }
         let end = self.at.checked_add(n).filter(|end| *end <= self.input.len());
         let Some(end) = end else {
-            return fail(format!("a string of {n} bytes, {} are left", self.input.len() - self.at));
+            return fail(FieldProblem::ShortText { needed: n, left: self.left() });
         };
         let mut content = &self.input[self.at..end];
         self.at = end;
         if terminated {
             match content.split_last() {
                 Some((0, rest)) => content = rest,
-                _ => return fail("a string does not end with NUL"),
+                _ => return fail(FieldProblem::NoNul),
             }
         }
-        let Ok(len) = u32::try_from(content.len() + 1) else { return fail("a string is too long") };
+        let Ok(len) = u32::try_from(content.len() + 1) else { return fail(FieldProblem::LongText) };
         self.write_u32(len);
         self.out.extend_from_slice(content);
         self.out.push(0);
@@ -437,11 +527,11 @@ mod tests {
         ];
         let mut out = Vec::new();
         for (text, dialect, input, want) in cases {
-            let schema = Schema::parse("p/T", text, false).unwrap();
+            let schema = Schema::parse("p/T", text, FillIn::Nothing).unwrap();
             let got = transcode(&schema, *dialect, &hex(input), &mut out);
             match want {
                 Ok(want) => assert_eq!((got, &out[4..]), (Ok(()), &hex(want)[..]), "{text}"),
-                Err(want) => assert_eq!(got, Err((*want).to_owned()), "{text}"),
+                Err(want) => assert_eq!(got.unwrap_err().to_string(), *want, "{text}"),
             }
         }
     }
@@ -449,8 +539,8 @@ mod tests {
     #[test]
     fn items_without_bytes_end() {
         let line = "=".repeat(80);
-        let schema = Schema::parse("p/T", &format!("E[] e\n{line}\nMSG: p/E\n"), false).unwrap();
+        let schema = Schema::parse("p/T", &format!("E[] e\n{line}\nMSG: p/E\n"), FillIn::Nothing).unwrap();
         let got = transcode(&schema, Dialect::Ros1, &[0xff, 0xff, 0xff, 0xff], &mut Vec::new());
-        assert!(got.unwrap_err().contains("4294967295 items"));
+        assert!(got.unwrap_err().to_string().contains("4294967295 items"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::error::DecompressError;
 use super::ffi;
 
 /// How a chunk is compressed.
@@ -39,7 +40,7 @@ impl Codec {
 /// Result of [`decompress`]: how far it came.
 pub(crate) struct Decompressed {
     /// Why it ended early.
-    pub error: Option<String>,
+    pub error: Option<DecompressError>,
 }
 
 /// Decompresses into `out`, at most `size` bytes (what the header claims). Memory grows with what is really
@@ -70,7 +71,7 @@ pub(crate) fn decompress(
             }
             match zstd::stream::read::Decoder::with_buffer(compressed) {
                 Ok(decoder) => drain(decoder, size, out),
-                Err(e) => Some(e.to_string()),
+                Err(e) => Some(e.into()),
             }
         }
         Codec::Lz4 => lz4(compressed, size, checked, out),
@@ -83,12 +84,12 @@ pub(crate) fn decompress(
             drain(bzip2::bufread::BzDecoder::new(compressed), size, out)
         }
     };
-    let error = error
-        .or_else(|| (out.len() < size).then(|| format!("{} of {size} bytes after decompression", out.len())));
+    let short = (out.len() < size).then_some(DecompressError::Short { got: out.len(), want: size });
+    let error = error.or(short);
     Decompressed { error }
 }
 
-fn lz4(compressed: &[u8], size: usize, checked: bool, out: &mut Vec<u8>) -> Option<String> {
+fn lz4(compressed: &[u8], size: usize, checked: bool, out: &mut Vec<u8>) -> Option<DecompressError> {
     if believable(compressed.len(), size) {
         // The memory of a used buffer is not cleared.
         if out.len() < size {
@@ -103,7 +104,7 @@ fn lz4(compressed: &[u8], size: usize, checked: bool, out: &mut Vec<u8>) -> Opti
         }
     }
     out.clear();
-    ffi::lz4::salvage(compressed, size, out)
+    ffi::lz4::salvage(compressed, size, out).map(DecompressError::Lz4)
 }
 
 /// A claim of up to 64 times the compressed bytes is given memory at once.
@@ -125,25 +126,25 @@ fn zstd_bulk(compressed: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
     })
 }
 
-fn drain(reader: impl Read, size: usize, out: &mut Vec<u8>) -> Option<String> {
-    reader.take(size as u64).read_to_end(out).err().map(|e| e.to_string())
+fn drain(reader: impl Read, size: usize, out: &mut Vec<u8>) -> Option<DecompressError> {
+    reader.take(size as u64).read_to_end(out).err().map(DecompressError::from)
 }
 
 /// Appends the content of one zstd frame to `out`, at most `limit` bytes.
-pub(crate) fn append_zstd(frame: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<usize, String> {
+pub(crate) fn append_zstd(frame: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<usize, DecompressError> {
     let before = out.len();
-    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| e.to_string())?;
-    let read = decoder.take(limit as u64 + 1).read_to_end(out).map_err(|e| e.to_string());
+    let decoder = zstd::stream::read::Decoder::with_buffer(frame)?;
+    let read = decoder.take(limit as u64 + 1).read_to_end(out);
     let grown = out.len() - before;
     match read {
         Ok(_) if grown <= limit => Ok(grown),
         Ok(_) => {
             out.truncate(before);
-            Err(format!("more than {limit} bytes"))
+            Err(DecompressError::TooLarge { limit })
         }
         Err(e) => {
             out.truncate(before);
-            Err(e)
+            Err(e.into())
         }
     }
 }

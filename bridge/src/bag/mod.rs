@@ -28,30 +28,45 @@
 mod cdr;
 mod codec;
 mod convert;
+mod definitions;
 mod directory;
+mod error;
 mod ffi;
+mod latch;
+mod layout;
 mod mcap_file;
+mod mcap_records;
+mod mcap_scan;
 pub mod play;
+mod qos;
 mod read;
 pub mod report;
 mod ros1;
 pub mod schema;
+mod side;
 mod source;
 mod sqlite;
 mod sqlite_pages;
+mod sqlite_rows;
 mod verify;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use cdr::{CdrConverter, ConvertError};
+pub use cdr::{CdrConverter, ConvertError, FieldProblem, TranscodeError};
 pub use convert::{ConvertReport, RewriteError, rewrite_as_mcap};
 #[doc(hidden)]
 pub use directory::parses_as_metadata;
+pub use error::{DecompressError, ReadError};
+pub use latch::PublisherSlots;
+pub use layout::{HashBasis, TypeKey, TypeKeyError, type_key};
+pub use qos::QosProfile;
 pub use read::{Messages, Order, RawMessage, ReadOptions};
+pub use side::{Attachment, MetadataRecord, PrivateRecord};
 pub use source::Payload;
 pub use verify::{ImageReport, TopicReport, VerifyReport, verify};
 pub use writer::{ChannelId, ForeignSchema, McapWriter, WriteBagError, offered_qos};
@@ -115,14 +130,35 @@ pub enum OpenBagError {
         /// The path.
         path: PathBuf,
     },
+    /// The directory holds several bags that are not parts of one recording.
+    #[error(
+        "{path}: {} bags that are not parts of one recording ({}); name one of them, or add the metadata.yaml that joins \
+         them",
+        files.len(),
+        shorten(files)
+    )]
+    Unrelated {
+        /// The path.
+        path: PathBuf,
+        /// Names of the bag files in it.
+        files: Vec<String>,
+    },
     /// Nothing of the file can be read.
     #[error("{path}: damaged, nothing can be recovered: {reason}")]
     Damaged {
         /// The path.
         path: PathBuf,
         /// What is wrong.
-        reason: String,
+        #[source]
+        reason: ReadError,
     },
+}
+
+/// The first names of a list.
+fn shorten(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let text = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{text}, …") } else { text }
 }
 
 /// Storage format of a bag.
@@ -174,6 +210,12 @@ impl Encoding {
         }
     }
 
+    /// True for the serialisations of ROS 1 and ROS 2.
+    #[must_use]
+    pub fn is_ros(&self) -> bool {
+        matches!(self, Self::Cdr | Self::Ros1)
+    }
+
     /// The name that MCAP uses.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -208,6 +250,17 @@ impl SchemaText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 
+/// One of those who published a topic, as far as the format tells them apart: a ROS 1 connection, an MCAP channel, a
+/// row of a sqlite3 bag.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PublisherInfo {
+    /// Metadata of the channel or fields of the connection header, as recorded.
+    pub metadata: BTreeMap<String, String>,
+    /// Keeps its last messages for late subscribers.
+    pub latched: bool,
+}
+
 /// A topic of a bag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -216,6 +269,8 @@ pub struct TopicInfo {
     pub name: String,
     /// Type as `pkg/msg/Name`.
     pub type_name: String,
+    /// Type as recorded: `pkg/Name`, `pkg/msg/Name`, `module::Name`, …
+    pub recorded_type: String,
     /// Encoding of the messages.
     pub encoding: Encoding,
     /// Definition of the type, if the bag carries one.
@@ -226,16 +281,65 @@ pub struct TopicInfo {
     pub offered_qos: String,
     /// The publisher keeps its last messages for late subscribers (transient local; ROS 1: latching).
     pub latched: bool,
+    /// Who published it; at least one, but for topics that nobody is known of.
+    pub publishers: Vec<PublisherInfo>,
     /// Number of messages: from the index where there is a good one, counted otherwise.
     pub count: u64,
 }
 
 impl TopicInfo {
+    /// A topic of which no more is known.
+    pub(crate) fn new(name: &str, type_name: &str, encoding: Encoding) -> Self {
+        Self {
+            name: name.to_owned(),
+            type_name: schema::normalize_type(type_name),
+            recorded_type: type_name.to_owned(),
+            encoding,
+            schema: None,
+            type_hash: None,
+            offered_qos: String::new(),
+            latched: false,
+            publishers: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// The quality of service that each publisher offered; empty when it was not recorded.
+    #[must_use]
+    pub fn qos_profiles(&self) -> Vec<QosProfile> {
+        qos::profiles(&self.offered_qos)
+    }
+
+    /// Takes over what another file or channel says of the same topic.
+    fn merge(&mut self, other: &Self) {
+        self.latched |= other.latched;
+        let better = self.schema.as_ref().is_none_or(|s| s.data.is_empty()) && other.schema.is_some();
+        if better {
+            self.schema.clone_from(&other.schema);
+        }
+        if self.type_hash.is_none() {
+            self.type_hash.clone_from(&other.type_hash);
+        }
+        if self.offered_qos.is_empty() {
+            self.offered_qos.clone_from(&other.offered_qos);
+        }
+    }
+
+    /// Definitions of CDR serve big-endian messages only: one that is absent is that of the other.
+    fn same_definition(&self, other: &Self) -> bool {
+        let text = |t: &Self| t.schema.as_ref().filter(|s| !s.data.is_empty()).map(|s| s.data.clone());
+        match (text(self), text(other)) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        }
+    }
+
     fn same_channel(&self, other: &Self) -> bool {
         self.name == other.name
             && self.type_name == other.type_name
             && self.encoding == other.encoding
-            && (self.encoding != Encoding::Ros1 || self.schema == other.schema)
+            && (self.encoding.is_ros() || self.recorded_type == other.recorded_type)
+            && (self.schema == other.schema || self.encoding == Encoding::Cdr && self.same_definition(other))
     }
 }
 
@@ -312,6 +416,14 @@ pub struct BagInfo {
     pub start_ns: i64,
     /// Largest log time; 0 without messages.
     pub end_ns: i64,
+    /// Files that were put beside the messages.
+    pub attachments: Vec<Attachment>,
+    /// Metadata records.
+    pub metadata: Vec<MetadataRecord>,
+    /// Records that only their writer understands.
+    pub private: Vec<PrivateRecord>,
+    /// Profile of an MCAP file (`ros2`, `ros1`, …); empty otherwise.
+    pub profile: String,
     /// The topics.
     pub topics: Vec<TopicInfo>,
     /// Damage that opening found; reading may find more.
@@ -345,6 +457,10 @@ struct OpenFile {
     file: Box<dyn BagFile>,
     /// From the topics of the file to those of the bag.
     topics: Vec<TopicId>,
+    /// From the publishers of each topic of the file to those of the topic of the bag.
+    publishers: Vec<Vec<u32>>,
+    /// Number of messages, as the index states it.
+    messages: u64,
 }
 
 /// Where a chunk lies in time, and what is in it.
@@ -359,6 +475,10 @@ struct ChunkMeta {
 struct Entry {
     /// Topic of the file.
     topic: u32,
+    /// Publisher of the topic.
+    publisher: u32,
+    /// Sequence number that the recorder gave it; 0 where the format has none.
+    sequence: u32,
     log_ns: i64,
     publish_ns: i64,
     start: usize,
@@ -370,6 +490,8 @@ struct Entry {
 struct Chunk {
     data: Vec<u8>,
     entries: Vec<Entry>,
+    /// Records among the messages that only their writer understands.
+    private: Vec<PrivateRecord>,
     damage: Vec<Damage>,
 }
 
@@ -382,6 +504,10 @@ trait BagFile: Send + Sync {
     fn may_hold(&self, _index: usize, _wanted: &dyn Fn(u32) -> bool) -> bool {
         true
     }
+    /// Bytes of the file, for what lies beside the messages.
+    fn read_at(&self, _at: u64, _buffer: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// What opening one file gives.
@@ -391,6 +517,8 @@ struct Opened {
     topics: Vec<TopicInfo>,
     /// Codec names and what they compress.
     compression: Vec<(&'static str, &'static str)>,
+    side: side::SideRecords,
+    profile: String,
     damage: Vec<Damage>,
 }
 
@@ -481,10 +609,11 @@ fn open_compressed(path: &Path, options: &OpenOptions) -> Result<Opened, OpenBag
         ros1::open(source, path, options)
     } else if start.starts_with(sqlite_pages::MAGIC) {
         sqlite::open(source, &plain, options, Some(path))
+    } else if let Some(broken) = broken {
+        return Err(OpenBagError::Damaged { path: path.to_path_buf(), reason: broken.into() });
     } else {
-        let reason =
-            broken.as_ref().map_or_else(|| "no bag inside the zstd stream".to_owned(), ToString::to_string);
-        Err(OpenBagError::Damaged { path: path.to_path_buf(), reason })
+        let reason = ReadError::Form("no bag inside the zstd stream");
+        return Err(OpenBagError::Damaged { path: path.to_path_buf(), reason });
     }?;
     opened.file = Box::new(Held { file: opened.file, _dir: dir });
     opened.compression = vec![("zstd", "file")];
@@ -519,6 +648,9 @@ impl BagFile for Held {
     fn may_hold(&self, index: usize, wanted: &dyn Fn(u32) -> bool) -> bool {
         self.file.may_hold(index, wanted)
     }
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(at, buffer)
+    }
 }
 
 /// Joins the files of a bag: topics with the same name, type and encoding become one.
@@ -534,32 +666,42 @@ fn assemble(opened: Vec<Opened>, paths: Vec<PathBuf>, damage: Vec<Damage>) -> Ba
         messages: 0,
         start_ns: i64::MAX,
         end_ns: i64::MIN,
+        attachments: Vec::new(),
+        metadata: Vec::new(),
+        private: Vec::new(),
+        profile: String::new(),
         topics: Vec::new(),
         damage,
         files: paths,
     };
-    for one in opened {
+    for (file, one) in opened.into_iter().enumerate() {
         let mut map = Vec::with_capacity(one.topics.len());
+        let mut publishers = Vec::with_capacity(one.topics.len());
+        let messages = one.topics.iter().map(|t| t.count).sum();
         for topic in one.topics {
             info.messages += topic.count;
             let at = match topics.iter_mut().position(|t| t.same_channel(&topic)) {
                 Some(at) => {
                     let known = &mut topics[at];
                     known.count += topic.count;
-                    known.latched |= topic.latched;
-                    known.schema = known.schema.take().or(topic.schema);
-                    known.type_hash = known.type_hash.take().or(topic.type_hash);
-                    if known.offered_qos.is_empty() {
-                        known.offered_qos = topic.offered_qos;
-                    }
+                    known.merge(&topic);
+                    publishers.push(join_publishers(&mut known.publishers, topic.publishers));
                     at
                 }
                 None => {
+                    publishers.push((0..topic.publishers.len() as u32).collect());
                     topics.push(topic);
                     topics.len() - 1
                 }
             };
             map.push(TopicId(at as u32));
+        }
+        let side::SideRecords { attachments, metadata, private, .. } = one.side;
+        info.attachments.extend(attachments.into_iter().map(|a| a.of_file(file)));
+        info.metadata.extend(metadata);
+        info.private.extend(private);
+        if info.profile.is_empty() {
+            info.profile = one.profile;
         }
         for chunk in one.file.chunks() {
             info.start_ns = info.start_ns.min(chunk.start_ns);
@@ -574,7 +716,7 @@ fn assemble(opened: Vec<Opened>, paths: Vec<PathBuf>, damage: Vec<Damage>) -> Ba
             }
         }
         info.damage.extend(one.damage);
-        files.push(OpenFile { file: one.file, topics: map });
+        files.push(OpenFile { file: one.file, topics: map, publishers, messages });
     }
     if codecs.len() > 1 {
         codecs.retain(|c| *c != "none");
@@ -588,6 +730,24 @@ fn assemble(opened: Vec<Opened>, paths: Vec<PathBuf>, damage: Vec<Damage>) -> Ba
     Bag { info: Arc::new(info), files: Arc::new(files) }
 }
 
+/// Finds the publishers of a topic of another file among those that are known already, and adds those that are not.
+/// Publishers that look the same are told apart by their order.
+fn join_publishers(known: &mut Vec<PublisherInfo>, others: Vec<PublisherInfo>) -> Vec<u32> {
+    let mut taken = vec![false; known.len()];
+    let mut map = Vec::with_capacity(others.len());
+    for other in others {
+        let at = known.iter().zip(&taken).position(|(k, taken)| !taken && *k == other);
+        let at = at.unwrap_or_else(|| {
+            known.push(other);
+            taken.push(false);
+            known.len() - 1
+        });
+        taken[at] = true;
+        map.push(at as u32);
+    }
+    map
+}
+
 impl Bag {
     /// What the bag holds.
     #[must_use]
@@ -595,17 +755,41 @@ impl Bag {
         &self.info
     }
 
+    /// Hands the bytes of an attachment to `each`, piece by piece.
+    ///
+    /// # Errors
+    /// The file cannot be read, or ends early; or what `each` gave.
+    pub fn read_attachment<E: From<io::Error>>(
+        &self,
+        attachment: &Attachment,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        side::read_attachment(&self.files, attachment, each)
+    }
+
+    /// The smallest log time above 0: where playing starts. Recorders that wait for `/clock` give what comes before
+    /// its first message a log time of 0.
+    #[must_use]
+    pub fn first_stamp_ns(&self) -> i64 {
+        let mut first = i64::MAX;
+        for open in self.files.iter() {
+            for (index, meta) in open.file.chunks().iter().enumerate() {
+                if meta.start_ns > 0 {
+                    first = first.min(meta.start_ns);
+                } else if meta.end_ns > 0 {
+                    let mut chunk = Chunk::default();
+                    open.file.load(index, &mut chunk);
+                    let stamps = chunk.entries.iter().map(|e| e.log_ns).filter(|ns| *ns > 0);
+                    first = first.min(stamps.min().unwrap_or(i64::MAX));
+                }
+            }
+        }
+        if first == i64::MAX { self.info.start_ns } else { first }
+    }
+
     /// Streams the messages. The iterator is independent of the bag and of other iterators.
     #[must_use]
     pub fn messages(&self, options: &ReadOptions) -> Messages {
         Messages::new(self, options)
     }
-}
-
-/// True for the offered quality of service (rosbag2's YAML, names or numbers) of a transient-local publisher.
-fn offers_transient_local(qos: &str) -> bool {
-    qos.lines().any(|line| {
-        let line = line.trim_start_matches(['-', ' ']);
-        line.strip_prefix("durability:").is_some_and(|v| matches!(v.trim(), "1" | "transient_local"))
-    })
 }

@@ -4,14 +4,19 @@
 //! and gives the next thing to do. [`run`] drives it against a [`PlayClock`] and a [`PublishSink`].
 //!
 //! Latched topics (`/tf_static`, transient local) are given first after every start, seek and loop: for
-//! transforms everything that came before, for others the last message.
+//! transforms everything that came before, for others what each original publisher would still have.
+//!
+//! Messages with a log time of 0, which recorders give to what comes before the first `/clock`, are sent at the start.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use regex::Regex;
 
-use super::{Bag, BagInfo, CdrConverter, Damage, Messages, Order, RawMessage, ReadOptions, TopicId};
+use super::latch::{keeps_for_late, kept_depth};
+use super::{
+    Bag, BagInfo, CdrConverter, Damage, Messages, Order, PublisherSlots, RawMessage, ReadOptions, TopicId,
+};
 
 /// Bytes of messages that wait, at most, whatever the number allowed.
 const READ_AHEAD_BYTES: usize = 64 << 20;
@@ -74,6 +79,22 @@ pub struct TopicFilter {
     pub exclude_regex: Option<Regex>,
 }
 
+/// A pattern of topics cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("pattern {pattern:?}: {source}")]
+pub struct PatternError {
+    /// The pattern.
+    pub pattern: String,
+    /// What is wrong with it.
+    #[source]
+    pub source: regex::Error,
+}
+
+/// True for the same topic, with or without the slash in front.
+fn same_topic(a: &str, b: &str) -> bool {
+    a.trim_start_matches('/') == b.trim_start_matches('/')
+}
+
 impl TopicFilter {
     /// A filter of names and regular expressions.
     ///
@@ -84,8 +105,9 @@ impl TopicFilter {
         regex: Option<&str>,
         exclude: Vec<String>,
         exclude_regex: Option<&str>,
-    ) -> Result<Self, String> {
-        let compile = |text: &str| Regex::new(text).map_err(|e| format!("pattern {text:?}: {e}"));
+    ) -> Result<Self, PatternError> {
+        let compile =
+            |text: &str| Regex::new(text).map_err(|source| PatternError { pattern: text.to_owned(), source });
         Ok(Self {
             topics,
             regex: regex.map(compile).transpose()?,
@@ -98,11 +120,10 @@ impl TopicFilter {
     #[must_use]
     pub fn apply(&self, info: &BagInfo) -> Vec<String> {
         let all = self.topics.is_empty() && self.regex.is_none();
-        let same = |a: &str, b: &str| a.trim_start_matches('/') == b.trim_start_matches('/');
         let passes = |name: &str| {
-            let named = self.topics.iter().any(|t| same(t, name));
+            let named = self.topics.iter().any(|t| same_topic(t, name));
             let wanted = all || named || self.regex.as_ref().is_some_and(|r| r.is_match(name));
-            let excluded = self.exclude.iter().any(|t| same(t, name))
+            let excluded = self.exclude.iter().any(|t| same_topic(t, name))
                 || self.exclude_regex.as_ref().is_some_and(|r| r.is_match(name));
             wanted && !excluded
         };
@@ -111,6 +132,18 @@ impl TopicFilter {
         names.dedup();
         names
     }
+
+    /// The names, wanted or not, that no topic of `info` has.
+    #[must_use]
+    pub fn unknown(&self, info: &BagInfo) -> Vec<String> {
+        unknown_topics(info, self.topics.iter().chain(&self.exclude))
+    }
+}
+
+/// Those of `names` that no topic of `info` has.
+pub fn unknown_topics<'a>(info: &BagInfo, names: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    let known = |name: &String| info.topics.iter().any(|t| same_topic(&t.name, name));
+    names.into_iter().filter(|name| !known(name)).cloned().collect()
 }
 
 /// What a person at the keyboard wants.
@@ -167,6 +200,22 @@ impl Schedule {
     }
 }
 
+/// Where playing has come to, for people to see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct PlayState {
+    /// Speed; 0: as fast as the consumer takes the messages.
+    pub rate: f64,
+    /// Nothing is sent now.
+    pub paused: bool,
+    /// Time of the bag since the start of playing, in nanoseconds.
+    pub position_ns: i64,
+    /// How much of the bag is played, in nanoseconds.
+    pub length_ns: i64,
+    /// How often the bag has started again.
+    pub loops: u64,
+}
+
 /// Gives the messages of a bag at the right times. Times of playing are nanoseconds of any steady clock.
 pub struct Player {
     bag: Bag,
@@ -177,6 +226,8 @@ pub struct Player {
     /// Latched messages that come before all others.
     latched: VecDeque<RawMessage>,
     schedule: Schedule,
+    /// The smallest log time above 0.
+    first_ns: i64,
     start_ns: i64,
     end_ns: i64,
     paused: bool,
@@ -197,9 +248,12 @@ impl Player {
     #[must_use]
     pub fn new(bag: &Bag, options: PlayOptions, now: i64) -> Self {
         let info = bag.info();
-        let start_ns = info.start_ns.saturating_add(options.start_offset_ns.max(0));
+        // Without an offset also what has no log time is played.
+        let first_ns = bag.first_stamp_ns();
+        let start_ns = first_ns.saturating_add(options.start_offset_ns.max(0));
         let end_ns = options.duration_ns.map_or(i64::MAX, |d| start_ns.saturating_add(d.max(0)));
-        let clock_topics = info.topics.iter().map(|t| options.clock_topics.contains(&t.name)).collect();
+        let ticks = |name: &str| options.clock_topics.iter().any(|t| same_topic(t, name));
+        let clock_topics = info.topics.iter().map(|t| ticks(&t.name)).collect();
         let begin = now.saturating_add(options.delay_ns.max(0));
         let mut player = Self {
             bag: bag.clone(),
@@ -208,6 +262,7 @@ impl Player {
             queued_bytes: 0,
             latched: VecDeque::new(),
             schedule: Schedule { bag_ns: start_ns, play_ns: begin, rate: options.rate.max(0.0) },
+            first_ns,
             start_ns,
             end_ns,
             paused: options.start_paused,
@@ -230,7 +285,7 @@ impl Player {
         let topics = self.options.topics.clone();
         let options = ReadOptions {
             topics: topics.clone(),
-            start_ns: Some(bag_ns),
+            start_ns: (bag_ns > self.first_ns).then_some(bag_ns),
             end_ns: Some(self.end_ns),
             order: self.options.order,
             threads: None,
@@ -348,7 +403,7 @@ impl Player {
             }
             Control::Faster(_) => {}
             Control::Seek(bag_ns) => {
-                let wanted = bag_ns.clamp(self.bag.info().start_ns, self.end_ns);
+                let wanted = bag_ns.max(self.first_ns).min(self.end_ns);
                 self.go_to(wanted, now);
             }
             Control::Stop => self.stopped = true,
@@ -359,6 +414,26 @@ impl Player {
     #[must_use]
     pub fn position_ns(&self) -> i64 {
         self.position_ns
+    }
+
+    /// Where playing has come to.
+    #[must_use]
+    pub fn state(&self, now: i64) -> PlayState {
+        let here = if self.paused { self.position_ns } else { self.schedule.bag_time(now) };
+        let end_ns = self.bag.info().end_ns.min(self.end_ns);
+        PlayState {
+            rate: self.schedule.rate,
+            paused: self.paused,
+            position_ns: here.max(self.position_ns).min(end_ns).saturating_sub(self.start_ns).max(0),
+            length_ns: end_ns.saturating_sub(self.start_ns).max(0),
+            loops: self.loops,
+        }
+    }
+
+    /// True after the end, or after [`Control::Stop`].
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// True while paused.
@@ -401,18 +476,13 @@ impl Player {
     }
 }
 
-/// True for topics whose earlier messages matter to those who come later.
-fn keeps_for_late(topic: &super::TopicInfo) -> bool {
-    topic.latched || topic.name.trim_start_matches('/').ends_with("tf_static")
-}
-
-/// The latched messages before `bag_ns`: everything of transforms, the last one of other topics.
+/// The latched messages before `bag_ns` that late subscribers would get.
 fn latched_before(bag: &Bag, topics: Option<&[String]>, bag_ns: i64, order: Order) -> VecDeque<RawMessage> {
     let info = bag.info();
     let wanted = |name: &String| topics.is_none_or(|t| t.contains(name));
     let names: Vec<String> =
         info.topics.iter().filter(|t| keeps_for_late(t) && wanted(&t.name)).map(|t| t.name.clone()).collect();
-    if names.is_empty() || bag_ns <= info.start_ns {
+    if names.is_empty() || bag_ns <= bag.first_stamp_ns() {
         return VecDeque::new();
     }
     let options = ReadOptions {
@@ -421,37 +491,50 @@ fn latched_before(bag: &Bag, topics: Option<&[String]>, bag_ns: i64, order: Orde
         order,
         ..ReadOptions::default()
     };
-    let mut all: Vec<RawMessage> = Vec::new();
-    let mut last: HashMap<TopicId, usize> = HashMap::new();
-    for message in bag.messages(&options) {
-        let topic = info.topic(message.topic);
-        let transforms = topic.type_name.ends_with("TFMessage") || topic.type_name.ends_with("tfMessage");
-        match last.get(&message.topic) {
-            Some(at) if !transforms => all[*at] = message,
-            _ => {
-                last.insert(message.topic, all.len());
-                all.push(message);
-            }
+    let mut kept: HashMap<(TopicId, u32), VecDeque<(usize, RawMessage)>> = HashMap::new();
+    for (number, message) in bag.messages(&options).enumerate() {
+        let depth = kept_depth(info.topic(message.topic));
+        let of_publisher = kept.entry((message.topic, message.publisher)).or_default();
+        of_publisher.push_back((number, message));
+        if depth.is_some_and(|depth| of_publisher.len() > depth) {
+            of_publisher.pop_front();
         }
     }
-    all.sort_by_key(|m| m.order_time_ns);
-    all.into()
+    let mut all: Vec<(usize, RawMessage)> = kept.into_values().flatten().collect();
+    all.sort_by_key(|(number, _)| *number);
+    all.into_iter().map(|(_, message)| message).collect()
+}
+
+/// The sink cannot send any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct SinkError {
+    /// What is wrong.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// Where messages go.
 pub trait PublishSink {
-    /// Sends one message of a topic of the bag as little-endian CDR. True: taken; false: dropped, for
-    /// example because nobody can take it. With `must_take` it waits instead.
+    /// Sends one message of a topic of the bag as little-endian CDR. `slot` is the one of its publishers that sends
+    /// it, see [`PublisherSlots`]. True: taken; false: dropped, for example because nobody can take it. With
+    /// `must_take` it waits instead.
     ///
     /// # Errors
     /// The connection is gone.
-    fn publish(&mut self, topic: TopicId, cdr: &[u8], must_take: bool) -> Result<bool, String>;
+    fn publish(
+        &mut self,
+        topic: TopicId,
+        slot: usize,
+        cdr: &[u8],
+        must_take: bool,
+    ) -> Result<bool, SinkError>;
 
     /// Sends the simulated time, in nanoseconds since the Unix epoch.
     ///
     /// # Errors
     /// The connection is gone.
-    fn clock(&mut self, time_ns: i64) -> Result<(), String>;
+    fn clock(&mut self, time_ns: i64) -> Result<(), SinkError>;
 }
 
 /// The passing of time, and the keyboard.
@@ -462,6 +545,8 @@ pub trait PlayClock {
     fn wait(&mut self, until: Option<i64>) -> Option<Control>;
     /// A control that came meanwhile, without waiting.
     fn poll(&mut self) -> Option<Control>;
+    /// Takes note of where playing has come to; called often.
+    fn show(&mut self, _state: &PlayState) {}
 }
 
 /// What came of playing.
@@ -474,8 +559,10 @@ pub struct PlayReport {
     pub dropped: u64,
     /// Messages that cannot be turned into CDR.
     pub unplayable: u64,
-    /// Why the first of them cannot.
-    pub first_unplayable: Option<String>,
+    /// By topic, how many messages cannot, and why the first of them cannot.
+    pub unplayable_topics: BTreeMap<String, (u64, String)>,
+    /// Playing ended before the end of the bag because that was asked for.
+    pub stopped: bool,
     /// Messages that were sent more than 100 ms late.
     pub late: u64,
     /// Longest delay of a message behind its time.
@@ -500,16 +587,22 @@ pub fn run(
     player: &mut Player,
     sink: &mut dyn PublishSink,
     clock: &mut dyn PlayClock,
-) -> Result<PlayReport, String> {
+) -> Result<PlayReport, SinkError> {
     let mut report = PlayReport::default();
     let info = player.bag.info().clone();
     let mut converter = CdrConverter::new(&info);
+    let mut slots = PublisherSlots::new(&info);
     loop {
-        while let Some(control) = clock.poll() {
+        // A clock may say over and over again that playing is to end.
+        while !player.is_stopped()
+            && let Some(control) = clock.poll()
+        {
+            report.stopped |= control == Control::Stop;
             player.control(control, clock.now());
         }
         let now = clock.now();
-        match player.step(now) {
+        clock.show(&player.state(now));
+        let wait = match player.step(now) {
             Step::Publish(message) => {
                 let late = player.lateness(&message, now).max(0);
                 // Latched messages of before the start are not late.
@@ -517,11 +610,12 @@ pub fn run(
                     report.late += u64::from(late > LATE_NS);
                     report.late_max = report.late_max.max(Duration::from_nanos(late as u64));
                 }
+                let name = &info.topic(message.topic).name;
                 match converter.convert(&message) {
                     Ok(cdr) => {
                         let must_take = player.rate() <= 0.0;
-                        if sink.publish(message.topic, cdr, must_take)? {
-                            let name = &info.topic(message.topic).name;
+                        let slot = slots.of(&message, cdr);
+                        if sink.publish(message.topic, slot, cdr, must_take)? {
                             match report.published.get_mut(name) {
                                 Some(count) => *count += 1,
                                 None => drop(report.published.insert(name.clone(), 1)),
@@ -532,23 +626,26 @@ pub fn run(
                     }
                     Err(e) => {
                         report.unplayable += 1;
-                        report.first_unplayable.get_or_insert_with(|| e.to_string());
+                        let of_topic = report.unplayable_topics.entry(name.clone());
+                        of_topic.or_insert_with(|| (0, e.to_string())).0 += 1;
                     }
                 }
+                continue;
             }
-            Step::Clock(time_ns) => sink.clock(time_ns)?,
+            Step::Clock(time_ns) => {
+                sink.clock(time_ns)?;
+                continue;
+            }
             Step::WaitUntil(until) => {
                 while clock.now() + READ_AHEAD_MARGIN_NS < until && player.read_ahead() {}
-                if let Some(control) = clock.wait(Some(until)) {
-                    player.control(control, clock.now());
-                }
+                clock.wait(Some(until))
             }
-            Step::Paused => {
-                if let Some(control) = clock.wait(None) {
-                    player.control(control, clock.now());
-                }
-            }
+            Step::Paused => clock.wait(None),
             Step::Finished => break,
+        };
+        if let Some(control) = wait {
+            report.stopped |= control == Control::Stop;
+            player.control(control, clock.now());
         }
     }
     report.loops = player.loops();
@@ -628,12 +725,12 @@ mod tests {
             times: Vec<i64>,
         }
         impl PublishSink for Sink<'_> {
-            fn publish(&mut self, topic: TopicId, cdr: &[u8], _: bool) -> Result<bool, String> {
+            fn publish(&mut self, topic: TopicId, _: usize, cdr: &[u8], _: bool) -> Result<bool, SinkError> {
                 self.sent.push((self.names[topic.0 as usize], i64::from(cdr[4])));
                 self.times.push(self.when.get());
                 Ok(true)
             }
-            fn clock(&mut self, time_ns: i64) -> Result<(), String> {
+            fn clock(&mut self, time_ns: i64) -> Result<(), SinkError> {
                 self.sent.push(('c', time_ns / MS - 1000));
                 self.times.push(self.when.get());
                 Ok(())
@@ -720,6 +817,81 @@ mod tests {
         for (name, options, controls, want) in cases {
             assert_eq!(play(options, &controls), want, "{name}");
         }
+    }
+
+    /// A clock whose stop flag stays set, as that of a signal does.
+    struct StoppedAt(i64, i64);
+
+    impl PlayClock for StoppedAt {
+        fn now(&mut self) -> i64 {
+            self.0
+        }
+        fn wait(&mut self, until: Option<i64>) -> Option<Control> {
+            self.0 = until.unwrap_or(i64::MAX).min(self.1);
+            self.poll()
+        }
+        fn poll(&mut self) -> Option<Control> {
+            (self.0 >= self.1).then_some(Control::Stop)
+        }
+    }
+
+    struct Nothing;
+
+    impl PublishSink for Nothing {
+        fn publish(&mut self, _: TopicId, _: usize, _: &[u8], _: bool) -> Result<bool, SinkError> {
+            Ok(true)
+        }
+        fn clock(&mut self, _: i64) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stop_that_is_said_again_and_again_ends_playing() {
+        let (_dir, bag) = bag();
+        for (options, published) in [
+            (only_a(), 4),
+            (PlayOptions { start_paused: true, ..only_a() }, 0),
+            (PlayOptions { delay_ns: 50 * MS, ..only_a() }, 0),
+            (PlayOptions { looping: true, rate: 10.0, ..only_a() }, 40),
+        ] {
+            let name = format!("{options:?}");
+            let mut player = Player::new(&bag, options, 0);
+            let report = run(&mut player, &mut Nothing, &mut StoppedAt(0, 30 * MS)).unwrap();
+            assert!(report.stopped, "{name}");
+            assert!(report.published.values().sum::<u64>() <= published, "{name}: {report:?}");
+        }
+    }
+
+    #[test]
+    fn messages_without_a_log_time_are_sent_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.mcap");
+        let mut writer = McapWriter::create(&path).unwrap();
+        let kind = "std_msgs/msg/Int32";
+        let text = schema::ros2msg(kind).unwrap();
+        let channel = writer.add_channel("/a", kind, text, None, "").unwrap();
+        for ns in [0, 0, 1_700_000_000_000_000_000i64, 1_700_000_000_000_000_000 + 20 * MS] {
+            writer.write(channel, ns, ns, &[0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+        }
+        writer.finish().unwrap();
+        let bag = open(&path, &OpenOptions::default()).unwrap();
+        let mut player = Player::new(&bag, PlayOptions::default(), 0);
+        let mut clock = Scripted { now: 0, controls: VecDeque::new() };
+        let report = run(&mut player, &mut Nothing, &mut clock).unwrap();
+        assert_eq!((report.published["/a"], clock.now / MS), (4, 20));
+        assert_eq!(player.state(clock.now).length_ns, 20 * MS);
+    }
+
+    #[test]
+    fn names_that_are_not_in_the_bag_are_known() {
+        let (_dir, bag) = bag();
+        let filter = TopicFilter {
+            topics: vec!["a".into(), "/typo".into()],
+            exclude: vec!["/b".into(), "/c".into()],
+            ..Default::default()
+        };
+        assert_eq!(filter.unknown(bag.info()), ["/typo", "/c"]);
     }
 
     #[test]

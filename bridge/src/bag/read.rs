@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::cdr::HeaderStamp;
+use super::side::{PRIVATE_BYTES_MAX, PrivateRecord};
 use super::source::{Payload, Pool};
-use super::{Bag, Chunk, Damage, Entry, OpenFile, TopicId};
+use super::{Bag, Chunk, Damage, Entry, OpenFile, TopicId, file_label};
 
 /// The stamp by which messages are ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,10 @@ pub struct ReadOptions {
 pub struct RawMessage {
     /// Its topic.
     pub topic: TopicId,
+    /// Which of [`TopicInfo::publishers`](super::TopicInfo::publishers) sent it.
+    pub publisher: u32,
+    /// Sequence number that the recorder gave it; 0 where the format has none.
+    pub sequence: u32,
     /// When the recorder received it, in nanoseconds since the Unix epoch.
     pub log_time_ns: i64,
     /// When it was sent; the log time where the format does not store it.
@@ -64,6 +69,9 @@ struct Planned {
 struct Sorted {
     data: Vec<u8>,
     entries: Vec<(i64, Entry)>,
+    /// Messages of the chunk, before any choice.
+    loaded: u64,
+    private: Vec<PrivateRecord>,
     damage: Vec<Damage>,
 }
 
@@ -83,14 +91,17 @@ impl Shared {
         let open = &self.files[planned.file as usize];
         let mut chunk = Chunk { data: self.pool.take(), ..Chunk::default() };
         open.file.load(planned.chunk as usize, &mut chunk);
-        let Chunk { data, entries, damage } = chunk;
+        let Chunk { data, entries, private, damage } = chunk;
+        let loaded = entries.len() as u64;
         let mut sorted = true;
         let mut last = i64::MIN;
         let entries: Vec<(i64, Entry)> = entries
             .iter()
             .filter_map(|entry| {
                 let topic = open.topics.get(entry.topic as usize)?.0;
-                let entry = Entry { topic, ..*entry };
+                let publishers = &open.publishers[entry.topic as usize];
+                let publisher = publishers.get(entry.publisher as usize).copied().unwrap_or(0);
+                let entry = Entry { topic, publisher, ..*entry };
                 if !self.wanted[topic as usize] {
                     return None;
                 }
@@ -113,7 +124,7 @@ impl Shared {
         if !sorted {
             entries.sort_by_key(|(key, _)| *key);
         }
-        Sorted { data, entries, damage }
+        Sorted { data, entries, loaded, private, damage }
     }
 }
 
@@ -176,6 +187,13 @@ struct Active {
 /// The next message of a loaded chunk: order time, place of the chunk in the bag, slot of the chunk.
 type Head = Reverse<(i64, (u32, u32), usize)>;
 
+/// Name and stated number of messages of each file.
+fn stated(bag: &Bag) -> Vec<(String, u64, u64)> {
+    let names = bag.info.files.iter().map(|path| file_label(path));
+    let counts = bag.files.iter().map(|file| file.messages);
+    names.zip(counts).map(|(name, count)| (name, count, 0)).collect()
+}
+
 /// Messages of a bag in order; made by [`Bag::messages`].
 pub struct Messages {
     pipeline: Pipeline,
@@ -184,6 +202,10 @@ pub struct Messages {
     /// Buffers of chunks that are read, maybe still in use by a message.
     retired: Vec<Arc<Vec<u8>>>,
     damage: Vec<Damage>,
+    private: Vec<PrivateRecord>,
+    private_bytes: usize,
+    /// Where everything is read: by file, its name, the number of messages that the index states, and those that came.
+    tally: Vec<(String, u64, u64)>,
 }
 
 impl Messages {
@@ -244,6 +266,11 @@ impl Messages {
             }
             ranged
         };
+        let everything = options.topics.is_none()
+            && options.start_ns.is_none()
+            && options.end_ns.is_none()
+            && options.order == Order::LogTime;
+        let tally = if everything { stated(bag) } else { Vec::new() };
         let mut plan = plan;
         plan.sort_by_key(|p| (p.start_ns, p.file, p.chunk));
         Self {
@@ -252,6 +279,43 @@ impl Messages {
             heads: BinaryHeap::new(),
             retired: Vec::new(),
             damage: Vec::new(),
+            private: Vec::new(),
+            private_bytes: 0,
+            tally,
+        }
+    }
+
+    /// Records of private kinds that lay among the messages; complete after the last message.
+    #[must_use]
+    pub fn private_records(&self) -> &[PrivateRecord] {
+        &self.private
+    }
+
+    fn keep_private(&mut self, records: Vec<PrivateRecord>) {
+        /// Of a record without content.
+        const RECORD_BYTES: usize = 64;
+        for record in records {
+            self.private_bytes = self.private_bytes.saturating_add(record.data.len() + RECORD_BYTES);
+            if self.private_bytes <= PRIVATE_BYTES_MAX {
+                self.private.push(record);
+            }
+        }
+    }
+
+    /// Holds what was read of each file against what its index states.
+    fn compare(&mut self) {
+        for (file, stated, came) in std::mem::take(&mut self.tally) {
+            let of_file = || self.damage.iter().filter(|d| d.file == file);
+            // Damage that cannot say how much it cost explains any number.
+            if of_file().any(|d| d.messages_lost.is_none()) {
+                continue;
+            }
+            let lost: u64 = of_file().filter_map(|d| d.messages_lost).sum();
+            if came + lost != stated {
+                let what = format!("the index counts {stated} messages, {came} were read");
+                let missing = stated.saturating_sub(came + lost);
+                self.damage.push(Damage::new(&file, what).messages(Some(missing)));
+            }
         }
     }
 
@@ -263,6 +327,10 @@ impl Messages {
 
     fn activate(&mut self, planned: Planned, sorted: Sorted) {
         self.damage.extend(sorted.damage);
+        if let Some((_, _, came)) = self.tally.get_mut(planned.file as usize) {
+            *came += sorted.loaded;
+        }
+        self.keep_private(sorted.private);
         for buffer in self.retired.drain(..) {
             if let Ok(buffer) = Arc::try_unwrap(buffer) {
                 self.pipeline.shared.pool.give(buffer);
@@ -298,6 +366,9 @@ impl Iterator for Messages {
             let (planned, sorted) = self.pipeline.take()?;
             self.activate(planned, sorted);
         }
+        if self.heads.is_empty() {
+            self.compare();
+        }
         let mut head = self.heads.peek_mut()?;
         let Reverse((key, _, slot)) = *head;
         let active = self.slots[slot].as_mut()?;
@@ -305,6 +376,8 @@ impl Iterator for Messages {
         active.next += 1;
         let message = RawMessage {
             topic: TopicId(entry.topic),
+            publisher: entry.publisher,
+            sequence: entry.sequence,
             log_time_ns: entry.log_ns,
             publish_time_ns: entry.publish_ns,
             order_time_ns: key,

@@ -1,14 +1,16 @@
 //! Reading rosbag v2.0 (<http://wiki.ros.org/Bags/Format/2.0>): by the index at the end where it is good,
 //! by going through the chunks where it is not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::codec::{Codec, decompress};
+use super::error::ReadError;
+use super::side::SideRecords;
 use super::source::{Source, Window, with_scratch};
 use super::{
     BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions, Opened,
-    SchemaText, TopicInfo, file_label, schema,
+    PublisherInfo, SchemaText, TopicInfo, file_label,
 };
 
 const MAGIC: &[u8] = b"#ROSBAG V2.0\n";
@@ -100,17 +102,20 @@ fn record(bytes: &[u8]) -> Option<(Header<'_>, &[u8], usize)> {
 
 struct Piece {
     at: u64,
-    /// Bytes of the chunk record.
+    /// Bytes of the chunk record, or of the bare records.
     len: u64,
     number: u64,
     cut: bool,
+    /// Records outside chunks.
+    bare: bool,
     /// Messages by topic, where the index tells.
     counts: Option<Vec<(u32, u64)>>,
 }
 
 #[derive(Default)]
 struct Registry {
-    connections: HashMap<u32, u32>,
+    /// Topic and publisher of each connection.
+    connections: HashMap<u32, (u32, u32)>,
     topics: Vec<TopicInfo>,
 }
 
@@ -121,27 +126,24 @@ impl Registry {
             return Some(());
         }
         let name = String::from_utf8_lossy(h.topic?).into_owned();
-        let (mut type_name, mut definition, mut latched) = (String::new(), None, false);
+        let mut definition = None;
+        let mut metadata = BTreeMap::new();
         fields(data, |key, value| match key {
-            b"type" => type_name = schema::normalize_type(&String::from_utf8_lossy(value)),
             b"message_definition" => definition = Some(value),
-            b"latching" => latched = value == b"1",
-            _ => {}
+            key => {
+                let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                metadata.insert(text(key), text(value));
+            }
         })?;
-        let schema = definition.map(|data| SchemaText { encoding: "ros1msg".to_owned(), data: data.into() });
-        let topic = TopicInfo {
-            name,
-            type_name,
-            encoding: Encoding::Ros1,
-            schema,
-            type_hash: None,
-            offered_qos: String::new(),
-            latched,
-            count: 0,
-        };
+        let recorded = metadata.get("type").map_or("", String::as_str);
+        let mut topic = TopicInfo::new(&name, recorded, Encoding::Ros1);
+        topic.schema =
+            definition.map(|data| SchemaText { encoding: "ros1msg".to_owned(), data: data.into() });
+        topic.latched = metadata.get("latching").is_some_and(|v| v == "1");
+        let publisher = PublisherInfo { metadata, latched: topic.latched };
         let at = match self.topics.iter().position(|t| t.same_channel(&topic)) {
             Some(at) => {
-                self.topics[at].latched |= topic.latched;
+                self.topics[at].merge(&topic);
                 at
             }
             None => {
@@ -149,8 +151,15 @@ impl Registry {
                 self.topics.len() - 1
             }
         };
-        self.connections.insert(id, at as u32);
+        let publishers = &mut self.topics[at].publishers;
+        publishers.push(publisher);
+        self.connections.insert(id, (at as u32, publishers.len() as u32 - 1));
         Some(())
+    }
+
+    /// The topic of the connection that a message names.
+    fn topic(&self, h: &Header<'_>) -> Option<u32> {
+        self.connections.get(&h.connection?).map(|(topic, _)| *topic)
     }
 }
 
@@ -159,7 +168,7 @@ pub(super) struct Ros1File {
     label: String,
     pieces: Vec<Piece>,
     metas: Vec<ChunkMeta>,
-    connections: HashMap<u32, u32>,
+    connections: HashMap<u32, (u32, u32)>,
     size_max: usize,
 }
 
@@ -188,7 +197,9 @@ pub(super) fn open(source: Source, path: &Path, options: &OpenOptions) -> Result
     let Registry { connections, topics } = registry;
     let compression = codecs.iter().map(|c| (c.name(), "chunk")).collect();
     let file = Ros1File { source, label, pieces, metas, connections, size_max: options.chunk_bytes_max };
-    Ok(Opened { file: Box::new(file), format: Format::Rosbag1, topics, compression, damage })
+    let (file, format) = (Box::new(file), Format::Rosbag1);
+    let (side, profile) = (SideRecords::default(), String::new());
+    Ok(Opened { file, format, topics, compression, side, profile, damage })
 }
 
 struct Scan<'a> {
@@ -200,6 +211,15 @@ struct Scan<'a> {
     codecs: Vec<Codec>,
     damage: Vec<Damage>,
     size_max: usize,
+}
+
+/// A chunk as the index describes it.
+struct IndexedChunk {
+    at: u64,
+    start_ns: i64,
+    end_ns: i64,
+    /// Connections and numbers of messages.
+    counts: Vec<(u32, u32)>,
 }
 
 impl<'a> Scan<'a> {
@@ -227,79 +247,133 @@ impl<'a> Scan<'a> {
         Some((bytes[..header_len].to_vec(), at + 8 + header_len as u64, data_len))
     }
 
-    fn by_index(&mut self) -> Result<(), String> {
+    /// Takes everything from the index. An error: it cannot be trusted, start afresh with
+    /// [`by_records`](Self::by_records).
+    fn by_index(&mut self) -> Result<(), ReadError> {
         let mut window = Window::new(self.source);
-        let (bytes, _, _) = self.head(&mut window, MAGIC.len() as u64).ok_or("the bag header is broken")?;
-        let h = header(&bytes).filter(|h| h.op == BAG_HEADER).ok_or("the bag header is broken")?;
+        let first = MAGIC.len() as u64;
+        let broken = ReadError::Form("the bag header is broken");
+        let Some((bytes, data_at, data_len)) = self.head(&mut window, first) else { return Err(broken) };
+        let Some(h) = header(&bytes).filter(|h| h.op == BAG_HEADER) else { return Err(broken) };
         let (Some(index_pos), Some(connections), Some(chunks)) = (h.index_pos, h.connections, h.chunks)
         else {
-            return Err("the bag header is broken".to_owned());
+            return Err(broken);
         };
         if index_pos == 0 {
-            return Err("the bag has no index: the recorder was stopped".to_owned());
+            return Err(ReadError::Form("the bag has no index: the recorder was stopped"));
         }
+        if index_pos > self.source.len() {
+            return Err(ReadError::Form("the file is cut: the index is missing"));
+        }
+        let infos = self.read_index(&mut window, index_pos)?;
+        if infos.len() != chunks as usize || self.registry.connections.len() != connections as usize {
+            return Err(ReadError::Form("the index is not complete"));
+        }
+        let mut after = data_at.saturating_add(data_len);
+        let mut between = Window::small(self.source);
+        for (number, info) in infos.into_iter().enumerate() {
+            self.between_chunks(&mut between, after, info.at)?;
+            after = self.indexed_chunk(&mut window, number as u64, info, index_pos)?;
+        }
+        self.between_chunks(&mut between, after, index_pos)
+    }
+
+    /// Connections and chunks of the index, which fills the end of the file; chunks in the order of the file.
+    fn read_index(
+        &mut self,
+        window: &mut Window<'_>,
+        index_pos: u64,
+    ) -> Result<Vec<IndexedChunk>, ReadError> {
         let len = self.source.len();
-        if index_pos > len {
-            return Err("the file is cut: the index is missing".to_owned());
-        }
-        let broken = || "the index is broken".to_owned();
+        let broken = || ReadError::Form("the index is broken");
         let mut at = index_pos;
         let mut infos = Vec::new();
         while at < len {
-            let (bytes, data_at, data_len) = self.head(&mut window, at).ok_or_else(broken)?;
+            let (bytes, data_at, data_len) = self.head(window, at).ok_or_else(broken)?;
             let h = header(&bytes).ok_or_else(broken)?;
             let end = data_at.checked_add(data_len).filter(|e| *e <= len).ok_or_else(broken)?;
-            let data = self.source.read_vec(data_at..end).map_err(|e| e.to_string())?;
+            let data = self.source.read_vec(data_at..end)?;
             match h.op {
                 CONNECTION => self.registry.add(&h, &data).ok_or_else(broken)?,
                 CHUNK_INFO => {
-                    let (Some(pos), Some(start), Some(end)) = (h.chunk_pos, h.start, h.end) else {
+                    let (Some(at), Some(start_ns), Some(end_ns)) = (h.chunk_pos, h.start, h.end) else {
                         return Err(broken());
                     };
                     let counts: Vec<(u32, u32)> =
                         data.chunks_exact(8).filter_map(|c| Some((le32(c)?, le32(&c[4..])?))).collect();
-                    infos.push((pos, start, end, counts));
+                    infos.push(IndexedChunk { at, start_ns, end_ns, counts });
                 }
                 _ => return Err(broken()),
             }
             at = end;
         }
-        if infos.len() != chunks as usize || self.registry.connections.len() != connections as usize {
-            return Err("the index is not complete".to_owned());
-        }
-        infos.sort_by_key(|i| i.0);
-        for (number, (pos, start_ns, end_ns, counts)) in infos.into_iter().enumerate() {
-            let (bytes, data_at, data_len) = self.head(&mut window, pos).ok_or_else(broken)?;
-            let h = header(&bytes).filter(|h| h.op == CHUNK).ok_or("the index points to no chunk")?;
-            if data_at.checked_add(data_len).is_none_or(|end| end > index_pos) {
-                return Err("a chunk reaches into the index".to_owned());
+        infos.sort_by_key(|i| i.at);
+        Ok(infos)
+    }
+
+    /// Looks for messages outside chunks, which the index does not know of.
+    fn between_chunks(&self, window: &mut Window<'_>, from: u64, to: u64) -> Result<(), ReadError> {
+        let mut at = from;
+        while at < to {
+            let broken = || ReadError::Form("a record between the chunks is broken");
+            let (bytes, data_at, data_len) = self.head(window, at).ok_or_else(broken)?;
+            let h = header(&bytes).ok_or_else(broken)?;
+            match h.op {
+                MSG_DATA => return Err(ReadError::Form("there are messages outside the chunks")),
+                CHUNK => return Err(ReadError::Form("there are chunks that the index does not name")),
+                _ => {}
             }
-            self.codecs.extend(h.compression.and_then(Codec::from_name));
-            let mut by_topic = Vec::new();
-            for (connection, count) in counts {
-                let topic = *self.registry.connections.get(&connection).ok_or("the index is not complete")?;
-                self.registry.topics[topic as usize].count += u64::from(count);
-                by_topic.push((topic, u64::from(count)));
-            }
-            if by_topic.iter().all(|(_, n)| *n == 0) {
-                continue;
-            }
-            let len = data_at + data_len - pos;
-            let counts = Some(by_topic);
-            self.pieces.push(Piece { at: pos, len, number: number as u64, cut: false, counts });
-            self.metas.push(ChunkMeta { start_ns, end_ns });
+            at = data_at.checked_add(data_len).ok_or_else(broken)?;
         }
         Ok(())
     }
 
+    /// Takes in a chunk that the index names; gives the first byte after it.
+    fn indexed_chunk(
+        &mut self,
+        window: &mut Window<'_>,
+        number: u64,
+        info: IndexedChunk,
+        index_pos: u64,
+    ) -> Result<u64, ReadError> {
+        let IndexedChunk { at, start_ns, end_ns, counts } = info;
+        let no_chunk = || ReadError::Form("the index points to no chunk");
+        let (bytes, data_at, data_len) = self.head(window, at).ok_or_else(no_chunk)?;
+        let h = header(&bytes).filter(|h| h.op == CHUNK).ok_or_else(no_chunk)?;
+        let end = data_at.checked_add(data_len).filter(|end| *end <= index_pos);
+        let end = end.ok_or(ReadError::Form("a chunk reaches into the index"))?;
+        let mut by_topic = Vec::new();
+        for (connection, count) in counts {
+            let place = self.registry.connections.get(&connection);
+            let (topic, _) = *place.ok_or(ReadError::Form("the index is not complete"))?;
+            by_topic.push((topic, u64::from(count)));
+        }
+        let len = end - at;
+        if by_topic.iter().all(|(_, n)| *n == 0) {
+            // The index says that it is empty: it is not taken at its word.
+            let mut lost = None;
+            self.chunk(at, len, number, false, &mut lost);
+            self.settle(&mut lost);
+            return Ok(end);
+        }
+        self.codecs.extend(h.compression.and_then(Codec::from_name));
+        for (topic, count) in &by_topic {
+            self.registry.topics[*topic as usize].count += count;
+        }
+        self.pieces.push(Piece { at, len, number, cut: false, bare: false, counts: Some(by_topic) });
+        self.metas.push(ChunkMeta { start_ns, end_ns });
+        Ok(end)
+    }
+
     /// Goes through all records after the magic.
-    fn by_records(&mut self, reason: &str) {
+    fn by_records(&mut self, reason: &ReadError) {
         let len = self.source.len();
         let mut window = Window::new(self.source);
         let mut at = MAGIC.len() as u64;
         let mut number = 0;
         // A chunk that could not be read, waiting for its index records.
         let mut lost: Option<(u64, Damage)> = None;
+        let mut bare = BareRun::default();
         self.damage
             .push(Damage::new(&self.label, format!("{reason}; rebuilt from the chunks")).messages(Some(0)));
         while at < len {
@@ -309,6 +383,7 @@ impl<'a> Scan<'a> {
             });
             let Some((h, data_at, end)) = parsed else {
                 self.settle(&mut lost);
+                bare.finish(self);
                 let next = self.next_chunk(at + 1).unwrap_or(len);
                 self.damage.push(Damage::new(&self.label, "a record is broken").bytes(next - at));
                 at = next;
@@ -316,6 +391,9 @@ impl<'a> Scan<'a> {
             };
             if h.op != INDEX_DATA {
                 self.settle(&mut lost);
+            }
+            if h.op != MSG_DATA {
+                bare.finish(self);
             }
             if end > len {
                 if let Some(next) = self.next_chunk(at + 1) {
@@ -327,6 +405,9 @@ impl<'a> Scan<'a> {
                 if h.op == CHUNK {
                     self.chunk(at, len - at, number, true, &mut lost);
                     self.settle(&mut lost);
+                } else if h.op == MSG_DATA {
+                    let what = Damage::new(&self.label, "the file is cut inside a message");
+                    self.damage.push(what.messages(Some(1)).bytes(len - at));
                 }
                 return;
             }
@@ -346,14 +427,12 @@ impl<'a> Scan<'a> {
                         self.damage.push(Damage::new(&self.label, "a connection record is broken"));
                     }
                 }
-                MSG_DATA => {
-                    let what = Damage::new(&self.label, "a message outside chunks");
-                    self.damage.push(what.messages(Some(1)));
-                }
+                MSG_DATA => bare.add(self, &h, at, end),
                 _ => {}
             }
             at = end;
         }
+        bare.finish(self);
         self.settle(&mut lost);
     }
 
@@ -400,17 +479,15 @@ impl<'a> Scan<'a> {
 
     /// Reads a chunk through: its connections, and how many messages of which time it holds.
     fn chunk(&mut self, at: u64, len: u64, number: u64, cut: bool, lost: &mut Option<(u64, Damage)>) {
-        let failed = |label: &str, reason: String| Damage::new(label, reason).at(number).bytes(len);
         let mut data = Vec::new();
-        let read = self
-            .source
-            .read_vec(at..at + len)
-            .map_err(|e| e.to_string())
-            .and_then(|record| read_chunk(&record, cut, self.size_max, &mut data));
+        let read = match self.source.read_vec(at..at + len) {
+            Ok(record) => read_chunk(&record, cut, self.size_max, &mut data),
+            Err(e) => Err(e.into()),
+        };
         let codec = match read {
             Ok(codec) => codec,
             Err(reason) => {
-                *lost = Some((0, failed(&self.label, reason)));
+                *lost = Some((0, Damage::new(&self.label, reason.to_string()).at(number).bytes(len)));
                 return;
             }
         };
@@ -424,17 +501,14 @@ impl<'a> Scan<'a> {
                     let broken = || Damage::new(&self.label, "a connection record is broken").at(number);
                     self.damage.extend(known.is_none().then(broken));
                 }
-                MSG_DATA => {
-                    let topic = h.connection.and_then(|c| self.registry.connections.get(&c).copied());
-                    match (topic, h.time) {
-                        (Some(topic), Some(time)) => {
-                            self.registry.topics[topic as usize].count += 1;
-                            start = start.min(time);
-                            end = end.max(time);
-                        }
-                        _ => unknown += 1,
+                MSG_DATA => match (self.registry.topic(&h), h.time) {
+                    (Some(topic), Some(time)) => {
+                        self.registry.topics[topic as usize].count += 1;
+                        start = start.min(time);
+                        end = end.max(time);
                     }
-                }
+                    _ => unknown += 1,
+                },
                 _ => {}
             }
             rest = &rest[n..];
@@ -442,11 +516,15 @@ impl<'a> Scan<'a> {
         if start <= end {
             self.codecs.push(codec);
             self.metas.push(ChunkMeta { start_ns: start, end_ns: end });
-            self.pieces.push(Piece { at, len, number, cut, counts: None });
+            self.pieces.push(Piece { at, len, number, cut, bare: false, counts: None });
         }
         if cut {
-            let reason = "the file is cut inside the chunk; what came before the cut is kept";
-            self.damage.push(failed(&self.label, reason.to_owned()));
+            let reason = if !self.pieces.is_empty() {
+                "the file is cut inside the chunk; what came before the cut is kept"
+            } else {
+                "the file is cut inside the chunk, before the end of its first message"
+            };
+            self.damage.push(Damage::new(&self.label, reason).at(number).bytes(len));
         } else if !rest.is_empty() {
             let what = Damage::new(&self.label, "a record of the chunk is broken");
             self.damage.push(what.at(number).bytes(rest.len() as u64));
@@ -463,8 +541,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// Decompresses a chunk record. A cut chunk gives what there is of it.
-fn read_chunk(bytes: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> Result<Codec, String> {
-    let none = || "there is no chunk here".to_owned();
+fn read_chunk(bytes: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> Result<Codec, ReadError> {
+    let none = || ReadError::Form("there is no chunk here");
     let header_len = le32(bytes).ok_or_else(none)? as usize;
     let header_end = header_len.checked_add(4).ok_or_else(none)?;
     let h = bytes.get(4..header_end).and_then(header).filter(|h| h.op == CHUNK).ok_or_else(none)?;
@@ -473,20 +551,55 @@ fn read_chunk(bytes: &[u8], cut: bool, size_max: usize, data: &mut Vec<u8>) -> R
     let stored = match stored.get(..stored_len) {
         Some(stored) => stored,
         None if cut => stored,
-        None => return Err("the chunk is longer than its record".to_owned()),
+        None => return Err(ReadError::Form("the chunk is longer than its record")),
     };
     let name = h.compression.unwrap_or(b"");
     let codec = Codec::from_name(name).filter(|c| *c != Codec::Zstd);
-    let codec =
-        codec.ok_or_else(|| format!("compression {:?} is not known", String::from_utf8_lossy(name)))?;
-    let size = h.size.ok_or("the chunk has no size")? as usize;
+    let unknown = || ReadError::UnknownCompression { name: String::from_utf8_lossy(name).into_owned() };
+    let codec = codec.ok_or_else(unknown)?;
+    let size = h.size.ok_or(ReadError::Form("the chunk has no size"))? as usize;
     if size > size_max {
-        return Err(format!("the chunk claims {size} bytes, {size_max} are allowed"));
+        return Err(ReadError::TooLarge { claimed: size as u64, allowed: size_max });
     }
     let done = decompress(codec, stored, size, true, data);
     match done.error {
-        Some(error) if !cut => Err(format!("{} cannot be decompressed: {error}", codec.name())),
+        Some(source) if !cut => Err(ReadError::Decompress { codec: codec.name(), source }),
         _ => Ok(codec),
+    }
+}
+
+/// Messages outside chunks that follow each other.
+#[derive(Default)]
+struct BareRun {
+    open: Option<(u64, u64, ChunkMeta)>,
+}
+
+impl BareRun {
+    fn add(&mut self, scan: &mut Scan<'_>, h: &Header<'_>, at: u64, end: u64) {
+        const RUN_BYTES: u64 = 1 << 20;
+        let (Some(topic), Some(time)) = (scan.registry.topic(h), h.time) else {
+            let what =
+                Damage::new(&scan.label, "a message outside chunks, of a connection that is not declared");
+            scan.damage.push(what.messages(Some(1)));
+            return self.finish(scan);
+        };
+        if self.open.as_ref().is_some_and(|(start, ..)| end - start > RUN_BYTES) {
+            self.finish(scan);
+        }
+        let (_, last, meta) = self.open.get_or_insert((at, at, ChunkMeta { start_ns: time, end_ns: time }));
+        *last = end;
+        meta.start_ns = meta.start_ns.min(time);
+        meta.end_ns = meta.end_ns.max(time);
+        scan.registry.topics[topic as usize].count += 1;
+    }
+
+    fn finish(&mut self, scan: &mut Scan<'_>) {
+        if let Some((at, end, meta)) = self.open.take() {
+            let number = scan.pieces.len() as u64;
+            let len = end - at;
+            scan.pieces.push(Piece { at, len, number, cut: false, bare: true, counts: None });
+            scan.metas.push(meta);
+        }
     }
 }
 
@@ -497,24 +610,31 @@ impl BagFile for Ros1File {
 
     fn load(&self, index: usize, chunk: &mut Chunk) {
         let piece = &self.pieces[index];
-        let Chunk { data, entries, damage } = chunk;
+        let Chunk { data, entries, damage, .. } = chunk;
         let expected = piece.counts.as_ref().map(|counts| counts.iter().map(|(_, n)| n).sum::<u64>());
-        let read = with_scratch(|record| {
-            self.source.read_into(piece.at..piece.at + piece.len, record).map_err(|e| e.to_string())?;
-            read_chunk(record, piece.cut, self.size_max, data)
-        });
+        let range = piece.at..piece.at + piece.len;
+        let read: Result<(), ReadError> = if piece.bare {
+            self.source.read_into(range, data).map_err(ReadError::from)
+        } else {
+            with_scratch(|record| {
+                self.source.read_into(range, record)?;
+                read_chunk(record, piece.cut, self.size_max, data).map(drop)
+            })
+        };
         if let Err(reason) = read {
-            let lost = Damage::new(&self.label, reason).at(piece.number).messages(expected);
+            let lost = Damage::new(&self.label, reason.to_string()).at(piece.number).messages(expected);
             return damage.push(lost.bytes(piece.len));
         }
         let mut rest = &data[..];
         let mut unknown = 0;
         while let Some((h, body, n)) = record(rest) {
             if h.op == MSG_DATA {
-                let topic = h.connection.and_then(|c| self.connections.get(&c));
-                match (topic, h.time) {
-                    (Some(topic), Some(time)) => entries.push(Entry {
+                let place = h.connection.and_then(|c| self.connections.get(&c));
+                match (place, h.time) {
+                    (Some((topic, publisher)), Some(time)) => entries.push(Entry {
                         topic: *topic,
+                        publisher: *publisher,
+                        sequence: 0,
                         log_ns: time,
                         publish_ns: time,
                         start: data.len() - rest.len() + n - body.len(),
@@ -526,10 +646,13 @@ impl BagFile for Ros1File {
             rest = &rest[n..];
         }
         if let Some(expected) = expected {
-            let got = entries.len() as u64;
-            if got + unknown < expected {
+            let got = entries.len() as u64 + unknown;
+            if got < expected {
                 let what = Damage::new(&self.label, "a record of the chunk is broken").at(piece.number);
-                damage.push(what.messages(Some(expected - got - unknown)));
+                damage.push(what.messages(Some(expected - got)));
+            } else if got > expected {
+                let what = format!("the index counts {expected} messages, the chunk holds {got}");
+                damage.push(Damage::new(&self.label, what).at(piece.number).messages(Some(0)));
             }
             if unknown > 0 {
                 let what = Damage::new(&self.label, "messages of connections that are not declared");

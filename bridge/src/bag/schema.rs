@@ -1,172 +1,26 @@
 //! Message definitions: the text of common ROS 2 types, a parser of ROS 1 and ROS 2 definitions, and the
 //! names of types.
-//!
-//! The texts hold field names and types only, as the public interface packages define them; comments and
-//! constants are left out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use super::definitions::{CURRENT, EARLIER};
+
 /// Line between the definitions of a concatenated schema.
 const SEPARATOR: &str = "================================================================================";
 
-/// Single definitions: type, then fields separated by `;`. Nested types are written `pkg/Name`.
-const DEFINITIONS: &[(&str, &str)] = &[
-    ("action_msgs/msg/GoalInfo", "unique_identifier_msgs/UUID goal_id;builtin_interfaces/Time stamp"),
-    ("action_msgs/msg/GoalStatus", "action_msgs/GoalInfo goal_info;int8 status"),
-    ("action_msgs/msg/GoalStatusArray", "action_msgs/GoalStatus[] status_list"),
-    ("builtin_interfaces/msg/Duration", "int32 sec;uint32 nanosec"),
-    ("builtin_interfaces/msg/Time", "int32 sec;uint32 nanosec"),
-    (
-        "diagnostic_msgs/msg/DiagnosticArray",
-        "std_msgs/Header header;diagnostic_msgs/DiagnosticStatus[] status",
-    ),
-    (
-        "diagnostic_msgs/msg/DiagnosticStatus",
-        "byte level;string name;string message;string hardware_id;diagnostic_msgs/KeyValue[] values",
-    ),
-    ("diagnostic_msgs/msg/KeyValue", "string key;string value"),
-    ("geometry_msgs/msg/Accel", "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular"),
-    ("geometry_msgs/msg/AccelStamped", "std_msgs/Header header;geometry_msgs/Accel accel"),
-    ("geometry_msgs/msg/AccelWithCovariance", "geometry_msgs/Accel accel;float64[36] covariance"),
-    (
-        "geometry_msgs/msg/AccelWithCovarianceStamped",
-        "std_msgs/Header header;geometry_msgs/AccelWithCovariance accel",
-    ),
-    ("geometry_msgs/msg/Point", "float64 x;float64 y;float64 z"),
-    ("geometry_msgs/msg/Point32", "float32 x;float32 y;float32 z"),
-    ("geometry_msgs/msg/PointStamped", "std_msgs/Header header;geometry_msgs/Point point"),
-    ("geometry_msgs/msg/Polygon", "geometry_msgs/Point32[] points"),
-    ("geometry_msgs/msg/PolygonStamped", "std_msgs/Header header;geometry_msgs/Polygon polygon"),
-    ("geometry_msgs/msg/Pose", "geometry_msgs/Point position;geometry_msgs/Quaternion orientation"),
-    ("geometry_msgs/msg/Pose2D", "float64 x;float64 y;float64 theta"),
-    ("geometry_msgs/msg/PoseArray", "std_msgs/Header header;geometry_msgs/Pose[] poses"),
-    ("geometry_msgs/msg/PoseStamped", "std_msgs/Header header;geometry_msgs/Pose pose"),
-    ("geometry_msgs/msg/PoseWithCovariance", "geometry_msgs/Pose pose;float64[36] covariance"),
-    (
-        "geometry_msgs/msg/PoseWithCovarianceStamped",
-        "std_msgs/Header header;geometry_msgs/PoseWithCovariance pose",
-    ),
-    ("geometry_msgs/msg/Quaternion", "float64 x 0;float64 y 0;float64 z 0;float64 w 1"),
-    ("geometry_msgs/msg/QuaternionStamped", "std_msgs/Header header;geometry_msgs/Quaternion quaternion"),
-    ("geometry_msgs/msg/Transform", "geometry_msgs/Vector3 translation;geometry_msgs/Quaternion rotation"),
-    (
-        "geometry_msgs/msg/TransformStamped",
-        "std_msgs/Header header;string child_frame_id;geometry_msgs/Transform transform",
-    ),
-    ("geometry_msgs/msg/Twist", "geometry_msgs/Vector3 linear;geometry_msgs/Vector3 angular"),
-    ("geometry_msgs/msg/TwistStamped", "std_msgs/Header header;geometry_msgs/Twist twist"),
-    ("geometry_msgs/msg/TwistWithCovariance", "geometry_msgs/Twist twist;float64[36] covariance"),
-    (
-        "geometry_msgs/msg/TwistWithCovarianceStamped",
-        "std_msgs/Header header;geometry_msgs/TwistWithCovariance twist",
-    ),
-    ("geometry_msgs/msg/Vector3", "float64 x;float64 y;float64 z"),
-    ("geometry_msgs/msg/Vector3Stamped", "std_msgs/Header header;geometry_msgs/Vector3 vector"),
-    ("geometry_msgs/msg/Wrench", "geometry_msgs/Vector3 force;geometry_msgs/Vector3 torque"),
-    ("geometry_msgs/msg/WrenchStamped", "std_msgs/Header header;geometry_msgs/Wrench wrench"),
-    (
-        "nav_msgs/msg/MapMetaData",
-        "builtin_interfaces/Time map_load_time;float32 resolution;uint32 width;uint32 height;\
-         geometry_msgs/Pose origin",
-    ),
-    ("nav_msgs/msg/OccupancyGrid", "std_msgs/Header header;nav_msgs/MapMetaData info;int8[] data"),
-    (
-        "nav_msgs/msg/Odometry",
-        "std_msgs/Header header;string child_frame_id;geometry_msgs/PoseWithCovariance pose;\
-         geometry_msgs/TwistWithCovariance twist",
-    ),
-    ("nav_msgs/msg/Path", "std_msgs/Header header;geometry_msgs/PoseStamped[] poses"),
-    (
-        "rcl_interfaces/msg/Log",
-        "builtin_interfaces/Time stamp;uint8 level;string name;string msg;string file;string function;\
-         uint32 line",
-    ),
-    ("rosgraph_msgs/msg/Clock", "builtin_interfaces/Time clock"),
-    (
-        "sensor_msgs/msg/CameraInfo",
-        "std_msgs/Header header;uint32 height;uint32 width;string distortion_model;float64[] d;\
-         float64[9] k;float64[9] r;float64[12] p;uint32 binning_x;uint32 binning_y;\
-         sensor_msgs/RegionOfInterest roi",
-    ),
-    ("sensor_msgs/msg/CompressedImage", "std_msgs/Header header;string format;uint8[] data"),
-    (
-        "sensor_msgs/msg/Image",
-        "std_msgs/Header header;uint32 height;uint32 width;string encoding;uint8 is_bigendian;uint32 step;\
-         uint8[] data",
-    ),
-    (
-        "sensor_msgs/msg/Imu",
-        "std_msgs/Header header;geometry_msgs/Quaternion orientation;float64[9] orientation_covariance;\
-         geometry_msgs/Vector3 angular_velocity;float64[9] angular_velocity_covariance;\
-         geometry_msgs/Vector3 linear_acceleration;float64[9] linear_acceleration_covariance",
-    ),
-    (
-        "sensor_msgs/msg/JointState",
-        "std_msgs/Header header;string[] name;float64[] position;float64[] velocity;float64[] effort",
-    ),
-    (
-        "sensor_msgs/msg/LaserScan",
-        "std_msgs/Header header;float32 angle_min;float32 angle_max;float32 angle_increment;\
-         float32 time_increment;float32 scan_time;float32 range_min;float32 range_max;float32[] ranges;\
-         float32[] intensities",
-    ),
-    (
-        "sensor_msgs/msg/NavSatFix",
-        "std_msgs/Header header;sensor_msgs/NavSatStatus status;float64 latitude;float64 longitude;\
-         float64 altitude;float64[9] position_covariance;uint8 position_covariance_type",
-    ),
-    ("sensor_msgs/msg/NavSatStatus", "int8 status -2;uint16 service"),
-    (
-        "sensor_msgs/msg/PointCloud2",
-        "std_msgs/Header header;uint32 height;uint32 width;sensor_msgs/PointField[] fields;\
-         bool is_bigendian;uint32 point_step;uint32 row_step;uint8[] data;bool is_dense",
-    ),
-    ("sensor_msgs/msg/PointField", "string name;uint32 offset;uint8 datatype;uint32 count"),
-    (
-        "sensor_msgs/msg/RegionOfInterest",
-        "uint32 x_offset;uint32 y_offset;uint32 height;uint32 width;bool do_rectify",
-    ),
-    ("std_msgs/msg/Bool", "bool data"),
-    ("std_msgs/msg/ColorRGBA", "float32 r;float32 g;float32 b;float32 a"),
-    ("std_msgs/msg/Empty", ""),
-    ("std_msgs/msg/Float32", "float32 data"),
-    ("std_msgs/msg/Float64", "float64 data"),
-    ("std_msgs/msg/Header", "builtin_interfaces/Time stamp;string frame_id"),
-    ("std_msgs/msg/Int32", "int32 data"),
-    ("std_msgs/msg/Int64", "int64 data"),
-    ("std_msgs/msg/String", "string data"),
-    ("std_msgs/msg/UInt8", "uint8 data"),
-    ("std_msgs/msg/UInt32", "uint32 data"),
-    ("tf2_msgs/msg/TFMessage", "geometry_msgs/TransformStamped[] transforms"),
-    ("unique_identifier_msgs/msg/UUID", "uint8[16] uuid"),
-    ("vision_msgs/msg/BoundingBox2D", "vision_msgs/Pose2D center;float64 size_x;float64 size_y"),
-    ("vision_msgs/msg/BoundingBox3D", "geometry_msgs/Pose center;geometry_msgs/Vector3 size"),
-    (
-        "vision_msgs/msg/Detection2D",
-        "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;\
-         vision_msgs/BoundingBox2D bbox;string id",
-    ),
-    ("vision_msgs/msg/Detection2DArray", "std_msgs/Header header;vision_msgs/Detection2D[] detections"),
-    (
-        "vision_msgs/msg/Detection3D",
-        "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;\
-         vision_msgs/BoundingBox3D bbox;string id",
-    ),
-    ("vision_msgs/msg/Detection3DArray", "std_msgs/Header header;vision_msgs/Detection3D[] detections"),
-    ("vision_msgs/msg/ObjectHypothesis", "string class_id;float64 score"),
-    (
-        "vision_msgs/msg/ObjectHypothesisWithPose",
-        "vision_msgs/ObjectHypothesis hypothesis;geometry_msgs/PoseWithCovariance pose",
-    ),
-    ("vision_msgs/msg/Point2D", "float64 x;float64 y"),
-    ("vision_msgs/msg/Pose2D", "vision_msgs/Point2D position;float64 theta"),
-];
-
 static CONCATENATED: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
-    let table: BTreeMap<&str, &str> = DEFINITIONS.iter().copied().collect();
+    let table: BTreeMap<&str, &str> = CURRENT.iter().copied().collect();
     table.keys().map(|name| (*name, concatenate(&table, name))).collect()
+});
+
+/// As [`CONCATENATED`], with the layouts that types had in earlier distributions: only types that nest such a one.
+static CONCATENATED_EARLIER: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
+    let mut table: BTreeMap<&str, &str> = CURRENT.iter().copied().collect();
+    table.extend(EARLIER.iter().copied());
+    let texts = table.keys().map(|name| (*name, concatenate(&table, name)));
+    texts.filter(|(name, text)| CONCATENATED.get(name) != Some(text)).collect()
 });
 
 fn concatenate(table: &BTreeMap<&str, &str>, root: &str) -> String {
@@ -200,9 +54,46 @@ pub fn ros2msg(type_name: &str) -> Option<&'static str> {
     CONCATENATED.get(type_name).map(String::as_str)
 }
 
+/// The definition that a common type had in earlier ROS 2 distributions, where it or a type that it nests has changed.
+pub(crate) fn earlier_ros2msg(type_name: &str) -> Option<&'static str> {
+    CONCATENATED_EARLIER.get(type_name).map(String::as_str)
+}
+
+/// The definition of the first type of a concatenated text.
+fn own_part(text: &str) -> &str {
+    text.split(SEPARATOR).next().unwrap_or("")
+}
+
+/// Packages whose types, apart from the header, have the same layout in ROS 1 and ROS 2.
+const SHARED_PACKAGES: [&str; 8] = [
+    "actionlib_msgs",
+    "diagnostic_msgs",
+    "geometry_msgs",
+    "nav_msgs",
+    "sensor_msgs",
+    "std_msgs",
+    "tf2_msgs",
+    "trajectory_msgs",
+];
+
+/// What a ROS 1 definition that lacks the part of a nested type means by it.
+fn ros1_part(type_name: &str) -> Option<String> {
+    match type_name {
+        "std_msgs/msg/Header" => Some("uint32 seq\ntime stamp\nstring frame_id\n".to_owned()),
+        // Fields were added while ROS 1 was in use.
+        "sensor_msgs/msg/BatteryState" => None,
+        name => {
+            let shared = SHARED_PACKAGES.contains(&name.split('/').next().unwrap_or(""))
+                || name.starts_with("builtin_interfaces/");
+            let text = earlier_ros2msg(name).or_else(|| ros2msg(name)).filter(|_| shared)?;
+            Some(own_part(text).to_owned())
+        }
+    }
+}
+
 /// Every type that [`ros2msg`] knows.
 pub fn known_types() -> impl Iterator<Item = &'static str> {
-    DEFINITIONS.iter().map(|(name, _)| *name)
+    CURRENT.iter().map(|(name, _)| *name)
 }
 
 /// A type name as `pkg/msg/Name`, from `pkg/Name`, `pkg/msg/Name` or `pkg::msg::dds_::Name_`. Other names
@@ -248,6 +139,12 @@ pub enum SchemaError {
         /// Type that is missing.
         missing: String,
     },
+    /// A nested type is defined in IDL.
+    #[error("definition of {type_name}: it is written in IDL, which is not read")]
+    Idl {
+        /// The type.
+        type_name: String,
+    },
     /// Types contain each other, or are nested deeper than [`MAX_DEPTH`].
     #[error("definition of {type_name}: types are nested deeper than 32")]
     TooDeep {
@@ -258,6 +155,16 @@ pub enum SchemaError {
 
 /// Deepest nesting of types that a definition may have.
 pub const MAX_DEPTH: usize = 32;
+
+/// What stands in for nested types that a definition lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FillIn {
+    Nothing,
+    /// The table of common types.
+    Ros2,
+    /// The common types as ROS 1 has them.
+    Ros1,
+}
 
 /// What one item of a field is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,6 +187,8 @@ pub(crate) enum Count {
     One,
     Fixed(u32),
     Sequence,
+    /// A sequence of at most so many items; on the wire as [`Sequence`](Self::Sequence).
+    Bounded(u32),
 }
 
 #[derive(Clone, Debug)]
@@ -287,6 +196,22 @@ pub(crate) struct Field {
     pub name: String,
     pub item: Item,
     pub count: Count,
+    /// The type of one item as it is written, without bounds: `float64`, `string`, `Header`.
+    pub base: String,
+    /// Longest string that is allowed; 0 without a bound.
+    pub text_bound: u32,
+}
+
+impl Field {
+    /// Array brackets as a definition writes them.
+    fn brackets(&self) -> String {
+        match self.count {
+            Count::One => String::new(),
+            Count::Fixed(n) => format!("[{n}]"),
+            Count::Sequence => "[]".to_owned(),
+            Count::Bounded(n) => format!("[<={n}]"),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -303,24 +228,40 @@ pub(crate) struct Schema {
 }
 
 impl Schema {
-    /// Parses a ROS 1 or ROS 2 definition. Nested types that the text lacks are taken from the table of
-    /// common types when `fill_in` is set.
-    pub fn parse(type_name: &str, text: &str, fill_in: bool) -> Result<Self, SchemaError> {
+    /// Parses a ROS 1 or ROS 2 definition. `fill_in` says where nested types come from that the text lacks.
+    pub fn parse(type_name: &str, text: &str, fill_in: FillIn) -> Result<Self, SchemaError> {
         let root = normalize_type(type_name);
-        let mut sections: HashMap<String, String> = HashMap::new();
-        for (name, body) in split_sections(&root, text) {
-            sections.entry(name).or_insert(body);
+        let mut sections = Sections::new();
+        for section in split_sections(&root, text) {
+            sections.entry(section.name.clone()).or_insert(section);
         }
         let mut schema = Self { types: Vec::new() };
         schema.add(&root, &sections, fill_in, 0)?;
         Ok(schema)
     }
 
+    /// The definition of a common type of today's ROS 2.
+    pub fn current(type_name: &str) -> Option<Self> {
+        Self::parse(type_name, ros2msg(type_name)?, FillIn::Nothing).ok()
+    }
+
+    /// The definition that a common type had in earlier distributions, where it differs.
+    pub fn earlier(type_name: &str) -> Option<Self> {
+        Self::parse(type_name, earlier_ros2msg(type_name)?, FillIn::Nothing).ok()
+    }
+
+    /// Gives the root another name.
+    pub fn rename_root(&mut self, type_name: &str) {
+        if let Some(root) = self.types.first_mut() {
+            type_name.clone_into(&mut root.name);
+        }
+    }
+
     fn add(
         &mut self,
         name: &str,
-        sections: &HashMap<String, String>,
-        fill_in: bool,
+        sections: &Sections,
+        fill_in: FillIn,
         depth: usize,
     ) -> Result<usize, SchemaError> {
         if depth > MAX_DEPTH {
@@ -329,12 +270,16 @@ impl Schema {
         if let Some(at) = self.types.iter().position(|t| t.name == name) {
             return Ok(at);
         }
-        let built_in = || {
-            let text = ros2msg(name)?;
-            Some(text.split(SEPARATOR).next().unwrap_or("").to_owned())
+        let body = match sections.get(name) {
+            Some(section) if section.idl => return Err(SchemaError::Idl { type_name: name.to_owned() }),
+            Some(section) => Some(section.body.clone()),
+            None => match fill_in {
+                FillIn::Nothing => None,
+                FillIn::Ros2 => ros2msg(name).map(|text| own_part(text).to_owned()),
+                FillIn::Ros1 => ros1_part(name),
+            },
         };
-        let Some(body) = sections.get(name).cloned().or_else(|| if fill_in { built_in() } else { None })
-        else {
+        let Some(body) = body else {
             return Err(SchemaError::Missing { type_name: name.to_owned(), missing: name.to_owned() });
         };
         let at = self.types.len();
@@ -345,7 +290,7 @@ impl Schema {
             let Some((type_text, field_name)) = field_line(name, line)? else {
                 continue;
             };
-            let (base, count) = array_of(name, line, type_text)?;
+            let Declared { base, text_bound, count } = declared(name, line, type_text)?;
             let item = match base {
                 "bool" | "byte" | "char" | "int8" | "uint8" | "octet" => Item::Number(1),
                 "int16" | "uint16" => Item::Number(2),
@@ -369,7 +314,8 @@ impl Schema {
                     Item::Nested(index)
                 }
             };
-            fields.push(Field { name: field_name.to_owned(), item, count });
+            let base = base.to_owned();
+            fields.push(Field { name: field_name.to_owned(), item, count, base, text_bound });
         }
         self.types[at].fields = fields;
         Ok(at)
@@ -402,8 +348,20 @@ impl Schema {
     }
 }
 
-fn split_sections(root: &str, text: &str) -> Vec<(String, String)> {
-    let mut sections = vec![(root.to_owned(), String::new())];
+/// The part of one type in a concatenated definition.
+struct Section {
+    name: String,
+    body: String,
+    /// Written in IDL, not as a message definition.
+    idl: bool,
+}
+
+type Sections = HashMap<String, Section>;
+
+fn split_sections(root: &str, text: &str) -> Vec<Section> {
+    let section = |name: String, idl| Section { name, body: String::new(), idl };
+    let mut current = section(root.to_owned(), false);
+    let mut done = Vec::new();
     let mut expect_name = false;
     for line in text.lines() {
         let trimmed = line.trim();
@@ -416,22 +374,25 @@ fn split_sections(root: &str, text: &str) -> Vec<(String, String)> {
                 continue;
             }
             expect_name = false;
-            if let Some(name) = trimmed.strip_prefix("MSG:") {
-                sections.push((normalize_type(name.trim()), String::new()));
+            let named = [("MSG:", false), ("IDL:", true)];
+            let named = named.iter().find_map(|(mark, idl)| Some((trimmed.strip_prefix(mark)?, *idl)));
+            if let Some((name, idl)) = named {
+                done.push(std::mem::replace(&mut current, section(normalize_type(name.trim()), idl)));
                 continue;
             }
         }
-        let (_, body) = sections.last_mut().expect("the root section is there from the start");
-        body.push_str(line);
-        body.push('\n');
+        current.body.push_str(line);
+        current.body.push('\n');
     }
-    sections
+    done.push(current);
+    done
 }
 
 /// Type and name of the field on a line; `None` for blank lines, comments and constants.
 fn field_line<'a>(type_name: &str, line: &'a str) -> Result<Option<(&'a str, &'a str)>, SchemaError> {
     let bare = line.split('#').next().unwrap_or("").trim();
-    if bare.is_empty() {
+    // ROS 1's own parser passes over lines of backslashes, which some packages carry.
+    if bare.bytes().all(|b| b == b'\\') {
         return Ok(None);
     }
     let bad = || SchemaError::BadLine {
@@ -451,43 +412,57 @@ fn field_line<'a>(type_name: &str, line: &'a str) -> Result<Option<(&'a str, &'a
     Ok(Some((type_text, name)))
 }
 
-fn array_of<'a>(type_name: &str, line: &str, type_text: &'a str) -> Result<(&'a str, Count), SchemaError> {
+/// The type of a field, taken apart.
+struct Declared<'a> {
+    base: &'a str,
+    text_bound: u32,
+    count: Count,
+}
+
+fn declared<'a>(type_name: &str, line: &str, type_text: &'a str) -> Result<Declared<'a>, SchemaError> {
     let bad = || SchemaError::BadLine {
         type_name: type_name.to_owned(),
         line: line.trim().chars().take(80).collect(),
     };
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| bad());
     let (base, count) = match type_text.split_once('[') {
         None => (type_text, Count::One),
         Some((base, size)) => {
             let size = size.strip_suffix(']').ok_or_else(bad)?;
-            if size.is_empty() || size.starts_with("<=") {
-                (base, Count::Sequence)
-            } else {
-                (base, Count::Fixed(size.parse().map_err(|_| bad())?))
-            }
+            let count = match size.strip_prefix("<=") {
+                Some(bound) => Count::Bounded(number(bound)?),
+                None if size.is_empty() => Count::Sequence,
+                None => Count::Fixed(number(size)?),
+            };
+            (base, count)
         }
     };
     // A bound on a string does not change the wire.
-    let base = base.split("<=").next().unwrap_or(base);
+    let (base, text_bound) = match base.split_once("<=") {
+        Some((base, bound)) => (base, number(bound)?),
+        None => (base, 0),
+    };
     if base.is_empty() {
         return Err(bad());
     }
-    Ok((base, count))
+    Ok(Declared { base, text_bound, count })
 }
 
-fn resolve(name: &str, package: &str, sections: &HashMap<String, String>) -> String {
+fn resolve(name: &str, package: &str, sections: &Sections) -> String {
     if name.contains('/') {
         return normalize_type(name);
-    }
-    if name == "Header" {
-        return "std_msgs/msg/Header".to_owned();
     }
     let local = format!("{package}/msg/{name}");
     if sections.contains_key(&local) {
         return local;
     }
+    if name == "Header" {
+        return "std_msgs/msg/Header".to_owned();
+    }
     let tail = format!("/{name}");
-    sections.keys().find(|k| k.ends_with(&tail)).cloned().unwrap_or(local)
+    let mut found: Vec<&String> = sections.keys().filter(|k| k.ends_with(&tail)).collect();
+    found.sort();
+    found.first().map_or(local, |k| (*k).clone())
 }
 
 /// A ROS 1 definition as the equivalent ROS 2 text: `time` and `duration` become `builtin_interfaces`,
@@ -496,38 +471,24 @@ fn resolve(name: &str, package: &str, sections: &HashMap<String, String>) -> Str
 /// # Errors
 /// The definition cannot be parsed.
 pub fn ros2msg_from_ros1(type_name: &str, text: &str) -> Result<String, SchemaError> {
-    let root = normalize_type(type_name);
-    // Parsing first makes sure that every nested type is there.
-    let schema = Schema::parse(&root, text, true)?;
-    let mut bodies: HashMap<String, String> = HashMap::new();
-    for (name, body) in split_sections(&root, text) {
-        bodies.entry(name).or_insert(body);
-    }
+    let schema = Schema::parse(&normalize_type(type_name), text, FillIn::Ros1)?;
     let mut out = String::new();
-    let (mut time, mut duration) = (false, false);
+    let mut used = Vec::new();
     for (at, message) in schema.types.iter().enumerate() {
         if at > 0 {
             let _ = write!(out, "{SEPARATOR}\nMSG: {}\n", message.name.replace("/msg/", "/"));
         }
-        if message.name == "std_msgs/msg/Header" {
-            out.push_str("builtin_interfaces/Time stamp\nstring frame_id\n");
-            time = true;
-            continue;
-        }
-        let body = bodies.get(&message.name).map_or("", String::as_str);
-        let lines = body.lines().filter_map(|l| field_line(&message.name, l).ok().flatten());
-        for (field, (type_text, _)) in message.fields.iter().zip(lines) {
-            let (base, suffix) = match type_text.find('[') {
-                Some(at) => type_text.split_at(at),
-                None => (type_text, ""),
-            };
-            let base = match (field.item, base) {
+        for field in &message.fields {
+            if message.name == "std_msgs/msg/Header" && field.name == "seq" {
+                continue;
+            }
+            let base = match (field.item, field.base.as_str()) {
                 (Item::Stamp, "time") => {
-                    time = true;
+                    used.push("Time");
                     "builtin_interfaces/Time".to_owned()
                 }
                 (Item::Stamp, _) => {
-                    duration = true;
+                    used.push("Duration");
                     "builtin_interfaces/Duration".to_owned()
                 }
                 (_, "char") => "uint8".to_owned(),
@@ -535,11 +496,12 @@ pub fn ros2msg_from_ros1(type_name: &str, text: &str) -> Result<String, SchemaEr
                 (Item::Nested(n), _) => schema.types[n].name.replace("/msg/", "/"),
                 (_, other) => other.to_owned(),
             };
-            let _ = writeln!(out, "{base}{suffix} {}", field.name);
+            let _ = writeln!(out, "{base}{} {}", field.brackets(), field.name);
         }
     }
-    for (used, name) in [(time, "Time"), (duration, "Duration")] {
-        if used {
+    for name in ["Time", "Duration"] {
+        let full = format!("builtin_interfaces/msg/{name}");
+        if used.contains(&name) && !schema.types.iter().any(|t| t.name == full) {
             let _ = write!(out, "{SEPARATOR}\nMSG: builtin_interfaces/{name}\nint32 sec\nuint32 nanosec\n");
         }
     }
@@ -553,7 +515,7 @@ mod tests {
     #[test]
     fn every_known_type_parses_without_help() {
         for name in known_types() {
-            let schema = Schema::parse(name, ros2msg(name).unwrap(), false);
+            let schema = Schema::parse(name, ros2msg(name).unwrap(), FillIn::Nothing);
             assert!(schema.is_ok(), "{name}: {schema:?}");
         }
     }
@@ -564,6 +526,7 @@ mod tests {
         let cases: &[(&str, Result<usize, &str>)] = &[
             ("uint8 X=1\nint32 a # comment\nstring<=10 b \"x\"\nfloat64[<=3] c\n", Ok(3)),
             ("string S=a # b = c\ntime t\nduration[2] d", Ok(2)),
+            ("int32 a\n\\\nint32 b\n  \\\\\n", Ok(2)),
             ("int32", Err("definition of p/msg/T: line \"int32\" is not a field")),
             ("int32[x] a", Err("definition of p/msg/T: line \"int32[x] a\" is not a field")),
             ("q/U u", Err("definition of p/msg/T: type q/msg/U is not defined")),
@@ -571,12 +534,31 @@ mod tests {
             ("int32[4294967296] a", Err("definition of p/msg/T: line")),
         ];
         for (text, want) in cases {
-            match (Schema::parse("p/T", text, false), want) {
+            match (Schema::parse("p/T", text, FillIn::Nothing), want) {
                 (Ok(got), Ok(want)) => assert_eq!(got.types[0].fields.len(), *want, "{text}"),
                 (Err(got), Err(want)) => assert!(got.to_string().starts_with(want), "{text}: {got}"),
                 (got, want) => panic!("{text}: got {got:?}, want {want:?}"),
             }
         }
+    }
+
+    #[test]
+    fn nested_types_that_are_absent_are_those_of_the_same_ros() {
+        let fields = |fill_in| {
+            let schema = Schema::parse("p/T", "Header h\nfloat64 x\n", fill_in).unwrap();
+            schema.types[1].fields.iter().map(|f| f.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(fields(FillIn::Ros1), ["seq", "stamp", "frame_id"]);
+        assert_eq!(fields(FillIn::Ros2), ["stamp", "frame_id"]);
+        // Layouts that are not the same in ROS 1 are not guessed.
+        let refused = Schema::parse("p/T", "visualization_msgs/Marker m\n", FillIn::Ros1).unwrap_err();
+        assert!(refused.to_string().contains("visualization_msgs/msg/Marker is not defined"), "{refused}");
+        let own = format!("Header h\n{}\nMSG: p/Header\nuint64 id\n", "=".repeat(80));
+        assert_eq!(Schema::parse("p/T", &own, FillIn::Ros2).unwrap().types[1].name, "p/msg/Header");
+        let idl =
+            format!("p/U u\n{}\nIDL: p/msg/U\nmodule p {{ struct U {{ float v; }}; }};\n", "=".repeat(80));
+        let refused = Schema::parse("p/T", &idl, FillIn::Ros2).unwrap_err();
+        assert_eq!(refused, SchemaError::Idl { type_name: "p/msg/U".to_owned() });
     }
 
     #[test]
@@ -593,5 +575,12 @@ mod tests {
              uint32 nanosec\n{line}\nMSG: builtin_interfaces/Duration\nint32 sec\nuint32 nanosec\n"
         );
         assert_eq!(ros2msg_from_ros1("p/T", &text).unwrap(), want);
+        // A header that the definition lacks, and lines of backslashes.
+        let short = ros2msg_from_ros1("p/T", "Header header\n\\\nfloat64 x\n").unwrap();
+        let want = format!(
+            "std_msgs/Header header\nfloat64 x\n{line}\nMSG: std_msgs/Header\nbuiltin_interfaces/Time stamp\n\
+             string frame_id\n{line}\nMSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
+        );
+        assert_eq!(short, want);
     }
 }

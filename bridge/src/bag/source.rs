@@ -87,20 +87,29 @@ pub(crate) struct Window<'a> {
     source: &'a Source,
     start: u64,
     bytes: Vec<u8>,
+    /// Bytes that one system call reads, at least.
+    ahead: u64,
 }
 
 const WINDOW_BYTES: u64 = 128 << 10;
+/// For records that are few and far apart.
+const SMALL_WINDOW_BYTES: u64 = 4 << 10;
 
 impl<'a> Window<'a> {
     pub fn new(source: &'a Source) -> Self {
-        Self { source, start: 0, bytes: Vec::new() }
+        Self { source, start: 0, bytes: Vec::new(), ahead: WINDOW_BYTES }
+    }
+
+    /// A window that reads little ahead.
+    pub fn small(source: &'a Source) -> Self {
+        Self { ahead: SMALL_WINDOW_BYTES, ..Self::new(source) }
     }
 
     /// The bytes from `at` on, at most `len`; fewer at the end of the file or when it cannot be read.
     pub fn get(&mut self, at: u64, len: usize) -> &[u8] {
         let end = at.saturating_add(len as u64);
         if at < self.start || end > self.start + self.bytes.len() as u64 {
-            let ahead = WINDOW_BYTES.max(len as u64);
+            let ahead = self.ahead.max(len as u64);
             let mut bytes = std::mem::take(&mut self.bytes);
             if self.source.read_into(at..at.saturating_add(ahead), &mut bytes).is_err() {
                 bytes.clear();

@@ -10,15 +10,15 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
-use super::codec::{ZSTD_MAGIC, append_zstd};
+use super::codec::ZSTD_MAGIC;
+use super::error::ReadError;
+use super::side::{Attachment, SideRecords};
 use super::source::Source;
+use super::sqlite_rows::{GROUP_BYTES, push_message, topic_info};
 use super::{
-    BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, Held, OpenBagError, OpenOptions, Opened,
-    SchemaText, TopicInfo, file_label, offers_transient_local, schema, sqlite_pages, temporary_dir,
+    BagFile, Chunk, ChunkMeta, Damage, Entry, Format, Held, OpenBagError, OpenOptions, Opened, SchemaText,
+    TopicInfo, file_label, schema, sqlite_pages, temporary_dir,
 };
-
-/// Rows are read in groups of about this many bytes.
-pub(super) const GROUP_BYTES: i64 = 1 << 20;
 
 /// From this mean size on, blobs are read straight into the buffer: a statement for each costs less than SQLite's own
 /// copy of it.
@@ -60,7 +60,7 @@ pub(super) fn open(
             Ok(opened) => opened,
             Err(reason) => {
                 let source = Source::open(&copy).map_err(io)?;
-                sqlite_pages::open(source, named, options, Some(&reason))?
+                sqlite_pages::open(source, named, options, Some(reason))?
             }
         };
         opened.file = Box::new(Held { file: opened.file, _dir: dir });
@@ -68,7 +68,7 @@ pub(super) fn open(
     }
     match by_sqlite(path, false, named, options) {
         Ok(opened) => Ok(opened),
-        Err(reason) => sqlite_pages::open(source, named, options, Some(&reason)),
+        Err(reason) => sqlite_pages::open(source, named, options, Some(reason)),
     }
 }
 
@@ -130,59 +130,16 @@ fn connect(path: &Path, writable: bool) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -> Result<Opened, String> {
-    let text = |e: rusqlite::Error| e.to_string();
-    let connection = connect(path, writable).map_err(text)?;
-    let (mut topics, ids) = read_topics(&connection).map_err(text)?;
-    let (mut groups, mut metas, mut orphans) = (Vec::new(), Vec::<ChunkMeta>::new(), 0);
-    let mut compressed = false;
-    {
-        let mut statement = connection
-            .prepare("SELECT rowid, topic_id, timestamp, length(data) FROM messages ORDER BY rowid")
-            .map_err(text)?;
-        let mut rows = statement.query([]).map_err(text)?;
-        let mut bytes = i64::MAX / 2;
-        while let Some(row) = rows.next().map_err(text)? {
-            let integer = |at: usize| match row.get_ref(at) {
-                Ok(ValueRef::Integer(n)) => Some(n),
-                _ => None,
-            };
-            let (Some(id), Some(topic), Some(time)) = (integer(0), integer(1), integer(2)) else {
-                orphans += 1;
-                continue;
-            };
-            let Some(topic) = ids.get(&topic) else {
-                orphans += 1;
-                continue;
-            };
-            topics[*topic as usize].count += 1;
-            let len = integer(3).unwrap_or(0);
-            if bytes >= GROUP_BYTES {
-                groups.push(Group { first: id, last: id, rows: 0, bytes: 0 });
-                metas.push(ChunkMeta { start_ns: time, end_ns: time });
-                bytes = 0;
-            }
-            if let (Some(group), Some(meta)) = (groups.last_mut(), metas.last_mut()) {
-                group.last = id;
-                group.rows += 1;
-                group.bytes += usize::try_from(len).unwrap_or(0);
-                meta.start_ns = meta.start_ns.min(time);
-                meta.end_ns = meta.end_ns.max(time);
-            }
-            bytes += len + 64;
-        }
-        let mut first =
-            connection.prepare("SELECT data FROM messages ORDER BY rowid LIMIT 1").map_err(text)?;
-        let mut rows = first.query([]).map_err(text)?;
-        while let Some(row) = rows.next().map_err(text)? {
-            compressed |= row.get_ref(0).is_ok_and(|v| v.as_blob().is_ok_and(|b| b.starts_with(&ZSTD_MAGIC)));
-        }
-    }
+fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -> Result<Opened, ReadError> {
+    let connection = connect(path, writable)?;
+    let (mut topics, ids) = read_topics(&connection)?;
+    let Grouped { groups, metas, orphans, compressed } = group_rows(&connection, &mut topics, &ids)?;
     let label = file_label(named);
     let mut damage = Vec::new();
     if orphans > 0 {
         damage.push(Damage::new(&label, "messages of topics that are not declared").messages(Some(orphans)));
     }
+    let side = read_metadata(&connection).unwrap_or_default();
     let compression = if compressed { vec![("zstd", "message")] } else { vec![("none", "")] };
     let file = SqliteFile {
         connections: Mutex::new(vec![connection]),
@@ -195,7 +152,88 @@ fn by_sqlite(path: &Path, writable: bool, named: &Path, options: &OpenOptions) -
         size_max: options.chunk_bytes_max,
         file_bytes: fs::metadata(path).map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX)),
     };
-    Ok(Opened { file: Box::new(file), format: Format::Sqlite3, topics, compression, damage })
+    let (file, format, profile) = (Box::new(file), Format::Sqlite3, String::new());
+    Ok(Opened { file, format, topics, compression, side, profile, damage })
+}
+
+/// The rows of `messages`, in groups that are read together.
+#[derive(Default)]
+struct Grouped {
+    groups: Vec<Group>,
+    metas: Vec<ChunkMeta>,
+    /// Rows of topics that are not declared.
+    orphans: u64,
+    /// Messages are zstd frames.
+    compressed: bool,
+}
+
+fn group_rows(
+    connection: &Connection,
+    topics: &mut [TopicInfo],
+    ids: &HashMap<i64, u32>,
+) -> rusqlite::Result<Grouped> {
+    let mut found = Grouped::default();
+    let mut statement =
+        connection.prepare("SELECT rowid, topic_id, timestamp, length(data) FROM messages ORDER BY rowid")?;
+    let mut rows = statement.query([])?;
+    let mut bytes = i64::MAX / 2;
+    while let Some(row) = rows.next()? {
+        let integer = |at: usize| match row.get_ref(at) {
+            Ok(ValueRef::Integer(n)) => Some(n),
+            _ => None,
+        };
+        let (Some(id), Some(topic), Some(time)) = (integer(0), integer(1), integer(2)) else {
+            found.orphans += 1;
+            continue;
+        };
+        let Some(topic) = ids.get(&topic) else {
+            found.orphans += 1;
+            continue;
+        };
+        topics[*topic as usize].count += 1;
+        let len = integer(3).unwrap_or(0);
+        if bytes >= GROUP_BYTES {
+            found.groups.push(Group { first: id, last: id, rows: 0, bytes: 0 });
+            found.metas.push(ChunkMeta { start_ns: time, end_ns: time });
+            bytes = 0;
+        }
+        if let (Some(group), Some(meta)) = (found.groups.last_mut(), found.metas.last_mut()) {
+            group.last = id;
+            group.rows += 1;
+            group.bytes += usize::try_from(len).unwrap_or(0);
+            meta.start_ns = meta.start_ns.min(time);
+            meta.end_ns = meta.end_ns.max(time);
+        }
+        bytes += len + 64;
+    }
+    let mut first = connection.prepare("SELECT data FROM messages ORDER BY rowid LIMIT 1")?;
+    let mut rows = first.query([])?;
+    while let Some(row) = rows.next()? {
+        found.compressed |=
+            row.get_ref(0).is_ok_and(|v| v.as_blob().is_ok_and(|b| b.starts_with(&ZSTD_MAGIC)));
+    }
+    Ok(found)
+}
+
+/// The copy of `metadata.yaml` that newer recorders keep in the file.
+fn read_metadata(connection: &Connection) -> rusqlite::Result<SideRecords> {
+    let mut side = SideRecords::default();
+    if columns(connection, "metadata")?.iter().any(|c| c == "metadata") {
+        let mut statement = connection.prepare("SELECT metadata FROM metadata ORDER BY rowid LIMIT 16")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let ValueRef::Text(text) = row.get_ref(0)?
+                && !text.is_empty()
+            {
+                side.attachments.push(Attachment::in_memory(
+                    "metadata.yaml",
+                    "application/yaml",
+                    text.to_vec(),
+                ));
+            }
+        }
+    }
+    Ok(side)
 }
 
 fn read_topics(connection: &Connection) -> rusqlite::Result<(Vec<TopicInfo>, HashMap<i64, u32>)> {
@@ -240,38 +278,12 @@ fn read_topics(connection: &Connection) -> rusqlite::Result<(Vec<TopicInfo>, Has
     Ok((topics, ids))
 }
 
-/// Name, type, serialisation, quality of service and hash of a row of `topics`.
-pub(super) fn topic_info(fields: [String; 5], definitions: &HashMap<String, SchemaText>) -> TopicInfo {
-    let [name, type_name, format, offered_qos, hash] = fields;
-    let type_name = schema::normalize_type(&type_name);
-    TopicInfo {
-        name,
-        schema: definitions.get(&type_name).cloned(),
-        type_name,
-        encoding: if format.is_empty() { Encoding::Cdr } else { Encoding::from_name(&format) },
-        type_hash: Some(hash).filter(|h| h.starts_with("RIHS")),
-        latched: offers_transient_local(&offered_qos),
-        offered_qos,
-        count: 0,
-    }
-}
-
-/// Appends the blob of a message, decompressed if it is a zstd frame, and its entry.
-pub(super) fn push_message(
-    chunk: &mut Chunk,
-    (topic, time): (u32, i64),
-    blob: &[u8],
-    limit: usize,
-) -> Result<(), String> {
-    let start = chunk.data.len();
-    let len = if blob.starts_with(&ZSTD_MAGIC) {
-        append_zstd(blob, limit, &mut chunk.data)?
-    } else {
-        chunk.data.extend_from_slice(blob);
-        blob.len()
-    };
-    chunk.entries.push(Entry { topic, log_ns: time, publish_ns: time, start, len });
-    Ok(())
+/// Rows of a group that could not be read.
+#[derive(Default)]
+struct Failed {
+    rows: u64,
+    /// Of the last one.
+    why: Option<ReadError>,
 }
 
 impl SqliteFile {
@@ -290,13 +302,7 @@ impl SqliteFile {
         result
     }
 
-    fn rows(
-        &self,
-        first: i64,
-        last: i64,
-        chunk: &mut Chunk,
-        failed: &mut (u64, String),
-    ) -> rusqlite::Result<()> {
+    fn rows(&self, first: i64, last: i64, chunk: &mut Chunk, failed: &mut Failed) -> rusqlite::Result<()> {
         self.with_connection(|connection| self.rows_with(connection, (first, last), chunk, failed))
     }
 
@@ -339,7 +345,16 @@ impl SqliteFile {
                 if to.starts_with(&ZSTD_MAGIC) {
                     return Err(rusqlite::Error::InvalidQuery);
                 }
-                chunk.entries.push(Entry { topic: *topic, log_ns: time, publish_ns: time, start, len });
+                let (topic, publisher, sequence) = (*topic, 0, 0);
+                chunk.entries.push(Entry {
+                    topic,
+                    publisher,
+                    sequence,
+                    log_ns: time,
+                    publish_ns: time,
+                    start,
+                    len,
+                });
             }
             chunk.data.truncate(end);
             Ok(())
@@ -351,7 +366,7 @@ impl SqliteFile {
         connection: &Connection,
         (first, last): (i64, i64),
         chunk: &mut Chunk,
-        failed: &mut (u64, String),
+        failed: &mut Failed,
     ) -> rusqlite::Result<()> {
         let mut statement = connection.prepare(
             "SELECT topic_id, timestamp, data FROM messages WHERE rowid BETWEEN ?1 AND ?2 ORDER BY rowid",
@@ -368,8 +383,8 @@ impl SqliteFile {
                 _ => &[],
             };
             if let Err(e) = push_message(chunk, (*topic, time), blob, self.size_max) {
-                failed.0 += 1;
-                failed.1 = e;
+                failed.rows += 1;
+                failed.why = Some(ReadError::Decompress { codec: "zstd", source: e });
             }
         }
         Ok(())
@@ -391,23 +406,24 @@ impl BagFile for SqliteFile {
         }
         chunk.data.clear();
         chunk.data.reserve(group.bytes.min(2 * GROUP_BYTES as usize));
-        let mut failed = (0, String::new());
+        let mut failed = Failed::default();
         if let Err(e) = self.rows(group.first, group.last, chunk, &mut failed) {
             // One bad row must not hide the others of the group.
             chunk.data.clear();
             chunk.entries.clear();
-            failed.1 = e.to_string();
+            failed.why = Some(e.into());
             let span = group.last.abs_diff(group.first);
             if span < 4 * group.rows + 1024 {
                 for id in group.first..=group.last {
                     let _ = self.rows(id, id, chunk, &mut failed);
                 }
             }
-            failed.0 = group.rows.saturating_sub(chunk.entries.len() as u64);
+            failed.rows = group.rows.saturating_sub(chunk.entries.len() as u64);
         }
-        if failed.0 > 0 {
-            let what = format!("rows {} to {}: {}", group.first, group.last, failed.1);
-            chunk.damage.push(Damage::new(&self.label, what).messages(Some(failed.0)));
+        if failed.rows > 0 {
+            let why = failed.why.map_or_else(String::new, |why| format!(": {why}"));
+            let what = format!("rows {} to {}{why}", group.first, group.last);
+            chunk.damage.push(Damage::new(&self.label, what).messages(Some(failed.rows)));
         }
     }
 }

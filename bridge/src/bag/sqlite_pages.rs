@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::codec::ZSTD_MAGIC;
+use super::error::ReadError;
+use super::side::SideRecords;
 use super::source::Source;
-use super::sqlite::{GROUP_BYTES, push_message, topic_info};
+use super::sqlite_rows::{GROUP_BYTES, push_message, topic_info};
 use super::{
     BagFile, Chunk, ChunkMeta, Damage, Format, OpenBagError, OpenOptions, Opened, SchemaText, TopicInfo,
     file_label,
@@ -326,74 +328,35 @@ fn message_shape(kinds: &[i64]) -> bool {
     matches!(kinds, [0 | 1..=6 | 8 | 9, 1..=6 | 8 | 9, 4..=6, data] if *data >= 12 && data % 2 == 0)
 }
 
+/// Opens a file by its pages; `reason` is why SQLite refused it.
 pub(super) fn open(
     source: Source,
     path: &Path,
     options: &OpenOptions,
-    reason: Option<&str>,
+    reason: Option<ReadError>,
 ) -> Result<Opened, OpenBagError> {
-    let damaged = |reason: String| OpenBagError::Damaged { path: path.to_path_buf(), reason };
-    let why = reason.unwrap_or("read by pages").to_owned();
+    let damaged = |reason| OpenBagError::Damaged { path: path.to_path_buf(), reason };
+    let why = reason.unwrap_or(ReadError::Form("read by pages"));
     let head = source.read_vec(0..FILE_HEADER as u64).unwrap_or_default();
     if head.len() < FILE_HEADER || !head.starts_with(MAGIC) {
         return Err(damaged(why));
     }
+    let broken = || damaged(ReadError::Form("the page size of the sqlite file is broken"));
     let page_bytes = match be16(&head, 16) {
         Some(1) => 65_536,
         Some(n) if n >= 512 && n.is_power_of_two() => n,
-        _ => return Err(damaged("the page size of the sqlite file is broken".to_owned())),
+        _ => return Err(broken()),
     };
     let usable = page_bytes - usize::from(head[20]);
     if usable < 480 {
-        return Err(damaged("the page size of the sqlite file is broken".to_owned()));
+        return Err(broken());
     }
     let claimed = be32(&head, 28).unwrap_or(0);
     let count = u32::try_from(source.len() / page_bytes as u64).unwrap_or(u32::MAX);
     let pages = Pages { source, page_bytes, usable, count, size_max: options.chunk_bytes_max };
     let (mut topics, ids) = read_topics(&pages);
     let label = file_label(path);
-    let (mut groups, mut metas) = (Vec::<Group>::new(), Vec::<ChunkMeta>::new());
-    let (mut cut, mut orphans, mut bytes) = (0u64, 0u64, i64::MAX / 2);
-    let mut compressed = false;
-    for number in 1..=count {
-        let Some(page) = pages.page(number) else { continue };
-        let Some((LEAF_TABLE, offsets)) = pages.cells(number, &page) else { continue };
-        for offset in offsets {
-            let Some((_, len, local, next)) = pages.local(&page, offset) else { continue };
-            let Some((kinds, at)) = record_header(local) else { continue };
-            if !message_shape(&kinds) {
-                continue;
-            }
-            // Topic and time are always on the page itself: they come before the data.
-            let mut small = Vec::from(&local[..at.min(local.len())]);
-            small.extend_from_slice(local.get(at..).unwrap_or(&[]));
-            let Some((topic, time, data)) = head_of(&kinds, at, &small) else { continue };
-            if at + kinds.iter().filter_map(|k| serial_len(*k)).sum::<usize>() != len {
-                continue;
-            }
-            let Some(topic) = ids.get(&topic) else {
-                orphans += 1;
-                continue;
-            };
-            if !pages.complete(len, local.len(), next) {
-                cut += 1;
-                continue;
-            }
-            topics[*topic as usize].count += 1;
-            compressed |= data.starts_with(&ZSTD_MAGIC);
-            if bytes >= GROUP_BYTES {
-                groups.push(Group { cells: Vec::new() });
-                metas.push(ChunkMeta { start_ns: time, end_ns: time });
-                bytes = 0;
-            }
-            if let (Some(group), Some(meta)) = (groups.last_mut(), metas.last_mut()) {
-                group.cells.push(Cell { page: number, offset });
-                meta.start_ns = meta.start_ns.min(time);
-                meta.end_ns = meta.end_ns.max(time);
-            }
-            bytes += len as i64;
-        }
-    }
+    let Found { groups, metas, cut, orphans, compressed } = find_rows(&pages, &mut topics, &ids);
     if groups.is_empty() && topics.is_empty() {
         return Err(damaged(why));
     }
@@ -410,8 +373,65 @@ pub(super) fn open(
         damage.push(Damage::new(&label, what).bytes(missing));
     }
     let compression = if compressed { vec![("zstd", "message")] } else { vec![("none", "")] };
-    let file = PagesFile { pages, label, groups, metas, topics: ids };
-    Ok(Opened { file: Box::new(file), format: Format::Sqlite3, topics, compression, damage })
+    let file = Box::new(PagesFile { pages, label, groups, metas, topics: ids });
+    let (side, profile) = (SideRecords::default(), String::new());
+    Ok(Opened { file, format: Format::Sqlite3, topics, compression, side, profile, damage })
+}
+
+/// Rows of `messages` that lie on the pages.
+#[derive(Default)]
+struct Found {
+    groups: Vec<Group>,
+    metas: Vec<ChunkMeta>,
+    /// Rows whose overflow pages are missing.
+    cut: u64,
+    /// Rows of topics that are not declared.
+    orphans: u64,
+    /// Messages are zstd frames.
+    compressed: bool,
+}
+
+fn find_rows(pages: &Pages, topics: &mut [TopicInfo], ids: &HashMap<i64, u32>) -> Found {
+    let mut found = Found::default();
+    let mut bytes = i64::MAX / 2;
+    for number in 1..=pages.count {
+        let Some(page) = pages.page(number) else { continue };
+        let Some((LEAF_TABLE, offsets)) = pages.cells(number, &page) else { continue };
+        for offset in offsets {
+            let Some((_, len, local, next)) = pages.local(&page, offset) else { continue };
+            let Some((kinds, at)) = record_header(local) else { continue };
+            if !message_shape(&kinds) {
+                continue;
+            }
+            // Topic and time are always on the page itself: they come before the data.
+            let Some((topic, time, data)) = head_of(&kinds, at, local) else { continue };
+            if at + kinds.iter().filter_map(|k| serial_len(*k)).sum::<usize>() != len {
+                continue;
+            }
+            let Some(topic) = ids.get(&topic) else {
+                found.orphans += 1;
+                continue;
+            };
+            if !pages.complete(len, local.len(), next) {
+                found.cut += 1;
+                continue;
+            }
+            topics[*topic as usize].count += 1;
+            found.compressed |= data.starts_with(&ZSTD_MAGIC);
+            if bytes >= GROUP_BYTES {
+                found.groups.push(Group { cells: Vec::new() });
+                found.metas.push(ChunkMeta { start_ns: time, end_ns: time });
+                bytes = 0;
+            }
+            if let (Some(group), Some(meta)) = (found.groups.last_mut(), found.metas.last_mut()) {
+                group.cells.push(Cell { page: number, offset });
+                meta.start_ns = meta.start_ns.min(time);
+                meta.end_ns = meta.end_ns.max(time);
+            }
+            bytes += len as i64;
+        }
+    }
+    found
 }
 
 /// Topic, time and the start of the data of a `messages` row.

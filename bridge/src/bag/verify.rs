@@ -1,5 +1,6 @@
 //! Reading everything of a bag: counts, digests per topic, decoded images.
 
+use mindseye_base::file::{hex, sha256};
 use sha2::{Digest, Sha256};
 
 use super::cdr::{CdrConverter, ConvertError};
@@ -58,6 +59,8 @@ pub struct VerifyReport {
     pub start_ns: i64,
     /// Largest log time that was read.
     pub end_ns: i64,
+    /// Messages whose log time is 0: the recorder had no time yet.
+    pub unstamped: u64,
     /// Damage met on opening and on reading.
     pub damage: Vec<Damage>,
 }
@@ -81,13 +84,14 @@ pub fn verify(
     let mut topics: Vec<Count> = info.topics.iter().map(|_| fresh()).collect();
     let mut converter = CdrConverter::new(info);
     let mut decoder = ImageDecoder::default();
-    let (mut start_ns, mut end_ns, mut total) = (i64::MAX, i64::MIN, 0);
+    let (mut start_ns, mut end_ns, mut total, mut unstamped) = (i64::MAX, i64::MIN, 0, 0);
     let mut messages = bag.messages(options);
     for message in &mut messages {
         let topic = info.topic(message.topic);
         let entry = &mut topics[message.topic.0 as usize];
         entry.count += 1;
         total += 1;
+        unstamped += u64::from(message.log_time_ns == 0);
         on_message(total);
         start_ns = start_ns.min(message.log_time_ns);
         end_ns = end_ns.max(message.log_time_ns);
@@ -120,11 +124,7 @@ pub fn verify(
             first_misfit: c.first,
         })
         .collect();
-    VerifyReport { topics, messages: total, start_ns, end_ns, damage }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    VerifyReport { topics, messages: total, start_ns, end_ns, unstamped, damage }
 }
 
 /// Image messages of the kinds that bags hold.
@@ -196,13 +196,13 @@ impl ImageDecoder {
             (Picture::Compressed { format, data }, true) => {
                 let size = image::decode_compressed_depth(data, format, &limits, &mut self.depth)?;
                 let bytes: Vec<u8> = self.depth.iter().flat_map(|m| m.to_le_bytes()).collect();
-                report.depth_sha256 = Some(hex(&Sha256::digest(&bytes)));
+                report.depth_sha256 = Some(sha256(&bytes));
                 size
             }
         };
         (report.width, report.height) = (size.width, size.height);
         if !is_depth {
-            report.rgb_sha256 = Some(hex(&Sha256::digest(&self.rgb)));
+            report.rgb_sha256 = Some(sha256(&self.rgb));
             report.grid8x6 = Some(grid(&self.rgb, size.width as usize, size.height as usize));
         }
         Ok(())

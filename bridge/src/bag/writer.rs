@@ -1,11 +1,14 @@
 //! Writing MCAP files that rosbag2, Foxglove and the Python `mcap` package read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use mcap::records::MessageHeader;
+use mcap::records::{AttachmentHeader, MessageHeader};
+
+use super::{Attachment, Bag, MetadataRecord, PrivateRecord};
 
 /// A channel of an [`McapWriter`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +34,16 @@ pub enum WriteBagError {
         /// What the library said.
         source: mcap::McapError,
     },
+    /// An attachment of a bag that is being rewritten cannot be read.
+    #[error("{path}: attachment {name}: {source}")]
+    Attachment {
+        /// The file that was meant to be written.
+        path: PathBuf,
+        /// Name of the attachment.
+        name: String,
+        /// What is wrong.
+        source: CopyError,
+    },
     /// A stamp before 1970 has no place in an MCAP file.
     #[error("{path}: stamp {stamp_ns} ns is before 1970; give a stamp of the Unix epoch")]
     NegativeStamp {
@@ -39,6 +52,18 @@ pub enum WriteBagError {
         /// The stamp that was given, in nanoseconds since the Unix epoch.
         stamp_ns: i64,
     },
+}
+
+/// Why an attachment could not be copied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    /// It cannot be written.
+    #[error(transparent)]
+    Write(#[from] mcap::McapError),
 }
 
 /// Encoding of the messages of a channel that is not ROS 2, as MCAP names them.
@@ -52,6 +77,16 @@ pub struct ForeignSchema<'a> {
     pub schema_name: &'a str,
     /// Schema bytes.
     pub schema: &'a [u8],
+}
+
+impl ForeignSchema<'_> {
+    /// The number of the schema in the file; 0 for none.
+    fn add_to(&self, writer: &mut mcap::Writer<BufWriter<File>>) -> mcap::McapResult<u16> {
+        if self.schema_name.is_empty() && self.schema_encoding.is_empty() && self.schema.is_empty() {
+            return Ok(0);
+        }
+        writer.add_schema(self.schema_name, self.schema_encoding, self.schema)
+    }
 }
 
 /// Writes one MCAP file with profile `ros2`: `ros2msg` schemas, CDR messages, zstd chunks with CRCs,
@@ -74,10 +109,12 @@ pub struct ForeignSchema<'a> {
 /// # }
 /// ```
 pub struct McapWriter {
-    writer: Option<mcap::Writer<BufWriter<File>>>,
+    writer: mcap::Writer<BufWriter<File>>,
     path: PathBuf,
-    partial: PathBuf,
+    /// Removed when the writer is dropped.
+    partial: tempfile::TempPath,
     sequences: BTreeMap<u16, u32>,
+    last_channel: u16,
     messages: u64,
 }
 
@@ -87,30 +124,35 @@ impl McapWriter {
     /// # Errors
     /// The temporary file cannot be created in the directory of `path`.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, WriteBagError> {
+        Self::create_with_profile(path, "ros2")
+    }
+
+    /// As [`create`](Self::create), with another profile; empty for none.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_with_profile(path: impl AsRef<Path>, profile: &str) -> Result<Self, WriteBagError> {
         let path = path.as_ref().to_path_buf();
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_else(|| std::ffi::OsStr::new("bag.mcap")));
-        name.push(format!(".{}.tmp", std::process::id()));
-        let partial = path.with_file_name(name);
         let io = |source| WriteBagError::Io { path: path.clone(), source };
-        if path.file_name().is_none() {
+        let Some(name) = path.file_name() else {
             return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a file name")));
-        }
-        let file = File::create(&partial).map_err(io)?;
+        };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        // Without these rights only the owner could read the file; the process's mask still applies.
+        builder.prefix(&prefix).suffix(".tmp").permissions(Permissions::from_mode(0o666));
+        let (file, partial) = builder.tempfile_in(folder).map_err(io)?.into_parts();
         let options = mcap::WriteOptions::new()
-            .profile("ros2")
+            .profile(profile)
             .library(concat!("mindseye ", env!("CARGO_PKG_VERSION")))
             .compression(Some(mcap::Compression::Zstd))
             .compression_threads(0);
         let made = options.create(BufWriter::with_capacity(1 << 18, file));
-        let writer = match made {
-            Ok(writer) => writer,
-            Err(source) => {
-                let _ = fs::remove_file(&partial);
-                return Err(WriteBagError::Mcap { path, source });
-            }
-        };
-        Ok(Self { writer: Some(writer), path, partial, sequences: BTreeMap::new(), messages: 0 })
+        let writer = made.map_err(|source| WriteBagError::Mcap { path: path.clone(), source })?;
+        Ok(Self { writer, path, partial, sequences: BTreeMap::new(), last_channel: 0, messages: 0 })
     }
 
     /// Declares a ROS 2 topic.
@@ -163,20 +205,73 @@ impl McapWriter {
     ) -> Result<ChannelId, WriteBagError> {
         let path = self.path.clone();
         let mcap = |source| WriteBagError::Mcap { path, source };
-        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
+        let writer = &mut self.writer;
         let result = (|| {
-            let no_schema = schema.schema_name.is_empty() && schema.schema.is_empty();
-            let id = if no_schema {
-                0
-            } else {
-                writer.add_schema(schema.schema_name, schema.schema_encoding, schema.schema)?
-            };
-            writer.add_channel(id, topic, schema.message_encoding, metadata)
+            let schema_id = schema.add_to(writer)?;
+            writer.add_channel(schema_id, topic, schema.message_encoding, metadata)
         })();
         result.map(ChannelId).map_err(mcap)
     }
 
-    /// Appends one message; stamps in nanoseconds since the Unix epoch.
+    /// Declares a channel of a bag that is being rewritten, with its metadata. It is a channel of its own also where
+    /// another one looks the same: it may be another publisher.
+    pub(super) fn add_recorded(
+        &mut self,
+        topic: &str,
+        schema: &ForeignSchema<'_>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<ChannelId, WriteBagError> {
+        let path = self.path.clone();
+        let mcap = |source| WriteBagError::Mcap { path, source };
+        let writer = &mut self.writer;
+        let id = self.last_channel.checked_add(1);
+        let result = (|| {
+            let id = id.ok_or(mcap::McapError::TooManyChannels)?;
+            let schema_id = schema.add_to(writer)?;
+            writer.add_channel_with_id(id, schema_id, topic, schema.message_encoding, metadata)
+        })();
+        let id = result.map_err(mcap)?;
+        self.last_channel = id;
+        Ok(ChannelId(id))
+    }
+
+    /// Copies an attachment of `bag`.
+    pub(super) fn attach(&mut self, bag: &Bag, attachment: &Attachment) -> Result<(), WriteBagError> {
+        let writer = &mut self.writer;
+        let header = AttachmentHeader {
+            log_time: attachment.log_time_ns,
+            create_time: attachment.create_time_ns,
+            name: attachment.name.clone(),
+            media_type: attachment.media_type.clone(),
+        };
+        let copied = (|| -> Result<(), CopyError> {
+            writer.start_attachment(attachment.bytes, header)?;
+            let mut put = |piece: &[u8]| -> Result<(), CopyError> { Ok(writer.put_attachment_bytes(piece)?) };
+            bag.read_attachment(attachment, &mut put)?;
+            Ok(writer.finish_attachment()?)
+        })();
+        let (path, name) = (self.path.clone(), attachment.name.clone());
+        copied.map_err(|source| WriteBagError::Attachment { path, name, source })
+    }
+
+    /// Copies a metadata record.
+    pub(super) fn write_metadata(&mut self, record: &MetadataRecord) -> Result<(), WriteBagError> {
+        let writer = &mut self.writer;
+        let record = mcap::records::Metadata { name: record.name.clone(), metadata: record.entries.clone() };
+        writer
+            .write_metadata(&record)
+            .map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })
+    }
+
+    /// Copies a record of a private kind.
+    pub(super) fn write_private(&mut self, record: &PrivateRecord) -> Result<(), WriteBagError> {
+        let writer = &mut self.writer;
+        writer
+            .write_private_record(record.opcode, &record.data, Default::default())
+            .map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })
+    }
+
+    /// Appends one message; stamps in nanoseconds since the Unix epoch. Messages of a channel are numbered from 0.
     ///
     /// # Errors
     /// The disk is full, a stamp is before 1970. The file is then not usable any more: drop the writer.
@@ -187,15 +282,27 @@ impl McapWriter {
         publish_time_ns: i64,
         data: &[u8],
     ) -> Result<(), WriteBagError> {
+        let next = self.sequences.entry(channel.0).or_insert(0);
+        let sequence = *next;
+        *next = next.wrapping_add(1);
+        self.write_numbered(channel, sequence, (log_time_ns, publish_time_ns), data)
+    }
+
+    /// As [`write`](Self::write), with the number that the message has already.
+    pub(super) fn write_numbered(
+        &mut self,
+        channel: ChannelId,
+        sequence: u32,
+        (log_time_ns, publish_time_ns): (i64, i64),
+        data: &[u8],
+    ) -> Result<(), WriteBagError> {
         let stamp = |ns: i64| {
             u64::try_from(ns)
                 .map_err(|_| WriteBagError::NegativeStamp { path: self.path.clone(), stamp_ns: ns })
         };
         let (log_time, publish_time) = (stamp(log_time_ns)?, stamp(publish_time_ns)?);
-        let sequence = self.sequences.entry(channel.0).or_insert(0);
-        let header = MessageHeader { channel_id: channel.0, sequence: *sequence, log_time, publish_time };
-        *sequence = sequence.wrapping_add(1);
-        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
+        let header = MessageHeader { channel_id: channel.0, sequence, log_time, publish_time };
+        let writer = &mut self.writer;
         writer
             .write_to_known_channel(&header, data)
             .map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })?;
@@ -209,7 +316,7 @@ impl McapWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn flush(&mut self) -> Result<(), WriteBagError> {
-        let writer = self.writer.as_mut().expect("the writer lives until finish() consumes self");
+        let writer = &mut self.writer;
         writer.flush().map_err(|source| WriteBagError::Mcap { path: self.path.clone(), source })
     }
 
@@ -224,23 +331,14 @@ impl McapWriter {
     /// # Errors
     /// The file cannot be written or renamed; nothing is left behind then.
     pub fn finish(mut self) -> Result<u64, WriteBagError> {
-        let mut writer = self.writer.take().expect("the writer lives until finish() consumes self");
-        let finished = writer.finish();
-        let path = self.path.clone();
-        finished.map_err(|source| WriteBagError::Mcap { path: path.clone(), source })?;
-        let mut buffered = writer.into_inner();
+        let path = self.path;
+        self.writer.finish().map_err(|source| WriteBagError::Mcap { path: path.clone(), source })?;
+        let mut buffered = self.writer.into_inner();
         let end = buffered.flush().and_then(|()| buffered.get_ref().sync_all());
         drop(buffered);
-        end.and_then(|()| fs::rename(&self.partial, &self.path))
+        end.and_then(|()| self.partial.persist(&path).map_err(|e| e.error))
             .map_err(|source| WriteBagError::Io { path, source })?;
         Ok(self.messages)
-    }
-}
-
-impl Drop for McapWriter {
-    fn drop(&mut self) {
-        drop(self.writer.take());
-        let _ = fs::remove_file(&self.partial);
     }
 }
 

@@ -57,7 +57,7 @@ pub enum NavResult {
     Canceled,
     /// Given up, with nav2's code and words (Humble has none).
     Aborted {
-        /// 0 = not told.
+        /// 0 = not given.
         code: u16,
         /// For a person.
         message: String,

@@ -37,6 +37,7 @@
 //! The router lists the users with `transport/auth/usrpwd/dictionary_file`, one `name:password` a line,
 //! and its access control must let `**/@adv/**` and `@ros2_lv/**` through.
 
+use super::ZenohCause;
 use serde::Deserialize;
 use std::path::PathBuf;
 use zenoh::Config;
@@ -161,7 +162,8 @@ pub enum ConfigError {
         /// Its path.
         path: PathBuf,
         /// Zenoh's words.
-        cause: String,
+        #[source]
+        cause: ZenohCause,
     },
     /// One setting is wrong.
     #[error("zenoh setting {key}={value}: {cause}")]
@@ -171,7 +173,8 @@ pub enum ConfigError {
         /// Its JSON5 value.
         value: String,
         /// Zenoh's words.
-        cause: String,
+        #[source]
+        cause: ZenohCause,
     },
     /// An override without `=`.
     #[error("ZENOH_CONFIG_OVERRIDE part {0:?} is no key=value")]
@@ -254,7 +257,7 @@ impl RosConfig {
         let z = &self.zenoh;
         let mut config = match &z.config_file {
             Some(path) => Config::from_file(path)
-                .map_err(|e| ConfigError::File { path: path.clone(), cause: super::plain_cause(&e) })?,
+                .map_err(|e| ConfigError::File { path: path.clone(), cause: ZenohCause::new(&e) })?,
             None => {
                 let mut c = Config::default();
                 put(&mut c, "scouting/multicast/enabled", "false")?;
@@ -291,7 +294,7 @@ fn put(config: &mut Config, key: &str, value: &str) -> Result<(), ConfigError> {
     config.insert_json5(key, value).map_err(|e| ConfigError::Setting {
         key: key.to_owned(),
         value: value.to_owned(),
-        cause: super::plain_cause(&e),
+        cause: ZenohCause::new(&e),
     })
 }
 

@@ -22,6 +22,7 @@
 //! ```
 
 mod action;
+mod claim;
 mod config;
 mod graph;
 mod intake;
@@ -35,6 +36,7 @@ mod session;
 mod subscriber;
 
 pub use action::{CancelOutcome, GoalHandle, GoalId, GoalState, NavError, NavResult, NavigateClient};
+pub use claim::{Claim, Claimant};
 pub use config::{ConfigError, Distro, KeyStyle, Mode, RosConfig, ZenohSettings};
 pub use graph::{Entity, Graph, NodeName, TopicInfo};
 pub use intake::{CameraIntake, FrameStream, IntakeCounts, IntakeError};
@@ -69,7 +71,8 @@ pub enum RosError {
         /// What was tried.
         what: String,
         /// Zenoh's own words.
-        cause: String,
+        #[source]
+        cause: ZenohCause,
     },
     /// A message does not decode; it was dropped and counted.
     #[error("{topic}: message of {type_name} does not decode: {cause}")]
@@ -79,6 +82,7 @@ pub enum RosError {
         /// What it should have been.
         type_name: &'static str,
         /// What is wrong.
+        #[source]
         cause: CdrError,
     },
     /// Nobody serves this, or cannot be reached.
@@ -130,18 +134,25 @@ impl RosError {
 
     pub(crate) fn zenoh(what: impl Into<String>) -> impl FnOnce(zenoh::Error) -> Self {
         let what = what.into();
-        move |cause| Self::Zenoh { what, cause: plain_cause(&cause) }
+        move |cause| Self::Zenoh { what, cause: ZenohCause::new(&cause) }
     }
 }
 
 /// Zenoh's words on one line, without the places in its source code ("... at /path/file.rs:12.").
-fn plain_cause(error: &zenoh::Error) -> String {
-    let mut text = error.to_string().replace('\n', " ");
-    while let Some(end) = text.find(".rs:") {
-        let after = text[end + 4..].find(|c: char| !c.is_ascii_digit()).map_or(text.len(), |n| end + 4 + n);
-        let Some(start) = text[..end].rfind(" at ") else { break };
-        let after = if text[after..].starts_with('.') { after + 1 } else { after };
-        text.replace_range(start..after, "");
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ZenohCause(String);
+
+impl ZenohCause {
+    fn new(error: &zenoh::Error) -> Self {
+        let mut text = error.to_string().replace('\n', " ");
+        while let Some(end) = text.find(".rs:") {
+            let digits = text[end + 4..].find(|c: char| !c.is_ascii_digit());
+            let after = digits.map_or(text.len(), |n| end + 4 + n);
+            let Some(start) = text[..end].rfind(" at ") else { break };
+            let after = if text[after..].starts_with('.') { after + 1 } else { after };
+            text.replace_range(start..after, "");
+        }
+        Self(text)
     }
-    text
 }

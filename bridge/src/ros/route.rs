@@ -9,7 +9,7 @@ use zenoh::query::{Querier, QueryTarget};
 /// How often the route is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// The way to whoever serves one key.
+/// The route to the servers of one key.
 pub(super) struct Route {
     querier: Querier<'static>,
 }

@@ -21,6 +21,8 @@ const CANCEL_AGAIN: TimeDelta = TimeDelta::from_millis(1000);
 const WATCH_AGAIN: TimeDelta = TimeDelta::from_millis(5000);
 /// The first and the longest pause before the result is asked for again; it doubles in between.
 const ASK_AGAIN: (TimeDelta, TimeDelta) = (TimeDelta::from_millis(250), TimeDelta::from_millis(2000));
+/// A question for the result that the server keeps open for this long is contact: it answers when the drive is over.
+const HELD: TimeDelta = TimeDelta::from_millis(3000);
 /// After the status topic tells of an end, the result with its reason must come within this.
 const RESULT_WITHIN: TimeDelta = TimeDelta::from_millis(2000);
 
@@ -162,8 +164,8 @@ struct Entry {
     drive: Drive,
     began: TimeDelta,
     phase: Phase,
-    /// A question for the result is under way.
-    asking: bool,
+    /// Since when a question for the result is under way.
+    asking: Option<TimeDelta>,
     /// When the result is asked for again, and the pause before that.
     ask_at: Option<TimeDelta>,
     pause: TimeDelta,
@@ -173,8 +175,8 @@ struct Entry {
     cancel_at: Option<TimeDelta>,
     /// What went wrong with the last cancellation.
     trouble: Option<String>,
-    /// The end as the status topic tells it, and how long the result itself is waited for.
-    told: Option<(TimeDelta, NavResult)>,
+    /// Until when the result itself is waited for, and the end as the status topic has it.
+    ended: Option<(TimeDelta, NavResult)>,
 }
 
 /// The drives under way, and those that are watched.
@@ -216,7 +218,7 @@ impl Drives {
                 out.push(self.changed(
                     oldest.ticket,
                     oldest.began,
-                    oldest.ended(DriveState::Failed, reason, now),
+                    oldest.over(DriveState::Failed, Some(reason.into()), now),
                 ));
             }
         }
@@ -234,14 +236,14 @@ impl Drives {
             drive,
             began: now,
             phase: Phase::Requested,
-            asking: false,
+            asking: None,
             ask_at: None,
             pause: ASK_AGAIN.0,
             silent_since: None,
             cancelling: false,
             cancel_at: None,
             trouble: None,
-            told: None,
+            ended: None,
         });
         out
     }
@@ -266,7 +268,7 @@ impl Drives {
                 out.push(self.changed(
                     entry.ticket,
                     entry.began,
-                    entry.ended(DriveState::Cancelled, why, now),
+                    entry.over(DriveState::Cancelled, Some(why.into()), now),
                 ));
             }
         }
@@ -328,9 +330,9 @@ impl Drives {
             }
         }
         self.entries = kept;
-        for (ticket, began, drive, told) in changes {
+        for (ticket, began, drive, news) in changes {
             let change = self.changed(ticket, began, drive);
-            out.extend(told.then_some(change));
+            out.extend(news.then_some(change));
         }
         out
     }
@@ -361,10 +363,6 @@ impl Entry {
         Drive { state, reason, elapsed_ms, ..self.drive.clone() }
     }
 
-    fn ended(&self, state: DriveState, reason: &str, now: TimeDelta) -> Drive {
-        self.over(state, Some(reason.to_owned()), now)
-    }
-
     fn stop(&mut self, state: DriveState, why: String, now: TimeDelta) {
         self.phase = Phase::Stopping { until: now + STOP_WITHIN, why, state };
     }
@@ -377,11 +375,12 @@ impl Entry {
         Some(Outcome::Command(self.ticket, DriveCommand::Cancel))
     }
 
-    fn ask_result(&mut self) -> Option<Outcome> {
+    fn ask_result(&mut self, now: TimeDelta) -> Option<Outcome> {
         self.ask_at = None;
-        if std::mem::replace(&mut self.asking, true) {
+        if self.asking.is_some() {
             return None;
         }
+        self.asking = Some(now);
         Some(Outcome::Command(self.ticket, DriveCommand::AskResult))
     }
 
@@ -400,7 +399,7 @@ impl Entry {
             Phase::Requested => {
                 self.phase = Phase::Driving;
                 self.drive.state = DriveState::Driving;
-                out.extend(self.ask_result());
+                out.extend(self.ask_result(now));
             }
             Phase::Driving => {}
             // The cancellation under way may have come before the goal was known.
@@ -451,11 +450,11 @@ impl Entry {
             }
             DriveNews::Status(state) => self.status(state, now, out),
             DriveNews::Result(result) => {
-                self.asking = false;
+                self.asking = None;
                 self.result(result)
             }
             DriveNews::ResultUnanswered { reason } => {
-                self.asking = false;
+                self.asking = None;
                 self.unanswered(&reason, limits, now)
             }
             DriveNews::Cancel(outcome) => {
@@ -506,9 +505,9 @@ impl Entry {
             Phase::Watched { .. } => return Next::Forget,
             Phase::Stopping { .. } => return self.result(end),
             Phase::Requested => self.taken(now, out),
-            Phase::Driving => out.extend(self.ask_result()),
+            Phase::Driving => out.extend(self.ask_result(now)),
         }
-        self.told.get_or_insert((now + RESULT_WITHIN, end));
+        self.ended.get_or_insert((now + RESULT_WITHIN, end));
         Next::Stay
     }
 
@@ -543,7 +542,7 @@ impl Entry {
             (Phase::Stopping { .. }, CancelOutcome::Canceling | CancelOutcome::AlreadyOver) => {
                 // The result says how it ended.
                 (self.trouble, self.cancel_at) = (None, None);
-                out.extend(self.ask_result());
+                out.extend(self.ask_result(now));
                 Next::Stay
             }
             // It may have been sent and not accepted yet: watched.
@@ -563,9 +562,12 @@ impl Entry {
         let phase = match self.phase {
             Phase::Requested => self.began + limits.accept,
             Phase::Driving => {
-                let silence = self.silent_since.map(|since| since + limits.contact);
-                let told = self.told.as_ref().map(|(until, _)| *until);
-                silence.into_iter().chain(told).fold(self.began + limits.longest, TimeDelta::min)
+                let silence = self.silent_since.map(|since| {
+                    let held = self.asking.map_or(TimeDelta::MAX, |asked| asked + HELD);
+                    held.min(since + limits.contact)
+                });
+                let ended = self.ended.as_ref().map(|(until, _)| *until);
+                silence.into_iter().chain(ended).fold(self.began + limits.longest, TimeDelta::min)
             }
             Phase::Stopping { until, .. } | Phase::Watched { until } => until,
         };
@@ -578,7 +580,7 @@ impl Entry {
             out.extend(self.cancel());
         }
         if due(self.ask_at) {
-            out.extend(self.ask_result());
+            out.extend(self.ask_result(now));
         }
         match &self.phase {
             Phase::Requested if now >= self.began + limits.accept => {
@@ -594,8 +596,11 @@ impl Entry {
                 )
             }
             Phase::Driving => {
-                if let Some((_, end)) = self.told.take_if(|(until, _)| now >= *until) {
+                if let Some((_, end)) = self.ended.take_if(|(until, _)| now >= *until) {
                     return self.result(end);
+                }
+                if self.asking.is_some_and(|asked| now >= asked + HELD) {
+                    self.alive();
                 }
                 let elapsed = now - self.began;
                 let silent = self.silent_since.map(|since| now - since).filter(|s| *s >= limits.contact);

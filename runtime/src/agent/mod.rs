@@ -8,16 +8,19 @@
 //! Invariant: a client waits only while its drive is followed, and at most 16 drives are.
 
 mod drive;
+mod publishing;
 #[cfg(test)]
 mod tests;
 
 pub use drive::{Drive, DriveCommand, DriveLimits, DriveNews, DriveState};
+pub use publishing::{GoalStamp, OdometryHeard};
 
 use crate::planar::{Pose2, wrap_angle};
 use drive::{Drives, Outcome};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use publishing::Unpublishable;
 
 /// Names one goal inside this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,13 +33,18 @@ pub struct AgentConfig {
     pub deadline: TimeDelta,
     /// Oldest newest-frame allowed.
     pub max_frame_age: TimeDelta,
-    /// Kept back for decoding, lifting and publishing when the worker is told when to be ready.
+    /// Kept back from the deadline for decoding, lifting and publishing.
     pub reserve: TimeDelta,
     /// The same goal pose is published again only after this long.
     pub republish_after: TimeDelta,
     /// Goals that were found are driven to by nav2's action, within these limits; `None`: their pose is published
     /// on a topic, and nobody knows of arrivals.
     pub drives: Option<DriveLimits>,
+    /// The stamp of goal poses in the frame of odometry.
+    pub stamp: GoalStamp,
+    /// How long the navigation server keeps transforms. A goal pose whose frame was not heard of for longer, or that is
+    /// relative to the robot and older than this, is not published.
+    pub tf_buffer: TimeDelta,
 }
 
 /// What happens to the agent.
@@ -72,6 +80,13 @@ pub enum Event {
     Frame {
         /// The camera's stamp.
         captured_at: Timestamp,
+    },
+    /// Odometry arrived. The node tells of it about ten times a second.
+    Odometry(OdometryHeard),
+    /// Another node that was started earlier serves the same robot, or none does any more.
+    Rival {
+        /// Its name.
+        name: Option<String>,
     },
     /// The camera's frames do not count at present though they come, or do again.
     CameraFault {
@@ -152,8 +167,15 @@ pub enum Action {
         /// Where the drive to it stands, if there is one.
         drive: Option<Box<Drive>>,
     },
+    /// The goal is left to the node that was started earlier; the client gets nothing from this one.
+    Leave {
+        /// Whose.
+        ticket: Ticket,
+    },
     /// Publish the answer's pose on the goal topic. Comes before the answer itself.
     PublishGoal {
+        /// Stamp of the pose; zero: the newest transform.
+        stamp: Timestamp,
         /// The answer with the pose.
         answer: Box<Answer>,
     },
@@ -161,6 +183,8 @@ pub enum Action {
     StartDrive {
         /// Whose.
         ticket: Ticket,
+        /// Stamp of the pose; zero: the newest transform.
+        stamp: Timestamp,
         /// The answer with the pose.
         answer: Box<Answer>,
     },
@@ -188,6 +212,8 @@ struct Active {
     publish: bool,
     wait: bool,
     best: Option<Box<Answer>>,
+    /// Why a pose that is found now would mean nothing.
+    obsolete: Option<Unpublishable>,
 }
 
 /// The agent's state.
@@ -196,6 +222,8 @@ pub struct Agent {
     config: AgentConfig,
     active: Option<Active>,
     newest_frame: Option<(TimeDelta, Timestamp)>,
+    odometry: Option<(TimeDelta, OdometryHeard)>,
+    rival: Option<String>,
     /// Why the frames that come do not count.
     camera_fault: Option<String>,
     latents: usize,
@@ -228,6 +256,8 @@ impl Agent {
             config,
             active: None,
             newest_frame: None,
+            odometry: None,
+            rival: None,
             camera_fault: None,
             latents: 0,
             published: None,
@@ -240,6 +270,19 @@ impl Agent {
     /// The goal in work.
     pub fn active(&self) -> Option<(Ticket, &str)> {
         self.active.as_ref().map(|a| (a.ticket, a.id.as_str()))
+    }
+
+    /// Whether another node that was started earlier serves the same robot.
+    pub fn has_rival(&self) -> bool {
+        self.rival.is_some()
+    }
+
+    /// The robot's clock: the newest stamp of odometry, else of the camera; zero before both.
+    pub fn robot_time(&self) -> Timestamp {
+        let odometry = self.odometry.as_ref().map(|(_, heard)| heard.stamp);
+        let camera = self.newest_frame.map(|(_, stamp)| stamp);
+        let known = odometry.into_iter().chain(camera).find(|stamp| *stamp != Timestamp::ZERO);
+        known.unwrap_or(Timestamp::ZERO)
     }
 
     /// Counts so far.
@@ -276,6 +319,9 @@ impl Agent {
         let outcomes = self.drives.as_mut().map(|drives| drives.tick(now)).unwrap_or_default();
         self.carry_out(outcomes, &mut actions);
         match event {
+            Event::Goal { ticket, .. } | Event::BadGoal { ticket, .. } if self.rival.is_some() => {
+                actions.push(Action::Leave { ticket });
+            }
             Event::Goal { ticket, goal, publish, wait } => {
                 self.goal(ticket, goal, publish, wait, now, &mut actions);
             }
@@ -294,7 +340,12 @@ impl Agent {
             Event::Frame { captured_at } => self.newest_frame = Some((now, captured_at)),
             Event::CameraFault { reason } => self.camera_fault = reason,
             Event::ContextReady { latents } => self.latents = latents,
-            Event::ContextLost => self.latents = 0,
+            Event::Odometry(heard) => self.odometry(heard, now),
+            Event::Rival { name } => self.rival = name,
+            Event::ContextLost => {
+                self.latents = 0;
+                self.obsolete(Unpublishable::MemoryLost);
+            }
             Event::Draft { ticket, answer } => {
                 if let Some(active) = self.active.as_mut().filter(|a| a.ticket == ticket) {
                     active.best = Some(answer);
@@ -375,6 +426,7 @@ impl Agent {
             publish,
             wait,
             best: None,
+            obsolete: None,
         });
         actions.push(Action::Begin { ticket, goal: Box::new(goal), until: deadline - reserve });
     }
@@ -384,6 +436,13 @@ impl Agent {
             return; // answered already: cancelled, pre-empted or late
         };
         answer.timings_ms.insert("total".into(), (now - active.began).as_millis_f64());
+        let stamp = match self.stamp(&active, &answer, now) {
+            Ok(stamp) => stamp,
+            Err(refusal) => {
+                *answer = refusal.refuse(&answer);
+                Timestamp::ZERO
+            }
+        };
         if active.publish
             && answer.status == Status::Found
             && let Some(pose) = &answer.pose
@@ -404,13 +463,72 @@ impl Agent {
                     Some(drives) => {
                         let outcomes = drives.start(ticket, active.id, now);
                         self.carry_out(outcomes, actions);
-                        actions.push(Action::StartDrive { ticket, answer });
+                        actions.push(Action::StartDrive { ticket, stamp, answer });
                     }
-                    None => actions.push(Action::PublishGoal { answer }),
+                    None => actions.push(Action::PublishGoal { stamp, answer }),
                 }
             }
         }
         self.answer(ticket, *answer, active.wait, actions);
+    }
+
+    fn odometry(&mut self, heard: OdometryHeard, now: TimeDelta) {
+        if let Some((_, before)) = &self.odometry {
+            if before.frame != heard.frame {
+                let (from, to) = (before.frame.clone(), heard.frame.clone());
+                self.obsolete(Unpublishable::FrameChanged { from, to });
+            } else if let Some(by) = heard.jumped_from(before) {
+                let frame = heard.frame.clone();
+                self.obsolete(Unpublishable::Jumped { frame, by });
+            }
+        }
+        self.odometry = Some((now, heard));
+    }
+
+    /// What is found for the goal in work means nothing any more.
+    fn obsolete(&mut self, why: Unpublishable) {
+        if let Some(active) = &mut self.active {
+            active.obsolete.get_or_insert(why);
+        }
+    }
+
+    /// The stamp with which a pose that was found may be published now.
+    fn stamp(&self, active: &Active, answer: &Answer, now: TimeDelta) -> Result<Timestamp, Unpublishable> {
+        let Some(pose) = answer.pose.as_ref().filter(|_| answer.status == Status::Found) else {
+            return Ok(Timestamp::ZERO);
+        };
+        if let Some(why) = &active.obsolete {
+            return Err(why.clone());
+        }
+        if !active.publish {
+            return Ok(Timestamp::ZERO);
+        }
+        if let Some(name) = &self.rival {
+            return Err(Unpublishable::Rival { name: name.clone() });
+        }
+        let captured_at = answer.stamp_ns.map_or(Timestamp::ZERO, Timestamp);
+        let newest = self.newest_frame.map_or(Timestamp::ZERO, |(_, stamp)| stamp);
+        let most = self.config.tf_buffer;
+        match &self.odometry {
+            Some((at, odometry)) if pose.frame != odometry.base => {
+                let silent = now - *at;
+                if silent > most {
+                    return Err(Unpublishable::FrameSilent { frame: pose.frame.clone(), silent, most });
+                }
+                Ok(match self.config.stamp {
+                    GoalStamp::Robot => self.robot_time(),
+                    GoalStamp::Zero => Timestamp::ZERO,
+                })
+            }
+            // Relative to the robot, which has moved since.
+            _ => {
+                let age = newest - captured_at;
+                if age > most {
+                    return Err(Unpublishable::Old { frame: pose.frame.clone(), age, most });
+                }
+                Ok(captured_at)
+            }
+        }
     }
 
     /// Answers the goal in work when its deadline has passed.
@@ -470,7 +588,7 @@ impl Agent {
         }
     }
 
-    /// Decides a goal. The client is told at once, or when its drive is over if it waits for that.
+    /// Decides a goal. The client gets its reply at once, or when its drive is over if it waits for that.
     fn answer(&mut self, ticket: Ticket, answer: Answer, wait: bool, actions: &mut Vec<Action>) {
         self.counts.answers += 1;
         self.counts.found += u64::from(answer.status == Status::Found);

@@ -23,6 +23,8 @@ fn driven(drives: bool) -> Agent {
             longest: ms(60_000),
             contact: ms(10_000),
         }),
+        stamp: GoalStamp::Robot,
+        tf_buffer: ms(10_000),
         deadline: ms(5000),
         max_frame_age: ms(500),
         reserve: ms(300),
@@ -74,6 +76,7 @@ fn words(actions: &[Action]) -> Vec<String> {
                 None => format!("reply {}", ticket.0),
             },
             Action::PublishGoal { .. } => "publish".into(),
+            Action::Leave { ticket } => format!("leave {}", ticket.0),
             Action::StartDrive { ticket, .. } => format!("send {}", ticket.0),
             Action::Drive { ticket, command: DriveCommand::AskResult } => format!("ask {}", ticket.0),
             Action::Drive { ticket, command: DriveCommand::Cancel } => format!("cancel {}", ticket.0),
@@ -470,6 +473,17 @@ fn losing_contact_is_no_end() {
         ],
     );
     assert_eq!(agent.drive(ms(9000)).unwrap().elapsed_ms, 5000.0);
+    let agent = on_the_way(
+        "a question that the server keeps open is contact",
+        vec![
+            (40, accepted(), &["ask 1", "driving"]),
+            (60, no_result(1), &[]),
+            (310, Event::Tick, &["ask 1"]),
+            (30_000, Event::Tick, &[]),
+            (40_000, result(1, NavResult::Succeeded), &["reply 1 arrived", "arrived"]),
+        ],
+    );
+    assert_eq!(reason(&agent, 0), "");
     on_the_way(
         "the status topic knows the end, and the result does not come",
         vec![
@@ -537,6 +551,152 @@ fn losing_contact_is_no_end() {
     assert!(reason(&agent, 0).contains("was it restarted"));
 }
 
+/// Odometry on the robot's clock, at `x` metres.
+fn odometry(frame: &str, stamp_ms: i64, x: f64) -> Event {
+    Event::Odometry(OdometryHeard {
+        frame: frame.into(),
+        base: "base_link".into(),
+        stamp: Timestamp(ms(stamp_ms).as_nanos()),
+        pose: Pose2::new(x, 0.0, 0.0),
+    })
+}
+
+fn stamps(actions: &[Action]) -> Vec<i64> {
+    let of = |action: &Action| match action {
+        Action::PublishGoal { stamp, .. } | Action::StartDrive { stamp, .. } => Some(stamp.as_nanos()),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+/// Simulated time: the robot's clock is at a hundred seconds, whatever this machine's says.
+#[test]
+fn goals_are_stamped_by_the_robots_clock() {
+    let captured = |stamp_ns: i64| {
+        let mut answer = found(1.0);
+        answer.stamp_ns = Some(stamp_ns);
+        Event::Done { ticket: Ticket(1), answer }
+    };
+    let camera = |stamp_ms: i64| Event::Frame { captured_at: Timestamp(ms(stamp_ms).as_nanos()) };
+    let check =
+        |name: &str, drives: bool, stamp: GoalStamp, events: Vec<Event>, frame: &str, want_ms: i64| {
+            let mut agent = driven(drives);
+            agent.config.stamp = stamp;
+            agent.step(Event::ContextReady { latents: 3 }, ms(0));
+            for event in events {
+                agent.step(event, ms(10));
+            }
+            agent.step(goal(1, "a"), ms(10));
+            let Event::Done { ticket, mut answer } = captured(ms(100_000).as_nanos()) else { panic!() };
+            if let Some(pose) = &mut answer.pose {
+                pose.frame = frame.into();
+            }
+            let actions = agent.step(Event::Done { ticket, answer }, ms(400));
+            assert_eq!(stamps(&actions), [ms(want_ms).as_nanos()], "{name}: {actions:?}");
+        };
+    let both = || vec![camera(100_000), odometry("odom", 100_200, 0.0)];
+    for drives in [false, true] {
+        check("odometry's stamp", drives, GoalStamp::Robot, both(), "odom", 100_200);
+        check("zero", drives, GoalStamp::Zero, both(), "odom", 0);
+        let unstamped = vec![camera(100_000), odometry("odom", 0, 0.0)];
+        check("odometry without stamps: the camera's", drives, GoalStamp::Robot, unstamped, "odom", 100_000);
+        // The base has moved since: the pose means something only at the picture's time.
+        check("relative to the base", drives, GoalStamp::Robot, both(), "base_link", 100_000);
+        check("relative to the base, zero", drives, GoalStamp::Zero, both(), "base_link", 100_000);
+        check("no odometry", drives, GoalStamp::Robot, vec![camera(100_000)], "base_link", 100_000);
+    }
+}
+
+#[test]
+fn a_pose_whose_frame_is_gone_is_refused_with_the_reason() {
+    let check = |name: &str, meanwhile: Vec<(i64, Event)>, want: Option<(Status, &str)>| {
+        for publish in [true, false] {
+            let mut agent = driven(true);
+            let start = [
+                frame(),
+                Event::ContextReady { latents: 3 },
+                odometry("odom", 100_000, 0.0),
+                Event::Goal {
+                    ticket: Ticket(1),
+                    goal: Goal::text("a", "a chair").unwrap(),
+                    publish,
+                    wait: false,
+                },
+            ];
+            for event in start {
+                agent.step(event, ms(0));
+            }
+            let mut at = 0;
+            for (millis, event) in meanwhile.clone() {
+                at = millis;
+                agent.step(event, ms(millis));
+            }
+            let actions = agent.step(done(1), ms(at + 1));
+            let Some(Action::Reply { answer, .. }) = actions.last() else { panic!("{name}: {actions:?}") };
+            // Asking only moves nobody: a silent frame is the client's affair, one that is another is not.
+            let want = want.filter(|(status, _)| publish || *status == Status::Failed);
+            let (status, reason) = want.unwrap_or((Status::Found, ""));
+            assert_eq!(answer.status, status, "{name}: {answer:?}");
+            assert!(answer.reason.as_deref().unwrap_or_default().contains(reason), "{name}: {answer:?}");
+            assert_eq!(answer.pose.is_some(), status == Status::Found, "{name}");
+            assert_eq!(stamps(&actions).len(), usize::from(publish && want.is_none()), "{name}");
+        }
+    };
+    check("nothing happens", vec![], None);
+    check("the robot drives on", vec![(200, odometry("odom", 100_200, 0.2))], None);
+    check(
+        "localisation is restarted under another name",
+        vec![(200, odometry("map", 100_200, 0.0))],
+        Some((Status::Failed, "changed from \"odom\" to \"map\"")),
+    );
+    check(
+        "and comes back",
+        vec![(200, odometry("map", 100_200, 0.0)), (300, odometry("odom", 100_300, 0.0))],
+        Some((Status::Failed, "changed")),
+    );
+    check(
+        "odometry begins anew at the origin",
+        vec![(200, odometry("odom", 100_200, -4.0))],
+        Some((Status::Failed, "jumped by 4.0 m")),
+    );
+    check("the memory is lost", vec![(200, Event::ContextLost)], Some((Status::Failed, "began anew")));
+    check("a short silence", vec![(4000, frame())], None);
+    let silent: Vec<(i64, Event)> = vec![(4000, frame())];
+    let mut agent = driven(true);
+    agent.config.tf_buffer = ms(1000);
+    for event in [frame(), Event::ContextReady { latents: 3 }, odometry("odom", 100_000, 0.0), goal(1, "a")] {
+        agent.step(event, ms(0));
+    }
+    for (at, event) in silent {
+        agent.step(event, ms(at));
+    }
+    let actions = agent.step(done(1), ms(4001));
+    let Some(Action::Reply { answer, drive: None, .. }) = actions.last() else { panic!("{actions:?}") };
+    assert_eq!((answer.status, answer.pose.is_some()), (Status::Stale, false));
+    assert!(answer.reason.as_ref().unwrap().contains("nothing was heard of the frame \"odom\" for 4.0 s"));
+}
+
+#[test]
+fn of_two_nodes_with_one_name_the_earlier_one_answers_and_publishes() {
+    let rival = |name: Option<&str>| Event::Rival { name: name.map(str::to_owned) };
+    play(
+        "another node was there first",
+        vec![
+            (0, frame(), &[]),
+            (0, Event::ContextReady { latents: 3 }, &[]),
+            (1, goal(1, "a"), &["begin 1"]),
+            (2, rival(Some("3cf5-1")), &[]),
+            (3, goal(2, "b"), &["leave 2"]),
+            (4, Event::BadGoal { ticket: Ticket(3), id: "x".into(), reason: "y".into() }, &["leave 3"]),
+            // What was in work is answered, and not published.
+            (5, done(1), &["failed 1"]),
+            (6, rival(None), &[]),
+            (7, goal(4, "c"), &["begin 4"]),
+            (8, done(4), &["publish", "found 4"]),
+        ],
+    );
+}
+
 #[test]
 fn a_goal_that_the_worker_does_not_take_is_answered_with_its_id() {
     let mut agent = driven(true);
@@ -574,7 +734,7 @@ proptest! {
     #[test]
     fn exactly_one_answer_and_one_reply_per_goal(
         drives in any::<bool>(),
-        script in proptest::collection::vec((0u8..18, 0i64..400, 0u64..6), 1..300),
+        script in proptest::collection::vec((0u8..20, 0i64..400, 0u64..6), 1..300),
     ) {
         let mut agent = driven(drives);
         let (mut now, mut next) = (0, 0u64);
@@ -600,6 +760,8 @@ proptest! {
                     CancelOutcome::Canceling, CancelOutcome::UnknownGoal, CancelOutcome::Rejected, CancelOutcome::AlreadyOver,
                 ][which as usize % 4]),
                 16 => heard(recent, DriveNews::CancelUnanswered { reason: "z".into() }),
+                17 => odometry(if which == 5 { "map" } else { "odom" }, now, 0.1 * which as f64),
+                18 => Event::Rival { name: (which == 5).then(|| "earlier".into()) },
                 _ => Event::Tick,
             };
             book.take(&agent.step(event, ms(now)));
@@ -639,6 +801,10 @@ impl Book {
                 Action::Answer { ticket, .. } => {
                     *self.answers.entry(ticket.0).or_default() += 1;
                     self.working.take_if(|working| *working == ticket.0);
+                }
+                Action::Leave { ticket } => {
+                    self.answers.insert(ticket.0, 1);
+                    self.replies.insert(ticket.0, 1);
                 }
                 Action::Reply { ticket, .. } => {
                     assert!(self.answers.contains_key(&ticket.0), "a reply before the answer");

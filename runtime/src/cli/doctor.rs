@@ -1,12 +1,13 @@
 //! `mindseye doctor`: is everything there that a goal needs?
 
 use super::run::configure;
-use super::say;
+use super::{one_line, say};
 use crate::ground::Mind;
 use crate::image::RgbImage;
 use crate::imagine::{Budget, Clock, ContextLatents, Flow, NoClock, Prompt, imagine};
 use crate::mind::{Pipeline, find_bundle};
 use crate::node::MonotonicClock;
+use anyhow::Context;
 use clap::Args;
 use mindseye_bridge::ros::RosSession;
 use mindseye_engines::count::count_denoiser;
@@ -40,16 +41,83 @@ enum Verdict {
     Fail,
 }
 
-struct Findings(Vec<(&'static str, Verdict, String)>);
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// What was looked at.
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    text: String,
+    /// Without this no goal can be answered, though nothing is broken: a robot that is not there yet.
+    needed: bool,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, what: &'static str, verdict: Verdict, text: impl Into<String>) {
-        self.0.push((what, verdict, text.into()));
+        self.0.push(Finding { what, verdict, text: text.into(), needed: false });
+    }
+
+    /// Something without which no goal can be answered is not there.
+    fn missing(&mut self, what: &'static str, text: impl Into<String>) {
+        self.0.push(Finding { what, verdict: Verdict::Warn, text: text.into(), needed: true });
+    }
+
+    fn healthy(&self) -> bool {
+        self.0.iter().all(|f| f.verdict != Verdict::Fail)
+    }
+
+    fn ready(&self) -> bool {
+        self.healthy() && self.0.iter().all(|f| !f.needed)
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let checks = self
+            .0
+            .iter()
+            .map(|f| serde_json::json!({"check": f.what, "verdict": f.verdict.word(), "text": f.text}));
+        serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "healthy": self.healthy(),
+            "ready": self.ready(),
+            "checks": checks.collect::<Vec<_>>(),
+        })
+    }
+
+    /// One line a finding, and what it comes to.
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        for f in &self.0 {
+            text += &format!("{:<4}  {:<14} {}\n", f.verdict.word(), f.what, f.text);
+        }
+        let named = |wanted: &dyn Fn(&Finding) -> bool| {
+            self.0.iter().filter(|f| wanted(f)).map(|f| f.what).collect::<Vec<_>>().join(", ")
+        };
+        let conclusion = if !self.healthy() {
+            format!("something needs attention: {}", named(&|f| f.verdict == Verdict::Fail))
+        } else if !self.ready() {
+            format!("not ready, no goal can be answered yet: {}", named(&|f| f.needed))
+        } else if self.0.iter().any(|f| f.verdict == Verdict::Warn) {
+            format!("ready, with warnings: {}", named(&|f| f.verdict == Verdict::Warn))
+        } else {
+            "ready".to_owned()
+        };
+        text + "\n" + &conclusion
     }
 }
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let mut findings = Findings(Vec::new());
+    let mut findings = Findings::default();
     let config = match configure(args.config.as_ref(), &[], &[]) {
         Ok(config) => {
             let what = args.config.as_ref().map_or("defaults".into(), |p| p.display().to_string());
@@ -57,7 +125,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
             Some(config)
         }
         Err(error) => {
-            findings.add("configuration", Verdict::Fail, format!("{error:#}"));
+            findings.add("configuration", Verdict::Fail, one_line(&error));
             None
         }
     };
@@ -80,27 +148,12 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         }
     }
 
-    let failed = findings.0.iter().any(|(_, v, _)| *v == Verdict::Fail);
-    let word = |v: &Verdict| match v {
-        Verdict::Ok => "ok",
-        Verdict::Warn => "warn",
-        Verdict::Fail => "fail",
-    };
     if args.json {
-        let list: Vec<_> = findings
-            .0
-            .iter()
-            .map(|(what, v, text)| serde_json::json!({"check": what, "verdict": word(v), "text": text}))
-            .collect();
-        say(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "healthy": !failed, "checks": list})
-            .to_string())?;
+        say(&findings.to_json().to_string())?;
     } else {
-        for (what, verdict, text) in &findings.0 {
-            say(&format!("{:<4}  {what:<14} {text}", word(verdict)))?;
-        }
-        say(if failed { "\nsomething needs attention" } else { "\nready" })?;
+        say(&findings.to_text())?;
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if findings.healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {
@@ -169,12 +222,12 @@ fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {
         );
         return findings.add("one goal", Verdict::Warn, text);
     }
-    match pipeline.mind(0).map_err(|e| e.to_string()).and_then(|mut mind| trial(mind.as_mut())) {
+    match pipeline.mind(0).map_err(Into::into).and_then(|mut mind| trial(mind.as_mut())) {
         Ok(millis) => {
             let verdict = if millis < 10_000.0 { Verdict::Ok } else { Verdict::Warn };
             findings.add("one goal", verdict, format!("{millis:.0} ms on this machine, full steps"));
         }
-        Err(error) => findings.add("one goal", Verdict::Fail, error),
+        Err(error) => findings.add("one goal", Verdict::Fail, one_line(&error)),
     }
 }
 
@@ -208,13 +261,13 @@ fn grouped(number: u64) -> String {
     out
 }
 
-/// Imagines one drive from grey frames: does everything run, and how fast?
-fn trial(mind: &mut dyn Mind) -> Result<f64, String> {
+/// Imagines one rollout from grey frames, and gives the milliseconds that it took.
+fn trial(mind: &mut dyn Mind) -> anyhow::Result<f64> {
     let spec = mind.spec().clone();
     let began = MonotonicClock.now();
-    let text = mind.encode_text("").map_err(|e| e.to_string())?;
+    let text = mind.encode_text("")?;
     let grey = RgbImage::filled(spec.camera.width, spec.camera.height, [128; 3]);
-    let first = mind.encode_still(&grey).map_err(|e| e.to_string())?;
+    let first = mind.encode_still(&grey)?;
     let seen = ContextLatents {
         index: (0..spec.context_max as u64).collect(),
         latents: first.repeat(spec.context_max),
@@ -222,10 +275,9 @@ fn trial(mind: &mut dyn Mind) -> Result<f64, String> {
     };
     let prompt = Prompt { text: &text, null_text: &text, camera: None };
     let budget = Budget { clock: &NoClock, until: None };
-    let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)
-        .map_err(|e| e.to_string())?;
-    let drive = imagined.rollouts.first().ok_or("no drive was imagined")?;
-    mind.decode(&drive.latents).map_err(|e| e.to_string())?;
+    let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)?;
+    let rollout = imagined.rollouts.first().context("no rollout was imagined")?;
+    mind.decode(&rollout.latents)?;
     Ok((MonotonicClock.now() - began).as_millis_f64())
 }
 
@@ -241,7 +293,7 @@ fn network(
     if links == 0 {
         let text =
             format!("session open, but connected to nobody (connect = [{where_to}]); is the router running?");
-        return findings.add("zenoh", Verdict::Warn, text);
+        return findings.missing("zenoh", text);
     }
     findings.add("zenoh", Verdict::Ok, format!("{links} links ({where_to})"));
     let Some(graph) = session.graph() else {
@@ -255,7 +307,7 @@ fn network(
         Some(name) => findings.add("camera", Verdict::Ok, name.clone()),
         None => {
             let text = format!("nobody publishes {} or {}", t.image, t.compressed);
-            findings.add("camera", Verdict::Warn, text);
+            findings.missing("camera", text);
         }
     }
     for (what, name, without) in [
@@ -272,7 +324,30 @@ fn network(
 
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{Findings, Verdict, grouped};
+
+    #[test]
+    fn it_is_ready_only_when_a_goal_can_be_answered() {
+        let check = |fill: &dyn Fn(&mut Findings), want: &str, ready: bool| {
+            let mut findings = Findings::default();
+            findings.add("bundle", Verdict::Ok, "x");
+            fill(&mut findings);
+            assert!(findings.to_text().ends_with(want), "{}", findings.to_text());
+            assert_eq!(findings.to_json()["ready"], ready);
+        };
+        check(&|_| {}, "\n\nready", true);
+        check(&|f| f.add("odometry", Verdict::Warn, "none"), "\n\nready, with warnings: odometry", true);
+        check(
+            &|f| f.missing("zenoh", "connected to nobody"),
+            "not ready, no goal can be answered yet: zenoh",
+            false,
+        );
+        let broken = |f: &mut Findings| {
+            f.missing("zenoh", "connected to nobody");
+            f.add("configuration", Verdict::Fail, "wrong");
+        };
+        check(&broken, "something needs attention: configuration", false);
+    }
 
     #[test]
     fn thousands_are_apart() {

@@ -2,6 +2,7 @@
 
 use super::run::configure;
 use super::say;
+use crate::config::RobotConfig;
 use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::{Answer, Status};
@@ -64,6 +65,36 @@ pub fn run(args: &GoalArgs) -> anyhow::Result<ExitCode> {
     config.ros.zenoh.listen = Some(vec![]);
     config.ros.node = "mindseye_goal".into();
     let robot = args.robot.clone().unwrap_or_else(|| config.robot.clone());
+    let body = request(args)?;
+    let text = ask(args, &config, &robot, &body)?;
+    if args.cancel {
+        say(if args.json { &text } else { "cancellation requested" })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let answer: Answer = match serde_json::from_str(&text) {
+        Ok(answer) => answer,
+        Err(error) => bail!("the answer is not what this version understands: {error}: {text}"),
+    };
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let drive = document.get("drive").filter(|drive| drive.is_object());
+    if args.json {
+        say(&text)?;
+    } else {
+        say(&in_words(&answer))?;
+        if let Some(drive) = drive {
+            say(&drive_in_words(drive))?;
+        } else if args.wait && answer.status == Status::Found {
+            say(
+                "  the runtime publishes /goal_pose and cannot know of arrivals ([navigate] action is not set)",
+            )?;
+        }
+    }
+    let arrived = drive.is_none_or(|d| !args.wait || d["state"] == "arrived");
+    Ok(if answer.status == Status::Found && arrived { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The body of the query.
+fn request(args: &GoalArgs) -> anyhow::Result<String> {
     let mut body = serde_json::Map::new();
     if let Some(text) = &args.text {
         body.insert("text".into(), text.clone().into());
@@ -82,60 +113,36 @@ pub fn run(args: &GoalArgs) -> anyhow::Result<ExitCode> {
     if args.wait {
         body.insert("wait".into(), true.into());
     }
+    Ok(serde_json::Value::Object(body).to_string())
+}
 
+/// Asks the robot, and gives the text of its reply.
+fn ask(args: &GoalArgs, config: &RobotConfig, robot: &str, body: &str) -> anyhow::Result<String> {
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
-    let asked_at = std::time::Instant::now();
     let asked = if args.cancel {
         session.query_json(&format!("mindseye/{robot}/cancel"), "", Duration::from_secs(5))
     } else {
         let verb = if args.ask_only { "ground" } else { "navigate" };
         let mut wait = Duration::from_millis(args.deadline_ms.unwrap_or(60_000)) + Duration::from_secs(5);
         if args.wait {
-            wait +=
-                Duration::from_millis(config.navigate.longest_ms.unsigned_abs()) + Duration::from_secs(30);
+            let longest = Duration::from_millis(config.navigate.longest_ms.unsigned_abs());
+            wait += longest + Duration::from_secs(30);
         }
-        let body = serde_json::Value::Object(body).to_string();
-        session.query_json(&format!("mindseye/{robot}/{verb}"), &body, wait)
+        session.query_json(&format!("mindseye/{robot}/{verb}"), body, wait)
     };
     let links = session.links();
     // The answer counts; a session that does not close cleanly changes nothing about it.
     let _ = session.close();
-    // Zenoh says at once when nobody serves the key.
-    if let Err(RosError::Timeout { .. }) = &asked
-        && asked_at.elapsed() < Duration::from_secs(4)
-    {
+    if let Err(RosError::NoServer { waited, .. }) = &asked {
         let connect = config.ros.zenoh.connect.clone().unwrap_or_default().join(", ");
         let reached = match links {
             0 => format!("nobody is reached at [{connect}]; is the router, or mindseye run, there?"),
             _ => format!("{links} reached at [{connect}], but none serves this robot; is mindseye run up?"),
         };
-        bail!("robot {robot:?} does not answer: {reached}");
+        let waited = waited.as_secs_f64();
+        bail!("robot {robot:?} does not answer: {reached} (looked for {waited:.1} s)");
     }
-    let text = asked.with_context(|| format!("robot {robot:?}"))?;
-    if args.cancel {
-        say(if args.json { &text } else { "cancellation requested" })?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let answer: Answer = match serde_json::from_str(&text) {
-        Ok(answer) => answer,
-        Err(error) => bail!("the answer is not what this version understands: {error}: {text}"),
-    };
-    let document: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let drive = document.get("drive");
-    if args.json {
-        say(&text)?;
-    } else {
-        say(&in_words(&answer))?;
-        if let Some(drive) = drive {
-            say(&drive_in_words(drive))?;
-        } else if args.wait && answer.status == Status::Found {
-            say(
-                "  the runtime publishes /goal_pose and is not told of arrivals ([navigate] action is not set)",
-            )?;
-        }
-    }
-    let arrived = drive.is_none_or(|d| !args.wait || d["state"] == "arrived");
-    Ok(if answer.status == Status::Found && arrived { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    asked.with_context(|| format!("robot {robot:?}"))
 }
 
 /// A drive for a person.

@@ -1,4 +1,4 @@
-//! `mindseye run`: the node, until it is told to stop.
+//! `mindseye run`: the node, until a signal stops it.
 
 use super::{say, stop_flag};
 use crate::config::{RobotConfig, Topics};

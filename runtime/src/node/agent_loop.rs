@@ -11,6 +11,7 @@ use crate::ground::Grounded;
 use crate::senses::Seen;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
+use mindseye_bridge::ros::Claim;
 use mindseye_bridge::time::TimeDelta;
 use ringbuf::HeapCons;
 use ringbuf::traits::Consumer;
@@ -37,6 +38,9 @@ pub(super) struct AgentLoop {
     pub commands: Option<mpsc::Sender<Command>>,
     pub drives: mpsc::Receiver<(Ticket, DriveNews)>,
     pub clients: Clients,
+    pub claim: Claim,
+    /// [`Claim::changes`] when it was last looked at.
+    pub claim_changes: u64,
     pub figures: Arc<Figures>,
     pub seen: Seen,
     pub observer: Arc<Observer>,
@@ -65,6 +69,7 @@ impl AgentLoop {
             while let Ok((ticket, news)) = self.drives.try_recv() {
                 self.step(Event::Drive { ticket, news }, None);
             }
+            self.look_at_rivals();
             match request {
                 Some(request) => self.request(request),
                 None => self.step(Event::Tick, None),
@@ -78,9 +83,36 @@ impl AgentLoop {
         self.wanted.store(0, Ordering::Relaxed);
     }
 
+    /// Of several nodes with one robot's name only the one that was started first answers and publishes.
+    fn look_at_rivals(&mut self) {
+        let changes = self.claim.changes();
+        if std::mem::replace(&mut self.claim_changes, changes) == changes {
+            return;
+        }
+        let (own, others) = (self.claim.own(), self.claim.others());
+        let robot = &self.robot;
+        let first = others.first().filter(|first| *first < own);
+        match (first, others.first()) {
+            (Some(first), _) => tracing::warn!(
+                robot,
+                "another node ({first}) with this robot's name was started earlier: this one ({own}) answers and \
+                 publishes nothing until it is gone. Give each robot its own name"
+            ),
+            (None, Some(other)) => tracing::warn!(
+                robot,
+                "another node ({other}) has this robot's name: this one ({own}) was started earlier and goes on, the \
+                 other answers and publishes nothing. Give each robot its own name"
+            ),
+            (None, None) => tracing::info!(robot, "no other node has this robot's name any more"),
+        }
+        let name = first.map(ToString::to_string);
+        self.step(Event::Rival { name }, None);
+    }
+
     fn status(&self) -> StatusSource<'_> {
         StatusSource {
             robot: &self.robot,
+            claim: &self.claim,
             agent: &self.agent,
             figures: &self.figures,
             seen: &self.seen,
@@ -100,6 +132,8 @@ impl AgentLoop {
                 self.step(Event::BadGoal { ticket, id, reason }, None);
             }
             Inbox::Cancel { id } => self.step(Event::Cancel { id }, None),
+            // Like goals: the node that was started earlier tells.
+            Inbox::Status(_) if self.agent.has_rival() => {}
             Inbox::Status(query) => {
                 if let Err(error) = query.reply(&self.status().document().to_string()) {
                     tracing::debug!(%error, "client is gone");
@@ -132,9 +166,9 @@ impl AgentLoop {
                     }
                 }
                 Action::Halt { .. } => self.wanted.store(0, Ordering::Relaxed),
-                Action::PublishGoal { answer } => self.outputs.goal_pose(&answer),
-                Action::StartDrive { ticket, answer } => {
-                    if let Some(pose) = stamped_pose(&answer) {
+                Action::PublishGoal { stamp, answer } => self.outputs.goal_pose(&answer, stamp),
+                Action::StartDrive { ticket, stamp, answer } => {
+                    if let Some(pose) = stamped_pose(&answer, stamp) {
                         self.command(ticket, Command::Send { ticket, pose: Box::new(pose) });
                     }
                 }
@@ -147,6 +181,10 @@ impl AgentLoop {
                     self.outputs.status(&self.status());
                 }
                 Action::Answer { answer, .. } => self.answered(answer, evidence),
+                Action::Leave { ticket } => {
+                    tracing::info!("a goal is left to the node that was started earlier");
+                    self.clients.leave(ticket);
+                }
                 Action::Reply { ticket, answer, drive } => {
                     self.clients.reply(ticket, &answer, drive.as_deref());
                 }

@@ -39,7 +39,7 @@ use mindseye_bridge::ros::{RosError, RosSession};
 use mindseye_bridge::time::TimeDelta;
 use navigate::{Command, Navigator};
 use publish::Outputs;
-use pump::{Inputs, SensesPump};
+use pump::{Inputs, OdometryNews, SensesPump};
 use requests::{Clients, Diary, Inbox, Questions};
 use ringbuf::HeapRb;
 use ringbuf::traits::Split;
@@ -159,8 +159,8 @@ impl Node {
         let navigator = Navigator::new(session, &config.navigate, news)?;
         let (navigator, commands): (_, Option<mpsc::Sender<Command>>) = navigator.unzip();
         let questions = Questions::declare(session, &config)?;
-        let diary =
-            Diary { record: record.clone(), robot: config.robot.clone(), topics: config.topics.clone() };
+        let claim = session.claim(&format!("mindseye/{}/node", config.robot))?;
+        let diary = Diary::new(&config, record.clone());
 
         let spec = mind.spec();
         let senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
@@ -178,16 +178,16 @@ impl Node {
             Ok::<(), NodeError>(())
         };
 
-        let (s, f) = (stop.clone(), figures.clone());
         let mut pump = SensesPump {
             senses,
             inputs,
             events: events_in,
-            figures: f,
+            figures: figures.clone(),
             record,
-            stop: s,
+            stop: stop.clone(),
             profile: Profile::default(),
             copied: TimeDelta::ZERO,
+            odometry: OdometryNews::new(&config.frames),
         };
         spawn("senses", Box::new(move || pump.run()))?;
 
@@ -214,6 +214,8 @@ impl Node {
             commands,
             drives,
             clients: Clients::default(),
+            claim,
+            claim_changes: 0,
             figures: figures.clone(),
             seen: seen.clone(),
             observer,
@@ -221,12 +223,7 @@ impl Node {
         };
         spawn("agent", Box::new(move || agent.run()))?;
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("requests")
-            .enable_time()
-            .build()
-            .map_err(|e| NodeError::Thread("requests", e))?;
+        let runtime = requests::runtime().map_err(|e| NodeError::Thread("requests", e))?;
         requests::listen(&runtime, &inbox, &Arc::new(diary), questions);
         let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
         Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, seen })

@@ -15,7 +15,7 @@ use mindseye_bridge::msg::{
     self, CompressedImage, Cov36, Detection2D, Detection2DArray, DiagnosticArray, DiagnosticStatus, Header,
     KeyValue, Pose, PoseStamped, PoseWithCovariance, PoseWithCovarianceStamped, RosType, StringMsg,
 };
-use mindseye_bridge::ros::{Publisher, Qos, RosError, RosSession};
+use mindseye_bridge::ros::{Claim, Publisher, Qos, RosError, RosSession};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,8 +54,8 @@ impl Outputs {
     }
 
     /// The answer's pose on the goal topic.
-    pub fn goal_pose(&self, answer: &Answer) {
-        if let Some(stamped) = stamped_pose(answer) {
+    pub fn goal_pose(&self, answer: &Answer, stamp: Timestamp) {
+        if let Some(stamped) = stamped_pose(answer, stamp) {
             self.send(self.goal_pose.as_ref(), &stamped);
         }
     }
@@ -115,6 +115,7 @@ impl Outputs {
 /// Where the status comes from.
 pub(super) struct StatusSource<'a> {
     pub robot: &'a str,
+    pub claim: &'a Claim,
     pub agent: &'a Agent,
     pub figures: &'a Arc<Figures>,
     pub seen: &'a Seen,
@@ -129,6 +130,11 @@ impl StatusSource<'_> {
         let age = self.agent.frame_age(self.now);
         serde_json::json!({
             "robot": self.robot,
+            "node": {
+                "session": self.claim.own().session,
+                "publishes_goals": !self.agent.has_rival(),
+                "others_of_this_name": self.claim.others().iter().map(|c| &c.session).collect::<Vec<_>>(),
+            },
             "goal": self.agent.active().map(|(_, id)| id),
             "last_answer": self.agent.last_answer(),
             "drive": self.agent.drive(self.now),
@@ -169,7 +175,7 @@ impl StatusSource<'_> {
         let value = |key: &str, value: String| KeyValue { key: key.into(), value };
         let camera = *lock(&self.figures.camera);
         DiagnosticArray {
-            header: Header::new(clock::now(), ""),
+            header: Header::new(self.agent.robot_time(), ""),
             status: vec![DiagnosticStatus {
                 level,
                 name: format!("mindseye: {}", self.robot),
@@ -188,9 +194,9 @@ impl StatusSource<'_> {
 }
 
 /// The answer's pose as a message; `None` when it has none.
-pub(super) fn stamped_pose(answer: &Answer) -> Option<PoseStamped> {
+pub(super) fn stamped_pose(answer: &Answer, stamp: Timestamp) -> Option<PoseStamped> {
     let pose = answer.pose.as_ref()?;
-    let header = Header::new(clock::now(), pose.frame.clone());
+    let header = Header::new(stamp, pose.frame.clone());
     Some(PoseStamped { header, pose: Pose::from_pose2(pose.pose2()) })
 }
 

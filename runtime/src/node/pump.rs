@@ -2,8 +2,9 @@
 
 use super::MonotonicClock;
 use super::figures::{Figures, lock};
-use crate::agent::Event;
-use crate::config::RobotConfig;
+use crate::agent::{Event, OdometryHeard};
+use crate::config::{Frames, RobotConfig};
+use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{Sense, Senses, Took};
@@ -69,6 +70,55 @@ pub(super) struct SensesPump {
     pub profile: Profile,
     /// When the profile was last copied over.
     pub copied: TimeDelta,
+    pub odometry: OdometryNews,
+}
+
+/// Odometry for the agent: not every message, but every few.
+pub(super) struct OdometryNews {
+    frames: Frames,
+    /// A topic of odometry is the better source: tf may carry the same poses late.
+    by_topic: bool,
+    last: Option<TimeDelta>,
+}
+
+/// The agent hears of odometry this often.
+const ODOMETRY_EVERY: TimeDelta = TimeDelta::from_millis(100);
+
+impl OdometryNews {
+    /// Frames have these names where messages do not say.
+    pub fn new(frames: &Frames) -> Self {
+        Self { frames: frames.clone(), by_topic: false, last: None }
+    }
+
+    /// What the agent should hear, after the senses took a message; `known` is their newest pose.
+    fn hear(&mut self, sense: Sense, cdr: &[u8], known: Option<(Timestamp, Pose2)>) -> Option<OdometryHeard> {
+        self.by_topic |= sense == Sense::Odometry;
+        let wanted = match sense {
+            Sense::Odometry => true,
+            Sense::Tf => !self.by_topic,
+            _ => false,
+        };
+        let now = clock::monotonic();
+        if !wanted || self.last.is_some_and(|at| now - at < ODOMETRY_EVERY) {
+            return None;
+        }
+        let (stamp, pose) = known?;
+        let named = |name: &str, fallback: &str| match name.trim_start_matches('/') {
+            "" => fallback.to_owned(),
+            name => name.to_owned(),
+        };
+        let (frame, base, stamp) = match sense {
+            Sense::Odometry => {
+                let odometry = Odometry::decode(cdr).ok()?;
+                let header = &odometry.header;
+                let frame = named(&header.frame_id, &self.frames.odom);
+                (frame, named(&odometry.child_frame_id, &self.frames.base), header.stamp.timestamp())
+            }
+            _ => (self.frames.odom.clone(), self.frames.base.clone(), stamp),
+        };
+        self.last = Some(now);
+        Some(OdometryHeard { frame, base, stamp, pose })
+    }
 }
 
 impl SensesPump {
@@ -126,6 +176,10 @@ impl SensesPump {
         if let Some(record) = &self.record {
             self.record(record, sense, cdr);
         }
+        let heard = self.odometry.hear(sense, cdr, self.senses.pose());
+        if let Some(heard) = heard.filter(|_| taken.is_ok()) {
+            self.send(Event::Odometry(heard));
+        }
         match taken {
             Ok(took) => self.tell(&took),
             Err(error) => {
@@ -175,27 +229,29 @@ impl SensesPump {
         }
     }
 
+    fn send(&mut self, event: Event) {
+        if self.events.try_push(event).is_err() {
+            self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn tell(&mut self, took: &Took) {
-        let mut send = |event: Event| {
-            if self.events.try_push(event).is_err() {
-                self.figures.events_dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        };
         if let Some(segment) = took.segment {
             tracing::info!(reason = %segment, "new segment");
             *lock(&self.figures.segments) = segment.to_string();
             if !segment.keeps_history() {
-                send(Event::ContextLost);
+                self.send(Event::ContextLost);
             }
         }
         if let Some(eviction) = took.eviction {
             tracing::debug!(%eviction, "latent evicted");
         }
         if took.latent.is_some() {
-            send(Event::ContextReady { latents: self.senses.seen().latents() });
+            let latents = self.senses.seen().latents();
+            self.send(Event::ContextReady { latents });
         }
         if let Some(captured_at) = took.frame {
-            send(Event::Frame { captured_at });
+            self.send(Event::Frame { captured_at });
         }
     }
 

@@ -6,7 +6,7 @@ use crate::ground::Grounded;
 use crate::record::RecordSender;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
-use mindseye_bridge::goal::Goal;
+use mindseye_bridge::goal::{Goal, GoalError};
 use mindseye_bridge::msg::{self, RosType, StringMsg};
 use mindseye_bridge::ros::{JsonQueryable, JsonRequest, Qos, QueuePolicy, RosError, RosSession, Subscriber};
 use std::collections::HashMap;
@@ -47,6 +47,11 @@ impl Clients {
             self.waiting.insert(ticket, query);
         }
         ticket
+    }
+
+    /// Lets whoever asked go without an answer: another node gives it.
+    pub fn leave(&mut self, ticket: Ticket) {
+        self.waiting.remove(&ticket);
     }
 
     /// Answers whoever asked; goals of a topic have nobody to answer.
@@ -107,27 +112,53 @@ fn subscribe<T: RosType>(session: &RosSession, topic: &str) -> Result<Option<Sub
     session.subscriber(topic, &Qos::default(), QueuePolicy::KeepLast(16)).map(Some)
 }
 
+/// The runtime of the tasks that take requests.
+pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("requests")
+        .enable_time()
+        .build()
+}
+
+/// Why a query is no goal.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum RequestError {
+    /// The goal itself.
+    #[error(transparent)]
+    Goal(#[from] GoalError),
+    /// `wait` is neither true nor false.
+    #[error("goal wait is {got}; wanted true or false")]
+    Wait { got: serde_json::Value },
+}
+
 /// The body of a `navigate` query: a goal, and `"wait": true` to be answered when the robot has arrived (or will not).
-fn navigate_request(id: &str, body: &[u8]) -> Result<(Goal, bool), String> {
+fn navigate_request(id: &str, body: &[u8]) -> Result<(Goal, bool), RequestError> {
     let mut wait = false;
     let mut body = std::borrow::Cow::Borrowed(body);
     if let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(&body)
         && let Some(value) = object.remove("wait")
     {
-        wait = value.as_bool().ok_or_else(|| format!("goal wait is {value}; wanted true or false"))?;
+        wait = value.as_bool().ok_or(RequestError::Wait { got: value })?;
         body = serde_json::Value::Object(object).to_string().into_bytes().into();
     }
-    Goal::from_json(id, &body).map(|goal| (goal, wait)).map_err(|e| e.to_string())
+    Ok((Goal::from_json(id, &body)?, wait))
 }
 
 /// Writes requests into the recording, so that it holds the question to every answer.
 pub(super) struct Diary {
-    pub record: Option<RecordSender>,
-    pub robot: String,
-    pub topics: Topics,
+    record: Option<RecordSender>,
+    robot: String,
+    topics: Topics,
 }
 
 impl Diary {
+    /// A diary of this robot's requests.
+    pub fn new(config: &RobotConfig, record: Option<RecordSender>) -> Self {
+        Self { record, robot: config.robot.clone(), topics: config.topics.clone() }
+    }
+
     fn topic<T: RosType>(&self, topic: &str, message: &T) {
         if let Some(record) = &self.record {
             record.message(topic, clock::now().as_nanos(), message);
@@ -188,7 +219,7 @@ pub(super) fn listen(
     questions: Questions,
 ) {
     let Questions { text, waypoints, cancel, queryables } = questions;
-    fn topic_goal(goal: Result<Goal, mindseye_bridge::goal::GoalError>, id: String) -> Inbox {
+    fn topic_goal(goal: Result<Goal, GoalError>, id: String) -> Inbox {
         match goal {
             Ok(goal) => Inbox::Goal { goal, origin: Origin::Topic, publish: true, wait: false },
             Err(error) => Inbox::Bad { id, reason: error.to_string(), origin: Origin::Topic },
@@ -219,14 +250,14 @@ pub(super) fn listen(
                 let goal = if publish {
                     navigate_request(&id, request.body())
                 } else {
-                    Goal::from_json(id.clone(), request.body()).map(|g| (g, false)).map_err(|e| e.to_string())
+                    Goal::from_json(id.clone(), request.body()).map(|goal| (goal, false)).map_err(Into::into)
                 };
                 let origin = Origin::Query(request);
                 hand(
                     &inbox,
                     match goal {
                         Ok((goal, wait)) => Inbox::Goal { goal, origin, publish, wait },
-                        Err(reason) => Inbox::Bad { id, reason, origin },
+                        Err(error) => Inbox::Bad { id, reason: error.to_string(), origin },
                     },
                 );
             }

@@ -8,6 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Says on a line of its own, which the test program does not hold back, that a test is skipped and why.
+macro_rules! skipped {
+    ($($why:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {}", format_args!($($why)*));
+    }};
+}
+
 fn bundle() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny")
 }
@@ -43,7 +51,7 @@ fn rtx() -> Option<PathBuf> {
     let folder = std::env::var_os("MINDSEYE_TENSORRT_LIB_DIR").filter(|v| !v.is_empty()).map(PathBuf::from);
     let found = folder.filter(|f| f.join("libtensorrt_rtx.so.1").is_file());
     if found.is_none() {
-        println!("skipped: MINDSEYE_TENSORRT_LIB_DIR does not name a folder with libtensorrt_rtx.so.1");
+        skipped!("MINDSEYE_TENSORRT_LIB_DIR does not name a folder with libtensorrt_rtx.so.1");
     }
     found
 }
@@ -355,7 +363,7 @@ fn ctrl_c_leaves_nothing_behind() {
 #[test]
 fn onnxruntime_answers_as_rten_does() {
     if let Err(e) = mindseye_engines::backend::by_name("onnxruntime") {
-        println!("skipped: {e}");
+        skipped!("{e}");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

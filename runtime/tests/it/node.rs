@@ -1,13 +1,17 @@
 //! A client on the other end of a loopback TCP connection.
 
-use crate::fake::{FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, STANDS, session, start, wait_for_latents};
+use crate::fake::{
+    FakeEncoder, FakeMind, FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, STANDS, free_port, session, start,
+    wait_for_latents,
+};
+use mindseye::node::{Node, NodeParts};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::msg::{
     CancelGoalRequest, CancelGoalResponse, Header, NavigateFeedback, NavigateGetResultRequest,
     NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse, Path, Pose, PoseStamped,
     StringMsg,
 };
-use mindseye_bridge::ros::{Qos, QueuePolicy, RosSession};
+use mindseye_bridge::ros::{Mode, Qos, QueuePolicy, RosConfig, RosSession, ZenohSettings};
 use mindseye_bridge::time::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicI8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -41,6 +45,9 @@ fn goals_come_by_topic_and_by_query() {
     text.publish(&StringMsg { data: "find the chair".into() }).unwrap();
     let got = goal_pose.recv_timeout(Duration::from_secs(10)).unwrap().expect("a goal pose");
     assert_eq!(got.message.header.frame_id, "odom");
+    // The robot's clock, which the fake robot starts in the past; not this machine's.
+    let stamped = got.message.header.stamp.sec;
+    assert!((1_700_000_000..1_700_001_000).contains(&stamped), "stamped {stamped}");
     check_pose(got.message.pose.position.x, got.message.pose.position.y);
 
     // Asking only is answered, and moves nobody.
@@ -78,6 +85,10 @@ struct FakeNav2 {
     /// Set: the drive under way ends with this status (4 succeeded, 6 aborted).
     end: Arc<AtomicI8>,
     cancels: Arc<AtomicU32>,
+    /// So many questions for a result are let go without an answer; they are counted down.
+    mute: Arc<AtomicU32>,
+    /// Goals are accepted so many milliseconds late.
+    late_ms: Arc<AtomicU32>,
 }
 
 impl FakeNav2 {
@@ -98,16 +109,25 @@ impl FakeNav2 {
             goals: Arc::default(),
             end: Arc::default(),
             cancels: Arc::default(),
+            mute: Arc::default(),
+            late_ms: Arc::default(),
         };
         let (stop, goals, end, cancels) =
             (nav.stop.clone(), nav.goals.clone(), nav.end.clone(), nav.cancels.clone());
+        let (mute, late_ms) = (nav.mute.clone(), nav.late_ms.clone());
         let thread = std::thread::spawn(move || {
             let soon = Duration::from_millis(5);
             let mut current: Option<[u8; 16]> = None;
             let mut waiting = Vec::new();
+            let mut late = Vec::new();
             let mut over: std::collections::HashMap<[u8; 16], i8> = std::collections::HashMap::new();
             while !stop.load(Ordering::Relaxed) {
                 if let Some(request) = send.recv_timeout(soon).unwrap() {
+                    let after = Duration::from_millis(u64::from(late_ms.load(Ordering::Relaxed)));
+                    late.push((Instant::now() + after, request));
+                }
+                if let Some(at) = late.iter().position(|(due, _)| Instant::now() >= *due) {
+                    let (_, request) = late.remove(at);
                     goals.lock().unwrap().push(request.request.pose.clone());
                     if let Some(old) = current.take() {
                         over.insert(old, 6);
@@ -119,12 +139,18 @@ impl FakeNav2 {
                 if let Some(request) = cancel.recv_timeout(soon).unwrap() {
                     cancels.fetch_add(1, Ordering::Relaxed);
                     let id = request.request.goal_info.goal_id;
-                    over.insert(id, 5);
-                    current.take_if(|c| *c == id);
-                    request.respond(&CancelGoalResponse::default()).unwrap();
+                    let known = current.take_if(|c| *c == id).is_some();
+                    if known {
+                        over.insert(id, 5);
+                    }
+                    let return_code = if known { 0 } else { 2 };
+                    request.respond(&CancelGoalResponse { return_code, ..Default::default() }).unwrap();
                 }
                 if let Some(request) = result.recv_timeout(soon).unwrap() {
-                    waiting.push(request);
+                    match mute.load(Ordering::Relaxed) {
+                        0 => waiting.push(request),
+                        left => mute.store(left - 1, Ordering::Relaxed),
+                    }
                 }
                 if let Some(id) = current {
                     let told =
@@ -267,6 +293,115 @@ fn nav2_drives_and_arrival_is_told() {
     assert_eq!(asked.join().unwrap()["drive"]["state"], "cancelled");
     assert_eq!(nav.cancels.load(Ordering::Relaxed), 3);
     assert!(goal_pose.recv_timeout(Duration::from_millis(100)).unwrap().is_none(), "the topic is not used");
+}
+
+/// Losing contact is no end of a drive, and a goal that is accepted late is cancelled.
+#[test]
+fn nav2_is_late_or_mute_and_no_robot_drives_unfollowed() {
+    let mut config = crate::fake::config();
+    config.navigate.action = "/navigate_to_pose".into();
+    config.navigate.accept_ms = 1000;
+    let (node, _robot_session, port) = crate::fake::start_with(config, Duration::from_millis(1));
+    let client = session("client", None, Some(port));
+    let _robot = FakeRobot::start(&client, 30.0);
+    wait_for_latents(&node, 2);
+    let nav = FakeNav2::start(&client, true);
+
+    // The server lets go of the question for the result: it is asked again, and the robot's arrival is told.
+    nav.mute.store(3, Ordering::Relaxed);
+    let asked = drive_to(&client, "the chair");
+    wait_for_drive(&client, "driving");
+    let began = Instant::now();
+    while nav.mute.load(Ordering::Relaxed) > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "the result is not asked for again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!asked.is_finished(), "an unanswered question is no end");
+    nav.end.store(4, Ordering::Relaxed);
+    let arrived = asked.join().unwrap();
+    assert_eq!(arrived["drive"]["state"], "arrived", "{arrived}");
+    assert!(arrived["drive"]["elapsed_ms"].as_f64().unwrap() > 500.0, "{arrived}");
+    assert_eq!(nav.cancels.load(Ordering::Relaxed), 0);
+
+    // It accepts when nobody counts on it any more.
+    nav.late_ms.store(1800, Ordering::Relaxed);
+    let failed = drive_to(&client, "the chair").join().unwrap();
+    assert_eq!(failed["drive"]["state"], "failed", "{failed}");
+    let elapsed = failed["drive"]["elapsed_ms"].as_f64().unwrap();
+    assert!((1000.0..1700.0).contains(&elapsed), "{failed}");
+    let before = nav.goals.lock().unwrap().len();
+    let began = Instant::now();
+    while nav.cancels.load(Ordering::Relaxed) < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20), "not cancelled after it was accepted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(nav.goals.lock().unwrap().len(), before + 1, "it was accepted in the end");
+}
+
+/// A session that hangs on a router.
+fn at_router(node: &str, mode: Mode, port: u16) -> RosSession {
+    let (connect, listen) = match mode {
+        Mode::Router => (vec![], vec![format!("tcp/127.0.0.1:{port}")]),
+        _ => (vec![format!("tcp/127.0.0.1:{port}")], vec![]),
+    };
+    let zenoh = ZenohSettings {
+        mode: Some(mode),
+        connect: Some(connect),
+        listen: Some(listen),
+        ..ZenohSettings::default()
+    };
+    RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process(node) }).unwrap()
+}
+
+#[test]
+fn of_two_nodes_with_one_name_only_the_earlier_one_publishes() {
+    let port = free_port();
+    let _router = at_router("router", Mode::Router, port);
+    let client = at_router("client", Mode::Client, port);
+    let goal_pose =
+        client.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::KeepLast(10)).unwrap();
+    let start = |name: &str| {
+        let session = at_router(name, Mode::Client, port);
+        let parts = NodeParts {
+            config: crate::fake::config(),
+            mind: Box::new(FakeMind::new(Duration::from_millis(1))),
+            encoder: Box::new(FakeEncoder),
+            record: None,
+            observer: None,
+        };
+        (Node::start(&session, parts).unwrap(), session)
+    };
+    let (first, _first_session) = start("first");
+    let (second, _second_session) = start("second");
+    let _robot = FakeRobot::start(&client, 30.0);
+    wait_for_latents(&first, 2);
+    wait_for_latents(&second, 2);
+    let began = Instant::now();
+    while status(&client)["node"]["others_of_this_name"].as_array().is_none_or(|others| others.len() != 1) {
+        assert!(began.elapsed() < Duration::from_secs(10), "{}", status(&client));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let poses = || std::iter::from_fn(|| goal_pose.recv_timeout(Duration::from_millis(500)).unwrap()).count();
+    let answer = ask(&client, "mindseye/test/navigate", serde_json::json!({"text": "the chair"}));
+    assert_eq!((answer.status, poses()), (Status::Found, 1));
+    let told = status(&client);
+    assert_eq!(told["node"]["publishes_goals"], true, "{told}");
+    assert_eq!(told["goals"]["goals"], 1, "{told}");
+
+    // The other one takes over.
+    first.stop();
+    drop(_first_session);
+    let began = Instant::now();
+    loop {
+        let asked =
+            client.query_json("mindseye/test/navigate", r#"{"text": "the chair"}"#, Duration::from_secs(5));
+        if asked.is_ok_and(|text| text.contains("found")) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "the second node does not take over");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(poses(), 1);
 }
 
 #[test]

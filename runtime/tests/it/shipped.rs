@@ -119,6 +119,20 @@ fn the_same_bag_and_seed_give_the_same_document() {
 }
 
 #[test]
+fn the_demo_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = program()
+        .args(["demo", "--fast", "--json", "--out", dir.path().to_str().unwrap()])
+        .args(["--bundle", bundle().to_str().unwrap()])
+        .output()
+        .unwrap();
+    let document = document(&output);
+    assert_eq!(document["arrived"], true, "{document}");
+    let error = document["error"]["position_m"].as_f64().expect("a pose was given");
+    assert!(error < 0.3, "{error} m off: {document}");
+}
+
+#[test]
 fn a_foreign_bag_gets_no_confident_pose() {
     let bag = repository().join("tests/data/bags/crafted/corridor_zstd.mcap");
     for goal in ["find the red chair", "find the blue table", "find the green plant", "find the lamp"] {

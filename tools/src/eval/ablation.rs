@@ -811,6 +811,48 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_neighbours_stay_inside() {
+        assert_eq!(run_of(10, 3, 0.0), [0, 1, 2]);
+        assert_eq!(run_of(10, 3, 0.999), [7, 8, 9]);
+        assert_eq!(run_of(10, 3, 0.5), [4, 5, 6]);
+        assert_eq!(run_of(2, 6, 0.7), [0, 1]);
+        assert_eq!(run_of(0, 6, 0.7), [0usize; 0]);
+    }
+
+    fn result(followed: bool, sd: f64, end: Option<[f64; 2]>) -> VariantResult {
+        let verdict = Verdict { followed, in_place: followed, sd: Some(sd), ..Verdict::default() };
+        VariantResult { verdict, passes: 12, ms: 40.0, end, by_pose: followed }
+    }
+
+    #[test]
+    fn any_of_more_repeats_may_pass_and_a_variant_is_summed_up() {
+        let line = |house: u64, repeats: [(bool, f64); 3]| Line {
+            house,
+            goal: String::new(),
+            results: ["base", "repeat_1", "repeat_2"]
+                .into_iter()
+                .zip(repeats)
+                .map(|(key, (followed, sd))| (key.to_owned(), result(followed, sd, Some([10.0 * sd, sd]))))
+                .collect(),
+        };
+        let lines = [
+            line(1, [(true, 0.3), (false, 0.1), (true, 0.15)]),
+            line(2, [(false, 0.1), (true, 0.3), (false, 0.1)]),
+            line(3, [(false, 0.1), (false, 0.1), (false, 0.5)]),
+        ];
+        let followed = |n| any_of(&lines, n, |v| v.followed).value;
+        assert_eq!([followed(1), followed(2), followed(3)].map(|v| (3.0 * v).round()), [1.0, 2.0, 2.0]);
+        // One repeat has to pass both.
+        let joint = |n| any_of(&lines, n, |v| v.followed_within(0.2)).value;
+        assert_eq!([joint(1), joint(2), joint(3)].map(|v| (3.0 * v).round()), [0.0, 0.0, 1.0]);
+        let s = summary(&lines, "base");
+        assert!((s.scores.sd_m.value - 0.5 / 3.0).abs() < 1e-12 && s.passes.value == 12.0);
+        assert_eq!((s.heading_deg_median.value, s.position_m_median.value), (1.0, 0.1));
+        assert!((s.by_pose.value - 1.0 / 3.0).abs() < 1e-12);
+        assert_eq!(summary(&lines, "absent").passes.n, 0);
+    }
+
+    #[test]
     fn a_state_is_resumed_only_by_its_own_run() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("ablation.jsonl");

@@ -75,6 +75,7 @@ const BATCH: usize = ROWS * SHARES;
 const SEEDS: u64 = 0x0e8a_0000_0000;
 
 /// See the module.
+#[derive(Clone)]
 pub struct Examiner {
     depth: Arc<Params>,
     name: Arc<Params>,

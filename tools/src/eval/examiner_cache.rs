@@ -56,8 +56,12 @@ mod tests {
     use crate::eval::examiner::Effort;
     use crate::eval::examiner::tests::Plain;
     use mindseye_world::Difficulty;
+    use std::sync::LazyLock;
 
-    const EFFORT: Effort = Effort { houses: 1, epochs: 1 };
+    static TRAINED: LazyLock<Examiner> = LazyLock::new(|| {
+        let effort = Effort { houses: 1, epochs: 1 };
+        Examiner::train(&Difficulty::plain(), &Camera::new(24, 16), effort, vec![Plain]).expect("it trains")
+    });
 
     /// Asks for an examiner; whether it was trained, and what was said.
     fn ask(folder: &Path, made_for: &str) -> (bool, String) {
@@ -65,7 +69,7 @@ mod tests {
         let (mut trained, mut said) = (false, String::new());
         let train = || {
             trained = true;
-            Examiner::train(&Difficulty::plain(), &camera, EFFORT, vec![Plain])
+            Ok(TRAINED.clone())
         };
         let got = kept_or_trained(folder, made_for, &camera, train, &mut |line| said += &line);
         assert!(got.expect("an examiner").quality.pictures > 0);

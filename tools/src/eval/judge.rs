@@ -321,3 +321,110 @@ pub fn last_still(frames: &[RgbImage], box_latents: usize) -> Option<RgbImage> {
     let data = sum.iter().map(|s| (s / tail.len() as u32) as u8).collect();
     Some(RgbImage { width: first.width, height: first.height, data })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mindseye_world::{Difficulty, Rng, random_pose};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_box_is_centred_within_six_tenths_of_the_half_size() {
+        // 24x16: the middle is (12, 8), the limits 7.2 and 4.8 pixels from it.
+        let check = |x: f64, y: f64, wanted: bool| {
+            let got = centred([x - 2.0, y - 1.0, x + 2.0, y + 1.0], [24.0, 16.0]);
+            assert_eq!(got, wanted, "a box around ({x}, {y})");
+        };
+        check(12.0, 8.0, true);
+        for (x, wanted) in [(19.1, true), (19.3, false), (4.9, true), (4.7, false)] {
+            check(x, 8.0, wanted);
+        }
+        for (y, wanted) in [(12.7, true), (12.9, false), (3.3, true), (3.1, false)] {
+            check(12.0, y, wanted);
+        }
+    }
+
+    /// Frames as a decoder gives them: the first image four times.
+    fn frames(images: &[RgbImage]) -> Vec<RgbImage> {
+        [vec![images[0].clone(); GROUP - 1], images.to_vec()].concat()
+    }
+
+    #[test]
+    fn true_drives_are_followed_and_those_to_something_else_are_not() {
+        const TARGETS: usize = 5;
+        let camera = Camera::new(24, 16);
+        let rules = Rules { camera: &camera, examiner: None, box_latents: 1, box_min: 0.2 };
+        let mut e = Eager::new(Arc::default(), false);
+        let (mut boxed, mut wrong_boxed, mut moved_boxed) = (0, 0, 0);
+        for seed in 0..8 {
+            let house = House::generate(seed, &Difficulty::plain());
+            let start = random_pose(&house, &mut Rng::new(seed));
+            let reachable: Vec<usize> =
+                (0..house.objects.len()).filter(|o| goal_pose(&house, start, *o).is_some()).collect();
+            let [named, other] = reachable[..2] else {
+                panic!("house {seed} has two things to stand before")
+            };
+            let mut judge = Judge::new(rules, &house, start, named, TARGETS);
+            let truth = true_drive(&house, start, named, &rules, TARGETS);
+            assert_eq!(truth.len(), 1 + GROUP * (TARGETS - 1));
+            let right = judge.verdict(&frames(&truth), &mut e, None).expect("a verdict");
+            assert_eq!((right.psnr, right.sd, right.lpips), (60.0, None, None), "house {seed}");
+            assert!((right.ssim - 1.0).abs() < 1e-9 && right.nearest && right.motion > 0.0, "{right:?}");
+            assert_eq!(
+                (right.followed, right.in_place),
+                (right.boxed, right.boxed),
+                "house {seed}: {right:?}"
+            );
+            boxed += usize::from(right.boxed);
+
+            // Another thing in its box: boxed, but not what was asked for.
+            let drive = frames(&true_drive(&house, start, other, &rules, TARGETS));
+            let wrong = judge.verdict(&drive, &mut e, None).expect("a verdict");
+            assert!(!wrong.nearest && !wrong.followed && !wrong.in_place, "house {seed}: {wrong:?}");
+            assert!(wrong.psnr < 40.0, "house {seed}: {wrong:?}");
+            wrong_boxed += usize::from(wrong.boxed);
+
+            // The right thing in another's place: not in place.
+            let moved = exchanged(&house, named, other);
+            let drive = frames(&true_drive(&moved, start, named, &rules, TARGETS));
+            let moved = judge.verdict(&drive, &mut e, None).expect("a verdict");
+            assert!(!moved.in_place, "house {seed}: {moved:?}");
+            moved_boxed += usize::from(moved.boxed);
+
+            // No box: nothing is followed, however near the view is.
+            let mut frame = Frame::new();
+            let end = picture(&house, judge.goal.expect("a goal"), &camera, &mut frame);
+            let still = judge.verdict(&vec![end; GROUP * TARGETS], &mut e, None).expect("a verdict");
+            assert!(!still.boxed && !still.followed && !still.in_place, "house {seed}: {still:?}");
+            assert_eq!(still.motion, 0.0);
+        }
+        assert!(
+            boxed >= 6 && wrong_boxed >= 4 && moved_boxed >= 4,
+            "{boxed} {wrong_boxed} {moved_boxed} of 8"
+        );
+    }
+
+    #[test]
+    fn scores_count_drives_and_join_conditions() {
+        let verdict = |followed: bool, sd: f64, mean: f64, boxed: bool| Verdict {
+            followed,
+            boxed,
+            sd: Some(sd),
+            sd_mean: Some(mean),
+            ..Verdict::default()
+        };
+        let all = [
+            verdict(true, 0.05, 0.04, true),
+            verdict(true, 0.15, 0.05, true),
+            verdict(true, 0.5, 0.1, true),
+            verdict(false, 0.05, 0.01, true),
+        ];
+        let s = Scores::of(&all);
+        assert_eq!((s.instruction_followed.value, s.box_centred.value), (0.75, 1.0));
+        assert_eq!((s.followed_sd_0_2.value, s.followed_sd_0_1.value), (0.5, 0.25));
+        assert!((s.sd_m.value - 0.1875).abs() < 1e-12 && (s.sd_mean_m.value - 0.05).abs() < 1e-12);
+        // Without an examiner there is no joint count.
+        let blind = Scores::of(&all.map(|v| Verdict { sd: None, ..v }));
+        assert_eq!((blind.followed_sd_0_2.n, blind.sd_m.n, blind.instruction_followed.n), (0, 0, 4));
+    }
+}

@@ -4,7 +4,9 @@
 //! * **goal**: heading and place of the answer's pose against the pose at the standoff from the named object; what
 //!   each witness alone would have said stands beside it.
 //! * **IF** and its forms, **IF(SD < d)**: see [`judge`].
-//! * **SD**, metres: see [`space`]; the networks that it rests on: see [`examiner`].
+//! * **SD**, metres: see [`space`]; the networks that it rests on: see [`examiner`]. SD also grows with blur and noise
+//!   alone: beside it stand the SD of true drives that are blurred, or have noise, to the model's PSNR in the same house
+//!   ([`degrade`]), the differences, and the mean over a drive's pictures in place of the largest.
 //! * **arrival**: a simulated robot drives to the pose of a `found` answer; it has arrived when the named object is in
 //!   its view and the object's edge is within 1 m, or within 1.2 m in the second figure (drives in training end 1.2 m
 //!   from the object's centre, which leaves up to 1 m to the edge). **SPL** weighs the first by shortest over driven path.

@@ -287,3 +287,60 @@ pub fn run(args: &CommonArgs) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn likeness_by_hand() -> anyhow::Result<()> {
+        let flat = |v: u8| RgbImage::filled(8, 8, [v; 3]);
+        let (a, b, c) = (flat(100), flat(110), flat(130));
+        // Mean squares of 100 and 900: 500; 10 log10(255^2 / 500) = 21.14 dB.
+        let l = likeness(&[(&a, &b), (&a, &c)], &mut None)?;
+        assert!((l.psnr - 21.141).abs() < 1e-3 && l.lpips.is_none(), "{l:?}");
+        assert!(l.ssim < 1.0 && l.ssim > 0.9, "only the brightness differs: {l:?}");
+        assert_eq!(likeness(&[(&a, &a)], &mut None)?.psnr, 60.0);
+        Ok(())
+    }
+
+    #[test]
+    fn errors_are_short_turns_and_straight_distances() {
+        let a = Pose2::new(0.0, 0.0, 175f64.to_radians());
+        let [turn, far] = off(a, Pose2::new(3.0, 4.0, -175f64.to_radians()));
+        assert!((turn - 10.0).abs() < 1e-9 && (far - 5.0).abs() < 1e-12, "{turn} {far}");
+    }
+
+    #[test]
+    fn figures_are_means_of_gains_and_medians_of_errors() {
+        let like = |psnr: f64| Likeness { psnr, ssim: psnr / 100.0, lpips: None };
+        let path = |model: f64, copy: f64, nearest: f64, motion: [f64; 2], head: [f64; 3]| FollowedPath {
+            house: 0,
+            model: like(model),
+            copy_first: like(copy),
+            nearest_remembered: like(nearest),
+            motion,
+            by_head: head.map(|h| [h, h / 10.0]).to_vec(),
+            by_registration: Vec::new(),
+            registered_truth: vec![[1.0, 0.5]],
+        };
+        let paths = [
+            path(20.0, 14.0, 19.0, [0.2, 0.4], [1.0, 2.0, 9.0]),
+            path(22.0, 18.0, 23.0, [0.3, 0.2], [3.0, 4.0, 7.0]),
+        ];
+        let f = Figures::of(&paths);
+        assert_eq!((f.gain_over_copy.value, f.gain_over_nearest.value), (5.0, 0.0));
+        assert_eq!((f.likeness[0][0].value, f.likeness[1][0].value), (21.0, 16.0));
+        assert!((f.motion.value - 1.0).abs() < 1e-12, "{:?}", f.motion);
+        // 1, 2, 3, 4, 7, 9: the upper middle is 4; at the ends 7 and 9: 9.
+        let [heading, position, end_heading, end_position] = f.following[0];
+        assert_eq!((heading.value, position.value), (4.0, 0.4));
+        assert_eq!((end_heading.value, end_position.value), (9.0, 0.9));
+        assert_eq!((f.following[1][0].n, f.following[2][1].value), (0, 0.5));
+        let document = f.document();
+        assert_eq!(document["gain_over_copy_first_db"]["value"], 5.0);
+        assert_eq!(document["rows"]["model"]["psnr_db"]["value"], 21.0);
+        assert_eq!(document["following"]["by_head"]["end_heading_deg_median"]["value"], 9.0);
+        assert!(f.markdown("", false).contains("LPIPS is left out"));
+    }
+}

@@ -29,7 +29,9 @@ pub struct CommonArgs {
     /// Number of houses.
     #[arg(long, default_value_t = 200)]
     pub houses: usize,
-    /// Seed of the first house; training draws its own from the whole range at random.
+    /// Seed of the first house; training draws its own from the whole range at random. Houses from 900000 on are a
+    /// development set: the model and its settings were chosen by them. For figures of a release give a seed that was
+    /// never used.
     #[arg(long, default_value_t = 900_000)]
     pub seed: u64,
     /// Difficulty of the world.

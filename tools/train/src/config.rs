@@ -342,3 +342,60 @@ impl DistillConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/train")
+    }
+
+    #[test]
+    fn every_shipped_configuration_can_be_used() {
+        let mut count = 0;
+        for entry in fs::read_dir(shipped()).expect("the folder") {
+            let path = entry.expect("an entry").path();
+            if let Err(e) = TrainConfig::load(&path) {
+                panic!("{e}");
+            }
+            count += 1;
+        }
+        assert!(count >= 9, "{count} configurations");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let (good, _) = TrainConfig::load(&shipped().join("house-tiny.toml")).expect("it is shipped");
+        let check = |change: &dyn Fn(&mut TrainConfig), wanted: &str| {
+            let mut config = good.clone();
+            change(&mut config);
+            let said = config.validate().expect_err(wanted).to_string();
+            assert!(said.contains(wanted), "{said}");
+        };
+        check(&|c| c.batch = c.workers + 1, "batch =");
+        check(&|c| c.workers = 0, "workers = 0");
+        check(&|c| c.accumulate = 0, "accumulate = 0 must divide");
+        check(&|c| c.eval_every = 0, "eval_every = 0: expected 1 or more");
+        check(
+            &|c| c.difficulty = "castle".into(),
+            "difficulty = \"castle\": expected \"plain\" or \"house\"",
+        );
+        check(&|c| c.data.held_out = 0.5, "kind = \"house\" takes no other setting");
+        check(&|c| c.data.house = 1.0, "data.house = 1: expected 0 or more, and less than 1");
+        check(&|c| c.data = DataConfig { kind: Kind::Clips, ..DataConfig::default() }, "data.path: missing");
+    }
+
+    #[test]
+    fn the_learning_rate_rises_stays_and_falls() {
+        let (mut c, _) = TrainConfig::load(&shipped().join("house-tiny.toml")).expect("it is shipped");
+        (c.warmup, c.decay_from, c.optim.lr) = (10, 60, 0.5);
+        let near = |step: u64, wanted: f64| assert!((c.lr(step, 100) - wanted).abs() < 1e-12, "step {step}");
+        near(0, 0.0);
+        near(5, 0.25);
+        near(10, 0.5);
+        near(60, 0.5);
+        near(80, 0.25);
+        near(100, 0.0);
+    }
+}

@@ -208,15 +208,28 @@ impl Source {
         rng: &mut Rng,
     ) -> Sample {
         let look = Look::draw(rng, augment);
+        self.sample_as(house, house_seed, task, &look, augment, rng)
+    }
+
+    /// A sample with given augmentation; `augment` draws the image whose pose is zero in camera rays.
+    fn sample_as(
+        &mut self,
+        house: &House,
+        house_seed: u64,
+        task: Task,
+        look: &Look,
+        augment: bool,
+        rng: &mut Rng,
+    ) -> Sample {
         let coarse = RenderOptions::rgb_only().supersample;
         self.supersample = if happens(rng, self.variety.fine) { 2 * coarse } else { coarse };
         let plan = Plan::draw(&self.model.layout, self.variety, house, task, rng);
         let mut marks = Marks::new(&self.model, self.model.layout.context_latents + 1);
-        let blocks = self.render(house, task, &plan, &look, &mut marks);
+        let blocks = self.render(house, task, &plan, look, &mut marks);
         let mut pose = plan.poses(&self.model);
         let mut locate = plan.places(house, &pose);
         let camera = if task == Task::Navigate {
-            self.rays(&plan.drive, &look, rng, augment)
+            self.rays(&plan.drive, look, rng, augment)
         } else {
             vec![
                 0.0;
@@ -611,5 +624,196 @@ impl Marks {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> HouseModel {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/models/house-tiny.toml");
+        HouseModel::load(std::path::Path::new(path)).expect("the shipped configuration")
+    }
+
+    const PLAIN: [usize; 3] = [0, 1, 2];
+
+    /// The same sample as it is and mirrored.
+    fn both(seed: u64, task: Task) -> [Sample; 2] {
+        let house = House::generate(seed, &Difficulty::plain());
+        [false, true].map(|mirror| {
+            let mut source = Source::new(&model(), Difficulty::plain(), None);
+            let look = Look { channels: PLAIN, mirror };
+            source.sample_as(&house, seed, task, &look, false, &mut Rng::new(seed))
+        })
+    }
+
+    #[test]
+    fn mirrored_samples_have_mirrored_poses_places_and_masks() {
+        let model = model();
+        let [_, cols] = model.dit.grid();
+        let tokens = model.dit.tokens_per_frame();
+        for seed in 0..3 {
+            let [plain, mirrored] = both(seed, Task::Ground);
+            for (a, b) in plain.pose.iter().zip(&mirrored.pose) {
+                assert_eq!((a.x, a.y, a.yaw), (b.x, -b.y, -b.yaw));
+            }
+            for (a, b) in plain.locate.iter().zip(&mirrored.locate) {
+                assert_eq!(*a, [b[0], -b[1]]);
+            }
+            for (a, b) in plain.seen.chunks(tokens).zip(mirrored.seen.chunks(tokens)) {
+                for (a, b) in a.chunks(cols).zip(b.chunks(cols)) {
+                    assert!(a.iter().zip(b.iter().rev()).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+                }
+            }
+            assert!(plain.seen.iter().any(|s| *s > 0.0), "house {seed}: it is seen somewhere");
+        }
+    }
+
+    #[test]
+    fn places_are_where_pictures_show_them_and_stand_still() {
+        let model = model();
+        let ([_, cols], tokens) = (model.dit.grid(), model.dit.tokens_per_frame());
+        // Otherwise and so.
+        let (mut left, mut right) = ([0, 0], [0, 0]);
+        for seed in 0..6 {
+            for sample in both(seed, Task::Ground) {
+                // One object: from wherever it is placed, it is the same point.
+                let point = |t: usize| {
+                    let [x, y] = sample.locate[t].map(f64::from);
+                    sample.pose[t].compose(Pose2::new(x, y, 0.0))
+                };
+                for t in 1..sample.pose.len() {
+                    assert!(point(t).distance(point(0)) < 1e-5, "seed {seed}, latent {t}");
+                }
+                // What is clearly to the left is seen in the left column, and the other way round.
+                for (t, seen) in sample.seen.chunks(tokens).enumerate() {
+                    let column = |c: usize| seen.iter().skip(c).step_by(cols).sum::<f32>();
+                    let (l, r) = (column(0), column(cols - 1));
+                    if l.max(r) < SEEN_SHARE || l.min(r) > 0.0 {
+                        continue;
+                    }
+                    let [x, y] = sample.locate[t];
+                    let side = if l > r { &mut left } else { &mut right };
+                    side[usize::from(x > 0.0 && (y > 0.0) == (l > r))] += 1;
+                }
+            }
+        }
+        // The robot turns while the four images of a latent are taken, and things stand before each other.
+        for [otherwise, so] in [left, right] {
+            assert!(so >= 4 && 8 * otherwise <= so, "{left:?} left, {right:?} right");
+        }
+    }
+
+    #[test]
+    fn a_drive_ends_at_the_standoff_and_its_last_latents_stand_still() {
+        let model = model();
+        for seed in 0..4 {
+            let [sample, _] = both(seed, Task::Ground);
+            let context = model.layout.context_latents;
+            assert_eq!(sample.pose.len(), model.latents());
+            assert_eq!(sample.pose[context], Pose2::default(), "the first target image is the origin");
+            assert_eq!(sample.context_index.len(), context);
+            assert!(sample.context_index.is_sorted_by(|a, b| a < b) && sample.context_index[0] >= 1);
+            let last = sample.pose.len() - 1;
+            for t in last - model.layout.box_latents..last {
+                assert_eq!(sample.pose[t], sample.pose[last]);
+            }
+            // Before the object, looking at it.
+            let [x, y] = sample.locate[last].map(f64::from);
+            assert!(y.atan2(x).abs() < 5f64.to_radians(), "seed {seed}: {x} {y}");
+            assert!((0.6..2.6).contains(&x), "seed {seed}: {x} m ahead");
+            assert_eq!(sample.ids[2], END);
+            assert!(sample.camera.iter().all(|v| *v == 0.0), "no rays without given poses");
+        }
+    }
+
+    /// A level camera at the base's origin.
+    fn level() -> Camera {
+        Camera { pitch_rad: 0.0, mount_forward_m: 0.0, ..Camera::new(24, 16) }
+    }
+
+    #[test]
+    fn rays_by_hand() {
+        // Five poses: here, and one metre ahead, to the left, and turned.
+        let poses = [
+            Pose2::default(),
+            Pose2::new(1.0, 0.0, 0.0),
+            Pose2::new(0.0, 1.0, 0.0),
+            Pose2::new(0.0, 0.0, std::f64::consts::FRAC_PI_2),
+            Pose2::new(2.0, 0.0, 0.0),
+        ];
+        let (rows, cols) = (2, 3);
+        let rays = plucker_tokens(&level(), &poses, [rows, cols]);
+        assert_eq!(rays.len(), 2 * rows * cols * 24);
+        // Moment and direction of one image of a latent at a token.
+        let at = |latent: usize, image: usize, token: usize| -> ([f32; 3], [f32; 3]) {
+            let from = (latent * rows * cols + token) * 24 + image * 6;
+            (std::array::from_fn(|k| rays[from + k]), std::array::from_fn(|k| rays[from + 3 + k]))
+        };
+        let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        for token in 0..rows * cols {
+            let (moment, d) = at(0, 0, token);
+            assert!(near(moment, [0.0; 3]), "{token}: nothing has moved");
+            assert!(d[2] > 0.5 && (d[1] > 0.0) == (token >= cols), "{token}: y is down: {d:?}");
+            assert_eq!(token % cols == 2, d[0] > 0.3, "{token}: x is to the right: {d:?}");
+            // The first latent is one image four times.
+            assert_eq!((1..4).map(|k| at(0, k, token)).collect::<Vec<_>>(), vec![at(0, 0, token); 3]);
+            // o x d with o = (0, 0, 1): (-dy, dx, 0); the direction stays.
+            let (moment, ahead) = at(1, 0, token);
+            assert!(near(ahead, d) && near(moment, [-d[1], d[0], 0.0]), "{token}: {moment:?}");
+            // To the left is -x: o = (-1, 0, 0) gives (0, dz, -dy).
+            let (moment, _) = at(1, 1, token);
+            assert!(near(moment, [0.0, d[2], -d[1]]), "{token}: {moment:?}");
+            // Turned to the left: what was ahead (z) is now to the left (-x), what was right (x) is ahead (z).
+            let (moment, turned) = at(1, 2, token);
+            assert!(near(moment, [0.0; 3]) && near(turned, [-d[2], d[1], d[0]]), "{token}: {turned:?}");
+            // Twice as far, twice the moment.
+            assert!(near(at(1, 3, token).0, [-2.0 * d[1], 2.0 * d[0], 0.0]), "{token}");
+        }
+    }
+
+    #[test]
+    fn the_image_whose_pose_is_zero_is_drawn_in_training_only() {
+        let model = model();
+        let mut source = Source::new(&model, Difficulty::plain(), None);
+        let tokens = model.dit.tokens_per_frame();
+        let from = model.layout.context_latents * tokens * 24;
+        // Slots (four a latent) whose moments are all zero: those that stand where the reference stands.
+        let mut zeros = |seed: u64, augment: bool| -> Vec<usize> {
+            let sample = source.sample(seed, Task::Navigate, augment);
+            assert!(sample.camera[..from].iter().all(|v| *v == 0.0), "the context has no rays");
+            let rays = &sample.camera[from..];
+            (0..4 * model.target_latents())
+                .filter(|slot| {
+                    let moment = |t: usize| {
+                        let at = (slot / 4 * tokens + t) * 24 + slot % 4 * 6;
+                        rays[at..at + 3].iter().all(|v| v.abs() < 1e-6)
+                    };
+                    (0..tokens).all(moment)
+                })
+                .collect()
+        };
+        let mut firsts = std::collections::BTreeSet::new();
+        for seed in 0..10 {
+            assert_eq!(zeros(seed, false)[..4], [0, 1, 2, 3], "seed {seed}: the first image");
+            let drawn = zeros(seed, true);
+            assert!(!drawn.is_empty(), "seed {seed}: one image is the reference");
+            firsts.insert(drawn[0]);
+        }
+        assert!(firsts.len() >= 4, "references drawn: {firsts:?}");
+    }
+
+    #[test]
+    fn absent_names_are_not_in_the_house() {
+        let house = House::generate(3, &Difficulty::plain());
+        let mut rng = Rng::new(3);
+        for _ in 0..50 {
+            let (colour, shape) = absent_name(&house, &mut rng);
+            let mut names = house.objects.iter().map(|o| (o.colour.index(), o.shape.index()));
+            assert!(names.all(|name| name != (colour, shape)));
+        }
+        let [ground, _] = both(4, Task::Absent);
+        assert!(ground.seen.iter().all(|s| *s == 0.0), "nothing shows it");
     }
 }

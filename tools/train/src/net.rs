@@ -529,3 +529,87 @@ pub fn collect(model: &HouseModel) -> Params {
 pub fn interpreter(params: &Arc<Params>, train: bool) -> Eager {
     Eager::new(params.clone(), train)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Source;
+    use mindseye_world::Difficulty;
+
+    fn model() -> HouseModel {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/train/model.toml");
+        HouseModel::load(std::path::Path::new(path)).expect("a configuration")
+    }
+
+    /// A sample with latents that are all 2, and a draw with noise that is all 5.
+    fn stage(dropped: bool) -> (HouseModel, Sample, Draw) {
+        let model = model();
+        let mut sample = Source::new(&model, Difficulty::plain(), None).sample(1, Task::Navigate, false);
+        let cfg = &model.dit;
+        let values = model.latents() * cfg.in_channels * cfg.latent_height * cfg.latent_width;
+        sample.latents = vec![2.0; values];
+        let draw = Draw { s: 0.25, dropped, one_way: false, noise: vec![5.0; values], target: None };
+        (model, sample, draw)
+    }
+
+    #[test]
+    fn temporal_indices_leave_the_gap() {
+        let mut model = model();
+        model.layout.gap = 50;
+        let targets = model.target_latents();
+        let wanted: Vec<f64> = [3.0, 7.0].into_iter().chain((0..targets).map(|j| 57.0 + j as f64)).collect();
+        assert_eq!(t_index(&model, &[3, 7]), wanted);
+        model.layout.gap = 1;
+        assert_eq!(t_index(&model, &[3, 7])[2], 8.0);
+        // And they are what positions are rotated by.
+        let (model, sample, draw) = stage(false);
+        let host = HostBatch::new(&model, std::slice::from_ref(&sample), &[draw]);
+        let last = *sample.context_index.last().expect("context") as f64;
+        let mut index: Vec<f64> = sample.context_index.iter().map(|i| *i as f64).collect();
+        index.extend((0..model.target_latents()).map(|j| last + model.layout.gap as f64 + j as f64));
+        assert_eq!((host.cos, host.sin), model.dit.rotary_tables(&index));
+    }
+
+    #[test]
+    fn context_is_clean_at_time_zero_and_noise_at_time_1000_when_dropped() {
+        for dropped in [false, true] {
+            let (model, sample, draw) = stage(dropped);
+            let host = HostBatch::new(&model, std::slice::from_ref(&sample), std::slice::from_ref(&draw));
+            let (freq, given) = (model.dit.freq_dim, if dropped { 1000.0 } else { 0.0 });
+            assert_eq!(host.time[..freq], sinusoid(given, freq)[..], "given frames, dropped: {dropped}");
+            assert_eq!(host.time[freq..], sinusoid(250.0, freq)[..], "imagined frames");
+            let (f, context) = (model.latents(), model.layout.context_latents);
+            let rows: Vec<usize> = (0..f).map(|t| usize::from(t > context)).collect();
+            assert_eq!((host.rows, host.row_batch), (rows, vec![0, 0]));
+            // Context and first image are given as they are or are noise; the rest is mixed by its level.
+            let hw = model.dit.latent_height * model.dit.latent_width;
+            for (at, v) in host.latents.iter().enumerate() {
+                let t = at / hw % f;
+                let wanted = match (t <= context, dropped) {
+                    (true, false) => 2.0,
+                    (true, true) => 5.0,
+                    (false, _) => 0.75 * 2.0 + 0.25 * 5.0,
+                };
+                assert!((v - wanted).abs() < 1e-6, "latent {t}: {v}");
+            }
+            let rays = host.camera.iter().any(|v| *v != 0.0);
+            assert_eq!(rays, !dropped && sample.camera.iter().any(|v| *v != 0.0));
+            assert_eq!(host.ids[0], END);
+        }
+    }
+
+    #[test]
+    fn losses_by_hand() {
+        let (loss, g) = bce(0.0, 1.0);
+        assert!((loss - std::f32::consts::LN_2).abs() < 1e-6 && (g + 0.5).abs() < 1e-6);
+        let (loss, g) = bce(3.0f32.ln(), 0.0);
+        assert!((loss - 4.0f32.ln()).abs() < 1e-6 && (g - 0.75).abs() < 1e-6);
+        assert_eq!(huber(0.2), (0.2 * 0.2, 0.4));
+        assert_eq!(huber(-1.0), (0.75, -1.0));
+        assert_eq!(huber(2.0), (1.75, 1.0));
+        let one = Losses { total: 1.0, video: 2.0, ..Losses::default() };
+        let mut sum = one;
+        sum.add(&one);
+        assert_eq!(sum.scaled(0.5), one);
+    }
+}

@@ -31,14 +31,14 @@ impl Context {
         from: &[u8],
         to: &mut [u8],
         options: &LZ4FDecompressOptions,
-    ) -> Result<(usize, usize, usize), String> {
+    ) -> Result<(usize, usize, usize), Lz4Failure> {
         let (mut taken, mut given) = (from.len(), to.len());
         // SAFETY: both lengths are those of the slices, which live through the call and do not overlap; liblz4
         // writes `given` bytes at most. With `stable_dst` the caller keeps its buffer in place, see `decompress`.
         let code = unsafe {
             LZ4F_decompress(self.0, to.as_mut_ptr(), &mut given, from.as_ptr(), &mut taken, options)
         };
-        if failed(code) { Err(name(code)) } else { Ok((taken, given, code)) }
+        if failed(code) { Err(Lz4Failure(name(code))) } else { Ok((taken, given, code)) }
     }
 }
 
@@ -48,6 +48,10 @@ impl Drop for Context {
         unsafe { LZ4F_freeDecompressionContext(self.0) };
     }
 }
+
+/// What liblz4 says of an error.
+#[derive(Debug)]
+struct Lz4Failure(String);
 
 fn failed(code: usize) -> bool {
     // SAFETY: looks at the number only.
@@ -74,7 +78,7 @@ pub(in crate::bag) fn decompress(from: &[u8], to: &mut [u8], checked: bool) -> (
                     read += taken;
                     written += given;
                 }
-                Err(error) => return (written, Some(error)),
+                Err(error) => return (written, Some(error.0)),
             }
         }
         (written, None)
@@ -99,7 +103,7 @@ pub(in crate::bag) fn salvage(from: &[u8], size: usize, out: &mut Vec<u8>) -> Op
                     out.extend_from_slice(&piece[..given]);
                     read += taken;
                 }
-                Err(error) => return Some(error),
+                Err(error) => return Some(error.0),
             }
         }
         None

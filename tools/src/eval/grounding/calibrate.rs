@@ -127,3 +127,51 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
         lift.localisation_max_m = rounded(2.0 * WIDER * places[places.len() * 98 / 100]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::outcome;
+    use super::*;
+
+    #[test]
+    fn calibration_by_hand() {
+        // Four present things are seen more clearly than any of the absent ones.
+        let mut present: Vec<Outcome> = Vec::new();
+        for k in 0..4 {
+            let n = f64::from(k) + 1.0;
+            let mut o = outcome(2.0 + n, 0.2 * n);
+            o.object = [Some(0.11774 * n), Some(0.11774), Some(1.1774)];
+            o.disagreement = Some(n);
+            o.answer = Some([6.745, 0.1]);
+            o.squared_spreads = Some([1.0, 2.0, 3.0, 9.21][k as usize]);
+            o.localisation_m = Some(0.1 * n);
+            present.push(o);
+        }
+        let absent = [0.0, 1.0, 2.0].map(|m| Absent::with_mask(m));
+        let mut lift = LiftParams::uncalibrated();
+        calibrated(&mut lift, &present, &absent);
+        for (key, got, wanted) in [
+            // The least clear sight of a present thing; votes count from one below.
+            ("mask_present", lift.mask_present, 3.0),
+            ("mask_vote", lift.mask_vote, 2.0),
+            // A planar normal error has its median at 1.1774 standard deviations; the upper one of two middle values.
+            ("plan_sigma_m", lift.plan_sigma_m, 0.3),
+            ("memory_sigma_m", lift.memory_sigma_m, 0.1),
+            ("rollout_sigma_m", lift.rollout_sigma_m, 1.0),
+            // The largest disagreement, half as much again; the least consistency, divided by 1.5 squared.
+            ("agree_max", lift.agree_max, 6.0),
+            ("consistency_min", lift.consistency_min, 0.089),
+            // The median of a normal's absolute error is 0.6745 standard deviations: 10 degrees.
+            ("yaw_sigma_rad", lift.yaw_sigma_rad, 0.175),
+            // 9.21 is twice 4.605.
+            ("variance_scale", lift.variance_scale, 2.0),
+            ("localisation_sigma_m", lift.localisation_sigma_m, 0.675),
+            ("localisation_max_m", lift.localisation_max_m, 1.2),
+        ] {
+            assert!((got - wanted).abs() < 1e-9, "{key} = {got} instead of {wanted}");
+        }
+        // A second calibration starts from the first one's scale.
+        calibrated(&mut lift, &present, &absent);
+        assert_eq!(lift.variance_scale, 4.0);
+    }
+}

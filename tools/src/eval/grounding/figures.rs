@@ -248,3 +248,153 @@ fn gate(
         ("goal_ms_median", median(outcomes.iter().map(|o| o.ms))),
     ]
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A goal of which nothing is known but this.
+    pub(in crate::eval::grounding) fn outcome(mask_max: f64, consistency: f64) -> Outcome {
+        Outcome {
+            house: 0,
+            goal: String::new(),
+            status: Status::Found,
+            consistency: Some(consistency),
+            answer: None,
+            plan: None,
+            memory: None,
+            drive: None,
+            object: [None; 3],
+            in_ellipse_90: None,
+            squared_spreads: None,
+            heading_std_deg: None,
+            mask_max,
+            disagreement: None,
+            localisation_m: None,
+            distance_m: 1.0,
+            visible_at_start: false,
+            groups_with_it: 0,
+            objects: 5,
+            ms: 10.0,
+            rows: BTreeMap::new(),
+        }
+    }
+
+    fn shown(sd: f64, mean: f64, followed: bool, motion: f64) -> Row {
+        let verdict = Verdict { sd: Some(sd), sd_mean: Some(mean), followed, motion, ..Verdict::default() };
+        Row { verdict: Some(verdict), reached: None, found: None }
+    }
+
+    #[test]
+    fn a_row_sums_up_pictures_and_drives() {
+        let mut outcomes = vec![outcome(1.0, 0.5), outcome(1.0, 0.5), outcome(1.0, 0.5), outcome(1.0, 0.5)];
+        for (k, o) in outcomes.iter_mut().enumerate() {
+            let reached = Reached {
+                error: (k < 3).then_some([10.0 * k as f64, 0.1 * k as f64]),
+                arrived: k == 0,
+                arrived_within_1_2_m: k < 2,
+                spl: if k == 0 { 0.8 } else { 0.0 },
+            };
+            // Motion a quarter of the median true one is dynamic.
+            let row = shown(0.2, 0.1, k != 3, [0.024, 0.026, 0.1, 0.2][k]);
+            o.rows.insert("model", Row { reached: Some(reached), found: Some(k < 3), ..row });
+        }
+        let s = summary(&outcomes, "model", 0.1);
+        assert_eq!((s.drives, s.scores.instruction_followed.value, s.found.value), (4, 0.75, 0.75));
+        assert_eq!((s.arrived.value, s.arrived_within_1_2_m.value), (0.25, 0.5));
+        assert!((s.spl.value - 0.2).abs() < 1e-12);
+        assert_eq!((s.heading_deg_median.value, s.heading_deg_median.n), (10.0, 3));
+        assert_eq!(s.dynamic_degree.value, 0.75);
+        assert_eq!(summary(&outcomes, "truth", 0.1).drives, 0);
+    }
+
+    #[test]
+    fn the_confident_half_stands_beside_the_other() {
+        let mut outcomes = Vec::new();
+        for (consistency, heading, inside) in
+            [(0.2, 90.0, false), (0.9, 5.0, true), (0.1, 20.0, true), (0.8, 24.0, true), (0.7, 26.0, false)]
+        {
+            let mut o = outcome(3.0, consistency);
+            o.answer = Some([heading, 0.1]);
+            o.in_ellipse_90 = Some(inside);
+            outcomes.push(o);
+        }
+        // One that gave no pose has no part in either half.
+        outcomes.push(outcome(0.0, 0.95));
+        let figures: BTreeMap<&str, Figure> = gate(&outcomes, &[], &[], share([true])).into_iter().collect();
+        // Five poses: .9 and .8 against .7, .2 and .1.
+        assert_eq!(figures["confident_half_within_25_deg"].value, 1.0);
+        assert!((figures["other_half_within_25_deg"].value - 1.0 / 3.0).abs() < 1e-12);
+        assert_eq!((figures["found_within_25_deg"].value, figures["in_90_ellipse"].value), (0.6, 0.6));
+        assert!((figures["chance"].value - 0.2).abs() < 1e-12 && figures["absent_auc"].n == 0);
+    }
+
+    #[test]
+    fn goals_are_grouped_by_distance_and_sight() {
+        let mut near = outcome(1.0, 0.5);
+        near.distance_m = 1.49;
+        near.visible_at_start = true;
+        near.groups_with_it = 3;
+        let mut far = outcome(1.0, 0.5);
+        far.distance_m = 2.5;
+        far.groups_with_it = 5;
+        for (o, followed) in [(&mut near, true), (&mut far, false)] {
+            o.rows.insert("model", shown(0.3, 0.1, followed, 0.0));
+        }
+        let parts = parts(&[near, far]);
+        let of = |name: &str| parts.iter().find(|p| p.of == name).expect("a part").instruction_followed;
+        assert_eq!((of("object at 0 to 1.5 m").n, of("object at 0 to 1.5 m").value), (1, 1.0));
+        assert_eq!(of("object at 1.5 to 2.5 m").n, 0);
+        assert_eq!((of("object beyond 2.5 m").n, of("object beyond 2.5 m").value), (1, 0.0));
+        assert_eq!(of("visible in the first picture").value, 1.0);
+        assert_eq!(of("not visible in the first picture").value, 0.0);
+        assert_eq!(of("seen in 3 to 4 of the context groups in use").value, 1.0);
+        assert_eq!(of("seen in 5 or more of the context groups in use").n, 1);
+    }
+
+    #[test]
+    fn rulers_are_differences_house_by_house() {
+        let mut outcomes = vec![outcome(1.0, 0.5), outcome(1.0, 0.5)];
+        for (o, [model, blurred, noisy, truth]) in
+            outcomes.iter_mut().zip([[0.4, 0.3, 0.5, 0.09], [0.6, 0.3, 0.5, 0.11]])
+        {
+            o.rows.insert("model", shown(model, 0.5 * model, true, 0.0));
+            o.rows.insert("truth_blurred", shown(blurred, 0.1, true, 0.0));
+            o.rows.insert("truth_noisy", shown(noisy, 0.1, true, 0.0));
+            o.rows.insert("truth", shown(truth, 0.1, true, 0.0));
+        }
+        let r = Rulers::of(&outcomes).expect("they were examined");
+        for (figure, wanted) in [
+            (r.sd_m, 0.5),
+            (r.sd_mean_m, 0.25),
+            (r.blurred_sd_m, 0.3),
+            (r.noisy_sd_m, 0.5),
+            (r.over_blurred_m, 0.2),
+            (r.over_noisy_m, 0.0),
+            (r.followed_sd_0_1, 0.0),
+            (r.followed_sd_0_1_ceiling, 0.5),
+        ] {
+            assert!((figure.value - wanted).abs() < 1e-12 && figure.n == 2, "{figure:?} instead of {wanted}");
+        }
+        outcomes.iter_mut().for_each(|o| o.rows.clear());
+        assert!(Rulers::of(&outcomes).is_none(), "nobody examined them");
+    }
+
+    #[test]
+    fn refusals_and_poses_are_counted() {
+        let row = pose_row("x", &[outcome(1.0, 0.5), outcome(1.0, 0.5), outcome(1.0, 0.5)], |_| None);
+        assert_eq!(row.within_25_deg.n, 0);
+        let mut outcomes: Vec<Outcome> = (0..4).map(|_| outcome(1.0, 0.5)).collect();
+        for (o, heading) in outcomes.iter_mut().zip([15.0, 15.1, 25.0, 25.1]) {
+            o.plan = Some([heading, heading / 100.0]);
+        }
+        let row = pose_row("plan", &outcomes, |o| o.plan);
+        assert_eq!((row.within_15_deg.value, row.within_25_deg.value), (0.25, 0.75));
+        assert_eq!((row.heading_deg_median.value, row.position_m_median.value), (25.0, 0.25));
+        let statuses = [Status::Found, Status::NotInContext, Status::NotInContext];
+        assert_eq!(
+            counts(statuses.into_iter()),
+            BTreeMap::from([("found".to_owned(), 1), ("not_in_context".to_owned(), 2)])
+        );
+    }
+}

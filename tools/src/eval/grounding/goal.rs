@@ -257,6 +257,14 @@ pub(super) struct Absent {
     pub(super) mask_max: f64,
 }
 
+#[cfg(test)]
+impl Absent {
+    /// A question of which nothing is known but the largest mask logit.
+    pub(super) fn with_mask(mask_max: f64) -> Self {
+        Self { house: 0, goal: String::new(), status: Status::NotInContext, mask_max }
+    }
+}
+
 pub(super) fn absent_goal(
     s: &Setup<'_>,
     tools: &mut Tools,
@@ -441,6 +449,11 @@ fn squared_spreads(covariance: &[f64], pose: Pose2, truth: Pose2) -> f64 {
     (d * dx * dx - 2.0 * b * dx * dy + a * dy * dy) / det
 }
 
+/// Whether a squared Mahalanobis distance lies inside the 90 % ellipse.
+fn in_ellipse_90(squared_spreads: f64) -> bool {
+    squared_spreads <= ELLIPSE_90
+}
+
 fn outcome(
     case: &Case<'_>,
     v: &Visit,
@@ -487,7 +500,7 @@ fn outcome(
         memory: witness(memory),
         drive: witness(drive),
         object: [off(plan), off(memory), off(drive)],
-        in_ellipse_90: squared_spreads.map(|d| d <= ELLIPSE_90),
+        in_ellipse_90: squared_spreads.map(in_ellipse_90),
         squared_spreads,
         heading_std_deg: covariance.map(|c| c[35].max(0.0).sqrt().to_degrees()),
         mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
@@ -499,5 +512,75 @@ fn outcome(
         objects: v.house.objects.len(),
         ms: asked.ms,
         rows,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mindseye_world::Difficulty;
+
+    #[test]
+    fn arrival_and_path_length_by_hand() {
+        let of = |edge: f64, length: f64, shortest: f64| {
+            let r = reached(edge, length, shortest);
+            (r.arrived, r.arrived_within_1_2_m, r.spl)
+        };
+        assert_eq!(of(0.99, 2.0, 1.5), (true, true, 0.75));
+        assert_eq!(of(1.01, 2.0, 1.5), (false, true, 0.0));
+        assert_eq!(of(1.19, 2.0, 1.5), (false, true, 0.0));
+        assert_eq!(of(1.21, 2.0, 1.5), (false, false, 0.0));
+        // Standing nearer than the goal pose asks for: no more than one.
+        assert_eq!(of(0.5, 1.0, 1.5), (true, true, 1.0));
+        assert_eq!(of(0.5, 0.0, 0.0), (true, true, 1.0));
+        assert_eq!(of(f64::INFINITY, 3.0, 1.0), (false, false, 0.0));
+    }
+
+    #[test]
+    fn a_drive_to_the_goal_arrives_and_one_to_nowhere_does_not() {
+        let house = House::generate(5, &Difficulty::plain());
+        let camera = Camera::new(24, 16);
+        let here = mindseye_world::random_pose(&house, &mut mindseye_world::Rng::new(5));
+        let object = 0;
+        let truth = goal_pose(&house, here, object);
+        let case = Case { house: &house, here, object, truth, camera: &camera };
+        let goal = truth.expect("it can be stood before");
+        let good = case.reach(goal);
+        assert!(good.arrived && good.spl > 0.6 && good.spl <= 1.0, "{good:?}");
+        assert_eq!(good.error, Some([0.0, 0.0]));
+        // Looking away from it.
+        let away = case.reach(Pose2::new(goal.x, goal.y, goal.yaw + std::f64::consts::PI));
+        assert!(!away.arrived && !away.arrived_within_1_2_m && away.spl == 0.0, "{away:?}");
+        let error = away.error.expect("there is a truth");
+        assert!((error[0] - 180.0).abs() < 1e-6 && error[1] < 1e-9, "{error:?}");
+    }
+
+    #[test]
+    fn headings_are_compared_the_short_way_round() {
+        let house = House::generate(1, &Difficulty::plain());
+        let camera = Camera::new(24, 16);
+        let truth = Some(Pose2::new(1.0, 1.0, 170f64.to_radians()));
+        let case = Case { house: &house, here: Pose2::default(), object: 0, truth, camera: &camera };
+        let [turn, far] = case.error(Pose2::new(1.3, 1.4, -170f64.to_radians())).expect("a truth");
+        assert!((turn - 20.0).abs() < 1e-9 && (far - 0.5).abs() < 1e-9, "{turn} {far}");
+    }
+
+    #[test]
+    fn the_ellipse_holds_nine_tenths_of_a_planar_normal() {
+        // P(d^2 <= c) = 1 - exp(-c / 2) in the plane.
+        assert!((ELLIPSE_90 + 2.0 * 0.1f64.ln()).abs() < 1e-3, "{ELLIPSE_90}");
+        assert!(in_ellipse_90(4.60) && !in_ellipse_90(4.61));
+        let covariance = |xx: f64, xy: f64, yy: f64| {
+            let mut c = vec![0.0; 36];
+            (c[0], c[1], c[6], c[7]) = (xx, xy, xy, yy);
+            c
+        };
+        let of = |c: &[f64], dx: f64, dy: f64| {
+            squared_spreads(c, Pose2::new(1.0 + dx, 2.0 + dy, 0.0), Pose2::new(1.0, 2.0, 0.0))
+        };
+        // Standard deviations 0.2 and 0.1 m: one of each.
+        assert!((of(&covariance(0.04, 0.0, 0.01), 0.2, 0.1) - 2.0).abs() < 1e-9);
+        // (d dx^2 - 2 b dx dy + a dy^2) / (a d - b^2) = (0.05 + 0.04 + 0.05) * 0.01 / 0.0021.
+        assert!((of(&covariance(0.05, 0.02, 0.05), 0.1, -0.1) - 2.0 / 3.0).abs() < 1e-9);
     }
 }
