@@ -166,8 +166,15 @@ impl Bundle {
                 }
             }
             if component.format == ComponentFormat::Onnx {
-                let (inputs, outputs) = onnx_ports(name, &bundle.directory.join(&component.files[0].name))?;
+                let graph = load_graph(name, &bundle.directory.join(&component.files[0].name))?;
+                let (inputs, outputs) = onnx_ports(name, &graph)?;
                 component.check_ports(name, &inputs, &outputs)?;
+                // What is not listed is not hashed.
+                let listed = |file: &String| component.files.iter().any(|f| f.name == *file);
+                if let Some(file) = graph.external_files().into_iter().find(|file| !listed(file)) {
+                    let at = format!("component.{name}.files");
+                    return Err(field(at, format!("{file:?}, which the graph reads"), "a list without it"));
+                }
             }
         }
         Ok(bundle)
@@ -315,7 +322,7 @@ impl BundleWriter {
         if format == ComponentFormat::Onnx
             && let Some(main) = component.files.first()
         {
-            let (inputs, outputs) = onnx_ports(name, &self.path(&main.name))?;
+            let (inputs, outputs) = onnx_ports(name, &load_graph(name, &self.path(&main.name))?)?;
             component.inputs = inputs.iter().map(PortSpec::from_port).collect();
             component.outputs = outputs.iter().map(PortSpec::from_port).collect();
         }
@@ -386,9 +393,11 @@ impl Drop for BundleWriter {
     }
 }
 
-fn onnx_ports(component: &str, path: &Path) -> Result<(Vec<Port>, Vec<Port>), BundleError> {
-    let model =
-        Model::load(path).map_err(|source| BundleError::Onnx { component: component.to_owned(), source })?;
+fn load_graph(component: &str, path: &Path) -> Result<Model, BundleError> {
+    Model::load(path).map_err(|source| BundleError::Onnx { component: component.to_owned(), source })
+}
+
+fn onnx_ports(component: &str, model: &Model) -> Result<(Vec<Port>, Vec<Port>), BundleError> {
     let port = |info: &crate::onnx::ValueInfo| -> Result<Port, BundleError> {
         let at = || format!("component.{component}.{}", info.name);
         Ok(Port {

@@ -44,6 +44,7 @@ pub mod model;
 pub mod onnx;
 pub mod passport;
 pub mod plucker;
+pub mod residency;
 pub mod sampler;
 pub mod session_denoiser;
 pub mod target;

@@ -1,19 +1,20 @@
 //! The passport: a JSON file beside each engine that says what it was made from, for which machine, and how well it
 //! was checked. The runtime refuses an engine whose passport does not match, and names the field.
 //!
-//! The passport carries the SHA-256 of its own fields, so that a file edited by hand is noticed, and that of the
-//! engine file.
+//! The passport carries the SHA-256 of its own fields, so that a file edited by hand is noticed, that of the engine
+//! file, and that of every other file that is read with it (a graph's weights lie beside it).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use mindseye_base::file::{replace, sha256, sha256_of_file};
 use serde::{Deserialize, Serialize};
 
+use crate::onnx::{Model, OnnxError};
 use crate::target::{ComputeCapability, Precision};
 
 /// Version of the format; other versions are refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Passports are small; a larger file is not one.
 const MAX_BYTES: u64 = 16 << 20;
@@ -53,6 +54,8 @@ pub struct Passport {
     pub scales_sha256: Option<String>,
     /// SHA-256 of the engine file.
     pub engine_sha256: String,
+    /// SHA-256 of every other file that is read with it, by name; they lie in the same folder.
+    pub files: BTreeMap<String, String>,
     /// Precision of the large matrix products.
     pub precision: Precision,
     /// Layers kept in the float format, by name.
@@ -65,6 +68,12 @@ pub struct Passport {
     pub library: String,
     /// The library's version.
     pub library_version: String,
+    /// Operating system that it was built on, as Rust names it (`linux`).
+    pub os: String,
+    /// CPU architecture that it was built on, as Rust names it (`x86_64`, `aarch64`).
+    pub arch: String,
+    /// Release of the Jetson's board support that it was built on (`R36, REVISION: 4.0`); none elsewhere.
+    pub jetson_release: Option<String>,
     /// CUDA version of the driver at build time, `1000 major + 10 minor`; none where there was none.
     pub driver_version: Option<i32>,
     /// Builder options, as text.
@@ -99,6 +108,30 @@ pub struct Present<'a> {
     pub library_version: Option<&'a str>,
     /// CUDA version of the driver.
     pub driver_version: Option<i32>,
+    /// Release of the Jetson's board support, where this is one.
+    pub jetson_release: Option<&'a str>,
+}
+
+/// First line of the file in which a Jetson states the release of its board support (L4T): `R36, REVISION: 4.0`.
+#[must_use]
+pub fn jetson_release() -> Option<String> {
+    parse_jetson_release(&std::fs::read_to_string("/etc/nv_tegra_release").ok()?)
+}
+
+/// `# R36 (release), REVISION: 4.0, GCID: ...` to `R36, REVISION: 4.0`.
+fn parse_jetson_release(text: &str) -> Option<String> {
+    let line = text.lines().next()?.trim_start_matches('#').trim();
+    let mut parts = line.split(',').map(str::trim);
+    let (release, revision) = (parts.next()?.replace(" (release)", ""), parts.next()?);
+    revision.starts_with("REVISION").then(|| format!("{release}, {revision}"))
+}
+
+/// Names of the files that a graph reads besides its own, in its folder.
+///
+/// # Errors
+/// The graph cannot be read.
+pub fn files_read_by(graph: &Path) -> Result<BTreeSet<String>, OnnxError> {
+    Ok(Model::load(graph)?.external_files())
 }
 
 /// Why an engine is refused.
@@ -117,6 +150,7 @@ pub enum PassportError {
         /// The file.
         path: String,
         /// The cause.
+        #[source]
         source: std::io::Error,
     },
     /// The file is not a passport.
@@ -127,6 +161,37 @@ pub enum PassportError {
         /// What is wrong.
         reason: String,
     },
+    /// An engine or graph without a passport.
+    #[error("{path} has no passport; build it again with `mindseye engine build`")]
+    NoPassport {
+        /// The engine.
+        path: String,
+    },
+    /// The engine is not there, or is empty.
+    #[error("engine {path} is {what}; build it again with `mindseye engine build`")]
+    NoEngine {
+        /// The engine.
+        path: String,
+        /// `missing` or `empty`.
+        what: &'static str,
+    },
+    /// A graph that cannot be read.
+    #[error("engine {path}: {source}")]
+    Graph {
+        /// The graph.
+        path: String,
+        /// The cause.
+        #[source]
+        source: OnnxError,
+    },
+    /// A graph reads a file that the passport does not cover.
+    #[error("engine {path} reads {file:?}, which its passport does not cover")]
+    Uncovered {
+        /// The graph.
+        path: String,
+        /// The file.
+        file: String,
+    },
     /// A field differs from what is there.
     #[error(
         "engine {path} does not match: {field} is {got} and must be {want}; build it again with `mindseye engine build`"
@@ -135,7 +200,7 @@ pub enum PassportError {
         /// The engine.
         path: String,
         /// The field of the passport.
-        field: &'static str,
+        field: String,
         /// What the passport says.
         got: String,
         /// What is there.
@@ -146,17 +211,29 @@ pub enum PassportError {
 /// Engines of a folder with their passports, by name.
 ///
 /// # Errors
-/// The folder cannot be read or holds no engines, or a passport is not in order.
+/// The folder cannot be read or holds no engines, a passport is not in order, or an engine or graph has none. Whether
+/// passports are true is not looked at: see [`Passport::check`].
 pub fn engines_in(folder: &Path) -> Result<Vec<(PathBuf, Passport)>, PassportError> {
     let io = |source| PassportError::Io { path: folder.display().to_string(), source };
-    let mut found = Vec::new();
+    let (mut found, mut engines) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if let Some(engine) = name.strip_suffix(".passport.json") {
             let engine = path.with_file_name(engine);
             found.push((engine.clone(), Passport::read(&engine)?));
+        } else if name.ends_with(".engine") {
+            engines.push(path);
+        } else if let Some(component) = name.strip_suffix(".onnx") {
+            // A graph that was left beside its engine is not run.
+            let engine = path.with_file_name(format!("{component}.engine"));
+            if !engine.exists() && !Passport::path_for(&engine).exists() {
+                engines.push(path);
+            }
         }
+    }
+    if let Some(bare) = engines.into_iter().find(|e| !found.iter().any(|(path, _)| path == e)) {
+        return Err(PassportError::NoPassport { path: bare.display().to_string() });
     }
     if found.is_empty() {
         return Err(PassportError::NoEngines { folder: folder.display().to_string() });
@@ -226,33 +303,61 @@ impl Passport {
         }
         let (want, got) = (sealed.passport.seal(), sealed.passport_sha256);
         if want != got {
-            return Err(PassportError::Mismatch { path: shown, field: "passport_sha256", got, want });
+            return Err(PassportError::Mismatch { path: shown, field: "passport_sha256".into(), got, want });
         }
         Ok(sealed.passport)
     }
 
-    /// Checks the engine file and what is present against the passport, field by field.
+    /// Checks the engine, the files that are read with it and what is present against the passport, field by field.
     ///
-    /// An engine is for one compute capability (of another, only where it was built hardware-compatible), for the
-    /// very library version that built it (another of the same major only where built version-compatible), and for a
-    /// driver no older than the one it was built with. TensorRT-RTX engines run on any 1.7.
+    /// An engine is for one operating system and CPU architecture, for one compute capability (of another, only where
+    /// it was built hardware-compatible: for Ampere and later, and for no Jetson, where TensorRT has no such mode),
+    /// for the very library version that built it (another of the same major only where built version-compatible),
+    /// and for a driver no older than the one it was built with. TensorRT-RTX engines run on any 1.7. A graph
+    /// (`library` is `onnx`) is bound to no machine.
     ///
     /// # Errors
-    /// [`PassportError::Mismatch`] with the first field that differs, or the engine cannot be read.
+    /// [`PassportError::Mismatch`] with the first field that differs, or a file is missing, empty, uncovered, or
+    /// cannot be read.
     pub fn check(&self, engine: &Path, present: &Present<'_>) -> Result<(), PassportError> {
-        let differs =
-            |field, got: &dyn std::fmt::Display, want: &dyn std::fmt::Display| PassportError::Mismatch {
-                path: engine.display().to_string(),
-                field,
-                got: got.to_string(),
-                want: want.to_string(),
-            };
-        let flag = |name: &str| self.builder_flags.get(name).is_some_and(|v| v == "true");
+        let differs = |field: &str, got: &dyn std::fmt::Display, want: &dyn std::fmt::Display| {
+            mismatch(engine, field, got, want)
+        };
         if let Some(want) = present.bundle_sha256.filter(|w| *w != self.bundle_sha256) {
             return Err(differs("bundle_sha256", &self.bundle_sha256, &want));
         }
+        if self.library != "onnx" {
+            self.check_machine(present, &differs)?;
+        }
+        self.check_files(engine)
+    }
+
+    /// Compares with the machine that the engine is about to run on.
+    fn check_machine(
+        &self,
+        present: &Present<'_>,
+        differs: &dyn Fn(&str, &dyn std::fmt::Display, &dyn std::fmt::Display) -> PassportError,
+    ) -> Result<(), PassportError> {
+        let flag = |name: &str| self.builder_flags.get(name).is_some_and(|v| v == "true");
+        for (field, got, want) in
+            [("os", &self.os, std::env::consts::OS), ("arch", &self.arch, std::env::consts::ARCH)]
+        {
+            if got != want {
+                return Err(differs(field, got, &want));
+            }
+        }
+        if let (Some(got), Some(want)) = (&self.jetson_release, present.jetson_release)
+            && got != want
+            && !flag("version_compatible")
+        {
+            return Err(differs("jetson_release", got, &want));
+        }
         if let (Some(want), Some(got)) = (present.compute_capability, self.compute_capability) {
-            let compatible = flag("hardware_compatible") && want.major >= 8 && want >= got;
+            let compatible = flag("hardware_compatible")
+                && want.major >= 8
+                && want >= got
+                && !want.is_jetson()
+                && !got.is_jetson();
             if want != got && !compatible {
                 return Err(differs("compute_capability", &got, &want));
             }
@@ -275,12 +380,60 @@ impl Passport {
         {
             return Err(differs("driver_version", &got, &format!("at most {want}")));
         }
-        let want = sha256_of_file(engine)
-            .map_err(|source| PassportError::Io { path: engine.display().to_string(), source })?;
+        Ok(())
+    }
+
+    /// Checks the bytes: of the engine, and of every file that is read with it.
+    ///
+    /// # Errors
+    /// As [`Passport::check`].
+    pub fn check_files(&self, engine: &Path) -> Result<(), PassportError> {
+        let shown = engine.display().to_string();
+        let length = std::fs::metadata(engine).map(|m| m.len());
+        match length {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(PassportError::NoEngine { path: shown, what: "missing" });
+            }
+            Err(source) => return Err(PassportError::Io { path: shown, source }),
+            Ok(0) => return Err(PassportError::NoEngine { path: shown, what: "empty" }),
+            Ok(_) => {}
+        }
+        let hash = |path: &Path| {
+            let io = |source| PassportError::Io { path: path.display().to_string(), source };
+            sha256_of_file(path).map_err(io)
+        };
+        let want = hash(engine)?;
         if want != self.engine_sha256 {
-            return Err(differs("engine_sha256", &self.engine_sha256, &want));
+            return Err(mismatch(engine, "engine_sha256", &self.engine_sha256, &want));
+        }
+        for (name, got) in &self.files {
+            let want = hash(&engine.with_file_name(name))?;
+            if want != *got {
+                return Err(mismatch(engine, &format!("files.{name:?}"), got, &want));
+            }
+        }
+        if self.library == "onnx" {
+            let read = files_read_by(engine)
+                .map_err(|source| PassportError::Graph { path: shown.clone(), source })?;
+            if let Some(file) = read.into_iter().find(|name| !self.files.contains_key(name)) {
+                return Err(PassportError::Uncovered { path: shown, file });
+            }
         }
         Ok(())
+    }
+}
+
+fn mismatch(
+    engine: &Path,
+    field: &str,
+    got: &dyn std::fmt::Display,
+    want: &dyn std::fmt::Display,
+) -> PassportError {
+    PassportError::Mismatch {
+        path: engine.display().to_string(),
+        field: field.to_owned(),
+        got: got.to_string(),
+        want: want.to_string(),
     }
 }
 
@@ -302,12 +455,16 @@ mod tests {
             calibration_sha256: None,
             scales_sha256: None,
             engine_sha256: sha256_of_file(engine).unwrap(),
+            files: BTreeMap::new(),
             precision: Precision::Int8,
             kept_high: vec![],
             target: "orin-agx".into(),
             compute_capability: Some(ComputeCapability { major: 8, minor: 7 }),
             library: "tensorrt".into(),
             library_version: "10.3.0.30".into(),
+            os: std::env::consts::OS.into(),
+            arch: std::env::consts::ARCH.into(),
+            jetson_release: Some("R36, REVISION: 4.0".into()),
             driver_version: Some(12_060),
             builder_flags: BTreeMap::new(),
             verification: None,
@@ -338,6 +495,7 @@ mod tests {
             library: Some("tensorrt"),
             library_version: Some("10.3.0.30"),
             driver_version: Some(12_060),
+            jetson_release: Some("R36, REVISION: 4.0"),
         };
         passport.check(&engine, &here).unwrap();
         for (present, field) in [
@@ -352,6 +510,7 @@ mod tests {
             (Present { library: Some("tensorrt-rtx"), ..here.clone() }, "library"),
             (Present { library_version: Some("10.16.2.10"), ..here.clone() }, "library_version"),
             (Present { driver_version: Some(12_020), ..here.clone() }, "driver_version"),
+            (Present { jetson_release: Some("R36, REVISION: 3.0"), ..here.clone() }, "jetson_release"),
         ] {
             let text = passport.check(&engine, &present).unwrap_err().to_string();
             assert!(text.contains(&format!("{field} is ")), "{field}: {text}");
@@ -362,9 +521,89 @@ mod tests {
         compatible
             .check(&engine, &Present { library_version: Some("10.0.1.6"), ..here.clone() })
             .unwrap_err();
+        let elsewhere = |os: &str, arch: &str| {
+            let passport = Passport { os: os.into(), arch: arch.into(), ..passport.clone() };
+            passport.check(&engine, &here).unwrap_err().to_string()
+        };
+        assert!(elsewhere("windows", std::env::consts::ARCH).contains("os is windows"));
+        assert!(elsewhere(std::env::consts::OS, "riscv64").contains("arch is riscv64"));
         std::fs::write(&engine, b"another").unwrap();
         let text = passport.check(&engine, &here).unwrap_err().to_string();
         assert!(text.contains("engine_sha256"), "{text}");
+        std::fs::write(&engine, b"").unwrap();
+        assert!(passport.check(&engine, &here).unwrap_err().to_string().contains("is empty"));
+        std::fs::remove_file(&engine).unwrap();
+        assert!(passport.check(&engine, &here).unwrap_err().to_string().contains("is missing"));
+    }
+
+    /// TensorRT's mode for Ampere and later is not there on a Jetson.
+    #[test]
+    fn hardware_compatible_engines_run_on_later_cards_and_on_no_jetson() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = folder.path().join("denoiser.engine");
+        std::fs::write(&engine, b"engine").unwrap();
+        let cc = |text: &str| Some(text.parse().unwrap());
+        for (built, runs_on, want) in [
+            ("8.0", "8.0", true),
+            ("8.0", "8.6", true),
+            ("8.0", "12.0", true),
+            ("8.6", "8.0", false),
+            ("8.0", "8.7", false),
+            ("8.0", "11.0", false),
+            ("8.7", "8.9", false),
+        ] {
+            let mut passport = sample(&engine);
+            passport.compute_capability = cc(built);
+            passport.builder_flags.insert("hardware_compatible".into(), "true".into());
+            let here = Present { compute_capability: cc(runs_on), ..Present::default() };
+            assert_eq!(passport.check(&engine, &here).is_ok(), want, "{built} on {runs_on}");
+        }
+    }
+
+    #[test]
+    fn a_jetson_says_its_release() {
+        let text = "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64\n# more\n";
+        assert_eq!(parse_jetson_release(text).unwrap(), "R36, REVISION: 4.0");
+        assert_eq!(parse_jetson_release("something else"), None);
+    }
+
+    /// A graph's weights lie beside it: every byte of them counts.
+    #[test]
+    fn files_beside_a_graph_are_covered() {
+        use crate::onnx::{
+            DataType, Dim, ExternalData, Graph, Initializer, Model, Node, SaveOptions, ValueInfo,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let graph = folder.path().join("denoiser.onnx");
+        let value = |name: &str| ValueInfo {
+            name: name.into(),
+            dtype: Some(DataType::F32),
+            shape: Some(vec![Dim::Fixed(1), Dim::Fixed(64)]),
+        };
+        let weights = vec![63u8; 4 * 64 * 64];
+        let model = Model::new(Graph {
+            name: "denoiser".into(),
+            nodes: vec![Node::new("product", "MatMul", &["x", "w"], &["y"])],
+            initializers: vec![Initializer::from_bytes("w", DataType::F32, &[64, 64], weights)],
+            inputs: vec![value("x")],
+            outputs: vec![value("y")],
+            value_infos: Vec::new(),
+        });
+        model.save(&graph, &SaveOptions { external: ExternalData::Always }).unwrap();
+        let read = files_read_by(&graph).unwrap();
+        assert_eq!(read.iter().collect::<Vec<_>>(), ["denoiser.onnx.data"]);
+        let data = folder.path().join("denoiser.onnx.data");
+        let mut passport = sample(&graph);
+        passport.library = "onnx".into();
+        let text = passport.check(&graph, &Present::default()).unwrap_err().to_string();
+        assert!(text.contains("reads \"denoiser.onnx.data\", which its passport does not cover"), "{text}");
+        passport.files.insert("denoiser.onnx.data".into(), sha256_of_file(&data).unwrap());
+        passport.check(&graph, &Present::default()).unwrap();
+        let mut bytes = std::fs::read(&data).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&data, bytes).unwrap();
+        let text = passport.check(&graph, &Present::default()).unwrap_err().to_string();
+        assert!(text.contains("denoiser.onnx.data"), "{text}");
     }
 
     #[test]
@@ -378,7 +617,7 @@ mod tests {
         for (from, to, want) in [
             ("orin-agx", "a100", "passport_sha256"),
             ("\"8.7\"", "\"8.0\"", "passport_sha256"),
-            ("\"format\": 1", "\"format\": 2", "format 2"),
+            ("\"format\": 2", "\"format\": 1", "format 1"),
             ("\"target\"", "\"traget\"", "traget"),
         ] {
             assert!(text.contains(from), "{from}");

@@ -14,7 +14,7 @@
 //! | `sample` | f32 | `[batch, out_channels, frames, height, width]` | joint, masked, cached (out) |
 //! | `pose`, `mask`, `locate` | f32 | `[batch, frames, 4]`, `[batch, frames, tokens per frame, 1]`, `[.., 2]` | with lift heads (out; for their own frames) |
 
-use crate::backend::{BackendError, Session, Tensor};
+use crate::backend::{BackendError, Session, State, Tensor};
 use crate::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised, HostInputs, frames_first};
 use crate::model::dit::DitConfig;
 use crate::onnx::Dim;
@@ -74,6 +74,7 @@ fn evaluate(
     cfg: &DitConfig,
     session: &mut dyn Session,
     inputs: &[(&str, &Tensor)],
+    memory: Option<&State>,
     buffers: &mut Buffers,
     frames: usize,
 ) -> Result<Denoised, BackendError> {
@@ -83,7 +84,7 @@ fn evaluate(
         outputs.push(("mask", &mut buffers.mask));
         outputs.push(("locate", &mut buffers.locate));
     }
-    session.run_into(inputs, &mut outputs)?;
+    session.run_with_state(inputs, &mut outputs, memory, None)?;
     let hw = cfg.latent_height * cfg.latent_width;
     let sample = floats("sample", &buffers.sample, frames * cfg.out_channels * hw)?;
     let mut result =
@@ -221,7 +222,7 @@ impl Denoise for SessionDenoiser {
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
         let tensors = step_tensors(&self.config, step)?;
         let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        evaluate(&self.config, self.session.as_mut(), &inputs, &mut self.buffers, step.frames())
+        evaluate(&self.config, self.session.as_mut(), &inputs, None, &mut self.buffers, step.frames())
             .map_err(backend_error)
     }
 }
@@ -229,7 +230,8 @@ impl Denoise for SessionDenoiser {
 /// Keys and values of some context, and what the heads said about its frames.
 #[derive(Default)]
 struct Memory {
-    tensors: Vec<(String, Tensor)>,
+    /// Keys and values, where the backend keeps them.
+    state: State,
     heads: Denoised,
 }
 
@@ -275,23 +277,26 @@ impl CachedDenoiser {
     /// # Errors
     /// As [`Denoise::denoise`].
     pub fn set_context(&mut self, context: &DenoiseStep<'_>) -> Result<(), DenoiseError> {
-        self.memory = self.prefill(context)?;
+        let before = std::mem::take(&mut self.memory);
+        self.memory = self.prefill(context, before.state)?;
         Ok(())
     }
 
-    fn prefill(&mut self, context: &DenoiseStep<'_>) -> Result<Memory, DenoiseError> {
+    /// Keys and values of a context, in the memory of `spare`, which are not needed any more.
+    fn prefill(&mut self, context: &DenoiseStep<'_>, spare: State) -> Result<Memory, DenoiseError> {
         let tensors = step_tensors(&self.config, context)?;
         let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        let mut memory = Memory::default();
+        let mut memory = Memory { state: spare, heads: Denoised::default() };
         let mut of_heads = Buffers::default();
-        for (name, tensor) in self.prefill.run(&inputs).map_err(backend_error)? {
-            match name.as_str() {
-                "pose" => of_heads.pose = tensor,
-                "mask" => of_heads.mask = tensor,
-                "locate" => of_heads.locate = tensor,
-                _ => memory.tensors.push((name, tensor)),
-            }
+        let mut outputs: Vec<(&str, &mut Tensor)> = Vec::new();
+        if self.config.lift {
+            outputs.push(("pose", &mut of_heads.pose));
+            outputs.push(("mask", &mut of_heads.mask));
+            outputs.push(("locate", &mut of_heads.locate));
         }
+        self.prefill
+            .run_with_state(&inputs, &mut outputs, None, Some(&mut memory.state))
+            .map_err(backend_error)?;
         if self.config.lift {
             read_heads(&self.config, &of_heads, context.frames(), &mut memory.heads)
                 .map_err(backend_error)?;
@@ -301,9 +306,9 @@ impl CachedDenoiser {
 
     fn targets(&mut self, step: &DenoiseStep<'_>, memory: &Memory) -> Result<Denoised, DenoiseError> {
         let tensors = step_tensors(&self.config, step)?;
-        let mut inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        inputs.extend(memory.tensors.iter().map(|(n, t)| (n.as_str(), t)));
-        evaluate(&self.config, self.cached.as_mut(), &inputs, &mut self.buffers, step.frames())
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        let (session, buffers) = (self.cached.as_mut(), &mut self.buffers);
+        evaluate(&self.config, session, &inputs, Some(&memory.state), buffers, step.frames())
             .map_err(backend_error)
     }
 }
@@ -315,7 +320,7 @@ impl Denoise for CachedDenoiser {
 
     /// Evaluates target frames only; the context is that of [`CachedDenoiser::set_context`].
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
-        if self.memory.tensors.is_empty() {
+        if self.memory.state.is_empty() {
             return Err(DenoiseError::Backend("no context: call set_context first".into()));
         }
         let memory = std::mem::take(&mut self.memory);
@@ -433,13 +438,16 @@ impl Denoise for SplitDenoiser {
             Some(at) => self.kept.remove(at),
             None => {
                 self.prefills += 1;
-                (ContextKey::of(&context), self.halves.prefill(&context)?)
+                // The oldest makes room before the new one is computed: no more are ever in memory.
+                let full = self.kept.len() >= CONTEXTS_KEPT;
+                let spare = if full { self.kept.pop() } else { None };
+                let spare = spare.map(|(_, memory)| memory.state).unwrap_or_default();
+                (ContextKey::of(&context), self.halves.prefill(&context, spare)?)
             }
         };
         let result = self.halves.targets(&part(given, frames), &memory);
         let heads = result.is_ok().then(|| memory.heads.clone());
         self.kept.insert(0, (key, memory));
-        self.kept.truncate(CONTEXTS_KEPT);
         let mut result = result?;
         let per_frame = self.halves.config.out_channels * frame / self.halves.config.in_channels;
         result.prediction.splice(0..0, std::iter::repeat_n(0.0, given * per_frame));

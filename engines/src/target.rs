@@ -138,6 +138,12 @@ impl ComputeCapability {
     /// The first with bf16 and INT4 weight-only kernels (Ampere).
     pub const FIRST_WITH_BF16: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
 
+    /// True for the GPUs that are in Jetson modules only.
+    #[must_use]
+    pub fn is_jetson(self) -> bool {
+        [(7, 2), (8, 7), (10, 1), (11, 0)].contains(&(self.major, self.minor))
+    }
+
     /// `10 major + minor`, the number in `sm_87`.
     #[must_use]
     pub fn sm(self) -> u32 {
@@ -151,15 +157,34 @@ impl fmt::Display for ComputeCapability {
     }
 }
 
-impl FromStr for ComputeCapability {
-    type Err = String;
+/// A text that is not two numbers with a point between them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not of the form {like}")]
+pub struct ParseNumberError {
+    /// What was given.
+    pub given: String,
+    /// An example of what is wanted.
+    pub like: &'static str,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (major, minor) =
-            text.split_once('.').ok_or_else(|| format!("{text:?} is not of the form 8.7"))?;
-        match (major.parse(), minor.parse()) {
-            (Ok(major), Ok(minor)) if (1..100).contains(&major) && minor < 10 => Ok(Self { major, minor }),
-            _ => Err(format!("{text:?} is not of the form 8.7")),
+fn major_minor(text: &str, like: &'static str) -> Result<(u32, u32), ParseNumberError> {
+    let digits = |part: &str| {
+        let plain = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        part.parse().ok().filter(|_| plain)
+    };
+    let parts = text.split_once('.').and_then(|(major, minor)| Some((digits(major)?, digits(minor)?)));
+    parts.ok_or_else(|| ParseNumberError { given: text.to_owned(), like })
+}
+
+impl FromStr for ComputeCapability {
+    type Err = ParseNumberError;
+
+    fn from_str(text: &str) -> Result<Self, ParseNumberError> {
+        let (major, minor) = major_minor(text, "8.7")?;
+        if (1..100).contains(&major) && minor < 10 {
+            Ok(Self { major, minor })
+        } else {
+            Err(ParseNumberError { given: text.to_owned(), like: "8.7" })
         }
     }
 }
@@ -208,6 +233,46 @@ impl Limits {
     }
 }
 
+/// A release of TensorRT, as `major.minor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Release {
+    /// 10 or 11.
+    pub major: u32,
+    /// 0 to 99.
+    pub minor: u32,
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Release {
+    type Err = ParseNumberError;
+
+    fn from_str(text: &str) -> Result<Self, ParseNumberError> {
+        let (major, minor) = major_minor(text, "10.3")?;
+        if (10..=11).contains(&major) && minor < 100 {
+            Ok(Self { major, minor })
+        } else {
+            Err(ParseNumberError { given: text.to_owned(), like: "10.3" })
+        }
+    }
+}
+
+impl Serialize for Release {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Release {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire {
@@ -215,11 +280,14 @@ struct Wire {
     title: String,
     compute_capability: Option<ComputeCapability>,
     memory_gb: f64,
+    unified_memory: bool,
     reserved_gb: f64,
     bandwidth_gb_per_sec: Option<f64>,
+    host_link_gb_per_sec: Option<f64>,
     precisions: Vec<Precision>,
-    tensorrt_majors: Vec<u32>,
+    tensorrt: Vec<Release>,
     tensorrt_rtx: bool,
+    tensorrt_rtx_supported: bool,
     builds_on_target_only: bool,
     dense_tera_per_sec: BTreeMap<Precision, f64>,
     limits: Limits,
@@ -236,16 +304,25 @@ pub struct Target {
     pub compute_capability: Option<ComputeCapability>,
     /// Device memory, bytes (on a Jetson: all memory, which the CPU shares).
     pub memory_bytes: u64,
+    /// True where the CPU shares the memory.
+    pub unified_memory: bool,
     /// Bytes of it that are left to the rest of the system.
     pub reserved_bytes: u64,
     /// Memory bandwidth, bytes per second.
     pub bandwidth_bytes_per_sec: Option<f64>,
+    /// Rate of copies between host and device, bytes per second in one direction: the link's, or half of the
+    /// bandwidth where memory is shared.
+    pub host_link_bytes_per_sec: Option<f64>,
     /// Precisions with hardware for them.
     pub precisions: Vec<Precision>,
+    /// Lowest release of each major of TensorRT that runs on it.
+    pub tensorrt: Vec<Release>,
     /// Majors of TensorRT that run on it.
     pub tensorrt_majors: Vec<u32>,
     /// True when TensorRT-RTX knows its compute capability: then engines build on a machine without a GPU.
     pub tensorrt_rtx: bool,
+    /// True when TensorRT-RTX's support matrix lists it: engines for other machines build, without support.
+    pub tensorrt_rtx_supported: bool,
     /// True when engines must be built on the machine itself.
     pub builds_on_target_only: bool,
     /// Dense rates, operations per second (1 multiply-add = 2 operations).
@@ -278,6 +355,7 @@ pub enum TargetError {
         /// The file.
         path: String,
         /// The cause.
+        #[source]
         source: std::io::Error,
     },
     /// A file with a wrong key or value.
@@ -287,6 +365,16 @@ pub enum TargetError {
         name: String,
         /// What is wrong.
         reason: String,
+    },
+    /// A release of TensorRT that does not run on the target.
+    #[error("TensorRT {found} does not run on {target}: wanted {wanted}")]
+    TensorRtRefused {
+        /// What there is.
+        found: Release,
+        /// The target's name.
+        target: String,
+        /// What is needed.
+        wanted: String,
     },
     /// The target has no hardware for the precision.
     #[error("{asked} cannot run on {target}{at}: {reason}; use --precision {alternative}")]
@@ -304,18 +392,112 @@ pub enum TargetError {
     },
 }
 
-const BUILT_IN: [(&str, &str); 10] = [
+const BUILT_IN: [(&str, &str); 20] = [
     ("orin-agx", include_str!("../../configs/targets/orin-agx.toml")),
+    ("orin-agx-32", include_str!("../../configs/targets/orin-agx-32.toml")),
     ("orin-nx", include_str!("../../configs/targets/orin-nx.toml")),
+    ("orin-nx-super", include_str!("../../configs/targets/orin-nx-super.toml")),
     ("orin-nano", include_str!("../../configs/targets/orin-nano.toml")),
+    ("orin-nano-super", include_str!("../../configs/targets/orin-nano-super.toml")),
+    ("thor", include_str!("../../configs/targets/thor.toml")),
+    ("t4000", include_str!("../../configs/targets/t4000.toml")),
+    ("gb10", include_str!("../../configs/targets/gb10.toml")),
     ("a100", include_str!("../../configs/targets/a100.toml")),
+    ("a100-40", include_str!("../../configs/targets/a100-40.toml")),
     ("l4", include_str!("../../configs/targets/l4.toml")),
+    ("l40s", include_str!("../../configs/targets/l40s.toml")),
+    ("rtx-3090", include_str!("../../configs/targets/rtx-3090.toml")),
     ("rtx-4090", include_str!("../../configs/targets/rtx-4090.toml")),
+    ("rtx-5090", include_str!("../../configs/targets/rtx-5090.toml")),
     ("h100", include_str!("../../configs/targets/h100.toml")),
     ("h200", include_str!("../../configs/targets/h200.toml")),
-    ("thor", include_str!("../../configs/targets/thor.toml")),
+    ("b200", include_str!("../../configs/targets/b200.toml")),
     ("cpu", include_str!("../../configs/targets/cpu.toml")),
 ];
+
+/// One file while it is checked.
+struct Checked<'a> {
+    file: &'a str,
+    wire: &'a Wire,
+}
+
+impl Checked<'_> {
+    fn bad(&self, reason: impl Into<String>) -> TargetError {
+        TargetError::Invalid { name: self.file.to_owned(), reason: reason.into() }
+    }
+
+    fn between(&self, key: &str, v: f64, [least, most]: [f64; 2]) -> Result<(), TargetError> {
+        if v >= least && v <= most {
+            return Ok(());
+        }
+        Err(self.bad(format!("{key} = {v} is not between {least} and {most}")))
+    }
+
+    /// Says which key is wrong and why. Figures are held between a tenth of what the smallest machine has and ten
+    /// times what the largest has: what lies outside is a slip of units.
+    fn check(&self) -> Result<(), TargetError> {
+        let wire = self.wire;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if wire.name.is_empty() || !wire.name.bytes().all(plain) {
+            return Err(self.bad(format!("name = {:?} is not a word of letters, digits and -_.", wire.name)));
+        }
+        self.between("memory_gb", wire.memory_gb, [0.5, 4096.0])?;
+        if !(wire.reserved_gb >= 0.0 && wire.reserved_gb < wire.memory_gb) {
+            return Err(
+                self.bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb))
+            );
+        }
+        let rates = [
+            ("bandwidth_gb_per_sec", wire.bandwidth_gb_per_sec),
+            ("host_link_gb_per_sec", wire.host_link_gb_per_sec),
+        ];
+        for (key, v) in rates {
+            v.map_or(Ok(()), |v| self.between(key, v, [1.0, 100_000.0]))?;
+        }
+        for (p, &rate) in &wire.dense_tera_per_sec {
+            self.between(&format!("dense_tera_per_sec.{p}"), rate, [0.01, 100_000.0])?;
+        }
+        self.between("limits.output_relative_l2", wire.limits.output_relative_l2, [1e-9, 1.0])?;
+        self.between("limits.block_relative_l2", wire.limits.block_relative_l2, [1e-9, 1.0])?;
+        self.between("limits.int4w_factor", wire.limits.int4w_factor, [1.0, 100.0])?;
+        self.between("limits.fp8_factor", wire.limits.fp8_factor, [1.0, 100.0])?;
+        if wire.precisions.is_empty() {
+            return Err(self.bad("precisions is empty"));
+        }
+        let mut majors: Vec<u32> = wire.tensorrt.iter().map(|r| r.major).collect();
+        majors.dedup();
+        if majors.len() != wire.tensorrt.len() || !majors.is_sorted() {
+            return Err(self.bad("tensorrt lists a major twice, or not in ascending order"));
+        }
+        if wire.tensorrt_rtx_supported && !wire.tensorrt_rtx {
+            return Err(self.bad("tensorrt_rtx_supported is true and tensorrt_rtx is not"));
+        }
+        match wire.compute_capability {
+            Some(cc) => self.check_gpu(cc),
+            None => Ok(()),
+        }
+    }
+
+    fn check_gpu(&self, cc: ComputeCapability) -> Result<(), TargetError> {
+        let wire = self.wire;
+        if wire.precisions.contains(&Precision::Fp8) && cc < ComputeCapability::FIRST_WITH_FP8 {
+            return Err(
+                self.bad(format!("precisions lists fp8, which compute capability {cc} does not have"))
+            );
+        }
+        if let Some(p) = wire.precisions.iter().find(|p| !wire.dense_tera_per_sec.contains_key(&p.compute()))
+        {
+            return Err(self.bad(format!("dense_tera_per_sec.{} is missing", p.compute())));
+        }
+        if wire.bandwidth_gb_per_sec.is_none() {
+            return Err(self.bad("bandwidth_gb_per_sec is missing"));
+        }
+        if !wire.unified_memory && wire.host_link_gb_per_sec.is_none() {
+            return Err(self.bad("host_link_gb_per_sec is missing: memory is not shared with the CPU"));
+        }
+        Ok(())
+    }
+}
 
 /// Target files are small; a larger one is not a target file.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -371,64 +553,30 @@ impl Target {
     pub fn parse(name: &str, text: &str) -> Result<Target, TargetError> {
         let bad = |reason: String| TargetError::Invalid { name: name.to_owned(), reason };
         let wire: Wire = toml::from_str(text).map_err(|e| bad(e.to_string().trim().replace('\n', " ")))?;
-        let positive = |key: &str, v: f64| {
-            if v.is_finite() && v > 0.0 {
-                Ok(v)
-            } else {
-                Err(bad(format!("{key} = {v} is not a positive number")))
-            }
-        };
-        let memory_gb = positive("memory_gb", wire.memory_gb)?;
-        if !(wire.reserved_gb >= 0.0 && wire.reserved_gb < memory_gb) {
-            return Err(bad(format!("reserved_gb = {} is not between 0 and memory_gb", wire.reserved_gb)));
-        }
-        for (key, v) in [
-            ("limits.output_relative_l2", wire.limits.output_relative_l2),
-            ("limits.block_relative_l2", wire.limits.block_relative_l2),
-            ("limits.int4w_factor", wire.limits.int4w_factor),
-            ("limits.fp8_factor", wire.limits.fp8_factor),
-        ] {
-            positive(key, v)?;
-        }
-        let mut dense_per_sec = BTreeMap::new();
-        for (p, rate) in wire.dense_tera_per_sec {
-            dense_per_sec.insert(p, positive(&format!("dense_tera_per_sec.{p}"), rate)? * 1e12);
-        }
-        if wire.precisions.is_empty() {
-            return Err(bad("precisions is empty".into()));
-        }
-        if let Some(cc) = wire.compute_capability {
-            let has = |p| wire.precisions.contains(&p);
-            if has(Precision::Fp8) && cc < ComputeCapability::FIRST_WITH_FP8 {
-                return Err(bad(format!(
-                    "precisions lists fp8, which compute capability {cc} does not have"
-                )));
-            }
-            for p in &wire.precisions {
-                if !dense_per_sec.contains_key(&p.compute()) {
-                    return Err(bad(format!("dense_tera_per_sec.{} is missing", p.compute())));
-                }
-            }
-            if wire.bandwidth_gb_per_sec.is_none() {
-                return Err(bad("bandwidth_gb_per_sec is missing".into()));
-            }
-        }
-        let bandwidth_bytes_per_sec = match wire.bandwidth_gb_per_sec {
-            Some(v) => Some(positive("bandwidth_gb_per_sec", v)? * 1e9),
-            None => None,
-        };
+        Checked { file: name, wire: &wire }.check()?;
+        let bandwidth = wire.bandwidth_gb_per_sec.map(|v| v * 1e9);
+        let mut tensorrt_majors: Vec<u32> = wire.tensorrt.iter().map(|r| r.major).collect();
+        tensorrt_majors.dedup();
         Ok(Target {
             name: wire.name,
             title: wire.title,
             compute_capability: wire.compute_capability,
-            memory_bytes: (memory_gb * 1e9) as u64,
+            memory_bytes: (wire.memory_gb * 1e9) as u64,
+            unified_memory: wire.unified_memory,
             reserved_bytes: (wire.reserved_gb * 1e9) as u64,
-            bandwidth_bytes_per_sec,
+            bandwidth_bytes_per_sec: bandwidth,
+            host_link_bytes_per_sec: match wire.host_link_gb_per_sec {
+                Some(v) => Some(v * 1e9),
+                None if wire.unified_memory => bandwidth.map(|b| b / 2.0),
+                None => None,
+            },
             precisions: wire.precisions,
-            tensorrt_majors: wire.tensorrt_majors,
+            tensorrt: wire.tensorrt,
+            tensorrt_majors,
             tensorrt_rtx: wire.tensorrt_rtx,
+            tensorrt_rtx_supported: wire.tensorrt_rtx_supported,
             builds_on_target_only: wire.builds_on_target_only,
-            dense_per_sec,
+            dense_per_sec: wire.dense_tera_per_sec.into_iter().map(|(p, rate)| (p, rate * 1e12)).collect(),
             limits: wire.limits,
         })
     }
@@ -473,6 +621,23 @@ impl Target {
         })
     }
 
+    /// Checks that a release of TensorRT runs here.
+    ///
+    /// # Errors
+    /// [`TargetError::TensorRtRefused`] with what does run here.
+    pub fn check_tensorrt(&self, found: Release) -> Result<(), TargetError> {
+        if self.tensorrt.iter().any(|r| r.major == found.major && r.minor <= found.minor) {
+            return Ok(());
+        }
+        let wanted: Vec<String> =
+            self.tensorrt.iter().map(|r| format!("{r} or a later {}.x", r.major)).collect();
+        Err(TargetError::TensorRtRefused {
+            found,
+            target: self.name.clone(),
+            wanted: if wanted.is_empty() { "none".into() } else { wanted.join(", or ") },
+        })
+    }
+
     /// Turns what was asked for into a precision that the target has.
     ///
     /// # Errors
@@ -491,6 +656,15 @@ impl Target {
         self.dense_per_sec.get(&precision.compute()).copied()
     }
 
+    /// Seconds at best: the larger of arithmetic (FLOP by the precision of its products) and bytes at the bandwidth;
+    /// and whether it is the bytes. None where rates are not known.
+    #[must_use]
+    pub fn roofline(&self, flop: &[(f64, Precision)], bytes: f64) -> Option<(f64, bool)> {
+        let traffic = bytes / self.bandwidth_bytes_per_sec?;
+        let compute = flop.iter().map(|&(flop, p)| Some(flop / self.rate(p)?)).sum::<Option<f64>>()?;
+        Some((compute.max(traffic), traffic > compute))
+    }
+
     /// Bytes that an engine may take: memory less what is reserved.
     #[must_use]
     pub fn usable_bytes(&self) -> u64 {
@@ -503,28 +677,81 @@ mod tests {
     use super::*;
 
     #[test]
-    fn precision_table_of_the_design() {
-        // design section 10: fp8 from 8.9 on, everything else everywhere (GPU).
-        for (name, best, fp8) in [
-            ("orin-agx", Precision::Int8, false),
-            ("orin-nx", Precision::Int8, false),
-            ("orin-nano", Precision::Int8, false),
-            ("a100", Precision::Int8, false),
-            ("l4", Precision::Fp8, true),
-            ("rtx-4090", Precision::Fp8, true),
-            ("h100", Precision::Fp8, true),
-            ("h200", Precision::Fp8, true),
-            ("thor", Precision::Fp8, true),
-        ] {
-            let t = Target::named(name).unwrap();
-            assert_eq!(t.resolve(PrecisionRequest::Auto).unwrap(), best, "{name}");
-            assert_eq!(t.check_precision(Precision::Fp8).is_ok(), fp8, "{name}");
+    fn fp8_begins_with_compute_capability_8_9() {
+        for target in Target::all() {
+            let Some(cc) = target.compute_capability else { continue };
+            let fp8 = cc >= ComputeCapability::FIRST_WITH_FP8;
+            let best = if fp8 { Precision::Fp8 } else { Precision::Int8 };
+            assert_eq!(target.resolve(PrecisionRequest::Auto).unwrap(), best, "{}", target.name);
+            assert_eq!(target.check_precision(Precision::Fp8).is_ok(), fp8, "{}", target.name);
             for p in [Precision::Fp16, Precision::Bf16, Precision::Int8, Precision::Int4w] {
-                t.check_precision(p).unwrap();
+                target.check_precision(p).unwrap();
             }
         }
-        assert_eq!(Target::all().len(), 10);
         assert_eq!(Target::named("cpu").unwrap().best_precision(), Precision::Fp32);
+    }
+
+    #[test]
+    fn every_machine_that_is_deployed_to_is_there() {
+        let names: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
+        assert_eq!(names, BUILT_IN.map(|(n, _)| n), "a file's name is its target's");
+        for name in [
+            "orin-nano-super",
+            "orin-nx-super",
+            "orin-agx-32",
+            "a100-40",
+            "l40s",
+            "rtx-3090",
+            "rtx-5090",
+            "gb10",
+            "b200",
+            "t4000",
+        ] {
+            assert!(names.iter().any(|n| n == name), "{name}");
+        }
+    }
+
+    /// Each file names where its figures come from.
+    #[test]
+    fn figures_have_a_source() {
+        for (name, text) in BUILT_IN.iter().filter(|(name, _)| *name != "cpu") {
+            assert!(text.contains("# Source: NVIDIA"), "{name}");
+        }
+    }
+
+    #[test]
+    fn machines_of_one_chip_have_one_rate() {
+        for (a, b) in [("h100", "h200"), ("a100", "a100-40")] {
+            let rates = |name| Target::named(name).unwrap().dense_per_sec;
+            assert_eq!(rates(a), rates(b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn releases_of_tensorrt_are_checked_by_minor() {
+        for (target, release, runs) in [
+            ("orin-agx", "10.3", true),
+            ("orin-agx", "10.2", false),
+            ("orin-agx", "11.4", true),
+            ("orin-agx", "11.1", false),
+            ("orin-nx", "10.16", true),
+            ("orin-nx", "11.4", false),
+            ("orin-nano", "11.4", false),
+            ("thor", "10.3", false),
+            ("thor", "10.13", true),
+            ("t4000", "10.3", false),
+            ("rtx-5090", "10.3", false),
+            ("a100", "11.0", true),
+            ("cpu", "10.3", false),
+        ] {
+            let checked = Target::named(target).unwrap().check_tensorrt(release.parse().unwrap());
+            assert_eq!(checked.is_ok(), runs, "{target} {release}: {checked:?}");
+        }
+        let orin = Target::named("orin-nx").unwrap();
+        let text = orin.check_tensorrt("11.4".parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(text, "TensorRT 11.4 does not run on orin-nx: wanted 10.3 or a later 10.x");
+        let a100 = Target::named("a100").unwrap();
+        assert!(a100.tensorrt_rtx && !a100.tensorrt_rtx_supported, "builds, and is not supported");
     }
 
     #[test]
@@ -537,20 +764,37 @@ mod tests {
 
     #[test]
     fn bad_files_are_refused_with_the_key() {
-        let good = BUILT_IN[3].1;
+        let good = BUILT_IN.iter().find(|(name, _)| *name == "a100").unwrap().1;
         for (from, to, want) in [
             ("memory_gb = 80.0", "memory_gb = -1.0", "memory_gb"),
             ("memory_gb = 80.0", "memory_gb = nan", "memory_gb"),
+            ("memory_gb = 80.0", "memory_gb = 1e300", "memory_gb"),
+            ("memory_gb = 80.0", "memory_gb = 1e-12", "memory_gb"),
             ("reserved_gb = 1.0", "reserved_gb = 90.0", "reserved_gb"),
+            ("= 2039.0", "= 0.0", "bandwidth_gb_per_sec"),
+            ("= 2039.0", "= 2.0e12", "bandwidth_gb_per_sec"),
+            ("host_link_gb_per_sec = 31.5", "", "host_link_gb_per_sec is missing"),
             ("int8 = 624.0", "int8 = 0.0", "dense_tera_per_sec.int8"),
+            ("int8 = 624.0", "int8 = 624e12", "dense_tera_per_sec.int8"),
             ("int8 = 624.0", "", "dense_tera_per_sec.int8 is missing"),
             ("\"int4w\"]", "\"int4w\", \"fp8\"]", "fp8"),
             ("title =", "titel =", "titel"),
+            ("name = \"a100\"", "name = \"\"", "name"),
+            ("name = \"a100\"", "name = \"\\u001b[31m\"", "name"),
             ("\"8.0\"", "\"eight\"", "eight"),
+            ("\"8.0\"", "\"8.10\"", "8.10"),
+            ("\"8.0\"", "\"+8.0\"", "+8.0"),
+            ("\"10.0\"", "\"9.3\"", "9.3"),
+            ("[\"10.0\"", "[\"10.0\", \"10.3\"", "tensorrt"),
+            ("tensorrt_rtx = true", "tensorrt_rtx = false", "tensorrt_rtx"),
             ("output_relative_l2 = 0.05", "output_relative_l2 = inf", "limits.output_relative_l2"),
         ] {
             assert!(good.contains(from), "{from}");
-            let text = Target::parse("t", &good.replacen(from, to, 1)).unwrap_err().to_string();
+            let mut text = good.replacen(from, to, 1);
+            if from == "tensorrt_rtx = true" {
+                text = text.replacen("tensorrt_rtx_supported = false", "tensorrt_rtx_supported = true", 1);
+            }
+            let text = Target::parse("t", &text).unwrap_err().to_string();
             assert!(text.contains(want), "{want}: {text}");
         }
         assert!(Target::named("orin").unwrap_err().to_string().contains("orin-agx"));

@@ -11,7 +11,7 @@
 
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::image::RgbImage;
-use mindseye_engines::backend::{BackendError, Engine, Session, Tensor};
+use mindseye_engines::backend::{BackendError, Engine, Session, State, Tensor};
 use mindseye_engines::bundle::Manifest;
 use std::sync::Arc;
 
@@ -62,9 +62,9 @@ struct Stream {
     next: Box<dyn Session>,
     /// Names of the frames or latents that go in and come out.
     ports: (&'static str, &'static str),
-    /// Name going out, name going in, value. Empty values before the first chunk.
-    caches: Vec<(String, String, Tensor)>,
-    fresh: Vec<Tensor>,
+    /// Caches that the last chunk left, and memory for those of the next; where the backend keeps them.
+    caches: State,
+    fresh: State,
     started: bool,
 }
 
@@ -75,7 +75,6 @@ impl Stream {
         ports: (&'static str, &'static str),
     ) -> Result<Self, CodecError> {
         let count = next.inputs().iter().filter(|p| p.name.starts_with("cache.")).count();
-        let mut caches = Vec::with_capacity(count);
         for i in 0..count {
             let (out, into) = (format!("new_cache.{i}"), format!("cache.{i}"));
             let wanted = next.inputs().iter().find(|p| p.name == into).map(|p| &p.shape);
@@ -86,27 +85,18 @@ impl Stream {
                     return Err(CodecError::Cache { component, part, output: out, input: into });
                 }
             }
-            caches.push((out, into, Tensor::empty()));
         }
-        let fresh = vec![Tensor::empty(); count];
+        let (caches, fresh) = (State::default(), State::default());
         Ok(Self { first: first.session()?, next: next.session()?, ports, caches, fresh, started: false })
     }
 
     /// One chunk. After an error the state is what it was.
     fn step(&mut self, input: &Tensor, output: &mut Tensor) -> Result<(), BackendError> {
-        let mut inputs = vec![(self.ports.0, input)];
-        let session = if self.started {
-            inputs.extend(self.caches.iter().map(|(_, name, cache)| (name.as_str(), cache)));
-            &mut self.next
-        } else {
-            &mut self.first
-        };
-        let mut outputs = vec![(self.ports.1, output)];
-        outputs.extend(self.caches.iter().map(|(name, ..)| name.as_str()).zip(&mut self.fresh));
-        session.run_into(&inputs, &mut outputs)?;
-        for ((_, _, cache), fresh) in self.caches.iter_mut().zip(&mut self.fresh) {
-            std::mem::swap(cache, fresh);
-        }
+        let (session, from) =
+            if self.started { (&mut self.next, Some(&self.caches)) } else { (&mut self.first, None) };
+        let fresh = Some(&mut self.fresh);
+        session.run_with_state(&[(self.ports.0, input)], &mut [(self.ports.1, output)], from, fresh)?;
+        std::mem::swap(&mut self.caches, &mut self.fresh);
         self.started = true;
         Ok(())
     }

@@ -21,11 +21,12 @@ use mindseye_base::file::{sha256, sha256_of_file};
 use mindseye_bridge::geometry::{body_from_optical, planar_isometry};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
-use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, TextSpec};
+use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, PortSpec, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
 use mindseye_engines::passport::{PassportError, Present, engines_in};
 use mindseye_engines::plucker;
+use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{END, Tokenizer, TokenizerError, unknown_words, word_ids};
 use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
@@ -55,6 +56,14 @@ pub enum LoadError {
     /// The denoiser does not fit.
     #[error(transparent)]
     Denoiser(#[from] DenoiseError),
+    /// A folder of engines lacks one that is run.
+    #[error("{} holds no engine of {component:?}; build it again with `mindseye engine build`", folder.display())]
+    NoEngine {
+        /// The component.
+        component: String,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -159,7 +168,7 @@ impl Pipeline {
         let backend = by_name(backend)?;
         let bundle = Bundle::load(directory)?;
         let part = |bundle: &Bundle, name: &str| Ok((backend.clone(), bundle.path(name)?));
-        let mut pipeline = Self::load_parts(bundle, threads, &part)?;
+        let mut pipeline = Self::load_parts(bundle, Keep::All, threads, &part)?;
         let engine = format!("{} {}", backend.name(), backend.version());
         pipeline.spec.engine_sha256 = engine_hash(pipeline.bundle.manifest(), &engine);
         Ok(pipeline)
@@ -177,18 +186,36 @@ impl Pipeline {
         backend: &str,
         threads: usize,
     ) -> Result<Self, LoadError> {
-        let backend = by_name(backend)?;
+        Self::load_engines_on(directory, engines, by_name(backend)?, None, threads)
+    }
+
+    /// As [`Pipeline::load_engines`], graphs on `backend` and engines on `gpu`; TensorRT on the first device where none
+    /// is given.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_engines`].
+    pub fn load_engines_on(
+        directory: &Path,
+        engines: &Path,
+        backend: Arc<dyn Backend>,
+        gpu: Option<TensorRtBackend>,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
         let bundle = Bundle::load(directory)?;
         let built = engines_in(engines)?;
         let mut tensorrt: Option<Arc<dyn Backend>> = None;
         if built.iter().any(|(_, passport)| passport.library != "onnx") {
-            let mut gpu = TensorRtBackend::open(&LoadOptions::default(), 0)?;
+            let mut gpu = match gpu {
+                Some(gpu) => gpu,
+                None => TensorRtBackend::open(&LoadOptions::default(), 0)?,
+            };
             gpu.bundle_sha256 = Some(bundle.hash().to_owned());
             tensorrt = Some(Arc::new(gpu));
         }
         let part = |bundle: &Bundle, name: &str| -> Result<Part, LoadError> {
+            // A part of the bundle in an engine's place would be another model, on another machine: never silently.
             let Some((file, passport)) = built.iter().find(|(_, p)| p.component == name) else {
-                return Ok((backend.clone(), bundle.path(name)?));
+                return Err(LoadError::NoEngine { component: name.to_owned(), folder: engines.to_owned() });
             };
             if let Some(gpu) = tensorrt.as_ref().filter(|_| passport.library != "onnx") {
                 return Ok((gpu.clone(), file.clone()));
@@ -197,7 +224,9 @@ impl Pipeline {
             passport.check(file, &here)?;
             Ok((backend.clone(), file.clone()))
         };
-        let mut pipeline = Self::load_parts(bundle, threads, &part)?;
+        let keep = keep_of(engines)
+            .map_err(|source| LoadError::File { path: engines.join(SETTINGS_FILE), source })?;
+        let mut pipeline = Self::load_parts(bundle, keep, threads, &part)?;
         let denoiser = built.iter().find(|(_, p)| p.component == "denoiser").map(|(_, p)| &p.engine_sha256);
         pipeline.spec.engine_sha256 = denoiser.cloned().unwrap_or_default();
         Ok(pipeline)
@@ -205,6 +234,7 @@ impl Pipeline {
 
     fn load_parts(
         bundle: Bundle,
+        keep: Keep,
         threads: usize,
         part: &dyn Fn(&Bundle, &str) -> Result<Part, LoadError>,
     ) -> Result<Self, LoadError> {
@@ -222,9 +252,15 @@ impl Pipeline {
             },
         };
         let options = PrepareOptions::default().with_threads(threads);
+        let residency = Residency::new(keep, &|component| bundle.has(component));
         let prepare = |component: &str| -> Result<Arc<dyn Engine>, LoadError> {
             let (backend, file) = part(&bundle, component)?;
-            let engine = backend.prepare(&file, &options)?;
+            let stated = bundle.component(component)?;
+            let ports =
+                |specs: &[PortSpec]| specs.iter().map(PortSpec::to_port).collect::<Result<Vec<_>, _>>();
+            let (inputs, outputs) = (ports(&stated.inputs)?, ports(&stated.outputs)?);
+            let source = Source { backend, file, options: options.clone(), inputs, outputs };
+            let engine = residency.prepare(component, source)?;
             bundle.check_engine(component, engine.as_ref())?;
             Ok(engine)
         };

@@ -1,13 +1,17 @@
-//! A fake of TensorRT's libraries for tests; see README.md beside it. It computes y = 2 x and nothing else.
+//! A fake of TensorRT's libraries for tests; see README.md beside it. It computes y = 2 x and nothing else; engines with
+//! other inputs and outputs write zeros.
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
-use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 const SLOTS: &str = include_str!("../data/tensorrt/slots.json");
 const VERSION: &str = if cfg!(v11) { "v11.4" } else { "v10.16" };
 /// Objects that were made and not deleted.
 static ALIVE: AtomicI64 = AtomicI64::new(0);
+/// Bytes of weights of the engines that are loaded.
+static WEIGHTS: AtomicU64 = AtomicU64::new(0);
 
 /// Index of a method in the generated lists.
 fn index(class: &str, method: &str) -> usize {
@@ -57,10 +61,128 @@ pub struct Data {
     cache: usize,
     tensors: Vec<usize>,
     name: Vec<u8>,
-    rows: i64,
-    addresses: [usize; 2],
+    engine: Description,
+    _held: Held,
+    shapes: HashMap<String, Vec<i64>>,
+    addresses: HashMap<String, usize>,
     memory: (usize, i64),
     refused: bool,
+    host_code: bool,
+}
+
+/// An input or output of an engine.
+#[derive(Clone)]
+struct Port {
+    name: CString,
+    input: bool,
+    dtype: i32,
+    /// A number, or a name with limits (of an input).
+    dims: Vec<Size>,
+}
+
+#[derive(Clone)]
+enum Size {
+    Fixed(i64),
+    Named(String, i64, i64),
+}
+
+impl Port {
+    fn bytes_of_one(&self) -> usize {
+        match self.dtype {
+            1 | 7 => 2,
+            8 => 8,
+            _ => 4,
+        }
+    }
+}
+
+/// What a fake engine's file says, a line each: `weights N`, `scratch N`, `in NAME DTYPE SIZE..`, `out NAME DTYPE SIZE..`;
+/// a size is a number or `name=least..most` (`name` in outputs).
+#[derive(Clone, Default)]
+struct Description {
+    weights: u64,
+    scratch: i64,
+    ports: Vec<Port>,
+}
+
+fn description(text: &str) -> Description {
+    // The engine that the tests of the binding use.
+    let plain = "scratch 1000\nin x 0 rows=1..8 4\nout y 0 rows 4";
+    let mut lines = text.lines().skip(1).peekable();
+    let lines: Vec<&str> = if lines.peek().is_some() { lines.collect() } else { plain.lines().collect() };
+    let mut all = Description::default();
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[0] {
+            "weights" => all.weights = words[1].parse().expect("number"),
+            "scratch" => all.scratch = words[1].parse().expect("number"),
+            kind => all.ports.push(Port {
+                name: CString::new(words[1]).expect("no NUL"),
+                input: kind == "in",
+                dtype: words[2].parse().expect("number"),
+                dims: words[3..].iter().map(|w| size(w)).collect(),
+            }),
+        }
+    }
+    all
+}
+
+fn size(word: &str) -> Size {
+    match (word.parse(), word.split_once('=')) {
+        (Ok(n), _) => Size::Fixed(n),
+        (_, Some((name, limits))) => {
+            let (least, most) = limits.split_once("..").expect("limits");
+            Size::Named(name.into(), least.parse().expect("number"), most.parse().expect("number"))
+        }
+        (_, None) => Size::Named(word.into(), 0, 0),
+    }
+}
+
+impl Data {
+    fn port(&self, name: *const c_char) -> &Port {
+        let name = unsafe { CStr::from_ptr(name) };
+        self.engine.ports.iter().find(|p| p.name.as_c_str() == name).expect("a name that the engine gave")
+    }
+
+    /// Sizes of the present inputs by name.
+    fn sizes(&self) -> HashMap<String, i64> {
+        let mut sizes = HashMap::new();
+        for port in self.engine.ports.iter().filter(|p| p.input) {
+            let shape = self.shapes.get(port.name.to_str().expect("utf-8"));
+            for (dim, &n) in port.dims.iter().zip(shape.into_iter().flatten()) {
+                if let Size::Named(name, ..) = dim {
+                    sizes.insert(name.clone(), n);
+                }
+            }
+        }
+        sizes
+    }
+
+    fn shape(&self, port: &Port) -> Vec<i64> {
+        let sizes = self.sizes();
+        let of = |d: &Size| match d {
+            Size::Fixed(n) => *n,
+            Size::Named(name, ..) => sizes.get(name).copied().unwrap_or(-1),
+        };
+        port.dims.iter().map(of).collect()
+    }
+}
+
+/// Weights of a loaded engine.
+#[derive(Default)]
+struct Held(u64);
+
+impl Held {
+    fn new(bytes: u64) -> Held {
+        WEIGHTS.fetch_add(bytes, Ordering::SeqCst);
+        Held(bytes)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        WEIGHTS.fetch_sub(self.0, Ordering::SeqCst);
+    }
 }
 
 extern "C" fn delete(object: *mut Outer) {
@@ -101,8 +223,10 @@ pub struct Dims {
     extent: [i64; 8],
 }
 
-fn dims(rows: i64) -> Dims {
-    Dims { count: 2, extent: [rows, 4, 0, 0, 0, 0, 0, 0] }
+fn dims(shape: &[i64]) -> Dims {
+    let mut extent = [0; 8];
+    extent[..shape.len()].copy_from_slice(shape);
+    Dims { count: shape.len() as i32, extent }
 }
 
 macro_rules! version {
@@ -125,6 +249,12 @@ version! {
 #[unsafe(no_mangle)]
 pub extern "C" fn fakeAlive() -> i64 {
     ALIVE.load(Ordering::SeqCst)
+}
+
+/// Bytes of weights of all loaded engines.
+#[unsafe(no_mangle)]
+pub extern "C" fn fakeWeights() -> u64 {
+    WEIGHTS.load(Ordering::SeqCst)
 }
 
 fn broken(logger: usize) -> *mut Outer {
@@ -266,7 +396,7 @@ extern "C" fn name_of(this: &Inner) -> *const c_char {
 }
 
 extern "C" fn tensor_dims(_this: &Inner) -> Dims {
-    dims(-1)
+    dims(&[-1, 4])
 }
 
 extern "C" fn create_profile(_this: &Inner) -> *mut Outer {
@@ -426,14 +556,26 @@ pub extern "C" fn createInferRuntime_INTERNAL(logger: usize, _version: i32) -> *
     }
     make(
         "VRuntime",
-        &[("deserializeCudaEngine", deserialize as *const () as Function)],
+        &[
+            ("deserializeCudaEngine", deserialize as *const () as Function),
+            ("setEngineHostCodeAllowed", allow_host_code as *const () as Function),
+        ],
         Data { logger, ..Data::default() },
     )
 }
 
+extern "C" fn allow_host_code(this: &mut Inner, allowed: bool) {
+    this.data.host_code = allowed;
+}
+
 extern "C" fn deserialize(this: &Inner, blob: *const u8, size: usize) -> *mut Outer {
     let bytes = unsafe { std::slice::from_raw_parts(blob, size) };
-    if bytes != b"ftrt a fake engine" {
+    // As TensorRT does with engines that bring host code of their own.
+    if bytes == b"ftrt a fake engine with host code" && !this.data.host_code {
+        log(this.data.logger, 1, "The engine has host code, and setEngineHostCodeAllowed was not called");
+        return std::ptr::null_mut();
+    }
+    if !bytes.starts_with(b"ftrt a fake engine") {
         log(this.data.logger, 1, "The engine plan file is not compatible with this device");
         return std::ptr::null_mut();
     }
@@ -448,40 +590,51 @@ extern "C" fn deserialize(this: &Inner, blob: *const u8, size: usize) -> *mut Ou
             ("getTensorDataType", engine_dtype as *const () as Function),
             ("getTensorIOMode", engine_mode as *const () as Function),
             ("getProfileShape", engine_profile as *const () as Function),
-            ("getNbIOTensors", two as *const () as Function),
+            ("getNbIOTensors", engine_count as *const () as Function),
             ("getIOTensorName", engine_name as *const () as Function),
             (size, scratch as *const () as Function),
         ],
-        Data { logger: this.data.logger, ..Data::default() },
+        {
+            let engine = description(&String::from_utf8_lossy(bytes));
+            let held = Held::new(engine.weights);
+            Data { logger: this.data.logger, engine, _held: held, ..Data::default() }
+        },
     )
 }
 
-extern "C" fn two(_this: &Inner) -> i32 {
-    2
+extern "C" fn engine_count(this: &Inner) -> i32 {
+    this.data.engine.ports.len() as i32
 }
 
-extern "C" fn scratch(_this: &Inner) -> i64 {
-    1000
+extern "C" fn scratch(this: &Inner) -> i64 {
+    this.data.engine.scratch
 }
 
-extern "C" fn engine_name(_this: &Inner, index: i32) -> *const c_char {
-    if index == 0 { c"x".as_ptr() } else { c"y".as_ptr() }
+extern "C" fn engine_name(this: &Inner, index: i32) -> *const c_char {
+    this.data.engine.ports[index as usize].name.as_ptr()
 }
 
-extern "C" fn engine_shape(_this: &Inner, _name: *const c_char) -> Dims {
-    dims(-1)
+extern "C" fn engine_shape(this: &Inner, name: *const c_char) -> Dims {
+    let of = |d: &Size| if let Size::Fixed(n) = d { *n } else { -1 };
+    dims(&this.data.port(name).dims.iter().map(of).collect::<Vec<_>>())
 }
 
-extern "C" fn engine_dtype(_this: &Inner, _name: *const c_char) -> i32 {
-    0
+extern "C" fn engine_dtype(this: &Inner, name: *const c_char) -> i32 {
+    this.data.port(name).dtype
 }
 
-extern "C" fn engine_mode(_this: &Inner, name: *const c_char) -> i32 {
-    if unsafe { CStr::from_ptr(name) } == c"x" { 1 } else { 2 }
+extern "C" fn engine_mode(this: &Inner, name: *const c_char) -> i32 {
+    if this.data.port(name).input { 1 } else { 2 }
 }
 
-extern "C" fn engine_profile(_this: &Inner, _name: *const c_char, _profile: i32, select: i32) -> Dims {
-    dims([1, 2, 8][select as usize])
+extern "C" fn engine_profile(this: &Inner, name: *const c_char, _profile: i32, select: i32) -> Dims {
+    let of = |d: &Size| match (d, select) {
+        (Size::Fixed(n), _) => *n,
+        (Size::Named(_, least, _), 0) => *least,
+        (Size::Named(_, least, most), 1) => (least + 1).min(*most),
+        (Size::Named(_, _, most), _) => *most,
+    };
+    dims(&this.data.port(name).dims.iter().map(of).collect::<Vec<_>>())
 }
 
 extern "C" fn create_inspector(_this: &Inner) -> *mut Outer {
@@ -514,49 +667,69 @@ extern "C" fn create_context(this: &Inner, strategy: i32) -> *mut Outer {
             ("setTensorAddress", context_address as *const () as Function),
             ("enqueueV3", enqueue as *const () as Function),
         ],
-        Data { logger: this.data.logger, ..Data::default() },
+        Data { logger: this.data.logger, engine: this.data.engine.clone(), ..Data::default() },
     )
 }
 
 extern "C" fn memory_plain(this: &mut Inner, memory: usize) {
-    this.data.memory = (memory, 1000);
+    this.data.memory = (memory, this.data.engine.scratch);
 }
 
 extern "C" fn memory_sized(this: &mut Inner, memory: usize, size: i64) {
     this.data.memory = (memory, size);
 }
 
-extern "C" fn context_set_shape(this: &mut Inner, _name: *const c_char, shape: &Dims) -> bool {
-    this.data.rows = shape.extent[0];
-    shape.count == 2 && (1..=8).contains(&shape.extent[0])
+extern "C" fn context_set_shape(this: &mut Inner, name: *const c_char, shape: &Dims) -> bool {
+    let given = shape.extent[..shape.count as usize].to_vec();
+    let port = this.data.port(name).clone();
+    let fits = |(d, &n): (&Size, &i64)| match d {
+        Size::Fixed(wanted) => *wanted == n,
+        Size::Named(_, least, most) => (least..=most).contains(&&n),
+    };
+    let all = given.len() == port.dims.len() && port.dims.iter().zip(&given).all(fits);
+    this.data.shapes.insert(port.name.to_str().expect("utf-8").into(), given);
+    all
 }
 
-extern "C" fn context_shape(this: &Inner, _name: *const c_char) -> Dims {
-    dims(this.data.rows)
+extern "C" fn context_shape(this: &Inner, name: *const c_char) -> Dims {
+    dims(&this.data.shape(this.data.port(name)))
 }
 
 extern "C" fn context_address(this: &mut Inner, name: *const c_char, address: usize) -> bool {
-    let output = unsafe { CStr::from_ptr(name) } != c"x";
-    this.data.addresses[usize::from(output)] = address;
-    address % 256 == 0
+    let name = this.data.port(name).name.to_str().expect("utf-8").to_owned();
+    this.data.addresses.insert(name, address);
+    address.is_multiple_of(256)
 }
 
 extern "C" fn enqueue(this: &Inner, _stream: usize) -> bool {
     let d = &this.data;
-    if d.memory.0 == 0 || d.memory.1 < 1000 || d.addresses.contains(&0) {
+    if d.memory.0 == 0 || d.memory.1 < d.engine.scratch || d.addresses.len() != d.engine.ports.len() {
         log(d.logger, 1, "memory or addresses are not set");
         return false;
     }
-    let n = usize::try_from(d.rows * 4).expect("positive");
+    let place = |port: &Port| {
+        let count = usize::try_from(d.shape(port).iter().product::<i64>()).expect("positive");
+        (d.addresses[port.name.to_str().expect("utf-8")], count)
+    };
     unsafe {
-        std::ptr::write_bytes(d.memory.0 as *mut u8, 0xab, 1000);
-        let x = std::slice::from_raw_parts(d.addresses[0] as *const f32, n);
-        let y = std::slice::from_raw_parts_mut(d.addresses[1] as *mut f32, n);
-        if x[0] == 666.0 {
-            log(d.logger, 1, "fake kernel failed");
-            return false;
+        std::ptr::write_bytes(d.memory.0 as *mut u8, 0xab, d.engine.scratch as usize);
+        if let [x, y] = &d.engine.ports[..]
+            && x.name.as_c_str() == c"x"
+        {
+            let ((from, n), (to, _)) = (place(x), place(y));
+            let x = std::slice::from_raw_parts(from as *const f32, n);
+            let y = std::slice::from_raw_parts_mut(to as *mut f32, n);
+            if x[0] == 666.0 {
+                log(d.logger, 1, "fake kernel failed");
+                return false;
+            }
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = 2.0 * x);
+            return true;
         }
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = 2.0 * x);
+        for port in d.engine.ports.iter().filter(|p| !p.input) {
+            let (to, n) = place(port);
+            std::ptr::write_bytes(to as *mut u8, 0, n * port.bytes_of_one());
+        }
     }
     true
 }

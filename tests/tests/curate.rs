@@ -273,7 +273,7 @@ fn options(layout: SourceLayout, root: &Path, out: &Path) -> CurateOptions {
 }
 
 fn go(options: &CurateOptions, endpoint: &Endpoint) -> Report {
-    curate(options, endpoint, &mut |_| {}).unwrap()
+    curate(options, Some(endpoint), &mut |_| {}).unwrap()
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn both_layouts_become_clips_that_decode() {
         assert_eq!(server.asked(), asked);
         // Other settings do not mix.
         let other = CurateOptions { clip_frames: 8, ..options(layout, &root, &out) };
-        let error = curate(&other, &server.endpoint(5000, 0), &mut |_| {}).unwrap_err();
+        let error = curate(&other, Some(&server.endpoint(5000, 0)), &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("other settings"), "{error}");
     }
 }
@@ -448,7 +448,7 @@ fn recordings_that_cannot_be_used_are_named() {
     let empty = tempfile::tempdir().unwrap();
     let server = StandIn::start(good);
     let options = options(SourceLayout::Arkitscenes, empty.path(), &empty.path().join("out"));
-    let error = curate(&options, &server.endpoint(1000, 0), &mut |_| {}).unwrap_err();
+    let error = curate(&options, Some(&server.endpoint(1000, 0)), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("no recordings"), "{error}");
 }
 
@@ -611,9 +611,12 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert!(lines.lines().all(|l| serde_json::from_str::<Value>(l).is_ok()));
     // A state that is not ours is refused.
     fs::write(&state, "hello\n").unwrap();
-    let error =
-        curate(&options(SourceLayout::Scannetpp, &root, &broken), &server.endpoint(5000, 0), &mut |_| {})
-            .unwrap_err();
+    let error = curate(
+        &options(SourceLayout::Scannetpp, &root, &broken),
+        Some(&server.endpoint(5000, 0)),
+        &mut |_| {},
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("state.jsonl: line 1"), "{error}");
 }
 

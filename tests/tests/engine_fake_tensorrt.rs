@@ -188,7 +188,11 @@ fn passport(engine: &Path, library: &Library) -> Passport {
         target: "orin-agx".into(),
         compute_capability: Some(ORIN),
         library: "tensorrt".into(),
+        files: Default::default(),
         library_version: library.version().to_string(),
+        os: std::env::consts::OS.into(),
+        arch: std::env::consts::ARCH.into(),
+        jetson_release: None,
         driver_version: Some(12_060),
         builder_flags: Default::default(),
         verification: None,
@@ -202,7 +206,7 @@ fn running(folder: &Path, library: Arc<Library>) {
     let path = folder.join("m.engine");
     let device = HostDevice::open(ORIN, 1 << 20);
     {
-        let engine = TrtEngine::load(&library, &device, &path).unwrap();
+        let engine = TrtEngine::load(&library, &device, &path, false).unwrap();
         assert_eq!(engine.io().len(), 2);
         assert_eq!(engine.io()[0].limits, Some((vec![1, 4], vec![8, 4])));
         assert_eq!((engine.activation_bytes(), engine.layers()), (1000, 1));
@@ -214,7 +218,7 @@ fn running(folder: &Path, library: Arc<Library>) {
         };
         assert_eq!((needed, activations, io, limit), (1512, 1000, 512, 1200));
         let small = HostDevice::open(ORIN, 1000);
-        let crowded = TrtEngine::load(&library, &small, &path).unwrap();
+        let crowded = TrtEngine::load(&library, &small, &path, false).unwrap();
         let Err(RunError::Cuda(CudaError::OutOfMemory { wanted, .. })) =
             crowded.context(&RunOptions::default())
         else {
@@ -253,10 +257,10 @@ fn running(folder: &Path, library: Arc<Library>) {
     // Engines of other machines and other files.
     let other = folder.join("other.engine");
     std::fs::write(&other, b"ftrt of another device").unwrap();
-    let text = TrtEngine::load(&library, &device, &other).err().unwrap().to_string();
+    let text = TrtEngine::load(&library, &device, &other, false).err().unwrap().to_string();
     assert!(text.contains("not compatible with this device") && text.contains("rebuild"), "{text}");
     std::fs::write(&other, b"PK\x03\x04").unwrap();
-    assert!(matches!(TrtEngine::load(&library, &device, &other), Err(RunError::NotAnEngine { .. })));
+    assert!(matches!(TrtEngine::load(&library, &device, &other, false), Err(RunError::NotAnEngine { .. })));
 
     // Through the traits that all backends share; the passport is asked first.
     let mut backend = TensorRtBackend::new(Arc::clone(&library), device);
@@ -272,6 +276,16 @@ fn running(folder: &Path, library: Arc<Library>) {
         let wrong = Tensor::i64(&[2, 4], vec![0; 8]);
         assert!(matches!(session.run(&[("x", &wrong)]), Err(BackendError::Input { .. })));
     }
+    // An engine that brings host code of its own opens because its passport says so.
+    let compatible = folder.join("compatible.engine");
+    std::fs::write(&compatible, b"ftrt a fake engine with host code").unwrap();
+    let mut said = passport(&compatible, &library);
+    said.write(&compatible).unwrap();
+    let open = || backend.prepare(&compatible, &PrepareOptions::default()).map(drop);
+    assert!(open().unwrap_err().to_string().contains("setEngineHostCodeAllowed was not called"));
+    said.builder_flags.insert("version_compatible".into(), "true".into());
+    said.write(&compatible).unwrap();
+    open().unwrap();
     backend.bundle_sha256 = Some("another bundle".into());
     let text = prepare(&backend).err().unwrap().to_string();
     assert!(text.contains("bundle_sha256 is b and must be another bundle"), "{text}");
@@ -298,7 +312,7 @@ fn missing_driver_broken_creation_and_unknown_versions() {
     let engine = folder.path().join("m.engine");
     std::fs::write(&engine, b"ftrt a fake engine").unwrap();
     let device = HostDevice::open(ORIN, 1 << 20);
-    let text = TrtEngine::load(&library, &device, &engine).err().unwrap().to_string();
+    let text = TrtEngine::load(&library, &device, &engine, false).err().unwrap().to_string();
     assert!(text.contains("could not create its runtime"), "{text}");
     // Under the name of TensorRT-RTX its version is not one that there is a table for.
     let rtx = folder.path().join("libtensorrt_rtx.so.1");

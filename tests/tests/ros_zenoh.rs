@@ -405,7 +405,10 @@ fn a_fresh_session_is_answered_every_time() {
     let mut c = listening("router", &endpoint);
     c.zenoh.mode = Some(Mode::Router);
     let _router = zenoh::open(c.to_zenoh().unwrap()).wait().unwrap();
-    let robot = RosSession::open(&connecting("robot", &endpoint)).unwrap();
+    // Peers reach each other directly; the router tells them where.
+    let mut c = connecting("robot", &endpoint);
+    c.zenoh.listen = Some(vec!["tcp/127.0.0.1:0".into()]);
+    let robot = RosSession::open(&c).unwrap();
     let server = robot.json_queryable("mindseye/bot1/status").unwrap();
     let thread = std::thread::spawn(move || {
         let mut answered = 0;

@@ -6,7 +6,7 @@
 use mindseye::config::RobotConfig;
 use mindseye::context::GroupEncoder;
 use mindseye::image::RgbImage;
-use mindseye::imagine::NoClock;
+use mindseye::imagine::{Budget, Flow, NoClock, Prompt, Seen, imagine};
 use mindseye::mind::Pipeline;
 use mindseye::node::{Node, NodeParts};
 use mindseye::replay::{Replay, Replayed, replay};
@@ -19,13 +19,21 @@ use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_builder::checkpoint::names::dit_params;
 use mindseye_builder::onnx::CheckpointWeights;
-use mindseye_engines::backend::{PrepareOptions, Tensor, by_name};
+use mindseye_builder::pipeline::{self, Settings};
+use mindseye_builder::plan::{ModelSpec, Plan, PlanOptions, plan};
+use mindseye_engines::backend::{PrepareOptions, Tensor, by_name, is_state};
+use mindseye_engines::bundle::{Bundle, ComponentFormat};
+use mindseye_engines::cuda::{DeviceInfo, DriverInfo, HostDevice};
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{VaeConfig, encode_clip};
-use mindseye_engines::onnx::{Dim, SaveOptions};
+use mindseye_engines::onnx::{DataType, Dim, SaveOptions};
+use mindseye_engines::passport::{FORMAT, Passport};
+use mindseye_engines::residency::{Keep, SETTINGS_FILE};
 use mindseye_engines::sampler::Noise;
+use mindseye_engines::target::{ComputeCapability, Precision, Target};
+use mindseye_engines::trt::{self, TensorRtBackend};
 use mindseye_tools::export::{ExportArgs, export_graph};
 use mindseye_tools::import::{ImportArgs, Part};
 use std::path::{Path, PathBuf};
@@ -426,4 +434,290 @@ fn a_node_publishes_what_it_imagined() {
     let picture = shown.recv_timeout(Duration::from_secs(5)).unwrap().expect("the imagined frames").message;
     assert!(picture.data.starts_with(b"\x89PNG"));
     node.stop();
+}
+
+/// Engines of a fake TensorRT for every part of a bundle: weights and activations as planned, inputs and outputs as
+/// stated by the bundle, at most as large as a build's profile allows. They say nothing but zeros.
+fn fake_engines(bundle: &Bundle, plan: &Plan, model: &ModelSpec, keep: Keep, folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for c in &plan.components {
+        let sizes = pipeline::profile_sizes(bundle, model, &c.name);
+        let component = bundle.component(&c.name).unwrap();
+        let mut text =
+            format!("ftrt a fake engine\nweights {}\nscratch {}\n", c.weight_bytes, c.activation_bytes);
+        for (kind, ports) in [("in", &component.inputs), ("out", &component.outputs)] {
+            for port in ports {
+                let port = port.to_port().unwrap();
+                let dtype = match port.dtype {
+                    // State is as narrow as the engine.
+                    DataType::F32 if is_state(&port.name) => 1,
+                    DataType::F32 => 0,
+                    _ => 8,
+                };
+                let mut line = format!("{kind} {} {dtype}", port.name);
+                for dim in &port.shape {
+                    line += &match dim {
+                        Dim::Fixed(n) => format!(" {n}"),
+                        Dim::Symbol(name) if kind == "in" => {
+                            format!(" {name}={}..{}", sizes[name][0], sizes[name][2])
+                        }
+                        Dim::Symbol(name) => format!(" {name}"),
+                        Dim::Unknown => panic!("{}: {} has a size without a name", c.name, port.name),
+                    };
+                }
+                text += &line;
+                text.push('\n');
+            }
+        }
+        let engine = folder.join(format!("{}.engine", c.name));
+        std::fs::write(&engine, text.trim_end()).unwrap();
+        Passport {
+            format: FORMAT,
+            component: c.name.clone(),
+            bundle_sha256: bundle.hash().to_owned(),
+            graph_sha256: "g".into(),
+            weights_sha256: "w".into(),
+            calibration_sha256: None,
+            scales_sha256: None,
+            engine_sha256: mindseye_base::file::sha256_of_file(&engine).unwrap(),
+            files: Default::default(),
+            precision: Precision::Fp16,
+            kept_high: vec![],
+            target: "orin-agx".into(),
+            compute_capability: Some(ORIN),
+            library: "tensorrt".into(),
+            library_version: "10.3.0.30".into(),
+            os: std::env::consts::OS.into(),
+            arch: std::env::consts::ARCH.into(),
+            jetson_release: None,
+            driver_version: None,
+            builder_flags: Default::default(),
+            verification: None,
+            build_seconds: 0.0,
+            engine_bytes: 0,
+            tool_version: "0".into(),
+        }
+        .write(&engine)
+        .unwrap();
+    }
+    let mut settings = Settings::new(bundle.directory(), "orin-agx", Precision::Fp16);
+    settings.keep_loaded = Some(keep);
+    std::fs::write(folder.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+}
+
+const ORIN: ComputeCapability = ComputeCapability { major: 8, minor: 7 };
+
+/// A fake TensorRT 10 with a driver for it, and what it says that its engines weigh.
+fn fake_tensorrt(folder: &Path) -> (trt::Library, fn() -> u64) {
+    let source = root().join("fake-tensorrt/fake.rs");
+    let out = folder.join("libnvinfer.so.10");
+    let mut rustc = std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args([
+        "--edition",
+        "2024",
+        "--crate-type",
+        "cdylib",
+        "--crate-name",
+        "fake_tensorrt",
+        "--cfg",
+        "v10",
+    ]);
+    rustc.args(["--check-cfg", "cfg(v10, v11, broken)"]).arg("-o").arg(&out).arg(source);
+    let done = rustc.output().expect("rustc runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    std::os::unix::fs::symlink(&out, folder.join("libnvonnxparser.so.10")).unwrap();
+    let device = DeviceInfo {
+        ordinal: 0,
+        name: "fake GPU".into(),
+        compute_capability: ORIN,
+        total_bytes: 1 << 30,
+        multiprocessors: 1,
+    };
+    let probe: trt::Probe =
+        Arc::new(move || Ok(DriverInfo { cuda_version: 12_060, devices: vec![device.clone()] }));
+    let library = trt::Library::find(&trt::LoadOptions { path: Some(out.clone()), probe }).unwrap();
+    (library, fake_weights(&out))
+}
+
+/// `fakeWeights` of a loaded fake, through the C library's dlopen.
+#[allow(unsafe_code)]
+fn fake_weights(path: &Path) -> fn() -> u64 {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    unsafe extern "C" {
+        fn dlopen(name: *const std::ffi::c_char, flags: i32) -> *mut std::ffi::c_void;
+        fn dlsym(handle: *mut std::ffi::c_void, name: *const std::ffi::c_char) -> *mut std::ffi::c_void;
+    }
+    static SYMBOL: AtomicUsize = AtomicUsize::new(0);
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the library is loaded already and never closed.
+    let symbol = unsafe { dlsym(dlopen(name.as_ptr(), 2), c"fakeWeights".as_ptr()) };
+    assert!(!symbol.is_null());
+    SYMBOL.store(symbol as usize, Ordering::SeqCst);
+    || {
+        let symbol = SYMBOL.load(Ordering::SeqCst) as *const std::ffi::c_void;
+        // SAFETY: the symbol is `extern "C" fn() -> u64` in fake.rs.
+        unsafe { std::mem::transmute::<*const std::ffi::c_void, extern "C" fn() -> u64>(symbol)() }
+    }
+}
+
+/// Everything that goals run, on one thread, while another has encoded frames: the most memory that was held.
+fn goal_peak(pipeline: &Pipeline, device: &HostDevice) -> u64 {
+    let spec = pipeline.spec().clone();
+    let frame = RgbImage { width: 64, height: 32, data: vec![90; 3 * 64 * 32] };
+    let done = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut encoder = pipeline.encoder().unwrap();
+            let mut latent = vec![0.0; spec.latent_len];
+            for _ in 0..3 {
+                let group = vec![frame.clone(); encoder.group_len()];
+                encoder.encode_group(&group, &mut latent).unwrap();
+            }
+            // The camera's thread lives on while the goal is worked on, and so does its memory.
+            done.wait();
+            done.wait();
+        });
+        done.wait();
+        let mut mind = pipeline.mind(1).unwrap();
+        // The second goal meets what the first one left: state, and the parts that ran last.
+        for goal in ["the red chair", "the blue table"] {
+            let (text, null) = (mind.encode_text(goal).unwrap(), mind.encode_text("").unwrap());
+            let first = mind.encode_still(&frame).unwrap();
+            let seen = Seen {
+                index: (0..spec.context_max as u64).collect(),
+                latents: vec![0.1; spec.context_max * spec.latent_len],
+                first,
+            };
+            let prompt = Prompt { text: &text, null_text: &null, camera: None };
+            let budget = Budget { clock: &NoClock, until: None };
+            imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue).unwrap();
+            mind.decode(&vec![0.0; spec.settings.target_latents * spec.latent_len]).unwrap();
+        }
+        done.wait();
+    });
+    device.peak_bytes()
+}
+
+/// The plan of memory is what the runtime then takes, within a twentieth: whatever is kept loaded, context joint or
+/// cached.
+#[test]
+fn the_runtime_takes_the_memory_that_was_planned() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (library, weights) = fake_tensorrt(folder.path());
+    let library = Arc::new(library);
+    for cached in [false, true] {
+        let made = Made::new(cached);
+        let bundle = Bundle::load(made.graphs()).unwrap();
+        let model = ModelSpec::from_manifest(bundle.manifest()).unwrap();
+        assert_eq!(model.workload.cached_context, cached);
+        let target = Target::named("orin-agx").unwrap();
+        let mut peaks = Vec::new();
+        for keep in Keep::ALL {
+            let options =
+                PlanOptions { keep: Some(keep), workspace_bytes: Some(0), ..PlanOptions::default() };
+            let planned = plan(&model, &target, Precision::Fp16, &options).unwrap();
+            let engines = folder.path().join(format!("{cached}-{keep}"));
+            fake_engines(&bundle, &planned, &model, keep, &engines);
+            let device = HostDevice::counting(ORIN, 1 << 30, weights);
+            let gpu = TensorRtBackend::new(Arc::clone(&library), device.clone());
+            let cpu = by_name("rten").unwrap();
+            let pipeline = Pipeline::load_engines_on(&made.graphs(), &engines, cpu, Some(gpu), 1).unwrap();
+            let taken = goal_peak(&pipeline, &device) as f64;
+            let wanted = planned.memory.peak as f64;
+            println!("cached {cached}, {keep}: {taken} bytes taken, {wanted} planned");
+            assert!(
+                (taken / wanted - 1.0).abs() < 0.05,
+                "cached {cached}, {keep}: {taken} taken\n{}",
+                planned.table()
+            );
+            peaks.push(taken);
+            drop(pipeline);
+            assert_eq!(weights(), 0, "every engine was unloaded");
+        }
+        assert!(
+            peaks.is_sorted_by(|a, b| a > b),
+            "each way to keep parts takes less than the one before: {peaks:?}"
+        );
+    }
+}
+
+/// Parts that take turns answer as those that stay.
+#[test]
+fn what_stays_in_memory_changes_no_answer() {
+    let _alone = alone();
+    let made = Made::new(true);
+    let bundle = Bundle::load(made.graphs()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let plain = ask(&made.pipeline(), "find the red chair", 3);
+    for keep in [Keep::Halves, Keep::One] {
+        // The bundle's own graphs, as a folder of engines.
+        let engines = folder.path().join(keep.name());
+        graphs_as_engines(&bundle, keep, &engines);
+        let cpu = by_name("rten").unwrap();
+        let pipeline = Pipeline::load_engines_on(&made.graphs(), &engines, cpu, None, 1).unwrap();
+        let turns = ask(&pipeline, "find the red chair", 3);
+        let same = |r: &Replayed| {
+            let mut answer = without_times(r.answer.clone().unwrap());
+            answer.engine_sha256.clear();
+            answer
+        };
+        assert_eq!(same(&turns), same(&plain), "{keep}");
+        let frames = |r: &Replayed| r.grounded.as_ref().unwrap().frames.clone();
+        assert_eq!(frames(&turns), frames(&plain), "{keep}");
+    }
+    // A folder that lacks a part is refused, and so is a graph without a passport: nothing takes their place.
+    let engines = folder.path().join("one");
+    let load = || {
+        let cpu = by_name("rten").unwrap();
+        Pipeline::load_engines_on(&made.graphs(), &engines, cpu, None, 1).map(drop).unwrap_err().to_string()
+    };
+    let passport = Passport::path_for(&engines.join("denoiser_cached.onnx"));
+    std::fs::remove_file(&passport).unwrap();
+    assert!(load().contains("denoiser_cached.onnx has no passport"), "{}", load());
+    std::fs::remove_file(engines.join("denoiser_cached.onnx")).unwrap();
+    assert!(load().contains("no engine of \"denoiser_cached\""), "{}", load());
+}
+
+/// Copies the graphs of a bundle into a folder, each with a passport.
+fn graphs_as_engines(bundle: &Bundle, keep: Keep, folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for (name, component) in &bundle.manifest().component {
+        if component.format != ComponentFormat::Onnx {
+            continue;
+        }
+        let graph = folder.join(format!("{name}.onnx"));
+        std::fs::copy(bundle.path(name).unwrap(), &graph).unwrap();
+        Passport {
+            format: FORMAT,
+            component: name.clone(),
+            bundle_sha256: bundle.hash().to_owned(),
+            graph_sha256: "g".into(),
+            weights_sha256: "w".into(),
+            calibration_sha256: None,
+            scales_sha256: None,
+            engine_sha256: mindseye_base::file::sha256_of_file(&graph).unwrap(),
+            files: Default::default(),
+            precision: Precision::Fp32,
+            kept_high: vec![],
+            target: "cpu".into(),
+            compute_capability: None,
+            library: "onnx".into(),
+            library_version: String::new(),
+            os: std::env::consts::OS.into(),
+            arch: std::env::consts::ARCH.into(),
+            jetson_release: None,
+            driver_version: None,
+            builder_flags: Default::default(),
+            verification: None,
+            build_seconds: 0.0,
+            engine_bytes: 0,
+            tool_version: "0".into(),
+        }
+        .write(&graph)
+        .unwrap();
+    }
+    let mut settings = Settings::new(bundle.directory(), "cpu", Precision::Fp32);
+    settings.keep_loaded = Some(keep);
+    std::fs::write(folder.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
 }

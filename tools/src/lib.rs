@@ -6,7 +6,7 @@ pub mod eval;
 pub mod export;
 pub mod golden;
 pub mod import;
-pub mod model_cost;
+pub mod model;
 pub mod ship;
 pub mod train;
 pub mod world;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mindseye_tools::{curate, eval, export, golden, import, model_cost, ship, train, world};
+use mindseye_tools::{curate, eval, export, golden, import, model, ship, train, world};
 
 /// World rendering, training, export, evaluation and checks for mindseye.
 #[derive(Parser)]
@@ -73,7 +73,7 @@ struct ModelArgs {
 #[derive(Subcommand)]
 enum ModelCommand {
     /// Arithmetic, bytes and roofline times.
-    Cost(model_cost::ModelCostArgs),
+    Cost(model::CostArgs),
 }
 
 fn main() -> ExitCode {
@@ -103,7 +103,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Import(args) => import::run(args),
         Command::Model(ModelArgs { command: ModelCommand::Cost(args) }) => {
-            model_cost::run(args).map(|()| ExitCode::SUCCESS)
+            model::run(&args).map(|()| ExitCode::SUCCESS)
         }
         Command::Eval(args) => eval::run(args),
         Command::Curate(args) => curate::run(args),

@@ -139,7 +139,10 @@ impl<'a> Scan<'a> {
             let (op, body) = next_record(&mut f).ok_or(ReadError::Form("a record of the summary is cut"))?;
             let read = match op {
                 SCHEMA => self.registry.schema(body),
-                CHANNEL => Some(channels.push(body)),
+                CHANNEL => {
+                    channels.push(body);
+                    Some(())
+                }
                 STATISTICS => parse_statistics(body).map(|s| summary.statistics = Some(s)),
                 CHUNK_INDEX => parse_chunk_index(body).map(|i| summary.indexes.push(i)),
                 _ => Some(()),

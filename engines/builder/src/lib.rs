@@ -12,3 +12,4 @@ pub mod onnx;
 pub mod pipeline;
 pub mod plan;
 pub mod quant;
+mod state;

@@ -7,24 +7,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ModelSpec, Plan, PlanOptions, plan};
+use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
     Work, to_float16,
 };
+use crate::state::narrow_state;
 use mindseye_base::file::sha256_of_file;
 use mindseye_engines::backend::{Backend, BackendError};
 use mindseye_engines::bundle::{Bundle, BundleError, ComponentFormat};
 use mindseye_engines::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
-use mindseye_engines::passport::{FORMAT, Passport, PassportError, Present, engines_in};
-use mindseye_engines::target::{Precision, Target, TargetError};
+use mindseye_engines::passport::{
+    FORMAT, Passport, PassportError, Present, engines_in, files_read_by, jetson_release,
+};
+use mindseye_engines::residency::{Keep, SETTINGS_FILE};
+use mindseye_engines::target::{ComputeCapability, Precision, Release, Target, TargetError};
 use mindseye_engines::trt::{BuildError, BuildOptions, InputProfile, Library, Progress, build, library_name};
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The bundle's folder.
+    /// The bundle's folder; in the file relative to the folder of engines.
     pub bundle: PathBuf,
     /// Target name or file.
     pub target: String,
@@ -58,6 +62,12 @@ pub struct Settings {
     pub context_latents: Option<usize>,
     /// Target latents at most; the bundle's limit where none.
     pub target_latents: Option<usize>,
+    /// What the runtime keeps in memory between uses; where none, the plan's choice, which is stored.
+    #[serde(default)]
+    pub keep_loaded: Option<Keep>,
+    /// Effort of the builder, 0 to 5; TensorRT's own default where none.
+    #[serde(default)]
+    pub optimization_level: Option<u8>,
 }
 
 fn noise() -> String {
@@ -86,6 +96,8 @@ impl Settings {
             verify_items: 4,
             context_latents: None,
             target_latents: None,
+            keep_loaded: None,
+            optimization_level: None,
         }
     }
 
@@ -102,9 +114,6 @@ impl Settings {
         }
     }
 }
-
-/// File in the folder of engines that holds the [`Settings`].
-pub const SETTINGS_FILE: &str = "build.json";
 
 /// Options of one build that are not part of its result.
 pub struct Request<'a> {
@@ -182,6 +191,9 @@ pub enum PipelineError {
     /// The target or precision.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The bundle's sizes.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A graph.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
@@ -223,53 +235,72 @@ pub enum PipelineError {
     Cancelled,
 }
 
+/// What a plan of a bundle counts: its manifest, with the settings' sizes.
+///
+/// # Errors
+/// [`PipelineError::Refused`] for sizes outside the bundle's limits, [`PipelineError::Spec`].
+pub fn spec_of(bundle: &Bundle, settings: &Settings) -> Result<ModelSpec, PipelineError> {
+    let limits = &bundle.manifest().limits;
+    let mut model = ModelSpec::from_manifest(bundle.manifest())?;
+    let w = &mut model.workload;
+    for (what, asked, allowed, size) in [
+        ("context", settings.context_latents, limits.context_allowed, &mut w.context_latents),
+        ("target", settings.target_latents, limits.target_allowed, &mut w.target_latents),
+    ] {
+        if let Some(n) = asked {
+            if n == 0 || n > allowed {
+                return Err(PipelineError::Refused(format!(
+                    "{n} {what} latents are outside the bundle's limits (1 to {allowed})"
+                )));
+            }
+            *size = n as u64;
+        }
+    }
+    Ok(model)
+}
+
 /// The plan of a bundle for a target.
 ///
 /// # Errors
 /// The target lacks the precision, or the bundle's sizes do not hold together.
 pub fn plan_bundle(bundle: &Bundle, target: &Target, settings: &Settings) -> Result<Plan, PipelineError> {
-    let mut model = ModelSpec::from_manifest(bundle.manifest()).map_err(PipelineError::Refused)?;
-    if let Some(n) = settings.context_latents {
-        model.workload.context_latents = n as u64;
-    }
-    if let Some(n) = settings.target_latents {
-        model.workload.target_latents = n as u64;
-    }
     let options = PlanOptions {
         keep_first_blocks: settings.keep_first_blocks as u64,
         keep_last_blocks: settings.keep_last_blocks as u64,
         workspace_bytes: None,
+        keep: settings.keep_loaded,
     };
-    Ok(plan(&model, target, settings.precision, &options)?)
+    Ok(plan(&spec_of(bundle, settings)?, target, settings.precision, &options)?)
 }
 
-/// Sizes that each symbol of the graphs' shapes may take: least, usual, most.
-fn symbols(bundle: &Bundle, s: &Settings) -> Result<BTreeMap<String, [i64; 3]>, PipelineError> {
+/// Sizes that each named size of a component's shapes may take: least, usual, most. The most are those of the plan.
+#[must_use]
+pub fn profile_sizes(bundle: &Bundle, model: &ModelSpec, component: &str) -> BTreeMap<String, [i64; 3]> {
     let limits = &bundle.manifest().limits;
-    for (what, asked, allowed) in [
-        ("context", s.context_latents, limits.context_allowed),
-        ("target", s.target_latents, limits.target_allowed),
-    ] {
-        if let Some(n) = asked.filter(|&n| n == 0 || n > allowed) {
-            return Err(PipelineError::Refused(format!(
-                "{n} {what} latents are outside the bundle's limits (1 to {allowed})"
-            )));
-        }
-    }
-    let context = s.context_latents.unwrap_or(limits.context_allowed);
-    let targets = s.target_latents.unwrap_or(limits.target_allowed);
-    let usual = limits.context_trained.min(context) + limits.target_trained.min(targets);
+    let n = |latents: u64| i64::try_from(latents).unwrap_or(i64::MAX);
+    let (context, targets) = (n(model.workload.context_latents), n(model.workload.target_latents));
+    let usual_context = n(limits.context_trained as u64).clamp(1, context.max(1));
+    let usual_targets = n(limits.target_trained as u64).clamp(1, targets);
+    // The first target latent is given: halves see it with the context.
+    let given = [1, usual_context + 1, context + 1];
+    let frames = match component {
+        "denoiser_prefill" => given,
+        "denoiser_cached" => [1, (usual_targets - 1).max(1), (targets - 1).max(1)],
+        _ => [1, usual_context + usual_targets, context + targets],
+    };
+    let groups = match component {
+        "vae_decoder" => [1, usual_targets, targets.max(context)],
+        _ => [1; 3],
+    };
     let per_frame = bundle.manifest().dit.tokens_per_frame() as i64;
-    let frames = [1, usual.max(1) as i64, (context + targets) as i64];
-    let context = [1, limits.context_trained.clamp(1, context) as i64, context as i64];
-    Ok(BTreeMap::from([
-        ("batch".into(), [1, 1, 1]),
+    BTreeMap::from([
+        ("batch".into(), [1; 3]),
         ("timesteps".into(), [1, 2, 4]),
-        ("groups".into(), [1, 1, frames[2]]),
+        ("groups".into(), groups),
         ("frames".into(), frames),
         ("tokens".into(), frames.map(|n| n * per_frame)),
-        ("context_tokens".into(), context.map(|n| n * per_frame)),
-    ]))
+        ("context_tokens".into(), given.map(|n| n * per_frame)),
+    ])
 }
 
 fn profiles(
@@ -317,7 +348,16 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused(refusal));
     }
     check_library(request.target, request.library, request.graphs_only)?;
-    let symbols = symbols(request.bundle, &request.settings)?;
+    if request.hardware_compatible
+        && request.target.compute_capability.is_some_and(ComputeCapability::is_jetson)
+    {
+        return Err(PipelineError::Refused(format!(
+            "TensorRT has no hardware-compatible mode on a Jetson: build for {} without --hardware-compatible",
+            request.target.name
+        )));
+    }
+    let model = spec_of(request.bundle, &request.settings)?;
+    request.settings.keep_loaded = Some(planned.memory.keep);
     let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
     if request.out.exists() && !request.out.join(SETTINGS_FILE).is_file() {
         let empty = std::fs::read_dir(request.out).map_err(|e| io(request.out, e))?.next().is_none();
@@ -347,12 +387,16 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     let mut built = Vec::new();
     for (i, component) in graphs.iter().enumerate() {
         (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
+        let symbols = profile_sizes(request.bundle, &model, component);
         built.push(build_component(&mut request, component, &symbols, &staging.0)?);
         if request.cancel.load(Ordering::Relaxed) {
             return Err(PipelineError::Cancelled);
         }
     }
-    let settings = serde_json::to_string_pretty(&request.settings).unwrap_or_default();
+    let settings =
+        Settings { bundle: relative_to(request.out, &request.settings.bundle), ..request.settings.clone() };
+    let settings = serde_json::to_string_pretty(&settings)
+        .map_err(|e| PipelineError::Refused(format!("{SETTINGS_FILE}: {e}")))?;
     let path = staging.0.join(SETTINGS_FILE);
     std::fs::write(&path, settings).map_err(|e| io(&path, e))?;
     if request.out.exists() {
@@ -364,6 +408,24 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         b.file = request.out.join(b.file.file_name().unwrap_or_default());
     }
     Ok(built)
+}
+
+/// A path as seen from a folder that need not exist yet: relative where both hang on one tree and lie near each
+/// other, so that they can be moved together and found from any working directory; else absolute.
+fn relative_to(folder: &Path, path: &Path) -> PathBuf {
+    let whole = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.to_owned());
+    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| whole(p));
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = real(parent).join(folder.file_name().unwrap_or_default());
+    let path = real(path);
+    let (from, to): (Vec<_>, Vec<_>) = (folder.components().collect(), path.components().collect());
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    // The root alone is nothing in common.
+    if common < 2 {
+        return path;
+    }
+    let up = from[common..].iter().map(|_| Path::new(".."));
+    up.chain(to[common..].iter().map(|c| Path::new(c.as_os_str()))).collect()
 }
 
 struct Staging(PathBuf);
@@ -399,11 +461,11 @@ pub fn check_library(
                  quantised graphs here with --graphs-only",
                 target.name,
                 target.compute_capability.map(|c| format!(" (compute capability {c})")).unwrap_or_default(),
-                target.tensorrt_majors.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
+                target.tensorrt.iter().map(Release::to_string).collect::<Vec<_>>().join(" or ")
             )));
         }
-    } else if !target.tensorrt_majors.contains(&version.major) {
-        return Err(PipelineError::Refused(format!("TensorRT {version} does not run on {}", target.name)));
+    } else {
+        target.check_tensorrt(Release { major: version.major, minor: version.minor })?;
     }
     Ok(())
 }
@@ -516,23 +578,38 @@ fn build_component(
     folder: &Path,
 ) -> Result<BuiltComponent, PipelineError> {
     let source = request.bundle.path(component)?;
-    let files = &request.bundle.component(component)?.files;
     let fp32 = Model::load(&source)?;
     if fp32.graph.inputs.iter().any(|i| i.dtype == Some(DataType::F16)) {
         return Err(PipelineError::Refused(format!("{component}: engines are built from fp32 bundles")));
     }
     let profiles = profiles(component, &fp32, symbols)?;
     let started = std::time::Instant::now();
-    let low = lower(request, component, &fp32)?;
+    let mut low = lower(request, component, &fp32)?;
     let quantise_seconds = started.elapsed().as_secs_f64();
     drop(fp32);
+    let library = request.library.filter(|_| !request.graphs_only);
+    if library.is_some() {
+        match low.precision.float() {
+            Precision::Fp16 => narrow_state(&mut low.model, DataType::F16),
+            Precision::Bf16 => narrow_state(&mut low.model, DataType::BF16),
+            _ => {}
+        }
+    }
     let onnx = folder.join(format!("{component}.onnx"));
     low.model.save(&onnx, &SaveOptions::default())?;
-    let fail = |source| match source {
-        BuildError::Cancelled => PipelineError::Cancelled,
-        source => PipelineError::Build { component: component.to_owned(), source },
+    let flags = builder_flags(request, &profiles);
+    let (file, build_seconds) = match library {
+        None => (onnx, quantise_seconds),
+        Some(library) => build_engine(request, library, component, &onnx, profiles)?,
     };
-    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    let passport = passport_of(request, component, &low, &file, library, flags, build_seconds)?;
+    passport.write(&file)?;
+    let calibration = low.quantised.and_then(|q| q.calibration);
+    Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
+}
+
+/// The builder's options, as a passport states them.
+fn builder_flags(request: &Request<'_>, profiles: &[InputProfile]) -> BTreeMap<String, String> {
     let mut flags = BTreeMap::from([
         ("strongly_typed".into(), "true".into()),
         ("hardware_compatible".into(), request.hardware_compatible.to_string()),
@@ -541,64 +618,98 @@ fn build_component(
     if let Some(bytes) = request.workspace_bytes {
         flags.insert("workspace_bytes".into(), bytes.to_string());
     }
-    for p in &profiles {
+    if let Some(level) = request.settings.optimization_level {
+        flags.insert("optimization_level".into(), level.to_string());
+    }
+    for p in profiles {
         flags.insert(format!("profile.{}", p.name), format!("{:?} {:?} {:?}", p.min, p.opt, p.max));
     }
-    let library = request.library.filter(|_| !request.graphs_only);
-    let (file, build_seconds) = match library {
-        None => (onnx.clone(), quantise_seconds),
-        Some(library) => {
-            let engine = folder.join(format!("{component}.engine"));
-            let progress = Arc::clone(&request.progress);
-            let options = BuildOptions {
-                workspace_bytes: request.workspace_bytes,
-                profiles,
-                compute_capability: request.target.compute_capability,
-                timing_cache: request.timing_cache.clone(),
-                hardware_compatible: request.hardware_compatible,
-                version_compatible: request.version_compatible,
-                optimization_level: None,
-                cancel: Arc::clone(&request.cancel),
-                progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
-            };
-            let done = build(library, &onnx, &engine, &options).map_err(fail)?;
-            if !request.keep_onnx {
-                for path in [onnx.clone(), onnx.with_file_name(format!("{component}.onnx.data"))] {
-                    if path.exists() {
-                        std::fs::remove_file(&path).map_err(|e| io(&path, e))?;
-                    }
-                }
-            }
-            (engine, done.seconds)
-        }
+    flags
+}
+
+/// Builds the engine of a graph beside it: its file, and the seconds that it took.
+fn build_engine(
+    request: &Request<'_>,
+    library: &Library,
+    component: &str,
+    onnx: &Path,
+    profiles: Vec<InputProfile>,
+) -> Result<(PathBuf, f64), PipelineError> {
+    let engine = onnx.with_file_name(format!("{component}.engine"));
+    let progress = Arc::clone(&request.progress);
+    let options = BuildOptions {
+        workspace_bytes: request.workspace_bytes,
+        profiles,
+        compute_capability: request.target.compute_capability,
+        timing_cache: request.timing_cache.clone(),
+        hardware_compatible: request.hardware_compatible,
+        version_compatible: request.version_compatible,
+        optimization_level: request.settings.optimization_level,
+        cancel: Arc::clone(&request.cancel),
+        progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
     };
-    let graph_sha256 = files.first().map(|f| f.sha256.clone()).unwrap_or_default();
+    let done = build(library, onnx, &engine, &options).map_err(|source| match source {
+        BuildError::Cancelled => PipelineError::Cancelled,
+        source => PipelineError::Build { component: component.to_owned(), source },
+    })?;
+    if !request.keep_onnx {
+        for path in [onnx.to_owned(), onnx.with_file_name(format!("{component}.onnx.data"))] {
+            if path.exists() {
+                std::fs::remove_file(&path)
+                    .map_err(|source| PipelineError::Io { path: path.display().to_string(), source })?;
+            }
+        }
+    }
+    Ok((engine, done.seconds))
+}
+
+/// What a built engine or graph was made from, with the hash of every file that is read with it.
+fn passport_of(
+    request: &Request<'_>,
+    component: &str,
+    low: &Low,
+    file: &Path,
+    library: Option<&Library>,
+    builder_flags: BTreeMap<String, String>,
+    build_seconds: f64,
+) -> Result<Passport, PipelineError> {
+    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
+    let sources = &request.bundle.component(component)?.files;
+    let graph_sha256 = sources.first().map(|f| f.sha256.clone()).unwrap_or_default();
+    let mut files = BTreeMap::new();
+    if library.is_none() {
+        for name in files_read_by(file)? {
+            let path = file.with_file_name(&name);
+            files.insert(name, sha256_of_file(&path).map_err(|e| io(&path, e))?);
+        }
+    }
     let passport = Passport {
         format: FORMAT,
         component: component.to_owned(),
         bundle_sha256: request.bundle.hash().to_owned(),
-        weights_sha256: files.get(1).map_or_else(|| graph_sha256.clone(), |f| f.sha256.clone()),
+        weights_sha256: sources.get(1).map_or_else(|| graph_sha256.clone(), |f| f.sha256.clone()),
         graph_sha256,
         calibration_sha256: low.quantised.as_ref().and_then(|q| q.calibration_sha256.clone()),
         scales_sha256: low.quantised.as_ref().map(|q| q.scales_sha256.clone()),
-        engine_sha256: sha256_of_file(&file).map_err(|e| io(&file, e))?,
+        engine_sha256: sha256_of_file(file).map_err(|e| io(file, e))?,
+        files,
         precision: low.precision,
         kept_high: low.quantised.as_ref().map(|q| q.kept.clone()).unwrap_or_default(),
         target: request.target.name.clone(),
         compute_capability: request.target.compute_capability,
         library: library.map_or("onnx", library_name).to_owned(),
         library_version: library.map_or_else(String::new, |l| l.version().to_string()),
+        os: std::env::consts::OS.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        jetson_release: library.and_then(|_| jetson_release()),
         driver_version: library.and_then(Library::driver).map(|d| d.cuda_version),
-        builder_flags: flags,
+        builder_flags,
         verification: low.report.as_ref().map(Report::for_passport),
         build_seconds,
-        engine_bytes: std::fs::metadata(&file).map_err(|e| io(&file, e))?.len(),
+        engine_bytes: std::fs::metadata(file).map_err(|e| io(file, e))?.len(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-    .rounded();
-    passport.write(&file)?;
-    let calibration = low.quantised.and_then(|q| q.calibration);
-    Ok(BuiltComponent { passport, file, report: low.report, calibration, quantise_seconds })
+    };
+    Ok(passport.rounded())
 }
 
 /// The settings of a folder of engines.
@@ -609,7 +720,10 @@ pub fn settings_of(folder: &Path) -> Result<Settings, PipelineError> {
     let path = folder.join(SETTINGS_FILE);
     let io = |source| PipelineError::Io { path: path.display().to_string(), source };
     let text = std::fs::read_to_string(&path).map_err(io)?;
-    serde_json::from_str(&text).map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))
+    let settings: Settings = serde_json::from_str(&text)
+        .map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))?;
+    // Relative to the folder of engines, whatever the working directory is.
+    Ok(Settings { bundle: folder.join(&settings.bundle), ..settings })
 }
 
 /// What [`verify_built`] found.
@@ -656,9 +770,9 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         else {
             continue;
         };
-        let mismatch = |field, got: &str, want: &str| PassportError::Mismatch {
+        let mismatch = |field: &str, got: &str, want: &str| PassportError::Mismatch {
             path: engine.display().to_string(),
-            field,
+            field: field.to_owned(),
             got: got.to_owned(),
             want: want.to_owned(),
         };
@@ -718,4 +832,28 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundle_is_found_from_any_working_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("models/house");
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::create_dir_all(folder.path().join("engines")).unwrap();
+        let out = folder.path().join("engines/a100");
+        let stored = relative_to(&out, &bundle);
+        assert_eq!(stored, Path::new("../../models/house"));
+        std::fs::create_dir(&out).unwrap();
+        let mut settings = Settings::new(&stored, "a100", Precision::Fp16);
+        settings.keep_loaded = Some(Keep::Halves);
+        std::fs::write(out.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+        let read = settings_of(&out).unwrap();
+        assert_eq!(read.bundle.canonicalize().unwrap(), bundle.canonicalize().unwrap());
+        assert_eq!(mindseye_engines::residency::keep_of(&out).unwrap(), Keep::Halves);
+        assert!(relative_to(Path::new("/one/engines"), Path::new("/two/bundle")).is_absolute());
+    }
 }

@@ -17,6 +17,7 @@ mod rten;
 pub use self::ort::{OrtBackend, PATH_VARIABLE as ORT_PATH_VARIABLE};
 pub use self::rten::RtenBackend;
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -228,6 +229,63 @@ pub trait Engine: Send + Sync {
     fn session(&self) -> Result<Box<dyn Session>, BackendError>;
 }
 
+/// Whether a tensor of this name is state that one run leaves for later ones: streaming caches (`new_cache.{i}` is the
+/// next run's `cache.{i}`), keys and values of the context (`memory.{i}.k`, `memory.{i}.v`).
+#[must_use]
+pub fn is_state(name: &str) -> bool {
+    ["memory.", "cache.", "new_cache."].iter().any(|start| name.starts_with(start))
+}
+
+/// Name of the input that reads what an output of state leaves.
+#[must_use]
+pub fn state_input(output: &str) -> String {
+    output.strip_prefix("new_").unwrap_or(output).to_owned()
+}
+
+/// State that a run left. Where it lies is its backend's affair: on the host, or on the device, so that it never
+/// crosses between them.
+#[derive(Default)]
+pub struct State(StateKind);
+
+enum StateKind {
+    /// By the name of the input that reads it.
+    Host(Vec<(String, Tensor)>),
+    Device(Box<dyn Any + Send>),
+}
+
+impl Default for StateKind {
+    fn default() -> Self {
+        StateKind::Host(Vec::new())
+    }
+}
+
+impl State {
+    /// Whether no run has left anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        matches!(&self.0, StateKind::Host(tensors) if tensors.is_empty())
+    }
+
+    /// What a backend put on its device.
+    pub(crate) fn device<T: 'static>(&self) -> Option<&T> {
+        match &self.0 {
+            StateKind::Device(state) => state.downcast_ref(),
+            StateKind::Host(_) => None,
+        }
+    }
+
+    /// As [`State::device`], made where there is none yet.
+    pub(crate) fn device_mut<T: Default + Send + 'static>(&mut self) -> Option<&mut T> {
+        if self.device::<T>().is_none() {
+            self.0 = StateKind::Device(Box::<T>::default());
+        }
+        match &mut self.0 {
+            StateKind::Device(state) => state.downcast_mut(),
+            StateKind::Host(_) => None,
+        }
+    }
+}
+
 /// One thread's way to run an engine.
 pub trait Session: Send {
     /// Runs once. `outputs` names what is wanted; each tensor there is overwritten, its memory reused where the
@@ -241,6 +299,42 @@ pub trait Session: Send {
         inputs: &[(&str, &Tensor)],
         outputs: &mut [(&str, &mut Tensor)],
     ) -> Result<(), BackendError>;
+
+    /// As [`Session::run_into`], with state: inputs that are state ([`is_state`]) come from `from`, and outputs that are
+    /// state go to `to`, whose memory is reused where the backend can. `from` is left as it is.
+    ///
+    /// # Errors
+    /// As [`Session::run_into`]; also [`BackendError::Run`] for state that another backend left.
+    fn run_with_state(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut [(&str, &mut Tensor)],
+        from: Option<&State>,
+        to: Option<&mut State>,
+    ) -> Result<(), BackendError> {
+        let mut given = inputs.to_vec();
+        match from.map(|s| &s.0) {
+            Some(StateKind::Host(tensors)) => given.extend(tensors.iter().map(|(n, t)| (n.as_str(), t))),
+            Some(StateKind::Device(_)) => {
+                let what = "state that a run on another device left cannot be read here".into();
+                return Err(BackendError::Run { backend: "host", what });
+            }
+            None => {}
+        }
+        let Some(to) = to else { return self.run_into(&given, outputs) };
+        let names: Vec<String> =
+            self.engine().outputs().iter().map(|p| p.name.clone()).filter(|n| is_state(n)).collect();
+        let mut left = match std::mem::take(&mut to.0) {
+            StateKind::Host(tensors) if tensors.len() == names.len() => tensors,
+            _ => names.iter().map(|n| (state_input(n), Tensor::empty())).collect(),
+        };
+        let mut wanted: Vec<(&str, &mut Tensor)> =
+            outputs.iter_mut().map(|(name, tensor)| (*name, &mut **tensor)).collect();
+        wanted.extend(names.iter().map(String::as_str).zip(left.iter_mut().map(|(_, t)| t)));
+        self.run_into(&given, &mut wanted)?;
+        to.0 = StateKind::Host(left);
+        Ok(())
+    }
 
     /// Inputs and outputs of the engine.
     fn engine(&self) -> &dyn Engine;

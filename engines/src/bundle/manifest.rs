@@ -690,7 +690,7 @@ impl Component {
                 let at = format!("component.{name}.{side}.{}", port.name);
                 match real.iter().find(|p| p.name == port.name) {
                     None => return Err(field(at, describe(&port), "nothing of this name")),
-                    Some(found) if found.dtype != port.dtype || found.shape != port.shape => {
+                    Some(found) if found.dtype != port.dtype || !same_shape(&found.shape, &port.shape) => {
                         return Err(field(at, describe(&port), describe(found)));
                     }
                     Some(_) => {}
@@ -706,6 +706,12 @@ impl Component {
         }
         Ok(())
     }
+}
+
+/// Whether two shapes agree; sizes that one of them does not know agree with all. (An engine has lost the names of sizes
+/// that differ between calls.)
+fn same_shape(a: &[Dim], b: &[Dim]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || *a == Dim::Unknown || *b == Dim::Unknown)
 }
 
 fn is_plain_name(name: &str) -> bool {

@@ -445,12 +445,25 @@ pub struct HostDevice {
     info: DeviceInfo,
     capacity: u64,
     used: std::sync::Mutex<std::collections::BTreeMap<u64, usize>>,
+    /// Bytes that a stand-in library holds besides, asked whenever something happens here.
+    beside: Box<dyn Fn() -> u64 + Send + Sync>,
+    peak: std::sync::atomic::AtomicU64,
 }
 
 impl HostDevice {
     /// A stand-in with this compute capability and memory.
     #[must_use]
     pub fn open(compute_capability: ComputeCapability, capacity: u64) -> Arc<dyn Device> {
+        HostDevice::counting(compute_capability, capacity, || 0)
+    }
+
+    /// As [`HostDevice::open`], with an allocation counter that also counts what a library says it holds.
+    #[must_use]
+    pub fn counting(
+        compute_capability: ComputeCapability,
+        capacity: u64,
+        beside: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Arc<HostDevice> {
         Arc::new(HostDevice {
             info: DeviceInfo {
                 ordinal: 0,
@@ -461,7 +474,20 @@ impl HostDevice {
             },
             capacity,
             used: std::sync::Mutex::default(),
+            beside: Box::new(beside),
+            peak: std::sync::atomic::AtomicU64::new(0),
         })
+    }
+
+    /// Most bytes that were held at one moment, page-locked memory and the library's included.
+    #[must_use]
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn count(&self) {
+        let now = self.used().values().map(|&b| b as u64).sum::<u64>() + (self.beside)();
+        self.peak.fetch_max(now, std::sync::atomic::Ordering::SeqCst);
     }
 
     fn used(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<u64, usize>> {
@@ -491,6 +517,7 @@ unsafe impl Device for HostDevice {
             return Err(CudaError::Call { call: "alloc", reason: "the host has no memory left".into() });
         }
         self.used().insert(at as u64, bytes);
+        self.count();
         Ok(at as u64)
     }
 
@@ -528,6 +555,7 @@ unsafe impl Device for HostDevice {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
+        self.count();
         Ok(())
     }
 

@@ -233,7 +233,8 @@ fn modulation<O: Ops>(
         .collect()
 }
 
-/// The forward pass.
+/// The forward pass. One function, though a long one: it is the network's definition, read from top to bottom, and each
+/// step hands its tensors to the next.
 ///
 /// # Panics
 /// When an input's shape disagrees with the configuration, or camera rays / `row_batch` are missing where the

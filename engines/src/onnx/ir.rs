@@ -1,6 +1,7 @@
 //! The graph as plain data, made for rewriting.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -531,7 +532,39 @@ pub struct Model {
     pub graph: Graph,
 }
 
+impl Graph {
+    /// Adds the names of the files that hold constants of this graph and its subgraphs.
+    fn add_external_files(&self, names: &mut BTreeSet<String>) {
+        let mut add = |constant: &Initializer| {
+            if let TensorData::File { path, .. } = &constant.data
+                && let Some(name) = path.file_name()
+            {
+                names.insert(name.to_string_lossy().into_owned());
+            }
+        };
+        self.initializers.iter().for_each(&mut add);
+        for attribute in self.nodes.iter().flat_map(|n| &n.attributes) {
+            if let AttributeValue::Tensor(constant) = &attribute.value {
+                add(constant);
+            }
+        }
+        for attribute in self.nodes.iter().flat_map(|n| &n.attributes) {
+            if let AttributeValue::Graph(inner) = &attribute.value {
+                inner.add_external_files(names);
+            }
+        }
+    }
+}
+
 impl Model {
+    /// Names of the files beside the model's own that hold its constants; they lie in its folder.
+    #[must_use]
+    pub fn external_files(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        self.graph.add_external_files(&mut names);
+        names
+    }
+
     /// An empty model of the operator set that this crate writes.
     pub fn new(graph: Graph) -> Self {
         Self {

@@ -23,6 +23,11 @@ const MAX_NUMBERS: usize = 64 << 20;
 /// Axes of a tensor.
 const MAX_RANK: usize = 64;
 
+/// The folder of a model that was named without one is the working directory.
+fn folder_or_here(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+}
+
 impl Model {
     /// Reads a file; weights beside it are opened, not read.
     ///
@@ -368,7 +373,16 @@ impl Parser {
                 }
                 let path = folder.join(location);
                 let io = |source| OnnxError::Io { path: path.clone(), source };
-                let file = File::open(&path).map_err(io)?;
+                // A link may lead to another file of the folder, and not out of it.
+                let (real, home) =
+                    (path.canonicalize().map_err(io)?, folder_or_here(folder).canonicalize().map_err(io)?);
+                if !real.starts_with(&home) {
+                    return Err(fail(format!(
+                        "external file {location:?} is a link to {}, outside of the model's own folder",
+                        real.display()
+                    )));
+                }
+                let file = File::open(&real).map_err(io)?;
                 let metadata = file.metadata().map_err(io)?;
                 if !metadata.is_file() {
                     return Err(fail(format!("external file {location:?} is not a plain file")));

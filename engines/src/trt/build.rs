@@ -202,35 +202,8 @@ pub fn build(
         Some(path) => attach_timing_cache(slots, &config, path)?,
         None => None,
     };
-    let monitor = Monitor::new(options);
-    type SetMonitor = unsafe extern "C" fn(NonNull<c_void>, *const Monitor);
-    // SAFETY: the monitor outlives the config, which is dropped first (declared earlier, but the monitor is unset
-    // below before either goes).
-    unsafe {
-        method::<SetMonitor>(config.implementation(), slots.config_set_progress_monitor)(
-            config.implementation(),
-            &raw const *monitor,
-        );
-    }
-
     report("build");
-    type Build = unsafe extern "C" fn(NonNull<c_void>, NonNull<c_void>, NonNull<c_void>) -> *mut c_void;
-    // SAFETY: builder, network and config are alive and belong together; the result is an owned IHostMemory.
-    let serialized = unsafe {
-        let pointer = method::<Build>(builder.implementation(), slots.builder_build_serialized)(
-            builder.implementation(),
-            network.pointer(),
-            config.pointer(),
-        );
-        Object::own(pointer)
-    };
-    // SAFETY: as above; null unsets it.
-    unsafe {
-        method::<SetMonitor>(config.implementation(), slots.config_set_progress_monitor)(
-            config.implementation(),
-            std::ptr::null(),
-        );
-    }
+    let serialized = serialize(slots, &builder, &network, &config, options);
     cancelled()?;
     let Some(serialized) = serialized else {
         return Err(BuildError::Build { path: shown, log: library.errors_text() });
@@ -245,6 +218,34 @@ pub fn build(
         save_timing_cache(slots, &config, path)?;
     }
     Ok(Built { bytes: bytes.len() as u64, seconds: started.elapsed().as_secs_f64(), layers, inputs, outputs })
+}
+
+/// Builds, with progress and cancelling; none where TensorRT gave up.
+fn serialize(
+    slots: &Slots,
+    builder: &Object,
+    network: &Object,
+    config: &Object,
+    options: &BuildOptions,
+) -> Option<Object> {
+    type SetMonitor = unsafe extern "C" fn(NonNull<c_void>, *const Monitor);
+    type Build = unsafe extern "C" fn(NonNull<c_void>, NonNull<c_void>, NonNull<c_void>) -> *mut c_void;
+    let monitor = Monitor::new(options);
+    let this = config.implementation();
+    // SAFETY: `setProgressMonitor(IProgressMonitor*)`: the monitor is unset below before it goes.
+    unsafe { method::<SetMonitor>(this, slots.config_set_progress_monitor)(this, &raw const *monitor) };
+    // SAFETY: builder, network and config are alive and belong together; the result is an owned IHostMemory.
+    let serialized = unsafe {
+        let pointer = method::<Build>(builder.implementation(), slots.builder_build_serialized)(
+            builder.implementation(),
+            network.pointer(),
+            config.pointer(),
+        );
+        Object::own(pointer)
+    };
+    // SAFETY: as above; null unsets it.
+    unsafe { method::<SetMonitor>(this, slots.config_set_progress_monitor)(this, std::ptr::null()) };
+    serialized
 }
 
 fn check_device(library: &Library, options: &BuildOptions) -> Result<(), BuildError> {

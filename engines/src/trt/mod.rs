@@ -21,7 +21,9 @@ mod run;
 pub use backend::{TensorRtBackend, library_name};
 pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
-pub use run::{DType, Given, Io, RunError, RunOptions, Take, TrtContext, TrtEngine};
+pub use run::{
+    Arenas, DType, DeviceState, InputBytes, Io, OutputSink, RunError, RunOptions, TrtContext, TrtEngine,
+};
 
 /// First bytes of an engine file of TensorRT-RTX: what 1.7.1 writes, and compares a file with when it loads it.
 pub const RTX_ENGINE_MAGIC: [u8; 4] = *b"vtrt";

@@ -1,14 +1,17 @@
 //! A serialized engine on a device: deserialised from a mapped file, run on one stream.
 #![allow(unsafe_code)] // FFI fence: virtual calls into TensorRT, one mapped file.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use super::abi::Slots;
 use super::ffi::{self, Dims, Object, method};
 use super::library::{Library, LibraryError};
+use crate::backend::{is_state, state_input};
 use crate::cuda::{CudaError, Device, Memory, Pinned};
 
 /// Element types, numbered as TensorRT numbers them.
@@ -68,23 +71,132 @@ pub struct Io {
 }
 
 /// One input of a run: name, shape, little-endian bytes.
-pub type Given<'a> = (&'a str, &'a [i64], &'a [u8]);
+pub type InputBytes<'a> = (&'a str, &'a [i64], &'a [u8]);
 
-/// Told of each output of a run: which, its shape, its bytes.
-pub type Take<'a> = dyn FnMut(&Io, &[i64], &[u8]) + 'a;
+/// Receives the outputs of a run: which, its shape, its bytes.
+pub type OutputSink<'a> = dyn FnMut(&Io, &[i64], &[u8]) + 'a;
 
 /// How to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RunOptions {
     /// Most device memory that one context may take, bytes: activations and I/O together.
     pub memory_limit: Option<u64>,
     /// Record the work as a CUDA graph after the first run of a shape, and fall back where that fails.
     pub cuda_graphs: bool,
+    /// Memory that contexts share which run one after the other; none: each context has its own.
+    pub arenas: Option<Arc<Arenas>>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        RunOptions { memory_limit: None, cuda_graphs: true }
+        RunOptions { memory_limit: None, cuda_graphs: true, arenas: None }
+    }
+}
+
+/// Activations, inputs and outputs of one context at a time, and page-locked memory to copy through.
+struct Arena {
+    memory: Option<Memory>,
+    staging: Option<Pinned>,
+}
+
+impl Arena {
+    const EMPTY: Arena = Arena { memory: None, staging: None };
+
+    /// Makes room. What was there is freed first, so that both are never held together.
+    fn reserve(&mut self, device: &Arc<dyn Device>, bytes: usize, staged: usize) -> Result<(), CudaError> {
+        if self.memory.as_ref().is_none_or(|m| m.bytes() < bytes) {
+            self.memory = None;
+            self.memory = Some(Memory::new(device, bytes, "an engine's activations, inputs and outputs")?);
+        }
+        if self.staging.as_ref().is_none_or(|s| s.bytes().len() < staged) {
+            self.staging = None;
+            self.staging = Some(Pinned::new(device, staged)?);
+        }
+        Ok(())
+    }
+}
+
+type Lane = Arc<Mutex<Arena>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Arenas hold no invariant that a panic could break: each run writes what it reads.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One arena for each thread that runs engines, as large as the largest context that ran on it: parts that a thread
+/// runs one after the other need no memory of their own.
+pub struct Arenas {
+    device: Arc<dyn Device>,
+    lanes: Mutex<HashMap<ThreadId, Lane>>,
+}
+
+impl Arenas {
+    /// None yet.
+    #[must_use]
+    pub fn new(device: &Arc<dyn Device>) -> Arc<Self> {
+        Arc::new(Arenas { device: Arc::clone(device), lanes: Mutex::default() })
+    }
+
+    /// Refuses a context that can never run here.
+    fn check(&self, bytes: usize) -> Result<(), CudaError> {
+        let total = self.device.info().total_bytes;
+        if bytes as u64 <= total {
+            return Ok(());
+        }
+        let what = "an engine's activations, inputs and outputs".to_owned();
+        Err(CudaError::OutOfMemory { what, wanted: bytes as u64, free: total })
+    }
+
+    fn of_this_thread(&self) -> Lane {
+        let mut lanes = lock(&self.lanes);
+        if let Some(lane) = lanes.get(&std::thread::current().id()) {
+            return Arc::clone(lane);
+        }
+        // Those of threads whose contexts are gone.
+        lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+        let lane: Lane = Arc::new(Mutex::new(Arena::EMPTY));
+        lanes.insert(std::thread::current().id(), Arc::clone(&lane));
+        lane
+    }
+}
+
+/// A tensor that stays on the device between runs.
+struct DeviceTensor {
+    memory: Memory,
+    dtype: DType,
+    shape: Vec<i64>,
+}
+
+/// State that one run leaves on the device for later runs, by the name of the input that reads it.
+#[derive(Default)]
+pub struct DeviceState {
+    tensors: BTreeMap<String, DeviceTensor>,
+}
+
+impl DeviceState {
+    /// Device memory that it holds, bytes.
+    #[must_use]
+    pub fn device_bytes(&self) -> usize {
+        self.tensors.values().map(|t| t.memory.bytes()).sum()
+    }
+
+    /// Memory for a tensor, that of an earlier one where it is large enough.
+    fn place(
+        &mut self,
+        device: &Arc<dyn Device>,
+        name: &str,
+        dtype: DType,
+        shape: &[i64],
+        bytes: usize,
+    ) -> Result<u64, CudaError> {
+        let old = self.tensors.remove(name).map(|t| t.memory).filter(|m| m.bytes() >= bytes);
+        let memory = match old {
+            Some(memory) => memory,
+            None => Memory::new(device, bytes, name)?,
+        };
+        let address = memory.address();
+        self.tensors.insert(name.to_owned(), DeviceTensor { memory, dtype, shape: shape.to_vec() });
+        Ok(address)
     }
 }
 
@@ -171,7 +283,9 @@ pub struct TrtEngine {
 unsafe impl Sync for TrtEngine {}
 
 impl TrtEngine {
-    /// Maps `path` and deserialises it.
+    /// Maps `path` and deserialises it. `host_code`: the engine was built version-compatible and brings code of its
+    /// own for the host, which TensorRT runs only where it is allowed to. Allow it for engines whose passport was
+    /// checked.
     ///
     /// # Errors
     /// [`RunError`].
@@ -179,7 +293,9 @@ impl TrtEngine {
         library: &Arc<Library>,
         device: &Arc<dyn Device>,
         path: &Path,
+        host_code: bool,
     ) -> Result<Arc<TrtEngine>, RunError> {
+        type Allow = unsafe extern "C" fn(NonNull<c_void>, bool);
         type Deserialize = unsafe extern "C" fn(NonNull<c_void>, *const u8, usize) -> *mut c_void;
         let shown = path.display().to_string();
         let io = |source| RunError::Io { path: shown.clone(), source };
@@ -194,6 +310,10 @@ impl TrtEngine {
         let slots = library.abi().slots();
         let runtime = library.create_runtime()?;
         let this = runtime.implementation();
+        if host_code {
+            // SAFETY: `void setEngineHostCodeAllowed(bool)`.
+            unsafe { method::<Allow>(this, slots.runtime_set_host_code_allowed)(this, true) };
+        }
         // SAFETY: `ICudaEngine* deserializeCudaEngine(void const*, size_t)`; the bytes are copied; the result is ours.
         let engine = unsafe {
             Object::own(method::<Deserialize>(this, slots.runtime_deserialize)(
@@ -260,7 +380,7 @@ impl TrtEngine {
         }
     }
 
-    /// A context: one arena for activations, inputs and outputs, sized for the largest shapes.
+    /// A context: room for activations, inputs and outputs of the largest shapes, of its own or shared.
     ///
     /// # Errors
     /// More memory than the limit or than the device has, or TensorRT refuses.
@@ -305,31 +425,46 @@ fn describe(slots: &Slots, engine: &Object) -> Result<Vec<Io>, RunError> {
     Ok(found)
 }
 
-/// One tensor's place in the arena and in the staging buffer.
+/// One tensor's place in the arena and in the staging buffer; state has none, it lies outside.
 struct Place {
     c_name: CString,
     offset: usize,
     capacity: usize,
+    state: bool,
     shape: Vec<i64>,
+    /// Address that TensorRT was given last.
+    bound: u64,
 }
 
-/// A way to run an engine: own shapes, memory and, after the first run, own CUDA graph. One thread at a time.
+/// A way to run an engine: own shapes and CUDA graphs, own or shared memory. One thread at a time.
 pub struct TrtContext {
-    // Dropped in this order: graph (in Drop), context, memory.
+    // Dropped in this order: graphs (in Drop), context, memory.
     context: Object,
     engine: Arc<TrtEngine>,
-    arena: Memory,
-    staging: Pinned,
+    /// Its own arena, or that of the thread which ran it last.
+    lane: Option<Lane>,
+    arenas: Option<Arc<Arenas>>,
+    /// Bytes of places in the arena; scratch memory begins there.
+    places_end: usize,
+    activations: usize,
+    /// Scratch memory that TensorRT was given last.
+    bound_scratch: u64,
     places: Vec<Place>,
-    graph: GraphState,
+    graphs: Graphs,
 }
 
-enum GraphState {
-    /// Not wanted, or failed before.
-    Off,
-    /// The shapes ran this many times without a graph.
-    Warming(u32),
-    /// Recorded for the present shapes.
+/// Recorded work, for the present shapes, by the addresses that it reads and writes.
+struct Graphs {
+    wanted: bool,
+    known: Vec<(Vec<u64>, Recorded)>,
+}
+
+/// Contexts alternate between two sets of caches, or of keys and values: with two to spare.
+const GRAPHS_KEPT: usize = 4;
+
+enum Recorded {
+    /// Ran once without a graph.
+    Warm,
     Ready(u64),
 }
 
@@ -343,78 +478,270 @@ fn byte_count(shape: &[i64], dtype: DType) -> Option<usize> {
     shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(usize::try_from(d).ok()?))
 }
 
+/// What is copied and kept around one run.
+struct Edges<'a> {
+    /// Bytes of inputs that have a place in the arena.
+    inputs: Vec<(usize, &'a [u8])>,
+    /// Bytes of state that the host gives.
+    host_state: Vec<(u64, &'a [u8])>,
+    /// Memory of state that nobody keeps.
+    passing: Vec<(usize, Memory)>,
+}
+
 impl TrtContext {
     fn new(engine: &Arc<TrtEngine>, options: &RunOptions) -> Result<TrtContext, RunError> {
-        type Create = unsafe extern "C" fn(NonNull<c_void>, i32) -> *mut c_void;
         let library = &engine.library;
-        let slots = library.abi().slots();
-        let this = engine.engine.implementation();
-        const USER_MANAGED: i32 = 2;
-        // SAFETY: `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`; the result is ours.
-        let context =
-            unsafe { Object::own(method::<Create>(this, slots.engine_create_context)(this, USER_MANAGED)) };
-        let context = context.ok_or_else(|| RunError::Run {
-            what: "create an execution context".into(),
-            log: library.errors_text(),
-        })?;
+        let context = create_context(engine)?;
         let mut places = Vec::new();
         for io in &engine.io {
             let c_name = CString::new(io.name.as_bytes())
                 .map_err(|_| RunError::Input { input: io.name.clone(), reason: "NUL in the name".into() })?;
-            places.push(Place { c_name, offset: 0, capacity: 0, shape: Vec::new() });
+            let state = is_state(&io.name);
+            places.push(Place { c_name, offset: 0, capacity: 0, state, shape: Vec::new(), bound: 0 });
         }
-        // Largest shapes: inputs by profile, outputs as the context infers them.
-        for (io, place) in engine.io.iter().zip(&mut places) {
-            if let Some((_, max)) = &io.limits {
-                set_input_shape(library, &context, &place.c_name, max)?;
-                place.shape.clone_from(max);
-            }
-        }
-        let mut end = 0usize;
-        let too_large =
-            |name: &str| RunError::Input { input: name.to_owned(), reason: "its size overflows".into() };
-        for (io, place) in engine.io.iter().zip(&mut places) {
-            if !io.input {
-                place.shape = tensor_shape(slots, &context, &place.c_name);
-            }
-            place.capacity = byte_count(&place.shape, io.dtype).ok_or_else(|| RunError::Input {
-                input: io.name.clone(),
-                reason: format!("its largest shape {:?} is not known before a run", place.shape),
-            })?;
-            place.offset = end;
-            end = aligned(place.capacity)
-                .and_then(|b| end.checked_add(b))
-                .ok_or_else(|| too_large(&io.name))?;
-        }
-        let activations = usize::try_from(engine.activation_bytes).map_err(|_| too_large("activations"))?;
-        let needed = end.checked_add(activations).ok_or_else(|| too_large("activations"))?;
+        let places_end = lay_out(library, &context, &engine.io, &mut places)?;
+        let overflow =
+            || RunError::Input { input: "activations".into(), reason: "its size overflows".into() };
+        let activations = usize::try_from(engine.activation_bytes).map_err(|_| overflow())?;
+        let needed = places_end.checked_add(activations).ok_or_else(overflow)?;
         if let Some(limit) = options.memory_limit.filter(|&l| needed as u64 > l) {
             return Err(RunError::Memory {
                 needed: needed as u64,
                 activations: activations as u64,
-                io: end as u64,
+                io: places_end as u64,
                 limit,
             });
         }
-        let arena = Memory::new(&engine.device, needed, "an engine's activations, inputs and outputs")?;
-        let staging = Pinned::new(&engine.device, end)?;
+        let lane = match &options.arenas {
+            Some(arenas) => {
+                arenas.check(needed)?;
+                None
+            }
+            None => {
+                let mut arena = Arena::EMPTY;
+                arena.reserve(&engine.device, needed, places_end)?;
+                Some(Arc::new(Mutex::new(arena)))
+            }
+        };
+        Ok(TrtContext {
+            context,
+            engine: Arc::clone(engine),
+            lane,
+            arenas: options.arenas.clone(),
+            places_end,
+            activations,
+            bound_scratch: 0,
+            places,
+            graphs: Graphs { wanted: options.cuda_graphs, known: Vec::new() },
+        })
+    }
+
+    /// Device memory that this context needs, bytes; where it is shared, others use it, too.
+    #[must_use]
+    pub fn device_bytes(&self) -> usize {
+        self.places_end + self.activations
+    }
+
+    /// True when the present shapes run as a recorded CUDA graph.
+    #[must_use]
+    pub fn uses_graph(&self) -> bool {
+        self.graphs.known.iter().any(|(_, r)| matches!(r, Recorded::Ready(_)))
+    }
+
+    /// Runs once. `inputs`: name, shape and little-endian bytes of every input, in any order. `output` is called for
+    /// each output with its name, shape and bytes.
+    ///
+    /// # Errors
+    /// A missing, unknown or wrongly shaped input, or TensorRT or CUDA fails.
+    pub fn run(&mut self, inputs: &[InputBytes<'_>], output: &mut OutputSink<'_>) -> Result<(), RunError> {
+        self.run_with_state(inputs, None, None, &|_| true, output)
+    }
+
+    /// As [`TrtContext::run`], with state on the device: inputs that are state come from `from` where it has them, and
+    /// outputs that are state go to `to`. Without `to` they come to `output` where they are `wanted`, else nowhere.
+    ///
+    /// # Errors
+    /// As [`TrtContext::run`].
+    pub fn run_with_state(
+        &mut self,
+        inputs: &[InputBytes<'_>],
+        from: Option<&DeviceState>,
+        to: Option<&mut DeviceState>,
+        wanted: &dyn Fn(&str) -> bool,
+        output: &mut OutputSink<'_>,
+    ) -> Result<(), RunError> {
+        let engine = Arc::clone(&self.engine);
+        if let Some((name, _, _)) =
+            inputs.iter().find(|(name, _, _)| !engine.io.iter().any(|io| io.input && io.name == *name))
+        {
+            let reason = "the engine has no such input".into();
+            return Err(RunError::Input { input: (*name).to_owned(), reason });
+        }
+        let lane = match &self.arenas {
+            Some(arenas) => arenas.of_this_thread(),
+            None => self.lane.clone().unwrap_or_else(|| Arc::new(Mutex::new(Arena::EMPTY))),
+        };
+        self.lane = Some(Arc::clone(&lane));
+        let mut arena = lock(&lane);
+        let (bytes, staged) = (self.device_bytes(), self.places_end);
+        arena.reserve(&engine.device, bytes, staged)?;
+        let Arena { memory: Some(memory), staging: Some(staging) } = &mut *arena else {
+            return Err(RunError::Run { what: "reserve memory".into(), log: String::new() });
+        };
+        let base = memory.address();
+        let mut edges = Edges { inputs: Vec::new(), host_state: Vec::new(), passing: Vec::new() };
+        let mut addresses = vec![0; self.places.len()];
+        self.take_inputs(inputs, from, base, &mut addresses, &mut edges)?;
+        let kept = to.is_some();
+        self.place_outputs(to, base, &mut addresses, &mut edges)?;
+        self.bind(&addresses, base + self.places_end as u64)?;
+        for &(offset, bytes) in &edges.inputs {
+            staging.bytes_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        self.queue(base, staging, &edges)?;
+        engine.device.synchronize()?;
+        for (i, (io, place)) in
+            engine.io.iter().zip(&self.places).enumerate().filter(|(_, (io, _))| !io.input)
+        {
+            let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0);
+            if !place.state {
+                output(io, &place.shape, &staging.bytes()[place.offset..place.offset + bytes]);
+            } else if !kept && wanted(&io.name) {
+                let mut copy = vec![0u8; bytes];
+                // SAFETY: both ranges are `bytes` long; `synchronize` follows before `copy` is read or freed.
+                unsafe { engine.device.copy_out(copy.as_mut_ptr(), addresses[i], bytes)? };
+                engine.device.synchronize()?;
+                output(io, &place.shape, &copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks inputs, sets their shapes, and finds their addresses.
+    fn take_inputs<'a>(
+        &mut self,
+        inputs: &[InputBytes<'a>],
+        from: Option<&DeviceState>,
+        base: u64,
+        addresses: &mut [u64],
+        edges: &mut Edges<'a>,
+    ) -> Result<(), RunError> {
+        let engine = Arc::clone(&self.engine);
+        let mut changed = false;
+        for (i, (io, place)) in
+            engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| io.input)
+        {
+            let bad = |reason: String| RunError::Input { input: io.name.clone(), reason };
+            let kept = from.filter(|_| place.state).and_then(|s| s.tensors.get(&io.name));
+            let given = inputs.iter().find(|(name, _, _)| *name == io.name);
+            let shape = match (kept, given) {
+                (Some(tensor), _) if tensor.dtype != io.dtype => {
+                    return Err(bad(format!("state of {:?} given for {:?}", tensor.dtype, io.dtype)));
+                }
+                (Some(tensor), _) => tensor.shape.as_slice(),
+                (None, Some((_, shape, _))) => shape,
+                (None, None) => return Err(bad("not given".into())),
+            };
+            let fits = io.limits.as_ref().is_some_and(|(min, max)| {
+                shape.len() == min.len()
+                    && shape.iter().zip(min).zip(max).all(|((&d, &lo), &hi)| lo <= d && d <= hi)
+            });
+            if !fits {
+                return Err(bad(format!("shape {shape:?} is outside {:?}", io.limits)));
+            }
+            if place.shape != *shape {
+                set_input_shape(&engine.library, &self.context, &place.c_name, shape)?;
+                place.shape = shape.to_vec();
+                changed = true;
+            }
+            if let Some(tensor) = kept {
+                addresses[i] = tensor.memory.address();
+                continue;
+            }
+            let bytes = given.map_or(&[][..], |(_, _, bytes)| bytes);
+            if byte_count(shape, io.dtype) != Some(bytes.len()) {
+                return Err(bad(format!(
+                    "{} bytes given for shape {shape:?} of {:?}",
+                    bytes.len(),
+                    io.dtype
+                )));
+            }
+            if place.state {
+                let memory = Memory::new(&engine.device, bytes.len(), &io.name)?;
+                addresses[i] = memory.address();
+                edges.host_state.push((memory.address(), bytes));
+                edges.passing.push((i, memory));
+            } else {
+                addresses[i] = base + place.offset as u64;
+                edges.inputs.push((place.offset, bytes));
+            }
+        }
+        if changed {
+            // TensorRT's own state follows the shapes: what was recorded before is void.
+            self.forget_graphs();
+        }
+        Ok(())
+    }
+
+    /// Asks for the outputs' shapes and finds their addresses.
+    fn place_outputs(
+        &mut self,
+        mut to: Option<&mut DeviceState>,
+        base: u64,
+        addresses: &mut [u64],
+        edges: &mut Edges<'_>,
+    ) -> Result<(), RunError> {
+        let engine = Arc::clone(&self.engine);
+        let slots = engine.library.abi().slots();
+        for (i, (io, place)) in
+            engine.io.iter().zip(&mut self.places).enumerate().filter(|(_, (io, _))| !io.input)
+        {
+            place.shape = tensor_shape(slots, &self.context, &place.c_name);
+            let bytes = byte_count(&place.shape, io.dtype).filter(|&b| b <= place.capacity);
+            let Some(bytes) = bytes else {
+                return Err(RunError::Run {
+                    what: format!("give {:?} the shape {:?}", io.name, place.shape),
+                    log: engine.library.errors_text(),
+                });
+            };
+            addresses[i] = match to.as_deref_mut().filter(|_| place.state) {
+                Some(to) => {
+                    to.place(&engine.device, &state_input(&io.name), io.dtype, &place.shape, bytes)?
+                }
+                None if place.state => {
+                    let memory = Memory::new(&engine.device, bytes, &io.name)?;
+                    let address = memory.address();
+                    edges.passing.push((i, memory));
+                    address
+                }
+                None => base + place.offset as u64,
+            };
+        }
+        Ok(())
+    }
+
+    /// Tells TensorRT of addresses that changed.
+    fn bind(&mut self, addresses: &[u64], scratch: u64) -> Result<(), RunError> {
         type SetMemory = unsafe extern "C" fn(NonNull<c_void>, u64);
         type SetMemorySized = unsafe extern "C" fn(NonNull<c_void>, u64, i64);
         type SetAddress = unsafe extern "C" fn(NonNull<c_void>, *const c_char, u64) -> bool;
-        let this = context.implementation();
-        let scratch = arena.address() + end as u64;
-        // SAFETY: `setDeviceMemory(void*)` or `setDeviceMemoryV2(void*, int64_t)`: the arena outlives the context and
-        // has the engine's size behind `scratch`, 256-byte aligned. `setTensorAddress(char const*, void*)`: each
-        // tensor has its own range of the arena.
+        let library = &self.engine.library;
+        let slots = library.abi().slots();
+        let this = self.context.implementation();
+        // SAFETY: `setDeviceMemory(void*)` or `setDeviceMemoryV2(void*, int64_t)`: the arena is locked for this run and
+        // has the engine's size behind `scratch`, 256-byte aligned. `setTensorAddress(char const*, void*)`: each tensor
+        // has its own range, which lives until the run is over.
         unsafe {
-            if library.abi().device_memory_has_size() {
-                let size = i64::try_from(activations).unwrap_or(i64::MAX);
-                method::<SetMemorySized>(this, slots.context_set_device_memory)(this, scratch, size);
-            } else {
-                method::<SetMemory>(this, slots.context_set_device_memory)(this, scratch);
+            if scratch != self.bound_scratch {
+                if library.abi().device_memory_has_size() {
+                    let size = i64::try_from(self.activations).unwrap_or(i64::MAX);
+                    method::<SetMemorySized>(this, slots.context_set_device_memory)(this, scratch, size);
+                } else {
+                    method::<SetMemory>(this, slots.context_set_device_memory)(this, scratch);
+                }
+                self.bound_scratch = scratch;
             }
-            for place in &places {
-                let address = arena.address() + place.offset as u64;
+            for (place, &address) in self.places.iter_mut().zip(addresses).filter(|(p, a)| p.bound != **a) {
                 if !method::<SetAddress>(this, slots.context_set_tensor_address)(
                     this,
                     place.c_name.as_ptr(),
@@ -423,138 +750,80 @@ impl TrtContext {
                     let what = format!("set the address of {:?}", place.c_name);
                     return Err(RunError::Run { what, log: library.errors_text() });
                 }
+                place.bound = address;
             }
-        }
-        let graph = if options.cuda_graphs { GraphState::Warming(0) } else { GraphState::Off };
-        Ok(TrtContext { context, engine: Arc::clone(engine), arena, staging, places, graph })
-    }
-
-    /// Device memory that this context holds, bytes.
-    #[must_use]
-    pub fn device_bytes(&self) -> usize {
-        self.arena.bytes()
-    }
-
-    /// True when the present shapes run as a recorded CUDA graph.
-    #[must_use]
-    pub fn uses_graph(&self) -> bool {
-        matches!(self.graph, GraphState::Ready(_))
-    }
-
-    /// Runs once. `inputs`: name, shape and little-endian bytes of every input, in any order. `output` is called for
-    /// each output with its name, shape and bytes.
-    ///
-    /// # Errors
-    /// A missing, unknown or wrongly shaped input, or TensorRT or CUDA fails.
-    pub fn run(&mut self, inputs: &[Given<'_>], output: &mut Take<'_>) -> Result<(), RunError> {
-        let engine = Arc::clone(&self.engine);
-        let library = &engine.library;
-        let slots = library.abi().slots();
-        let mut changed = false;
-        for (name, _, _) in inputs {
-            if !engine.io.iter().any(|io| io.input && io.name == *name) {
-                return Err(RunError::Input {
-                    input: (*name).to_owned(),
-                    reason: "the engine has no such input".into(),
-                });
-            }
-        }
-        for (io, place) in engine.io.iter().zip(&mut self.places).filter(|(io, _)| io.input) {
-            let bad = |reason: String| RunError::Input { input: io.name.clone(), reason };
-            let (_, shape, bytes) =
-                inputs.iter().find(|(name, _, _)| *name == io.name).ok_or_else(|| bad("not given".into()))?;
-            let fits = io.limits.as_ref().is_some_and(|(min, max)| {
-                shape.len() == min.len()
-                    && shape.iter().zip(min).zip(max).all(|((&d, &lo), &hi)| lo <= d && d <= hi)
-            });
-            if !fits {
-                return Err(bad(format!("shape {shape:?} is outside {:?}", io.limits)));
-            }
-            if byte_count(shape, io.dtype) != Some(bytes.len()) {
-                return Err(bad(format!(
-                    "{} bytes given for shape {shape:?} of {:?}",
-                    bytes.len(),
-                    io.dtype
-                )));
-            }
-            if place.shape != *shape {
-                set_input_shape(library, &self.context, &place.c_name, shape)?;
-                place.shape = shape.to_vec();
-                changed = true;
-            }
-            self.staging.bytes_mut()[place.offset..place.offset + bytes.len()].copy_from_slice(bytes);
-        }
-        if changed {
-            self.forget_graph();
-        }
-        for (io, place) in engine.io.iter().zip(&mut self.places).filter(|(io, _)| !io.input) {
-            if changed || place.shape.is_empty() {
-                place.shape = tensor_shape(slots, &self.context, &place.c_name);
-            }
-            if byte_count(&place.shape, io.dtype).is_none_or(|b| b > place.capacity) {
-                return Err(RunError::Run {
-                    what: format!("give {:?} the shape {:?}", io.name, place.shape),
-                    log: library.errors_text(),
-                });
-            }
-        }
-        self.queue()?;
-        engine.device.synchronize()?;
-        for (io, place) in engine.io.iter().zip(&self.places).filter(|(io, _)| !io.input) {
-            let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0);
-            output(io, &place.shape, &self.staging.bytes()[place.offset..place.offset + bytes]);
         }
         Ok(())
     }
 
     /// Queues copies in, the work, and copies out.
-    fn queue(&mut self) -> Result<(), RunError> {
+    fn queue(&mut self, base: u64, staging: &mut Pinned, edges: &Edges<'_>) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
-        let device = &engine.device;
-        self.copy(true)?;
-        match self.graph {
-            GraphState::Ready(graph) => device.launch(graph)?,
-            // TensorRT wants one ordinary run of a shape before a capture.
-            GraphState::Warming(runs) if runs > 0 => {
-                let captured = device.capture(&mut || self.enqueue());
-                match captured {
-                    Ok(Some(graph)) => {
-                        self.graph = GraphState::Ready(graph);
-                        device.launch(graph)?;
-                    }
-                    Ok(None) => {
-                        self.graph = GraphState::Off;
-                        self.enqueue_or_fail()?;
-                    }
-                    Err(reason) => {
-                        tracing::warn!("no CUDA graph for this engine, running without: {reason}");
-                        self.graph = GraphState::Off;
-                        self.enqueue_or_fail()?;
-                    }
-                }
-            }
-            GraphState::Warming(runs) => {
-                self.enqueue_or_fail()?;
-                self.graph = GraphState::Warming(runs + 1);
-            }
-            GraphState::Off => self.enqueue_or_fail()?,
+        self.copy(true, base, staging)?;
+        for &(to, bytes) in &edges.host_state {
+            // SAFETY: `to` has room for them, and the caller's bytes live until `synchronize`.
+            unsafe { engine.device.copy_in(to, bytes.as_ptr(), bytes.len())? };
         }
-        self.copy(false)
+        // Passing memory is another one each time: nothing is gained by recording it.
+        if self.graphs.wanted && edges.passing.is_empty() {
+            self.run_recorded()?;
+        } else {
+            self.enqueue_or_fail()?;
+        }
+        self.copy(false, base, staging)
     }
 
-    fn copy(&mut self, inwards: bool) -> Result<(), RunError> {
+    /// Runs by the graph of the present addresses; records it the second time they are seen, since TensorRT wants one
+    /// ordinary run of a shape before a capture.
+    fn run_recorded(&mut self) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
-        let base = self.staging.bytes_mut().as_mut_ptr();
-        for (io, place) in engine.io.iter().zip(&self.places).filter(|(io, _)| io.input == inwards) {
+        let key: Vec<u64> = self.places.iter().map(|p| p.bound).chain([self.bound_scratch]).collect();
+        let at = self.graphs.known.iter().position(|(k, _)| *k == key);
+        match at.map(|at| &self.graphs.known[at].1) {
+            Some(&Recorded::Ready(graph)) => engine.device.launch(graph)?,
+            Some(Recorded::Warm) => match engine.device.capture(&mut || self.enqueue()) {
+                Ok(Some(graph)) => {
+                    if let Some(at) = at {
+                        self.graphs.known[at].1 = Recorded::Ready(graph);
+                    }
+                    engine.device.launch(graph)?;
+                }
+                Ok(None) => {
+                    self.graphs.wanted = false;
+                    self.enqueue_or_fail()?;
+                }
+                Err(reason) => {
+                    tracing::warn!("no CUDA graph for this engine, running without: {reason}");
+                    self.graphs.wanted = false;
+                    self.enqueue_or_fail()?;
+                }
+            },
+            None => {
+                self.enqueue_or_fail()?;
+                if self.graphs.known.len() == GRAPHS_KEPT {
+                    let (_, oldest) = self.graphs.known.remove(0);
+                    self.drop_graph(&oldest);
+                }
+                self.graphs.known.push((key, Recorded::Warm));
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, inwards: bool, base: u64, staging: &mut Pinned) -> Result<(), RunError> {
+        let device = &self.engine.device;
+        let staged = staging.bytes_mut().as_mut_ptr();
+        let with_place = |(io, place): &(&Io, &Place)| io.input == inwards && !place.state;
+        for (io, place) in self.engine.io.iter().zip(&self.places).filter(with_place) {
             let bytes = byte_count(&place.shape, io.dtype).unwrap_or(0).min(place.capacity);
-            let at = self.arena.address() + place.offset as u64;
+            let at = base + place.offset as u64;
             // SAFETY: both buffers have `capacity` bytes at `offset`; the staging buffer is left alone until
             // `synchronize`.
             unsafe {
                 if inwards {
-                    engine.device.copy_in(at, base.add(place.offset), bytes)?;
+                    device.copy_in(at, staged.add(place.offset), bytes)?;
                 } else {
-                    engine.device.copy_out(base.add(place.offset), at, bytes)?;
+                    device.copy_out(staged.add(place.offset), at, bytes)?;
                 }
             }
         }
@@ -576,14 +845,59 @@ impl TrtContext {
         Err(RunError::Run { what: "queue the engine's work".into(), log: self.engine.library.errors_text() })
     }
 
-    fn forget_graph(&mut self) {
-        if let GraphState::Ready(graph) = self.graph {
-            self.engine.device.drop_graph(graph);
-        }
-        if !matches!(self.graph, GraphState::Off) {
-            self.graph = GraphState::Warming(0);
+    fn drop_graph(&self, recorded: &Recorded) {
+        if let Recorded::Ready(graph) = recorded {
+            self.engine.device.drop_graph(*graph);
         }
     }
+
+    fn forget_graphs(&mut self) {
+        for (_, recorded) in std::mem::take(&mut self.graphs.known) {
+            self.drop_graph(&recorded);
+        }
+    }
+}
+
+fn create_context(engine: &TrtEngine) -> Result<Object, RunError> {
+    type Create = unsafe extern "C" fn(NonNull<c_void>, i32) -> *mut c_void;
+    const USER_MANAGED: i32 = 2;
+    let this = engine.engine.implementation();
+    let slot = engine.library.abi().slots().engine_create_context;
+    // SAFETY: `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`; the result is ours.
+    let context = unsafe { Object::own(method::<Create>(this, slot)(this, USER_MANAGED)) };
+    context.ok_or_else(|| RunError::Run {
+        what: "create an execution context".into(),
+        log: engine.library.errors_text(),
+    })
+}
+
+/// Offsets of inputs and outputs at their largest shapes: inputs by profile, outputs as the context infers them. State
+/// gets no place. The bytes of all places.
+fn lay_out(library: &Library, context: &Object, io: &[Io], places: &mut [Place]) -> Result<usize, RunError> {
+    for (io, place) in io.iter().zip(places.iter_mut()) {
+        if let Some((_, max)) = &io.limits {
+            set_input_shape(library, context, &place.c_name, max)?;
+            place.shape.clone_from(max);
+        }
+    }
+    let mut end = 0usize;
+    for (io, place) in io.iter().zip(places) {
+        if !io.input {
+            place.shape = tensor_shape(library.abi().slots(), context, &place.c_name);
+        }
+        place.capacity = byte_count(&place.shape, io.dtype).ok_or_else(|| RunError::Input {
+            input: io.name.clone(),
+            reason: format!("its largest shape {:?} is not known before a run", place.shape),
+        })?;
+        if place.state {
+            continue;
+        }
+        place.offset = end;
+        end = aligned(place.capacity)
+            .and_then(|b| end.checked_add(b))
+            .ok_or_else(|| RunError::Input { input: io.name.clone(), reason: "its size overflows".into() })?;
+    }
+    Ok(end)
 }
 
 impl Drop for TrtContext {
@@ -591,7 +905,7 @@ impl Drop for TrtContext {
         if let Err(e) = self.engine.device.synchronize() {
             tracing::warn!("a run did not finish: {e}");
         }
-        self.forget_graph();
+        self.forget_graphs();
     }
 }
 

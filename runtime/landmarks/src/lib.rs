@@ -16,6 +16,8 @@
 //! # Ok::<(), mindseye_landmarks::CameraError>(())
 //! ```
 //!
+//! [`GeometricLift`] judges imagined drives with it and makes goal poses of them.
+//!
 //! # Frames and units
 //! Metres and radians. A camera's axes: x right, y down, z forward. Poses are `map_from_camera`. Residuals are taken in
 //! the plane `z = 1` before the camera and multiplied by its focal length: pixels of an undistorted picture.
@@ -30,6 +32,7 @@ pub mod camera;
 pub mod features;
 mod grid;
 mod index;
+pub mod lift;
 pub mod map;
 pub mod pnp;
 pub mod register;
@@ -37,5 +40,6 @@ pub mod triangulate;
 
 pub use camera::{Camera, CameraError, Distortion};
 pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint};
+pub use lift::{GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift};
 pub use map::{Inserted, Landmark, LandmarkMap, MapConfig, MapCounts};
 pub use register::{RegisterConfig, Registration, Unregistered};

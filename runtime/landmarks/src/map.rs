@@ -49,6 +49,23 @@ impl Default for MapConfig {
     }
 }
 
+/// Width of the pictures that default settings in pixels are for.
+pub const WIDTH: u32 = 416;
+
+impl MapConfig {
+    /// The defaults, in pixels of pictures that are this wide.
+    #[must_use]
+    pub fn for_width(width: u32) -> Self {
+        let factor = (f64::from(width) / f64::from(WIDTH)).max(0.75);
+        let own = Self::default();
+        Self {
+            residual_max_px: own.residual_max_px * factor,
+            feature_sigma_px: own.feature_sigma_px * factor,
+            ..own
+        }
+    }
+}
+
 /// Descriptors kept of a landmark.
 pub(crate) const DESCRIPTORS_MAX: usize = 4;
 /// Sights kept of a landmark.

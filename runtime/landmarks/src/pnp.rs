@@ -273,14 +273,11 @@ pub fn refine(
     sigma: f64,
     steps_max: usize,
 ) -> Option<Refined> {
-    // The second time with the spread that the residuals of the first one have: Cauchy's weights are for the few that are
-    // further off than all others, not for a camera that is noisier than promised.
+    // Cauchy's weights by the promised spread hold the pose best; how well it is known goes by the spread that there is.
     let (pose, at) = descend(sightings, chosen, start, Noise { sigma, inflation: 1.0 }, steps_max)?;
-    let noise = Noise { sigma, inflation: at.inflation() };
-    let (pose, at) = if noise.inflation > 1.05 {
-        descend(sightings, chosen, &pose, noise, steps_max)?
-    } else {
-        (pose, at)
+    let at = match at.inflation() {
+        inflation if inflation > 1.05 => System::new(sightings, chosen, &pose, Noise { sigma, inflation })?,
+        _ => at,
     };
     let covariance = at.information.try_inverse().filter(|c| c.iter().all(|v| v.is_finite()))?;
     let covariance = covariance + at.clustered.unwrap_or_else(Matrix6::zeros);

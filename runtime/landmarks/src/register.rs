@@ -57,6 +57,21 @@ impl Default for RegisterConfig {
     }
 }
 
+impl RegisterConfig {
+    /// The defaults, in pixels of pictures that are this wide.
+    #[must_use]
+    pub fn for_width(width: u32) -> Self {
+        let factor = (f64::from(width) / f64::from(crate::map::WIDTH)).max(0.75);
+        let own = Self::default();
+        Self {
+            inlier_px: own.inlier_px * factor,
+            feature_sigma_px: own.feature_sigma_px * factor,
+            search_px: own.search_px * factor,
+            ..own
+        }
+    }
+}
+
 /// A picture that was placed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Registration {

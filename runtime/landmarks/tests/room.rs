@@ -1,8 +1,8 @@
 //! Rooms with painted walls, rendered exactly: what is placed must be right, and what is not of the room must be withheld.
 
 use mindseye_landmarks::{
-    Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, MapConfig, RegisterConfig, Registration,
-    Unregistered,
+    Camera, Extractor, ExtractorConfig, Features, GeometricLift, Gray, ImaginedFrame, Inconsistent,
+    LandmarkMap, Lift, LiftConfig, MapConfig, PictureLift, RegisterConfig, Registration, Unregistered,
 };
 use nalgebra::{Isometry3, Point3, UnitQuaternion, Vector2, Vector3};
 
@@ -213,4 +213,71 @@ fn a_wrong_focal_length_is_noticed() {
         let noticed = got.focal_factor.unwrap();
         assert!((noticed - factor).abs() < 0.04, "factor {noticed} instead of {factor}");
     }
+}
+
+/// Pictures of a drive along the walk, and one box, around a place on the far wall, in the last one.
+fn drive(seed: u64, camera: &Camera, target: &Point3<f64>) -> Vec<(Gray, Option<[f64; 4]>)> {
+    let poses = [
+        pose(1.5, 0.95, 1.1, 1.5),
+        pose(1.65, 1.05, 1.1, 1.55),
+        pose(1.8, 1.15, 1.1, 1.55),
+        pose(1.9, 1.3, 1.1, 1.57),
+    ];
+    let end = poses[3].inverse_transform_point(target);
+    let at = camera.project(&end).expect("the target is in the last picture");
+    let area = [at.x - 25.0, at.y - 20.0, at.x + 25.0, at.y + 20.0];
+    poses.iter().enumerate().map(|(k, p)| (render(seed, camera, p), (k == 3).then_some(area))).collect()
+}
+
+fn lifted(map: &mut LandmarkMap, camera: &Camera, drive: &[(Gray, Option<[f64; 4]>)]) -> PictureLift {
+    let frames: Vec<ImaginedFrame> =
+        drive.iter().map(|(g, area)| ImaginedFrame { features: features(g), area: *area }).collect();
+    GeometricLift { map, camera: *camera, map_from_start: None, config: LiftConfig::default() }.lift(&frames)
+}
+
+#[test]
+fn true_drives_give_the_goal_and_invented_ones_are_named() {
+    let camera = camera();
+    let mut map = map_of(1, &camera, &walk(), MapConfig::default());
+    let target = Point3::new(2.1, 4.0, 1.2);
+    let truth = drive(1, &camera, &target);
+    let got = lifted(&mut map, &camera, &truth);
+    assert_eq!(got.verdict, Ok(()), "{:?}", got.frames);
+    assert!(got.sd_m.unwrap() < 0.1, "{:?}", got.sd_m);
+    let goal = got.goal.unwrap();
+    assert!((goal.object - target).norm() < 0.1, "{:?}", goal.object);
+    // By hand: 1.2 m before the target on the line from the last camera at (1.9, 1.3).
+    let yaw = (4.0f64 - 1.3).atan2(2.1 - 1.9);
+    let want = [2.1 - 1.2 * yaw.cos(), 4.0 - 1.2 * yaw.sin(), yaw];
+    let off = (goal.base[0] - want[0]).hypot(goal.base[1] - want[1]);
+    assert!(off < 0.1 && (goal.base[2] - want[2]).abs() < 0.05, "{:?}, wanted {want:?}", goal.base);
+    let d2 = (0..2).map(|k| (goal.base[k] - want[k]).powi(2) / goal.covariance[(k, k)]).sum::<f64>();
+    assert!(d2 < 12.0, "{d2}: outside what the covariance says");
+    assert!(goal.covariance.symmetric_eigenvalues().min() > -1e-12);
+
+    let elsewhere = lifted(&mut map, &camera, &drive(2, &camera, &target));
+    assert!(
+        matches!(elsewhere.verdict, Err(Inconsistent::NotPlaced { frame: 0, .. })),
+        "{:?}",
+        elsewhere.verdict
+    );
+    // A patch of another room painted into the last two pictures, a fifth of their area.
+    let mut painted = truth.clone();
+    for (k, other) in drive(2, &camera, &target).iter().enumerate().skip(2) {
+        let (w, h) = painted[k].0.size();
+        let inside = |x: usize, y: usize| (60..140).contains(&x) && (40..125).contains(&y);
+        let value = |k2: usize| {
+            let (x, y) = (k2 % w, k2 / w);
+            if inside(x, y) { other.0.value(x, y) } else { painted[k].0.value(x, y) }
+        };
+        painted[k].0 = Gray::new(w, h, (0..w * h).map(value).collect());
+    }
+    let got = lifted(&mut map, &camera, &painted);
+    let hole = |e: &Inconsistent| matches!(e, Inconsistent::Hole { frame: 2 | 3, .. });
+    assert!(got.verdict.as_ref().is_err_and(hole), "{:?}", got.verdict);
+    // Without a box there is no goal.
+    let unnamed: Vec<_> = truth.iter().map(|(g, _)| (g.clone(), None)).collect();
+    let got = lifted(&mut map, &camera, &unnamed);
+    assert!(matches!(got.verdict, Err(Inconsistent::NoObject { points: 0, .. })), "{:?}", got.verdict);
+    assert_eq!(lifted(&mut map, &camera, &[]).verdict, Err(Inconsistent::NoFrames));
 }

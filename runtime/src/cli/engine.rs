@@ -12,14 +12,15 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_builder::pipeline::{self, Request, Settings, Stage, Verified, Verify};
-use mindseye_builder::plan::{ModelSpec, PlanOptions, plan};
+use mindseye_builder::pipeline::{self, BuiltComponent, Request, Settings, Stage, Verified, Verify};
+use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
 };
 use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, MANIFEST};
 use mindseye_engines::passport::{Passport, engines_in};
+use mindseye_engines::residency::Keep;
 use mindseye_engines::target::{Precision, PrecisionRequest, Target};
 use mindseye_engines::trt::{Library, LoadOptions, Progress, TensorRtBackend};
 use serde_json::json;
@@ -119,18 +120,42 @@ struct BenchArgs {
 struct PlanArgs {
     /// A bundle's folder, or a model file (configs/models/*.toml).
     bundle: PathBuf,
-    /// Machine: a name of `engine targets`, or a target file.
-    #[arg(long)]
-    target: String,
+    /// Machine: a name of `engine targets`, or a target file. With --compare: all machines where none is named.
+    #[arg(long, required_unless_present = "compare")]
+    target: Option<String>,
     /// fp32, fp16, bf16, int8, int4w, fp8 or auto.
     #[arg(long, default_value = "auto")]
     precision: String,
-    /// Context latents [default: what it was trained for].
+    /// Context latents [default: the most that it allows, as in the engines' profiles].
     #[arg(long, value_name = "N")]
-    context: Option<usize>,
-    /// Target latents [default: what it was trained for].
+    context: Option<u64>,
+    /// Target latents [default: the most that it allows, as in the engines' profiles].
     #[arg(long, value_name = "N")]
-    targets: Option<usize>,
+    targets: Option<u64>,
+    /// Denoising steps [default: the sampler's].
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Guidance weight; 1 is one pass per step, any other two [default: the sampler's].
+    #[arg(long, value_name = "W")]
+    guidance: Option<f64>,
+    /// Rollouts per answer [default: 4 with pose heads, 1 without].
+    #[arg(long, value_name = "N")]
+    candidates: Option<u64>,
+    /// The context's keys and values are computed once (a model trained with the one-way mask).
+    #[arg(long, conflicts_with = "joint")]
+    cached: bool,
+    /// Context and targets at every step [default: what the bundle holds; joint for a model file].
+    #[arg(long)]
+    joint: bool,
+    /// What stays in memory between its uses: all, halves, one, or auto (the most that fits).
+    #[arg(long, default_value = "auto", value_name = "all|halves|one|auto")]
+    keep_loaded: String,
+    /// One table over all precisions, joint and cached, of all machines or of the one named.
+    #[arg(long)]
+    compare: bool,
+    /// Also every layer: its precision, bytes and arithmetic.
+    #[arg(long, conflicts_with = "compare")]
+    layers: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -198,6 +223,12 @@ struct BuildArgs {
     /// Target latents at most [default: the bundle's limit].
     #[arg(long, value_name = "N")]
     targets: Option<usize>,
+    /// What the runtime keeps in memory between its uses: all, halves, one, or auto (the most that fits).
+    #[arg(long, default_value = "auto", value_name = "all|halves|one|auto")]
+    keep_loaded: String,
+    /// The builder's effort, 0 to 5 [default: TensorRT's own].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    optimization_level: Option<u8>,
     /// Scratch memory for kernels, MiB [default: TensorRT's choice].
     #[arg(long, value_name = "MIB")]
     workspace: Option<u64>,
@@ -250,28 +281,30 @@ fn targets(json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     out(&format!(
-        "{:<10} {:<24} {:>5} {:>8} {:>10}  {:<38} {:<8} builds",
+        "{:<15} {:<32} {:>5} {:>8} {:>6}  {:<38} {:<11} builds",
         "name", "machine", "sm", "memory", "GB/s", "precisions (auto)", "TensorRT"
     ))?;
     for t in all {
         let precisions: Vec<&str> = t.precisions.iter().map(|p| p.name()).collect();
-        let majors: Vec<String> = t.tensorrt_majors.iter().map(u32::to_string).collect();
-        let builds = match (t.compute_capability, t.tensorrt_rtx) {
-            (None, _) => "graphs only",
-            (_, true) => "anywhere with TensorRT-RTX, or on it",
-            (_, false) => "on it",
+        let releases: Vec<String> = t.tensorrt.iter().map(ToString::to_string).collect();
+        let builds = match (t.compute_capability, t.tensorrt_rtx, t.tensorrt_rtx_supported) {
+            (None, ..) => "graphs only",
+            (_, true, true) => "anywhere with TensorRT-RTX, or on it",
+            (_, true, false) => "anywhere with TensorRT-RTX (builds, unsupported), or on it",
+            (_, false, _) => "on it",
         };
         out(&format!(
-            "{:<10} {:<24} {:>5} {:>5} GB {:>10}  {:<38} {:<8} {builds}",
+            "{:<15} {:<32} {:>5} {:>5} GB {:>6}  {:<38} {:<11} {builds}",
             t.name,
             t.title,
             t.compute_capability.map_or("-".into(), |c| c.to_string()),
             t.memory_bytes / 1_000_000_000,
             t.bandwidth_bytes_per_sec.map_or("-".into(), |b| format!("{:.0}", b / 1e9)),
             format!("{} ({})", precisions.join(" "), t.best_precision()),
-            majors.join(", ")
+            if releases.is_empty() { "-".into() } else { releases.join(", ") }
         ))?;
     }
+    out("TensorRT: the lowest release of each major that runs there.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -282,36 +315,108 @@ fn resolve(target: &str, precision: &str) -> anyhow::Result<(Target, Precision)>
     Ok((target, precision))
 }
 
-fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let (target, precision) = resolve(&args.target, &args.precision)?;
+/// The model that is planned for, run as the arguments say.
+fn planned_model(args: &PlanArgs) -> anyhow::Result<ModelSpec> {
     let mut model = if args.bundle.is_dir() {
-        let bundle = Bundle::load_manifest(&args.bundle)?;
-        ModelSpec::from_manifest(bundle.manifest()).map_err(anyhow::Error::msg)?
+        ModelSpec::from_manifest(Bundle::load_manifest(&args.bundle)?.manifest())?
     } else {
-        let text =
-            std::fs::read_to_string(&args.bundle).with_context(|| args.bundle.display().to_string())?;
-        ModelSpec::from_toml(&text).map_err(|e| {
-            anyhow::anyhow!("{} is neither a bundle nor a model file: {e}", args.bundle.display())
-        })?
+        let place = || args.bundle.display().to_string();
+        let text = std::fs::read_to_string(&args.bundle).with_context(place)?;
+        ModelSpec::from_toml(&text)
+            .with_context(|| format!("{} is neither a bundle nor a model file", place()))?
     };
-    if let Some(n) = args.context {
-        model.workload.context_latents = n as u64;
+    let w = &mut model.workload;
+    for (given, size) in [
+        (args.context, &mut w.context_latents),
+        (args.targets, &mut w.target_latents),
+        (args.steps, &mut w.steps),
+        (args.candidates, &mut w.candidates),
+    ] {
+        *size = given.unwrap_or(*size);
     }
-    if let Some(n) = args.targets {
-        model.workload.target_latents = n as u64;
+    match args.guidance {
+        Some(g) if !(g.is_finite() && g > 0.0) => bail!("--guidance {g} is not a positive number"),
+        Some(g) => w.branches = if g == 1.0 { 1 } else { 2 },
+        None => {}
     }
-    model.check().map_err(anyhow::Error::msg)?;
-    let planned = plan(&model, &target, precision, &PlanOptions::default())?;
-    let refusal = planned.refusal();
+    w.cached_context = args.cached || (w.cached_context && !args.joint);
+    model.check()?;
+    Ok(model)
+}
+
+/// What stays in memory; `auto` leaves it to the plan.
+fn keep_loaded(text: &str) -> anyhow::Result<Option<Keep>> {
+    match text {
+        "auto" => Ok(None),
+        way => Ok(Some(way.parse()?)),
+    }
+}
+
+fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
+    let model = planned_model(args)?;
+    let keep = keep_loaded(&args.keep_loaded)?;
+    let options = PlanOptions { keep, ..PlanOptions::default() };
+    if args.compare {
+        return compare(&model, args, &options);
+    }
+    let name = args.target.as_deref().context("--target is missing")?;
+    let (target, precision) = resolve(name, &args.precision)?;
+    let planned = plan(&model, &target, precision, &options)?;
+    let layers = args
+        .layers
+        .then(|| plan::layers(&model, &target, precision, &options))
+        .transpose()?
+        .unwrap_or_default();
+    let Some(refusal) = planned.refusal() else {
+        if args.json {
+            document(&json!({ "plan": planned, "refusal": null, "layers": layers }))?;
+        } else {
+            out(planned.table().trim_end())?;
+            print_layers(&layers)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let fitting = alternatives(&model, &target, precision, &options)?;
     if args.json {
-        document(&json!({ "plan": planned, "refusal": refusal }))?;
+        let fitting: Vec<_> =
+            fitting.iter().map(|c| json!({ "options": c.options, "plan": c.plan })).collect();
+        document(&json!({ "plan": planned, "refusal": refusal, "would_fit": fitting }))?;
     } else {
         out(planned.table().trim_end())?;
     }
-    match refusal {
-        None => Ok(ExitCode::SUCCESS),
-        Some(text) => bail!(text),
+    let names: Vec<&str> = fitting.iter().map(|c| c.options.as_str()).collect();
+    match names.as_slice() {
+        [] => bail!("{refusal}; no other precision, kept context or shorter context fits either"),
+        names => bail!("{refusal}; what would fit: {}", names.join(", or ")),
     }
+}
+
+fn print_layers(layers: &[plan::LayerPlan]) -> anyhow::Result<()> {
+    for l in layers {
+        out(&format!(
+            "{:<17} {:<58} {:<5} {:>10.3} MB {:>12.3} GFLOP",
+            l.component,
+            l.name,
+            l.precision.name(),
+            l.bytes as f64 / 1e6,
+            l.gigaflop
+        ))?;
+    }
+    Ok(())
+}
+
+/// One table over targets and precisions.
+fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow::Result<ExitCode> {
+    let targets = match &args.target {
+        Some(name) => vec![Target::named(name)?],
+        None => Target::all(),
+    };
+    if args.json {
+        document(&json!({ "plans": plan::compare(model, &targets, options)? }))?;
+    } else {
+        out(plan::compared_document(model, &targets, options)?.trim_end())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 const SCENES: &str = "scenes";
@@ -426,10 +531,8 @@ fn task(
     })
 }
 
-fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
-    let (target, precision) = resolve(&args.target, &args.precision)?;
-    let bundle = Bundle::load(&args.bundle)?;
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+/// The settings that the arguments make; what to calibrate with is chosen later.
+fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Settings> {
     let mut settings = Settings::new(&args.bundle, &args.target, precision);
     if precision == Precision::Int8 {
         settings.smooth_alpha = (args.smooth > 0.0).then_some(args.smooth);
@@ -445,6 +548,16 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
+    settings.keep_loaded = keep_loaded(&args.keep_loaded)?;
+    settings.optimization_level = args.optimization_level;
+    Ok(settings)
+}
+
+fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
+    let (target, precision) = resolve(&args.target, &args.precision)?;
+    let bundle = Bundle::load(&args.bundle)?;
+    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let mut settings = build_settings(args, precision)?;
     let planned = pipeline::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
         bail!(refusal);
@@ -491,27 +604,32 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for b in &built {
-        let p = &b.passport;
-        out(&format!(
-            "{:<16} {:<5} {:>9.2} MB {:>7.1} s  {}",
-            p.component,
-            p.precision,
-            p.engine_bytes as f64 / 1e6,
-            p.build_seconds + b.quantise_seconds,
-            b.file.display()
-        ))?;
-        if let Some(report) = &b.report {
-            for (name, error) in &report.outputs {
-                out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
-            }
-            print_task(report)?;
-        }
-        if let Some(inputs) = &b.calibration {
-            out(&format!("  calibrated with {inputs}"))?;
-        }
+    for engine in &built {
+        print_built(engine)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_built(b: &BuiltComponent) -> anyhow::Result<()> {
+    let p = &b.passport;
+    out(&format!(
+        "{:<16} {:<5} {:>9.2} MB {:>7.1} s  {}",
+        p.component,
+        p.precision,
+        p.engine_bytes as f64 / 1e6,
+        p.build_seconds + b.quantise_seconds,
+        b.file.display()
+    ))?;
+    if let Some(report) = &b.report {
+        for (name, error) in &report.outputs {
+            out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
+        }
+        print_task(report)?;
+    }
+    if let Some(inputs) = &b.calibration {
+        out(&format!("  calibrated with {inputs}"))?;
+    }
+    Ok(())
 }
 
 fn print_task(report: &Report) -> anyhow::Result<()> {
@@ -541,33 +659,44 @@ fn inspect(dir: &Path, lib: Option<&Path>, json: bool) -> anyhow::Result<ExitCod
     let engines = engines_in(dir)?;
     // Layers need a GPU: without one the passports are all there is to see.
     let backend = TensorRtBackend::open(&LoadOptions::at(lib.map(Path::to_owned)), 0);
-    let mut layers = Vec::new();
+    let (mut layers, mut problems) = (Vec::new(), Vec::new());
     for (file, passport) in &engines {
-        let text = match (&backend, passport.library.starts_with("tensorrt")) {
-            (Ok(backend), true) => Some(backend.layers(file)?),
+        let problem = passport.check_files(file).err().map(|e| e.to_string());
+        let text = match (&backend, passport.library.starts_with("tensorrt"), &problem) {
+            (Ok(backend), true, None) => Some(backend.layers(file)?),
             _ => None,
         };
         layers.push(text);
+        problems.push(problem);
     }
     if json {
         let all: Vec<_> = engines
             .iter()
             .zip(&layers)
-            .map(|((file, passport), layers)| json!({ "file": file, "passport": passport, "layers": layers }))
+            .zip(&problems)
+            .map(|(((file, passport), layers), problem)| {
+                json!({ "file": file, "passport": passport, "layers": layers, "problem": problem })
+            })
             .collect();
         document(&json!({ "engines": all }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for ((file, p), layers) in engines.iter().zip(&layers) {
-        print_passport(file, p)?;
-        if let Some(text) = layers {
-            out(&format!("  {text}"))?;
+    } else {
+        for (((file, p), layers), problem) in engines.iter().zip(&layers).zip(&problems) {
+            print_passport(file, p)?;
+            if let Some(text) = layers {
+                out(&format!("  {text}"))?;
+            }
+            if let Some(problem) = problem {
+                out(&format!("  not usable: {problem}"))?;
+            }
+        }
+        if let Err(reason) = backend {
+            eprintln!("layers not shown: {reason}");
         }
     }
-    if let Err(reason) = backend {
-        eprintln!("layers not shown: {reason}");
+    match problems.into_iter().flatten().next() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(problem) => bail!(problem),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn print_passport(file: &Path, p: &Passport) -> anyhow::Result<()> {
@@ -677,57 +806,66 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) as f64 * p) as usize).copied().unwrap_or(f64::NAN)
 }
 
+/// Times one engine; a graph in turns with the bundle's own.
+fn time_engine(
+    args: &BenchArgs,
+    bundle: &Bundle,
+    settings: &Settings,
+    file: &Path,
+    passport: Passport,
+) -> anyhow::Result<Timed> {
+    let cpu = by_name(&args.backend)?;
+    let graph = passport.library == "onnx";
+    let backend: Arc<dyn Backend> = if graph {
+        cpu.clone()
+    } else {
+        Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
+    };
+    let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
+        Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
+    };
+    let mut engine = session(backend.as_ref(), file)?;
+    let mut fp32 = match graph {
+        true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
+        false => None,
+    };
+    let inputs = bench_inputs(bundle, settings)?;
+    let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
+        let started = Instant::now();
+        session.run(&views)?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
+    };
+    let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
+    for run in 0..args.runs.max(1) + 3 {
+        let (time, other) = (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
+        // The first runs warm up and record the graph.
+        if run >= 3 {
+            millis.push(time);
+            of_fp32.extend(other);
+        }
+    }
+    millis.sort_by(f64::total_cmp);
+    of_fp32.sort_by(f64::total_cmp);
+    Ok(Timed {
+        component: passport.component,
+        precision: passport.precision,
+        backend: backend.name(),
+        millis,
+        fp32_millis: fp32.map(|_| of_fp32),
+    })
+}
+
 fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let settings = pipeline::settings_of(&args.dir)?;
     let place = bundle_of(&settings, args.bundle.as_deref())?;
     let bundle = Bundle::load_manifest(&place)?;
-    let cpu = by_name(&args.backend)?;
     let mut rows = Vec::new();
     for (file, passport) in engines_in(&args.dir)? {
         // Only denoisers have inputs that can be made without a stream before them.
-        if passport.component != "denoiser" {
-            continue;
+        if passport.component == "denoiser" {
+            rows.push(time_engine(args, &bundle, &settings, &file, passport)?);
         }
-        let graph = passport.library == "onnx";
-        let backend: Arc<dyn Backend> = if graph {
-            cpu.clone()
-        } else {
-            Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
-        };
-        let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
-            Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
-        };
-        let mut engine = session(backend.as_ref(), &file)?;
-        let mut fp32 = match graph {
-            true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
-            false => None,
-        };
-        let inputs = bench_inputs(&bundle, &settings)?;
-        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
-            let started = Instant::now();
-            session.run(&views)?;
-            Ok(started.elapsed().as_secs_f64() * 1e3)
-        };
-        let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
-        for run in 0..args.runs.max(1) + 3 {
-            let (time, other) =
-                (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
-            // The first runs warm up and record the graph.
-            if run >= 3 {
-                millis.push(time);
-                of_fp32.extend(other);
-            }
-        }
-        millis.sort_by(f64::total_cmp);
-        of_fp32.sort_by(f64::total_cmp);
-        rows.push(Timed {
-            component: passport.component,
-            precision: passport.precision,
-            backend: backend.name(),
-            millis,
-            fp32_millis: fp32.map(|_| of_fp32),
-        });
     }
     if rows.is_empty() {
         bail!("{} holds no denoiser: only denoisers are timed", args.dir.display());

@@ -632,6 +632,36 @@ impl Dataset {
         }
     }
 
+    /// [`Dataset::pictures`] of the frames at some positions only. Of a bag all are decoded nevertheless.
+    ///
+    /// # Errors
+    /// As [`Dataset::pictures`].
+    pub fn pictures_at(
+        &self,
+        recording: &Recording,
+        wanted: &dyn Fn(usize) -> bool,
+        take: &mut dyn FnMut(usize, Result<Picture, DatasetError>) -> Result<(), DatasetError>,
+    ) -> Result<(), DatasetError> {
+        if recording.bag.is_some() {
+            return self.pictures(recording, &mut |at, p| if wanted(at) { take(at, p) } else { Ok(()) });
+        }
+        for (at, frame) in recording.frames.iter().enumerate().filter(|(at, _)| wanted(*at)) {
+            take(at, Picture::read(&self.root.join(&frame.file)))?;
+        }
+        Ok(())
+    }
+
+    /// A file beside a frame's picture: its name with `from` replaced by `to`; `None` where the name has no `from`, there
+    /// is no such file, or the recording is a bag.
+    #[must_use]
+    pub fn beside(&self, recording: &Recording, frame: &Frame, from: &str, to: &str) -> Option<PathBuf> {
+        let file = self.root.join(&frame.file);
+        let name = file.file_name()?.to_str()?;
+        let at = name.rfind(from)?;
+        let other = file.with_file_name(format!("{}{to}", &name[..at]));
+        (recording.bag.is_none() && other.is_file()).then_some(other)
+    }
+
     /// Decodes the pictures of a recording one after the other; `take` gets the position of each in
     /// [`Recording::frames`].
     ///

@@ -22,6 +22,13 @@ pub enum SourceLayout {
     /// `lowres_wide.traj`, also inside `<video>_frames`.
     #[value(name = "arkitscenes")]
     Arkitscenes,
+    /// 7-Scenes: `<scene>/seq-01/frame-000000.{color.png, pose.txt}`, or one such sequence; JPEG pictures too.
+    #[value(name = "7scenes")]
+    #[serde(rename = "7scenes")]
+    SevenScenes,
+    /// TUM RGB-D: `<sequence>/{rgb.txt, groundtruth.txt, rgb/<time>.png}`.
+    #[value(name = "tum")]
+    Tum,
 }
 
 /// One recording that was found.
@@ -157,6 +164,8 @@ pub fn scenes(layout: SourceLayout, root: &Path) -> Result<Vec<SceneRef>, Curate
                 }
             }
         }
+        SourceLayout::SevenScenes => sequences(root, &is_seven_scenes, &mut found)?,
+        SourceLayout::Tum => sequences(root, &is_tum, &mut found)?,
     }
     found.sort_by(|a, b| a.id.cmp(&b.id));
     found.dedup_by(|a, b| a.id == b.id);
@@ -164,6 +173,44 @@ pub fn scenes(layout: SourceLayout, root: &Path) -> Result<Vec<SceneRef>, Curate
         return Err(CurateError::NoScenes { root: root.to_path_buf(), layout });
     }
     Ok(found)
+}
+
+/// Sequences at the root, below it, or two levels below it; those of one directory show one place.
+fn sequences(
+    root: &Path,
+    is_sequence: &dyn Fn(&Path) -> bool,
+    found: &mut Vec<SceneRef>,
+) -> Result<(), CurateError> {
+    if is_sequence(root) {
+        // `.` has no name of its own.
+        let named = fs::canonicalize(root).map_err(io(root))?;
+        let id = name_of(&named);
+        found.push(SceneRef { environment: id.clone(), id, dir: root.to_path_buf() });
+    }
+    for dir in directories(root)? {
+        let outer = name_of(&dir);
+        if is_sequence(&dir) {
+            found.push(SceneRef { id: outer.clone(), environment: outer.clone(), dir: dir.clone() });
+        }
+        for inner in directories(&dir)?.into_iter().filter(|d| is_sequence(d)) {
+            let id = format!("{outer}-{}", name_of(&inner));
+            found.push(SceneRef { id, environment: outer.clone(), dir: inner });
+        }
+    }
+    Ok(())
+}
+
+fn is_seven_scenes(dir: &Path) -> bool {
+    let pose = |e: fs::DirEntry| {
+        let name = e.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("frame-") && name.ends_with(".pose.txt")
+    };
+    fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(pose))
+}
+
+fn is_tum(dir: &Path) -> bool {
+    dir.join("rgb.txt").is_file() && dir.join("groundtruth.txt").is_file()
 }
 
 /// `metadata.csv` of ARKitScenes: the visit of each video.
@@ -212,6 +259,8 @@ pub fn read(
     let interval = interval.max(1);
     let frames = match layout {
         SourceLayout::Arkitscenes => arkit(scene, root, interval, counts)?,
+        SourceLayout::SevenScenes => seven_scenes(scene, root, interval, counts)?,
+        SourceLayout::Tum => tum(scene, root, interval, counts)?,
         SourceLayout::Scannetpp if scene.dir.join("iphone/pose_intrinsic_imu.json").is_file() => {
             scannetpp_iphone(scene, root, interval, counts)?
         }
@@ -561,5 +610,180 @@ pub(super) fn pose_at(poses: &BTreeMap<i64, Isometry3<f64>>, at: f64) -> Option<
         (Some((a, pose)), _) if micros - a <= slack => Some(*pose),
         (_, Some((b, pose))) if b - micros <= slack => Some(*pose),
         _ => None,
+    }
+}
+
+/// Colour camera of 7-Scenes; the 585 pixels that the dataset names are the depth camera's.
+const SEVEN_SCENES_INTRINSICS: [f64; 4] = [525.0, 525.0, 319.5, 239.5];
+
+/// `frame-000000.color.png` or `.jpg` with `frame-000000.pose.txt`: `map_from_camera`, four rows of four.
+fn seven_scenes(
+    scene: &SceneRef,
+    root: &Path,
+    interval: usize,
+    counts: &mut Counts,
+) -> Result<Vec<Frame>, CurateError> {
+    let pictures: Vec<(String, PathBuf)> = listing(&scene.dir, &["png", "jpg", "jpeg"])?
+        .into_iter()
+        .filter_map(|(stem, path)| Some((stem.strip_suffix(".color")?.to_owned(), path)))
+        .collect();
+    if pictures.is_empty() {
+        return Err(bad(&scene.dir, "no pictures frame-*.color.png; unpack the sequence first"));
+    }
+    let mut frames = Vec::new();
+    for (index, (stem, file)) in pictures.iter().step_by(interval).enumerate() {
+        counts.frames += 1;
+        let path = scene.dir.join(format!("{stem}.pose.txt"));
+        if !path.is_file() {
+            counts.missing_pose += 1;
+            continue;
+        }
+        let numbers: Vec<f64> =
+            text(&path)?.split_whitespace().map(|t| t.parse().unwrap_or(f64::NAN)).collect();
+        let Some(pose) = (numbers.len() == 16).then(|| pose_4x4(&numbers)).flatten() else {
+            counts.bad_pose += 1;
+            continue;
+        };
+        let intrinsics = SEVEN_SCENES_INTRINSICS;
+        frames.push(Frame { file: relative(file, root), index, map_from_camera: rows(&pose), intrinsics });
+    }
+    Ok(frames)
+}
+
+/// Cameras of TUM RGB-D as the dataset's authors calibrated them, by the number in the sequence's name; any other is
+/// taken for a camera with the driver's default calibration.
+fn tum_intrinsics(sequence: &str) -> [f64; 4] {
+    let is = |n: u8| sequence.contains(&format!("freiburg{n}")) || sequence.contains(&format!("fr{n}"));
+    match () {
+        () if is(1) => [517.3, 516.5, 318.6, 255.3],
+        () if is(2) => [520.9, 521.0, 325.1, 249.7],
+        () if is(3) => [535.4, 539.2, 320.1, 247.6],
+        () => [525.0, 525.0, 319.5, 239.5],
+    }
+}
+
+/// `rgb.txt`: lines `time file`; `groundtruth.txt`: lines `time tx ty tz qx qy qz qw` of `map_from_camera`.
+fn tum(
+    scene: &SceneRef,
+    root: &Path,
+    interval: usize,
+    counts: &mut Counts,
+) -> Result<Vec<Frame>, CurateError> {
+    let lines = |name: &str| -> Result<Vec<Vec<String>>, CurateError> {
+        let text = text(&scene.dir.join(name))?;
+        let given = text.lines().filter(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'));
+        Ok(given.map(|l| l.split_whitespace().map(str::to_owned).collect()).collect())
+    };
+    let mut poses = BTreeMap::new();
+    for line in lines("groundtruth.txt")? {
+        let v: Vec<f64> = line.iter().map(|t| t.parse().unwrap_or(f64::NAN)).collect();
+        let [at, x, y, z, qx, qy, qz, qw] = v[..] else {
+            return Err(bad(&scene.dir.join("groundtruth.txt"), "wanted lines of eight numbers"));
+        };
+        let turn = nalgebra::Quaternion::new(qw, qx, qy, qz);
+        if !v.iter().all(|n| n.is_finite()) || (turn.norm() - 1.0).abs() > 0.02 {
+            counts.bad_pose += 1;
+            continue;
+        }
+        let pose = Isometry3::from_parts(Translation3::new(x, y, z), UnitQuaternion::from_quaternion(turn));
+        poses.insert((at * 1e6).round() as i64, pose);
+    }
+    if poses.is_empty() {
+        return Err(bad(&scene.dir.join("groundtruth.txt"), "no usable pose"));
+    }
+    let mut frames = Vec::new();
+    for (index, line) in lines("rgb.txt")?.iter().step_by(interval).enumerate() {
+        counts.frames += 1;
+        let (at, file) = match &line[..] {
+            [at, file] => (at.parse::<f64>().unwrap_or(f64::NAN), scene.dir.join(file)),
+            _ => return Err(bad(&scene.dir.join("rgb.txt"), "wanted lines of a time and a file")),
+        };
+        if !at.is_finite() || !file.is_file() {
+            counts.missing_image += 1;
+            continue;
+        }
+        let Some(pose) = pose_at(&poses, at) else {
+            counts.missing_pose += 1;
+            continue;
+        };
+        let intrinsics = tum_intrinsics(&scene.id);
+        frames.push(Frame { file: relative(&file, root), index, map_from_camera: rows(&pose), intrinsics });
+    }
+    Ok(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(dir: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn seven_scenes_sequences() {
+        let dir = tempfile::tempdir().unwrap();
+        let pose = "1 0 0 0.5\n0 0 -1 1.5\n0 1 0 2.5\n0 0 0 1\n";
+        let seq = |name: &str| format!("office/seq-01/{name}");
+        let files = [
+            (seq("frame-000000.color.png"), ""),
+            (seq("frame-000000.pose.txt"), pose),
+            (seq("frame-000001.color.png"), ""),
+            (seq("frame-000002.color.png"), ""),
+            (seq("frame-000002.pose.txt"), &pose.replace('1', "nan")),
+            (seq("frame-000000.depth.png"), ""),
+        ];
+        let files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+        written(dir.path(), &files);
+        let found = scenes(SourceLayout::SevenScenes, dir.path()).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].id.as_str(), found[0].environment.as_str()), ("office-seq-01", "office"));
+        let mut counts = Counts::default();
+        let got = read(SourceLayout::SevenScenes, &found[0], dir.path(), 1, &mut counts).unwrap();
+        assert_eq!((counts.frames, counts.missing_pose, counts.bad_pose), (3, 1, 1));
+        assert_eq!(got.frames.len(), 1);
+        let frame = &got.frames[0];
+        assert_eq!(frame.file, Path::new("office/seq-01/frame-000000.color.png"));
+        assert_eq!(frame.intrinsics, [525.0, 525.0, 319.5, 239.5]);
+        let wanted = [1., 0., 0., 0.5, 0., 0., -1., 1.5, 0., 1., 0., 2.5];
+        assert!(frame.map_from_camera.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-9));
+        // The sequence by itself.
+        let alone = scenes(SourceLayout::SevenScenes, &dir.path().join("office/seq-01")).unwrap();
+        assert_eq!(alone[0].id, "seq-01");
+        assert!(matches!(
+            scenes(SourceLayout::Tum, dir.path()),
+            Err(CurateError::NoScenes { layout: SourceLayout::Tum, .. })
+        ));
+    }
+
+    #[test]
+    fn tum_sequences() {
+        let dir = tempfile::tempdir().unwrap();
+        // A quarter turn about z between the poses; the second picture is halfway, the third has no pose.
+        let half = std::f64::consts::FRAC_1_SQRT_2;
+        let truth = format!("# time x y z\n1.0 0 0 0 0 0 0 1\n1.2 2 0 0 0 0 {half} {half}\n");
+        written(
+            dir.path(),
+            &[
+                ("rgbd_dataset_freiburg1_desk/groundtruth.txt", &truth),
+                (
+                    "rgbd_dataset_freiburg1_desk/rgb.txt",
+                    "# x\n1.0 rgb/a.png\n1.1 rgb/b.png\n9.0 rgb/a.png\n1.1 rgb/c.png\n",
+                ),
+                ("rgbd_dataset_freiburg1_desk/rgb/a.png", ""),
+                ("rgbd_dataset_freiburg1_desk/rgb/b.png", ""),
+            ],
+        );
+        let found = scenes(SourceLayout::Tum, dir.path()).unwrap();
+        let mut counts = Counts::default();
+        let got = read(SourceLayout::Tum, &found[0], dir.path(), 1, &mut counts).unwrap();
+        assert_eq!((counts.frames, counts.missing_pose, counts.missing_image), (4, 1, 1));
+        assert_eq!(got.frames[1].intrinsics[0], 517.3);
+        let m = got.frames[1].map_from_camera;
+        assert!((m[0] - half).abs() < 1e-9 && (m[3] - 1.0).abs() < 1e-9, "{m:?}");
     }
 }

@@ -41,6 +41,7 @@ const GIVE_UP: usize = 4;
 #[command(
     after_help = "Example: mindseye-tools curate --layout scannetpp --root /data/scannetpp --out clips \
                         --endpoint http://127.0.0.1:8000/v1 --model Qwen3-VL-8B-Instruct\n\
+                        Recordings only: mindseye-tools curate --layout 7scenes --root /data/kitchen --out kitchen --interval 1\n\
                         Run it again to go on after a stop. Video files have to be taken apart into pictures first."
 )]
 pub struct CurateArgs {
@@ -53,12 +54,12 @@ pub struct CurateArgs {
     /// Where the dataset is put.
     #[arg(long)]
     pub out: PathBuf,
-    /// Base address of the endpoint.
-    #[arg(long)]
-    pub endpoint: String,
+    /// Base address of the endpoint; without one only recordings are written, no clips.
+    #[arg(long, requires = "model")]
+    pub endpoint: Option<String>,
     /// Name of the model there.
-    #[arg(long)]
-    pub model: String,
+    #[arg(long, requires = "endpoint")]
+    pub model: Option<String>,
     /// Environment variable that holds the endpoint's key, if it wants one.
     #[arg(long)]
     pub key_variable: Option<String>,
@@ -246,7 +247,12 @@ pub fn run(args: CurateArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let timeout = Duration::from_secs_f64(args.timeout_secs);
-    let endpoint = Endpoint::new(&args.endpoint, &args.model, timeout, args.retries.min(20))?.with_key(key);
+    let endpoint = match args.endpoint.as_deref().zip(args.model.as_deref()) {
+        Some((address, model)) => {
+            Some(Endpoint::new(address, model, timeout, args.retries.min(20))?.with_key(key))
+        }
+        None => None,
+    };
     let options = CurateOptions {
         layout: args.layout,
         root: args.root,
@@ -257,7 +263,7 @@ pub fn run(args: CurateArgs) -> anyhow::Result<ExitCode> {
         center_ratio: args.center_ratio,
         ask_every: args.ask_every,
     };
-    let report = curate(&options, &endpoint, &mut |line| eprintln!("{line}"))?;
+    let report = curate(&options, endpoint.as_ref(), &mut |line| eprintln!("{line}"))?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -421,14 +427,14 @@ impl CurateOptions {
     }
 }
 
-/// Makes or continues a dataset. `progress` gets one line per recording.
+/// Makes or continues a dataset; without an endpoint its recordings only, and a later run with one makes the clips. `progress` gets one line per recording.
 ///
 /// # Errors
 /// A setting out of range, a source without recordings, an output that cannot be written or was made with other
 /// settings. What is wrong with single recordings, frames and answers is in the report instead.
 pub fn curate(
     options: &CurateOptions,
-    endpoint: &Endpoint,
+    endpoint: Option<&Endpoint>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Report, CurateError> {
     options.check()?;
@@ -457,10 +463,10 @@ pub fn curate(
         let unanswered = run.recording(scene, &recording, &mut counts)?;
         run.report.counts.add(&counts);
         run.report.endpoint_failures += unanswered;
-        if unanswered == 0 {
+        if unanswered == 0 && endpoint.is_some() {
             run.state.append(&Entry::Done { scene: scene.id.clone(), done: counts })?;
-            run.report.scenes_done += 1;
         }
+        run.report.scenes_done += usize::from(unanswered == 0);
         progress(&format!(
             "{}: {} clips of {} answers, {} unanswered ({} of {} recordings)",
             scene.id, counts.clips, counts.asked, unanswered, run.report.scenes_done, run.report.scenes
@@ -474,7 +480,7 @@ pub fn curate(
 
 struct Run<'a> {
     options: &'a CurateOptions,
-    endpoint: &'a Endpoint,
+    endpoint: Option<&'a Endpoint>,
     state: State,
     report: Report,
     unanswered_in_a_row: usize,
@@ -490,6 +496,7 @@ impl Run<'_> {
     ) -> Result<u64, CurateError> {
         let options = self.options;
         write_json(&options.out.join("recordings").join(format!("{}.json", scene.id)), recording)?;
+        let Some(endpoint) = self.endpoint else { return Ok(0) };
         let earlier = self.state.asked.remove(&scene.id).unwrap_or_default();
         let mut unanswered = 0;
         let ends = candidates(&recording.frames, options.clip_frames);
@@ -499,7 +506,7 @@ impl Run<'_> {
                 counts.outcome(*outcome);
                 continue;
             }
-            match look(options, self.endpoint, recording, last) {
+            match look(options, endpoint, recording, last) {
                 Ok(outcome) => {
                     self.unanswered_in_a_row = 0;
                     counts.outcome(outcome);

@@ -30,6 +30,7 @@ pub mod examiner;
 pub mod examiner_cache;
 pub mod grounding;
 pub mod judge;
+pub mod localise;
 pub mod navigation;
 pub mod picture;
 pub mod plot;
@@ -71,6 +72,11 @@ enum EvalCommand {
         after_help = "Example: mindseye-tools eval compare models/house-tiny runs/house-tiny-student --houses 60"
     )]
     Compare(compare::CompareArgs),
+    /// Place photographs by landmarks of other photographs.
+    #[command(
+        after_help = "Example: mindseye-tools eval localise kitchen --context 0:700:10 --query 705:1000:15 --width 416"
+    )]
+    Localise(localise::LocaliseArgs),
 }
 
 /// Runs `eval`.
@@ -83,5 +89,6 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
         EvalCommand::Navigation(args) => navigation::run(&args),
         EvalCommand::Ablation(args) => ablation::run(&args),
         EvalCommand::Compare(args) => compare::run(&args),
+        EvalCommand::Localise(args) => localise::run(&args),
     }
 }
