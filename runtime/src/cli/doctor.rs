@@ -276,8 +276,8 @@ fn trial(mind: &mut dyn Mind) -> anyhow::Result<f64> {
     let prompt = Prompt { text: &text, null_text: &text, camera: None };
     let budget = Budget { clock: &NoClock, until: None };
     let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)?;
-    let drive = imagined.rollouts.first().context("no rollout was imagined")?;
-    mind.decode(&drive.latents)?;
+    let rollout = imagined.rollouts.first().context("no rollout was imagined")?;
+    mind.decode(&rollout.latents)?;
     Ok((MonotonicClock.now() - began).as_millis_f64())
 }
 
