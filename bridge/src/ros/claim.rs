@@ -1,14 +1,9 @@
 //! Who serves a name. Sessions that claim the same name find each other by liveliness, and all of them agree on who
 //! was first.
 
-<<<<<<< HEAD
-use super::session::RosSession;
-use super::{RosError, lock};
-=======
 use super::RosError;
 use super::lock;
 use super::session::RosSession;
->>>>>>> senses
 use crate::clock;
 use crate::time::Timestamp;
 use std::collections::BTreeSet;
