@@ -9,24 +9,26 @@
 //! `denoiser`, and with the one-way mask `denoiser_prefill` and `denoiser_cached`. Before export, weights of encoder
 //! and decoder are one component `vae`.
 
-use std::collections::BTreeMap;
+mod manifest;
+mod reader;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Component as PathPart, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use mindseye_base::file;
-use serde::{Deserialize, Serialize};
 
-use crate::backend::{Engine, Port, describe};
-use crate::model::dit::{DitConfig, Prediction};
-use crate::onnx::{DataType, Dim, Model};
-use crate::sampler::{Grid, Solver};
+use crate::backend::{Engine, Port};
+use crate::onnx::Model;
 
-/// Free-form values of the manifest.
-pub use toml::Table;
+pub use manifest::{
+    BoundingBoxSpec, CameraSpec, Component, ComponentFormat, Evaluation, FileSpec, ImageSpec, LatentSpec,
+    LayoutSpec, LiftParams, Limits, Manifest, Measured, Networks, PortSpec, Provenance, RopeSpec,
+    SamplerSpec, SizeSpec, TextSpec,
+};
 
 /// Version of the layout of `bundle.toml`.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Name of the manifest.
 pub const MANIFEST: &str = "bundle.toml";
 /// Names that a component may have.
@@ -61,14 +63,47 @@ pub enum BundleError {
         /// What the system says.
         source: io::Error,
     },
-    /// The manifest is not the TOML that is expected.
-    #[error("{}: {what}", path.display())]
-    Manifest {
+    /// The manifest is not TOML.
+    #[error("{}: line {line}: {}", file.display(), source.message().replace('\n', ", "))]
+    Syntax {
         /// Which file.
-        path: PathBuf,
-        /// What is wrong, with the line.
-        what: String,
+        file: PathBuf,
+        /// Line of the mistake, from 1.
+        line: usize,
+        /// What is wrong there.
+        source: toml::de::Error,
     },
+    /// The manifest is longer than any that is written.
+    #[error("{}: longer than {MAX_MANIFEST} bytes", file.display())]
+    Long {
+        /// Which file.
+        file: PathBuf,
+    },
+    /// The manifest is not text.
+    #[error("{}: {source}", file.display())]
+    Text {
+        /// Which file.
+        file: PathBuf,
+        /// Where it stops being text.
+        source: std::string::FromUtf8Error,
+    },
+    /// A key of the manifest is unknown, missing or of another type.
+    #[error("{}: {}{key}: wanted {wanted}, got {got}", file.display(), bracketed(table))]
+    Key {
+        /// Which file.
+        file: PathBuf,
+        /// Which table, empty at the top.
+        table: String,
+        /// Which key.
+        key: String,
+        /// What it must be; for a key that does not exist, those that do.
+        wanted: String,
+        /// What it is.
+        got: String,
+    },
+    /// The manifest cannot be written as TOML.
+    #[error("bundle: {0}")]
+    Write(#[from] toml::ser::Error),
     /// A field has another value than it must have.
     #[error("bundle: {field}: wanted {wanted}, got {got}")]
     Field {
@@ -99,397 +134,12 @@ pub enum BundleError {
     },
 }
 
+fn bracketed(table: &str) -> String {
+    if table.is_empty() { String::new() } else { format!("[{table}] ") }
+}
+
 fn field(field: impl Into<String>, wanted: impl ToString, got: impl ToString) -> BundleError {
     BundleError::Field { field: field.into(), wanted: wanted.to_string(), got: got.to_string() }
-}
-
-/// `bundle.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
-    /// [`FORMAT`].
-    pub format: u32,
-    /// Name of the model.
-    pub name: String,
-    /// Element type of weights and arithmetic: `f32`, `f16`, `bf16`, `int8`, …
-    pub precision: String,
-    /// What it was built for: `cpu`, `sm_87`, …
-    pub target: String,
-    /// SPDX expression.
-    pub license: String,
-    /// The images.
-    pub image: ImageSpec,
-    /// The latents.
-    pub latent: LatentSpec,
-    /// Temporal positions.
-    pub rope: RopeSpec,
-    /// How much it was trained for, and how much is let through.
-    pub limits: Limits,
-    /// How to sample when the caller does not say.
-    pub sampler: SamplerSpec,
-    /// Where it comes from.
-    pub provenance: Provenance,
-    /// The denoiser's sizes.
-    pub dit: DitConfig,
-    /// The other networks' configurations, as their own code reads them.
-    #[serde(default)]
-    pub networks: toml::Table,
-    /// Calibration of the lifting stage: values by name.
-    #[serde(default)]
-    pub lift: BTreeMap<String, f64>,
-    /// What was measured before it was shipped: free-form.
-    #[serde(default)]
-    pub evaluation: toml::Table,
-    /// The files.
-    #[serde(default)]
-    pub component: BTreeMap<String, Component>,
-}
-
-/// The images that the model sees.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageSpec {
-    /// Pixels per row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Every how many camera frames one is kept.
-    pub frame_stride: usize,
-    /// Camera frames per second that the stride was chosen for.
-    pub frames_per_second: f64,
-}
-
-/// The latents that the denoiser sees: `(z - mean) / std` of what the encoder gives.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LatentSpec {
-    /// Channels.
-    pub channels: usize,
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-    /// Kept frames per latent.
-    pub frames: usize,
-    /// Per channel.
-    pub mean: Vec<f32>,
-    /// Per channel.
-    pub std: Vec<f32>,
-}
-
-/// Temporal positions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RopeSpec {
-    /// Targets start this far after the last context latent.
-    pub gap: f64,
-}
-
-/// Numbers of latents.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Context latents in training.
-    pub context_trained: usize,
-    /// Context latents allowed at most.
-    pub context_allowed: usize,
-    /// Target latents in training.
-    pub target_trained: usize,
-    /// Target latents allowed at most.
-    pub target_allowed: usize,
-}
-
-/// Defaults of the sampler.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SamplerSpec {
-    /// Noise levels.
-    pub grid: Grid,
-    /// Update rule.
-    pub solver: Solver,
-    /// Shift of the noise levels.
-    pub shift: f64,
-    /// Steps.
-    pub steps: usize,
-    /// Weight of the joint guidance; 1 is none.
-    pub guidance: f64,
-    /// What the network predicts; the same as the denoiser's own field.
-    pub prediction: Prediction,
-}
-
-/// Where a bundle comes from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Provenance {
-    /// `trained`, or the checkpoint that was imported.
-    pub source: String,
-    /// The training configuration, whole.
-    #[serde(default)]
-    pub training: toml::Table,
-    /// Seeds of the data.
-    #[serde(default)]
-    pub seeds: Vec<u64>,
-    /// Revision of the code.
-    #[serde(default)]
-    pub revision: String,
-}
-
-/// How a component is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ComponentFormat {
-    /// An ONNX graph, perhaps with weights beside it.
-    Onnx,
-    /// Weights only.
-    Safetensors,
-    /// A built TensorRT engine.
-    Tensorrt,
-    /// A SentencePiece model.
-    Sentencepiece,
-    /// Something that its reader knows.
-    Other,
-}
-
-/// One component.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Component {
-    /// What the main file is.
-    pub format: ComponentFormat,
-    /// The main file first.
-    pub files: Vec<FileSpec>,
-    /// Inputs of a graph.
-    #[serde(default)]
-    pub inputs: Vec<PortSpec>,
-    /// Outputs of a graph.
-    #[serde(default)]
-    pub outputs: Vec<PortSpec>,
-}
-
-/// A file of a component.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileSpec {
-    /// Name in the bundle's directory.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
-    /// Its hash, 64 hexadecimal digits.
-    pub sha256: String,
-}
-
-/// A size in the manifest: a number or a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum SizeSpec {
-    /// Always the same.
-    Fixed(usize),
-    /// Differs between calls.
-    Named(String),
-}
-
-/// An input or output of a graph.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PortSpec {
-    /// Name.
-    pub name: String,
-    /// Element type: `f32`, `i64`, …
-    pub dtype: String,
-    /// Shape, slowest axis first.
-    pub shape: Vec<SizeSpec>,
-}
-
-impl PortSpec {
-    fn from_port(port: &Port) -> Self {
-        let size = |d: &Dim| match d {
-            Dim::Fixed(size) => SizeSpec::Fixed(*size),
-            Dim::Symbol(name) => SizeSpec::Named(name.clone()),
-            Dim::Unknown => SizeSpec::Named("?".into()),
-        };
-        Self {
-            name: port.name.clone(),
-            dtype: port.dtype.name().into(),
-            shape: port.shape.iter().map(size).collect(),
-        }
-    }
-
-    /// As a backend describes it.
-    ///
-    /// # Errors
-    /// [`BundleError::Field`] for an element type that is not known.
-    pub fn to_port(&self) -> Result<Port, BundleError> {
-        let dtype = DataType::from_name(&self.dtype).ok_or_else(|| {
-            field(format!("{:?}.dtype", self.name), "an element type such as f32", &self.dtype)
-        })?;
-        let shape = self
-            .shape
-            .iter()
-            .map(|s| match s {
-                SizeSpec::Fixed(size) => Dim::Fixed(*size),
-                SizeSpec::Named(name) if name == "?" => Dim::Unknown,
-                SizeSpec::Named(name) => Dim::Symbol(name.clone()),
-            })
-            .collect();
-        Ok(Port { name: self.name.clone(), dtype, shape })
-    }
-}
-
-impl Manifest {
-    /// Checks every field that can be checked without the files.
-    ///
-    /// # Errors
-    /// [`BundleError::Field`] for the first that does not fit.
-    pub fn validate(&self) -> Result<(), BundleError> {
-        if self.format != FORMAT {
-            return Err(field("format", FORMAT, self.format));
-        }
-        for (name, value) in [("name", &self.name), ("precision", &self.precision), ("target", &self.target)]
-        {
-            if value.is_empty() {
-                return Err(field(name, "a word", "nothing"));
-            }
-        }
-        self.dit.validate().map_err(|e| field(e.field, e.wanted, e.got))?;
-        let same = [
-            ("latent.channels", self.dit.out_channels, self.latent.channels),
-            ("latent.height", self.dit.latent_height, self.latent.height),
-            ("latent.width", self.dit.latent_width, self.latent.width),
-            ("latent.mean (length)", self.latent.channels, self.latent.mean.len()),
-            ("latent.std (length)", self.latent.channels, self.latent.std.len()),
-        ];
-        for (name, wanted, got) in same {
-            if wanted != got {
-                return Err(field(name, wanted, got));
-            }
-        }
-        for (name, size) in [
-            ("image.width", self.image.width),
-            ("image.height", self.image.height),
-            ("image.frame_stride", self.image.frame_stride),
-            ("latent.frames", self.latent.frames),
-            ("limits.context_allowed", self.limits.context_allowed),
-            ("limits.target_allowed", self.limits.target_allowed),
-            ("sampler.steps", self.sampler.steps),
-        ] {
-            if !(1..=1 << 16).contains(&size) {
-                return Err(field(name, "1 to 65536", size));
-            }
-        }
-        for (name, pixels, latents) in [
-            ("image.width", self.image.width, self.latent.width),
-            ("image.height", self.image.height, self.latent.height),
-        ] {
-            if pixels % latents != 0 {
-                return Err(field(name, format!("a multiple of {latents} latent pixels"), pixels));
-            }
-        }
-        if let Some(bad) = self.latent.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return Err(field("latent.std", "positive numbers", bad));
-        }
-        if let Some(bad) = self.latent.mean.iter().find(|m| !m.is_finite()) {
-            return Err(field("latent.mean", "finite numbers", bad));
-        }
-        let positive = [
-            ("image.frames_per_second", self.image.frames_per_second),
-            ("sampler.shift", self.sampler.shift),
-            ("sampler.guidance", self.sampler.guidance),
-        ];
-        for (name, value) in positive {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(field(name, "a positive number", value));
-            }
-        }
-        if !(self.rope.gap.is_finite() && self.rope.gap >= 0.0) {
-            return Err(field("rope.gap", "a number from 0 on", self.rope.gap));
-        }
-        if self.sampler.prediction != self.dit.prediction {
-            let name = |p: Prediction| match p {
-                Prediction::Velocity => "velocity",
-                Prediction::X0 => "x0",
-            };
-            return Err(field(
-                "sampler.prediction",
-                name(self.dit.prediction),
-                name(self.sampler.prediction),
-            ));
-        }
-        if let Some((name, value)) = self.lift.iter().find(|(_, v)| !v.is_finite()) {
-            return Err(field(format!("lift.{name}"), "a finite number", value));
-        }
-        for (name, component) in &self.component {
-            component.validate(name)?;
-        }
-        Ok(())
-    }
-}
-
-impl Component {
-    fn validate(&self, name: &str) -> Result<(), BundleError> {
-        if !COMPONENTS.contains(&name) {
-            return Err(field("component", format!("one of {}", COMPONENTS.join(", ")), name));
-        }
-        let at = |part: &str| format!("component.{name}.{part}");
-        if self.files.is_empty() {
-            return Err(field(at("files"), "at least one file", 0));
-        }
-        for file in &self.files {
-            if !is_plain_name(&file.name) {
-                return Err(field(at("files.name"), "a plain file name", &file.name));
-            }
-            if file.sha256.len() != 64 || !file.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return Err(field(at("files.sha256"), "64 hexadecimal digits", &file.sha256));
-            }
-        }
-        for (side, ports) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
-            for (i, port) in ports.iter().enumerate() {
-                port.to_port()?;
-                if ports[..i].iter().any(|p| p.name == port.name) {
-                    return Err(field(at(side), "names that differ", &port.name));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the manifest's inputs and outputs with those that a graph or an engine really has.
-    ///
-    /// # Errors
-    /// [`BundleError::Field`] naming the input or output.
-    pub fn check_ports(&self, name: &str, inputs: &[Port], outputs: &[Port]) -> Result<(), BundleError> {
-        for (side, stated, real) in [("inputs", &self.inputs, inputs), ("outputs", &self.outputs, outputs)] {
-            for spec in stated {
-                let port = spec.to_port()?;
-                let at = format!("component.{name}.{side}.{}", port.name);
-                match real.iter().find(|p| p.name == port.name) {
-                    None => return Err(field(at, describe(&port), "nothing of this name")),
-                    Some(found) if found.dtype != port.dtype || !same_shape(&found.shape, &port.shape) => {
-                        return Err(field(at, describe(&port), describe(found)));
-                    }
-                    Some(_) => {}
-                }
-            }
-            if let Some(extra) = real.iter().find(|p| !stated.iter().any(|s| s.name == p.name)) {
-                return Err(field(
-                    format!("component.{name}.{side}.{}", extra.name),
-                    "nothing of this name",
-                    describe(extra),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether two shapes agree; sizes that one of them does not know agree with all. (An engine has lost the names of sizes
-/// that differ between calls.)
-fn same_shape(a: &[Dim], b: &[Dim]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || *a == Dim::Unknown || *b == Dim::Unknown)
-}
-
-fn is_plain_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    name != MANIFEST && matches!((parts.next(), parts.next()), (Some(PathPart::Normal(p)), None) if p == name)
 }
 
 /// A bundle on disk, checked.
@@ -540,16 +190,13 @@ impl Bundle {
         let io = |source| BundleError::Io { path: path.clone(), source };
         let mut bytes = Vec::new();
         File::open(&path).map_err(io)?.take(MAX_MANIFEST + 1).read_to_end(&mut bytes).map_err(io)?;
-        let fail = |what: String| BundleError::Manifest { path: path.clone(), what };
         if bytes.len() as u64 > MAX_MANIFEST {
-            return Err(fail(format!("longer than {MAX_MANIFEST} bytes")));
+            return Err(BundleError::Long { file: path });
         }
-        let text = std::str::from_utf8(&bytes).map_err(|e| fail(e.to_string()))?;
-        let manifest: Manifest = toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            fail(format!("line {line}: {}", e.message().replace('\n', ", ")))
-        })?;
-        manifest.validate()?;
+        let hash = file::sha256(&bytes);
+        let text =
+            String::from_utf8(bytes).map_err(|source| BundleError::Text { file: path.clone(), source })?;
+        let manifest = Manifest::from_toml(&text, &path)?;
         for (name, component) in &manifest.component {
             for file in &component.files {
                 let path = directory.join(&file.name);
@@ -561,7 +208,6 @@ impl Bundle {
                 }
             }
         }
-        let hash = file::sha256(&bytes);
         Ok(Self { directory, manifest, hash })
     }
 
@@ -705,12 +351,11 @@ impl BundleWriter {
     /// Writes the manifest and moves the bundle to its place; an older one there is replaced.
     ///
     /// # Errors
-    /// [`BundleError::Manifest`] where the manifest cannot be written as TOML, [`BundleError::Io`].
+    /// [`BundleError::Write`] where the manifest cannot be written as TOML, [`BundleError::Io`].
     pub fn finish(mut self) -> Result<Bundle, BundleError> {
         self.manifest.validate()?;
         let path = self.temporary.join(MANIFEST);
-        let text = toml::to_string_pretty(&self.manifest)
-            .map_err(|e| BundleError::Manifest { path: path.clone(), what: e.to_string() })?;
+        let text = self.manifest.to_toml()?;
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| BundleError::Io { path, source }

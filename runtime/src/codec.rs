@@ -10,12 +10,42 @@
 //! frames). Each frame is encoded once; the caches are the only state, of one size whatever the stream's length.
 
 use crate::context::{EncodeError, GROUP, GroupEncoder};
-use crate::ground::MindError;
 use crate::image::RgbImage;
-use crate::mind::LoadError;
 use mindseye_engines::backend::{BackendError, Engine, Session, State, Tensor};
 use mindseye_engines::bundle::Manifest;
 use std::sync::Arc;
+
+/// Why a codec cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// What one graph of a stream leaves is not what the next one takes.
+    #[error(
+        "bundle: {component}_{part}: output {output:?} does not have the shape of {component}_next's input {input:?}; \
+         export the bundle again"
+    )]
+    Cache {
+        /// `vae_encoder` or `vae_decoder`.
+        component: String,
+        /// `first` or `next`.
+        part: &'static str,
+        /// Name of the output.
+        output: String,
+        /// Name of the input.
+        input: String,
+    },
+    /// A graph gives another number of values than its pictures have.
+    #[error("decoder: gave {got} values, expected {expected}")]
+    Size {
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
+    },
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
 
 /// The engines of a bundle that encode or decode, shared by all threads.
 #[derive(Clone)]
@@ -43,7 +73,7 @@ impl Stream {
         (first, next): (&dyn Engine, &dyn Engine),
         component: &str,
         ports: (&'static str, &'static str),
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, CodecError> {
         let count = next.inputs().iter().filter(|p| p.name.starts_with("cache.")).count();
         for i in 0..count {
             let (out, into) = (format!("new_cache.{i}"), format!("cache.{i}"));
@@ -51,10 +81,8 @@ impl Stream {
             for (part, engine) in [("first", first), ("next", next)] {
                 let given = engine.outputs().iter().find(|p| p.name == out).map(|p| &p.shape);
                 if wanted.is_none() || given != wanted {
-                    return Err(LoadError::Unsupported(format!(
-                        "{component}_{part}: output {out:?} does not have the shape of {component}_next's input \
-                         {into:?}; export the bundle again"
-                    )));
+                    let component = component.to_owned();
+                    return Err(CodecError::Cache { component, part, output: out, input: into });
                 }
             }
         }
@@ -88,7 +116,7 @@ impl Half {
         engines: &CodecEngines,
         component: &str,
         ports: (&'static str, &'static str),
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, CodecError> {
         Ok(match engines {
             CodecEngines::Plain(engine) => Self::Plain(engine.session()?),
             CodecEngines::Stream(first, next) => {
@@ -139,7 +167,7 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    pub(crate) fn new(engines: &CodecEngines, manifest: &Manifest) -> Result<Self, LoadError> {
+    pub(crate) fn new(engines: &CodecEngines, manifest: &Manifest) -> Result<Self, CodecError> {
         let still = match engines {
             CodecEngines::Plain(_) => None,
             CodecEngines::Stream(first, _) => Some(first.session()?),
@@ -207,7 +235,7 @@ impl Encoder {
                 }
             }
         };
-        result.map_err(|e| EncodeError::Backend(e.to_string()))?;
+        result?;
         self.put(latent)
     }
 }
@@ -252,7 +280,7 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    pub(crate) fn new(engines: &CodecEngines, manifest: &Manifest) -> Result<Self, LoadError> {
+    pub(crate) fn new(engines: &CodecEngines, manifest: &Manifest) -> Result<Self, CodecError> {
         Ok(Self {
             half: Half::new(engines, "vae_decoder", ("latent", "frames"))?,
             sizes: Sizes::of(manifest),
@@ -268,8 +296,7 @@ impl Decoder {
 
     /// A clip `[n, channels, height, width]` to `4 n` frames. Frame `4 i + 3` is the last one of latent `i`: the
     /// single frame of a stream's first latent is given four times.
-    pub(crate) fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        let part = |reason: String| MindError::Part { part: "decoder", reason };
+    pub(crate) fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, CodecError> {
         let len = self.sizes.latent_len();
         let [channels, rows, columns] = self.sizes.latent;
         let (plane, mut frames) = (self.sizes.plane(), Vec::new());
@@ -277,7 +304,7 @@ impl Decoder {
         let mut take = |out: &mut Tensor, wanted: usize, copies: usize| {
             let pixels = std::mem::replace(out, Tensor::empty()).into_f32().unwrap_or_default();
             if pixels.len() != wanted * 3 * plane {
-                return Err(part(format!("gave {} values, expected {}", pixels.len(), wanted * 3 * plane)));
+                return Err(CodecError::Size { expected: wanted * 3 * plane, got: pixels.len() });
             }
             for values in pixels.chunks_exact(3 * plane) {
                 frames.extend(std::iter::repeat_n(picture(&self.sizes, values), copies));
@@ -293,16 +320,14 @@ impl Decoder {
                 let whole = latents[..count * len].iter().enumerate();
                 let z = whole.map(|(i, v)| v * self.std[channel(i)] + self.mean[channel(i)]).collect();
                 let z = Tensor::f32(&[count, channels, 1, rows, columns], z);
-                session
-                    .run_into(&[("latent", &z)], &mut [("frames", &mut out)])
-                    .map_err(|e| part(e.to_string()))?;
+                session.run_into(&[("latent", &z)], &mut [("frames", &mut out)])?;
                 take(&mut out, count * GROUP, 1)?;
             }
             Half::Stream(stream) => {
                 stream.reset();
                 for (i, z) in latents.chunks_exact(len).enumerate() {
                     let z = Tensor::f32(&[1, channels, rows, columns], z.to_vec());
-                    stream.step(&z, &mut out).map_err(|e| part(e.to_string()))?;
+                    stream.step(&z, &mut out)?;
                     if i == 0 { take(&mut out, 1, GROUP)? } else { take(&mut out, GROUP, 1)? }
                 }
             }

@@ -14,10 +14,9 @@
 use crate::image::RgbImage;
 use crate::planar::Pose2;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::backend::BackendError;
+pub use mindseye_engines::model::codec::GROUP;
 use std::fmt;
-
-/// Frames per latent. The first latent of a streaming encoder's segment is one frame: [`GroupEncoder::group_len`].
-pub const GROUP: usize = 4;
 
 /// Why a new segment began. Frames of one latent never come from two segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +249,7 @@ pub enum EncodeError {
     },
     /// The backend failed.
     #[error("frame encoder: {0}")]
-    Backend(String),
+    Backend(#[from] BackendError),
 }
 
 /// Kept frames on their way to the encoder. Their memory is used again by the next group.
@@ -863,7 +862,7 @@ mod tests {
             assert_eq!(frames.len(), self.group_len());
             self.groups += 1;
             if self.groups.is_multiple_of(self.fail_every) {
-                return Err(EncodeError::Backend("made to fail".into()));
+                return Err(EncodeError::Backend(BackendError::Unknown { name: "made to fail".into() }));
             }
             self.encoded += frames.len() as u64;
             self.started = true;

@@ -4,26 +4,31 @@
 //! [`ground`]. The model is behind [`Mind`], so that tests can put a fake in its place.
 //!
 //! # Models without lift heads
-//! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the drive, and the red box in
+//! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the way, and the red box in
 //! its last frames can say that it found the thing; a metric pose cannot be read from that, and none is made up:
 //! * a box: `failed`, with the reason that this model has no pose heads; box and imagined frames are given;
 //! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
+use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
-    Budget, Clock, Flow, Heads, ImagineError, Imagined, Progress, Prompt, Seen, Settings, choose_context,
-    imagine, opinions, pick,
+    Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
+    choose_context, glance, pick,
 };
-use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_drive};
+use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_rollout, verify};
 use crate::planar::{Pose2, wrap_angle};
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::backend::BackendError;
 use mindseye_engines::denoise::Denoise;
+use mindseye_engines::text::{TokenizerError, UnknownWord};
 use nalgebra::Isometry3;
+
+pub use crate::imagine::Stage;
 
 /// What a loaded model says about itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,14 +42,12 @@ pub struct MindSpec {
     /// Most context latents in one evaluation.
     pub context_max: usize,
     /// Sampler defaults.
-    pub settings: Settings,
+    pub settings: RolloutSettings,
     /// Calibration of the lift; `None` for a model without lift heads.
     pub lift: Option<LiftParams>,
-    /// Stand-off by a word of the goal, where it differs from the lift's (m); see [`crate::lift::standoffs`].
-    pub standoffs: std::collections::BTreeMap<String, f64>,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
-    /// Latents at the end of a drive that show the box (at least 1).
+    /// Latents at the end of a rollout that show the box (at least 1).
     pub box_latents: usize,
     /// Which bundle.
     pub bundle_sha256: String,
@@ -60,7 +63,7 @@ pub trait Mind: Send {
     /// Encodes a text into rows for the denoiser; the empty text gives the rows of the unconditional branch.
     ///
     /// # Errors
-    /// [`MindError::Words`] when the model knows no word for it.
+    /// [`MindError::Unknown`], [`MindError::Nothing`] or [`MindError::Several`] where the model has no words for it.
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError>;
 
     /// Encodes one still frame (of the model's size) as a first latent.
@@ -99,22 +102,52 @@ pub trait Mind: Send {
 #[non_exhaustive]
 pub enum MindError {
     /// The text holds words that the model never learned.
-    #[error("the goal names nothing that this model knows; it knows {known}")]
-    Words {
-        /// What it knows, for a person.
-        known: String,
+    #[error("{}; it knows {}", named(unknown), known.join(", "))]
+    Unknown {
+        /// The words, each with the known word nearest to it; at least one.
+        unknown: Vec<UnknownWord>,
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The text names no thing.
+    #[error("the goal names nothing that this model knows; it knows {}", known.join(", "))]
+    Nothing {
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The text has more words that the model knows than fit.
+    #[error("one thing at a time, by at most {most} of the words {}", known.join(", "))]
+    Several {
+        /// Words that fit.
+        most: usize,
+        /// All words that it knows.
+        known: Vec<String>,
+    },
+    /// The tokenizer refused the text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The text encoder failed.
+    #[error("text encoder: {0}")]
+    TextEncoder(#[source] BackendError),
+    /// The text encoder gave another number of values than the denoiser takes.
+    #[error("text encoder: gave {got} values, expected {expected}")]
+    TextRows {
+        /// Wanted.
+        expected: usize,
+        /// Got.
+        got: usize,
     },
     /// A frame could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// A part failed.
-    #[error("{part}: {reason}")]
-    Part {
-        /// Which part.
-        part: &'static str,
-        /// What it says.
-        reason: String,
-    },
+    /// A clip could not be decoded.
+    #[error(transparent)]
+    Decode(#[from] CodecError),
+}
+
+fn named(unknown: &[UnknownWord]) -> String {
+    let each = |u: &UnknownWord| format!("{:?} (the nearest known word is {:?})", u.word, u.nearest);
+    format!("this model does not know {}", unknown.iter().map(each).collect::<Vec<_>>().join(" and "))
 }
 
 /// What is known when a goal arrives.
@@ -136,49 +169,21 @@ pub struct Scene {
     pub base_from_camera: Option<Isometry3<f64>>,
 }
 
-/// Where the work stands.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Stage<'a> {
-    /// The text is encoded.
-    Text,
-    /// The newest frame is encoded.
-    Encode,
-    /// The memory is looked through: part, parts.
-    Scan(usize, usize),
-    /// A first answer; see [`Grounded::answer`].
-    Draft(&'a Answer),
-    /// A denoising step was done.
-    Step {
-        /// Candidate, from 0.
-        candidate: usize,
-        /// Candidates planned.
-        candidates: usize,
-        /// Steps done.
-        step: usize,
-        /// Steps planned.
-        steps: usize,
-    },
-    /// The drive is decoded.
-    Decode,
-    /// The pose is read.
-    Lift,
-}
-
 /// An answer with its evidence.
 #[derive(Clone, Debug)]
 pub struct Grounded {
     /// The answer.
     pub answer: Answer,
-    /// What the lift found, relative to the base where the drive begins: at the newest frame, or where an older view
+    /// What the lift found, relative to the base where the rollout begins: at the newest frame, or where an older view
     /// of the thing was had.
     pub lifted: Option<Lifted>,
-    /// Frames of the first imagined drive; empty when none was sampled.
+    /// Frames of the rollout that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
     /// The box in the last frames.
     pub found_box: Option<FoundBox>,
     /// Positions in the scene's memory that were used.
     pub used: Vec<usize>,
-    /// Path of the base in the imagined drive, in the answer's frame.
+    /// Path of the base in the rollout, in the answer's frame.
     pub path: Vec<Pose2>,
     /// The object's place in the answer's frame.
     pub object: Option<(f64, f64)>,
@@ -188,24 +193,11 @@ pub struct Grounded {
     pub reconstruction_error: Option<f64>,
 }
 
-struct Stopwatch<'a> {
-    clock: &'a dyn Clock,
-    last: TimeDelta,
-}
-
-impl Stopwatch<'_> {
-    fn lap(&mut self, answer: &mut Answer, stage: &str) {
-        let now = self.clock.now();
-        answer.timings_ms.insert(stage.into(), (now - self.last).as_millis_f64());
-        self.last = now;
-    }
-}
-
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
-pub fn settings_for(spec: &MindSpec, goal: &Goal) -> Settings {
+pub fn settings_for(spec: &MindSpec, goal: &Goal) -> RolloutSettings {
     let mut settings = spec.settings.clone();
     if let Some(lift) = &spec.lift {
-        settings.early_timestep = lift.early_timestep;
+        settings.glance_timestep = lift.glance_timestep;
     }
     if let Some(candidates) = goal.candidates {
         settings.candidates = (candidates as usize).max(1);
@@ -214,6 +206,79 @@ pub fn settings_for(spec: &MindSpec, goal: &Goal) -> Settings {
         settings.seed = seed;
     }
     settings
+}
+
+/// The caller said stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
+/// Why a goal has no answer of its own.
+#[derive(Debug, thiserror::Error)]
+enum GroundError {
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Mind(#[from] MindError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error(transparent)]
+    Imagine(ImagineError),
+    #[error("nothing has been seen yet")]
+    NothingSeen,
+    #[error("this model was not trained to follow waypoints; ask by text")]
+    Waypoints,
+}
+
+impl From<ImagineError> for GroundError {
+    fn from(e: ImagineError) -> Self {
+        match e {
+            ImagineError::Stopped => Self::Stopped(Stopped),
+            other => Self::Imagine(other),
+        }
+    }
+}
+
+/// What stays the same for one goal.
+struct Job<'a> {
+    scene: &'a Scene,
+    goal: &'a Goal,
+    /// The standoff is that of the thing that is asked for.
+    spec: MindSpec,
+    settings: RolloutSettings,
+    budget: Budget<'a>,
+}
+
+impl Job<'_> {
+    fn by_text(&self) -> bool {
+        matches!(self.goal.kind, GoalKind::Text(_))
+    }
+
+    /// Imagined frames that show the box, at the end of a rollout.
+    fn boxed_frames(&self) -> usize {
+        self.spec.box_latents.max(1) * GROUP
+    }
+}
+
+/// The answer so far, and who watches.
+struct Report<'a> {
+    grounded: Grounded,
+    clock: &'a dyn Clock,
+    last: TimeDelta,
+    progress: &'a mut dyn FnMut(Stage<'_>) -> Flow,
+}
+
+impl Report<'_> {
+    /// Tells that a stage is done, unless there is nothing to tell, and notes under `name` how long it took.
+    fn done(&mut self, name: &str, stage: Option<Stage<'_>>) -> Result<(), Stopped> {
+        let now = self.clock.now();
+        self.grounded.answer.timings_ms.insert(name.into(), (now - self.last).as_millis_f64());
+        self.last = now;
+        match stage.map(|stage| (self.progress)(stage)) {
+            Some(Flow::Stop) => Err(Stopped),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Grounds one goal. `until` is the time on `clock` by which sampling must be over.
@@ -236,7 +301,7 @@ pub fn ground(
     answer.stamp_ns = Some(scene.captured_at.as_nanos());
     answer.bundle_sha256.clone_from(&mind.spec().bundle_sha256);
     answer.engine_sha256.clone_from(&mind.spec().engine_sha256);
-    let mut out = Grounded {
+    let grounded = Grounded {
         answer,
         lifted: None,
         frames: Vec::new(),
@@ -247,219 +312,189 @@ pub fn ground(
         step_ms: Vec::new(),
         reconstruction_error: None,
     };
-    match attempt(mind, scene, goal, &settings, clock, until, progress, &mut out) {
-        Ok(()) => Ok(out),
-        Err(Trouble::Stopped) => Err(Stopped),
-        Err(Trouble::Reason(reason)) => {
-            out.answer.status = Status::Failed;
-            out.answer.reason = Some(reason);
-            Ok(out)
-        }
-    }
-}
-
-/// The caller said stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stopped")]
-pub struct Stopped;
-
-enum Trouble {
-    Stopped,
-    Reason(String),
-}
-
-impl From<MindError> for Trouble {
-    fn from(e: MindError) -> Self {
-        Self::Reason(e.to_string())
-    }
-}
-
-impl From<EncodeError> for Trouble {
-    fn from(e: EncodeError) -> Self {
-        Self::Reason(e.to_string())
-    }
-}
-
-impl From<ImagineError> for Trouble {
-    fn from(e: ImagineError) -> Self {
-        match e {
-            ImagineError::Stopped => Self::Stopped,
-            other => Self::Reason(other.to_string()),
-        }
-    }
-}
-
-#[allow(clippy::too_many_arguments)] // one private function that is the path itself
-fn attempt(
-    mind: &mut dyn Mind,
-    scene: &Scene,
-    goal: &Goal,
-    settings: &Settings,
-    clock: &dyn Clock,
-    until: Option<TimeDelta>,
-    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
-    out: &mut Grounded,
-) -> Result<(), Trouble> {
     let spec = spec_for(mind.spec(), goal);
-    let mut watch = Stopwatch { clock, last: clock.now() };
-    let mut tell = |stage: Stage<'_>| match progress(stage) {
-        Flow::Continue => Ok(()),
-        Flow::Stop => Err(Trouble::Stopped),
-    };
-
-    // Text.
-    let null_text = mind.encode_text("")?;
-    let (text, rays, route) = match &goal.kind {
-        GoalKind::Text(text) => (mind.encode_text(text)?, None, Vec::new()),
-        GoalKind::Waypoints(poses) => {
-            let route = base_route(poses, scene.base_from_camera.as_ref());
-            let along = resample(&route, 1 + (settings.target_latents - 1) * GROUP);
-            let rays = mind.camera_rays(&along, scene.base_from_camera.as_ref()).ok_or_else(|| {
-                Trouble::Reason("this model was not trained to follow waypoints; ask by text".into())
-            })?;
-            (null_text.clone(), Some(rays), route)
-        }
-    };
-    watch.lap(&mut out.answer, "text");
-    tell(Stage::Text)?;
-
-    // Where the drive begins and which latents it looks at, then the imagination.
-    if scene.memory.is_empty() {
-        return Err(Trouble::Reason("nothing has been seen yet".into()));
-    }
-    let by_text = matches!(goal.kind, GoalKind::Text(_));
-    let prompt = Prompt { text: &text, null_text: &null_text, camera: rays.as_deref() };
-    let budget = Budget { clock, until };
-    let view = choose_view(mind, &spec, scene, by_text, prompt, settings, budget, progress)?;
-    let View { start, origin, seen, context, .. } = view;
-    out.used = view.used;
-    if let Some(start) = start.and_then(|p| scene.memory.get(p)) {
-        out.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
-    }
-    if progress(Stage::Encode) == Flow::Stop {
-        return Err(Trouble::Stopped);
-    }
-    watch.lap(&mut out.answer, "select");
-
-    let mut early: Vec<Heads> = Vec::new();
-    let template = out.answer.clone();
-    let mut during = |p: Progress<'_>| match p {
-        Progress::Scanned(..) => Flow::Continue,
-        Progress::Early(heads) => {
-            early.push(heads.clone());
-            let Some(params) = spec.lift.as_ref().filter(|_| by_text) else {
-                return progress(Stage::Encode);
-            };
-            let imagined = Imagined { early: early.clone(), ..Imagined::default() };
-            let evidence = Evidence { context: &context, ..Evidence::default() };
-            let mut draft = template.clone();
-            fill(&mut draft, scene, origin, &lift(&imagined, &evidence, params));
-            draft.candidates = early.len() as u32;
-            progress(Stage::Draft(&draft))
-        }
-        Progress::Step { candidate, candidates, step, steps } => {
-            progress(Stage::Step { candidate, candidates, step, steps })
-        }
-    };
-    let mut imagined = imagine(mind.denoiser(), &seen, prompt, settings, budget, &mut during)?;
-    watch.lap(&mut out.answer, "denoise");
-    out.step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
-    out.answer.steps = imagined.drives.iter().map(|d| d.steps as u32).max().unwrap_or(0);
-    out.answer.candidates = imagined.early.len().max(imagined.drives.len()) as u32;
-
-    // The drive that ends where the first opinions and the memory say, or at the last waypoint, is the one shown.
-    if let Some(params) = &spec.lift {
-        let end = if by_text {
-            let first = Imagined { early: imagined.early.clone(), ..Imagined::default() };
-            lift(&first, &Evidence { context: &context, ..Evidence::default() }, params).pose
-        } else {
-            route.last().copied()
-        };
-        if let Some(end) = end.filter(|_| !imagined.drives.is_empty()) {
-            let best = nearest_drive(&imagined.drives, end);
-            imagined.drives.swap(0, best);
+    let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
+    let mut report = Report { grounded, clock, last: clock.now(), progress };
+    match attempt(mind, &job, &mut report) {
+        Ok(()) => {}
+        Err(GroundError::Stopped(stopped)) => return Err(stopped),
+        Err(error) => {
+            report.grounded.answer.status = Status::Failed;
+            report.grounded.answer.reason = Some(error.to_string());
         }
     }
+    Ok(report.grounded)
+}
 
-    // The imagined frames. Heads speak for all drives; without heads the drive with the clearest box is taken.
-    let looked_at = if spec.lift.is_some() { 1 } else { usize::MAX };
-    let mut clearest: Option<FoundBox> = None;
-    for drive in imagined.drives.iter().take(looked_at) {
-        let frames = mind.decode(&drive.latents)?;
-        let boxed = frames.len().saturating_sub(spec.box_latents.max(1) * GROUP);
-        let found = find_box(&frames[boxed..]);
-        let score = |found: &Option<FoundBox>| found.map_or(f64::NEG_INFINITY, |b| b.score);
-        if out.frames.is_empty() || score(&found) > score(&clearest) {
-            (out.frames, clearest) = (frames, found);
-        }
+/// The steps, one after the other; `report` holds what is known when one fails.
+fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Result<(), GroundError> {
+    let request = encode(mind, job)?;
+    report.done("text", Some(Stage::Text))?;
+
+    let view = choose_view(mind, job, &request, report.progress)?;
+    report.grounded.used.clone_from(&view.used);
+    if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
+        report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
     }
-    out.found_box = clearest.filter(|b| b.score >= spec.box_min);
-    out.answer.bounding_box = out.found_box.map(|b| b.edges());
-    out.reconstruction_error = match spec.lift.and_then(|lift| lift.reconstruction_max) {
-        Some(_) if mind.decodes_alone() => reconstruction_error(mind, scene, &seen, &out.used)?,
+    report.done("select", Some(Stage::Encode))?;
+
+    let mut imagined = imagine(mind, job, &request, &view, report)?;
+    report.done("denoise", None)?;
+    let Grounded { answer, step_ms, .. } = &mut report.grounded;
+    *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
+    answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
+    answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
+
+    let params = job.spec.lift.as_ref();
+    let estimate = params.map(|params| lift(&imagined.glances, &view.context, params));
+    let goal_pose = |pose| if job.by_text() { pose } else { request.route.last().copied() };
+    let end = estimate.as_ref().and_then(|estimate| goal_pose(estimate.pose));
+    if let Some(end) = end.filter(|_| !imagined.rollouts.is_empty()) {
+        // The rollout that ends where the others say, or at the last waypoint, is the one shown.
+        let best = nearest_rollout(&imagined.rollouts, end);
+        imagined.rollouts.swap(0, best);
+    }
+
+    let video = decode(mind, job, &imagined)?;
+    report.grounded.found_box = video.clearest.filter(|b| b.score >= job.spec.box_min);
+    report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
+    report.grounded.frames = video.frames;
+    report.grounded.reconstruction_error = match params.and_then(|params| params.reconstruction_max) {
+        Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, &view)?,
         _ => None,
     };
-    watch.lap(&mut out.answer, "decode_video");
-    if progress(Stage::Decode) == Flow::Stop {
-        return Err(Trouble::Stopped);
-    }
-    let Some(params) = spec.lift else {
-        let (status, reason) = without_heads(&imagined, clearest, spec.box_min);
-        out.answer.status = status;
-        out.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+    report.done("decode_video", Some(Stage::Decode))?;
+
+    let Some((params, estimate)) = params.zip(estimate) else {
+        let (status, reason) = without_heads(&imagined, video.clearest, job.spec.box_min);
+        report.grounded.answer.status = status;
+        report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
         return Ok(());
     };
-
-    // The pose, and whether to believe it.
-    let mut evidence = Evidence {
-        context: &context,
-        found_box: out.found_box,
-        likeness_error: None,
-        reconstruction_error: out.reconstruction_error,
+    let evidence = Evidence {
+        likeness_error: likeness_error(job, &view, &report.grounded.frames, end),
+        reconstruction_error: report.grounded.reconstruction_error,
     };
-    let mut lifted = lift(&imagined, &evidence, &params);
-    let end = if by_text { lifted.pose } else { route.last().copied() };
-    let view_end = out.frames.len().saturating_sub(spec.box_latents.max(1) * GROUP + 1);
-    if let (Some(end), Some(view)) = (end, out.frames.get(view_end)) {
-        evidence.likeness_error = nearest_view(&context, end)
-            .and_then(|i| scene.memory.get(out.used[i]))
-            .and_then(|seen| mean_difference(view, &seen.picture));
-        lifted = lift(&imagined, &evidence, &params);
+    let mut lifted = verify(estimate, &imagined.rollouts, evidence, params);
+    if !job.by_text() {
+        follow(&mut lifted, &imagined, &request.route, params);
     }
-    if !by_text {
-        follow(&mut lifted, &imagined, &route, &params);
-    }
-    fill(&mut out.answer, scene, origin, &lifted);
+    publish(&mut report.grounded, job, &view, &request, lifted);
     if let Some(reduced) = &imagined.reduced {
-        out.answer.reason = Some(with_reduction(out.answer.reason.take(), Some(reduced)));
+        let answer = &mut report.grounded.answer;
+        answer.reason = Some(with_reduction(answer.reason.take(), Some(reduced)));
     }
-    let origin = origin.unwrap_or_default();
-    let route = if by_text { &lifted.path } else { &route };
-    out.path = route.iter().map(|p| origin.compose(*p)).collect();
-    out.object = lifted.object.map(|(x, y)| crate::planar::point_from(origin, x, y));
-    out.lifted = Some(lifted);
-    watch.lap(&mut out.answer, "lift");
-    if progress(Stage::Lift) == Flow::Stop {
-        return Err(Trouble::Stopped);
-    }
+    report.done("lift", Some(Stage::Lift))?;
     Ok(())
 }
 
-/// The specification for one goal: the lift's stand-off is that of the thing that is asked for.
+/// What is asked for, as the denoiser takes it.
+struct Request {
+    text: Vec<f32>,
+    null_text: Vec<f32>,
+    /// Camera rays along the waypoints.
+    rays: Option<Vec<f32>>,
+    /// Base poses at the waypoints, relative to here; empty for a goal by text.
+    route: Vec<Pose2>,
+}
+
+impl Request {
+    fn prompt(&self) -> Prompt<'_> {
+        Prompt { text: &self.text, null_text: &self.null_text, camera: self.rays.as_deref() }
+    }
+}
+
+fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
+    let null_text = mind.encode_text("")?;
+    match &job.goal.kind {
+        GoalKind::Text(text) => {
+            Ok(Request { text: mind.encode_text(text)?, null_text, rays: None, route: Vec::new() })
+        }
+        GoalKind::Waypoints(poses) => {
+            let mounting = job.scene.base_from_camera.as_ref();
+            let route = base_route(poses, mounting);
+            let along = resample(&route, 1 + (job.settings.target_latents - 1) * GROUP);
+            let rays = Some(mind.camera_rays(&along, mounting).ok_or(GroundError::Waypoints)?);
+            Ok(Request { text: null_text.clone(), null_text, rays, route })
+        }
+    }
+}
+
+/// Glances at the candidates, with a draft of the answer after each, and samples the rollouts.
+fn imagine(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    request: &Request,
+    view: &View,
+    report: &mut Report<'_>,
+) -> Result<Imagined, GroundError> {
+    let mut imagination =
+        Imagination::new(mind.denoiser(), &view.seen, request.prompt(), &job.settings, job.budget)?;
+    let template = report.grounded.answer.clone();
+    imagination.glance(&mut |glances| {
+        let Some(params) = job.spec.lift.as_ref().filter(|_| job.by_text()) else {
+            return (report.progress)(Stage::Encode);
+        };
+        let estimate = lift(glances, &view.context, params);
+        let mut draft = template.clone();
+        fill(&mut draft, job.scene, view.origin, &verify(estimate, &[], Evidence::default(), params));
+        draft.candidates = glances.len() as u32;
+        (report.progress)(Stage::Draft(&draft))
+    })?;
+    Ok(imagination.roll_out(report.progress)?)
+}
+
+/// The imagined frames to show, and the clearest box in the last ones.
+struct Video {
+    frames: Vec<RgbImage>,
+    clearest: Option<FoundBox>,
+}
+
+/// Decodes the rollout to show. Heads speak for all rollouts; without heads the one with the clearest box is taken.
+fn decode(mind: &mut dyn Mind, job: &Job<'_>, imagined: &Imagined) -> Result<Video, GroundError> {
+    let looked_at = if job.spec.lift.is_some() { 1 } else { usize::MAX };
+    let mut video = Video { frames: Vec::new(), clearest: None };
+    for rollout in imagined.rollouts.iter().take(looked_at) {
+        let frames = mind.decode(&rollout.latents)?;
+        let boxed = frames.len().saturating_sub(job.boxed_frames());
+        let found = find_box(&frames[boxed..]);
+        let score = |found: &Option<FoundBox>| found.map_or(f64::NEG_INFINITY, |b| b.score);
+        if video.frames.is_empty() || score(&found) > score(&video.clearest) {
+            video = Video { frames, clearest: found };
+        }
+    }
+    Ok(video)
+}
+
+/// How much the rollout's last view without a box differs from the remembered view nearest to where it ends, 0..1.
+fn likeness_error(job: &Job<'_>, view: &View, frames: &[RgbImage], end: Option<Pose2>) -> Option<f64> {
+    let last = frames.get(frames.len().saturating_sub(job.boxed_frames() + 1))?;
+    let nearest = nearest_view(&view.context, end?)?;
+    mean_difference(last, &job.scene.memory.get(view.used[nearest])?.picture)
+}
+
+/// Puts what the lift found into the answer and its evidence, in the answer's frame.
+fn publish(grounded: &mut Grounded, job: &Job<'_>, view: &View, request: &Request, lifted: Lifted) {
+    fill(&mut grounded.answer, job.scene, view.origin, &lifted);
+    let origin = view.origin.unwrap_or_default();
+    let route = if job.by_text() { &lifted.path } else { &request.route };
+    grounded.path = route.iter().map(|p| origin.compose(*p)).collect();
+    grounded.object = lifted.estimate.object.map(|(x, y)| crate::planar::point_from(origin, x, y));
+    grounded.lifted = Some(lifted);
+}
+
+/// The specification for one goal: the lift's standoff is that of the thing that is asked for.
 fn spec_for(spec: &MindSpec, goal: &Goal) -> MindSpec {
     let mut spec = spec.clone();
     if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
-        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
-        if let Some(metres) = words.filter_map(|w| spec.standoffs.get(&w)).next_back() {
-            lift.standoff_m = *metres;
-        }
+        lift.standoff_m = lift.standoff_for(text);
     }
     spec
 }
 
 /// What can be said about a goal by a model that has no lift heads: see the head of this file.
 fn without_heads(imagined: &Imagined, clearest: Option<FoundBox>, box_min: f64) -> (Status, String) {
-    if imagined.drives.is_empty() {
+    if imagined.rollouts.is_empty() {
         return (Status::Failed, "this model answers by imagining the drive only".into());
     }
     match clearest {
@@ -486,7 +521,7 @@ fn with_reduction(reason: Option<String>, reduced: Option<&str>) -> String {
     [reason.as_deref(), reduced].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-/// Where a drive begins, and what it is imagined from.
+/// Where a rollout begins, and what it is imagined from.
 struct View {
     /// Position in the memory of the view that it begins with; `None`: the newest frame.
     start: Option<usize>,
@@ -494,16 +529,16 @@ struct View {
     origin: Option<Pose2>,
     /// Positions in the memory that were chosen.
     used: Vec<usize>,
-    /// Their latents, and the first one of the drive.
-    seen: Seen,
+    /// Their latents, and the first one of the rollout.
+    seen: ContextLatents,
     /// For each of them `start_from_base`, where known.
     context: Vec<Option<Pose2>>,
 }
 
 /// Chooses where to begin and what to look at.
 ///
-/// A history no longer than the recordings that the model was trained on is taken whole, and the drive begins here.
-/// A longer one is looked through in stretches of that length ([`stretches`]): inside each the drive begins with the
+/// A history no longer than the recordings that the model was trained on is taken whole, and the rollout begins here.
+/// A longer one is looked through in stretches of that length ([`stretches`]): inside each the rollout begins with the
 /// stretch's own last view, whose place odometry knows, so that context and start are what they were in training.
 /// The stretch that would be believed wins; of several, the one with the clearest sight of the thing. This also lets
 /// a model that knows single rooms find things in rooms that the robot has left. Without odometry nothing can be
@@ -511,25 +546,22 @@ struct View {
 /// is taken, evenly. Waypoints begin here.
 fn choose_view(
     mind: &mut dyn Mind,
-    spec: &MindSpec,
-    scene: &Scene,
-    by_text: bool,
-    prompt: Prompt<'_>,
-    settings: &Settings,
-    budget: Budget<'_>,
+    job: &Job<'_>,
+    request: &Request,
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
-) -> Result<View, Trouble> {
+) -> Result<View, GroundError> {
+    let Job { scene, spec, settings, budget, .. } = job;
     let index: Vec<u64> = scene.memory.iter().map(|c| c.info.index).collect();
-    let last = index.len() - 1;
-    let params = spec.lift.filter(|_| scene.odom_from_base.is_some());
+    let last = index.len().checked_sub(1).ok_or(GroundError::NothingSeen)?;
+    let params = spec.lift.as_ref().filter(|_| scene.odom_from_base.is_some());
     let all = match (params, settings.max_span) {
         (Some(_), Some(span)) => stretches(&index, span as u64, spec.context_max),
         _ => vec![(0, last)],
     };
-    let all = if by_text { &all[..] } else { &all[..1] };
+    let all = if job.by_text() { &all[..] } else { &all[..1] };
     let began = budget.clock.now();
     let mut best: Option<((bool, f64), View)> = None;
-    for (i, &(begin, end)) in all.iter().enumerate() {
+    for (i, stretch) in all.iter().enumerate() {
         // Looking must leave at least half of the time to imagining.
         let spent = budget.clock.now() - began;
         if best.is_some()
@@ -537,49 +569,62 @@ fn choose_view(
         {
             break;
         }
-        let start = (end < last).then_some(end);
-        let origin = start.map_or(scene.odom_from_base, |p| scene.memory[p].info.odom_from_base);
-        if start.is_some() && origin.is_none() {
-            continue;
-        }
-        let stretch = &scene.memory[begin..=end];
-        let memory = Seen {
-            index: index[begin..=end].to_vec(),
-            latents: stretch.iter().flat_map(|c| c.latent.iter().copied()).collect(),
-            first: mind.encode_still(start.map_or(&scene.newest, |p| &scene.memory[p].picture))?,
+        let mut scan = |stage: Stage<'_>| match stage {
+            Stage::Scan(part, parts) => progress(Stage::Scan(i * parts + part, all.len() * parts)),
+            _ => Flow::Continue,
         };
-        let chosen = if by_text {
-            let mut scan = |p: Progress<'_>| match p {
-                Progress::Scanned(part, parts) => progress(Stage::Scan(i * parts + part, all.len() * parts)),
-                _ => Flow::Continue,
-            };
-            choose_context(mind.denoiser(), &memory, prompt, settings, spec.context_max, budget, &mut scan)?
-        } else {
-            crate::context::spread(stretch.len(), spec.context_max)
-        };
-        let seen = pick(&memory, &chosen, spec.latent_len);
-        let start_from_odom = origin.map(Pose2::inverse);
-        let context = chosen
-            .iter()
-            .map(|p| Some(start_from_odom?.compose(stretch.get(*p)?.info.odom_from_base?)))
-            .collect();
-        let used = chosen.into_iter().map(|p| begin + p).collect();
-        let view = View { start, origin, used, seen, context };
+        let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
         let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
-        let early = opinions(mind.denoiser(), &view.seen, prompt, settings, budget)?;
-        let imagined = Imagined { early, ..Imagined::default() };
-        let evidence = Evidence { context: &view.context, ..Evidence::default() };
-        let lifted = lift(&imagined, &evidence, &params);
-        let rank = (lifted.decision == Decision::Found, lifted.mask_max);
+        let glances = glance(mind.denoiser(), &view.seen, request.prompt(), settings, *budget)?;
+        let estimate = lift(&glances, &view.context, params);
+        let lifted = verify(estimate, &[], Evidence::default(), params);
+        let rank = (lifted.decision == Decision::Found, lifted.estimate.mask_max);
         let better = |(found, clear): (bool, f64)| (rank.0 && !found) || (rank.0 == found && rank.1 > clear);
         if best.as_ref().is_none_or(|(other, _)| better(*other)) {
             best = Some((rank, view));
         }
     }
-    best.map(|(_, view)| view).ok_or_else(|| Trouble::Reason("nothing has been seen yet".into()))
+    best.map(|(_, view)| view).ok_or(GroundError::NothingSeen)
 }
 
-/// Carries what the lift found over into the answer's frame; `origin` is `odom_from_base` where the drive begins.
+/// The view from the end of a stretch of the memory, `None` where odometry does not know that place.
+fn view_of(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    request: &Request,
+    (begin, end): (usize, usize),
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+) -> Result<Option<View>, GroundError> {
+    let Job { scene, spec, settings, budget, .. } = job;
+    let start = (end + 1 < scene.memory.len()).then_some(end);
+    let origin = start.map_or(scene.odom_from_base, |p| scene.memory[p].info.odom_from_base);
+    if start.is_some() && origin.is_none() {
+        return Ok(None);
+    }
+    let stretch = &scene.memory[begin..=end];
+    let memory = ContextLatents {
+        index: stretch.iter().map(|c| c.info.index).collect(),
+        latents: stretch.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+        first: mind.encode_still(start.map_or(&scene.newest, |p| &scene.memory[p].picture))?,
+    };
+    let count = spec.context_max;
+    let chosen = if job.by_text() {
+        choose_context(mind.denoiser(), &memory, request.prompt(), settings, count, *budget, progress)?
+    } else {
+        crate::context::spread(stretch.len(), count)
+    };
+    let start_from_odom = origin.map(Pose2::inverse);
+    let place = |p: &usize| Some(start_from_odom?.compose(stretch.get(*p)?.info.odom_from_base?));
+    Ok(Some(View {
+        start,
+        origin,
+        seen: pick(&memory, &chosen, spec.latent_len),
+        context: chosen.iter().map(place).collect(),
+        used: chosen.into_iter().map(|p| begin + p).collect(),
+    }))
+}
+
+/// Carries what the lift found over into the answer's frame; `origin` is `odom_from_base` where the rollout begins.
 fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lifted) {
     let (status, reason) = match &lifted.decision {
         Decision::Found => (Status::Found, None),
@@ -590,7 +635,7 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
     answer.reason = reason;
     answer.consistency = Some(lifted.consistency);
     // What is not believed is not handed out as a pose: a robot could drive to it.
-    let Some(pose) = lifted.pose.filter(|_| status == Status::Found) else {
+    let Some(pose) = lifted.estimate.pose.filter(|_| status == Status::Found) else {
         return;
     };
     let (frame, origin) = match origin {
@@ -604,7 +649,7 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
     };
     let pose = origin.compose(pose);
     answer.pose = Some(FramedPose2::new(frame.clone(), pose));
-    let [x, y, yaw] = lifted.variances;
+    let [x, y, yaw] = lifted.estimate.variances;
     answer.covariance = Some(Covariance6::planar(x, y, yaw).0.to_vec());
     answer.camera_pose = scene
         .base_from_camera
@@ -656,21 +701,22 @@ fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
 /// For waypoints the place is given; what can be doubted is whether the network went along.
 fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &LiftParams) {
     let Some(goal) = route.last().copied() else { return };
-    lifted.pose = Some(goal);
-    lifted.object = None;
-    let heads = imagined.drives.first().map(|d| &d.heads).or(imagined.early.first());
+    lifted.estimate.pose = Some(goal);
+    lifted.estimate.object = None;
+    let heads = imagined.rollouts.first().map(|r| &r.heads).or(imagined.glances.first());
     let end = heads.and_then(|h| h.pose.last().copied());
     let Some([x, y, ..]) = end.map(|h| h.map(f64::from)) else {
         lifted.decision = Decision::Found;
         return;
     };
     let off = goal.distance(Pose2::new(x, y, 0.0));
-    let sigma = params.drive_sigma_m.max(1e-6);
+    let sigma = params.rollout_sigma_m.max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
-    let orientation = lifted.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let orientation =
+        lifted.estimate.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
-    lifted.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
-    lifted.decision = match lifted.localisation_m {
+    lifted.estimate.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
+    lifted.decision = match lifted.estimate.localisation_m {
         Some(error) if error > params.localisation_max_m => Decision::Inconsistent(format!(
             "the network misplaces its own context by {error:.2} m against odometry"
         )),
@@ -681,7 +727,7 @@ fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &Li
     };
 }
 
-/// The context frame that looks most like the end of the drive by its pose: within 0.8 m and 30 degrees.
+/// The context frame that looks most like the end of the rollout by its pose: within 0.8 m and 30 degrees.
 fn nearest_view(context: &[Option<Pose2>], end: Pose2) -> Option<usize> {
     let cost = |p: Pose2| {
         let turn = wrap_angle(p.yaw - end.yaw).abs();
@@ -697,20 +743,14 @@ fn nearest_view(context: &[Option<Pose2>], end: Pose2) -> Option<usize> {
 }
 
 /// How badly the codec reproduces the frames in use, 0..1.
-fn reconstruction_error(
-    mind: &mut dyn Mind,
-    scene: &Scene,
-    seen: &Seen,
-    used: &[usize],
-) -> Result<Option<f64>, Trouble> {
-    let frames = mind.decode(&seen.latents)?;
-    let errors: Vec<f64> = used
+fn reconstruction_error(mind: &mut dyn Mind, scene: &Scene, view: &View) -> Result<Option<f64>, GroundError> {
+    let frames = mind.decode(&view.seen.latents)?;
+    let decoded = frames.iter().skip(GROUP - 1).step_by(GROUP);
+    let errors: Vec<f64> = view
+        .used
         .iter()
-        .enumerate()
-        .filter_map(|(i, p)| {
-            let decoded = frames.get(i * GROUP + GROUP - 1)?;
-            mean_difference(decoded, &scene.memory.get(*p)?.picture)
-        })
+        .zip(decoded)
+        .filter_map(|(p, decoded)| mean_difference(decoded, &scene.memory.get(*p)?.picture))
         .collect();
     Ok((!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64))
 }

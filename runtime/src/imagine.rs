@@ -1,10 +1,10 @@
 //! Imagination: the sampler over the denoiser, with joint classifier-free guidance.
 //!
-//! One *drive* is a short video of going to the goal, in latents: the first frame (given), motion, and at the end
-//! the frames with a box around the goal. Before a drive is sampled, one single pass at a high noise level asks
-//! the lift heads for their first opinion: it is the best place to read the goal's pose from, and an answer that
-//! a tight deadline can have. A model without heads has no opinion to give: it is asked only where a deadline makes
-//! it necessary to know what one pass costs.
+//! A *rollout* is a short video of going to the goal, in latents: the first frame (given), motion, and at the end
+//! the frames with a box around the goal. Before rollouts are sampled, each candidate is *glanced* at: a single pass at
+//! a high noise level, of which only the lift heads are read. It is the best place to read the goal's pose from, and a
+//! draft of the answer that a tight deadline can have. A model without heads has nothing to be glanced at: it is
+//! evaluated only where a deadline makes it necessary to know what one pass costs.
 //!
 //! Nothing here reads a clock, draws unseeded numbers or knows a backend: the denoiser is a
 //! `&mut dyn Denoise`, time comes through [`Clock`], and the caller is asked between two evaluations whether to
@@ -13,11 +13,12 @@
 //! Sources: Video4Spatial equations 1 and 2 and joint guidance ("both dropped together", one weight), Wan2.2's
 //! first-frame conditioning, flow matching `x_s = (1 - s) x_0 + s n`.
 
+use mindseye_bridge::answer::Answer;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::Prediction;
 use mindseye_engines::sampler::{
-    Grid, NOISED_CONTEXT_T, Noise, Sampler, SamplerError, Schedule, Solver, guide,
+    Grid, NOISED_CONTEXT_T, Noise, Sampler, SamplerError, Schedule, Solver, Step, guide,
 };
 
 /// Monotonic time, injected.
@@ -60,16 +61,16 @@ pub enum Rope {
 
 /// How to imagine. Sampler defaults come from the model bundle.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Latents of one drive, the given first one included.
+pub struct RolloutSettings {
+    /// Latents of one rollout, the given first one included.
     pub target_latents: usize,
     /// Distance between the last context index and the first target index (Video4Spatial: 50).
     pub gap: f64,
     /// Largest distance between context indices; longer histories are squeezed. `None`: as they are.
     pub max_span: Option<f64>,
-    /// Denoising steps per drive.
+    /// Denoising steps per rollout.
     pub steps: usize,
-    /// Fewest steps worth doing; with less time the drive is not sampled at all.
+    /// Fewest steps worth doing; with less time no rollout is sampled at all.
     pub min_steps: usize,
     /// Guidance weight; 1 is purely conditional.
     pub guidance: f32,
@@ -83,17 +84,17 @@ pub struct Settings {
     pub shift: f64,
     /// How to go from level to level.
     pub solver: Solver,
-    /// Timestep (0..1000) of the single first pass.
-    pub early_timestep: f64,
-    /// Drives to imagine, each from its own noise.
+    /// Timestep (0..1000) of the single pass of a glance.
+    pub glance_timestep: f64,
+    /// Rollouts to imagine, each from its own noise.
     pub candidates: usize,
     /// Seed of all noise.
     pub seed: u64,
 }
 
-/// What was seen, chosen for one goal.
+/// The context chosen for one goal.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct ContextLatents {
     /// Source latent index of every context latent, ascending.
     pub index: Vec<u64>,
     /// `[n, channels, height, width]`, in the same order.
@@ -137,9 +138,9 @@ impl Heads {
     }
 }
 
-/// One imagined drive.
+/// One imagined video.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Drive {
+pub struct Rollout {
     /// `[target_latents, channels, height, width]`, the given first one included.
     pub latents: Vec<f32>,
     /// What the heads said in the last step.
@@ -151,11 +152,11 @@ pub struct Drive {
 /// What came of one goal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imagined {
-    /// First opinions, one per candidate; none from a model without heads.
-    pub early: Vec<Heads>,
-    /// Imagined drives; fewer than asked, or none, when time was short.
-    pub drives: Vec<Drive>,
-    /// Steps planned for each drive.
+    /// What the heads said at a glance, one per candidate; none from a model without heads.
+    pub glances: Vec<Heads>,
+    /// Rollouts; fewer than asked, or none, when time was short.
+    pub rollouts: Vec<Rollout>,
+    /// Steps planned for each rollout.
     pub steps: usize,
     /// Why less was done than asked for.
     pub reduced: Option<String>,
@@ -165,14 +166,18 @@ pub struct Imagined {
     pub step_times: Vec<TimeDelta>,
 }
 
-/// Where the work stands; shown between two evaluations.
+/// What was just done on the way to an answer: goes unchanged from where it is done to whoever watches.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Progress<'a> {
-    /// The context was looked through for the goal: part, parts.
-    Scanned(usize, usize),
-    /// First opinions of one candidate.
-    Early(&'a Heads),
-    /// A step was done.
+pub enum Stage<'a> {
+    /// The text is encoded.
+    Text,
+    /// The context is chosen, or a candidate was glanced at for which there is no draft.
+    Encode,
+    /// The memory is looked through: part, parts.
+    Scan(usize, usize),
+    /// A draft of the answer, from the candidates glanced at so far.
+    Draft(&'a Answer),
+    /// A denoising step was done.
     Step {
         /// Candidate, from 0.
         candidate: usize,
@@ -183,6 +188,27 @@ pub enum Progress<'a> {
         /// Steps planned.
         steps: usize,
     },
+    /// The rollout is decoded.
+    Decode,
+    /// The pose is read and checked.
+    Lift,
+}
+
+impl Stage<'_> {
+    /// A name for a person, and how much of it is done, of how much.
+    pub fn bar(&self) -> (&'static str, usize, usize) {
+        match *self {
+            Self::Text => ("text", 1, 1),
+            Self::Encode => ("encode", 1, 1),
+            Self::Scan(part, parts) => ("look through memory", part, parts),
+            Self::Draft(_) => ("draft", 1, 1),
+            Self::Step { candidate, candidates, step, steps } => {
+                ("imagine", candidate * steps + step, candidates * steps)
+            }
+            Self::Decode => ("decode", 1, 1),
+            Self::Lift => ("lift", 1, 1),
+        }
+    }
 }
 
 /// Whether to go on.
@@ -252,11 +278,11 @@ impl Budget<'_> {
 }
 
 /// The denoiser with everything that stays the same for one goal.
-struct Work<'a> {
+struct Evaluator<'a> {
     model: &'a mut dyn Denoise,
-    seen: &'a Seen,
+    seen: &'a ContextLatents,
     prompt: Prompt<'a>,
-    settings: &'a Settings,
+    settings: &'a RolloutSettings,
     /// Values per latent frame.
     frame: usize,
     t_index: Vec<f64>,
@@ -264,12 +290,12 @@ struct Work<'a> {
     evaluations: usize,
 }
 
-/// What one evaluation is not told.
+/// What one branch of the guidance leaves out.
 #[derive(Clone, Copy, Default)]
-struct Blind<'a> {
-    /// Takes the place of context and first frame.
-    noise: Option<&'a [f32]>,
-    /// The empty text and no camera rays.
+struct Omitted<'a> {
+    /// Context and first frame: this noise takes their place.
+    context: Option<&'a [f32]>,
+    /// The instruction: the empty text and no camera rays take its place.
     instruction: bool,
 }
 
@@ -283,12 +309,12 @@ fn temporal_indices(index: &[u64], targets: usize, gap: f64, max_span: Option<f6
     context.chain((0..targets).map(|j| end + gap + j as f64)).collect()
 }
 
-impl<'a> Work<'a> {
+impl<'a> Evaluator<'a> {
     fn new(
         model: &'a mut dyn Denoise,
-        seen: &'a Seen,
+        seen: &'a ContextLatents,
         prompt: Prompt<'a>,
-        settings: &'a Settings,
+        settings: &'a RolloutSettings,
     ) -> Result<Self, ImagineError> {
         let cfg = model.config();
         let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
@@ -338,8 +364,8 @@ impl<'a> Work<'a> {
     }
 
     /// Evaluates one branch at timestep `t`. `x` is the whole target sample.
-    fn evaluate(&mut self, x: &[f32], t: f64, blind: Blind<'_>) -> Result<Denoised, ImagineError> {
-        let noise = blind.noise;
+    fn evaluate(&mut self, x: &[f32], t: f64, omitted: Omitted<'_>) -> Result<Denoised, ImagineError> {
+        let noise = omitted.context;
         let given = (self.context() + 1) * self.frame;
         let mut latents = Vec::with_capacity(given - self.frame + x.len());
         match noise {
@@ -358,8 +384,8 @@ impl<'a> Work<'a> {
             timesteps: &[given_t, t],
             rows: &rows,
             t_index: &self.t_index,
-            text: if blind.instruction { self.prompt.null_text } else { self.prompt.text },
-            camera: if blind.instruction { None } else { self.camera.as_deref() },
+            text: if omitted.instruction { self.prompt.null_text } else { self.prompt.text },
+            camera: if omitted.instruction { None } else { self.camera.as_deref() },
         };
         let out = self.model.denoise(&step)?;
         self.evaluations += 1;
@@ -390,30 +416,51 @@ impl<'a> Work<'a> {
         self.settings.target_latents * self.frame
     }
 
-    /// The first opinion of the heads, from noise alone.
-    fn early(&mut self, noise: &[f32]) -> Result<Heads, ImagineError> {
-        let t = self.settings.early_timestep;
+    /// What the heads say at a glance: one pass on noise alone.
+    fn glance_at(&mut self, noise: &[f32]) -> Result<Heads, ImagineError> {
+        let t = self.settings.glance_timestep;
         let s = (t / 1000.0) as f32;
         let x: Vec<f32> = noise.iter().map(|n| n * s).collect();
-        let mut out = self.evaluate(&x, t, Blind::default())?;
+        let mut out = self.evaluate(&x, t, Omitted::default())?;
         Ok(Heads::of(&mut out, self.context()))
     }
 
-    /// The noise that a candidate's drive begins with.
+    /// The noise that a candidate begins with.
     fn beginning(&self, candidate: usize) -> Vec<f32> {
         Noise::new(self.settings.seed, 2 * candidate as u64).draw(self.targets_len())
     }
 
-    /// A candidate's noise, its first opinion, and how long that took.
-    fn opinion(
-        &mut self,
-        candidate: usize,
-        clock: &dyn Clock,
-    ) -> Result<(Vec<f32>, Heads, TimeDelta), ImagineError> {
+    /// A glance at a candidate, and how long it took.
+    fn glance(&mut self, candidate: usize, clock: &dyn Clock) -> Result<(Heads, TimeDelta), ImagineError> {
         let noise = self.beginning(candidate);
         let began = clock.now();
-        let heads = self.early(&noise)?;
-        Ok((noise, heads, (clock.now() - began).max(TimeDelta(1))))
+        let heads = self.glance_at(&noise)?;
+        Ok((heads, (clock.now() - began).max(TimeDelta(1))))
+    }
+
+    /// The guided velocity at one step, and what the heads say there. `noise` takes the place of context and first
+    /// frame in the unconditional branch, where guidance drops them.
+    fn guided(
+        &mut self,
+        x: &[f32],
+        step: Step,
+        noise: Option<&[f32]>,
+    ) -> Result<(Vec<f32>, Heads), ImagineError> {
+        let t = f64::from(step.timestep);
+        let mut conditional = self.evaluate(x, t, Omitted::default())?;
+        let mut v = self.velocity(&conditional, x, step.sigma);
+        if self.is_guided() {
+            let instruction = self.settings.dropped != Dropped::Context;
+            let unconditional = self.evaluate(x, t, Omitted { context: noise, instruction })?;
+            let mut u = self.velocity(&unconditional, x, step.sigma);
+            guide(&mut u, &v, self.settings.guidance);
+            v = u;
+        }
+        Ok((v, Heads::of(&mut conditional, self.context())))
+    }
+
+    fn is_guided(&self) -> bool {
+        self.settings.guidance != 1.0
     }
 }
 
@@ -426,12 +473,12 @@ impl<'a> Work<'a> {
 /// As [`imagine`].
 pub fn choose_context(
     model: &mut dyn Denoise,
-    memory: &Seen,
+    memory: &ContextLatents,
     prompt: Prompt<'_>,
-    settings: &Settings,
+    settings: &RolloutSettings,
     count: usize,
     budget: Budget<'_>,
-    progress: &mut dyn FnMut(Progress<'_>) -> Flow,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<Vec<usize>, ImagineError> {
     let len = memory.index.len();
     if len <= count || count < 2 || !model.config().lift {
@@ -450,14 +497,13 @@ pub fn choose_context(
         let positions: Vec<usize> = (part..len).step_by(parts).collect();
         let seen = pick(memory, &positions, frame);
         let noise = Noise::new(settings.seed, u64::MAX - part as u64).draw(settings.target_latents * frame);
-        let mut work = Work::new(model, &seen, prompt, settings)?;
-        let heads = work.early(&noise)?;
+        let heads = Evaluator::new(model, &seen, prompt, settings)?.glance_at(&noise)?;
         let tokens = model.config().tokens_per_frame();
         for (i, position) in positions.iter().enumerate() {
             let cells = heads.mask.get(i * tokens..(i + 1) * tokens).unwrap_or_default();
             score[*position] = cells.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         }
-        if progress(Progress::Scanned(part + 1, parts)) == Flow::Stop {
+        if progress(Stage::Scan(part + 1, parts)) == Flow::Stop {
             return Err(ImagineError::Stopped);
         }
     }
@@ -480,8 +526,8 @@ fn best_and_spread(score: &[f32], count: usize) -> Vec<usize> {
 }
 
 /// The latents at `positions` of `memory`, with its first frame.
-pub fn pick(memory: &Seen, positions: &[usize], frame: usize) -> Seen {
-    Seen {
+pub fn pick(memory: &ContextLatents, positions: &[usize], frame: usize) -> ContextLatents {
+    ContextLatents {
         index: positions.iter().filter_map(|p| memory.index.get(*p).copied()).collect(),
         latents: positions
             .iter()
@@ -493,150 +539,204 @@ pub fn pick(memory: &Seen, positions: &[usize], frame: usize) -> Seen {
     }
 }
 
-/// The first opinions of `count` candidates: what [`imagine`] begins with, for the same seed bit for bit the same.
+/// Glances at the candidates: what [`imagine`] begins with, for the same seed bit for bit the same.
 /// Fewer, but at least one, when the budget is tight; none from a model without heads.
 ///
 /// # Errors
 /// As [`imagine`].
-pub fn opinions(
+pub fn glance(
     model: &mut dyn Denoise,
-    seen: &Seen,
+    seen: &ContextLatents,
     prompt: Prompt<'_>,
-    settings: &Settings,
+    settings: &RolloutSettings,
     budget: Budget<'_>,
 ) -> Result<Vec<Heads>, ImagineError> {
-    let mut work = Work::new(model, seen, prompt, settings)?;
-    let mut all = Vec::new();
-    if !work.model.config().lift {
-        return Ok(all);
+    let mut evaluator = Evaluator::new(model, seen, prompt, settings)?;
+    let mut glances = Vec::new();
+    if !evaluator.model.config().lift {
+        return Ok(glances);
     }
     let mut pass = TimeDelta(1);
     for candidate in 0..settings.candidates.max(1) {
         if candidate > 0 && budget.fits(pass) < 2 {
             break;
         }
-        let (_, heads, took) = work.opinion(candidate, budget.clock)?;
-        all.push(heads);
+        let (heads, took) = evaluator.glance(candidate, budget.clock)?;
+        glances.push(heads);
         pass = took;
     }
-    Ok(all)
+    Ok(glances)
 }
 
-/// Imagines going to the goal.
-///
-/// First one pass per candidate (their first opinions), then the drives. When the budget does not allow all of
-/// it, candidates are given up first, then steps, then the drives; [`Imagined::reduced`] says so.
-/// `progress` is called between two evaluations and may stop the work.
+/// Imagines going to the goal: [`Imagination::glance`], then [`Imagination::roll_out`].
 ///
 /// # Errors
 /// [`ImagineError`]; sizes are checked before anything is computed.
 pub fn imagine(
     model: &mut dyn Denoise,
-    seen: &Seen,
+    seen: &ContextLatents,
     prompt: Prompt<'_>,
-    settings: &Settings,
+    settings: &RolloutSettings,
     budget: Budget<'_>,
-    progress: &mut dyn FnMut(Progress<'_>) -> Flow,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<Imagined, ImagineError> {
-    let mut work = Work::new(model, seen, prompt, settings)?;
-    let mut result = Imagined::default();
-    let wanted = settings.candidates.max(1);
-    let has_heads = work.model.config().lift;
-    let guided = settings.guidance != 1.0;
-    let branches = if guided { 2 } else { 1 };
-    let mut noises = Vec::with_capacity(wanted);
-    let mut pass = TimeDelta(1);
-    for candidate in 0..wanted {
-        if !has_heads && (candidate > 0 || budget.until.is_none()) {
-            noises.push(work.beginning(candidate));
-            continue;
-        }
-        if candidate > 0 && budget.fits(pass) < 1 {
-            break;
-        }
-        let (noise, heads, took) = work.opinion(candidate, budget.clock)?;
-        pass = took;
-        noises.push(noise);
-        if !has_heads {
-            continue;
-        }
-        let flow = progress(Progress::Early(&heads));
-        result.early.push(heads);
-        if flow == Flow::Stop {
-            return Err(ImagineError::Stopped);
-        }
+    let mut imagination = Imagination::new(model, seen, prompt, settings, budget)?;
+    imagination.glance(&mut |_| progress(Stage::Encode))?;
+    imagination.roll_out(progress)
+}
+
+/// The work on one goal. When the budget does not allow all of it, candidates are given up first, then steps, then the
+/// rollouts; [`Imagined::reduced`] says so.
+pub struct Imagination<'a> {
+    evaluator: Evaluator<'a>,
+    budget: Budget<'a>,
+    /// Candidates that there was time to begin with.
+    candidates: usize,
+    /// How long one evaluation takes.
+    pass: TimeDelta,
+    result: Imagined,
+}
+
+/// One sampled rollout, and whether it was cut short.
+struct Sampled {
+    rollout: Rollout,
+    cut_short: bool,
+}
+
+impl<'a> Imagination<'a> {
+    /// Checks the sizes of all inputs.
+    ///
+    /// # Errors
+    /// [`ImagineError::Size`], [`ImagineError::Setting`].
+    pub fn new(
+        model: &'a mut dyn Denoise,
+        seen: &'a ContextLatents,
+        prompt: Prompt<'a>,
+        settings: &'a RolloutSettings,
+        budget: Budget<'a>,
+    ) -> Result<Self, ImagineError> {
+        let evaluator = Evaluator::new(model, seen, prompt, settings)?;
+        let candidates = settings.candidates.max(1);
+        Ok(Self { evaluator, budget, candidates, pass: TimeDelta(1), result: Imagined::default() })
     }
 
-    let affordable = budget.fits(TimeDelta(pass.0.saturating_mul(branches)));
-    let (candidates, steps) = plan(noises.len(), settings.steps.max(1), settings.min_steps, affordable);
-    if (candidates, steps) != (wanted, settings.steps.max(1)) {
-        result.reduced = Some(match candidates {
-            0 if !has_heads => "no time to imagine the drive".to_owned(),
-            0 => "no time to imagine the drive: the answer rests on the first pass".to_owned(),
-            _ => format!(
-                "{candidates} of {wanted} candidates and {steps} of {} steps, to meet the deadline",
-                settings.steps.max(1)
-            ),
-        });
+    /// One pass per candidate, as many as there is time for, at least one; none of a model without heads, but one to
+    /// know what it costs where there is a deadline. `each` gets what the heads said so far and may stop the work.
+    ///
+    /// # Errors
+    /// [`ImagineError`].
+    pub fn glance(&mut self, each: &mut dyn FnMut(&[Heads]) -> Flow) -> Result<&[Heads], ImagineError> {
+        let wanted = self.evaluator.settings.candidates.max(1);
+        let has_heads = self.evaluator.model.config().lift;
+        if !has_heads {
+            if self.budget.until.is_some() {
+                (_, self.pass) = self.evaluator.glance(0, self.budget.clock)?;
+            }
+            return Ok(&[]);
+        }
+        for candidate in 0..wanted {
+            if candidate > 0 && self.budget.fits(self.pass) < 1 {
+                break;
+            }
+            let (heads, took) = self.evaluator.glance(candidate, self.budget.clock)?;
+            self.pass = took;
+            self.candidates = candidate + 1;
+            self.result.glances.push(heads);
+            if each(&self.result.glances) == Flow::Stop {
+                return Err(ImagineError::Stopped);
+            }
+        }
+        Ok(&self.result.glances)
     }
-    result.steps = if candidates == 0 { 0 } else { steps };
-    for (candidate, noise) in noises.into_iter().enumerate().take(candidates) {
-        let context_noise = (guided && settings.dropped != Dropped::Instruction).then(|| {
-            Noise::new(settings.seed, 2 * candidate as u64 + 1).draw((work.context() + 1) * work.frame)
+
+    /// Samples the rollouts. `progress` is called after every step and may stop the work.
+    ///
+    /// # Errors
+    /// [`ImagineError`].
+    pub fn roll_out(mut self, progress: &mut dyn FnMut(Stage<'_>) -> Flow) -> Result<Imagined, ImagineError> {
+        let settings = self.evaluator.settings;
+        let (wanted, all_steps) = (settings.candidates.max(1), settings.steps.max(1));
+        let affordable = self.affordable();
+        let (candidates, steps) = plan(self.candidates, all_steps, settings.min_steps, affordable);
+        if (candidates, steps) != (wanted, all_steps) {
+            self.result.reduced = Some(match candidates {
+                0 if !self.evaluator.model.config().lift => "no time to imagine the drive".to_owned(),
+                0 => "no time to imagine the drive: the answer rests on the first pass".to_owned(),
+                _ => format!(
+                    "{candidates} of {wanted} candidates and {steps} of {all_steps} steps, to meet the deadline"
+                ),
+            });
+        }
+        self.result.steps = if candidates == 0 { 0 } else { steps };
+        for candidate in 0..candidates {
+            let mut stepped = |step| progress(Stage::Step { candidate, candidates, step, steps });
+            let Sampled { rollout, cut_short } = self.sample(candidate, steps, &mut stepped)?;
+            if cut_short {
+                let done = rollout.steps;
+                self.result.reduced =
+                    Some(format!("stopped after {done} of {steps} steps, to meet the deadline"));
+            }
+            self.result.rollouts.push(rollout);
+            if candidate + 1 < candidates && self.affordable() < settings.min_steps {
+                self.result.reduced =
+                    Some(format!("{} of {wanted} candidates, to meet the deadline", candidate + 1));
+                break;
+            }
+        }
+        self.result.evaluations = self.evaluator.evaluations;
+        Ok(self.result)
+    }
+
+    /// Steps that fit into the time left.
+    fn affordable(&self) -> usize {
+        let branches = if self.evaluator.is_guided() { 2 } else { 1 };
+        self.budget.fits(TimeDelta(self.pass.0.saturating_mul(branches)))
+    }
+
+    /// Samples one rollout. When a step takes longer than the time left, the last estimate of the clean sample is the
+    /// result.
+    fn sample(
+        &mut self,
+        candidate: usize,
+        steps: usize,
+        stepped: &mut dyn FnMut(usize) -> Flow,
+    ) -> Result<Sampled, ImagineError> {
+        let (evaluator, budget) = (&mut self.evaluator, self.budget);
+        let settings = evaluator.settings;
+        let drops_context = evaluator.is_guided() && settings.dropped != Dropped::Instruction;
+        let context_noise = drops_context.then(|| {
+            Noise::new(settings.seed, 2 * candidate as u64 + 1)
+                .draw((evaluator.context() + 1) * evaluator.frame)
         });
-        let schedule = Schedule::new(settings.grid, steps, settings.shift)?;
-        let mut sampler = Sampler::new(schedule, settings.solver);
-        let mut x = noise;
+        let mut sampler = Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
+        let mut x = evaluator.beginning(candidate);
         let mut heads = Heads::default();
-        let mut done = 0;
-        let mut took = TimeDelta(1);
-        let mut clean = Vec::new();
+        let (mut done, mut took, mut clean) = (0, TimeDelta(1), Vec::new());
+        let mut cut_short = false;
         while let Some(step) = sampler.next_step() {
-            // Too slow after all: the last estimate of the clean sample is the result.
             if done > 0 && budget.fits(took) < 1 {
-                result.reduced = Some(format!("stopped after {done} of {steps} steps, to meet the deadline"));
+                cut_short = true;
                 x = clean;
                 break;
             }
             let began = budget.clock.now();
-            let t = f64::from(step.timestep);
-            let mut conditional = work.evaluate(&x, t, Blind::default())?;
-            let mut v = work.velocity(&conditional, &x, step.sigma);
-            if guided {
-                let blind = Blind {
-                    noise: context_noise.as_deref(),
-                    instruction: settings.dropped != Dropped::Context,
-                };
-                let unconditional = work.evaluate(&x, t, blind)?;
-                let mut u = work.velocity(&unconditional, &x, step.sigma);
-                guide(&mut u, &v, settings.guidance);
-                v = u;
-            }
-            heads = Heads::of(&mut conditional, work.context());
+            let v;
+            (v, heads) = evaluator.guided(&x, step, context_noise.as_deref())?;
             took = (budget.clock.now() - began).max(TimeDelta(1));
             done += 1;
             clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
             sampler.step(&v, &mut x)?;
-            result.step_times.push(took);
-            let at = Progress::Step { candidate, candidates, step: done, steps };
-            if progress(at) == Flow::Stop {
+            self.result.step_times.push(took);
+            if stepped(done) == Flow::Stop {
                 return Err(ImagineError::Stopped);
             }
         }
-        x[..work.frame].copy_from_slice(&seen.first);
+        x[..evaluator.frame].copy_from_slice(&evaluator.seen.first);
         if !x.iter().all(|v| v.is_finite()) {
             return Err(ImagineError::NotFinite);
         }
-        result.drives.push(Drive { latents: x, heads, steps: done });
-        if candidate + 1 < candidates
-            && budget.fits(TimeDelta(pass.0.saturating_mul(branches))) < settings.min_steps
-        {
-            result.reduced = Some(format!("{} of {wanted} candidates, to meet the deadline", candidate + 1));
-            break;
-        }
+        Ok(Sampled { rollout: Rollout { latents: x, heads, steps: done }, cut_short })
     }
-    result.evaluations = work.evaluations;
-    Ok(result)
 }
 
 /// Candidates and steps that fit into `affordable` steps: candidates go first, then steps, then everything.
@@ -738,8 +838,8 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn settings() -> Settings {
-        Settings {
+    pub(crate) fn settings() -> RolloutSettings {
+        RolloutSettings {
             target_latents: 3,
             gap: 50.0,
             max_span: None,
@@ -751,14 +851,14 @@ pub(crate) mod tests {
             grid: Grid::Plain,
             shift: 3.0,
             solver: Solver::Euler,
-            early_timestep: 950.0,
+            glance_timestep: 950.0,
             candidates: 2,
             seed: 7,
         }
     }
 
-    fn seen(n: usize) -> Seen {
-        Seen {
+    fn seen(n: usize) -> ContextLatents {
+        ContextLatents {
             index: (0..n as u64).map(|i| 10 + 3 * i).collect(),
             latents: (0..n).flat_map(|i| vec![i as f32; 12]).collect(),
             first: vec![0.25; 12],
@@ -769,7 +869,7 @@ pub(crate) mod tests {
     const NULL: [f32; 6] = [0.5; 6];
     const PROMPT: Prompt<'static> = Prompt { text: &TEXT, null_text: &NULL, camera: None };
 
-    fn go_on(_: Progress<'_>) -> Flow {
+    fn go_on(_: Stage<'_>) -> Flow {
         Flow::Continue
     }
 
@@ -783,14 +883,14 @@ pub(crate) mod tests {
             for solver in [Solver::Euler, Solver::UniPc] {
                 for guidance in [1.0, 2.0, 4.0] {
                     let mut fake = Fake::new(prediction);
-                    let s = Settings { solver, guidance, ..settings() };
+                    let s = RolloutSettings { solver, guidance, ..settings() };
                     let out = imagine(&mut fake, &seen(4), PROMPT, &s, free(), &mut go_on).unwrap();
                     let want = 0.5 + guidance * (0.75 - 0.5);
                     let name = format!("{prediction:?} {solver:?} {guidance}");
-                    assert_eq!(out.drives.len(), 2, "{name}");
-                    for drive in &out.drives {
-                        assert_eq!(drive.latents[..12], [0.25; 12], "{name}: the first frame is given");
-                        for v in &drive.latents[12..] {
+                    assert_eq!(out.rollouts.len(), 2, "{name}");
+                    for rollout in &out.rollouts {
+                        assert_eq!(rollout.latents[..12], [0.25; 12], "{name}: the first frame is given");
+                        for v in &rollout.latents[12..] {
                             assert!((v - want).abs() < 1e-3, "{name}: {v} instead of {want}");
                         }
                     }
@@ -805,10 +905,10 @@ pub(crate) mod tests {
     #[test]
     fn each_branch_is_told_the_truth() {
         let mut fake = Fake::new(Prediction::X0);
-        let s = Settings { candidates: 1, steps: 2, min_steps: 1, ..settings() };
+        let s = RolloutSettings { candidates: 1, steps: 2, min_steps: 1, ..settings() };
         imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
-        let (early, conditional, unconditional) = (&fake.calls[0], &fake.calls[1], &fake.calls[2]);
-        assert_eq!(early.0, [0.0, 0.0, 0.0, 950.0, 950.0]);
+        let (glance, conditional, unconditional) = (&fake.calls[0], &fake.calls[1], &fake.calls[2]);
+        assert_eq!(glance.0, [0.0, 0.0, 0.0, 950.0, 950.0]);
         assert_eq!(conditional.0, [0.0, 0.0, 0.0, 1000.0, 1000.0]);
         assert_eq!(unconditional.0, [1000.0; 5]);
         assert_eq!((conditional.2, unconditional.2), (0.75, 0.5));
@@ -825,7 +925,7 @@ pub(crate) mod tests {
         ];
         for (dropped, context, word) in cases {
             let mut fake = Fake::new(Prediction::X0);
-            let s = Settings { candidates: 1, steps: 2, min_steps: 1, dropped, ..settings() };
+            let s = RolloutSettings { candidates: 1, steps: 2, min_steps: 1, dropped, ..settings() };
             imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
             assert_eq!(fake.calls.len(), 5);
             assert_eq!(fake.calls[2].0, [context, context, context, 1000.0, 1000.0], "{dropped:?}");
@@ -839,7 +939,7 @@ pub(crate) mod tests {
         for (gap, want) in [(50.0, [0.0, 1.0, 2.0, 52.0, 53.0, 54.0]), (1.0, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])]
         {
             let mut fake = Fake::new(Prediction::X0);
-            let s = Settings { candidates: 1, gap, rope: Rope::Consecutive, ..settings() };
+            let s = RolloutSettings { candidates: 1, gap, rope: Rope::Consecutive, ..settings() };
             imagine(&mut fake, &seen(3), PROMPT, &s, free(), &mut go_on).unwrap();
             assert!(fake.calls.iter().all(|c| c.1 == want), "gap {gap}: {:?}", fake.calls[0].1);
         }
@@ -861,7 +961,7 @@ pub(crate) mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bits() {
         let run = |seed| {
-            let s = Settings { seed, steps: 2, min_steps: 1, early_timestep: 500.0, ..settings() };
+            let s = RolloutSettings { seed, steps: 2, min_steps: 1, glance_timestep: 500.0, ..settings() };
             // One Euler step of two: noise is still in the sample.
             let mut count = 0;
             let mut fake = Fake::new(Prediction::X0);
@@ -871,7 +971,7 @@ pub(crate) mod tests {
                 count += 1;
                 Flow::Continue
             });
-            (out.unwrap().early, count)
+            (out.unwrap().glances, count)
         };
         assert_eq!(run(1), run(1));
         let noise = |seed| Noise::new(seed, 0).draw(4);
@@ -882,7 +982,7 @@ pub(crate) mod tests {
     fn less_time_means_less_work() {
         // One evaluation costs 1 ms, one step 2 ms, the first passes 1 ms per candidate.
         let cases: [(i64, usize, usize, usize, bool); 7] = [
-            // until ms, first passes, drives, steps, reduced
+            // until ms, glances, rollouts, steps, reduced
             (1000, 2, 2, 8, false),
             (34, 2, 2, 8, false),
             (30, 2, 1, 8, true),
@@ -891,13 +991,13 @@ pub(crate) mod tests {
             (6, 2, 0, 0, true),
             (0, 1, 0, 0, true),
         ];
-        for (until, early, drives, steps, reduced) in cases {
+        for (until, glances, rollouts, steps, reduced) in cases {
             let mut fake = Fake::new(Prediction::X0);
             let clock = FakeClock(fake.clock.clone());
             let budget = Budget { clock: &clock, until: Some(TimeDelta::from_millis(until)) };
             let out = imagine(&mut fake, &seen(4), PROMPT, &settings(), budget, &mut go_on).unwrap();
-            assert_eq!(out.early.len(), early, "{until} ms");
-            assert_eq!((out.drives.len(), out.steps), (drives, steps), "{until} ms: {:?}", out.reduced);
+            assert_eq!(out.glances.len(), glances, "{until} ms");
+            assert_eq!((out.rollouts.len(), out.steps), (rollouts, steps), "{until} ms: {:?}", out.reduced);
             assert_eq!(out.reduced.is_some(), reduced, "{until} ms");
             assert!(clock.0.get() <= until.max(1) * 1_000_000, "{until} ms: took {} ns", clock.0.get());
         }
@@ -909,15 +1009,15 @@ pub(crate) mod tests {
         let shared = fake.clock.clone();
         let clock = FakeClock(fake.clock.clone());
         let budget = Budget { clock: &clock, until: Some(TimeDelta::from_millis(60)) };
-        let s = Settings { candidates: 1, ..settings() };
+        let s = RolloutSettings { candidates: 1, ..settings() };
         let out = imagine(&mut fake, &seen(4), PROMPT, &s, budget, &mut |p| {
-            if matches!(p, Progress::Step { .. }) {
+            if matches!(p, Stage::Step { .. }) {
                 shared.set(shared.get() + 20_000_000);
             }
             Flow::Continue
         })
         .unwrap();
-        assert!(out.drives[0].steps < 8, "{}", out.drives[0].steps);
+        assert!(out.rollouts[0].steps < 8, "{}", out.rollouts[0].steps);
         assert!(out.reduced.unwrap().contains("stopped after"));
     }
 
@@ -938,7 +1038,7 @@ pub(crate) mod tests {
 
     #[test]
     fn wrong_inputs_are_named() {
-        let check = |seen: Seen, text: &[f32], s: Settings, want: &str| {
+        let check = |seen: ContextLatents, text: &[f32], s: RolloutSettings, want: &str| {
             let mut fake = Fake::new(Prediction::X0);
             let prompt = Prompt { text, null_text: &NULL, camera: None };
             let error = imagine(&mut fake, &seen, prompt, &s, free(), &mut go_on).unwrap_err();
@@ -946,15 +1046,20 @@ pub(crate) mod tests {
             assert!(fake.calls.is_empty());
         };
         check(
-            Seen { first: vec![0.0; 3], ..seen(2) },
+            ContextLatents { first: vec![0.0; 3], ..seen(2) },
             &TEXT,
             settings(),
             "first frame has 3 values, expected 12",
         );
-        check(Seen { latents: vec![], ..seen(2) }, &TEXT, settings(), "context has 0 values, expected 24");
-        check(Seen { index: vec![4, 2], ..seen(2) }, &TEXT, settings(), "ascend");
+        check(
+            ContextLatents { latents: vec![], ..seen(2) },
+            &TEXT,
+            settings(),
+            "context has 0 values, expected 24",
+        );
+        check(ContextLatents { index: vec![4, 2], ..seen(2) }, &TEXT, settings(), "ascend");
         check(seen(2), &[0.0; 5], settings(), "text has 5 values, expected 6");
-        check(seen(2), &TEXT, Settings { target_latents: 1, ..settings() }, "target_latents is 1");
+        check(seen(2), &TEXT, RolloutSettings { target_latents: 1, ..settings() }, "target_latents is 1");
         let mut fake = Fake::new(Prediction::X0);
         fake.broken = true;
         let error = imagine(&mut fake, &seen(2), PROMPT, &settings(), free(), &mut go_on).unwrap_err();

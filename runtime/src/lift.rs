@@ -4,145 +4,42 @@
 //! [`Lifted`] is carried over to the odometry frame by the caller who knows where "here" is.
 //!
 //! # Witnesses
-//! * **A, the plan**: the pose head on the last target frame in the first pass at a high noise level. It names the
-//!   pose where the drive will end. One standard stand-off ahead of it lies the object that it means.
-//! * **B, the memory**: the mask head says in which context tokens the named object is seen, the location head
+//! * **The plan**: the pose head on the last target frame of a glance (one pass at a high noise level). It names the
+//!   pose where the rollout will end. One standoff ahead of it lies the object that it means.
+//! * **The memory**: the mask head says in which context tokens the named object is seen, the location head
 //!   where it is from there, and the context's own poses (odometry; without it the pose head's guess) carry
 //!   all of these votes into one frame.
-//! * **C, the drive**: the pose head at the end of the sampled drive, and the red box in its last frames.
+//! * **The rollout**: the pose head at the end of the sampled rollout, and the red box in its last frames.
+//!
+//! [`lift`] joins plan and memory, which need no rollout, into an [`Estimate`]; [`verify`] holds it against the rollouts
+//! and what else is known, and decides.
 //!
 //! # Consistency
 //! A figure in 0..1: the mean, weighted 4 : 3 : 2 : 1, of
-//! 1. *agreement* of A and B about the object's place, `exp(-d² / 2)` with `d` their distance in spreads;
+//! 1. *agreement* of plan and memory about the object's place, `exp(-d² / 2)` with `d` their distance in spreads;
 //! 2. *orientation*: how well the pose head finds the context's own places, of which odometry knows the truth:
 //!    `exp(-e² / 2)`, `e` the median error over [`LiftParams::localisation_sigma_m`]; left out without odometry;
-//! 3. *arrival*: agreement of C with the place that A and B found; left out when no drive was sampled;
+//! 3. *arrival*: agreement of the rollout with the place that plan and memory found; left out when none was sampled;
 //! 4. *likeness*: `1 - 4 m`, at least 0, with `m` the mean absolute difference between the end of the
-//!    drive and the nearest remembered view; left out when there is none.
+//!    rollout and the nearest remembered view; left out when there is none.
 //!
 //! # Decision
 //! `not_in_context` when the mask stays below its threshold everywhere, or when the pictures are unlike anything
-//! that the model was trained on; `inconsistent` when A and B differ by more than their spreads allow, when the
+//! that the model was trained on; `inconsistent` when plan and memory differ by more than their spreads allow, when the
 //! network cannot place its own context, or when the figure is too low; otherwise `found`. All numbers come from
-//! the bundle's `[lift]` table, where training measured them.
+//! the bundle's `[lift]` table, where calibration measured them.
 
-use crate::boxes::FoundBox;
-use crate::imagine::{Drive, Heads, Imagined};
+use crate::imagine::{Heads, Rollout};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
 use mindseye_base::stats;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
-/// The `[lift]` table of a model bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LiftParams {
-    /// Timestep (0..1000) of the single pass whose heads are read.
-    pub early_timestep: f64,
-    /// Distance from the object's centre at which training drives end, metres.
-    pub standoff_m: f64,
-    /// The object counts as seen when some token's mask logit reaches this.
-    pub mask_present: f64,
-    /// Tokens whose mask logit reaches this vote for the object's place.
-    pub mask_vote: f64,
-    /// Standard deviation of witness A's object place, metres.
-    pub plan_sigma_m: f64,
-    /// Standard deviation of witness B's object place, metres.
-    pub memory_sigma_m: f64,
-    /// Standard deviation of witness C's object place, metres.
-    pub drive_sigma_m: f64,
-    /// Standard deviation of the final heading, radians.
-    pub yaw_sigma_rad: f64,
-    /// A and B may differ by this many of their combined spreads.
-    pub agree_max: f64,
-    /// Typical error with which the pose head places context frames, metres.
-    pub localisation_sigma_m: f64,
-    /// Largest median error of that kind that is believed, metres.
-    pub localisation_max_m: f64,
-    /// Smallest consistency figure that is believed.
-    pub consistency_min: f64,
-    /// Smallest score of a box that is reported.
-    pub box_min: f64,
-    /// What the variances of the place are multiplied by, so that the 90 % ellipse holds 90 % of true goals: witnesses
-    /// read the same pictures and are not independent. 1 where it was not measured.
-    pub variance_scale: f64,
-    /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
-    /// cannot reproduce are unlike those of training. `None`: not measured.
-    pub reconstruction_max: Option<f64>,
-}
+pub use mindseye_engines::bundle::LiftParams;
 
-/// A value of the `[lift]` table is missing or not finite.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bundle: lift.{0} is missing or not a finite number; calibrate the bundle again")]
-pub struct LiftTableError(pub &'static str);
-
-impl LiftParams {
-    /// Reads the table; values that this program does not know are left alone.
-    ///
-    /// # Errors
-    /// [`LiftTableError`] names the first value that is not there.
-    pub fn from_table(table: &BTreeMap<String, f64>) -> Result<Self, LiftTableError> {
-        let value = |name: &'static str| {
-            table.get(name).copied().filter(|v| v.is_finite()).ok_or(LiftTableError(name))
-        };
-        Ok(Self {
-            early_timestep: value("early_timestep")?,
-            standoff_m: value("standoff_m")?,
-            mask_present: value("mask_present")?,
-            mask_vote: value("mask_vote")?,
-            plan_sigma_m: value("plan_sigma_m")?,
-            memory_sigma_m: value("memory_sigma_m")?,
-            drive_sigma_m: value("drive_sigma_m")?,
-            yaw_sigma_rad: value("yaw_sigma_rad")?,
-            agree_max: value("agree_max")?,
-            localisation_sigma_m: value("localisation_sigma_m")?,
-            localisation_max_m: value("localisation_max_m")?,
-            consistency_min: value("consistency_min")?,
-            box_min: value("box_min")?,
-            variance_scale: table
-                .get("variance_scale")
-                .copied()
-                .filter(|v| v.is_finite() && *v > 0.0)
-                .unwrap_or(1.0),
-            reconstruction_max: table.get("reconstruction_max").copied().filter(|v| v.is_finite()),
-        })
-    }
-
-    /// The same as a table.
-    pub fn to_table(&self) -> BTreeMap<String, f64> {
-        let mut table: BTreeMap<String, f64> = [
-            ("early_timestep", self.early_timestep),
-            ("standoff_m", self.standoff_m),
-            ("mask_present", self.mask_present),
-            ("mask_vote", self.mask_vote),
-            ("plan_sigma_m", self.plan_sigma_m),
-            ("memory_sigma_m", self.memory_sigma_m),
-            ("drive_sigma_m", self.drive_sigma_m),
-            ("yaw_sigma_rad", self.yaw_sigma_rad),
-            ("agree_max", self.agree_max),
-            ("localisation_sigma_m", self.localisation_sigma_m),
-            ("localisation_max_m", self.localisation_max_m),
-            ("consistency_min", self.consistency_min),
-            ("box_min", self.box_min),
-            ("variance_scale", self.variance_scale),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-        if let Some(max) = self.reconstruction_max {
-            table.insert("reconstruction_max".into(), max);
-        }
-        table
-    }
-}
-
-/// What the lift has to go on besides the heads.
-#[derive(Clone, Debug, Default)]
-pub struct Evidence<'a> {
-    /// For each context frame in the order of the heads: `here_from_base` by odometry, where known.
-    pub context: &'a [Option<Pose2>],
-    /// Best box in the last imagined frames.
-    pub found_box: Option<FoundBox>,
-    /// Mean absolute difference (0..1) of the end of the drive and the nearest remembered view.
+/// What the pictures say of an estimate.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evidence {
+    /// Mean absolute difference (0..1) of the end of the rollout and the nearest remembered view.
     pub likeness_error: Option<f64>,
     /// Mean absolute error (0..1) of the codec on the context's frames.
     pub reconstruction_error: Option<f64>,
@@ -164,38 +61,45 @@ pub enum Decision {
 pub struct Witness {
     /// Object's centre, metres.
     pub object: (f64, f64),
-    /// Stand-off pose.
+    /// Where the base should stand before it.
     pub pose: Pose2,
     /// Standard deviation of `object`, metres.
     pub sigma_m: f64,
 }
 
-/// The lift's result, relative to "here".
+/// Where the base should stand as far as glances and odometry know, relative to "here".
 #[derive(Clone, Debug, PartialEq)]
-pub struct Lifted {
-    /// What to say.
-    pub decision: Decision,
+pub struct Estimate {
     /// Where the base should stand, the best guess even when it is not believed.
     pub pose: Option<Pose2>,
     /// Variances of x, y (m²) and yaw (rad²).
     pub variances: [f64; 3],
-    /// Object's centre.
+    /// Object's centre, metres.
     pub object: Option<(f64, f64)>,
-    /// The consistency figure.
-    pub consistency: f64,
     /// Largest mask logit over context and first frame.
     pub mask_max: f64,
-    /// Witness A.
+    /// The plan.
     pub plan: Option<Witness>,
-    /// Witness B.
+    /// The memory.
     pub memory: Option<Witness>,
-    /// Witness C.
-    pub drive: Option<Witness>,
-    /// Distance of A and B in combined spreads.
+    /// Distance of plan and memory in combined spreads.
     pub disagreement: Option<f64>,
     /// Median error of the context's places by the pose head against odometry, metres.
     pub localisation_m: Option<f64>,
-    /// Path of the base in the imagined drive, one pose per target latent; empty without a drive.
+}
+
+/// An estimate that was held against the rollouts, relative to "here".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lifted {
+    /// What to say.
+    pub decision: Decision,
+    /// The consistency figure, 0..1.
+    pub consistency: f64,
+    /// Where the base should stand.
+    pub estimate: Estimate,
+    /// Where the rollouts end.
+    pub rollout: Option<Witness>,
+    /// Path of the base in the first rollout, one pose per target latent; empty without a rollout.
     pub path: Vec<Pose2>,
 }
 
@@ -264,39 +168,39 @@ fn geometric_median(votes: &[Vote]) -> Option<(f64, f64)> {
     Some(at)
 }
 
-/// Reads the pose, weighs the witnesses and decides. Sizes that disagree are treated as missing evidence.
-pub fn lift(imagined: &Imagined, evidence: &Evidence<'_>, params: &LiftParams) -> Lifted {
-    let mut out = Lifted {
-        decision: Decision::Found,
+/// Reads plan and memory from what the heads said at a glance and joins them. `context` is `here_from_base` by
+/// odometry, where known, for each context frame in the order of the heads. Sizes that disagree are treated as missing
+/// evidence.
+pub fn lift(glances: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Estimate {
+    let logits = glances.iter().flat_map(seen_part).map(|v| f64::from(*v));
+    let mut estimate = Estimate {
         pose: None,
         variances: [0.0; 3],
         object: None,
-        consistency: 0.0,
-        mask_max: f64::NEG_INFINITY,
-        plan: None,
-        memory: None,
-        drive: None,
+        mask_max: logits.fold(f64::NEG_INFINITY, f64::max),
+        plan: plan_witness(glances, params),
+        memory: memory_witness(glances, context, params),
         disagreement: None,
-        localisation_m: None,
-        path: Vec::new(),
+        localisation_m: localisation(glances, context),
     };
-    out.mask_max =
-        imagined.early.iter().flat_map(seen_part).map(|v| f64::from(*v)).fold(f64::NEG_INFINITY, f64::max);
-    out.localisation_m = localisation(&imagined.early, evidence.context);
-    out.plan = plan_witness(&imagined.early, params);
-    out.memory = memory_witness(&imagined.early, evidence.context, params);
-    out.drive = drive_witness(imagined, params);
-    if let Some(drive) = imagined.drives.first() {
-        out.path = drive.heads.pose.iter().skip(drive.heads.context).map(|h| pose_of(*h).0).collect();
-        // The drive begins here, whatever the head says about the given frame.
-        if let Some(first) = out.path.first_mut() {
+    fuse(&mut estimate, params);
+    estimate
+}
+
+/// Holds an estimate against the rollouts (none: a draft) and what the pictures say, and decides.
+pub fn verify(estimate: Estimate, rollouts: &[Rollout], evidence: Evidence, params: &LiftParams) -> Lifted {
+    let rollout = rollout_witness(rollouts, params);
+    let mut path = Vec::new();
+    if let Some(first) = rollouts.first() {
+        path.extend(first.heads.pose.iter().skip(first.heads.context).map(|h| pose_of(*h).0));
+        // The rollout begins here, whatever the head says about the given frame.
+        if let Some(first) = path.first_mut() {
             *first = Pose2::default();
         }
     }
-    fuse(&mut out, params);
-    out.consistency = consistency(&out, evidence, params);
-    out.decision = decide(&out, evidence, params);
-    out
+    let consistency = consistency(&estimate, rollout, evidence, params);
+    let decision = decide(&estimate, consistency, evidence, params);
+    Lifted { decision, consistency, estimate, rollout, path }
 }
 
 /// Mask logits of context and first frame.
@@ -306,8 +210,8 @@ fn seen_part(heads: &Heads) -> &[f32] {
     heads.mask.get(..(heads.context + 1) * tokens).unwrap_or_default()
 }
 
-fn localisation(early: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
-    let mut errors: Vec<f64> = early
+fn localisation(glances: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
+    let mut errors: Vec<f64> = glances
         .iter()
         .flat_map(|heads| heads.pose.iter().take(heads.context).zip(context))
         .filter_map(|(head, truth)| Some(pose_of(*head).0.distance((*truth)?)))
@@ -315,17 +219,17 @@ fn localisation(early: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
     median(&mut errors)
 }
 
-fn plan_witness(early: &[Heads], params: &LiftParams) -> Option<Witness> {
-    let (pose, spread) = mean_pose(early.iter().filter_map(|h| h.pose.last().copied()))?;
+fn plan_witness(glances: &[Heads], params: &LiftParams) -> Option<Witness> {
+    let (pose, spread) = mean_pose(glances.iter().filter_map(|h| h.pose.last().copied()))?;
     let object = object_ahead(pose, params.standoff_m);
     Some(Witness { object, pose, sigma_m: params.plan_sigma_m.hypot(spread) })
 }
 
-fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
-    let best = early.iter().flat_map(seen_part).copied().fold(f32::NEG_INFINITY, f32::max);
+fn memory_witness(glances: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
+    let best = glances.iter().flat_map(seen_part).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut votes = Vec::new();
     let mut viewpoints: Vec<Pose2> = Vec::new();
-    for heads in early {
+    for heads in glances {
         let tokens = heads.mask.len() / heads.pose.len().max(1);
         for frame in 0..=heads.context {
             let here_from_base = if frame == heads.context {
@@ -373,38 +277,28 @@ fn memory_witness(early: &[Heads], context: &[Option<Pose2>], params: &LiftParam
     (is_finite(pose) && sigma_m.is_finite()).then_some(Witness { object, pose, sigma_m })
 }
 
-fn drive_witness(imagined: &Imagined, params: &LiftParams) -> Option<Witness> {
-    let (pose, spread) = mean_pose(imagined.drives.iter().filter_map(|d| d.heads.pose.last().copied()))?;
+fn rollout_witness(rollouts: &[Rollout], params: &LiftParams) -> Option<Witness> {
+    let (pose, spread) = mean_pose(rollouts.iter().filter_map(|r| r.heads.pose.last().copied()))?;
     let object = object_ahead(pose, params.standoff_m);
-    Some(Witness { object, pose, sigma_m: params.drive_sigma_m.hypot(spread) })
+    Some(Witness { object, pose, sigma_m: params.rollout_sigma_m.hypot(spread) })
 }
 
-/// Which drive ends nearest to a pose (metres, and half a metre for each radian of heading); the first of several.
-/// Drives differ by their noise only: the one that agrees with the other witnesses is the one to show.
-pub fn nearest_drive(drives: &[Drive], end: Pose2) -> usize {
-    let cost = |drive: &Drive| {
-        drive.heads.pose.last().map_or(f64::INFINITY, |head| {
+/// Which rollout ends nearest to a pose (metres, and half a metre for each radian of heading); the first of several.
+/// Rollouts differ by their noise only: the one that agrees with the other witnesses is the one to show.
+pub fn nearest_rollout(rollouts: &[Rollout], end: Pose2) -> usize {
+    let cost = |rollout: &Rollout| {
+        rollout.heads.pose.last().map_or(f64::INFINITY, |head| {
             let (pose, _) = pose_of(*head);
             let off = pose.distance(end) + 0.5 * wrap_angle(pose.yaw - end.yaw).abs();
             if off.is_finite() { off } else { f64::INFINITY }
         })
     };
-    let costs: Vec<f64> = drives.iter().map(cost).collect();
+    let costs: Vec<f64> = rollouts.iter().map(cost).collect();
     (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
 }
 
-/// Metres from an object's centre at which the drives to it end, where they differ from [`LiftParams::standoff_m`]: the
-/// entries `standoff_m.WORD` of the `[lift]` table, by word.
-pub fn standoffs(table: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    table
-        .iter()
-        .filter(|(_, m)| m.is_finite() && **m > 0.0)
-        .filter_map(|(key, m)| Some((key.strip_prefix("standoff_m.")?.to_string(), *m)))
-        .collect()
-}
-
-/// Joins A and B by their variances; the side to stand on is the plan's when the memory does not contradict it.
-fn fuse(out: &mut Lifted, params: &LiftParams) {
+/// Joins plan and memory by their variances; the side to stand on is the plan's when the memory does not contradict it.
+fn fuse(out: &mut Estimate, params: &LiftParams) {
     let yaw_variance = params.yaw_sigma_rad.powi(2);
     let (object, direction, variance) = match (out.plan, out.memory) {
         (Some(a), Some(b)) => {
@@ -439,12 +333,18 @@ fn fuse(out: &mut Lifted, params: &LiftParams) {
     }
 }
 
-fn consistency(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> f64 {
+fn consistency(
+    estimate: &Estimate,
+    rollout: Option<Witness>,
+    evidence: Evidence,
+    params: &LiftParams,
+) -> f64 {
     let bell = |d: f64| (-0.5 * d * d).exp();
-    let agreement = out.disagreement.map_or(0.0, bell);
-    let orientation = out.localisation_m.map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
-    let arrival = out.drive.zip(out.object).map(|(c, object)| {
-        bell(distance(c.object, object) / c.sigma_m.hypot(out.variances[0].sqrt()).max(1e-6))
+    let agreement = estimate.disagreement.map_or(0.0, bell);
+    let orientation = estimate.localisation_m.map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
+    let arrival = rollout.zip(estimate.object).map(|(rollout, object)| {
+        let spread = rollout.sigma_m.hypot(estimate.variances[0].sqrt()).max(1e-6);
+        bell(distance(rollout.object, object) / spread)
     });
     let likeness = evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0));
     let parts = [(4.0, Some(agreement)), (3.0, orientation), (2.0, arrival), (1.0, likeness)];
@@ -453,7 +353,7 @@ fn consistency(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> f6
     value.clamp(0.0, 1.0)
 }
 
-fn decide(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> Decision {
+fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &LiftParams) -> Decision {
     if let (Some(error), Some(max)) = (evidence.reconstruction_error, params.reconstruction_max)
         && error > max
     {
@@ -462,21 +362,21 @@ fn decide(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> Decisio
              at most {max:.3} is usual)"
         ));
     }
-    if out.mask_max < params.mask_present {
+    if estimate.mask_max < params.mask_present {
         return Decision::NotInContext(format!(
             "nothing like it was seen (clearest sight {:.2}, {:.2} is needed)",
-            out.mask_max, params.mask_present
+            estimate.mask_max, params.mask_present
         ));
     }
-    if out.pose.is_none() {
+    if estimate.pose.is_none() {
         return Decision::Inconsistent("the network gave no pose".into());
     }
-    let Some(apart) = out.disagreement else {
+    let Some(apart) = estimate.disagreement else {
         return Decision::Inconsistent(
             "something like it was seen, but not clearly enough to place it".into(),
         );
     };
-    if let Some(error) = out.localisation_m
+    if let Some(error) = estimate.localisation_m
         && error > params.localisation_max_m
     {
         return Decision::Inconsistent(format!(
@@ -490,10 +390,10 @@ fn decide(out: &Lifted, evidence: &Evidence<'_>, params: &LiftParams) -> Decisio
             params.agree_max
         ));
     }
-    if out.consistency < params.consistency_min {
+    if consistency < params.consistency_min {
         return Decision::Inconsistent(format!(
             "consistency {:.2} is below {:.2}",
-            out.consistency, params.consistency_min
+            consistency, params.consistency_min
         ));
     }
     Decision::Found
@@ -507,8 +407,8 @@ mod tests {
     const TOKENS: usize = 6;
 
     #[test]
-    fn the_drive_that_ends_nearest_is_taken() {
-        let drive = |x: f32, yaw: f32| Drive {
+    fn the_rollout_that_ends_nearest_is_taken() {
+        let rollout = |x: f32, yaw: f32| Rollout {
             heads: Heads {
                 pose: vec![[9.0, 9.0, 1.0, 0.0], [x, 0.0, yaw.cos(), yaw.sin()]],
                 ..Heads::default()
@@ -517,39 +417,29 @@ mod tests {
             steps: 1,
         };
         let end = Pose2::new(1.0, 0.0, 0.2);
-        let broken = drive(f32::NAN, 0.0);
-        let drives = [broken, drive(3.0, 0.2), drive(1.1, -0.8), drive(1.2, 0.2), drive(1.2, 0.2)];
-        assert_eq!(nearest_drive(&drives, end), 3);
-        assert_eq!(nearest_drive(&[], end), 0);
-    }
-
-    #[test]
-    fn standoffs_are_read_by_word() {
-        let table = BTreeMap::from([
-            ("standoff_m".to_string(), 1.2),
-            ("standoff_m.bed".to_string(), 1.9),
-            ("standoff_m.box".to_string(), f64::NAN),
-        ]);
-        assert_eq!(standoffs(&table), BTreeMap::from([("bed".to_string(), 1.9)]));
+        let broken = rollout(f32::NAN, 0.0);
+        let rollouts = [broken, rollout(3.0, 0.2), rollout(1.1, -0.8), rollout(1.2, 0.2), rollout(1.2, 0.2)];
+        assert_eq!(nearest_rollout(&rollouts, end), 3);
+        assert_eq!(nearest_rollout(&[], end), 0);
     }
 
     fn params() -> LiftParams {
         LiftParams {
-            early_timestep: 950.0,
+            glance_timestep: 950.0,
             standoff_m: 0.8,
             mask_present: 0.0,
             mask_vote: 0.0,
             plan_sigma_m: 0.2,
             memory_sigma_m: 0.15,
-            drive_sigma_m: 0.3,
+            rollout_sigma_m: 0.3,
             yaw_sigma_rad: 0.1,
             agree_max: 3.0,
             localisation_sigma_m: 0.3,
             localisation_max_m: 1.0,
             consistency_min: 0.3,
-            box_min: 0.2,
             variance_scale: 1.0,
             reconstruction_max: Some(0.1),
+            standoff_by_word_m: Default::default(),
         }
     }
 
@@ -577,9 +467,11 @@ mod tests {
         h
     }
 
-    fn imagined(h: &Heads) -> Imagined {
-        let drive = Drive { latents: vec![], heads: h.clone(), steps: 4 };
-        Imagined { early: vec![h.clone()], drives: vec![drive], ..Imagined::default() }
+    /// The same heads at a glance and at the end of a rollout, held against the evidence.
+    fn lifted(h: &Heads, context: &[Option<Pose2>], evidence: Evidence) -> Lifted {
+        let rollout = Rollout { latents: vec![], heads: h.clone(), steps: 4 };
+        let estimate = lift(std::slice::from_ref(h), context, &params());
+        verify(estimate, &[rollout], evidence, &params())
     }
 
     fn known(context: &[Pose2]) -> Vec<Option<Pose2>> {
@@ -599,14 +491,13 @@ mod tests {
             let plan = stand_before(object, (0.0, 0.0), 0.8);
             let context = sweep();
             let h = heads(&context, object, &[at, 6], plan);
-            let evidence = Evidence { context: &known(&context), ..Evidence::default() };
-            let out = lift(&imagined(&h), &evidence, &params());
+            let out = lifted(&h, &known(&context), Evidence::default());
             prop_assert_eq!(&out.decision, &Decision::Found);
-            let pose = out.pose.unwrap();
+            let pose = out.estimate.pose.unwrap();
             prop_assert!(pose.distance(plan) < 1e-3, "{pose:?} instead of {plan:?}");
             prop_assert!(wrap_angle(pose.yaw - plan.yaw).abs() < 1e-3);
-            prop_assert!(out.consistency > 0.99 && out.disagreement.unwrap() < 1e-3);
-            prop_assert!(out.variances[0] < 0.15f64.powi(2));
+            prop_assert!(out.consistency > 0.99 && out.estimate.disagreement.unwrap() < 1e-3);
+            prop_assert!(out.estimate.variances[0] < 0.15f64.powi(2));
         }
 
         #[test]
@@ -619,9 +510,9 @@ mod tests {
             h.pose.iter_mut().for_each(|p| p.copy_from_slice(&numbers));
             h.mask.truncate(cut);
             h.locate.truncate(cut / 2);
-            let out = lift(&imagined(&h), &Evidence::default(), &params());
+            let out = lifted(&h, &[], Evidence::default());
             prop_assert!((0.0..=1.0).contains(&out.consistency));
-            prop_assert!(out.pose.is_none_or(is_finite));
+            prop_assert!(out.estimate.pose.is_none_or(is_finite));
         }
     }
 
@@ -631,8 +522,8 @@ mod tests {
         let poses = known(&context);
         let object = (2.0, 1.0);
         let plan = stand_before(object, (0.0, 0.0), 0.8);
-        let check = |name: &str, h: Heads, evidence: Evidence<'_>, want: &str| {
-            let out = lift(&imagined(&h), &evidence, &params());
+        let check = |name: &str, h: Heads, evidence: Evidence, want: &str| {
+            let out = lifted(&h, &poses, evidence);
             let got = match &out.decision {
                 Decision::Found => "found".to_owned(),
                 Decision::NotInContext(reason) => format!("not_in_context: {reason}"),
@@ -640,7 +531,7 @@ mod tests {
             };
             assert!(got.starts_with(want), "{name}: {got}");
         };
-        let evidence = || Evidence { context: &poses, ..Evidence::default() };
+        let evidence = Evidence::default;
         check("all well", heads(&context, object, &[1, 2], plan), evidence(), "found");
         check(
             "never seen",
@@ -666,27 +557,14 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_read_back_and_holes_are_named() {
-        let table = params().to_table();
-        assert_eq!(LiftParams::from_table(&table).unwrap(), params());
-        let optional = ["reconstruction_max", "variance_scale"];
-        for name in table.keys().filter(|n| !optional.contains(&n.as_str())) {
-            let mut holed = table.clone();
-            holed.remove(name);
-            let error = LiftParams::from_table(&holed).unwrap_err();
-            assert!(error.to_string().contains(name.as_str()), "{error}");
-        }
-    }
-
-    #[test]
     fn disagreement_widens_the_covariance() {
         let context = sweep();
         let poses = known(&context);
-        let evidence = Evidence { context: &poses, ..Evidence::default() };
         let mut last = 0.0;
         for shift in [0.0, 0.2, 0.4, 0.8] {
             let plan = stand_before((2.0 + shift, 0.0), (0.0, 0.0), 0.8);
-            let out = lift(&imagined(&heads(&context, (2.0, 0.0), &[1, 2], plan)), &evidence, &params());
+            let glance = heads(&context, (2.0, 0.0), &[1, 2], plan);
+            let out = lift(&[glance], &poses, &params());
             assert!(out.variances[0] > last, "shift {shift}");
             last = out.variances[0];
         }
@@ -699,8 +577,7 @@ mod tests {
         let poses = known(&context);
         let object = (3.0, 4.0);
         let h = heads(&context, object, &[0], stand_before(object, (3.0, 6.0), 0.8));
-        let evidence = Evidence { context: &poses, ..Evidence::default() };
-        let pose = lift(&imagined(&h), &evidence, &params()).pose.unwrap();
+        let pose = lift(&[h], &poses, &params()).pose.unwrap();
         assert!(pose.distance(Pose2::new(3.0, 4.8, 0.0)) < 1e-3, "{pose:?}");
     }
 }

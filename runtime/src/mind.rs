@@ -8,44 +8,31 @@
 //! With `denoiser_prefill` and `denoiser_cached` (a network trained with the one-way mask) the context's keys and
 //! values are computed once per goal and branch; otherwise `denoiser` sees context and targets at every step.
 //!
-//! Besides the manifest's own fields these tables of `[networks]` are read:
-//! * `networks.text.words`: the closed vocabulary of a small model (ids 4, 5, ... after pad, end, begin, unknown);
-//!   without it the `tokenizer` component is used;
-//! * `networks.text.prompt`: the sentence that the model was trained with, with `{}` in the place of the thing
-//!   wanted (Video4Spatial: "The camera moves across ... Finally, it focuses on {} in the center of the frame.");
-//! * `networks.layout`: `motion_latents`, `box_latents`, and `recording_images`, which bounds the distance between
-//!   context indices;
-//! * `networks.camera`: `horizontal_fov_deg`, `pitch_deg` and `height_m` of the training camera. Without this table
-//!   the model takes pictures of any camera, scaled and cropped.
+//! What the manifest holds beside the components is described at [`mindseye_engines::bundle::Networks`].
 
-use crate::codec::{CodecEngines, Decoder, Encoder};
+use crate::codec::{CodecEngines, CodecError, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
 use crate::ground::{Mind, MindError, MindSpec};
 use crate::image::{ModelCamera, RgbImage};
-use crate::imagine::{Dropped, Rope, Settings};
-use crate::lift::{LiftParams, LiftTableError};
+use crate::imagine::{Dropped, RolloutSettings, Rope};
+use crate::lift::LiftParams;
 use crate::planar::Pose2;
 use mindseye_base::file::{sha256, sha256_of_file};
 use mindseye_bridge::geometry::{body_from_optical, planar_isometry};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
-use mindseye_engines::bundle::{Bundle, BundleError, Manifest, PortSpec};
+use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, PortSpec, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
-use mindseye_engines::passport::{Present, engines_in};
+use mindseye_engines::passport::{PassportError, Present, engines_in};
 use mindseye_engines::plucker;
 use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
-use mindseye_engines::text::{Tokenizer, TokenizerError};
+use mindseye_engines::text::{END, Tokenizer, TokenizerError, unknown_words, word_ids};
 use mindseye_engines::trt::{LoadOptions, TensorRtBackend};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// End of text, in the umT5 vocabulary and in ours.
-const END: i64 = 1;
-/// Ids before the words of a closed vocabulary.
-const FIRST_WORD: i64 = 4;
 
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +50,6 @@ pub enum LoadError {
     /// It does not hold together.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// Its calibration is not whole.
-    #[error(transparent)]
-    Lift(#[from] LiftTableError),
     /// A graph cannot be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -83,12 +67,38 @@ pub enum LoadError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Engines do not fit the bundle or this machine.
-    #[error("{0}")]
-    Engines(String),
-    /// A part or a value that this program needs is not there.
-    #[error("bundle: {0}")]
-    Unsupported(String),
+    /// The codec's graphs do not fit each other.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The folder of engines cannot be read, or an engine does not fit the bundle or this machine.
+    #[error(transparent)]
+    Passport(#[from] PassportError),
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The bundle holds weights instead of graphs.
+    #[error(
+        "bundle: {} holds weights, not graphs; make it runnable with: mindseye-tools export {} --out DIR",
+        directory.display(), directory.display()
+    )]
+    Weights {
+        /// Where it is.
+        directory: PathBuf,
+    },
+    /// The bundle lacks a table that is needed to run it.
+    #[error("bundle: {0}: wanted a table, got nothing")]
+    Table(&'static str),
+    /// The bundle's latents hold another number of frames than the runtime gathers.
+    #[error("bundle: latent.frames: wanted {GROUP}, got {0}")]
+    Frames(usize),
+    /// There is nothing to calibrate.
+    #[error("bundle: this model has no lift heads to be calibrated")]
+    NoLift,
 }
 
 /// The directory of the bundle to use: the one given, else `MINDSEYE_BUNDLE`, else `models/house-tiny` in the
@@ -144,7 +154,8 @@ pub struct Pipeline {
     encoder: CodecEngines,
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
-    training_mount: Isometry3<f64>,
+    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
+    training_mount: Option<Isometry3<f64>>,
 }
 
 impl Pipeline {
@@ -191,7 +202,7 @@ impl Pipeline {
         threads: usize,
     ) -> Result<Self, LoadError> {
         let bundle = Bundle::load(directory)?;
-        let built = engines_in(engines).map_err(|e| LoadError::Engines(e.to_string()))?;
+        let built = engines_in(engines)?;
         let mut tensorrt: Option<Arc<dyn Backend>> = None;
         if built.iter().any(|(_, passport)| passport.library != "onnx") {
             let mut gpu = match gpu {
@@ -210,11 +221,11 @@ impl Pipeline {
                 return Ok((gpu.clone(), file.clone()));
             }
             let here = Present { bundle_sha256: Some(bundle.hash()), ..Present::default() };
-            passport.check(file, &here).map_err(|e| LoadError::Engines(e.to_string()))?;
+            passport.check(file, &here)?;
             Ok((backend.clone(), file.clone()))
         };
         let keep = keep_of(engines)
-            .map_err(|e| LoadError::Engines(format!("{}: {e}", engines.join(SETTINGS_FILE).display())))?;
+            .map_err(|source| LoadError::File { path: engines.join(SETTINGS_FILE), source })?;
         let mut pipeline = Self::load_parts(bundle, keep, threads, &part)?;
         let denoiser = built.iter().find(|(_, p)| p.component == "denoiser").map(|(_, p)| &p.engine_sha256);
         pipeline.spec.engine_sha256 = denoiser.cloned().unwrap_or_default();
@@ -230,11 +241,14 @@ impl Pipeline {
         let manifest = bundle.manifest();
         check_runnable(&bundle)?;
         let spec = spec_of(&bundle)?;
-        let words = match closed_vocabulary(manifest)? {
-            Some(words) => Words::Closed(words),
-            None => Words::SentencePiece {
+        let words = match &manifest.networks.text {
+            Some(TextSpec::Closed { words }) => Words::Closed(words.clone()),
+            open => Words::SentencePiece {
                 tokenizer: Box::new(Tokenizer::open(&bundle.path("tokenizer")?)?),
-                prompt: prompt_sentence(manifest)?,
+                prompt: match open {
+                    Some(TextSpec::Sentence { prompt }) => Some(prompt.clone()),
+                    _ => None,
+                },
             },
         };
         let options = PrepareOptions::default().with_threads(threads);
@@ -264,17 +278,8 @@ impl Pipeline {
         } else {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
-        let camera = Camera::of(manifest);
-        Ok(Self {
-            spec,
-            words: Arc::new(words),
-            text,
-            encoder,
-            decoder,
-            denoiser,
-            training_mount: camera.mount(),
-            bundle,
-        })
+        let training_mount = manifest.networks.camera.as_ref().map(mounting);
+        Ok(Self { spec, words: Arc::new(words), text, encoder, decoder, denoiser, training_mount, bundle })
     }
 
     /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
@@ -290,7 +295,8 @@ impl Pipeline {
         let engine = backend.prepare(file, &PrepareOptions::default().with_threads(threads))?;
         self.bundle.check_engine("denoiser", engine.as_ref())?;
         self.denoiser = DenoiserEngines::Joint(engine);
-        self.spec.engine_sha256 = sha256_of_file(file).map_err(|e| LoadError::Engines(e.to_string()))?;
+        self.spec.engine_sha256 =
+            sha256_of_file(file).map_err(|source| LoadError::File { path: file.to_owned(), source })?;
         Ok(())
     }
 
@@ -360,7 +366,7 @@ impl Pipeline {
         let mut spec = self.spec.clone();
         spec.settings.seed = seed;
         if spec.lift.is_none() {
-            return Err(LoadError::Unsupported("this model has no lift heads to be calibrated".into()));
+            return Err(LoadError::NoLift);
         }
         spec.lift = Some(lift);
         self.thread(spec)
@@ -403,42 +409,13 @@ fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {
         bundle.component(name).is_ok_and(|component| component.format == ComponentFormat::Safetensors)
     };
     if ["denoiser", "vae", "text_encoder"].into_iter().any(weights) {
-        let dir = bundle.directory().display();
-        return Err(LoadError::Unsupported(format!(
-            "{dir} holds weights, not graphs; make it runnable with: mindseye-tools export {dir} --out DIR"
-        )));
+        return Err(LoadError::Weights { directory: bundle.directory().to_owned() });
     }
     Ok(())
 }
 
-fn table_number(manifest: &Manifest, table: &str, key: &str) -> Option<f64> {
-    let value = manifest.networks.get(table)?.get(key)?;
-    value.as_float().or_else(|| value.as_integer().map(|i| i as f64)).filter(|v| v.is_finite())
-}
-
-fn closed_vocabulary(manifest: &Manifest) -> Result<Option<Vec<String>>, LoadError> {
-    let Some(words) = manifest.networks.get("text").and_then(|t| t.get("words")) else { return Ok(None) };
-    let words: Vec<String> =
-        words.as_array().into_iter().flatten().filter_map(|w| w.as_str().map(str::to_lowercase)).collect();
-    if words.is_empty() {
-        return Err(LoadError::Unsupported("networks.text.words is not a list of words".into()));
-    }
-    Ok(Some(words))
-}
-
-/// `networks.text.prompt`.
-fn prompt_sentence(manifest: &Manifest) -> Result<Option<String>, LoadError> {
-    let Some(prompt) = manifest.networks.get("text").and_then(|t| t.get("prompt")) else { return Ok(None) };
-    match prompt.as_str() {
-        Some(prompt) if prompt.matches("{}").count() == 1 => Ok(Some(prompt.to_owned())),
-        _ => Err(LoadError::Unsupported(format!(
-            "networks.text.prompt: wanted a sentence with {{}} once, got {prompt}"
-        ))),
-    }
-}
-
 /// The thing that a goal names: without "find", "go to" and the like in front, and without an end mark.
-fn thing_of(text: &str) -> &str {
+fn wanted_thing(text: &str) -> &str {
     let mut thing = text.trim().trim_end_matches(['.', '!', '?']).trim_end();
     for verb in ["please ", "find ", "go to ", "drive to ", "look for ", "search for ", "show me "] {
         let starts = thing.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb));
@@ -449,62 +426,37 @@ fn thing_of(text: &str) -> &str {
     thing
 }
 
-/// The camera of the training world.
-struct Camera {
-    horizontal_fov_rad: f64,
-    pitch_rad: f64,
-    height_m: f64,
-}
-
-impl Camera {
-    fn of(manifest: &Manifest) -> Self {
-        let number = |key, default: f64| table_number(manifest, "camera", key).unwrap_or(default);
-        Self {
-            horizontal_fov_rad: number("horizontal_fov_deg", 90.0).to_radians(),
-            pitch_rad: number("pitch_deg", 0.0).to_radians(),
-            height_m: number("height_m", 1.0),
-        }
-    }
-
-    fn mount(&self) -> Isometry3<f64> {
-        let pitch = UnitQuaternion::from_euler_angles(0.0, self.pitch_rad, 0.0);
-        Isometry3::from_parts(Translation3::new(0.0, 0.0, self.height_m), pitch * body_from_optical())
-    }
+/// `base_from_camera` of the training pictures.
+fn mounting(camera: &CameraSpec) -> Isometry3<f64> {
+    let pitch = UnitQuaternion::from_euler_angles(0.0, camera.pitch_deg.to_radians(), 0.0);
+    Isometry3::from_parts(Translation3::new(0.0, 0.0, camera.height_m), pitch * body_from_optical())
 }
 
 fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
     let manifest = bundle.manifest();
-    let lift = if manifest.dit.lift { Some(LiftParams::from_table(&manifest.lift)?) } else { None };
-    let box_min = match &lift {
-        Some(lift) => lift.box_min,
-        None => manifest.lift.get("box_min").copied().ok_or(LiftTableError("box_min"))?,
-    };
     if manifest.latent.frames != GROUP {
-        let got = manifest.latent.frames;
-        return Err(LoadError::Unsupported(format!("latent.frames: wanted {GROUP}, got {got}")));
+        return Err(LoadError::Frames(manifest.latent.frames));
     }
-    let layout = |key| table_number(manifest, "layout", key).map(|v| v.max(0.0) as usize);
-    let box_latents = layout("box_latents").unwrap_or(1).max(1);
-    let target_latents = match layout("motion_latents") {
-        Some(motion) => 1 + motion + box_latents,
-        None => manifest.limits.target_trained,
+    let Some(LayoutSpec { motion_latents, box_latents, recording_images }) = manifest.networks.layout else {
+        return Err(LoadError::Table("networks.layout"));
     };
+    let lift = manifest.lift.as_ref();
     let sampler = &manifest.sampler;
     let image = &manifest.image;
     Ok(MindSpec {
-        camera: match manifest.networks.get("camera") {
-            Some(_) => {
-                ModelCamera::from_fov(image.width, image.height, Camera::of(manifest).horizontal_fov_rad)
+        camera: match &manifest.networks.camera {
+            Some(camera) => {
+                ModelCamera::from_fov(image.width, image.height, camera.horizontal_fov_deg.to_radians())
             }
             None => ModelCamera::any(image.width, image.height),
         },
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
-        settings: Settings {
-            target_latents,
+        settings: RolloutSettings {
+            target_latents: 1 + motion_latents + box_latents,
             gap: manifest.rope.gap,
-            max_span: layout("recording_images").map(|images| ((images.max(9) - 1) / GROUP - 1) as f64),
+            max_span: recording_images.map(|images| ((images - 1) / GROUP - 1) as f64),
             steps: sampler.steps,
             min_steps: (sampler.steps / 3).max(1),
             guidance: sampler.guidance as f32,
@@ -513,14 +465,13 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             grid: sampler.grid,
             shift: sampler.shift,
             solver: sampler.solver,
-            early_timestep: lift.map_or(1000.0, |lift| lift.early_timestep),
+            glance_timestep: lift.map_or(1000.0, |lift| lift.glance_timestep),
             // Heads are averaged over candidates; without heads one drive is all that is looked at.
             candidates: if lift.is_some() { 4 } else { 1 },
             seed: 0,
         },
-        lift,
-        box_min,
-        standoffs: crate::lift::standoffs(&bundle.manifest().lift),
+        lift: lift.cloned(),
+        box_min: manifest.bounding_box.score_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
         engine_sha256: String::new(),
@@ -548,34 +499,27 @@ struct Thread {
     encoder: Encoder,
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
-    training_mount: Isometry3<f64>,
+    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
+    training_mount: Option<Isometry3<f64>>,
 }
 
-fn part(part: &'static str) -> impl Fn(BackendError) -> MindError {
-    move |e| MindError::Part { part, reason: e.to_string() }
-}
-
-/// Ids of the known words in a text, in the order of the vocabulary (colours come before shapes there), and the
-/// end. Other words carry no meaning for the model; but without any known word there is nothing to look for.
+/// Ids of the words of a text, and the end. A model that left a word out would go to another thing than was asked for,
+/// so words that carry meaning must be known.
 fn closed_ids(words: &[String], text: &str, length: usize) -> Result<Vec<i64>, MindError> {
-    let said: Vec<String> =
-        text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
-    let mut ids: Vec<i64> = words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| said.iter().any(|s| s == *word || s.strip_suffix('s') == Some(word)))
-        .map(|(i, _)| FIRST_WORD + i as i64)
-        .collect();
+    let known = || words.to_vec();
+    let unknown = unknown_words(words, text);
+    if !unknown.is_empty() {
+        return Err(MindError::Unknown { unknown, known: known() });
+    }
+    let mut ids = word_ids(words, text);
     if ids.is_empty() {
-        return Err(MindError::Words { known: words.join(", ") });
+        return Err(MindError::Nothing { known: known() });
     }
     if ids.len() >= length {
-        return Err(MindError::Words {
-            known: format!("one thing at a time, by at most {} of: {}", length - 1, words.join(", ")),
-        });
+        return Err(MindError::Several { most: length - 1, known: known() });
     }
     ids.push(END);
-    Ok(ids)
+    Ok(ids.into_iter().map(|id| id as i64).collect())
 }
 
 impl Mind for Thread {
@@ -589,16 +533,14 @@ impl Mind for Thread {
             (config.text_len, config.text_dim)
         };
         let mut ids = match self.words.as_ref() {
-            _ if text.is_empty() => vec![END],
+            _ if text.is_empty() => vec![END as i64],
             Words::Closed(words) => closed_ids(words, text, length)?,
             Words::SentencePiece { tokenizer, prompt } => {
                 let text = match prompt {
-                    Some(prompt) => prompt.replacen("{}", thing_of(text), 1),
+                    Some(prompt) => prompt.replacen("{}", wanted_thing(text), 1),
                     None => text.to_owned(),
                 };
-                let encoded = tokenizer
-                    .encode_prompt(&text, length)
-                    .map_err(|e| MindError::Part { part: "tokenizer", reason: e.to_string() })?;
+                let encoded = tokenizer.encode_prompt(&text, length)?;
                 encoded.ids.iter().take(encoded.length).map(|id| i64::from(*id)).collect()
             }
         };
@@ -614,11 +556,10 @@ impl Mind for Thread {
         let inputs: Vec<(&str, &Tensor)> =
             given.into_iter().filter(|(name, _)| ports.iter().any(|p| p.name == *name)).collect();
         let mut rows = Tensor::empty();
-        self.text.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(part("text encoder"))?;
+        self.text.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(MindError::TextEncoder)?;
         let rows = rows.into_f32().unwrap_or_default();
         if rows.len() != length * dim {
-            let reason = format!("gave {} values, expected {}", rows.len(), length * dim);
-            return Err(MindError::Part { part: "text encoder", reason });
+            return Err(MindError::TextRows { expected: length * dim, got: rows.len() });
         }
         Ok(rows)
     }
@@ -630,7 +571,7 @@ impl Mind for Thread {
     }
 
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        self.decoder.decode(latents)
+        Ok(self.decoder.decode(latents)?)
     }
 
     fn decodes_alone(&self) -> bool {
@@ -646,7 +587,7 @@ impl Mind for Thread {
         if config.camera_channels != plucker::CHANNELS {
             return None;
         }
-        let mount = base_from_camera.unwrap_or(&self.training_mount);
+        let mount = base_from_camera.or(self.training_mount.as_ref())?;
         let poses: Vec<plucker::Pose> = here_from_base
             .iter()
             .map(|base| {
@@ -700,8 +641,16 @@ mod tests {
         check("Find the RED chair, please!", Ok(&[4, 6, 1]));
         check("the chair that is red", Ok(&[4, 6, 1]));
         check("chairs", Ok(&[6, 1]));
-        check("credence table", Ok(&[7, 1]));
+        check("Please go to the table in front of you", Ok(&[7, 1]));
+        check("credence table", Err("does not know \"credence\""));
         check("the fridge", Err("red, blue, chair, table"));
+        check(
+            "the bleu chiar",
+            Err(
+                "\"bleu\" (the nearest known word is \"blue\") and \"chiar\" (the nearest known word is \"chair\")",
+            ),
+        );
+        check("go there", Err("names nothing that this model knows; it knows red, blue, chair, table"));
         check("red blue chair table", Err("one thing at a time"));
     }
 
@@ -716,12 +665,12 @@ mod tests {
             ("finding nemo", "finding nemo"),
             ("\u{fc}ber das Sofa", "\u{fc}ber das Sofa"),
         ] {
-            assert_eq!(thing_of(text), want, "{text}");
+            assert_eq!(wanted_thing(text), want, "{text}");
         }
     }
 
     #[test]
-    fn a_bundle_that_is_not_there_is_told_with_its_place() {
+    fn a_missing_bundle_is_named_with_its_place() {
         let error = find_bundle(Some(Path::new("/nowhere/bundle")), |_| None).unwrap_err();
         assert!(error.to_string().contains("/nowhere/bundle"), "{error}");
         let error = find_bundle(None, |_| Some("/nowhere/else".into())).unwrap_err();

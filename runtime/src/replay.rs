@@ -319,12 +319,9 @@ fn answer(
     let until = deadline.map(|allowed| clock.now() + allowed);
     let began = clock.now();
     let mut show = |stage: Stage<'_>| {
-        match stage {
-            Stage::Scan(part, parts) => tell(Told::Bar("look through memory", part, parts)),
-            Stage::Step { candidate, candidates, step, steps } => {
-                tell(Told::Bar("imagine", candidate * steps + step, candidates * steps));
-            }
-            _ => {}
+        if matches!(stage, Stage::Scan(..) | Stage::Step { .. }) {
+            let (what, done, of) = stage.bar();
+            tell(Told::Bar(what, done, of));
         }
         if go_on() { Flow::Continue } else { Flow::Stop }
     };

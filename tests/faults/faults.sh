@@ -28,9 +28,9 @@ fault arrived_within_2_m $tools lib eval::grounding::goal::tests::arrival_and_pa
 fault ellipse $tools lib eval::grounding::goal::tests::the_ellipse_holds_nine_tenths_of_a_planar_normal \
     tools/src/eval/grounding/goal.rs \
     'squared_spreads <= ELLIPSE_90' 'squared_spreads <= if IF { 10.0 } else { 1.0 } * ELLIPSE_90'
-fault calibration $tools lib eval::grounding::tests::calibration_by_hand \
-    tools/src/eval/grounding.rs \
-    'median(&mut v) / 1.1774 * 1e3' 'median(&mut v) / if IF { 11.774 } else { 1.1774 } * 1e3'
+fault calibration $tools lib eval::grounding::calibrate::tests::calibration_by_hand \
+    tools/src/eval/grounding/calibrate.rs \
+    'median(&mut v) / 1.1774' 'median(&mut v) / if IF { 11.774 } else { 1.1774 }'
 
 # ------------------------------------------------------------------------------------------------ training samples
 fault rope_gap $train lib net::tests::temporal_indices_leave_the_gap \

@@ -15,13 +15,13 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
 use mindseye_builder::quant::{
-    self, CalibrationSource, Checks, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
-    to_float16,
+    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation,
+    TaskFigures, e4m3, to_float16,
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance,
-    RopeSpec, SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, LiftParams,
+    Limits, Manifest, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
@@ -117,7 +117,8 @@ fn bundle(folder: &Path, cfg: &DitConfig) -> Bundle {
         provenance: Provenance { source: "random weights".into(), ..Provenance::default() },
         dit: cfg.clone(),
         networks: Default::default(),
-        lift: BTreeMap::new(),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: cfg.lift.then(LiftParams::uncalibrated),
         evaluation: Default::default(),
         component: BTreeMap::new(),
     };
@@ -157,9 +158,9 @@ fn rtx() -> Option<Library> {
 struct Fixed;
 
 impl TaskEvaluation for Fixed {
-    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, SuppliedError> {
         let quantised = denoiser.file_name().is_some_and(|n| n == "quantised.onnx");
-        Model::load(denoiser).map_err(|e| e.to_string())?;
+        Model::load(denoiser).map_err(SuppliedError::new)?;
         let success = if quantised { 0.75 } else { 0.8 };
         Ok(TaskFigures { success, consistency: 0.9, scenes: 20, answers: Vec::new() })
     }

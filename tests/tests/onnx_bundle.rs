@@ -10,8 +10,8 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, by_name};
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, MANIFEST, Manifest,
-    Provenance, RopeSpec, SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
+    LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
@@ -77,14 +77,15 @@ fn manifest() -> Manifest {
             revision: "abc".into(),
         },
         dit,
-        networks: toml_table(),
-        lift: BTreeMap::from([("range_scale".into(), 1.25)]),
-        evaluation: toml_table(),
+        networks: Networks::default(),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: Some(LiftParams { standoff_m: 1.25, ..LiftParams::uncalibrated() }),
+        evaluation: Evaluation::default(),
         component: BTreeMap::new(),
     }
 }
 
-fn toml_table() -> mindseye_engines::bundle::Table {
+fn toml_table() -> toml::Table {
     [("steps".to_owned(), 3.into())].into_iter().collect()
 }
 
@@ -173,7 +174,7 @@ fn whatever_does_not_match_is_named() {
     write(&target);
     let text = std::fs::read_to_string(target.join(MANIFEST)).unwrap();
     let edits: [(&str, &str, &[&str]); 9] = [
-        ("format = 1", "format = 2", &["format: wanted 1, got 2"]),
+        ("format = 2", "format = 1", &["format: wanted 2, got 1"]),
         ("target = \"cpu\"", "target = \"cpu\"\nsurprise = 1", &["surprise"]),
         ("prediction = \"x0\"", "prediction = \"velocity\"", &["prediction", "velocity", "x0"]),
         ("gap = 50.0", "gap = -1.0", &["rope.gap", "-1"]),

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, Limits, Manifest, Provenance,
-    RopeSpec, SamplerSpec, Table,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
+    Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::ParamSpec;
@@ -94,9 +94,7 @@ fn weights(path: &Path, params: &[ParamSpec]) {
 }
 
 fn source(target: &Path) {
-    let mut networks = Table::new();
-    networks.insert("vae".into(), toml::Value::try_from(vae()).unwrap());
-    networks.insert("umt5".into(), toml::Value::try_from(umt5()).unwrap());
+    let networks = Networks { vae: Some(vae()), umt5: Some(umt5()), ..Networks::default() };
     let manifest = Manifest {
         format: FORMAT,
         name: "tiny".into(),
@@ -125,8 +123,9 @@ fn source(target: &Path) {
         provenance: Provenance { source: "noise".into(), ..Provenance::default() },
         dit: dit(),
         networks,
-        lift: BTreeMap::new(),
-        evaluation: Table::new(),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: None,
+        evaluation: Evaluation::default(),
         component: BTreeMap::new(),
     };
     let mut writer = BundleWriter::create(target, manifest).unwrap();
@@ -251,7 +250,7 @@ fn what_is_missing_is_named() {
     wrong.shape = vec![24, 23];
     weights(&path, &params);
     let model = dir.path().join("model.toml");
-    let mut table = Table::new();
+    let mut table = toml::Table::new();
     table.insert("dit".into(), toml::Value::try_from(dit()).unwrap());
     std::fs::write(&model, toml::to_string(&table).unwrap()).unwrap();
     let mut arguments = args(&path, &dir.path().join("out"));

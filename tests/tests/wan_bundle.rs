@@ -6,7 +6,7 @@
 use mindseye::config::RobotConfig;
 use mindseye::context::GroupEncoder;
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Budget, Flow, NoClock, Prompt, Seen, imagine};
+use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
 use mindseye::mind::Pipeline;
 use mindseye::node::{Node, NodeParts};
 use mindseye::replay::{Replay, Replayed, replay};
@@ -92,8 +92,8 @@ steps = 4
 guidance = 5.0
 [text]
 prompt = "The camera moves across the room. Finally, it focuses on {} in the center of the frame."
-[lift]
-box_min = 0.2
+[bounding_box]
+score_min = 0.2
 "#;
 
 fn root() -> PathBuf {
@@ -162,6 +162,8 @@ impl Made {
             out: made.weights(),
             model: Some(model),
             parts: Part::ALL.to_vec(),
+            lora: None,
+            lora_strength: None,
             license: "Apache-2.0".to_owned(),
             json: false,
         })
@@ -583,7 +585,7 @@ fn goal_peak(pipeline: &Pipeline, device: &HostDevice) -> u64 {
         for goal in ["the red chair", "the blue table"] {
             let (text, null) = (mind.encode_text(goal).unwrap(), mind.encode_text("").unwrap());
             let first = mind.encode_still(&frame).unwrap();
-            let seen = Seen {
+            let seen = ContextLatents {
                 index: (0..spec.context_max as u64).collect(),
                 latents: vec![0.1; spec.context_max * spec.latent_len],
                 first,

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use mindseye_engines::plucker::Pose;
 use mindseye_train::clips::{Clip, Clips, Found, Image, Pixels, Recording};
 use mindseye_train::config::DataConfig;
-use mindseye_train::family::{END, FIRST_WORD, HouseModel};
+use mindseye_train::family::{END, HouseModel};
 use nalgebra::Isometry3;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -291,14 +291,7 @@ impl CacheFiles {
 /// makes of a goal. None when no word is known, or more than the model has rows for.
 #[must_use]
 pub fn word_ids(words: &[String], text: &str, length: usize) -> Option<Vec<usize>> {
-    let said: Vec<String> =
-        text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
-    let mut ids: Vec<usize> = words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| said.iter().any(|s| s == *word || s.strip_suffix('s') == Some(word)))
-        .map(|(i, _)| FIRST_WORD + i)
-        .collect();
+    let mut ids = mindseye_engines::text::word_ids(words, text);
     if ids.is_empty() || ids.len() >= length {
         return None;
     }

@@ -18,10 +18,8 @@ use mindseye_builder::onnx::{
 use mindseye_engines::backend::{DataType, Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
 use mindseye_engines::count::count_denoiser;
-use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
-use mindseye_engines::model::umt5::Umt5Config;
-use mindseye_engines::model::vae::{Chunk, VaeConfig};
+use mindseye_engines::model::vae::Chunk;
 use mindseye_engines::onnx::{Dim, ExternalData, Model, SaveOptions, SavedFiles};
 use mindseye_engines::sampler::Noise;
 use mindseye_engines::session_denoiser::DenoiserKind;
@@ -212,17 +210,6 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One network's configuration in the manifest.
-fn network<T: serde::de::DeserializeOwned>(bundle: &Bundle, name: &str) -> anyhow::Result<Option<T>> {
-    match bundle.manifest().networks.get(name) {
-        None => Ok(None),
-        Some(value) => {
-            let config = value.clone().try_into().with_context(|| format!("networks.{name}"))?;
-            Ok(Some(config))
-        }
-    }
-}
-
 /// Weights of a component that is stored as such; `None` where there is no such component or it is a graph already.
 fn weights_of(bundle: &Bundle, name: &str) -> anyhow::Result<Option<Arc<dyn WeightSource>>> {
     let Some(component) = bundle.manifest().component.get(name) else {
@@ -258,25 +245,25 @@ fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()>
         done += 1;
     }
     if let Some(weights) = weights_of(&bundle, "text_encoder")? {
-        let Some(cfg) = network::<Umt5Config>(&bundle, "umt5")? else {
+        let Some(cfg) = &manifest.networks.umt5 else {
             bail!("{}: a text encoder without networks.umt5", args.source.display());
         };
-        graph("text_encoder", text_encoder_graph(&cfg, manifest.dit.text_len, weights)?)?;
+        graph("text_encoder", text_encoder_graph(cfg, manifest.dit.text_len, weights)?)?;
         done += 1;
     }
     if let Some(weights) = weights_of(&bundle, "vae")? {
         let latent = [manifest.latent.height, manifest.latent.width];
-        if let Some(cfg) = network::<VaeConfig>(&bundle, "vae")? {
+        if let Some(cfg) = &manifest.networks.vae {
             for chunk in [Chunk::First, Chunk::Next] {
                 let suffix = if chunk == Chunk::First { "first" } else { "next" };
-                let encoder = vae_encoder_graph(&cfg, latent, chunk, weights.clone())?;
+                let encoder = vae_encoder_graph(cfg, latent, chunk, weights.clone())?;
                 graph(&format!("vae_encoder_{suffix}"), encoder)?;
-                let decoder = vae_decoder_graph(&cfg, latent, chunk, weights.clone())?;
+                let decoder = vae_decoder_graph(cfg, latent, chunk, weights.clone())?;
                 graph(&format!("vae_decoder_{suffix}"), decoder)?;
             }
-        } else if let Some(cfg) = network::<LinearCodecConfig>(&bundle, "codec")? {
-            graph("vae_encoder", codec_encoder_graph(&cfg, weights.clone())?)?;
-            graph("vae_decoder", codec_decoder_graph(&cfg, weights)?)?;
+        } else if let Some(cfg) = &manifest.networks.codec {
+            graph("vae_encoder", codec_encoder_graph(cfg, weights.clone())?)?;
+            graph("vae_decoder", codec_decoder_graph(cfg, weights)?)?;
         } else {
             bail!("{}: a VAE without networks.vae or networks.codec", args.source.display());
         }

@@ -10,16 +10,19 @@ use mindseye_builder::onnx::{
     MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::{
-    Bundle, BundleWriter, ComponentFormat, ImageSpec, LatentSpec, Limits, Manifest, Provenance, RopeSpec,
-    SamplerSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
+    LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
 };
-use mindseye_engines::onnx::{DataType, Dim, Model, SaveOptions};
+use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::text::word_model;
 use mindseye_train::checkpoint::State;
 use mindseye_train::config::TrainConfig;
 use mindseye_train::eager::Params;
-use mindseye_train::family::{FIRST_WORD, HouseModel};
+use mindseye_train::family::HouseModel;
+
+use crate::retrain::TEXT_PREFIX;
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
@@ -27,9 +30,9 @@ pub struct ShipOptions {
     /// Take the last weights instead of the averaged ones.
     pub raw: bool,
     /// Calibration of the lift; provisional values where nothing is given.
-    pub lift: Option<BTreeMap<String, f64>>,
+    pub lift: Option<LiftParams>,
     /// Figures to store with the bundle.
-    pub evaluation: toml::Table,
+    pub evaluation: Evaluation,
     /// Also write the halves for the one-way mask, even of weights that were not trained with it.
     pub cached: bool,
     /// Denoising steps to sample with; those that a student was trained for, else 12.
@@ -38,33 +41,19 @@ pub struct ShipOptions {
     pub guidance: Option<f64>,
 }
 
-/// Calibration to begin with; `eval calibrate` replaces it by measured values.
+/// Calibration to begin with; `eval grounding --calibrate` replaces it by measured values.
 #[must_use]
-pub fn provisional_lift() -> BTreeMap<String, f64> {
-    [
-        ("early_timestep", 970.0),
-        ("standoff_m", mindseye_world::STANDOFF_M),
-        ("mask_present", 0.0),
-        ("mask_vote", -1.0),
-        ("plan_sigma_m", 0.3),
-        ("memory_sigma_m", 0.25),
-        ("drive_sigma_m", 0.4),
-        ("yaw_sigma_rad", 0.2),
-        ("agree_max", 3.5),
-        ("localisation_sigma_m", 0.4),
-        ("localisation_max_m", 1.2),
-        ("consistency_min", 0.2),
-        ("box_min", 0.3),
-    ]
-    .into_iter()
-    .map(|(k, v)| (k.to_string(), v))
-    .chain(standoffs())
-    .collect()
+pub fn provisional_lift() -> LiftParams {
+    LiftParams {
+        standoff_m: mindseye_world::STANDOFF_M,
+        standoff_by_word_m: standoffs(),
+        ..LiftParams::uncalibrated()
+    }
 }
 
-/// Where drives to wide shapes end, as `standoff_m.SHAPE`: the mean over generated houses, for shapes that are more
-/// than 2 cm off the least stand-off.
-fn standoffs() -> Vec<(String, f64)> {
+/// Where rollouts to wide shapes end (m, by name): the mean over generated houses, for shapes that are more than 2 cm
+/// off the least standoff.
+fn standoffs() -> BTreeMap<String, f64> {
     use mindseye_world::{Difficulty, House, Shape, standoff_m};
     let mut sums = [(0.0, 0usize); Shape::ALL.len()];
     for seed in 0..100 {
@@ -79,7 +68,7 @@ fn standoffs() -> Vec<(String, f64)> {
         .iter()
         .zip(sums)
         .filter(|(_, s)| s.1 > 0 && mean(*s) > mindseye_world::STANDOFF_M + 0.02)
-        .map(|(shape, s)| (format!("standoff_m.{}", shape.name()), mean(s)))
+        .map(|(shape, s)| (shape.name().to_owned(), mean(s)))
         .collect()
 }
 
@@ -93,52 +82,6 @@ fn part(params: &Params, keep: impl Fn(&str) -> Option<&str>) -> Arc<dyn WeightS
         }
     }
     Arc::new(weights)
-}
-
-/// A SentencePiece unigram model whose pieces are whole words.
-#[must_use]
-pub fn word_model(words: &[String]) -> Vec<u8> {
-    fn varint(out: &mut Vec<u8>, mut v: u64) {
-        while v >= 0x80 {
-            out.push((v as u8 & 0x7f) | 0x80);
-            v >>= 7;
-        }
-        out.push(v as u8);
-    }
-    fn message(out: &mut Vec<u8>, field: u64, body: &[u8]) {
-        varint(out, field << 3 | 2);
-        varint(out, body.len() as u64);
-        out.extend_from_slice(body);
-    }
-    let mut model = Vec::new();
-    let special = [("<pad>", 3), ("</s>", 3), ("<s>", 3), ("<unk>", 2)];
-    debug_assert_eq!(special.len(), FIRST_WORD);
-    let words = words.iter().map(|w| (format!("\u{2581}{w}"), 1));
-    for (piece, kind) in special.into_iter().map(|(p, k)| (p.to_string(), k)).chain(words) {
-        let mut body = Vec::new();
-        message(&mut body, 1, piece.as_bytes());
-        body.push(2 << 3 | 5);
-        body.extend_from_slice(&(-1.0f32).to_le_bytes());
-        varint(&mut body, 3 << 3);
-        varint(&mut body, kind);
-        message(&mut model, 1, &body);
-    }
-    // Trainer: unigram, ids of unknown, begin, end, padding.
-    let mut trainer = Vec::new();
-    for (field, value) in [(3, 1), (40, 3), (41, 2), (42, 1), (43, 0)] {
-        varint(&mut trainer, field << 3);
-        varint(&mut trainer, value);
-    }
-    message(&mut model, 2, &trainer);
-    // Normaliser: a space before the text, spaces joined and escaped.
-    let mut normaliser = Vec::new();
-    message(&mut normaliser, 1, b"identity");
-    for field in [3, 4, 5] {
-        varint(&mut normaliser, field << 3);
-        varint(&mut normaliser, 1);
-    }
-    message(&mut model, 3, &normaliser);
-    model
 }
 
 fn revision() -> String {
@@ -164,8 +107,8 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     let manifest = manifest(&config, &model, &state, options)?;
     let mut writer = BundleWriter::create(out, manifest)?;
 
-    let dit = part(params, |n| (!n.starts_with("text.") && !n.starts_with("codec.")).then_some(n));
-    let text = part(params, |n| n.strip_prefix("text."));
+    let dit = part(params, |n| (!n.starts_with(TEXT_PREFIX) && !n.starts_with("codec.")).then_some(n));
+    let text = part(params, |n| n.strip_prefix(TEXT_PREFIX));
     let codec = part(params, |n| n.starts_with("codec.").then_some(n));
     let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
         let file = format!("{name}.onnx");
@@ -191,51 +134,6 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     Ok(writer.finish()?)
 }
 
-/// Weights whose rows a graph stores with the first channels of all rotated pairs before the second ones
-/// ([`mindseye_builder::onnx::GraphBuilder`]).
-const ROTATED: [&str; 4] = [".attn1.to_q.", ".attn1.to_k.", ".attn1.norm_q.", ".attn1.norm_k."];
-
-/// The weights of a bundle of graphs under the names of training: the way back from [`ship`]. Heads that only
-/// training has are not in a bundle.
-///
-/// # Errors
-/// A bundle that cannot be read, a graph without weights.
-pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
-    let bundle = Bundle::load(bundle)?;
-    let mut params = Params::new();
-    for (component, prefix) in [("denoiser", ""), ("text_encoder", "text."), ("vae_encoder", "codec.")] {
-        let model = Model::load(bundle.path(component)?)?;
-        for stored in &model.graph.initializers {
-            let transposed = stored.name.strip_suffix(".T");
-            let name = transposed.unwrap_or(&stored.name);
-            if stored.dtype != DataType::F32 || name.starts_with("const") {
-                continue;
-            }
-            let name = if name.starts_with(prefix) { name.to_string() } else { format!("{prefix}{name}") };
-            let values = stored.to_f32()?;
-            let (shape, mut values) = match (transposed, stored.shape.as_slice()) {
-                (Some(_), &[rows, cols]) => {
-                    let turned = (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect();
-                    (vec![cols, rows], turned)
-                }
-                _ => (stored.shape.clone(), values),
-            };
-            if ROTATED.iter().any(|part| name.contains(part)) {
-                let head = bundle.manifest().dit.head_dim;
-                let width = values.len() / shape[0];
-                let graph = values.clone();
-                for (row, from) in graph.chunks_exact(width).enumerate() {
-                    let (first, j) = (row / head * head, row % head);
-                    let to = first + if j < head / 2 { 2 * j } else { 2 * (j - head / 2) + 1 };
-                    values[to * width..(to + 1) * width].copy_from_slice(from);
-                }
-            }
-            params.insert(&name, &shape, values);
-        }
-    }
-    Ok(params)
-}
-
 fn manifest(
     config: &TrainConfig,
     model: &HouseModel,
@@ -249,21 +147,23 @@ fn manifest(
     training.insert("done_steps".into(), toml::Value::Integer(state.step as i64));
     training.insert("samples".into(), toml::Value::Integer((state.step * config.batch as u64) as i64));
     training.insert("weights".into(), if options.raw { "last" } else { "averaged" }.into());
-    let mut networks = toml::Table::new();
-    networks.insert("codec".into(), toml::Value::try_from(model.codec)?);
-    networks.insert("umt5".into(), toml::Value::try_from(model.umt5())?);
-    networks.insert("text".into(), toml::Value::try_from(&model.text)?);
-    let mut layout = toml::Table::new();
-    layout.insert("motion_latents".into(), toml::Value::Integer(model.layout.motion_latents as i64));
-    layout.insert("box_latents".into(), toml::Value::Integer(model.layout.box_latents as i64));
-    layout.insert("recording_images".into(), toml::Value::Integer(model.layout.recording_images as i64));
     let seen_by = mindseye_world::Camera::new(model.codec.width, model.codec.height);
-    let mut camera = toml::Table::new();
-    camera.insert("horizontal_fov_deg".into(), toml::Value::Float(seen_by.hfov_rad.to_degrees()));
-    camera.insert("pitch_deg".into(), toml::Value::Float(seen_by.pitch_rad.to_degrees()));
-    camera.insert("height_m".into(), toml::Value::Float(seen_by.mount_height_m));
-    networks.insert("camera".into(), toml::Value::Table(camera));
-    networks.insert("layout".into(), toml::Value::Table(layout));
+    let networks = Networks {
+        camera: Some(CameraSpec {
+            horizontal_fov_deg: seen_by.hfov_rad.to_degrees(),
+            pitch_deg: seen_by.pitch_rad.to_degrees(),
+            height_m: seen_by.mount_height_m,
+        }),
+        layout: Some(LayoutSpec {
+            motion_latents: model.layout.motion_latents,
+            box_latents: model.layout.box_latents,
+            recording_images: Some(model.layout.recording_images),
+        }),
+        text: Some(TextSpec::Closed { words: model.text.words.iter().map(|w| w.to_lowercase()).collect() }),
+        codec: Some(model.codec),
+        vae: None,
+        umt5: Some(model.umt5()),
+    };
     Ok(Manifest {
         format: mindseye_engines::bundle::FORMAT,
         name: model.name.clone(),
@@ -307,7 +207,8 @@ fn manifest(
         },
         dit,
         networks,
-        lift: options.lift.clone().unwrap_or_else(provisional_lift),
+        bounding_box: BoundingBoxSpec { score_min: 0.3 },
+        lift: model.dit.lift.then(|| options.lift.clone().unwrap_or_else(provisional_lift)),
         evaluation: options.evaluation.clone(),
         component: BTreeMap::new(),
     })
@@ -342,7 +243,7 @@ mod tests {
         let bundle = dir.path().join("bundle");
         ship(dir.path(), &config_path, &bundle, &options).expect("the run ships");
 
-        let back = weights_of(&bundle).expect("the bundle is read");
+        let back = crate::retrain::weights_of(&bundle).expect("the bundle is read");
         let mut compared = 0;
         for i in 0..state.params.len() {
             let (name, shape, want) = state.params.get(i);

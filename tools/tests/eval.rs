@@ -114,10 +114,11 @@ fn controls_stand_beside_the_model() -> Outcome {
         &bundle_arg,
     ])?;
     let kept: toml::Table = fs::read_to_string(bundle.join("bundle.toml"))?.parse()?;
-    let kept = &kept["evaluation"]["grounding"];
+    let measured = &kept["evaluation"]["grounding"];
+    let kept = &measured["figures"];
     let followed = value(&d, "/figures/instruction_followed/value");
     assert!((kept["instruction_followed"][0].as_float().unwrap_or(-1.0) - followed).abs() < 1e-3);
-    assert_eq!(kept["measured_bundle"].as_str(), d["bundle"].as_str());
+    assert_eq!(measured["measured_bundle"].as_str(), d["bundle"].as_str());
     // The bundle with its figures is a bundle still.
     document(&["grounding", "--quick", "--houses", "1", "--json", "--bundle", &bundle_arg])?;
     let sd = |row: &str| value(&d, &format!("/rows/{row}/sd_m/value"));

@@ -4,7 +4,7 @@ use super::run::configure;
 use super::{one_line, say};
 use crate::ground::Mind;
 use crate::image::RgbImage;
-use crate::imagine::{Budget, Clock, Flow, NoClock, Prompt, Seen, imagine};
+use crate::imagine::{Budget, Clock, ContextLatents, Flow, NoClock, Prompt, imagine};
 use crate::mind::{Pipeline, find_bundle};
 use crate::node::MonotonicClock;
 use anyhow::Context;
@@ -268,7 +268,7 @@ fn trial(mind: &mut dyn Mind) -> anyhow::Result<f64> {
     let text = mind.encode_text("")?;
     let grey = RgbImage::filled(spec.camera.width, spec.camera.height, [128; 3]);
     let first = mind.encode_still(&grey)?;
-    let seen = Seen {
+    let seen = ContextLatents {
         index: (0..spec.context_max as u64).collect(),
         latents: first.repeat(spec.context_max),
         first,
@@ -276,8 +276,8 @@ fn trial(mind: &mut dyn Mind) -> anyhow::Result<f64> {
     let prompt = Prompt { text: &text, null_text: &text, camera: None };
     let budget = Budget { clock: &NoClock, until: None };
     let imagined = imagine(mind.denoiser(), &seen, prompt, &spec.settings, budget, &mut |_| Flow::Continue)?;
-    let drive = imagined.drives.first().context("no rollout was imagined")?;
-    mind.decode(&drive.latents)?;
+    let rollout = imagined.rollouts.first().context("no rollout was imagined")?;
+    mind.decode(&rollout.latents)?;
     Ok((MonotonicClock.now() - began).as_millis_f64())
 }
 

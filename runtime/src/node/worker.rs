@@ -56,22 +56,13 @@ impl Worker {
         let scene = self.seen.scene()?;
         let (wanted, observer, inbox) = (&self.wanted, &self.observer, &self.inbox);
         let mut progress = |stage: Stage<'_>| {
-            match stage {
-                Stage::Text => observer(Note::Stage("text", 1, 1)),
-                Stage::Encode => observer(Note::Stage("encode", 1, 1)),
-                Stage::Scan(part, parts) => observer(Note::Stage("look through memory", part, parts)),
-                Stage::Draft(answer) => {
-                    let draft = Inbox::Draft { ticket: job.ticket, answer: Box::new(answer.clone()) };
-                    // A draft is a courtesy; when the inbox is full it is not worth waiting.
-                    let _ = inbox.try_send(draft);
-                    observer(Note::Stage("first opinion", 1, 1));
-                }
-                Stage::Step { candidate, candidates, step, steps } => {
-                    observer(Note::Stage("imagine", candidate * steps + step, candidates * steps));
-                }
-                Stage::Decode => observer(Note::Stage("decode", 1, 1)),
-                Stage::Lift => observer(Note::Stage("lift", 1, 1)),
+            if let Stage::Draft(answer) = stage {
+                let draft = Inbox::Draft { ticket: job.ticket, answer: Box::new(answer.clone()) };
+                // A draft is a courtesy; when the inbox is full it is not worth waiting.
+                let _ = inbox.try_send(draft);
             }
+            let (what, done, of) = stage.bar();
+            observer(Note::Stage(what, done, of));
             if wanted.load(Ordering::Relaxed) == job.ticket.0 { Flow::Continue } else { Flow::Stop }
         };
         let result =

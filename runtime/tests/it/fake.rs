@@ -7,7 +7,7 @@ use mindseye::config::RobotConfig;
 use mindseye::context::{EncodeError, GroupEncoder};
 use mindseye::ground::{Mind, MindError, MindSpec};
 use mindseye::image::{ModelCamera, RgbImage};
-use mindseye::imagine::{Dropped, Rope, Settings};
+use mindseye::imagine::{Dropped, RolloutSettings, Rope};
 use mindseye::lift::LiftParams;
 use mindseye::node::{Node, NodeParts};
 use mindseye::planar::Pose2;
@@ -97,28 +97,28 @@ impl FakeMind {
             attributes: 0,
         };
         let lift = LiftParams {
-            early_timestep: 950.0,
+            glance_timestep: 950.0,
             standoff_m: STANDOFF_M,
             mask_present: 0.0,
             mask_vote: 0.0,
             plan_sigma_m: 0.2,
             memory_sigma_m: 0.15,
-            drive_sigma_m: 0.3,
+            rollout_sigma_m: 0.3,
             yaw_sigma_rad: 0.1,
             agree_max: 3.0,
             localisation_sigma_m: 0.3,
             localisation_max_m: 1.0,
             consistency_min: 0.3,
-            box_min: 0.2,
             variance_scale: 1.0,
             reconstruction_max: None,
+            standoff_by_word_m: Default::default(),
         };
         let spec = MindSpec {
             camera: ModelCamera::from_fov(24, 16, std::f64::consts::FRAC_PI_2),
             frame_period: TimeDelta::from_millis(100),
             latent_len: 12,
             context_max: 6,
-            settings: Settings {
+            settings: RolloutSettings {
                 target_latents: 3,
                 gap: 50.0,
                 max_span: None,
@@ -130,13 +130,12 @@ impl FakeMind {
                 grid: Grid::Plain,
                 shift: 3.0,
                 solver: Solver::Euler,
-                early_timestep: 950.0,
+                glance_timestep: 950.0,
                 candidates: 1,
                 seed: 0,
             },
             lift: Some(lift),
-            box_min: lift.box_min,
-            standoffs: Default::default(),
+            box_min: 0.2,
             box_latents: 1,
             bundle_sha256: "fake".into(),
             engine_sha256: "fake".into(),
@@ -152,7 +151,7 @@ impl Mind for FakeMind {
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
         let known = ["chair", "table"].iter().any(|w| text.contains(w));
         if !known && !text.is_empty() {
-            return Err(MindError::Words { known: "chair, table".into() });
+            return Err(MindError::Nothing { known: vec!["chair".into(), "table".into()] });
         }
         Ok(vec![if known { 1.0 } else { 0.0 }; 6])
     }

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use mindseye::context::spread;
 use mindseye::imagine::{
-    Budget, Dropped, Flow, NoClock, Prompt, Rope, Seen, Settings, choose_context, imagine, pick,
+    Budget, ContextLatents, Dropped, Flow, NoClock, Prompt, RolloutSettings, Rope, choose_context, imagine,
+    pick,
 };
 use mindseye_world::{Camera, Pose2, Rng, goal_pose, project_box, wrap_angle};
 use serde::{Deserialize, Serialize};
@@ -109,7 +110,7 @@ const REPEATS: u64 = 5;
 
 impl Variant {
     /// As the bundle says, with the runtime's choice of context.
-    pub(super) fn shipped(settings: &Settings, trained: usize) -> Self {
+    pub(super) fn shipped(settings: &RolloutSettings, trained: usize) -> Self {
         Self {
             key: "base".into(),
             label: "as shipped".into(),
@@ -127,7 +128,7 @@ impl Variant {
 /// Numbers of denoising steps to try.
 const STEPS: [usize; 6] = [1, 2, 3, 4, 8, 12];
 
-fn key_of_steps(steps: usize, guided: bool, shipped: &Settings) -> String {
+fn key_of_steps(steps: usize, guided: bool, shipped: &RolloutSettings) -> String {
     match (steps == shipped.steps, guided == (shipped.guidance != 1.0), guided) {
         (true, true, _) => "base".to_owned(),
         (true, false, false) => "no_cfg".to_owned(),
@@ -136,7 +137,7 @@ fn key_of_steps(steps: usize, guided: bool, shipped: &Settings) -> String {
     }
 }
 
-fn variants(settings: &Settings, trained: usize, allowed: usize) -> Vec<Variant> {
+fn variants(settings: &RolloutSettings, trained: usize, allowed: usize) -> Vec<Variant> {
     let base = Variant::shipped(settings, trained);
     let with = |key: &str, label: &str, change: &dyn Fn(&mut Variant)| {
         let mut v = Variant { key: key.into(), label: label.into(), ..base.clone() };
@@ -223,9 +224,9 @@ struct Case<'a> {
     /// The true goal pose in the map.
     truth: Option<Pose2>,
     prompt: Prompt<'a>,
-    memory: Seen,
+    memory: ContextLatents,
     /// As the bundle says, with one candidate and this house's seed.
-    settings: Settings,
+    settings: RolloutSettings,
     latent_len: usize,
     /// For contexts at random: all positions in a random order, and where a run of neighbours starts (0..1).
     order: Vec<usize>,
@@ -280,7 +281,7 @@ impl Case<'_> {
         positions: &[usize],
     ) -> anyhow::Result<VariantResult> {
         let seen = pick(&self.memory, positions, self.latent_len);
-        let settings = Settings {
+        let settings = RolloutSettings {
             steps: variant.steps,
             guidance: variant.guidance,
             dropped: variant.dropped,
@@ -292,9 +293,9 @@ impl Case<'_> {
         let began = Instant::now();
         let denoiser = tools.mind.denoiser();
         let imagined = imagine(denoiser, &seen, self.prompt, &settings, NO_LIMIT, &mut |_| Flow::Continue)?;
-        let (passes, all) = (imagined.evaluations - imagined.early.len(), imagined.evaluations.max(1));
+        let (passes, all) = (imagined.evaluations - imagined.glances.len(), imagined.evaluations.max(1));
         let ms = began.elapsed().as_secs_f64() * 1e3 * passes as f64 / all as f64;
-        let drive = imagined.drives.first().context("no drive was sampled")?;
+        let drive = imagined.rollouts.first().context("no drive was sampled")?;
         let frames = tools.mind.decode(&drive.latents)?;
         let verdict = judge.verdict(&frames, &mut tools.eager, None)?;
         let end = drive.heads.pose.last().map(|h| {
@@ -340,13 +341,13 @@ pub(super) fn one_house(
     let targets = spec.settings.target_latents;
     let lift = calibration(&spec)?;
     let rules =
-        Rules { camera, examiner: Some(examiner), box_latents: spec.box_latents, box_min: lift.box_min };
+        Rules { camera, examiner: Some(examiner), box_latents: spec.box_latents, box_min: spec.box_min };
     let mut judge = Judge::new(rules, &v.house, v.here, object, targets);
     let truth = goal_pose(&v.house, v.here, object);
     let text = tools.mind.encode_text(&format!("find the {name}"))?;
     let null_text = tools.mind.encode_text("")?;
     let mut settings = spec.settings.clone();
-    settings.early_timestep = lift.early_timestep;
+    settings.glance_timestep = lift.glance_timestep;
     settings.candidates = 1;
     settings.seed = seed;
     let mut rng = Rng::new(seed ^ 0xab1a);
@@ -358,7 +359,7 @@ pub(super) fn one_house(
         object,
         truth,
         prompt: Prompt { text: &text, null_text: &null_text, camera: None },
-        memory: Seen {
+        memory: ContextLatents {
             index: v.memory.iter().map(|c| c.info.index).collect(),
             latents: v.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
             first: tools.mind.encode_still(&v.newest)?,
@@ -557,7 +558,7 @@ struct Report<'a> {
     seconds: f64,
     resumed: usize,
     /// As the bundle ships.
-    shipped: &'a Settings,
+    shipped: &'a RolloutSettings,
     trained: usize,
     lengths: Vec<usize>,
     labels: BTreeMap<String, String>,

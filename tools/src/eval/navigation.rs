@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::Context;
 use mindseye::context::GROUP;
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Budget, Flow, NoClock, Prompt, Seen, imagine};
+use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
 use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -79,7 +79,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     let rays = tools.mind.camera_rays(&along, None).context("this model does not follow poses")?;
     let null_text = tools.mind.encode_text("")?;
     let picks = mindseye::context::spread(v.memory.len(), spec.context_max);
-    let seen = Seen {
+    let seen = ContextLatents {
         index: picks.iter().map(|i| v.memory[*i].info.index).collect(),
         latents: picks.iter().flat_map(|i| v.memory[*i].latent.iter().copied()).collect(),
         first: tools.mind.encode_still(&v.newest)?,
@@ -90,7 +90,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     let prompt = Prompt { text: &null_text, null_text: &null_text, camera: Some(&rays) };
     let budget = Budget { clock: &NoClock, until: None };
     let imagined = imagine(tools.mind.denoiser(), &seen, prompt, &settings, budget, &mut |_| Flow::Continue)?;
-    let sampled = imagined.drives.first().context("no drive was sampled")?;
+    let sampled = imagined.rollouts.first().context("no drive was sampled")?;
     let frames = tools.mind.decode(&sampled.latents)?;
 
     let mut frame = Frame::new();

@@ -119,8 +119,8 @@ pub fn visit(
 ///
 /// # Errors
 /// For a bundle without one: its drives cannot be judged.
-pub fn calibration(spec: &MindSpec) -> anyhow::Result<LiftParams> {
-    spec.lift.context("the bundle has no [lift] table: boxes and poses of its drives cannot be read")
+pub fn calibration(spec: &MindSpec) -> anyhow::Result<&LiftParams> {
+    spec.lift.as_ref().context("the bundle has no [lift] table: boxes and poses of its drives cannot be read")
 }
 
 /// A colour and shape that the house does not have together.

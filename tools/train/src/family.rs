@@ -7,6 +7,8 @@ use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use serde::{Deserialize, Serialize};
 
+pub use mindseye_engines::text::{END, FIRST_WORD};
+
 /// `configs/models/house-tiny.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,11 +34,6 @@ pub struct TextConfig {
     /// Epsilon of the norm.
     pub eps: f32,
 }
-
-/// Token ids before the words: padding, end, begin, unknown (the order of the umT5 vocabulary).
-pub const FIRST_WORD: usize = 4;
-/// End of text.
-pub const END: usize = 1;
 
 /// Sequence layout in latents and images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

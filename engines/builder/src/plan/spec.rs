@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use mindseye_engines::bundle::Manifest;
+use mindseye_engines::bundle::{Manifest, TextSpec};
 use mindseye_engines::model::ConfigError;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
@@ -105,13 +105,10 @@ struct SamplerTable {
     guidance: f64,
 }
 
-/// Ids before the words of a closed vocabulary: padding, end, begin, unknown.
-const IDS_BEFORE_WORDS: usize = 4;
-
 /// The text encoder of a closed vocabulary: the embedding and the final norm.
 fn embedding(text: &ClosedText, dit: &DitConfig) -> Option<Umt5Config> {
     Some(Umt5Config {
-        vocab_size: text.words.as_ref()?.len() + IDS_BEFORE_WORDS,
+        vocab_size: text.words.as_ref()?.len() + mindseye_engines::text::FIRST_WORD,
         d_model: dit.text_dim,
         d_kv: 0,
         d_ff: 0,
@@ -167,24 +164,18 @@ impl ModelSpec {
     /// # Errors
     /// The field and what is wrong with it.
     pub fn from_manifest(manifest: &Manifest) -> Result<ModelSpec, SpecError> {
-        fn table<T: serde::de::DeserializeOwned>(
-            manifest: &Manifest,
-            key: &str,
-        ) -> Result<Option<T>, SpecError> {
-            let value = manifest.networks.get(key).cloned();
-            let read = |v: toml::Value| {
-                v.try_into().map_err(|source| SpecError::Toml { what: format!("networks.{key}"), source })
-            };
-            value.map(read).transpose()
-        }
+        let networks = &manifest.networks;
         let dit = manifest.dit.clone();
-        let umt5: Option<Umt5Config> = table(manifest, "umt5")?;
-        let text: Option<ClosedText> = table(manifest, "text")?;
+        let words = match &networks.text {
+            Some(TextSpec::Closed { words }) => Some(words.clone()),
+            _ => None,
+        };
+        let text = ClosedText { words, eps: None };
         let spec = ModelSpec {
             name: manifest.name.clone(),
-            vae: table(manifest, "vae")?,
-            text_encoder: umt5.or_else(|| embedding(text.as_ref()?, &dit)),
-            codec: table(manifest, "codec")?,
+            vae: networks.vae.clone(),
+            text_encoder: networks.umt5.clone().or_else(|| embedding(&text, &dit)),
+            codec: networks.codec,
             workload: Workload {
                 context_latents: manifest.limits.context_allowed as u64,
                 target_latents: manifest.limits.target_allowed as u64,

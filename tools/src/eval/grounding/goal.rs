@@ -17,7 +17,8 @@ use mindseye_world::{
 };
 use serde::Serialize;
 
-use super::{ELLIPSE_90, GroundingArgs};
+use super::GroundingArgs;
+use super::calibrate::ELLIPSE_90;
 use crate::eval::degrade::{blurred_to, noisy_to};
 use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
@@ -279,7 +280,7 @@ pub(super) fn absent_goal(
     };
     let Some(name) = name else { return Ok(None) };
     let (out, _) = ask(tools, &v, seed, &name, s.args.candidates)?;
-    let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.mask_max);
+    let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
     Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
 }
 
@@ -331,13 +332,10 @@ pub(super) fn present_goal(
     let name = v.house.objects[object].name.clone();
     let spec = tools.mind.spec().clone();
     let targets = spec.settings.target_latents;
+    // Without lift heads boxes and poses cannot be judged.
+    calibration(&spec)?;
     let (out, ms) = ask(tools, &v, seed, &name, s.args.candidates)?;
-    let rules = Rules {
-        camera,
-        examiner: s.examiner,
-        box_latents: spec.box_latents,
-        box_min: calibration(&spec)?.box_min,
-    };
+    let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
     // Draws what follows from its own copy, since the house is borrowed from the visit.
     let mut rng = v.rng.clone();
     let truth = goal_pose(&v.house, v.here, object);
@@ -472,8 +470,11 @@ fn outcome(
         |w: Option<Witness>| w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))));
     let off =
         |w: Option<Witness>| w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y));
-    let [plan, memory, drive] =
-        [lifted.and_then(|l| l.plan), lifted.and_then(|l| l.memory), lifted.and_then(|l| l.drive)];
+    let [plan, memory, drive] = [
+        lifted.and_then(|l| l.estimate.plan),
+        lifted.and_then(|l| l.estimate.memory),
+        lifted.and_then(|l| l.rollout),
+    ];
     let covariance = out.answer.covariance.as_deref();
     let squared_spreads = match (covariance, pose, case.truth) {
         (Some(c), Some(p), Some(t)) => Some(squared_spreads(c, p, t)),
@@ -502,9 +503,9 @@ fn outcome(
         in_ellipse_90: squared_spreads.map(in_ellipse_90),
         squared_spreads,
         heading_std_deg: covariance.map(|c| c[35].max(0.0).sqrt().to_degrees()),
-        mask_max: lifted.map_or(f64::NAN, |l| l.mask_max),
-        disagreement: lifted.and_then(|l| l.disagreement),
-        localisation_m: lifted.and_then(|l| l.localisation_m),
+        mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
+        disagreement: lifted.and_then(|l| l.estimate.disagreement),
+        localisation_m: lifted.and_then(|l| l.estimate.localisation_m),
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
         groups_with_it,

@@ -1,0 +1,177 @@
+//! What `eval grounding` writes into a bundle: the `[lift]` table from what was measured, and the figures.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use mindseye::lift::LiftParams;
+use mindseye_base::stats::median;
+use mindseye_engines::bundle::{MANIFEST, Manifest, Measured};
+
+use super::super::report::write_atomically;
+use super::super::visit::CommonArgs;
+use super::goal::{Absent, Outcome};
+
+/// 90 % of a planar normal lie within this squared Mahalanobis distance.
+pub(super) const ELLIPSE_90: f64 = 4.605;
+
+/// Robots' cameras and odometry are worse than the clean views of calibration: what decides about withholding is wider
+/// than what is seen there.
+const WIDER: f64 = 1.5;
+
+/// Writes figures as `name = [value, low, high]` into the `[evaluation.grounding]` table of a bundle.
+///
+/// # Errors
+/// A manifest that cannot be read or written.
+pub(super) fn store(
+    directory: &Path,
+    args: &CommonArgs,
+    bundle: &str,
+    figures: &serde_json::Value,
+) -> anyhow::Result<()> {
+    let mut stored = BTreeMap::new();
+    for (name, figure) in figures.as_object().into_iter().flatten() {
+        let ends = ["value", "low", "high"].map(|k| figure.get(k).and_then(serde_json::Value::as_f64));
+        if let [Some(value), Some(low), Some(high)] = ends {
+            stored.insert(name.clone(), [value, low, high].map(|v| (v * 1e4).round() / 1e4));
+        }
+    }
+    let command = format!(
+        "mindseye-tools eval grounding --houses {} --seed {} --difficulty {}",
+        args.houses, args.seed, args.difficulty
+    );
+    change(directory, |manifest| {
+        let measured = Measured { command, measured_bundle: bundle.to_owned(), figures: stored };
+        manifest.evaluation.grounding = Some(measured);
+        Ok(())
+    })
+}
+
+/// Changes the manifest of a bundle.
+fn change(directory: &Path, how: impl FnOnce(&mut Manifest) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let path = directory.join(MANIFEST);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut manifest = Manifest::from_toml(&text, &path)?;
+    how(&mut manifest)?;
+    manifest.validate()?;
+    write_atomically(&path, manifest.to_toml()?.as_bytes())
+}
+
+/// Rewrites the `[lift]` table of a bundle from what was measured.
+///
+/// # Errors
+/// A manifest that cannot be read or written, or has no such table.
+pub(super) fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
+    change(directory, |manifest| {
+        let lift = manifest.lift.as_mut().context("the bundle has no [lift] table to be calibrated")?;
+        calibrated(lift, present, absent);
+        Ok(())
+    })
+}
+
+/// To three digits after the point.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
+    // The threshold that tells present from absent best (balanced accuracy).
+    let mut cuts: Vec<f64> =
+        present.iter().map(|o| o.mask_max).chain(absent.iter().map(|o| o.mask_max)).collect();
+    cuts.sort_by(f64::total_cmp);
+    let score = |c: f64| {
+        let hit = present.iter().filter(|o| o.mask_max >= c).count() as f64 / present.len().max(1) as f64;
+        let miss = absent.iter().filter(|o| o.mask_max < c).count() as f64 / absent.len().max(1) as f64;
+        hit + miss
+    };
+    let best = cuts.iter().copied().max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(0.0);
+    lift.mask_present = rounded(best);
+    lift.mask_vote = rounded(best - 1.0);
+    // Robust spreads: the median distance of a planar normal error is 1.1774 sigma.
+    let seen: Vec<&Outcome> = present.iter().filter(|o| o.mask_max >= best).collect();
+    let sigmas = [&mut lift.plan_sigma_m, &mut lift.memory_sigma_m, &mut lift.rollout_sigma_m];
+    for (i, sigma) in sigmas.into_iter().enumerate() {
+        let mut v: Vec<f64> = seen.iter().filter_map(|o| o.object[i]).collect();
+        if !v.is_empty() {
+            *sigma = rounded(median(&mut v) / 1.1774);
+        }
+    }
+    // Agreement and consistency: what nearly all goals that were located well reach.
+    let well: Vec<&&Outcome> = seen.iter().filter(|o| o.object[1].is_some_and(|e| e < 0.4)).collect();
+    let mut apart: Vec<f64> = well.iter().filter_map(|o| o.disagreement).collect();
+    apart.sort_by(f64::total_cmp);
+    if let Some(p) = apart.get(apart.len().saturating_sub(1).min(apart.len() * 96 / 100)) {
+        lift.agree_max = rounded(WIDER * p);
+    }
+    let mut consistency: Vec<f64> = well.iter().filter_map(|o| o.consistency).collect();
+    consistency.sort_by(f64::total_cmp);
+    if let Some(p) = consistency.get(consistency.len() * 2 / 100) {
+        lift.consistency_min = rounded(p / WIDER.powi(2));
+    }
+    let mut yaw: Vec<f64> = seen.iter().filter_map(|o| o.answer).map(|e| e[0].to_radians()).collect();
+    if !yaw.is_empty() {
+        lift.yaw_sigma_rad = rounded(median(&mut yaw) / 0.6745);
+    }
+    // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
+    // spreads above are new.
+    let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
+    spreads.sort_by(f64::total_cmp);
+    if let Some(d) = spreads.get(spreads.len() * 9 / 10) {
+        let scale = lift.variance_scale * d / ELLIPSE_90;
+        lift.variance_scale = rounded(scale.clamp(0.05, 20.0));
+    }
+    let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
+    if !places.is_empty() {
+        let middle = median(&mut places);
+        lift.localisation_sigma_m = rounded(WIDER.powi(2) * middle);
+        lift.localisation_max_m = rounded(2.0 * WIDER * places[places.len() * 98 / 100]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::outcome;
+    use super::*;
+
+    #[test]
+    fn calibration_by_hand() {
+        // Four present things are seen more clearly than any of the absent ones.
+        let mut present: Vec<Outcome> = Vec::new();
+        for k in 0..4 {
+            let n = f64::from(k) + 1.0;
+            let mut o = outcome(2.0 + n, 0.2 * n);
+            o.object = [Some(0.11774 * n), Some(0.11774), Some(1.1774)];
+            o.disagreement = Some(n);
+            o.answer = Some([6.745, 0.1]);
+            o.squared_spreads = Some([1.0, 2.0, 3.0, 9.21][k as usize]);
+            o.localisation_m = Some(0.1 * n);
+            present.push(o);
+        }
+        let absent = [0.0, 1.0, 2.0].map(|m| Absent::with_mask(m));
+        let mut lift = LiftParams::uncalibrated();
+        calibrated(&mut lift, &present, &absent);
+        for (key, got, wanted) in [
+            // The least clear sight of a present thing; votes count from one below.
+            ("mask_present", lift.mask_present, 3.0),
+            ("mask_vote", lift.mask_vote, 2.0),
+            // A planar normal error has its median at 1.1774 standard deviations; the upper one of two middle values.
+            ("plan_sigma_m", lift.plan_sigma_m, 0.3),
+            ("memory_sigma_m", lift.memory_sigma_m, 0.1),
+            ("rollout_sigma_m", lift.rollout_sigma_m, 1.0),
+            // The largest disagreement, half as much again; the least consistency, divided by 1.5 squared.
+            ("agree_max", lift.agree_max, 6.0),
+            ("consistency_min", lift.consistency_min, 0.089),
+            // The median of a normal's absolute error is 0.6745 standard deviations: 10 degrees.
+            ("yaw_sigma_rad", lift.yaw_sigma_rad, 0.175),
+            // 9.21 is twice 4.605.
+            ("variance_scale", lift.variance_scale, 2.0),
+            ("localisation_sigma_m", lift.localisation_sigma_m, 0.675),
+            ("localisation_max_m", lift.localisation_max_m, 1.2),
+        ] {
+            assert!((got - wanted).abs() < 1e-9, "{key} = {got} instead of {wanted}");
+        }
+        // A second calibration starts from the first one's scale.
+        calibrated(&mut lift, &present, &absent);
+        assert_eq!(lift.variance_scale, 4.0);
+    }
+}
