@@ -17,7 +17,7 @@ use crate::imagine::{
     Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
     choose_context, glance, pick,
 };
-use crate::lift::{Decision, Evidence, LiftParams, Lifted, lift, nearest_rollout, verify};
+use crate::lift::{Decision, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify};
 use crate::planar::{Pose2, wrap_angle};
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry};
@@ -506,13 +506,13 @@ fn without_heads(imagined: &Imagined, clearest: Option<FoundBox>, box_min: f64) 
                 found.score
             ),
         ),
-        _ => (
-            Status::NotInContext,
-            format!(
-                "the last imagined frames show no box around anything (clearest {:.2}, {box_min:.2} is needed)",
-                clearest.map_or(0.0, |b| b.score)
-            ),
-        ),
+        _ => {
+            let (clearest, wanted) = distinct(clearest.map_or(0.0, |b| b.score), box_min);
+            let reason = format!(
+                "the last imagined frames show no box around anything (clearest {clearest}, {wanted} is needed)"
+            );
+            (Status::NotInContext, reason)
+        }
     }
 }
 

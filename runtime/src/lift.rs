@@ -198,8 +198,9 @@ pub fn verify(estimate: Estimate, rollouts: &[Rollout], evidence: Evidence, para
             *first = Pose2::default();
         }
     }
-    let consistency = consistency(&estimate, rollout, evidence, params);
-    let decision = decide(&estimate, consistency, evidence, params);
+    let parts = agreements(&estimate, rollout, evidence, params);
+    let consistency = consistency(&parts);
+    let decision = decide(&estimate, &parts, evidence, params);
     Lifted { decision, consistency, estimate, rollout, path }
 }
 
@@ -333,12 +334,21 @@ fn fuse(out: &mut Estimate, params: &LiftParams) {
     }
 }
 
-fn consistency(
+/// One part of the consistency figure.
+struct Agreement {
+    /// What is compared, for a person.
+    what: &'static str,
+    weight: f64,
+    /// 0 (none) to 1; `None`: not known, and not counted.
+    value: Option<f64>,
+}
+
+fn agreements(
     estimate: &Estimate,
     rollout: Option<Witness>,
     evidence: Evidence,
     params: &LiftParams,
-) -> f64 {
+) -> [Agreement; 4] {
     let bell = |d: f64| (-0.5 * d * d).exp();
     let agreement = estimate.disagreement.map_or(0.0, bell);
     let orientation = estimate.localisation_m.map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
@@ -347,13 +357,29 @@ fn consistency(
         bell(distance(rollout.object, object) / spread)
     });
     let likeness = evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0));
-    let parts = [(4.0, Some(agreement)), (3.0, orientation), (2.0, arrival), (1.0, likeness)];
-    let known = || parts.iter().filter_map(|(w, p)| p.map(|p| (w, p)));
+    let part = |what, weight, value| Agreement { what, weight, value };
+    [
+        part("plan and memory about the place", 4.0, Some(agreement)),
+        part("the network and odometry about the context's poses", 3.0, orientation),
+        part("the rollout's end and the place", 2.0, arrival),
+        part("the rollout's last picture and the memory", 1.0, likeness),
+    ]
+}
+
+/// The weighted mean of what is known.
+fn consistency(parts: &[Agreement]) -> f64 {
+    let known = || parts.iter().filter_map(|part| part.value.map(|value| (part.weight, value)));
     let value = known().map(|(w, p)| w * p).sum::<f64>() / known().map(|(w, _)| w).sum::<f64>();
     value.clamp(0.0, 1.0)
 }
 
-fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &LiftParams) -> Decision {
+/// Two numbers with as many decimals, at least two, as it takes to tell them apart.
+pub(crate) fn distinct(a: f64, b: f64) -> (String, String) {
+    let shown = |decimals: usize| (format!("{a:.decimals$}"), format!("{b:.decimals$}"));
+    (2..=12).map(shown).find(|(a, b)| a != b).unwrap_or_else(|| shown(12))
+}
+
+fn decide(estimate: &Estimate, parts: &[Agreement], evidence: Evidence, params: &LiftParams) -> Decision {
     if let (Some(error), Some(max)) = (evidence.reconstruction_error, params.reconstruction_max)
         && error > max
     {
@@ -363,9 +389,9 @@ fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &Li
         ));
     }
     if estimate.mask_max < params.mask_present {
+        let (seen, wanted) = distinct(estimate.mask_max, params.mask_present);
         return Decision::NotInContext(format!(
-            "nothing like it was seen (clearest sight {:.2}, {:.2} is needed)",
-            estimate.mask_max, params.mask_present
+            "nothing like it was seen (clearest sight {seen}, {wanted} is needed)"
         ));
     }
     if estimate.pose.is_none() {
@@ -379,9 +405,9 @@ fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &Li
     if let Some(error) = estimate.localisation_m
         && error > params.localisation_max_m
     {
+        let (error, most) = distinct(error, params.localisation_max_m);
         return Decision::Inconsistent(format!(
-            "the network misplaces its own context by {error:.2} m against odometry (at most {:.2} m is usual)",
-            params.localisation_max_m
+            "the network misplaces its own context by {error} m against odometry (at most {most} m is usual)"
         ));
     }
     if apart > params.agree_max {
@@ -390,11 +416,14 @@ fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &Li
             params.agree_max
         ));
     }
+    let consistency = consistency(parts);
     if consistency < params.consistency_min {
-        return Decision::Inconsistent(format!(
-            "consistency {:.2} is below {:.2}",
-            consistency, params.consistency_min
-        ));
+        let (got, wanted) = distinct(consistency, params.consistency_min);
+        let known = parts.iter().filter_map(|part| part.value.map(|value| (part.what, value)));
+        let worst = known.min_by(|a, b| a.1.total_cmp(&b.1));
+        let worst = worst.map(|(what, value)| format!(": least agree {what} ({value:.2} of 1)"));
+        let worst = worst.unwrap_or_default();
+        return Decision::Inconsistent(format!("consistency {got} is below {wanted}{worst}"));
     }
     Decision::Found
 }
@@ -403,6 +432,18 @@ fn decide(estimate: &Estimate, consistency: f64, evidence: Evidence, params: &Li
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_comparison_has_the_digits_that_it_needs() {
+        let check = |a, b, want: (&str, &str)| {
+            let (x, y) = distinct(a, b);
+            assert_eq!((x.as_str(), y.as_str()), want);
+        };
+        check(0.2, 0.7, ("0.20", "0.70"));
+        check(0.0688, 0.07, ("0.069", "0.070"));
+        check(0.069_96, 0.07, ("0.06996", "0.07000"));
+        check(0.5, 0.5, ("0.500000000000", "0.500000000000"));
+    }
 
     const TOKENS: usize = 6;
 
