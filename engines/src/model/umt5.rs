@@ -1,4 +1,4 @@
-//! The umT5 text encoder (spec §3): token ids to text rows.
+//! The umT5 text encoder (`wan/modules/t5.py` of Wan2.2): token ids to text rows.
 //!
 //! Pre-norm blocks, RMS norms, no biases, no attention scale, and a relative-position table in *every* layer. With
 //! `num_layers = 0` what remains is the embedding and the final norm: the small model's text encoder.

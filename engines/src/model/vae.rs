@@ -1,4 +1,4 @@
-//! The Wan2.2 video autoencoder (spec §2): streaming encoder and decoder, caches as explicit state.
+//! The Wan2.2 video autoencoder (`wan/modules/vae2_2.py` of Wan2.2): streaming encoder and decoder, caches as explicit state.
 //!
 //! The reference itself works chunk by chunk (one frame, then groups of four) with a cache per temporal convolution;
 //! concatenating the chunks *is* the encode. So there is one text for both: [`encode`] and [`decode`] take one chunk
@@ -36,7 +36,7 @@ pub struct VaeConfig {
     pub latents_std: Vec<f32>,
 }
 
-/// Mean of the 48 latent channels of Wan2.2 (spec §2).
+/// Mean of the 48 latent channels of Wan2.2 (`vae2_2.py`).
 const WAN22_MEAN: [f32; 48] = [
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
     0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
@@ -44,7 +44,7 @@ const WAN22_MEAN: [f32; 48] = [
     -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
 ];
 
-/// Standard deviation of the 48 latent channels of Wan2.2 (spec §2).
+/// Standard deviation of the 48 latent channels of Wan2.2 (`vae2_2.py`).
 const WAN22_STD: [f32; 48] = [
     0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885,
     0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338,
@@ -715,7 +715,7 @@ mod tests {
         assert_eq!((cfg.spatial_factor(), cfg.temporal_factor()), (16, 4));
         let count = |p: Vec<ParamSpec>| p.iter().map(|p| p.shape.iter().product::<usize>()).sum::<usize>();
         assert_eq!(count(cfg.params()), 704_688_668);
-        // Latents of 26x16 for images of 416x256 (spec §2): 24 caches, 62.7 M values; 32 caches, 190 M values.
+        // Latents of 26x16 for images of 416x256: 24 caches, 62.7 M values; 32 caches, 190 M values.
         let values = |c: Vec<[usize; 4]>| {
             (c.len(), c.iter().flat_map(|s| s.iter().copied().reduce(|a, b| a * b)).sum::<usize>())
         };

@@ -140,7 +140,8 @@ impl FilterArgs {
         let unknown = filter.unknown(info);
         let chosen = filter.apply(info);
         let known: Vec<&str> = info.topics.iter().map(|t| t.name.as_str()).collect();
-        if chosen.is_empty() {
+        // A bag without topics may still hold attachments.
+        if chosen.is_empty() && !(info.topics.is_empty() && unknown.is_empty()) {
             let which = if unknown.is_empty() { String::new() } else { format!(" {}", unknown.join(", ")) };
             bail!("{}: no topic is chosen{which}; it has {}", path.display(), known.join(", "));
         }
@@ -349,8 +350,10 @@ fn print_info(bag: &Bag, read: Option<&VerifyReport>) -> anyhow::Result<()> {
     say(&format!("format:      {}{profile}, compression {}{mode}", info.format, info.compression))?;
     say(&format!("files:       {}, {} ({bytes} bytes)", info.files.len(), size(bytes)))?;
     say(&format!("messages:    {messages}"))?;
-    say(&format!("start:       {:.9} s, {}", seconds(start), utc(start)))?;
-    say(&format!("end:         {:.9} s, {}", seconds(end), utc(end)))?;
+    // A float has not enough digits for nanoseconds since 1970.
+    let exact = |ns: i64| format!("{}.{:09} s", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+    say(&format!("start:       {}, {}", exact(start), utc(start)))?;
+    say(&format!("end:         {}, {}", exact(end), utc(end)))?;
     say(&format!("duration:    {:.3} s", seconds(end.saturating_sub(start))))?;
     if let Some(unstamped) = read.map(|r| r.unstamped).filter(|n| *n > 0) {
         let first = bag.first_stamp_ns();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // tests may
 
+mod bags;
 mod engine;
 mod fake;
 mod flat;
