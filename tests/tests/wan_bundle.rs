@@ -6,7 +6,7 @@
 use mindseye::config::RobotConfig;
 use mindseye::context::GroupEncoder;
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Budget, Flow, NoClock, Prompt, Seen, imagine};
+use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
 use mindseye::mind::Pipeline;
 use mindseye::node::{Node, NodeParts};
 use mindseye::replay::{Replay, Replayed, replay};
@@ -583,7 +583,7 @@ fn goal_peak(pipeline: &Pipeline, device: &HostDevice) -> u64 {
         for goal in ["the red chair", "the blue table"] {
             let (text, null) = (mind.encode_text(goal).unwrap(), mind.encode_text("").unwrap());
             let first = mind.encode_still(&frame).unwrap();
-            let seen = Seen {
+            let seen = ContextLatents {
                 index: (0..spec.context_max as u64).collect(),
                 latents: vec![0.1; spec.context_max * spec.latent_len],
                 first,
