@@ -1,176 +1,14 @@
-//! Frames of reference, typed transforms, planar poses and the transform buffer.
+//! Frames of reference: planar poses, covariances and the transform buffer.
 //!
-//! A `Transform<A, B>` is named `a_from_b` and takes coordinates in `B` to coordinates in `A`; neighbours
-//! must match: `map_from_odom * odom_from_base` is a `Transform<Map, Base>`. Units are metres and radians,
-//! axes those of REP-103 (right-handed; body: x forward, y left, z up).
-//!
-//! ```
-//! use mindseye_bridge::geometry::{Base, Map, Odom, Pose2, Transform, planar_isometry};
-//! let map_from_odom = Transform::<Map, Odom>::from_isometry(planar_isometry(Pose2::new(1.0, 0.0, 0.0)));
-//! let odom_from_base = Transform::<Odom, Base>::from_isometry(planar_isometry(Pose2::new(2.0, 0.5, 1.0)));
-//! let map_from_base: Transform<Map, Base> = map_from_odom * odom_from_base;
-//! assert!((map_from_base.to_pose2().x - 3.0).abs() < 1e-12);
-//! ```
-//!
-//! ```compile_fail
-//! use mindseye_bridge::geometry::{Base, Map, Odom, Transform};
-//! let map_from_odom = Transform::<Map, Odom>::identity();
-//! let wrong: Transform<Map, Base> = map_from_odom * Transform::<Map, Base>::identity();
-//! ```
+//! An isometry named `a_from_b` takes coordinates in `b` to coordinates in `a`, and neighbours match:
+//! `map_from_odom * odom_from_base`. Units are metres and radians, axes those of REP-103 (right-handed; body: x forward,
+//! y left, z up). Frames are named by text, as ROS names them.
 
 use crate::time::{TimeDelta, Timestamp};
 pub use mindseye_base::planar::{Pose2, wrap_angle};
 pub use nalgebra::Isometry3;
-use nalgebra::{Matrix3, Matrix6, Point3, Quaternion, Translation3, UnitQuaternion, Vector3};
+use nalgebra::{Matrix3, Matrix6, Quaternion, Translation3, UnitQuaternion, Vector3};
 use std::collections::{BTreeMap, VecDeque};
-use std::marker::PhantomData;
-use std::ops::Mul;
-
-/// A frame of reference known to the compiler.
-pub trait Frame: Copy + Send + Sync + 'static {
-    /// The frame's usual ROS name.
-    const NAME: &'static str;
-}
-
-macro_rules! frames {
-    ($($(#[$doc:meta])* $name:ident = $ros:literal),* $(,)?) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub struct $name;
-        impl Frame for $name {
-            const NAME: &'static str = $ros;
-        }
-    )*};
-}
-
-frames! {
-    /// World-fixed, drift-free, may jump (REP-105). Owner: localisation.
-    Map = "map",
-    /// World-fixed, continuous, drifts (REP-105). Owner: odometry.
-    Odom = "odom",
-    /// The robot's body: x forward, y left, z up, on the ground between the wheels.
-    Base = "base_link",
-    /// The camera's optical frame: x right, y down, z forward.
-    Camera = "camera_optical_frame",
-}
-
-/// Rigid transform that takes coordinates in `B` to coordinates in `A`: `a_from_b`.
-pub struct Transform<A, B> {
-    iso: Isometry3<f64>,
-    frames: PhantomData<fn() -> (A, B)>,
-}
-
-impl<A, B> Clone for Transform<A, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<A, B> Copy for Transform<A, B> {}
-
-impl<A, B> PartialEq for Transform<A, B> {
-    fn eq(&self, other: &Self) -> bool {
-        self.iso == other.iso
-    }
-}
-
-impl<A: Frame, B: Frame> std::fmt::Debug for Transform<A, B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let t = self.iso.translation.vector;
-        let q = self.iso.rotation.coords;
-        write!(
-            f,
-            "{}_from_{}(t [{} {} {}] q_xyzw [{} {} {} {}])",
-            A::NAME,
-            B::NAME,
-            t.x,
-            t.y,
-            t.z,
-            q.x,
-            q.y,
-            q.z,
-            q.w
-        )
-    }
-}
-
-impl<A: Frame, B: Frame> Transform<A, B> {
-    /// The frames coincide.
-    #[must_use]
-    pub fn identity() -> Self {
-        Self::from_isometry(Isometry3::identity())
-    }
-
-    /// Says that `iso` takes coordinates in `B` to coordinates in `A`.
-    #[must_use]
-    pub fn from_isometry(iso: Isometry3<f64>) -> Self {
-        Self { iso, frames: PhantomData }
-    }
-
-    /// From a translation in metres and a quaternion `[x, y, z, w]`.
-    ///
-    /// # Errors
-    /// [`PoseError`] when a number is not finite or the quaternion's norm is not close to 1.
-    pub fn from_parts(translation: [f64; 3], quaternion_xyzw: [f64; 4]) -> Result<Self, PoseError> {
-        isometry(translation, quaternion_xyzw).map(Self::from_isometry)
-    }
-
-    /// The wrapped isometry.
-    #[must_use]
-    pub const fn isometry(&self) -> &Isometry3<f64> {
-        &self.iso
-    }
-
-    /// `b_from_a`.
-    #[must_use]
-    pub fn inverse(&self) -> Transform<B, A> {
-        Transform::from_isometry(self.iso.inverse())
-    }
-
-    /// Calls the two frames by other names, without changing a number. The caller vouches for it, for
-    /// example because odometry is used as the map where there is no map.
-    #[must_use]
-    pub fn assume_frame<C: Frame, D: Frame>(&self) -> Transform<C, D> {
-        Transform::from_isometry(self.iso)
-    }
-
-    /// Position of `B`'s origin in `A`, metres.
-    #[must_use]
-    pub fn translation(&self) -> Vector3<f64> {
-        self.iso.translation.vector
-    }
-
-    /// Rotation of `B`'s axes in `A`.
-    #[must_use]
-    pub fn rotation(&self) -> UnitQuaternion<f64> {
-        self.iso.rotation
-    }
-
-    /// A point of `B` in `A`.
-    #[must_use]
-    pub fn apply(&self, point_in_b: &Point3<f64>) -> Point3<f64> {
-        self.iso * point_in_b
-    }
-
-    /// Drops height, roll and pitch: x and y in metres, and the heading of `B`'s x axis.
-    #[must_use]
-    pub fn to_pose2(&self) -> Pose2 {
-        let forward = self.iso.rotation * Vector3::x();
-        Pose2 { x: self.iso.translation.x, y: self.iso.translation.y, yaw: forward.y.atan2(forward.x) }
-    }
-
-    /// Between this (at 0) and `other` (at 1): straight in translation, shortest arc in rotation.
-    #[must_use]
-    pub fn interpolate(&self, other: &Self, fraction: f64) -> Self {
-        Self::from_isometry(interpolate(&self.iso, &other.iso, fraction))
-    }
-}
-
-impl<A: Frame, B: Frame, C: Frame> Mul<Transform<B, C>> for Transform<A, B> {
-    type Output = Transform<A, C>;
-    fn mul(self, rhs: Transform<B, C>) -> Self::Output {
-        Transform::from_isometry(self.iso * rhs.iso)
-    }
-}
 
 /// Rotation of an optical frame (x right, y down, z forward) in the body axes of its mounting
 /// (x forward, y left, z up): quaternion xyzw (-0.5, 0.5, -0.5, 0.5).
@@ -235,6 +73,13 @@ pub fn planar_isometry(pose: Pose2) -> Isometry3<f64> {
         Translation3::new(pose.x, pose.y, 0.0),
         UnitQuaternion::from_axis_angle(&Vector3::z_axis(), pose.yaw),
     )
+}
+
+/// Drops height, roll and pitch: x and y in metres, and the heading of the x axis.
+#[must_use]
+pub fn planar_pose(isometry: &Isometry3<f64>) -> Pose2 {
+    let forward = isometry.rotation * Vector3::x();
+    Pose2::new(isometry.translation.x, isometry.translation.y, forward.y.atan2(forward.x))
 }
 
 /// 6x6 covariance in ROS order, row-major: x, y, z (m^2), rotation about x, y, z (rad^2).
@@ -500,30 +345,11 @@ impl TfTree {
         Ok(common_from_target.inverse() * common_from_source)
     }
 
-    /// As [`TfTree::lookup`], with the frames' types; the caller says which names stand for them.
-    ///
-    /// # Errors
-    /// As [`TfTree::lookup`].
-    pub fn lookup_as<A: Frame, B: Frame>(
-        &self,
-        target: &str,
-        source: &str,
-        stamp: Timestamp,
-    ) -> Result<Transform<A, B>, TfError> {
-        self.lookup(target, source, stamp).map(Transform::from_isometry)
-    }
-
     /// Whether the frame occurs, as a parent or a child.
     #[must_use]
     pub fn knows(&self, frame: &str) -> bool {
         let frame = plain(frame);
         self.edges.contains_key(frame) || self.edges.values().any(|e| e.parent == frame)
-    }
-
-    /// The parent of a frame, and whether the edge between them is static; `None` for roots and unknown frames.
-    #[must_use]
-    pub fn parent(&self, frame: &str) -> Option<(&str, bool)> {
-        self.edges.get(plain(frame)).map(|e| (e.parent.as_str(), e.is_static))
     }
 
     /// The frames above a frame, nearest first.
@@ -691,22 +517,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn group_laws(a in any_isometry(), b in any_isometry(), c in any_isometry()) {
-            let ab = Transform::<Map, Odom>::from_isometry(a);
-            let bc = Transform::<Odom, Base>::from_isometry(b);
-            let cd = Transform::<Base, Camera>::from_isometry(c);
-            let left = (ab * bc) * cd;
-            let right = ab * (bc * cd);
-            prop_assert!(close(left.isometry(), right.isometry(), 1e-6));
-            prop_assert!(close((ab * ab.inverse()).isometry(), &Isometry3::identity(), 1e-6));
-            let p = Point3::new(1.0, 2.0, 3.0);
-            prop_assert!((left.apply(&p) - ab.apply(&bc.apply(&cd.apply(&p)))).norm() < 1e-6);
-        }
-
-        #[test]
         fn planar_matches_spatial(a in prop::array::uniform3(-9.0..9.0f64), b in prop::array::uniform3(-9.0..9.0f64)) {
             let (a, b) = (Pose2::new(a[0], a[1], a[2]), Pose2::new(b[0], b[1], b[2]));
-            let spatial = Transform::<Map, Base>::from_isometry(planar_isometry(a) * planar_isometry(b)).to_pose2();
+            let spatial = planar_pose(&(planar_isometry(a) * planar_isometry(b)));
             let planar = a.compose(b);
             prop_assert!(planar.distance(spatial) < 1e-9);
             prop_assert!(wrap_angle(planar.yaw - spatial.yaw).abs() < 1e-9);

@@ -1,9 +1,9 @@
-//! The robot's vocabulary of mindseye and its ways in and out: time, frames of reference, camera frames,
+//! The robot's vocabulary of mindseye and its ways in and out: time, frames of reference,
 //! goals and answers; CDR; ROS 2 and plain clients over Zenoh; bags; image decoding.
 //!
 //! * [`time`], [`clock`]: instants, spans, and the only reading of clocks.
-//! * [`geometry`]: typed transforms, planar poses, the transform buffer.
-//! * [`camera`]: pictures, their buffers, intrinsics.
+//! * [`geometry`]: planar poses, covariances, the transform buffer.
+//! * [`camera`]: intrinsics; [`image`]: pixels.
 //! * [`goal`], [`answer`]: what clients ask and what they get.
 //! * [`cdr`], [`msg`]: ROS 2 messages on the wire.
 //! * [`ros`]: sessions, topics, services and actions over Zenoh.
@@ -21,7 +21,7 @@ pub mod ros;
 pub mod time;
 
 pub use answer::{Answer, FramedPose2, FramedPose3, Status};
-pub use camera::{CameraFrame, CameraIntrinsics, FramePool};
+pub use camera::CameraIntrinsics;
 pub use goal::{Goal, GoalKind};
 pub use ros::{RosConfig, RosSession};
 pub use time::{TimeDelta, Timestamp};

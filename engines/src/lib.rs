@@ -31,7 +31,7 @@
 //! ```
 //!
 //! * networks: [`model`], [`text`], [`plucker`], [`sampler`], [`denoise`];
-//! * weights and graphs: [`checkpoint`], [`onnx`], [`bundle`], [`count`];
+//! * weights and graphs: [`checkpoint`], [`onnx`], [`protobuf`], [`bundle`], [`count`];
 //! * running: [`backend`], [`session_denoiser`], [`cuda`], [`trt`];
 //! * building for a target: [`target`], [`quant`], [`plan`], [`passport`].
 
@@ -44,6 +44,7 @@ pub mod model;
 pub mod onnx;
 pub mod passport;
 pub mod plucker;
+pub mod protobuf;
 pub mod residency;
 pub mod sampler;
 pub mod session_denoiser;

@@ -252,35 +252,32 @@ pub enum EncodeError {
     Backend(#[from] BackendError),
 }
 
-/// Kept frames on their way to the encoder.
-#[derive(Debug)]
+/// Kept frames on their way to the encoder. Their memory is used again by the next group.
+#[derive(Debug, Default)]
 pub struct GroupStage {
     frames: Vec<RgbImage>,
-}
-
-impl Default for GroupStage {
-    fn default() -> Self {
-        Self { frames: Vec::with_capacity(GROUP) }
-    }
+    filled: usize,
 }
 
 impl GroupStage {
-    /// Adds a frame; `true` when the group has `wanted` frames and must be encoded and cleared.
-    pub fn push(&mut self, frame: RgbImage, wanted: usize) -> bool {
-        self.frames.push(frame);
-        self.frames.len() >= wanted
+    /// Adds a copy of a frame; `true` when the group has `wanted` frames and must be encoded and cleared.
+    pub fn push(&mut self, frame: &RgbImage, wanted: usize) -> bool {
+        match self.frames.get_mut(self.filled) {
+            Some(place) => place.copy_from(frame),
+            None => self.frames.push(frame.clone()),
+        }
+        self.filled += 1;
+        self.filled >= wanted
     }
 
     /// The frames so far, oldest first.
     pub fn frames(&self) -> &[RgbImage] {
-        &self.frames
+        &self.frames[..self.filled]
     }
 
     /// Drops the frames; returns how many there were.
     pub fn clear(&mut self) -> usize {
-        let dropped = self.frames.len();
-        self.frames.clear();
-        dropped
+        std::mem::take(&mut self.filled)
     }
 }
 
@@ -593,7 +590,7 @@ pub struct Encoded<'a> {
     /// Its values.
     pub latent: &'a [f32],
     /// Its last frame.
-    pub picture: RgbImage,
+    pub picture: &'a RgbImage,
 }
 
 impl ContextIntake {
@@ -647,7 +644,7 @@ impl ContextIntake {
     /// When the encoder fails; the group is dropped and counted, and a stream begins anew with the next frame.
     pub fn push(
         &mut self,
-        frame: RgbImage,
+        frame: &RgbImage,
         captured_at: Timestamp,
         odom_from_base: Option<Pose2>,
         encoder: &mut dyn GroupEncoder,
@@ -663,13 +660,12 @@ impl ContextIntake {
             encoder.reset();
             return Err(error);
         }
-        let picture = self.stage.frames.pop().expect("a full group has a last frame");
-        self.stage.clear();
+        let last = self.stage.clear() - 1;
         self.counts.latents += 1;
         Ok(Some(Encoded {
             info: LatentInfo { index, segment: self.segment, captured_at, odom_from_base },
             latent: &self.latent,
-            picture,
+            picture: &self.stage.frames[last],
         }))
     }
 
@@ -829,7 +825,7 @@ mod tests {
                 let size = if size == 0 { 48 } else { 24 };
                 let offer = intake.offer(Timestamp(stamp), (size, 16), &mut encoder);
                 if offer.keep
-                    && let Ok(Some(e)) = intake.push(picture(1), Timestamp(stamp), None, &mut encoder)
+                    && let Ok(Some(e)) = intake.push(&picture(1), Timestamp(stamp), None, &mut encoder)
                 {
                     stored += 1;
                     prop_assert!(last.is_none_or(|l| e.info.index > l));

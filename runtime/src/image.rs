@@ -42,6 +42,7 @@ fn coverage(out: usize, out_focal: f64, source: usize, source_focal: f64, source
         .collect()
 }
 
+#[derive(Debug)]
 struct Span {
     first: usize,
     weights: Vec<f32>,
@@ -66,70 +67,121 @@ impl Span {
     }
 }
 
-/// Looks at a camera frame with the model's camera: area averaging, the fields of view lined up.
+/// The picture does not suit the calibration, or has no pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{width}x{height} pixels do not fit the intrinsics")]
+pub struct Misfit {
+    /// Pixels per row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+/// Looks at camera frames with the model's camera: area averaging, the fields of view lined up.
 ///
-/// With `intrinsics` (for the frame's size, or scaled to it) a model pixel averages exactly the part of the
+/// With intrinsics (for the frame's size, or scaled to it) a model pixel averages exactly the part of the
 /// source that it would see; what lies outside the source is black. Lens distortion is not undone. Without
 /// intrinsics the source is taken to have the model's horizontal field of view and square pixels, so that a
 /// taller source is cropped and a wider one gets bars. A model without a field of view of its own
 /// ([`ModelCamera::any`]) takes the largest middle part of the source that has its shape.
 ///
-/// `rgb` holds `width * height * 3` bytes. Returns `None` when sizes disagree or are zero.
-pub fn look_through(
+/// Which pixels make up which is found once for each size and calibration; later frames allocate nothing.
+#[derive(Debug)]
+pub struct Lens {
     camera: ModelCamera,
-    rgb: &[u8],
+    /// What the spans are for: width, height, intrinsics.
+    source: Option<(usize, usize, Option<CameraIntrinsics>)>,
+    columns: Vec<Span>,
+    rows: Vec<Span>,
+    /// One weighted row of the source.
+    line: Vec<f32>,
+}
+
+impl Lens {
+    /// A lens of the model's camera.
+    pub fn new(camera: ModelCamera) -> Self {
+        Self { camera, source: None, columns: Vec::new(), rows: Vec::new(), line: Vec::new() }
+    }
+
+    /// Puts what the model's camera would see of a frame into `out`. `rgb` holds `width * height * 3` bytes.
+    ///
+    /// # Errors
+    /// [`Misfit`] when sizes disagree or are zero, or the intrinsics are none; `out` is then as it was.
+    pub fn look(
+        &mut self,
+        rgb: &[u8],
+        width: usize,
+        height: usize,
+        intrinsics: Option<&CameraIntrinsics>,
+        out: &mut RgbImage,
+    ) -> Result<(), Misfit> {
+        let misfit = Misfit { width, height };
+        let want = width.checked_mul(height).and_then(|n| n.checked_mul(3)).ok_or(misfit)?;
+        let camera = self.camera;
+        if want == 0 || rgb.len() != want || camera.width == 0 || camera.height == 0 {
+            return Err(misfit);
+        }
+        let known =
+            self.source.as_ref().is_some_and(|(w, h, k)| (*w, *h, k.as_ref()) == (width, height, intrinsics));
+        if !known {
+            let (model_focal, [fx, fy, cx, cy]) = line_up(camera, width, height, intrinsics).ok_or(misfit)?;
+            self.columns = coverage(camera.width, model_focal, width, fx, cx);
+            self.rows = coverage(camera.height, model_focal, height, fy, cy);
+            self.line.resize(width * 3, 0.0);
+            self.source = Some((width, height, intrinsics.cloned()));
+        }
+        (out.width, out.height) = (camera.width, camera.height);
+        out.data.clear();
+        out.data.reserve(camera.width * camera.height * 3);
+        // Rows first: one weighted source row per model row, then columns.
+        for row in &self.rows {
+            self.line.fill(0.0);
+            for (k, weight) in row.weights.iter().enumerate() {
+                let source = &rgb[(row.first + k) * width * 3..][..width * 3];
+                for (sum, value) in self.line.iter_mut().zip(source) {
+                    *sum += weight * f32::from(*value);
+                }
+            }
+            for column in &self.columns {
+                let mut sum = [0.0f32; 3];
+                for (k, weight) in column.weights.iter().enumerate() {
+                    let at = (column.first + k) * 3;
+                    for (s, v) in sum.iter_mut().zip(&self.line[at..at + 3]) {
+                        *s += weight * v;
+                    }
+                }
+                // A pixel that lies mostly inside keeps its brightness; one outside is black.
+                let covered = row.inside * column.inside;
+                let gain = if covered > 0.5 { 1.0 / covered } else { 1.0 };
+                out.data.extend(sum.map(|s| (s * gain).round().clamp(0.0, 255.0) as u8));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The model's focal length and the source's focal lengths and principal point that line up, in pixels.
+fn line_up(
+    camera: ModelCamera,
     width: usize,
     height: usize,
     intrinsics: Option<&CameraIntrinsics>,
-) -> Option<RgbImage> {
-    let want = width.checked_mul(height)?.checked_mul(3)?;
-    if want == 0 || rgb.len() != want || camera.width == 0 || camera.height == 0 {
-        return None;
-    }
+) -> Option<(f64, [f64; 4])> {
     let (middle_x, middle_y) = ((width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0);
     let scale = [width as f64 / camera.width as f64, height as f64 / camera.height as f64];
-    let (model_focal, (fx, fy, cx, cy)) = match (camera.focal_px, intrinsics) {
+    let (model_focal, source) = match (camera.focal_px, intrinsics) {
         (Some(focal), Some(k)) => {
             let k = k.resized(u32::try_from(width).ok()?, u32::try_from(height).ok()?);
-            (focal, (k.fx, k.fy, k.cx, k.cy))
+            (focal, [k.fx, k.fy, k.cx, k.cy])
         }
-        (Some(focal), None) => (focal, (focal * scale[0], focal * scale[0], middle_x, middle_y)),
+        (Some(focal), None) => (focal, [focal * scale[0], focal * scale[0], middle_x, middle_y]),
         (None, _) => {
             let fill = scale[0].min(scale[1]);
-            (1.0, (fill, fill, middle_x, middle_y))
+            (1.0, [fill, fill, middle_x, middle_y])
         }
     };
-    if ![fx, fy, cx, cy].iter().all(|v| v.is_finite()) || fx <= 0.0 || fy <= 0.0 {
-        return None;
-    }
-    let columns = coverage(camera.width, model_focal, width, fx, cx);
-    let rows = coverage(camera.height, model_focal, height, fy, cy);
-    let mut data = Vec::with_capacity(camera.width * camera.height * 3);
-    // Rows first: one weighted source row per model row, then columns.
-    let mut line = vec![0.0f32; width * 3];
-    for row in &rows {
-        line.fill(0.0);
-        for (k, weight) in row.weights.iter().enumerate() {
-            let source = &rgb[(row.first + k) * width * 3..][..width * 3];
-            for (sum, value) in line.iter_mut().zip(source) {
-                *sum += weight * f32::from(*value);
-            }
-        }
-        for column in &columns {
-            let mut sum = [0.0f32; 3];
-            for (k, weight) in column.weights.iter().enumerate() {
-                let at = (column.first + k) * 3;
-                for (s, v) in sum.iter_mut().zip(&line[at..at + 3]) {
-                    *s += weight * v;
-                }
-            }
-            // A pixel that lies mostly inside keeps its brightness; one outside is black.
-            let covered = row.inside * column.inside;
-            let gain = if covered > 0.5 { 1.0 / covered } else { 1.0 };
-            data.extend(sum.iter().map(|s| (s * gain).round().clamp(0.0, 255.0) as u8));
-        }
-    }
-    RgbImage::from_rgb(camera.width, camera.height, data)
+    let [fx, fy, ..] = source;
+    (source.iter().all(|v| v.is_finite()) && fx > 0.0 && fy > 0.0).then_some((model_focal, source))
 }
 
 /// Mean absolute difference of two pictures of one size, 0..1 of full scale; `None` when sizes differ.
@@ -167,6 +219,33 @@ mod tests {
             distortion_model: "plumb_bob".into(),
             distortion: vec![],
         }
+    }
+
+    fn look_through(
+        camera: ModelCamera,
+        rgb: &[u8],
+        width: usize,
+        height: usize,
+        intrinsics: Option<&CameraIntrinsics>,
+    ) -> Option<RgbImage> {
+        let mut out = RgbImage::filled(1, 1, [9; 3]);
+        Lens::new(camera).look(rgb, width, height, intrinsics, &mut out).ok().map(|()| out)
+    }
+
+    #[test]
+    fn a_lens_follows_the_camera() {
+        // The same lens for other sizes and calibrations gives what a fresh one does.
+        let camera = ModelCamera { width: 4, height: 2, focal_px: Some(3.0) };
+        let mut lens = Lens::new(camera);
+        let mut out = RgbImage::filled(1, 1, [0; 3]);
+        let narrow = intrinsics(12, 8, 20.0);
+        for (width, height, known) in [(12, 8, None), (12, 8, Some(&narrow)), (9, 5, None), (12, 8, None)] {
+            let picture = gradient(width, height);
+            lens.look(&picture.data, width, height, known, &mut out).unwrap();
+            let want = look_through(camera, &picture.data, width, height, known).unwrap();
+            assert_eq!(out, want, "{width}x{height}, {known:?}");
+        }
+        assert_eq!(lens.look(&[0; 5], 2, 2, None, &mut out), Err(Misfit { width: 2, height: 2 }));
     }
 
     #[test]

@@ -25,6 +25,8 @@ impl Durations {
     /// Adds one duration in milliseconds.
     pub fn push(&mut self, millis: f64) {
         if self.window.len() < WINDOW {
+            // All at once, so that a stage that runs for long does not allocate now and then.
+            self.window.reserve_exact(WINDOW - self.window.len());
             self.window.push(millis);
         } else {
             self.window[self.next] = millis;

@@ -9,7 +9,7 @@ use crate::context::{
 };
 use crate::frames::{self, BaseFrames};
 use crate::ground::Scene;
-use crate::image::{ModelCamera, RgbImage, look_through};
+use crate::image::{Lens, Misfit, ModelCamera, RgbImage};
 use crate::imagine::Clock;
 use crate::planar::{Pose2, PoseHistory};
 use crate::profile::Profile;
@@ -17,7 +17,7 @@ use crate::stamps::{StampFault, Stamps};
 use crate::watch::{CameraFault, CameraWatch, MotionFault, MotionWatch};
 use mindseye_bridge::camera::{CameraIntrinsics, IntrinsicsError};
 use mindseye_bridge::cdr::CdrError;
-use mindseye_bridge::geometry::{PoseError, TfError, TfTree};
+use mindseye_bridge::geometry::{PoseError, TfError, TfTree, planar_pose};
 use mindseye_bridge::image::{
     ImageError, Limits, PixelKind, RawImage, Size, compressed_size, decode_compressed_rgb8, decode_raw_rgb8,
     pixel_kind,
@@ -127,13 +127,8 @@ pub enum SenseError {
     #[error("camera frame: {0}")]
     Picture(#[from] ImageError),
     /// The picture does not suit the calibration.
-    #[error("camera frame: {width}x{height} pixels do not fit the intrinsics")]
-    Misfit {
-        /// Pixels per row.
-        width: u32,
-        /// Rows.
-        height: u32,
-    },
+    #[error("camera frame: {0}")]
+    Misfit(#[from] Misfit),
     /// The encoder failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -224,7 +219,7 @@ impl Seen {
 /// One robot's senses.
 pub struct Senses {
     config: SensesConfig,
-    camera: ModelCamera,
+    lens: Lens,
     encoder: Box<dyn GroupEncoder + Send>,
     intake: ContextIntake,
     seen: Seen,
@@ -241,6 +236,10 @@ pub struct Senses {
     intrinsics: Option<CameraIntrinsics>,
     camera_topic: Option<Sense>,
     pixels: Vec<u8>,
+    /// The newest kept frame at the model's size.
+    picture: RgbImage,
+    /// Edges of tf when the camera's mounting was looked for in vain.
+    mounting_sought: Option<usize>,
     ignored: u64,
     /// Latents whose odometry had not come when they were stored: index and stamp.
     unsettled: VecDeque<(u64, Timestamp)>,
@@ -301,10 +300,12 @@ impl Senses {
             intrinsics: config.intrinsics.clone(),
             camera_topic: None,
             pixels: Vec::new(),
+            picture: RgbImage::filled(camera.width, camera.height, [0; 3]),
+            mounting_sought: None,
             ignored: 0,
             unsettled: VecDeque::with_capacity(UNSETTLED_MAX),
             config,
-            camera,
+            lens: Lens::new(camera),
             encoder,
         }
     }
@@ -423,14 +424,14 @@ impl Senses {
             return Ok(took);
         }
         let began = clock.now();
-        let picture = self.look(decode).inspect_err(|_| self.intake.frame_failed())?;
+        self.look(decode).inspect_err(|_| self.intake.frame_failed())?;
         profile.push("decode", (clock.now() - began).as_millis_f64());
         self.camera_watch.pixels(captured_at, &self.pixels);
         let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
-        self.motion_watch.frame(captured_at, pose, &picture);
-        self.show(&picture, captured_at, pose, frame.header.frame_id);
+        self.motion_watch.frame(captured_at, pose, &self.picture);
+        self.show(captured_at, pose, frame.header.frame_id);
         let began = clock.now();
-        if let Some(encoded) = self.intake.push(picture, captured_at, pose, self.encoder.as_mut())? {
+        if let Some(encoded) = self.intake.push(&self.picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
             took.latent = Some(encoded.info);
             if self.poses.newest().is_none_or(|(stamp, _)| stamp < captured_at.as_nanos()) {
@@ -439,34 +440,42 @@ impl Senses {
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, &encoded.picture)?;
+            took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
         }
         Ok(took)
     }
 
     /// Decodes a frame and looks at it with the model's camera.
-    fn look(&mut self, decode: &mut Decode<'_>) -> Result<RgbImage, SenseError> {
+    fn look(&mut self, decode: &mut Decode<'_>) -> Result<(), SenseError> {
         let Size { width, height } = decode(&mut self.pixels)?;
-        look_through(self.camera, &self.pixels, width as usize, height as usize, self.intrinsics.as_ref())
-            .ok_or(SenseError::Misfit { width, height })
+        let (width, height) = (width as usize, height as usize);
+        self.lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), &mut self.picture)?;
+        Ok(())
     }
 
     /// Shows goals the newest frame.
-    fn show(
-        &mut self,
-        picture: &RgbImage,
-        captured_at: Timestamp,
-        odom_from_base: Option<Pose2>,
-        frame_id: &str,
-    ) {
+    fn show(&mut self, captured_at: Timestamp, odom_from_base: Option<Pose2>, frame_id: &str) {
         if self.camera_frame != frame_id {
             frame_id.clone_into(&mut self.camera_frame);
+            self.mounting_sought = None;
         }
         let settled = self.poses.newest().is_some_and(|(stamp, _)| stamp >= captured_at.as_nanos());
         let mut shared = self.seen.lock();
-        shared.newest = Some(Newest { picture: picture.clone(), captured_at, odom_from_base, settled });
+        match &mut shared.newest {
+            Some(newest) => {
+                newest.picture.copy_from(&self.picture);
+                (newest.captured_at, newest.odom_from_base, newest.settled) =
+                    (captured_at, odom_from_base, settled);
+            }
+            none => {
+                *none = Some(Newest { picture: self.picture.clone(), captured_at, odom_from_base, settled });
+            }
+        }
         if shared.base_from_camera.is_none() {
-            shared.base_from_camera = frames::mounting(&self.tf, &shared.base_frame, frame_id);
+            let edges = self.tf.edges().count();
+            if self.mounting_sought.replace(edges) != Some(edges) {
+                shared.base_from_camera = frames::mounting(&self.tf, &shared.base_frame, frame_id);
+            }
         }
     }
 
@@ -519,7 +528,7 @@ impl Senses {
     fn pose_came(&mut self, stamp: Timestamp, received_at: Timestamp, odom_from_base: &Isometry3<f64>) {
         let (at, fault) = self.stamps.odometry(stamp, received_at);
         note(&mut self.faults.odometry_stamps, fault);
-        self.poses.push(at.as_nanos(), planar(odom_from_base));
+        self.poses.push(at.as_nanos(), planar_pose(odom_from_base));
         self.settle();
     }
 
@@ -550,6 +559,7 @@ impl Senses {
         if let Some(BaseFrames { odom, base }) = names {
             let mut shared = self.seen.lock();
             (shared.odom_frame, shared.base_frame) = (odom, base);
+            self.mounting_sought = None;
         }
     }
 }
@@ -590,11 +600,6 @@ impl Senses {
 fn plain(name: &str, fallback: &str) -> String {
     let name = name.trim_start_matches('/');
     if name.is_empty() { fallback.to_owned() } else { name.to_owned() }
-}
-
-fn planar(pose: &Isometry3<f64>) -> Pose2 {
-    let forward = pose.rotation * nalgebra::Vector3::x();
-    Pose2::new(pose.translation.x, pose.translation.y, forward.y.atan2(forward.x))
 }
 
 #[cfg(test)]

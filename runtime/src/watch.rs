@@ -148,7 +148,7 @@ impl MotionWatch {
             return;
         }
         let changed = changed_share(earlier, picture);
-        earlier.clone_from(picture);
+        earlier.copy_from(picture);
         self.anchor = Some((captured_at, pose));
         // Frames far apart, or on both sides of a jump, say nothing.
         let (Some(before), Some(pose), Some(changed)) = (before, pose, changed) else { return };

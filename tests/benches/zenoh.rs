@@ -1,9 +1,12 @@
 //! `cargo bench -p mindseye-tests --bench zenoh`: what our publishers and subscribers add to bare Zenoh (one way, over
 //! TCP on the loopback, variants taking turns in one run), and what the intake of a camera costs.
 
+use mindseye::config::RobotConfig;
+use mindseye::mind::Pipeline;
+use mindseye::node::{Node, NodeParts};
+use mindseye_bridge::Timestamp;
 use mindseye_bridge::msg::{CompressedImage, Header, RosType};
-use mindseye_bridge::ros::{CameraIntake, History, Qos, QueuePolicy, RosConfig, RosSession};
-use mindseye_bridge::{FramePool, Timestamp};
+use mindseye_bridge::ros::{History, Qos, QueuePolicy, RosConfig, RosSession};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -185,36 +188,40 @@ fn process_nanos() -> u64 {
     fields.skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>() * 10_000_000
 }
 
+/// A node with the shipped model and a camera: what its senses' thread costs, from the queue to the memory.
 fn intake() {
     const SECONDS: u64 = 10;
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/ros/frame_640x480.jpg");
-    let jpeg = std::fs::read(file).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let jpeg = std::fs::read(root.join("data/ros/frame_640x480.jpg")).unwrap();
+    let pipeline = Pipeline::load(&root.join("../models/house-tiny"), "rten", 1).unwrap();
     let (robot, agent) = pair();
-    let topic = "/camera/image_raw/compressed";
-    let camera = robot.publisher::<CompressedImage>(topic, &Qos::SENSOR_DATA).unwrap();
-    let stream = CameraIntake::subscribe(&agent, topic, FramePool::new(4)).unwrap().spawn(2).unwrap();
+    let config = RobotConfig::default();
+    let camera = robot.publisher::<CompressedImage>(&config.topics.compressed, &Qos::SENSOR_DATA).unwrap();
+    let (mind, encoder) = (pipeline.mind(0).unwrap(), pipeline.encoder().unwrap());
+    let node =
+        Node::start(&agent, NodeParts { config, mind, encoder, record: None, observer: None }).unwrap();
     assert!(camera.wait_for_subscribers(LONG));
-    let mut seen = 0;
-    let (all, own) = (process_nanos(), thread_nanos("camera-intake"));
+    let (all, own) = (process_nanos(), thread_nanos("senses"));
     let start = Instant::now();
     for i in 0..SECONDS * 30 {
         let due = start + Duration::from_nanos(i * 1_000_000_000 / 30);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        camera.publish_owned(image(jpeg.clone())).unwrap();
-        seen += u32::from(stream.recv_timeout(Duration::ZERO).is_some());
+        let stamp = Timestamp(1_000_000_000 + i as i64 * 1_000_000_000 / 30);
+        let header = Header::new(stamp, "cam");
+        let message = CompressedImage { header, format: "jpeg".into(), data: jpeg.clone() };
+        camera.publish_owned(message).unwrap();
     }
     let wall = start.elapsed().as_nanos() as f64;
     let share = |nanos: u64| nanos as f64 / wall * 100.0;
-    let own = share(thread_nanos("camera-intake") - own);
+    let own = share(thread_nanos("senses") - own);
     let all = share(process_nanos() - all);
-    while stream.recv_timeout(Duration::from_millis(200)).is_some() {
-        seen += 1;
-    }
-    println!("intake of 640x480 JPEG ({} kB) at 30 Hz for {SECONDS} s", jpeg.len() / 1000);
+    std::thread::sleep(Duration::from_millis(500));
+    println!("intake of 640x480 JPEG ({} kB) at 30 Hz for {SECONDS} s, by a node", jpeg.len() / 1000);
     println!(
-        "  decoding thread {own:.2} % of one core; whole process, sender and both Zenoh sides included, {all:.2} %"
+        "  senses' thread {own:.2} % of one core; whole process, sender and both Zenoh sides included, {all:.2} %"
     );
-    println!("  {seen} frames taken; {:?}", stream.counts());
+    println!("  {:?}", node.counts());
+    node.stop();
 }
 
 fn main() {

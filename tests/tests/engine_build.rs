@@ -15,8 +15,8 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
 use mindseye_builder::quant::{
-    self, CalibrationSource, Checks, QuantConfig, SyntheticDenoiser, TaskEvaluation, TaskFigures, e4m3,
-    to_float16,
+    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation,
+    TaskFigures, e4m3, to_float16,
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
 use mindseye_engines::bundle::{
@@ -158,9 +158,9 @@ fn rtx() -> Option<Library> {
 struct Fixed;
 
 impl TaskEvaluation for Fixed {
-    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, SuppliedError> {
         let quantised = denoiser.file_name().is_some_and(|n| n == "quantised.onnx");
-        Model::load(denoiser).map_err(|e| e.to_string())?;
+        Model::load(denoiser).map_err(SuppliedError::new)?;
         let success = if quantised { 0.75 } else { 0.8 };
         Ok(TaskFigures { success, consistency: 0.9, scenes: 20, answers: Vec::new() })
     }

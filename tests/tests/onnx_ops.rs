@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mindseye_builder::onnx::{GraphBuilder, MemoryWeights, NodeValue};
 use mindseye_engines::backend::{BackendError, PrepareOptions, Tensor, by_name};
 use mindseye_engines::model::Ops;
-use mindseye_engines::onnx::{Dim, OnnxError, SaveOptions};
+use mindseye_engines::onnx::{Dim, SaveOptions};
 
 /// Numbers in -1..1 that repeat from run to run.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -473,21 +473,43 @@ fn attention_is_softmax_of_scaled_scores() {
     }
 }
 
-/// A weight that is read rotated and unrotated cannot be reordered: an error, not wrong numbers.
+/// A value that is read rotated and unrotated: its channels are put into halves at run time, the weight is as it was.
 #[test]
-fn a_rotated_value_that_is_read_elsewhere_is_refused() {
-    let weights = MemoryWeights::from([("w", vec![4, 4], noise(16, 1))]);
-    let mut o = GraphBuilder::new("test", Arc::new(weights));
-    let x = o.input("x", &[Dim::from(1), Dim::from("n"), Dim::from(4)]);
-    let cos = o.input("cos", &[Dim::from("n"), Dim::from(2)]);
-    let w = o.param("w", &[4, 4]);
-    let q = o.linear(&x, &w, None);
-    let q = o.reshape(&q, &[0, 0, 1, 4]);
-    let r = o.rotate(&q, &cos, &cos, 1, 4);
-    let y = o.add(&r, &q);
-    o.output("y", &y, &[Dim::from(1), Dim::from("n"), Dim::from(1), Dim::from(4)]);
-    let error = o.finish().unwrap_err();
-    assert!(matches!(&error, OnnxError::Graph { what } if what.contains("rotated")), "{error}");
+fn a_value_that_is_read_rotated_and_unrotated() {
+    let (x, w) = (noise(3 * 4, 2), noise(16, 1));
+    let angles = noise(3 * 2, 6);
+    let (cos, sin) = (map(&angles, f64::cos), map(&angles, f64::sin));
+    let got = run(
+        &[("x", &[1, 3, 4], &x), ("cos", &[3, 2], &cos), ("sin", &[3, 2], &sin)],
+        &[],
+        MemoryWeights::from([("w", vec![4, 4], w.clone())]),
+        |o, v, _| {
+            let w = o.param("w", &[4, 4]);
+            let q = o.linear(&v[0], &w, None);
+            let q = o.reshape(&q, &[0, 0, 1, 4]);
+            let r = o.rotate(&q, &v[1], &v[2], 1, 4);
+            // One number per token, whatever the order in which rotated channels are kept.
+            let square = o.mul(&r, &r);
+            let (square, q) = (o.mean(&square, 3), o.slice(&q, 3, 1, Some(2)));
+            o.add(&square, &q)
+        },
+        4,
+    );
+    let wanted: Vec<f32> = (0..3)
+        .map(|t| {
+            let q: Vec<f64> = (0..4)
+                .map(|o| (0..4).map(|i| f64::from(x[t * 4 + i]) * f64::from(w[o * 4 + i])).sum())
+                .collect();
+            let mut square = 0.0;
+            for pair in 0..2 {
+                let (c, s) = (f64::from(cos[t * 2 + pair]), f64::from(sin[t * 2 + pair]));
+                let (a, b) = (q[2 * pair], q[2 * pair + 1]);
+                square += (a * c - b * s).powi(2) + (a * s + b * c).powi(2);
+            }
+            (square / 4.0 + q[1]) as f32
+        })
+        .collect();
+    check("rotated and not", got, &[1, 3, 1, 1], &wanted);
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! ROS 2 over Zenoh: our session against itself and against plain Zenoh sessions that see the raw keys,
 //! over TCP on the loopback, without scouting.
 
+use mindseye_bridge::image::{Limits, decode_compressed_rgb8};
 use mindseye_bridge::msg::{
-    CancelGoalRequest, CancelGoalResponse, CompressedImage, Header, Image, Limits, NavigateFeedback,
-    NavigateGetResultRequest, NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse,
-    PoseStamped, RosType, StringMsg, TFMessage, TransformStamped, flags,
+    CancelGoalRequest, CancelGoalResponse, CompressedImage, CompressedImageView, Header, Image, ImageView,
+    NavigateFeedback, NavigateGetResultRequest, NavigateGetResultResponse, NavigateSendGoalRequest,
+    NavigateSendGoalResponse, PoseStamped, RosType, StringMsg, TFMessage, TransformStamped,
 };
 use mindseye_bridge::ros::{
-    Attachment, CameraIntake, CancelOutcome, Distro, Durability, EndpointKind, History, KeyStyle, Mode,
-    NavResult, Qos, QueuePolicy, Reliability, RosConfig, RosError, RosSession, Token, gid_of,
+    Attachment, CancelOutcome, Distro, Durability, EndpointKind, History, KeyStyle, Mode, NavResult, Qos,
+    QueuePolicy, Reliability, RosConfig, RosError, RosSession, Token, gid_of,
 };
-use mindseye_bridge::{FramePool, TimeDelta, Timestamp};
+use mindseye_bridge::{TimeDelta, Timestamp};
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -271,8 +272,10 @@ fn buffer_aware_cameras_are_woken() {
         .callback(move |s| tx.send(s.key_expr().to_string()).unwrap())
         .wait()
         .unwrap();
-    let mut intake =
-        CameraIntake::subscribe(&ours, "/camera/image_raw/compressed", FramePool::new(2)).unwrap();
+    let topic = "/camera/image_raw/compressed";
+    let (name, hash) = (CompressedImage::NAME, CompressedImage::HASH);
+    let camera =
+        ours.raw_subscriber(topic, name, Some(hash), &Qos::SENSOR_DATA, QueuePolicy::KeepLast(16)).unwrap();
     let token = std::iter::from_fn(|| rx.recv_timeout(LONG).ok())
         .filter_map(|k| Token::parse(&k))
         .find(|t| t.kind == EndpointKind::Subscription)
@@ -286,15 +289,20 @@ fn buffer_aware_cameras_are_woken() {
     let image =
         CompressedImage { header: Header::new(Timestamp(5), "cam"), format: "png".into(), data: png() };
     plain.put(&key, image.encode()).wait().unwrap();
-    let frame = intake.next(LONG).expect("frame").unwrap();
-    assert_eq!((frame.captured_at, frame.frame_id.as_str()), (Timestamp(5), "cam"));
-    assert_eq!((frame.width, frame.height, frame.pixel(1, 0)), (2, 1, Some([0, 0, 255])));
+    let next = || {
+        let sample = camera.recv_timeout(LONG).expect("frame");
+        let (mut scratch, mut rgb) = (Vec::new(), Vec::new());
+        let view = CompressedImageView::decode(sample.bytes(&mut scratch)).unwrap();
+        decode_compressed_rgb8(view.data, &Limits::default(), &mut rgb)
+            .map(|size| (size.width, size.height, rgb))
+    };
+    assert_eq!(next(), Ok((2, 1, vec![255, 0, 0, 0, 0, 255])));
     plain.put(&key, CompressedImage { data: vec![1, 2, 3], ..image.clone() }.encode()).wait().unwrap();
-    assert!(intake.next(LONG).expect("frame").is_err());
+    assert!(next().is_err());
     plain.put(&key, image.encode()).wait().unwrap();
-    assert!(intake.next(LONG).expect("frame").is_ok());
-    let c = intake.counts();
-    assert_eq!((c.received, c.decoded, c.bad, c.dropped), (3, 2, 1, 0));
+    assert!(next().is_ok());
+    let c = camera.counts();
+    assert_eq!((c.received, c.dropped), (3, 0));
 }
 
 /// A PNG of 2 x 1 pixels, red and blue, written by hand: stored (uncompressed) deflate block.
@@ -328,11 +336,13 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn intake_on_its_own_thread() {
+fn a_stalled_consumer_gets_the_newest_pictures() {
     let (robot, agent) = pair();
-    let camera = robot.publisher::<Image>("/camera/image_raw", &LOSSLESS).unwrap();
-    let stream =
-        CameraIntake::subscribe(&agent, "/camera/image_raw", FramePool::new(4)).unwrap().spawn(2).unwrap();
+    let topic = "/camera/image_raw";
+    let camera = robot.publisher::<Image>(topic, &LOSSLESS).unwrap();
+    let pictures = agent
+        .raw_subscriber(topic, Image::NAME, Some(Image::HASH), &Qos::SENSOR_DATA, QueuePolicy::KeepLast(2))
+        .unwrap();
     assert!(camera.wait_for_subscribers(LONG));
     let image = |i: u8| Image {
         header: Header::new(Timestamp(i64::from(i)), "cam"),
@@ -343,25 +353,25 @@ fn intake_on_its_own_thread() {
         data: vec![i; 640 * 480 * 3],
         ..Default::default()
     };
+    let mut scratch = Vec::new();
+    let mut stamp_of = |sample: &mindseye_bridge::ros::RawSample| {
+        let view = ImageView::decode(sample.bytes(&mut scratch)).unwrap();
+        let stamp = view.header.stamp.timestamp();
+        assert!(view.data.len() == 640 * 480 * 3 && view.data.iter().all(|v| i64::from(*v) == stamp.0));
+        stamp.0
+    };
     for i in 0..20 {
         camera.publish(&image(i)).unwrap();
-        let frame = stream.recv_timeout(LONG).expect("frame");
-        assert_eq!((frame.captured_at, frame.width, frame.height), (Timestamp(i64::from(i)), 640, 480));
-        assert!(frame.is_consistent() && frame.rgb.iter().all(|v| *v == i));
+        assert_eq!(stamp_of(&pictures.recv_timeout(LONG).expect("frame")), i64::from(i));
     }
-    // A stalled consumer: everything is counted, two frames wait.
     for i in 20..40 {
         camera.publish(&image(i)).unwrap();
     }
-    eventually("the rest", || {
-        let c = stream.counts();
-        c.received == 40 && c.decoded + c.dropped >= 38
-    });
-    std::thread::sleep(Duration::from_millis(200));
-    let c = stream.counts();
-    let left = std::iter::from_fn(|| stream.recv_timeout(Duration::from_millis(100))).count() as u64;
-    assert_eq!((c.bad, left), (0, 2));
-    assert_eq!(c.received, 20 + left + c.dropped);
+    // Everything is counted, the two newest wait.
+    eventually("the rest", || pictures.counts().received == 40);
+    assert_eq!(pictures.counts().dropped, 18);
+    let left: Vec<i64> = std::iter::from_fn(|| pictures.try_recv()).map(|s| stamp_of(&s)).collect();
+    assert_eq!(left, [38, 39]);
 }
 
 #[test]
@@ -546,7 +556,7 @@ fn a_router_dies_and_returns_while_messages_flow() {
 }
 
 /// The sender's clock jumps by an hour, forth and back, in the attachment and in the headers: nothing is lost,
-/// the jumps are there to be read, and the meaning check flags stamps that are far from now.
+/// and the jumps are there to be read.
 #[test]
 fn clocks_jump() {
     let (plain, ours) = with_plain(|_| {});
@@ -562,16 +572,12 @@ fn clocks_jump() {
         let attachment = Attachment { sequence: i as i64 + 1, source_stamp_ns: stamp.0, gid: [1; 16] };
         plain.put(&key, message.encode()).attachment(attachment.to_bytes()).wait().unwrap();
     }
-    let limits = Limits { now: Some(now), ..Limits::default() };
-    let mut found = Vec::new();
     for stamp in stamps {
         let got = subscriber.recv_timeout(LONG).unwrap().expect("message");
         assert_eq!(got.message.header.stamp.timestamp(), stamp);
         assert_eq!(got.info.attachment.unwrap().source_stamp_ns, stamp.0);
         assert!((got.info.received_at - now).abs() < TimeDelta::from_millis(60_000));
-        found.push(flags("/g", &got.message, &limits).len());
     }
-    assert_eq!(found, [0, 1, 1, 0, 0]);
     assert_eq!(subscriber.counts().missed, 0);
 }
 

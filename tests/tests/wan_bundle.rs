@@ -162,6 +162,8 @@ impl Made {
             out: made.weights(),
             model: Some(model),
             parts: Part::ALL.to_vec(),
+            lora: None,
+            lora_strength: None,
             license: "Apache-2.0".to_owned(),
             json: false,
         })

@@ -1,9 +1,11 @@
 //! `mindseye-tools import`: published weights to a bundle of weights.
 //!
-//! Both layouts are read: that of diffusers and transformers (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`)
-//! and that of the original Wan release (shards and an index at the top, `*VAE*.pth`, `models_t5*.pth`,
-//! `google/umt5-xxl/`). Names and shapes of all tensors are checked before the first byte is copied; values keep
-//! their type and are copied in pieces, so no model is ever in memory. `.pth` files are read without executing
+//! Three layouts are read: that of diffusers and transformers (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`),
+//! that of the original Wan release (shards and an index at the top, `*VAE*.pth`, `models_t5*.pth`,
+//! `google/umt5-xxl/`), and ComfyUI's single files, in its folders (`diffusion_models/`, `vae/`, `text_encoders/`) or
+//! all in one; upper and lower case are the same. Names and shapes of all tensors are checked before the first byte is
+//! copied; values keep their type (8-bit floats become F16, or F32 with their factors) and are copied in pieces, so no
+//! model is ever in memory. NaN and infinities are refused. `.pth` and `.pt` files are read without executing
 //! anything.
 //!
 //! The result holds weights. `mindseye-tools export BUNDLE --out DIR` turns it into the graphs that
@@ -19,8 +21,9 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use mindseye_builder::checkpoint::{
-    Checkpoint, Dtype,
-    names::{Component, Layout, Located, dit_params, locate},
+    Checkpoint, CheckpointError, Dtype, is_apple_double,
+    lora::Lora,
+    names::{Component, Layout, Located, Location, dit_params, locate},
 };
 use mindseye_engines::{
     bundle::{
@@ -40,8 +43,8 @@ const FRAME_STRIDE: usize = 3;
 const FRAMES_PER_SECOND: f64 = 30.0;
 /// Context latents in the training of Video4Spatial: 169 frames.
 const CONTEXT_TRAINED: usize = 43;
-/// Bytes copied at once.
-const CHUNK: usize = 4 << 20;
+/// Values copied at once.
+const CHUNK: usize = 1 << 20;
 
 /// Turn published Wan2.2 weights into a bundle of weights; `export` then makes it runnable.
 #[derive(clap::Args, Debug)]
@@ -60,6 +63,12 @@ pub struct ImportArgs {
     /// Parts to import, separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
     pub parts: Vec<Part>,
+    /// A LoRA for the denoiser (safetensors), added to its weights.
+    #[arg(long, requires = "lora_strength")]
+    pub lora: Option<PathBuf>,
+    /// How strongly it is added: 1 as it was trained.
+    #[arg(long, requires = "lora")]
+    pub lora_strength: Option<f32>,
     /// Licence of the weights as an SPDX expression (Wan2.2 itself is under Apache-2.0).
     #[arg(long, default_value = "NOASSERTION")]
     pub license: String,
@@ -151,17 +160,55 @@ struct Imported {
     component: &'static str,
     source: String,
     layout: Option<&'static str>,
+    /// What stood before all names.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    prefix: &'static str,
+    /// Tensors of other networks in the same file, which were passed over.
+    #[serde(skip_serializing_if = "is_zero")]
+    others: usize,
+    /// Matrices that a LoRA was added to.
+    #[serde(skip_serializing_if = "is_zero")]
+    adapted: usize,
     tensors: usize,
     parameters: u64,
     dtypes: BTreeMap<&'static str, usize>,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// A network found and checked.
 struct Found {
     part: Part,
     checkpoint: Checkpoint,
-    layout: Layout,
-    tensors: Vec<Located>,
+    location: Location,
+    lora: Option<Lora>,
+}
+
+impl Found {
+    /// How a tensor is stored: one that a LoRA changes as F32, all others without loss.
+    fn dtype(&self, tensor: &Located) -> Dtype {
+        match &self.lora {
+            Some(lora) if lora.changes(&tensor.spec.name) => Dtype::F32,
+            _ => tensor.exact_dtype(),
+        }
+    }
+}
+
+/// Where a tokenizer was found.
+enum Pieces {
+    File(PathBuf),
+    /// In the text encoder's file, as ComfyUI keeps it.
+    Inside(PathBuf, Vec<u8>),
+}
+
+impl Pieces {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Inside(path, _) => path,
+        }
+    }
 }
 
 /// Runs `import`.
@@ -178,8 +225,15 @@ pub fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     } else {
         for i in &imported {
             let layout = i.layout.map(|l| format!(", {l} names")).unwrap_or_default();
+            let prefix = if i.prefix.is_empty() { String::new() } else { format!(" after {:?}", i.prefix) };
+            let lora = if i.adapted > 0 { format!(", LoRA added to {}", i.adapted) } else { String::new() };
+            let others = if i.others > 0 {
+                format!(", {} of other networks left out", i.others)
+            } else {
+                String::new()
+            };
             println!(
-                "{:<13} {} tensors, {} values{layout}, from {}",
+                "{:<13} {} tensors, {} values{layout}{prefix}{lora}{others}, from {}",
                 i.component, i.tensors, i.parameters, i.source
             );
         }
@@ -221,15 +275,19 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
     let mut tokenizer = None;
     for part in Part::ALL.into_iter().filter(|part| args.parts.contains(part)) {
         if part == Part::Tokenizer {
-            let path = find_tokenizer(&args.dir)?;
-            let vocabulary = Tokenizer::open(&path)?.vocabulary();
+            let pieces = find_tokenizer(&args.dir)?;
+            let vocabulary = match &pieces {
+                Pieces::File(path) => Tokenizer::open(path)?,
+                Pieces::Inside(_, bytes) => Tokenizer::from_bytes(bytes)?,
+            }
+            .vocabulary();
             ensure!(
                 vocabulary <= model.umt5.vocab_size,
                 "{}: {vocabulary} pieces, but the text encoder has {} rows",
-                path.display(),
+                pieces.path().display(),
                 model.umt5.vocab_size
             );
-            tokenizer = Some((path, vocabulary));
+            tokenizer = Some((pieces, vocabulary));
             continue;
         }
         let checkpoint = find(&args.dir, part)?;
@@ -238,37 +296,54 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
             Part::Vae => (Component::Vae, model.vae.params()),
             Part::TextEncoder | Part::Tokenizer => (Component::TextEncoder, model.umt5.params()),
         };
-        let (layout, tensors) = locate(component, &specs, &checkpoint)?;
-        networks.push(Found { part, checkpoint, layout, tensors });
+        let location = locate(component, &specs, &checkpoint)?;
+        let lora = match (part, &args.lora, args.lora_strength) {
+            (Part::Denoiser, Some(path), Some(strength)) => {
+                Some(Lora::read(&Checkpoint::open(path)?, component, &specs, strength)?)
+            }
+            _ => None,
+        };
+        networks.push(Found { part, checkpoint, location, lora });
     }
 
     let mut writer = BundleWriter::create(&args.out, manifest(&model, args, &networks)?)?;
     let mut report = Vec::new();
     for found in &networks {
         let file = format!("{}.safetensors", found.part.name());
-        write_safetensors(&found.checkpoint, &found.tensors, &writer.path(&file))?;
+        write_safetensors(found, &writer.path(&file))?;
         writer.add(found.part.name(), ComponentFormat::Safetensors, &[&file])?;
         let mut dtypes = BTreeMap::new();
-        for tensor in &found.tensors {
+        let tensors = &found.location.tensors;
+        for tensor in tensors {
             *dtypes.entry(tensor.dtype.name()).or_default() += 1;
         }
         report.push(Imported {
             component: found.part.name(),
             source: found.checkpoint.path().display().to_string(),
-            layout: Some(if found.layout == Layout::Diffusers { "diffusers" } else { "original" }),
-            tensors: found.tensors.len(),
-            parameters: found.tensors.iter().map(|t| t.spec.shape.iter().product::<usize>() as u64).sum(),
+            layout: Some(if found.location.layout == Layout::Diffusers { "diffusers" } else { "original" }),
+            prefix: found.location.prefix,
+            others: found.location.others,
+            adapted: found.lora.as_ref().map_or(0, Lora::len),
+            tensors: tensors.len(),
+            parameters: tensors.iter().map(|t| t.spec.shape.iter().product::<usize>() as u64).sum(),
             dtypes,
         });
     }
-    if let Some((path, vocabulary)) = tokenizer {
+    if let Some((pieces, vocabulary)) = tokenizer {
         let file = "tokenizer.model";
-        std::fs::copy(&path, writer.path(file)).with_context(|| path.display().to_string())?;
+        match &pieces {
+            Pieces::File(path) => std::fs::copy(path, writer.path(file)).map(drop),
+            Pieces::Inside(_, bytes) => std::fs::write(writer.path(file), bytes),
+        }
+        .with_context(|| pieces.path().display().to_string())?;
         writer.add("tokenizer", ComponentFormat::Sentencepiece, &[file])?;
         report.push(Imported {
             component: "tokenizer",
-            source: path.display().to_string(),
+            source: pieces.path().display().to_string(),
             layout: None,
+            prefix: "",
+            others: 0,
+            adapted: 0,
             tensors: 0,
             parameters: vocabulary as u64,
             dtypes: BTreeMap::new(),
@@ -278,12 +353,22 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
     Ok(report)
 }
 
-/// Files in a directory whose names a test accepts, sorted.
+/// Files in a directory whose names, in lower case, a test accepts, sorted. What macOS puts beside them is passed over.
 fn files(dir: &Path, accept: impl Fn(&str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
+    entries(dir, |path, name| !is_apple_double(name) && path.is_file() && accept(name))
+}
+
+/// Folders in a directory with one of these names, in any case.
+fn folders(dir: &Path, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    entries(dir, |path, name| names.contains(&name) && path.is_dir())
+}
+
+fn entries(dir: &Path, accept: impl Fn(&Path, &str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(&accept) {
+        let name = path.file_name().and_then(|n| n.to_str()).map(str::to_lowercase);
+        if name.is_some_and(|name| accept(&path, &name)) {
             out.push(path);
         }
     }
@@ -291,66 +376,93 @@ fn files(dir: &Path, accept: impl Fn(&str) -> bool) -> anyhow::Result<Vec<PathBu
     Ok(out)
 }
 
-/// The checkpoint of one network.
+fn is_weights(name: &str) -> bool {
+    [".safetensors", ".pth", ".pt"].iter().any(|end| name.ends_with(end))
+}
+
+fn is_vae(name: &str) -> bool {
+    name.contains("vae")
+}
+
+fn is_text_encoder(name: &str) -> bool {
+    name.starts_with("models_t5") || name.contains("umt5")
+}
+
+/// The checkpoint of one network: in its own folder, else beside the others.
 fn find(dir: &Path, part: Part) -> anyhow::Result<Checkpoint> {
-    let (folder, single): (&str, fn(&str) -> bool) = match part {
-        Part::Denoiser => ("transformer", |_| false),
-        Part::Vae => ("vae", |n| n.contains("VAE") && (n.ends_with(".pth") || n.ends_with(".safetensors"))),
-        Part::TextEncoder | Part::Tokenizer => ("text_encoder", |n| {
-            n.starts_with("models_t5") && (n.ends_with(".pth") || n.ends_with(".safetensors"))
-        }),
+    let (own, expected): (&[&str], &str) = match part {
+        Part::Denoiser => (
+            &["transformer", "diffusion_models", "unet"],
+            "transformer/, diffusion_models/ or diffusion_pytorch_model*.safetensors",
+        ),
+        Part::Vae => (&["vae"], "vae/ or one *VAE*.pth or *vae*.safetensors"),
+        Part::TextEncoder | Part::Tokenizer => (
+            &["text_encoder", "text_encoders", "clip"],
+            "text_encoder/, text_encoders/ or one models_t5*.pth",
+        ),
     };
-    let sub = dir.join(folder);
-    if sub.is_dir() {
-        return Ok(Checkpoint::open_dir(&sub)?);
+    let accept = |name: &str| {
+        is_weights(name)
+            && match part {
+                Part::Denoiser => !is_vae(name) && !is_text_encoder(name),
+                Part::Vae => is_vae(name),
+                Part::TextEncoder | Part::Tokenizer => is_text_encoder(name),
+            }
+    };
+    match folders(dir, own)?.as_slice() {
+        [one] => return Ok(Checkpoint::open_dir(one)?),
+        [] => {}
+        [first, second, ..] => {
+            bail!("{} and {} both may hold the {}", first.display(), second.display(), part.name())
+        }
     }
+    let mut found = Vec::new();
     if part == Part::Denoiser {
-        let found = files(dir, |n| n.ends_with(".safetensors.index.json"))?;
-        let found = if found.is_empty() {
-            files(dir, |n| n.ends_with(".safetensors") && !n.contains("VAE") && !n.starts_with("models_t5"))?
-        } else {
-            found
-        };
-        return match found.as_slice() {
-            [one] => Ok(Checkpoint::open(one)?),
-            [] => bail!(
-                "{}: no denoiser here; expected transformer/ or diffusion_pytorch_model*.safetensors",
-                dir.display()
-            ),
-            many => bail!("{}: {} candidates for the denoiser, expected one", dir.display(), many.len()),
-        };
+        found = files(dir, |n| n.ends_with(".safetensors.index.json"))?;
     }
-    match files(dir, single)?.as_slice() {
-        [one] => Ok(Checkpoint::open(one)?),
-        found => bail!(
-            "{}: {} candidates for {}; expected {folder}/ or one {} (or leave it out with --parts)",
+    if found.is_empty() {
+        found = files(dir, accept)?;
+    }
+    match (part, found.as_slice()) {
+        (_, [one]) => Ok(Checkpoint::open(one)?),
+        (Part::Denoiser, []) => bail!("{}: no denoiser here; expected {expected}", dir.display()),
+        (_, many) => bail!(
+            "{}: {} candidates for {}; expected {expected} (or leave it out with --parts)",
             dir.display(),
-            found.len(),
-            part.name(),
-            if part == Part::Vae { "*VAE*.pth" } else { "models_t5*.pth" }
+            many.len(),
+            part.name()
         ),
     }
 }
 
-fn find_tokenizer(dir: &Path) -> anyhow::Result<PathBuf> {
+fn find_tokenizer(dir: &Path) -> anyhow::Result<Pieces> {
     for folder in ["tokenizer", "google/umt5-xxl"] {
         let sub = dir.join(folder);
         if !sub.is_dir() {
             continue;
         }
         return match files(&sub, |n| n.ends_with(".model"))?.as_slice() {
-            [one] => Ok(one.clone()),
+            [one] => Ok(Pieces::File(one.clone())),
             found => bail!("{}: {} SentencePiece models (*.model), expected one", sub.display(), found.len()),
         };
+    }
+    if let Ok(checkpoint) = find(dir, Part::TextEncoder)
+        && let Some(entry) = checkpoint.get("spiece_model")
+    {
+        let mut bytes = vec![0; usize::try_from(entry.bytes()).unwrap_or(usize::MAX)];
+        checkpoint.read_bytes("spiece_model", 0, &mut bytes)?;
+        return Ok(Pieces::Inside(checkpoint.path().to_owned(), bytes));
     }
     bail!("{}: no tokenizer here; expected tokenizer/ or google/umt5-xxl/ with spiece.model", dir.display())
 }
 
 fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Result<Manifest> {
     let mut dtypes: Vec<Dtype> = Vec::new();
-    for tensor in networks.iter().flat_map(|n| &n.tensors) {
-        if !dtypes.contains(&tensor.dtype) {
-            dtypes.push(tensor.dtype);
+    for found in networks {
+        for dtype in found.location.tensors.iter().map(|t| found.dtype(t)) {
+            if !dtypes.contains(&dtype) {
+                dtypes.push(dtype);
+            }
         }
     }
     let precision = match dtypes.as_slice() {
@@ -421,16 +533,18 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
     })
 }
 
-/// Copies tensors under their canonical names, value types as they are.
-fn write_safetensors(checkpoint: &Checkpoint, tensors: &[Located], path: &Path) -> anyhow::Result<()> {
+/// Copies tensors under their canonical names, without loss; a LoRA is added on the way.
+fn write_safetensors(found: &Found, path: &Path) -> anyhow::Result<()> {
+    let tensors = &found.location.tensors;
     let mut header = serde_json::Map::new();
     let mut offset = 0u64;
     for tensor in tensors {
-        let bytes = tensor.spec.shape.iter().product::<usize>() as u64 * tensor.dtype.size() as u64;
+        let dtype = found.dtype(tensor);
+        let bytes = tensor.spec.shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         header.insert(
             tensor.spec.name.clone(),
             serde_json::json!({
-                "dtype": tensor.dtype.name(),
+                "dtype": dtype.name(),
                 "shape": tensor.spec.shape,
                 "data_offsets": [offset, offset + bytes],
             }),
@@ -445,19 +559,59 @@ fn write_safetensors(checkpoint: &Checkpoint, tensors: &[Located], path: &Path) 
     out.write_all(&(header.len() as u64).to_le_bytes())
         .and_then(|()| out.write_all(&header))
         .with_context(place)?;
-    let mut buffer = vec![0; CHUNK];
     for tensor in tensors {
-        let bytes = tensor.spec.shape.iter().product::<usize>() as u64 * tensor.dtype.size() as u64;
-        let mut done = 0;
-        while done < bytes {
-            let len = usize::try_from(bytes - done).unwrap_or(CHUNK).min(CHUNK);
-            checkpoint.read_bytes(&tensor.source, done, &mut buffer[..len])?;
-            out.write_all(&buffer[..len]).with_context(place)?;
-            done += len as u64;
-        }
+        copy_values(found, tensor, &mut |bytes| out.write_all(bytes).with_context(place))?;
     }
     out.into_inner()
         .map_err(std::io::IntoInnerError::into_error)
         .and_then(|f| f.sync_all())
         .with_context(place)
+}
+
+/// Gives all values of a tensor to `sink` in pieces, in the type that they are stored in; all must be finite.
+fn copy_values(
+    found: &Found,
+    tensor: &Located,
+    sink: &mut dyn FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let total: usize = tensor.spec.shape.iter().product();
+    let (from, to) = (tensor.dtype, found.dtype(tensor));
+    let mut values = vec![0f32; CHUNK.min(total)];
+    let mut bytes = vec![0; CHUNK.min(total) * from.size()];
+    let mut done = 0;
+    while done < total {
+        let n = CHUNK.min(total - done);
+        let values = &mut values[..n];
+        // Also where bytes are copied: this is what finds NaN and infinities.
+        found.checkpoint.read_finite(&tensor.source, done as u64, values)?;
+        if from == to && to != Dtype::F32 {
+            let bytes = &mut bytes[..n * from.size()];
+            found.checkpoint.read_bytes(&tensor.source, (done * from.size()) as u64, bytes)?;
+            sink(bytes)?;
+        } else {
+            if let Some(scale) = tensor.scale {
+                values.iter_mut().for_each(|v| *v *= scale);
+            }
+            if let Some(lora) = &found.lora {
+                lora.add_to(&tensor.spec.name, done as u64, values);
+            }
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                return Err(CheckpointError::NotFinite {
+                    path: found.checkpoint.path().to_owned(),
+                    name: tensor.source.clone(),
+                    element: (done + at) as u64,
+                    value: values[at],
+                }
+                .into());
+            }
+            let half = |v: &f32| half::f16::from_f32(*v).to_le_bytes();
+            let out: Vec<u8> = match to {
+                Dtype::F16 => values.iter().flat_map(half).collect(),
+                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            sink(&out)?;
+        }
+        done += n;
+    }
+    Ok(())
 }

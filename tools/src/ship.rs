@@ -13,13 +13,16 @@ use mindseye_engines::bundle::{
     BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
     LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
 };
-use mindseye_engines::onnx::{DataType, Dim, Model, SaveOptions};
+use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::text::word_model;
 use mindseye_train::checkpoint::State;
 use mindseye_train::config::TrainConfig;
 use mindseye_train::eager::Params;
-use mindseye_train::family::{FIRST_WORD, HouseModel};
+use mindseye_train::family::HouseModel;
+
+use crate::retrain::TEXT_PREFIX;
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
@@ -81,52 +84,6 @@ fn part(params: &Params, keep: impl Fn(&str) -> Option<&str>) -> Arc<dyn WeightS
     Arc::new(weights)
 }
 
-/// A SentencePiece unigram model whose pieces are whole words.
-#[must_use]
-pub fn word_model(words: &[String]) -> Vec<u8> {
-    fn varint(out: &mut Vec<u8>, mut v: u64) {
-        while v >= 0x80 {
-            out.push((v as u8 & 0x7f) | 0x80);
-            v >>= 7;
-        }
-        out.push(v as u8);
-    }
-    fn message(out: &mut Vec<u8>, field: u64, body: &[u8]) {
-        varint(out, field << 3 | 2);
-        varint(out, body.len() as u64);
-        out.extend_from_slice(body);
-    }
-    let mut model = Vec::new();
-    let special = [("<pad>", 3), ("</s>", 3), ("<s>", 3), ("<unk>", 2)];
-    debug_assert_eq!(special.len(), FIRST_WORD);
-    let words = words.iter().map(|w| (format!("\u{2581}{w}"), 1));
-    for (piece, kind) in special.into_iter().map(|(p, k)| (p.to_string(), k)).chain(words) {
-        let mut body = Vec::new();
-        message(&mut body, 1, piece.as_bytes());
-        body.push(2 << 3 | 5);
-        body.extend_from_slice(&(-1.0f32).to_le_bytes());
-        varint(&mut body, 3 << 3);
-        varint(&mut body, kind);
-        message(&mut model, 1, &body);
-    }
-    // Trainer: unigram, ids of unknown, begin, end, padding.
-    let mut trainer = Vec::new();
-    for (field, value) in [(3, 1), (40, 3), (41, 2), (42, 1), (43, 0)] {
-        varint(&mut trainer, field << 3);
-        varint(&mut trainer, value);
-    }
-    message(&mut model, 2, &trainer);
-    // Normaliser: a space before the text, spaces joined and escaped.
-    let mut normaliser = Vec::new();
-    message(&mut normaliser, 1, b"identity");
-    for field in [3, 4, 5] {
-        varint(&mut normaliser, field << 3);
-        varint(&mut normaliser, 1);
-    }
-    message(&mut model, 3, &normaliser);
-    model
-}
-
 fn revision() -> String {
     let out = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
     out.ok()
@@ -150,8 +107,8 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     let manifest = manifest(&config, &model, &state, options)?;
     let mut writer = BundleWriter::create(out, manifest)?;
 
-    let dit = part(params, |n| (!n.starts_with("text.") && !n.starts_with("codec.")).then_some(n));
-    let text = part(params, |n| n.strip_prefix("text."));
+    let dit = part(params, |n| (!n.starts_with(TEXT_PREFIX) && !n.starts_with("codec.")).then_some(n));
+    let text = part(params, |n| n.strip_prefix(TEXT_PREFIX));
     let codec = part(params, |n| n.starts_with("codec.").then_some(n));
     let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
         let file = format!("{name}.onnx");
@@ -175,51 +132,6 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     std::fs::write(writer.path("tokenizer.model"), word_model(&model.text.words))?;
     writer.add("tokenizer", ComponentFormat::Sentencepiece, &["tokenizer.model"])?;
     Ok(writer.finish()?)
-}
-
-/// Weights whose rows a graph stores with the first channels of all rotated pairs before the second ones
-/// ([`mindseye_builder::onnx::GraphBuilder`]).
-const ROTATED: [&str; 4] = [".attn1.to_q.", ".attn1.to_k.", ".attn1.norm_q.", ".attn1.norm_k."];
-
-/// The weights of a bundle of graphs under the names of training: the way back from [`ship`]. Heads that only
-/// training has are not in a bundle.
-///
-/// # Errors
-/// A bundle that cannot be read, a graph without weights.
-pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
-    let bundle = Bundle::load(bundle)?;
-    let mut params = Params::new();
-    for (component, prefix) in [("denoiser", ""), ("text_encoder", "text."), ("vae_encoder", "codec.")] {
-        let model = Model::load(bundle.path(component)?)?;
-        for stored in &model.graph.initializers {
-            let transposed = stored.name.strip_suffix(".T");
-            let name = transposed.unwrap_or(&stored.name);
-            if stored.dtype != DataType::F32 || name.starts_with("const") {
-                continue;
-            }
-            let name = if name.starts_with(prefix) { name.to_string() } else { format!("{prefix}{name}") };
-            let values = stored.to_f32()?;
-            let (shape, mut values) = match (transposed, stored.shape.as_slice()) {
-                (Some(_), &[rows, cols]) => {
-                    let turned = (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect();
-                    (vec![cols, rows], turned)
-                }
-                _ => (stored.shape.clone(), values),
-            };
-            if ROTATED.iter().any(|part| name.contains(part)) {
-                let head = bundle.manifest().dit.head_dim;
-                let width = values.len() / shape[0];
-                let graph = values.clone();
-                for (row, from) in graph.chunks_exact(width).enumerate() {
-                    let (first, j) = (row / head * head, row % head);
-                    let to = first + if j < head / 2 { 2 * j } else { 2 * (j - head / 2) + 1 };
-                    values[to * width..(to + 1) * width].copy_from_slice(from);
-                }
-            }
-            params.insert(&name, &shape, values);
-        }
-    }
-    Ok(params)
 }
 
 fn manifest(
@@ -331,7 +243,7 @@ mod tests {
         let bundle = dir.path().join("bundle");
         ship(dir.path(), &config_path, &bundle, &options).expect("the run ships");
 
-        let back = weights_of(&bundle).expect("the bundle is read");
+        let back = crate::retrain::weights_of(&bundle).expect("the bundle is read");
         let mut compared = 0;
         for i in 0..state.params.len() {
             let (name, shape, want) = state.params.get(i);

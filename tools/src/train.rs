@@ -130,7 +130,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let teacher = match &config.distill {
         Some(distill) => {
             let bundle = args.config.parent().unwrap_or(Path::new(".")).join(&distill.teacher);
-            Some(crate::ship::weights_of(&bundle).context("distill.teacher")?)
+            Some(crate::retrain::weights_of(&bundle).context("distill.teacher")?)
         }
         None => None,
     };
@@ -142,7 +142,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut trainer = Trainer::open_with(config, model, &args.out, options)?;
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
-        let fresh = trainer.start_from(&crate::ship::weights_of(bundle)?, bundle)?;
+        let fresh = trainer.start_from(&crate::retrain::weights_of(bundle)?, bundle)?;
         eprintln!("weights of {}; {fresh} that it does not have are fresh", bundle.display());
     }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);

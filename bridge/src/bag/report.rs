@@ -141,9 +141,7 @@ pub fn image_json(image: &ImageReport) -> Value {
     if let Some(grid) = &image.grid8x6 {
         value["grid8x6"] = json!(grid);
     }
-    if let Some(error) = &image.error {
-        value["error"] = json!(error);
-    }
+    value["error"] = json!(image.error);
     value
 }
 

@@ -3,11 +3,9 @@
 //! Field names and order are those of the .msg files; Rust keywords aside. Images have borrowed views
 //! ([`ImageView`], [`CompressedImageView`]) so that their pixels are not copied.
 
-mod check;
 mod hashes;
 mod types;
 
-pub use check::{Flag, Limits, Problem, Validate, flags};
 pub use hashes::{HASH_NOT_SUPPORTED, type_hash};
 pub use types::*;
 

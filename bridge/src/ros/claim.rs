@@ -2,8 +2,8 @@
 //! was first.
 
 use super::RosError;
+use super::lock;
 use super::session::RosSession;
-use crate::camera::lock;
 use crate::clock;
 use crate::time::Timestamp;
 use std::collections::BTreeSet;

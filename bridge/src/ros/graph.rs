@@ -2,7 +2,7 @@
 
 use super::RosError;
 use super::keys::{EndpointKind, TOKEN_PREFIX, Token, TokenEndpoint, gid_of};
-use crate::camera::lock;
+use super::lock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};

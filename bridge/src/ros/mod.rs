@@ -25,7 +25,6 @@ mod action;
 mod claim;
 mod config;
 mod graph;
-mod intake;
 mod json;
 mod keys;
 mod publisher;
@@ -39,7 +38,6 @@ pub use action::{CancelOutcome, GoalHandle, GoalId, GoalState, NavError, NavResu
 pub use claim::{Claim, Claimant};
 pub use config::{ConfigError, Distro, KeyStyle, Mode, RosConfig, ZenohSettings};
 pub use graph::{Entity, Graph, NodeName, TopicInfo};
-pub use intake::{CameraIntake, FrameStream, IntakeCounts, IntakeError};
 pub use json::{JsonQueryable, JsonRequest};
 pub use keys::{
     Attachment, Durability, EndpointKind, History, KeyError, Qos, Reliability, Token, gid_of, service_key,
@@ -54,6 +52,11 @@ pub use zenoh::bytes::ZBytes;
 
 use crate::cdr::CdrError;
 use std::time::Duration;
+
+/// A mutex whose holder panicked still guards usable data here: every change is one store.
+pub(crate) fn lock<T>(m: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// What a session, a topic or a service could not do.
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,9 @@
 //! Publishers.
 
 use super::keys::{Attachment, Durability, EndpointKind, History, Qos, Reliability};
+use super::lock;
 use super::session::RosSession;
 use super::{KeyStyle, RosError};
-use crate::camera::lock;
 use crate::clock;
 use crate::msg::RosType;
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
 //! Bounded queue between Zenoh's threads and a consumer. Pushing never waits: a full queue loses its
 //! oldest item, and counts it.
 
-use crate::camera::lock;
+use super::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

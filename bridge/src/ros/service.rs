@@ -1,11 +1,11 @@
 //! ROS services: clients and servers.
 
 use super::keys::{Attachment, EndpointKind, Qos};
+use super::lock;
 use super::queue::{CloseOnDrop, Queue};
 use super::route::Route;
 use super::session::RosSession;
 use super::{KeyStyle, RosError};
-use crate::camera::lock;
 use crate::clock;
 use crate::msg::RosType;
 use std::marker::PhantomData;

@@ -5,7 +5,7 @@ use super::RosError;
 use super::config::{Distro, KeyStyle, RosConfig};
 use super::graph::Graph;
 use super::keys::{self, EndpointKind, Qos, Token, TokenEndpoint, check_name, gid_of};
-use crate::camera::lock;
+use super::lock;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -2,10 +2,10 @@
 
 use super::graph::Presence;
 use super::keys::{Attachment, Durability, EndpointKind, Qos, Reliability};
+use super::lock;
 use super::queue::{Queue, QueuePolicy};
 use super::session::RosSession;
 use super::{KeyStyle, RosError};
-use crate::camera::lock;
 use crate::cdr::CdrError;
 use crate::clock;
 use crate::msg::{CompressedImageView, HASH_NOT_SUPPORTED, ImageView, Pieced, RosType};

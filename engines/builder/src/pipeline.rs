@@ -1,6 +1,6 @@
 //! A bundle in, a folder of engines with passports out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
-    self, CalibrationSource, Checks, QuantConfig, QuantError, Quantised, Report, TaskChange, TaskEvaluation,
-    Work, to_float16,
+    self, CalibrationSource, Checks, Float16, QuantConfig, QuantError, Quantised, Ranges, Report, TaskChange,
+    TaskEvaluation, Work,
 };
 use crate::state::narrow_state;
 use mindseye_base::file::sha256_of_file;
@@ -21,7 +21,8 @@ use mindseye_engines::passport::{
     FORMAT, Passport, PassportError, Present, engines_in, files_read_by, jetson_release,
 };
 use mindseye_engines::residency::{Keep, SETTINGS_FILE};
-use mindseye_engines::target::{ComputeCapability, Precision, Release, Target, TargetError};
+use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::target::{ComputeCapability, Limits, Precision, Release, Target, TargetError};
 use mindseye_engines::trt::{BuildError, BuildOptions, InputProfile, Library, Progress, build, library_name};
 
 /// How engines of a bundle are built. Stored beside them as `build.json`, so that they can be verified later.
@@ -385,10 +386,12 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused("the bundle holds no ONNX graphs".into()));
     }
     let mut built = Vec::new();
+    // The joint denoiser comes before its halves, in the order of names.
+    let mut ranges = None;
     for (i, component) in graphs.iter().enumerate() {
         (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
         let symbols = profile_sizes(request.bundle, &model, component);
-        built.push(build_component(&mut request, component, &symbols, &staging.0)?);
+        built.push(build_component(&mut request, component, &symbols, &staging.0, &mut ranges)?);
         if request.cancel.load(Ordering::Relaxed) {
             return Err(PipelineError::Cancelled);
         }
@@ -478,66 +481,63 @@ struct Low {
     precision: Precision,
 }
 
-/// Quantises (the denoiser) and converts floats. Components without a calibration source, and all but the denoiser,
-/// get the float format, or INT4 weights where that is asked.
-fn lower(request: &mut Request<'_>, component: &str, fp32: &Model) -> Result<Low, PipelineError> {
+/// Quantises the denoiser and its cached halves, which take the ranges of the joint graph, and converts floats. Other
+/// parts get the float format. `ranges` are those of the joint graph, once it was quantised.
+fn lower(
+    request: &mut Request<'_>,
+    component: &str,
+    fp32: &Model,
+    ranges: &mut Option<Ranges>,
+) -> Result<Low, PipelineError> {
+    let failed = |source| failed_in(component, source);
     let wanted = request.settings.precision;
-    let quantises = match wanted {
-        Precision::Int8 | Precision::Fp8 => component == "denoiser",
-        Precision::Int4w => component.starts_with("denoiser"),
-        _ => false,
-    };
     let float = if request.target.compute_capability.is_none() { Precision::Fp32 } else { wanted.float() };
-    let convert = |model: &Model| match float {
-        Precision::Fp32 => Ok(model.clone()),
-        _ => to_float16(model, float),
-    };
-    let failed = |source| match source {
-        QuantError::Cancelled => PipelineError::Cancelled,
-        source => PipelineError::Quant { component: component.to_owned(), source },
-    };
-    if !quantises {
-        let model = convert(fp32).map_err(failed)?;
-        return Ok(Low { model, quantised: None, report: None, precision: float });
-    }
-    let config = request.settings.quant(request.bundle.manifest().dit.head_dim);
-    let limits = request.target.limits.of(wanted);
     let (cancel, progress) = (Arc::clone(&request.cancel), Arc::clone(&request.progress));
     let mut tell = |work| {
         progress(Stage::Quantise(work));
         !cancel.load(Ordering::Relaxed)
     };
+    let samples = request.settings.verify_items.max(1);
+    quant::check_weights(fp32).map_err(failed)?;
+    let high =
+        high_of(request.bundle, component, fp32, float, request.cpu, request.held_out, samples, &mut tell)
+            .map_err(failed)?;
+    let convert = |model: &Model| match float {
+        Precision::Fp32 => Ok(model.clone()),
+        _ => Float16::new(model, float, &high).map(|low| low.deploy),
+    };
+    if !quantises(wanted, component) {
+        let model = convert(fp32).map_err(failed)?;
+        return Ok(Low { model, quantised: None, report: None, precision: float });
+    }
+    let config = request.settings.quant(request.bundle.manifest().dit.head_dim);
+    if component != DenoiserKind::Joint.component() {
+        let ranges = ranges.as_ref().ok_or_else(|| {
+            PipelineError::Refused(format!(
+                "{component} in {wanted} needs the joint denoiser in the bundle: its ranges are measured there"
+            ))
+        })?;
+        let quantised = quant::quantise_half(fp32, &config, ranges).map_err(failed)?;
+        let model = convert(&quantised.deploy).map_err(failed)?;
+        return Ok(Low { model, quantised: Some(quantised), report: None, precision: wanted });
+    }
     let mut checks = Checks {
         backend: request.cpu,
         calibration: &mut *request.calibration,
         held_out: &mut *request.held_out,
-        samples: request.settings.verify_items.max(1),
+        samples,
         tell: &mut tell,
     };
-    // Cached graphs take inputs that no source gives: their weights are those of the joint graph.
-    let (quantised, mut report) = if component != "denoiser" {
-        let done = quant::quantise(fp32, &config, checks.backend, checks.calibration, checks.tell);
-        (done.map_err(failed)?, None)
-    } else if request.auto_exclude {
+    let limits = request.target.limits.of(wanted);
+    let (quantised, mut report) = if request.auto_exclude {
         let (quantised, report, used) =
             quant::auto_exclude(fp32, &config, &limits, &mut checks).map_err(failed)?;
         request.settings.keep = used.keep;
-        (quantised, Some(report))
+        (quantised, report)
     } else {
-        let done = quant::quantise(fp32, &config, checks.backend, checks.calibration, checks.tell);
-        let quantised = done.map_err(failed)?;
-        let emulated = &quantised.emulated;
-        let report =
-            quant::verify(fp32, emulated, checks.backend, checks.held_out, checks.samples, checks.tell)
-                .map_err(failed)?;
-        if let Some((what, got, limit)) = report.past(&limits) {
-            let worst = quant::sensitivities(fp32, &config, &quantised.layers, &mut checks);
-            let worst = quant::name_worst(&worst.map_err(failed)?);
-            return Err(failed(QuantError::Limit { what, got, limit, worst }));
-        }
-        (quantised, Some(report))
+        quantised_within(fp32, &config, &limits, &mut checks).map_err(failed)?
     };
-    if let (Some(task), Some(report)) = (request.task, report.as_mut()) {
+    if let Some(task) = request.task {
         let mut tell = |graph| {
             progress(Stage::Quantise(Work::Task(graph)));
             !cancel.load(Ordering::Relaxed)
@@ -545,7 +545,55 @@ fn lower(request: &mut Request<'_>, component: &str, fp32: &Model) -> Result<Low
         report.task = Some(run_task(task, fp32, &quantised.emulated, &mut tell).map_err(failed)?);
     }
     let model = convert(&quantised.deploy).map_err(failed)?;
-    Ok(Low { model, quantised: Some(quantised), report, precision: wanted })
+    *ranges = Some(quantised.ranges.clone());
+    Ok(Low { model, quantised: Some(quantised), report: Some(report), precision: wanted })
+}
+
+/// Whether a part is quantised in this precision; others get its float format.
+fn quantises(wanted: Precision, component: &str) -> bool {
+    matches!(wanted, Precision::Int8 | Precision::Fp8 | Precision::Int4w) && component.starts_with("denoiser")
+}
+
+fn failed_in(component: &str, source: QuantError) -> PipelineError {
+    match source {
+        QuantError::Cancelled => PipelineError::Cancelled,
+        source => PipelineError::Quant { component: component.to_owned(), source },
+    }
+}
+
+/// Values of a part that stay in fp32 where its floats are put into `float`.
+fn high_of(
+    bundle: &Bundle,
+    component: &str,
+    fp32: &Model,
+    float: Precision,
+    backend: &dyn Backend,
+    joint: &mut dyn CalibrationSource,
+    samples: u64,
+    tell: &mut quant::Tell<'_>,
+) -> Result<HashSet<String>, QuantError> {
+    if float != Precision::Fp16 {
+        return Ok(HashSet::new());
+    }
+    let mut inputs = quant::part_inputs(bundle, component, fp32, backend, joint, samples)?;
+    quant::kept_high(fp32, float, backend, inputs.as_mut(), samples, tell)
+}
+
+/// Quantises and compares with fp32.
+fn quantised_within(
+    fp32: &Model,
+    config: &QuantConfig,
+    limits: &Limits,
+    checks: &mut Checks<'_>,
+) -> Result<(Quantised, Report), QuantError> {
+    let quantised = quant::quantise(fp32, config, checks.backend, checks.calibration, checks.tell)?;
+    let emulated = &quantised.emulated;
+    let report = quant::verify(fp32, emulated, checks.backend, checks.held_out, checks.samples, checks.tell)?;
+    if let Some((what, got, limit)) = report.past(limits) {
+        let worst = quant::sensitivities(fp32, config, &quantised.layers, checks)?;
+        return Err(QuantError::Limit { what, got, limit, worst: quant::name_worst(&worst) });
+    }
+    Ok((quantised, report))
 }
 
 /// The task with fp32 and with the quantised graph.
@@ -576,6 +624,7 @@ fn build_component(
     component: &str,
     symbols: &BTreeMap<String, [i64; 3]>,
     folder: &Path,
+    ranges: &mut Option<Ranges>,
 ) -> Result<BuiltComponent, PipelineError> {
     let source = request.bundle.path(component)?;
     let fp32 = Model::load(&source)?;
@@ -584,7 +633,7 @@ fn build_component(
     }
     let profiles = profiles(component, &fp32, symbols)?;
     let started = std::time::Instant::now();
-    let mut low = lower(request, component, &fp32)?;
+    let mut low = lower(request, component, &fp32, ranges)?;
     let quantise_seconds = started.elapsed().as_secs_f64();
     drop(fp32);
     let library = request.library.filter(|_| !request.graphs_only);
@@ -755,83 +804,153 @@ pub struct Verify<'a> {
     pub task: Option<&'a dyn TaskEvaluation>,
 }
 
-/// Quantises the bundle's denoiser as the folder's settings say, checks that the scales are those of the passport, and
-/// compares with fp32.
+/// Puts every part of the bundle into the folder's precision again, as its settings say, checks that scales are those of
+/// the passport, and compares each with fp32 on the CPU. Parts in fp32 are the bundle's own graphs: their report is
+/// empty.
 ///
 /// # Errors
-/// The bundle, the passport's hashes, or a backend.
+/// The bundle, the passport's hashes, or a backend; a part that gives NaN or infinity, by name.
 pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>, PipelineError> {
     let settings = settings_of(folder)?;
     let bundle = with.bundle;
     let mut all = Vec::new();
+    let mut ranges = None;
     for (engine, passport) in engines_in(folder)? {
         passport.check(&engine, &Present { bundle_sha256: Some(bundle.hash()), ..Present::default() })?;
-        let Some(scales) = passport.scales_sha256.as_deref().filter(|_| passport.component == "denoiser")
-        else {
-            continue;
-        };
-        let mismatch = |field: &str, got: &str, want: &str| PassportError::Mismatch {
-            path: engine.display().to_string(),
-            field: field.to_owned(),
-            got: got.to_owned(),
-            want: want.to_owned(),
-        };
-        let failed = |source| match source {
-            QuantError::Cancelled => PipelineError::Cancelled,
-            source => PipelineError::Quant { component: passport.component.clone(), source },
-        };
-        let fp32 = Model::load(bundle.path(&passport.component)?)?;
+        let component = passport.component.as_str();
+        let failed = |source| failed_in(component, source);
+        let fp32 = Model::load(bundle.path(component)?)?;
+        quant::check_weights(&fp32).map_err(failed)?;
         let config = settings.quant(bundle.manifest().dit.head_dim);
-        let checks = &mut with.checks;
-        let observed = match config.precision {
-            Precision::Int4w => None,
-            _ => {
-                let all = quant::observe_all(&fp32, &config, checks.backend, checks.calibration, checks.tell);
-                Some(all.map_err(failed)?)
-            }
-        };
-        let quantise = |config: &QuantConfig, checks: &mut Checks<'_>| {
-            let (backend, inputs) = (checks.backend, &mut *checks.calibration);
-            quant::quantise_observed(&fp32, config, observed.as_ref(), backend, inputs, checks.tell)
-        };
-        let done = quantise(&config, checks).map_err(failed)?;
-        if let (Some(got), Some(want)) = (&passport.calibration_sha256, &done.calibration_sha256)
-            && got != want
-        {
-            return Err(mismatch("calibration_sha256", got, want).into());
-        }
-        if scales != done.scales_sha256 {
-            return Err(mismatch("scales_sha256", scales, &done.scales_sha256).into());
-        }
-        let samples = checks.samples.max(1);
-        let reference = quant::Reference::new(&fp32, checks.backend, checks.held_out, samples, &mut |_| true);
-        let reference = reference.map_err(failed)?;
-        let compare = |graph: &Model, checks: &mut Checks<'_>| {
-            reference.compare(graph, checks.backend, checks.held_out, checks.tell)
-        };
-        let mut report = compare(&done.emulated, checks).map_err(failed)?;
-        let mut without_smoothing = None;
-        if config.precision == Precision::Int8 && config.smooth_alpha.is_some() {
-            let plain = QuantConfig { smooth_alpha: None, ..config };
-            let plain = quantise(&plain, checks).map_err(failed)?;
-            without_smoothing = Some(compare(&plain.emulated, checks).map_err(failed)?);
-        }
-        let inputs =
-            format!("{}; calibrated with {}", checks.held_out.describe(), checks.calibration.describe());
-        if let Some(task) = with.task {
-            let mut tell = |graph| (checks.tell)(Work::Task(graph));
-            report.task = Some(run_task(task, &fp32, &done.emulated, &mut tell).map_err(failed)?);
-        }
-        all.push(Verified {
-            component: passport.component.clone(),
-            precision: passport.precision,
-            past: report.past(&with.target.limits.of(passport.precision)),
-            report,
-            without_smoothing,
-            inputs,
+        all.push(if !quantises(passport.precision, component) {
+            verify_floats(&passport, &fp32, &mut with).map_err(failed)?
+        } else if component == DenoiserKind::Joint.component() {
+            let (quantised, verified) = verify_joint(&engine, &passport, &fp32, config, &mut with)?;
+            ranges = Some(quantised.ranges);
+            verified
+        } else {
+            let ranges = ranges.as_ref().ok_or_else(|| {
+                PipelineError::Refused(format!("{component} cannot be verified without the joint denoiser"))
+            })?;
+            let quantised = quant::quantise_half(&fp32, &config, ranges).map_err(failed)?;
+            check_scales(&engine, &passport, &quantised)?;
+            compare_part(&passport, &fp32, &quantised.emulated, &mut with).map_err(failed)?
         });
     }
     Ok(all)
+}
+
+/// Compares a part in a 16-bit float format with fp32, each value rounded as the format rounds it.
+fn verify_floats(passport: &Passport, fp32: &Model, with: &mut Verify<'_>) -> Result<Verified, QuantError> {
+    let float = passport.precision;
+    if float == Precision::Fp32 {
+        return Ok(Verified {
+            component: passport.component.clone(),
+            precision: float,
+            report: Report::default(),
+            without_smoothing: None,
+            inputs: "the bundle's own graph: nothing to round".into(),
+            past: None,
+        });
+    }
+    let checks = &mut with.checks;
+    let (component, samples) = (passport.component.as_str(), checks.samples.max(1));
+    let high =
+        high_of(with.bundle, component, fp32, float, checks.backend, checks.held_out, samples, checks.tell)?;
+    let low = Float16::new(fp32, float, &high)?.emulated()?;
+    compare_part(passport, fp32, &low, with)
+}
+
+/// Compares a part's emulation with fp32 on the part's own inputs.
+fn compare_part(
+    passport: &Passport,
+    fp32: &Model,
+    emulated: &Model,
+    with: &mut Verify<'_>,
+) -> Result<Verified, QuantError> {
+    let (component, checks) = (passport.component.as_str(), &mut with.checks);
+    let (backend, samples) = (checks.backend, checks.samples.max(1));
+    let mut inputs = quant::part_inputs(with.bundle, component, fp32, backend, checks.held_out, samples)?;
+    let report = quant::verify(fp32, emulated, backend, inputs.as_mut(), samples, checks.tell)?;
+    Ok(Verified {
+        component: component.to_owned(),
+        precision: passport.precision,
+        past: report.past(&with.target.limits.of(passport.precision)),
+        report,
+        without_smoothing: None,
+        inputs: inputs.describe(),
+    })
+}
+
+/// Refuses scales and calibration inputs that are not those of the passport.
+fn check_scales(engine: &Path, passport: &Passport, done: &Quantised) -> Result<(), PassportError> {
+    let got = [("calibration_sha256", &passport.calibration_sha256, &done.calibration_sha256)];
+    let scales = Some(done.scales_sha256.clone());
+    for (field, got, want) in got.into_iter().chain([("scales_sha256", &passport.scales_sha256, &scales)]) {
+        if let (Some(got), Some(want)) = (got, want)
+            && got != want
+        {
+            return Err(PassportError::Mismatch {
+                path: engine.display().to_string(),
+                field: field.to_owned(),
+                got: got.clone(),
+                want: want.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Quantises the joint denoiser again and compares it with fp32, and with itself without SmoothQuant.
+fn verify_joint(
+    engine: &Path,
+    passport: &Passport,
+    fp32: &Model,
+    config: QuantConfig,
+    with: &mut Verify<'_>,
+) -> Result<(Quantised, Verified), PipelineError> {
+    let failed = |source| failed_in(&passport.component, source);
+    let checks = &mut with.checks;
+    let observed = match config.precision {
+        Precision::Int4w => None,
+        _ => {
+            let all = quant::observe_all(fp32, &config, checks.backend, checks.calibration, checks.tell);
+            Some(all.map_err(failed)?)
+        }
+    };
+    let quantise = |config: &QuantConfig, checks: &mut Checks<'_>| {
+        let (backend, inputs) = (checks.backend, &mut *checks.calibration);
+        quant::quantise_observed(fp32, config, observed.as_ref(), backend, inputs, checks.tell)
+    };
+    let done = quantise(&config, checks).map_err(failed)?;
+    check_scales(engine, passport, &done)?;
+    let samples = checks.samples.max(1);
+    let reference = quant::Reference::new(fp32, checks.backend, checks.held_out, samples, &mut |_| true);
+    let reference = reference.map_err(failed)?;
+    let compare = |graph: &Model, checks: &mut Checks<'_>| {
+        reference.compare(graph, checks.backend, checks.held_out, checks.tell)
+    };
+    let mut report = compare(&done.emulated, checks).map_err(failed)?;
+    let mut without_smoothing = None;
+    if config.precision == Precision::Int8 && config.smooth_alpha.is_some() {
+        let plain = QuantConfig { smooth_alpha: None, ..config };
+        let plain = quantise(&plain, checks).map_err(failed)?;
+        without_smoothing = Some(compare(&plain.emulated, checks).map_err(failed)?);
+    }
+    let inputs = format!("{}; calibrated with {}", checks.held_out.describe(), checks.calibration.describe());
+    if let Some(task) = with.task {
+        let mut tell = |graph| (checks.tell)(Work::Task(graph));
+        report.task = Some(run_task(task, fp32, &done.emulated, &mut tell).map_err(failed)?);
+    }
+    let verified = Verified {
+        component: passport.component.clone(),
+        precision: passport.precision,
+        past: report.past(&with.target.limits.of(passport.precision)),
+        report,
+        without_smoothing,
+        inputs,
+    };
+    Ok((done, verified))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, Ops, ParamSpec};
 
 /// Added to the score of a padded key.
-const MASKED: f32 = -1e9;
+pub const MASKED: f32 = -1e9;
 
 /// Sizes of a umT5 encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

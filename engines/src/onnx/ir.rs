@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::OnnxError;
+use super::{OnnxError, Origin};
 
 /// Element types, with their numbers in `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -193,6 +193,8 @@ pub struct Initializer {
     pub shape: Vec<usize>,
     /// The elements: little-endian, row-major.
     pub data: TensorData,
+    /// The weight of the network that this is, where it is one and the file says so.
+    pub origin: Option<Origin>,
 }
 
 impl Initializer {
@@ -204,6 +206,7 @@ impl Initializer {
             dtype,
             shape: shape.to_vec(),
             data: TensorData::Memory(Arc::new(bytes), range),
+            origin: None,
         }
     }
 
@@ -495,6 +498,22 @@ impl Graph {
     pub fn consumers(&self, name: &str) -> Vec<usize> {
         let reads = |n: &Node| n.inputs.iter().any(|i| i == name);
         self.nodes.iter().enumerate().filter(|(_, n)| reads(n)).map(|(i, _)| i).collect()
+    }
+
+    /// Drops nodes that no output depends on, then constants that nothing reads.
+    pub fn drop_dead_nodes(&mut self) {
+        let mut wanted: std::collections::HashSet<String> =
+            self.outputs.iter().map(|o| o.name.clone()).collect();
+        let mut kept = Vec::with_capacity(self.nodes.len());
+        for node in std::mem::take(&mut self.nodes).into_iter().rev() {
+            if node.outputs.iter().any(|o| wanted.contains(o)) {
+                wanted.extend(node.inputs.iter().cloned());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+        self.drop_unused_initializers();
     }
 
     /// Drops constants that no node reads and no output names.

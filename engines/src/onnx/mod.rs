@@ -4,17 +4,21 @@
 //! disk, beside the graph where they are large. Networks are written as graphs by the `mindseye-builder` crate.
 
 mod ir;
+mod origin;
+mod proto;
 mod read;
-mod wire;
 mod write;
 
 pub use ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, LazyTensor, Model, Node, TensorData,
     ValueInfo,
 };
+pub use origin::{Origin, OriginError, Step, StoredWeights};
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;
+
+use crate::protobuf::WireError;
 
 /// Operator set that graphs are written in: the newest whose operators rten, onnxruntime and TensorRT 10 all run.
 pub const OPSET: i64 = 21;
@@ -34,17 +38,8 @@ pub enum OnnxError {
         source: std::io::Error,
     },
     /// The bytes are not the protobuf that ONNX defines.
-    #[error("byte {offset}, {message} field {field}: {what}")]
-    Wire {
-        /// Where in the file.
-        offset: u64,
-        /// Which message.
-        message: &'static str,
-        /// Which field number; 0 where it is not known yet.
-        field: u32,
-        /// What is wrong.
-        what: String,
-    },
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// A limit of the reader is exceeded.
     #[error("the model has more than {limit} {what}")]
     Limit {
@@ -99,6 +94,16 @@ pub enum WeightError {
         wanted: Vec<usize>,
         /// What is stored.
         got: Vec<usize>,
+    },
+    /// NaN or infinity.
+    #[error("weight {name:?}: element {element} is {value}")]
+    NotFinite {
+        /// Which.
+        name: String,
+        /// Which element, row-major.
+        element: usize,
+        /// NaN or an infinity.
+        value: f32,
     },
     /// The stored bytes cannot be used.
     #[error("weight {name:?}: {what}")]

@@ -10,7 +10,12 @@ use super::OnnxError;
 use super::ir::{
     Attribute, AttributeValue, DataType, Dim, Graph, Initializer, Model, Node, TensorData, ValueInfo,
 };
-use super::wire::{Reader, Value};
+use super::origin;
+use super::proto::{
+    EXTERNAL, attribute, attribute_type, entry, graph as graph_field, model as model_field,
+    node as node_field, opset, shape, tensor as tensor_field, tensor_type, value_info, value_type,
+};
+use crate::protobuf::{Reader, Value};
 
 /// Protobuf itself allows no more in one message.
 const MAX_FILE: u64 = 1 << 31;
@@ -60,7 +65,7 @@ impl Model {
             files: Vec::new(),
             objects: 0,
         };
-        let model = parser.model(Reader::new(&bytes, 0, bytes.len(), "ModelProto"))?;
+        let model = parser.model(Reader::new(&bytes, "ModelProto"))?;
         check_names(&model.graph)?;
         Ok(model)
     }
@@ -134,38 +139,38 @@ impl Parser {
         let mut has_graph = false;
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => model.ir_version = r.int(field, value)?,
-                2 => model.producer = r.text(field, value)?,
-                3 => model.producer_version = r.text(field, value)?,
-                7 if has_graph => return Err(r.error(field, "a second graph")),
-                7 => {
+                model_field::IR_VERSION => model.ir_version = r.int(field, value)?,
+                model_field::PRODUCER_NAME => model.producer = r.text(field, value)?,
+                model_field::PRODUCER_VERSION => model.producer_version = r.text(field, value)?,
+                model_field::GRAPH if has_graph => return Err(r.error(field, "a second graph").into()),
+                model_field::GRAPH => {
                     model.graph = self.graph(r.message(field, value, "GraphProto")?, 0)?;
                     has_graph = true;
                 }
-                8 => {
+                model_field::OPSET_IMPORT => {
                     self.count(1)?;
                     let mut inner = r.message(field, value, "OperatorSetIdProto")?;
                     let mut set = (String::new(), 0);
                     while let Some((f, v)) = inner.next()? {
                         match f {
-                            1 => set.0 = inner.text(f, v)?,
-                            2 => set.1 = inner.int(f, v)?,
+                            opset::DOMAIN => set.0 = inner.text(f, v)?,
+                            opset::VERSION => set.1 = inner.int(f, v)?,
                             _ => {}
                         }
                     }
                     model.opsets.push(set);
                 }
-                14 => {
+                model_field::METADATA_PROPS => {
                     self.count(1)?;
                     model.metadata.push(pair(&r, field, value)?);
                 }
-                20 => return Err(unsupported("training information", "")),
-                25 => return Err(unsupported("a model-local function", "")),
+                model_field::TRAINING_INFO => return Err(unsupported("training information", "")),
+                model_field::FUNCTIONS => return Err(unsupported("a model-local function", "")),
                 _ => {}
             }
         }
         if !has_graph {
-            return Err(r.error(7, "the model has no graph"));
+            return Err(r.error(model_field::GRAPH, "the model has no graph").into());
         }
         Ok(model)
     }
@@ -177,13 +182,25 @@ impl Parser {
         let mut graph = Graph::default();
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => graph.nodes.push(self.node(r.message(field, value, "NodeProto")?, depth)?),
-                2 => graph.name = r.text(field, value)?,
-                5 => graph.initializers.push(self.tensor(r.message(field, value, "TensorProto")?)?),
-                11 => graph.inputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                12 => graph.outputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                13 => graph.value_infos.push(self.info(r.message(field, value, "ValueInfoProto")?)?),
-                15 => return Err(unsupported("a sparse initializer", &graph.name)),
+                graph_field::NODE => {
+                    graph.nodes.push(self.node(r.message(field, value, "NodeProto")?, depth)?)
+                }
+                graph_field::NAME => graph.name = r.text(field, value)?,
+                graph_field::INITIALIZER => {
+                    graph.initializers.push(self.tensor(r.message(field, value, "TensorProto")?)?)
+                }
+                graph_field::INPUT => {
+                    graph.inputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::OUTPUT => {
+                    graph.outputs.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::VALUE_INFO => {
+                    graph.value_infos.push(self.info(r.message(field, value, "ValueInfoProto")?)?)
+                }
+                graph_field::SPARSE_INITIALIZER => {
+                    return Err(unsupported("a sparse initializer", &graph.name));
+                }
                 _ => {}
             }
         }
@@ -195,26 +212,28 @@ impl Parser {
         let mut node = Node::default();
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => {
+                node_field::INPUT => {
                     self.count(1)?;
                     node.inputs.push(r.text(field, value)?);
                 }
-                2 => {
+                node_field::OUTPUT => {
                     self.count(1)?;
                     node.outputs.push(r.text(field, value)?);
                 }
-                3 => node.name = r.text(field, value)?,
-                4 => node.op_type = r.text(field, value)?,
-                5 => node.attributes.push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?),
-                7 => node.domain = r.text(field, value)?,
-                8 if !r.text(field, value)?.is_empty() => {
+                node_field::NAME => node.name = r.text(field, value)?,
+                node_field::OP_TYPE => node.op_type = r.text(field, value)?,
+                node_field::ATTRIBUTE => {
+                    node.attributes.push(self.attribute(r.message(field, value, "AttributeProto")?, depth)?)
+                }
+                node_field::DOMAIN => node.domain = r.text(field, value)?,
+                node_field::OVERLOAD if !r.text(field, value)?.is_empty() => {
                     return Err(unsupported("an overloaded operator", &node.op_type));
                 }
                 _ => {}
             }
         }
         if node.op_type.is_empty() {
-            return Err(r.error(4, format!("node {:?} has no operator", node.name)));
+            return Err(r.error(node_field::OP_TYPE, format!("node {:?} has no operator", node.name)).into());
         }
         Ok(node)
     }
@@ -227,41 +246,45 @@ impl Parser {
         let (mut ints, mut floats, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => name = r.text(field, value)?,
-                2 => float = r.float(field, value)?,
-                3 => int = r.int(field, value)?,
-                4 => text = r.bytes(field, value)?.to_vec(),
-                5 => tensor = Some(self.tensor(r.message(field, value, "TensorProto")?)?),
-                6 => graph = Some(self.graph(r.message(field, value, "GraphProto")?, depth + 1)?),
-                7 => r.fixed(field, value, 4, 4 * MAX_OBJECTS as usize, &mut floats)?,
-                8 => {
+                attribute::NAME => name = r.text(field, value)?,
+                attribute::FLOAT => float = r.float(field, value)?,
+                attribute::INT => int = r.int(field, value)?,
+                attribute::STRING => text = r.bytes(field, value)?.to_vec(),
+                attribute::TENSOR => tensor = Some(self.tensor(r.message(field, value, "TensorProto")?)?),
+                attribute::GRAPH => {
+                    graph = Some(self.graph(r.message(field, value, "GraphProto")?, depth + 1)?)
+                }
+                attribute::FLOATS => r.fixed(field, value, 4, 4 * MAX_OBJECTS as usize, &mut floats)?,
+                attribute::INTS => {
                     let before = ints.len();
                     r.ints(field, value, MAX_OBJECTS as usize, &mut ints)?;
                     self.count((ints.len() - before) as u64)?;
                 }
-                9 => {
+                attribute::STRINGS => {
                     self.count(1)?;
                     texts.push(r.bytes(field, value)?.to_vec());
                 }
-                20 => kind = r.int(field, value)?,
-                21 if !r.bytes(field, value)?.is_empty() => {
+                attribute::TYPE => kind = r.int(field, value)?,
+                attribute::REF_ATTR_NAME if !r.bytes(field, value)?.is_empty() => {
                     return Err(unsupported("a reference to a function's attribute", &name));
                 }
                 _ => {}
             }
         }
-        let missing = |what: &str| r.error(20, format!("attribute {name:?} lacks its {what}"));
+        let missing = |what: &str| r.error(attribute::TYPE, format!("attribute {name:?} lacks its {what}"));
         let value = match kind {
-            1 => AttributeValue::Float(float),
-            2 => AttributeValue::Int(int),
-            3 => AttributeValue::String(text),
-            4 => AttributeValue::Tensor(Box::new(tensor.ok_or_else(|| missing("tensor"))?)),
-            5 => AttributeValue::Graph(Box::new(graph.ok_or_else(|| missing("graph"))?)),
-            6 => AttributeValue::Floats(
+            attribute_type::FLOAT => AttributeValue::Float(float),
+            attribute_type::INT => AttributeValue::Int(int),
+            attribute_type::STRING => AttributeValue::String(text),
+            attribute_type::TENSOR => {
+                AttributeValue::Tensor(Box::new(tensor.ok_or_else(|| missing("tensor"))?))
+            }
+            attribute_type::GRAPH => AttributeValue::Graph(Box::new(graph.ok_or_else(|| missing("graph"))?)),
+            attribute_type::FLOATS => AttributeValue::Floats(
                 floats.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
             ),
-            7 => AttributeValue::Ints(ints),
-            8 => AttributeValue::Strings(texts),
+            attribute_type::INTS => AttributeValue::Ints(ints),
+            attribute_type::STRINGS => AttributeValue::Strings(texts),
             other => return Err(unsupported(&format!("attribute type {other}"), &name)),
         };
         Ok(Attribute { name, value })
@@ -273,32 +296,38 @@ impl Parser {
         let mut raw = None;
         let (mut fixed, mut fixed_width) = (Vec::new(), 0usize);
         let (mut small, mut wide) = (Vec::new(), Vec::new());
-        let (mut location, mut external) = (0, Vec::new());
+        let (mut location, mut external, mut metadata) = (0, Vec::new(), Vec::new());
         let data_limit = self.bytes.len();
         let number_limit = data_limit.min(MAX_NUMBERS);
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => r.ints(field, value, MAX_RANK, &mut dims)?,
-                2 => code = r.int(field, value)?,
-                3 => return Err(unsupported("a segmented tensor", &name)),
-                4 | 10 => {
-                    let width = if field == 4 { 4 } else { 8 };
+                tensor_field::DIMS => r.ints(field, value, MAX_RANK, &mut dims)?,
+                tensor_field::DATA_TYPE => code = r.int(field, value)?,
+                tensor_field::SEGMENT => return Err(unsupported("a segmented tensor", &name)),
+                tensor_field::FLOAT_DATA | tensor_field::DOUBLE_DATA => {
+                    let width = if field == tensor_field::FLOAT_DATA { 4 } else { 8 };
                     if fixed_width != 0 && fixed_width != width {
-                        return Err(r.error(field, "float and double data in one tensor"));
+                        return Err(r.error(field, "float and double data in one tensor").into());
                     }
                     fixed_width = width;
                     r.fixed(field, value, width, data_limit, &mut fixed)?;
                 }
-                5 => r.ints(field, value, number_limit, &mut small)?,
-                6 => return Err(unsupported("a tensor of strings", &name)),
-                7 | 11 => r.ints(field, value, number_limit, &mut wide)?,
-                8 => name = r.text(field, value)?,
-                9 => raw = Some(r.range(field, value)?),
-                13 => {
+                tensor_field::INT32_DATA => r.ints(field, value, number_limit, &mut small)?,
+                tensor_field::STRING_DATA => return Err(unsupported("a tensor of strings", &name)),
+                tensor_field::INT64_DATA | tensor_field::UINT64_DATA => {
+                    r.ints(field, value, number_limit, &mut wide)?
+                }
+                tensor_field::NAME => name = r.text(field, value)?,
+                tensor_field::RAW_DATA => raw = Some(r.range(field, value)?),
+                tensor_field::EXTERNAL_DATA => {
                     self.count(1)?;
                     external.push(pair(&r, field, value)?);
                 }
-                14 => location = r.int(field, value)?,
+                tensor_field::DATA_LOCATION => location = r.int(field, value)?,
+                tensor_field::METADATA_PROPS => {
+                    self.count(1)?;
+                    metadata.push(pair(&r, field, value)?);
+                }
                 _ => {}
             }
         }
@@ -316,12 +345,12 @@ impl Parser {
             shape.push(size);
         }
         let wanted = dtype.bytes_for(elements).ok_or_else(|| fail(format!("shape {dims:?} is too large")))?;
-        let data = if location == 1 {
+        let data = if location == EXTERNAL {
             self.external(&name, &external, wanted)?
         } else if let Some((start, end)) = raw {
             TensorData::Memory(self.bytes.clone(), start..end)
         } else {
-            let bytes = typed_bytes(dtype, fixed, &small, &wide).map_err(fail)?;
+            let bytes = typed_bytes(dtype, fixed, &small, &wide).map_err(|e| fail(e.to_string()))?;
             let range = 0..bytes.len();
             TensorData::Memory(Arc::new(bytes), range)
         };
@@ -334,7 +363,8 @@ impl Parser {
                 dtype.name()
             )));
         }
-        Ok(Initializer { name, dtype, shape, data })
+        let origin = origin::read(&name, dtype, &metadata, &shape)?;
+        Ok(Initializer { name, dtype, shape, data, origin })
     }
 
     fn external(
@@ -407,13 +437,18 @@ impl Parser {
         let mut info = ValueInfo { name: String::new(), dtype: None, shape: None };
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => info.name = r.text(field, value)?,
-                2 => {
+                value_info::NAME => info.name = r.text(field, value)?,
+                value_info::TYPE => {
                     let mut kind = r.message(field, value, "TypeProto")?;
                     while let Some((f, v)) = kind.next()? {
                         match f {
-                            1 => self.tensor_type(kind.message(f, v, "TypeProto.Tensor")?, &mut info)?,
-                            4 | 5 | 8 | 9 => {
+                            value_type::TENSOR => {
+                                self.tensor_type(kind.message(f, v, "TypeProto.Tensor")?, &mut info)?
+                            }
+                            value_type::SEQUENCE
+                            | value_type::MAP
+                            | value_type::SPARSE_TENSOR
+                            | value_type::OPTIONAL => {
                                 return Err(unsupported("a value that is not a tensor", &info.name));
                             }
                             _ => {}
@@ -429,46 +464,46 @@ impl Parser {
     fn tensor_type(&mut self, mut r: Reader<'_>, info: &mut ValueInfo) -> Result<(), OnnxError> {
         while let Some((field, value)) = r.next()? {
             match field {
-                1 => {
+                tensor_type::ELEM_TYPE => {
                     let code = r.int(field, value)?;
                     let Some(dtype) = DataType::from_code(code) else {
                         return Err(unsupported(&format!("element type {code}"), &info.name));
                     };
                     info.dtype = Some(dtype);
                 }
-                2 => {
-                    let mut shape = Vec::new();
+                tensor_type::SHAPE => {
+                    let mut sizes = Vec::new();
                     let mut dims = r.message(field, value, "TensorShapeProto")?;
                     while let Some((f, v)) = dims.next()? {
-                        if f != 1 {
+                        if f != shape::DIM {
                             continue;
                         }
                         self.count(1)?;
-                        if shape.len() >= MAX_RANK {
+                        if sizes.len() >= MAX_RANK {
                             return Err(OnnxError::Limit { what: "axes of a value", limit: MAX_RANK as u64 });
                         }
                         let mut dim = Dim::Unknown;
                         let mut inner = dims.message(f, v, "TensorShapeProto.Dimension")?;
                         while let Some((f, v)) = inner.next()? {
                             match f {
-                                1 => {
+                                shape::DIM_VALUE => {
                                     let size = inner.int(f, v)?;
                                     dim = match usize::try_from(size) {
                                         Ok(size) => Dim::Fixed(size),
                                         Err(_) if size == -1 => Dim::Unknown,
-                                        Err(_) => return Err(inner.error(f, format!("size {size}"))),
+                                        Err(_) => return Err(inner.error(f, format!("size {size}")).into()),
                                     };
                                 }
-                                2 => {
+                                shape::DIM_PARAM => {
                                     let name = inner.text(f, v)?;
                                     dim = if name.is_empty() { Dim::Unknown } else { Dim::Symbol(name) };
                                 }
                                 _ => {}
                             }
                         }
-                        shape.push(dim);
+                        sizes.push(dim);
                     }
-                    info.shape = Some(shape);
+                    info.shape = Some(sizes);
                 }
                 _ => {}
             }
@@ -477,11 +512,19 @@ impl Parser {
     }
 }
 
+/// A number of a tensor that its element type cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{value} does not fit {dtype}")]
+struct OutOfRange {
+    value: i64,
+    dtype: &'static str,
+}
+
 /// Little-endian bytes from the fields that hold numbers one by one (onnx.proto, `TensorProto`).
-fn typed_bytes(dtype: DataType, fixed: Vec<u8>, small: &[i64], wide: &[i64]) -> Result<Vec<u8>, String> {
+fn typed_bytes(dtype: DataType, fixed: Vec<u8>, small: &[i64], wide: &[i64]) -> Result<Vec<u8>, OutOfRange> {
     use DataType::*;
     let range = |lo: i64, hi: i64| match small.iter().find(|v| !(lo..=hi).contains(v)) {
-        Some(v) => Err(format!("{v} does not fit {}", dtype.name())),
+        Some(&value) => Err(OutOfRange { value, dtype: dtype.name() }),
         None => Ok(()),
     };
     match dtype {
@@ -508,8 +551,8 @@ fn pair(r: &Reader<'_>, field: u32, value: Value) -> Result<(String, String), On
     let mut pair = (String::new(), String::new());
     while let Some((f, v)) = inner.next()? {
         match f {
-            1 => pair.0 = inner.text(f, v)?,
-            2 => pair.1 = inner.text(f, v)?,
+            entry::KEY => pair.0 = inner.text(f, v)?,
+            entry::VALUE => pair.1 = inner.text(f, v)?,
             _ => {}
         }
     }

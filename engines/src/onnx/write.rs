@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::OnnxError;
 use super::ir::{AttributeValue, Dim, Graph, Initializer, Model, ValueInfo};
-use super::wire::Writer;
+use super::proto::{
+    EXTERNAL, attribute, attribute_type, entry, graph, model, node, opset, shape, tensor as tensor_proto,
+    tensor_type, value_info, value_type,
+};
+use crate::protobuf::Writer;
 
 /// Start of each tensor in a file of external data, so that it can be mapped.
 const ALIGNMENT: u64 = 4096;
@@ -124,9 +128,9 @@ impl Model {
         // Heads first, so that the length of the graph is known before any weight is read.
         let mut before = Writer::default();
         for node in &self.graph.nodes {
-            before.message(1, |w| write_node(w, node));
+            before.message(graph::NODE, |w| write_node(w, node));
         }
-        before.text(2, &self.graph.name);
+        before.text(graph::NAME, &self.graph.name);
         let heads: Vec<Writer> = self
             .graph
             .initializers
@@ -149,23 +153,20 @@ impl Model {
             inside.saturating_add((before.bytes.len() + heads_length + after.bytes.len()) as u64);
 
         let mut top = Writer::default();
-        top.int(1, self.ir_version);
-        top.text(2, &self.producer);
-        top.text(3, &self.producer_version);
+        top.int(model::IR_VERSION, self.ir_version);
+        top.text(model::PRODUCER_NAME, &self.producer);
+        top.text(model::PRODUCER_VERSION, &self.producer_version);
         let mut tail = Writer::default();
         for (domain, version) in &self.opsets {
-            tail.message(8, |w| {
-                w.text(1, domain);
-                w.int(2, *version);
+            tail.message(model::OPSET_IMPORT, |w| {
+                w.text(opset::DOMAIN, domain);
+                w.int(opset::VERSION, *version);
             });
         }
         for (key, value) in &self.metadata {
-            tail.message(14, |w| {
-                w.text(1, key);
-                w.text(2, value);
-            });
+            write_pair(&mut tail, model::METADATA_PROPS, key, value);
         }
-        top.prefix(7, graph_length);
+        top.prefix(model::GRAPH, graph_length);
         if graph_length + (top.bytes.len() + tail.bytes.len()) as u64 >= 1 << 31 {
             return Err(OnnxError::Limit {
                 what: "bytes (put the weights beside the graph)",
@@ -261,107 +262,116 @@ fn tensor_field(tensor: &Initializer, place: &Place<'_>) -> Writer {
     match place {
         Place::Inside => {
             raw = tensor.byte_len();
-            body.prefix(9, raw);
+            body.prefix(tensor_proto::RAW_DATA, raw);
         }
         Place::Outside { location, offset } => {
             let length = tensor.byte_len().to_string();
             for (key, value) in
                 [("location", *location), ("offset", &offset.to_string()), ("length", &length)]
             {
-                body.message(13, |w| {
-                    w.text(1, key);
-                    w.text(2, value);
-                });
+                write_pair(&mut body, tensor_proto::EXTERNAL_DATA, key, value);
             }
-            body.int(14, 1);
+            body.int(tensor_proto::DATA_LOCATION, EXTERNAL);
         }
     }
     let mut field = Writer::default();
-    field.prefix(5, body.bytes.len() as u64 + raw);
+    field.prefix(graph::INITIALIZER, body.bytes.len() as u64 + raw);
     field.bytes.append(&mut body.bytes);
     field
 }
 
 fn write_tensor_head(w: &mut Writer, tensor: &Initializer) {
-    tensor.shape.iter().for_each(|&size| w.int(1, size as i64)); // onnx.proto is proto2: one key per number
-    w.int(2, tensor.dtype as i64);
-    w.text(8, &tensor.name);
+    // onnx.proto is proto2: one key per number.
+    tensor.shape.iter().for_each(|&size| w.int(tensor_proto::DIMS, size as i64));
+    w.int(tensor_proto::DATA_TYPE, tensor.dtype as i64);
+    w.text(tensor_proto::NAME, &tensor.name);
+    for (key, value) in tensor.origin.iter().flat_map(|o| o.metadata()) {
+        write_pair(w, tensor_proto::METADATA_PROPS, key, &value);
+    }
 }
 
-fn write_node(w: &mut Writer, node: &super::Node) {
-    for input in &node.inputs {
-        w.data(1, input.as_bytes()); // empty ones hold a place
-    }
-    for output in &node.outputs {
-        w.data(2, output.as_bytes());
-    }
-    w.text(3, &node.name);
-    w.text(4, &node.op_type);
-    for attribute in &node.attributes {
-        w.message(5, |w| write_attribute(w, attribute));
-    }
-    w.text(7, &node.domain);
+fn write_pair(w: &mut Writer, field: u32, key: &str, value: &str) {
+    w.message(field, |w| {
+        w.text(entry::KEY, key);
+        w.text(entry::VALUE, value);
+    });
 }
 
-fn write_attribute(w: &mut Writer, attribute: &super::Attribute) {
-    w.text(1, &attribute.name);
-    let kind = match &attribute.value {
+fn write_node(w: &mut Writer, n: &super::Node) {
+    for input in &n.inputs {
+        w.data(node::INPUT, input.as_bytes()); // empty ones hold a place
+    }
+    for output in &n.outputs {
+        w.data(node::OUTPUT, output.as_bytes());
+    }
+    w.text(node::NAME, &n.name);
+    w.text(node::OP_TYPE, &n.op_type);
+    for attribute in &n.attributes {
+        w.message(node::ATTRIBUTE, |w| write_attribute(w, attribute));
+    }
+    w.text(node::DOMAIN, &n.domain);
+}
+
+fn write_attribute(w: &mut Writer, a: &super::Attribute) {
+    w.text(attribute::NAME, &a.name);
+    let kind = match &a.value {
         AttributeValue::Float(v) => {
-            w.float(2, *v);
-            1
+            w.float(attribute::FLOAT, *v);
+            attribute_type::FLOAT
         }
         AttributeValue::Int(v) => {
-            w.int(3, *v);
-            2
+            w.int(attribute::INT, *v);
+            attribute_type::INT
         }
         AttributeValue::String(v) => {
-            w.data(4, v);
-            3
+            w.data(attribute::STRING, v);
+            attribute_type::STRING
         }
         AttributeValue::Tensor(t) => {
-            w.message(5, |w| {
-                write_tensor_head(w, t);
-                // That they can be had was checked before.
-                w.data(9, &t.bytes().unwrap_or_default());
-            });
-            4
+            w.message(attribute::TENSOR, |w| write_tensor(w, t));
+            attribute_type::TENSOR
         }
         AttributeValue::Graph(g) => {
-            w.message(6, |w| write_subgraph(w, g));
-            5
+            w.message(attribute::GRAPH, |w| write_subgraph(w, g));
+            attribute_type::GRAPH
         }
         AttributeValue::Floats(values) => {
-            values.iter().for_each(|&v| w.float(7, v));
-            6
+            values.iter().for_each(|&v| w.float(attribute::FLOATS, v));
+            attribute_type::FLOATS
         }
         AttributeValue::Ints(values) => {
-            values.iter().for_each(|&v| w.int(8, v));
-            7
+            values.iter().for_each(|&v| w.int(attribute::INTS, v));
+            attribute_type::INTS
         }
         AttributeValue::Strings(values) => {
-            values.iter().for_each(|v| w.data(9, v));
-            8
+            values.iter().for_each(|v| w.data(attribute::STRINGS, v));
+            attribute_type::STRINGS
         }
     };
-    w.int(20, kind);
+    w.int(attribute::TYPE, kind);
 }
 
-fn write_subgraph(w: &mut Writer, graph: &Graph) {
-    for node in &graph.nodes {
-        w.message(1, |w| write_node(w, node));
-    }
-    w.text(2, &graph.name);
-    for tensor in &graph.initializers {
-        w.message(5, |w| {
-            write_tensor_head(w, tensor);
-            w.data(9, &tensor.bytes().unwrap_or_default());
-        });
-    }
-    write_infos(w, graph);
+/// A tensor inside an attribute or subgraph; that its bytes can be had was checked before ([`check_attributes`]).
+fn write_tensor(w: &mut Writer, tensor: &Initializer) {
+    write_tensor_head(w, tensor);
+    w.data(tensor_proto::RAW_DATA, &tensor.bytes().unwrap_or_default());
 }
 
-fn write_infos(w: &mut Writer, graph: &Graph) {
-    for (field, infos) in [(11, &graph.inputs), (12, &graph.outputs), (13, &graph.value_infos)] {
+fn write_subgraph(w: &mut Writer, inner: &Graph) {
+    for node in &inner.nodes {
+        w.message(graph::NODE, |w| write_node(w, node));
+    }
+    w.text(graph::NAME, &inner.name);
+    for tensor in &inner.initializers {
+        w.message(graph::INITIALIZER, |w| write_tensor(w, tensor));
+    }
+    write_infos(w, inner);
+}
+
+fn write_infos(w: &mut Writer, g: &Graph) {
+    for (field, infos) in
+        [(graph::INPUT, &g.inputs), (graph::OUTPUT, &g.outputs), (graph::VALUE_INFO, &g.value_infos)]
+    {
         for info in infos {
             w.message(field, |w| write_info(w, info));
         }
@@ -369,21 +379,21 @@ fn write_infos(w: &mut Writer, graph: &Graph) {
 }
 
 fn write_info(w: &mut Writer, info: &ValueInfo) {
-    w.text(1, &info.name);
+    w.text(value_info::NAME, &info.name);
     if info.dtype.is_none() && info.shape.is_none() {
         return;
     }
-    w.message(2, |w| {
-        w.message(1, |w| {
+    w.message(value_info::TYPE, |w| {
+        w.message(value_type::TENSOR, |w| {
             if let Some(dtype) = info.dtype {
-                w.int(1, dtype as i64);
+                w.int(tensor_type::ELEM_TYPE, dtype as i64);
             }
-            if let Some(shape) = &info.shape {
-                w.message(2, |w| {
-                    for dim in shape {
-                        w.message(1, |w| match dim {
-                            Dim::Fixed(size) => w.int(1, *size as i64),
-                            Dim::Symbol(name) => w.text(2, name),
+            if let Some(sizes) = &info.shape {
+                w.message(tensor_type::SHAPE, |w| {
+                    for dim in sizes {
+                        w.message(shape::DIM, |w| match dim {
+                            Dim::Fixed(size) => w.int(shape::DIM_VALUE, *size as i64),
+                            Dim::Symbol(name) => w.text(shape::DIM_PARAM, name),
                             Dim::Unknown => {}
                         });
                     }

@@ -5,6 +5,9 @@
 
 use std::{collections::HashMap, path::Path};
 
+use super::proto::{UNIGRAM, model, normalizer, piece, trainer};
+use crate::protobuf::{Reader, Value, WireError};
+
 /// Largest model file that is read.
 const MAX_MODEL_BYTES: u64 = 64 << 20;
 /// Longest piece that is accepted, in bytes.
@@ -36,6 +39,9 @@ pub enum TokenizerError {
         /// Its size.
         bytes: u64,
     },
+    /// The bytes are no protobuf.
+    #[error("tokenizer model: {0}")]
+    Wire(#[from] WireError),
     /// The bytes are no SentencePiece model.
     #[error("tokenizer model: {0}")]
     Malformed(String),
@@ -61,6 +67,94 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// How many of them are not padding.
     pub length: usize,
+}
+
+/// What the file says, before anything is made of it.
+struct RawModel {
+    pieces: Vec<String>,
+    scores: Vec<f32>,
+    kinds: Vec<Kind>,
+    normalizer: Normalizer,
+    model_type: u64,
+    unknown: i64,
+    end: i64,
+    pad: i64,
+    byte_fallback: bool,
+}
+
+impl RawModel {
+    fn read(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let mut out = Self {
+            pieces: Vec::new(),
+            scores: Vec::new(),
+            kinds: Vec::new(),
+            normalizer: Normalizer::default(),
+            model_type: UNIGRAM,
+            unknown: 0,
+            end: 2,
+            pad: -1,
+            byte_fallback: false,
+        };
+        let mut r = Reader::new(bytes, "ModelProto");
+        while let Some((field, value)) = r.next()? {
+            match (field, value) {
+                (model::PIECES, Value::Bytes(..)) => {
+                    out.piece(r.message(field, value, "SentencePiece")?)?
+                }
+                (model::TRAINER_SPEC, Value::Bytes(..)) => {
+                    out.trainer(r.message(field, value, "TrainerSpec")?)?;
+                }
+                (model::NORMALIZER_SPEC, Value::Bytes(..)) => {
+                    out.normalizer = Normalizer::read(r.message(field, value, "NormalizerSpec")?)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    fn piece(&mut self, mut r: Reader<'_>) -> Result<(), TokenizerError> {
+        let (mut text, mut score, mut kind) = (&[][..], 0.0, Kind::Normal);
+        while let Some((field, value)) = r.next()? {
+            match (field, value) {
+                (piece::PIECE, Value::Bytes(..)) => text = r.bytes(field, value)?,
+                (piece::SCORE, Value::Fixed32(bits)) => score = f32::from_bits(bits),
+                (piece::TYPE, Value::Varint(v)) => kind = Kind::new(v)?,
+                _ => {}
+            }
+        }
+        let at = self.pieces.len();
+        let text = std::str::from_utf8(text).map_err(|_| malformed(format!("piece {at} is not UTF-8")))?;
+        if text.is_empty() || text.len() > MAX_PIECE_BYTES {
+            return Err(malformed(format!("piece {at} has {} bytes", text.len())));
+        }
+        if !score.is_finite() {
+            return Err(malformed(format!("score of piece {at} is {score}")));
+        }
+        self.pieces.push(text.to_owned());
+        self.scores.push(score);
+        self.kinds.push(kind);
+        Ok(())
+    }
+
+    fn trainer(&mut self, mut r: Reader<'_>) -> Result<(), TokenizerError> {
+        while let Some((field, value)) = r.next()? {
+            let Value::Varint(v) = value else { continue };
+            match field {
+                trainer::MODEL_TYPE => self.model_type = v,
+                trainer::TREAT_WHITESPACE_AS_SUFFIX if v != 0 => {
+                    return Err(TokenizerError::Unsupported("white space as suffix".to_owned()));
+                }
+                trainer::BYTE_FALLBACK => self.byte_fallback = v != 0,
+                // Negative ids are ten-byte varints: the cast brings the sign back.
+                trainer::UNK_ID => self.unknown = v.cast_signed(),
+                trainer::EOS_ID => self.end = v.cast_signed(),
+                trainer::PAD_ID => self.pad = v.cast_signed(),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A SentencePiece unigram model.
@@ -103,57 +197,18 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no unigram model.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let mut pieces = Vec::new();
-        let mut scores = Vec::new();
-        let mut kinds = Vec::new();
-        let mut normalizer = Normalizer::default();
-        let (mut model_type, mut unknown, mut end, mut pad, mut byte_fallback) =
-            (1, 0i64, 2i64, -1i64, false);
-        for field in Fields(bytes) {
-            match field? {
-                (1, Value::Bytes(piece)) => {
-                    let (mut text, mut score, mut kind) = (None, 0.0, Kind::Normal);
-                    for field in Fields(piece) {
-                        match field? {
-                            (1, Value::Bytes(b)) => text = Some(b),
-                            (2, Value::Fixed32(b)) => score = f32::from_bits(b),
-                            (3, Value::Varint(v)) => kind = Kind::new(v)?,
-                            _ => {}
-                        }
-                    }
-                    let text = std::str::from_utf8(text.unwrap_or_default())
-                        .map_err(|_| malformed(format!("piece {} is not UTF-8", pieces.len())))?;
-                    if text.is_empty() || text.len() > MAX_PIECE_BYTES {
-                        return Err(malformed(format!("piece {} has {} bytes", pieces.len(), text.len())));
-                    }
-                    if !score.is_finite() {
-                        return Err(malformed(format!("score of piece {} is {score}", pieces.len())));
-                    }
-                    pieces.push(text.to_owned());
-                    scores.push(score);
-                    kinds.push(kind);
-                }
-                (2, Value::Bytes(trainer)) => {
-                    for field in Fields(trainer) {
-                        match field? {
-                            (3, Value::Varint(v)) => model_type = v,
-                            (24, Value::Varint(v)) if v != 0 => {
-                                return Err(TokenizerError::Unsupported("white space as suffix".to_owned()));
-                            }
-                            (35, Value::Varint(v)) => byte_fallback = v != 0,
-                            // Negative ids are ten-byte varints: the cast brings the sign back.
-                            (40, Value::Varint(v)) => unknown = v.cast_signed(),
-                            (42, Value::Varint(v)) => end = v.cast_signed(),
-                            (43, Value::Varint(v)) => pad = v.cast_signed(),
-                            _ => {}
-                        }
-                    }
-                }
-                (3, Value::Bytes(spec)) => normalizer = Normalizer::new(spec)?,
-                _ => {}
-            }
-        }
-        if model_type != 1 {
+        let RawModel {
+            pieces,
+            scores,
+            kinds,
+            mut normalizer,
+            model_type,
+            mut unknown,
+            end,
+            pad,
+            byte_fallback,
+        } = RawModel::read(bytes)?;
+        if model_type != UNIGRAM {
             return Err(TokenizerError::Unsupported(format!("model type {model_type}")));
         }
         if pieces.is_empty() {
@@ -406,29 +461,34 @@ impl Default for Normalizer {
 }
 
 impl Normalizer {
-    fn new(spec: &[u8]) -> Result<Self, TokenizerError> {
+    fn read(mut r: Reader<'_>) -> Result<Self, TokenizerError> {
         let mut out = Self::default();
-        for field in Fields(spec) {
-            match field? {
-                (2, Value::Bytes(blob)) if !blob.is_empty() => {
-                    let size = blob.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize);
-                    let size =
-                        size.filter(|size| *size <= blob.len() - 4 && size.is_multiple_of(4) && *size > 0);
-                    let Some(size) = size else {
-                        return Err(malformed("the size of the normalisation trie does not fit"));
-                    };
-                    let (trie, replacements) = blob[4..].split_at(size);
-                    out.trie =
-                        trie.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-                    out.replacements = replacements.to_vec();
-                }
-                (3, Value::Varint(v)) => out.add_dummy_prefix = v != 0,
-                (4, Value::Varint(v)) => out.remove_extra_spaces = v != 0,
-                (5, Value::Varint(v)) => out.escape_spaces = v != 0,
+        while let Some((field, value)) = r.next()? {
+            match (field, value) {
+                (normalizer::PRECOMPILED_CHARSMAP, Value::Bytes(..)) => out.rules(r.bytes(field, value)?)?,
+                (normalizer::ADD_DUMMY_PREFIX, Value::Varint(v)) => out.add_dummy_prefix = v != 0,
+                (normalizer::REMOVE_EXTRA_WHITESPACES, Value::Varint(v)) => out.remove_extra_spaces = v != 0,
+                (normalizer::ESCAPE_WHITESPACES, Value::Varint(v)) => out.escape_spaces = v != 0,
                 _ => {}
             }
         }
         Ok(out)
+    }
+
+    /// Takes the compiled rules: size of the trie in bytes, the trie, the replacements.
+    fn rules(&mut self, blob: &[u8]) -> Result<(), TokenizerError> {
+        if blob.is_empty() {
+            return Ok(());
+        }
+        let size = blob.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize);
+        let size = size.filter(|size| *size <= blob.len() - 4 && size.is_multiple_of(4) && *size > 0);
+        let Some(size) = size else {
+            return Err(malformed("the size of the normalisation trie does not fit"));
+        };
+        let (trie, replacements) = blob[4..].split_at(size);
+        self.trie = trie.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        self.replacements = replacements.to_vec();
+        Ok(())
     }
 
     /// The longest rule that matches the start of `text`: bytes used and where its replacement begins.
@@ -516,71 +576,6 @@ impl Normalizer {
     }
 }
 
-/// A protobuf field's value.
-enum Value<'a> {
-    Varint(u64),
-    Fixed64,
-    Fixed32(u32),
-    Bytes(&'a [u8]),
-}
-
-/// Fields of a protobuf message.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let (&byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn take(&mut self, count: u64) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(usize::try_from(count).ok()?)?;
-        self.0 = tail;
-        Some(head)
-    }
-
-    fn field(&mut self) -> Option<(u64, Value<'a>)> {
-        let tag = self.varint()?;
-        let value = match tag & 7 {
-            0 => Value::Varint(self.varint()?),
-            1 => {
-                self.take(8)?;
-                Value::Fixed64
-            }
-            2 => {
-                let len = self.varint()?;
-                Value::Bytes(self.take(len)?)
-            }
-            5 => Value::Fixed32(u32::from_le_bytes(*self.take(4)?.first_chunk()?)),
-            _ => return None,
-        };
-        Some((tag >> 3, value))
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Value<'a>), TokenizerError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let left = self.0.len();
-        Some(self.field().ok_or_else(|| {
-            self.0 = &[];
-            malformed(format!("broken field {left} bytes before the end of a message"))
-        }))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -625,7 +620,7 @@ mod tests {
     fn broken_models_are_refused() {
         let good = model(&PIECES, &[]);
         let cases: [(Vec<u8>, &str); 6] = [
-            (good[..good.len() - 3].to_vec(), "broken field"),
+            (good[..good.len() - 3].to_vec(), "bytes, only"),
             (vec![], "no pieces"),
             (model(&PIECES, &[0x18, 2]), "model type 2"),
             (model(&PIECES, &[0x98, 0x02, 1]), "byte fallback without piece <0x00>"),

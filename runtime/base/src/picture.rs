@@ -29,6 +29,13 @@ impl RgbImage {
         (want > 0 && data.len() == want).then_some(Self { width, height, data })
     }
 
+    /// Becomes a copy of another picture in the memory that it has.
+    pub fn copy_from(&mut self, other: &RgbImage) {
+        (self.width, self.height) = (other.width, other.height);
+        self.data.clear();
+        self.data.extend_from_slice(&other.data);
+    }
+
     /// The pixel at (x, y).
     ///
     /// # Panics

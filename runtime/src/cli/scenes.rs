@@ -20,7 +20,7 @@ use mindseye_bridge::bag::{CdrConverter, OpenOptions, ReadOptions, open};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::Timestamp;
 use mindseye_builder::quant::{
-    CalibrationSource, Inputs, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
+    CalibrationSource, Inputs, SuppliedError, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
 };
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
@@ -163,7 +163,7 @@ impl Denoise for Recorder {
 
     fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
         if self.keep.contains(&self.seen) {
-            let inputs = denoiser_inputs(&self.config, step).map_err(DenoiseError::Backend)?;
+            let inputs = denoiser_inputs(&self.config, step)?;
             self.kept.push(inputs);
         }
         self.seen += 1;
@@ -214,16 +214,20 @@ impl CalibrationSource for GroundingInputs {
         Some(self.items)
     }
 
-    fn restart(&mut self) -> Result<(), String> {
-        if self.given == 0 { Ok(()) } else { Err("these inputs are made once: spool them".into()) }
+    fn restart(&mut self) -> Result<(), SuppliedError> {
+        if self.given == 0 {
+            Ok(())
+        } else {
+            Err(SuppliedError::new("these inputs are made once: spool them"))
+        }
     }
 
-    fn next(&mut self) -> Result<Option<Inputs>, String> {
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
         if self.given == self.items {
             return Ok(None);
         }
         if self.ready.is_empty() {
-            let (scene, mut goal) = (self.scenes)(self.goals)?;
+            let (scene, mut goal) = (self.scenes)(self.goals).map_err(SuppliedError::new)?;
             // One drive shows the denoiser all noise levels.
             goal.candidates = Some(1);
             let settings = settings_for(self.recorder.spec(), &goal);
@@ -233,9 +237,11 @@ impl CalibrationSource for GroundingInputs {
             self.recorder.keep = chosen(self.goals, looks + 1 + branches * settings.steps);
             (self.recorder.seen, self.recorder.kept) = (0, Vec::new());
             let out = ground(&mut self.recorder, &scene, &goal, &NoClock, None, &mut |_| Flow::Continue)
-                .map_err(|e| e.to_string())?;
+                .map_err(SuppliedError::new)?;
             if out.answer.status == Status::Failed {
-                return Err(out.answer.reason.unwrap_or_else(|| "the goal failed".into()));
+                return Err(SuppliedError::new(
+                    out.answer.reason.unwrap_or_else(|| "the goal failed".into()),
+                ));
             }
             self.goals += 1;
             self.ready.extend(std::mem::take(&mut self.recorder.kept));
@@ -243,7 +249,7 @@ impl CalibrationSource for GroundingInputs {
         self.given += 1;
         match self.ready.pop_front() {
             Some(item) => Ok(Some(item)),
-            None => Err("the goal was answered without asking the denoiser".into()),
+            None => Err(SuppliedError::new("the goal was answered without asking the denoiser")),
         }
     }
 }
@@ -434,8 +440,8 @@ fn judge(grounded: &Grounded, truth: Option<Pose2>) -> anyhow::Result<(TaskAnswe
 }
 
 impl TaskEvaluation for HouseTask {
-    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String> {
-        self.run(denoiser).map_err(|e| super::one_line(&e))
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, SuppliedError> {
+        self.run(denoiser).map_err(|e| SuppliedError::new(super::one_line(&e)))
     }
 }
 

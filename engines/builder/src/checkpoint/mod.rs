@@ -4,9 +4,14 @@
 //! component's tensors are called in both layouts and checks that all of them are there, of the right shape, and no
 //! others.
 
+pub mod lora;
 pub mod names;
 mod pickle;
 mod safetensors;
+mod zip;
+
+pub use pickle::PickleError;
+pub use zip::ZipError;
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +19,8 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
+
+use crate::quant::e4m3;
 
 /// Largest number of axes of a tensor.
 const MAX_AXES: usize = 8;
@@ -42,6 +49,22 @@ pub enum CheckpointError {
         /// What is wrong, and where.
         what: String,
     },
+    /// A `.pth` or `.pt` file is no readable archive.
+    #[error("{path}: {source}")]
+    Zip {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ZipError,
+    },
+    /// The description of the tensors in a `.pth` or `.pt` file is refused.
+    #[error("{path}: data.pkl: {source}")]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: PickleError,
+    },
     /// Two shards hold a tensor of the same name.
     #[error("tensor {name}: in both {first} and {second}")]
     Duplicate {
@@ -67,6 +90,39 @@ pub enum CheckpointError {
         name: String,
         /// The checkpoint.
         path: PathBuf,
+    },
+    /// The tensors are adapters of a low-rank adaptation, which change a network and are none.
+    #[error(
+        "{path}: this is a LoRA (it holds {name}), not the weights of a network; import the network that it was made \
+         for and name this file with --lora FILE --lora-strength S"
+    )]
+    Adapters {
+        /// The checkpoint.
+        path: PathBuf,
+        /// One of its tensors.
+        name: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{path}: tensor {name}: element {element} is {value}; the file is damaged, or the weights are")]
+    NotFinite {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Which element, row-major.
+        element: u64,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The adapters of a LoRA do not fit the network.
+    #[error("{path}: {name}: {what}")]
+    AdapterMismatch {
+        /// The LoRA.
+        path: PathBuf,
+        /// Tensor or layer.
+        name: String,
+        /// What does not fit.
+        what: String,
     },
     /// The tensors are not those of the network.
     #[error("{path}: {what}")]
@@ -97,6 +153,10 @@ pub enum Dtype {
     U8,
     /// Truth value, one byte.
     Bool,
+    /// 8-bit float, 4 exponent bits, no infinities.
+    F8E4M3,
+    /// 8-bit float, 5 exponent bits.
+    F8E5M2,
 }
 
 impl Dtype {
@@ -107,7 +167,7 @@ impl Dtype {
             Self::F64 | Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::U8 | Self::Bool => 1,
+            Self::U8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
         }
     }
 
@@ -123,12 +183,22 @@ impl Dtype {
             Self::I32 => "I32",
             Self::U8 => "U8",
             Self::Bool => "BOOL",
+            Self::F8E4M3 => "F8_E4M3",
+            Self::F8E5M2 => "F8_E5M2",
         }
     }
 
+    /// Whether it is an 8-bit float.
+    #[must_use]
+    pub fn is_float8(self) -> bool {
+        matches!(self, Self::F8E4M3 | Self::F8E5M2)
+    }
+
     fn from_safetensors(name: &str) -> Option<Self> {
-        let all = [Self::F32, Self::F16, Self::Bf16, Self::F64, Self::I64, Self::I32, Self::U8, Self::Bool];
-        all.into_iter().find(|dtype| dtype.name() == name)
+        use Dtype::*;
+        [F32, F16, Bf16, F64, I64, I32, U8, Bool, F8E4M3, F8E5M2]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
     }
 }
 
@@ -174,6 +244,15 @@ fn checked_shape(shape: &[u64], dtype: Dtype) -> Option<(Vec<usize>, u64)> {
     Some((out, bytes))
 }
 
+/// Names are shown to people: one that could steer a terminal is refused, with the steering spelt out.
+fn check_name(path: &Path, name: &str) -> Result<(), CheckpointError> {
+    if name.chars().any(char::is_control) {
+        let what = format!("tensor {name:?}: a name with control characters");
+        return Err(CheckpointError::Malformed { path: path.to_owned(), what });
+    }
+    Ok(())
+}
+
 /// A set of named tensors in one or more files.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -197,7 +276,8 @@ impl Checkpoint {
     }
 
     /// Opens the weights in a directory: an index if there is one, else the only `.safetensors` file, else the only
-    /// `.pth` file. A directory with several and no index is refused.
+    /// `.pth` or `.pt` file. A directory with several and no index is refused. What macOS puts beside files on other
+    /// systems' disks (`._name`) is passed over.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -205,10 +285,11 @@ impl Checkpoint {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let mut names = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
-            names.extend(entry.map_err(io)?.file_name().to_str().map(str::to_owned));
+            let name = entry.map_err(io)?.file_name();
+            names.extend(name.to_str().filter(|name| !is_apple_double(name)).map(str::to_owned));
         }
         names.sort();
-        for suffix in [".safetensors.index.json", ".safetensors", ".pth"] {
+        for suffix in [".safetensors.index.json", ".safetensors", ".pth", ".pt"] {
             let found: Vec<&String> = names.iter().filter(|name| name.ends_with(suffix)).collect();
             match found.as_slice() {
                 [] => {}
@@ -223,7 +304,7 @@ impl Checkpoint {
         }
         Err(CheckpointError::Nothing {
             path: path.to_owned(),
-            expected: "*.safetensors.index.json, one *.safetensors or one *.pth",
+            expected: "*.safetensors.index.json, one *.safetensors, one *.pth or one *.pt",
         })
     }
 
@@ -262,9 +343,13 @@ impl Checkpoint {
         let out = Self::open_files(path, &paths)?;
         for (name, shard) in &index.weight_map {
             match out.tensors.get(name) {
-                None => return Err(bad(format!("tensor {name} is listed for {shard}, but is not in it"))),
+                None => {
+                    return Err(bad(format!("tensor {name:?} is listed for {shard:?}, but is not in it")));
+                }
                 Some(entry) if out.files[entry.file].0 != dir.join(shard) => {
-                    return Err(bad(format!("tensor {name} is listed for {shard}, but is in another shard")));
+                    return Err(bad(format!(
+                        "tensor {name:?} is listed for {shard:?}, but is in another shard"
+                    )));
                 }
                 Some(_) => {}
             }
@@ -354,6 +439,34 @@ impl Checkpoint {
             .map_err(|source| CheckpointError::Io { path: path.clone(), source })
     }
 
+    /// `values.len()` values of a floating-point tensor from number `from` on.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`], and [`CheckpointError::NotFinite`] for the first NaN or infinity.
+    pub fn read_finite(&self, name: &str, from: u64, values: &mut [f32]) -> Result<(), CheckpointError> {
+        let dtype = self.entry(name)?.dtype;
+        let mut bytes = vec![0; values.len() * dtype.size()];
+        self.read_bytes(name, from.saturating_mul(dtype.size() as u64), &mut bytes)?;
+        let read = to_f32(&bytes, dtype).ok_or_else(|| self.no_floats(name, dtype))?;
+        if let Some(at) = read.iter().position(|v| !v.is_finite()) {
+            return Err(CheckpointError::NotFinite {
+                path: self.path.clone(),
+                name: name.to_owned(),
+                element: from + at as u64,
+                value: read[at],
+            });
+        }
+        values.copy_from_slice(&read);
+        Ok(())
+    }
+
+    fn no_floats(&self, name: &str, dtype: Dtype) -> CheckpointError {
+        CheckpointError::Malformed {
+            path: self.path.clone(),
+            what: format!("tensor {name} is {}, expected floats", dtype.name()),
+        }
+    }
+
     /// All values of a floating-point tensor as f32.
     ///
     /// # Errors
@@ -362,10 +475,7 @@ impl Checkpoint {
         let entry = self.entry(name)?;
         let mut bytes = vec![0; usize::try_from(entry.bytes()).unwrap_or(usize::MAX)];
         self.read_bytes(name, 0, &mut bytes)?;
-        to_f32(&bytes, entry.dtype).ok_or_else(|| CheckpointError::Malformed {
-            path: self.files[entry.file].0.clone(),
-            what: format!("tensor {name} is {}, expected floats", entry.dtype.name()),
-        })
+        to_f32(&bytes, entry.dtype).ok_or_else(|| self.no_floats(name, entry.dtype))
     }
 
     /// All values of a floating-point tensor as f64.
@@ -412,6 +522,12 @@ impl Checkpoint {
     }
 }
 
+/// Whether a file name is that of an AppleDouble file: attributes that macOS keeps beside a file.
+#[must_use]
+pub fn is_apple_double(name: &str) -> bool {
+    name.starts_with("._")
+}
+
 /// Little-endian floats as f32; `None` for integer types.
 #[must_use]
 pub fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
@@ -424,6 +540,9 @@ pub fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
             bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
         }
         Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        Dtype::F8E4M3 => bytes.iter().map(|b| e4m3::to_f32(*b)).collect(),
+        // The upper byte of a half.
+        Dtype::F8E5M2 => bytes.iter().map(|b| half::f16::from_le_bytes([0, *b]).to_f32()).collect(),
         _ => return None,
     })
 }

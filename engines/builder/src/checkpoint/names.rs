@@ -1,8 +1,11 @@
 //! What the tensors of a component are called, in both published layouts, and which shapes they have.
 //!
-//! The canonical names are those of diffusers and transformers; the original Wan names are derived from them (spec
-//! §1.5, §2, §3). Shapes are the same in both. The norm before cross-attention is called `norm2` in one layout and
-//! `norm3` in the other: the layout is decided once for all tensors, so the two cannot be mixed.
+//! The canonical names are those of diffusers and transformers; the original names (Wan-Video/Wan2.2, `wan/modules`)
+//! are derived from them. Shapes are the same in both. The norm before cross-attention is called `norm2` in one layout
+//! and `norm3` in the other: the layout is decided once for all tensors, so the two cannot be mixed.
+//!
+//! Files made by other programs put something before all names ([`PREFIXES`]) or store matrices as 8-bit floats, with
+//! or without a factor beside each ([`Located::scale`]).
 
 use std::path::Path;
 
@@ -32,8 +35,23 @@ pub enum Layout {
     Original,
 }
 
+/// What may stand before all names of a network, in order of preference: nothing; ComfyUI; trainers that store the
+/// network they distil beside its moving average (which is the one to use) and others; wrappers of PyTorch.
+pub const PREFIXES: [&str; 10] = [
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "generator_ema.model.",
+    "generator_ema.",
+    "generator.model.",
+    "generator.",
+    "model.",
+    "module.",
+    "state_dict.",
+];
+
 /// A tensor that a component needs, and where it is in a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Located {
     /// Canonical name and shape.
     pub spec: ParamSpec,
@@ -41,6 +59,33 @@ pub struct Located {
     pub source: String,
     /// Its element type there.
     pub dtype: Dtype,
+    /// What its values are to be multiplied with, for 8-bit floats that are stored with a factor.
+    pub scale: Option<f32>,
+}
+
+impl Located {
+    /// The smallest type that holds all its values exactly: its own; F16 for 8-bit floats, F32 where those are scaled.
+    #[must_use]
+    pub fn exact_dtype(&self) -> Dtype {
+        match (self.dtype.is_float8(), self.scale) {
+            (false, _) => self.dtype,
+            (true, None) => Dtype::F16,
+            (true, Some(_)) => Dtype::F32,
+        }
+    }
+}
+
+/// A network found in a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Location {
+    /// How its tensors are named.
+    pub layout: Layout,
+    /// What stands before all names.
+    pub prefix: &'static str,
+    /// All its tensors.
+    pub tensors: Vec<Located>,
+    /// Tensors under other prefixes: other networks in the same file.
+    pub others: usize,
 }
 
 /// Weights of a Wan2.2 diffusion transformer, without the additions of this project (camera, lift).
@@ -209,62 +254,133 @@ fn original_umt5(name: &str) -> String {
     format!("blocks.{layer}.{}", replace_start(part, &table).unwrap_or_else(|| part.to_owned()))
 }
 
-/// Finds every tensor of a component in a checkpoint and says in which layout it is.
+/// Parts of names that only the adapters of a low-rank adaptation (LoRA) have.
+const ADAPTERS: [&str; 5] = [".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1"];
+
+/// Finds every tensor of a component in a checkpoint and says in which layout it is, and under which prefix.
 ///
 /// # Errors
-/// [`CheckpointError::Mismatch`] naming missing, extra and misshapen tensors, and those that are not fp32, fp16 or
-/// bf16.
+/// [`CheckpointError::Mismatch`] naming missing, extra and misshapen tensors, those that are no floats, and scales
+/// that are not one positive number; [`CheckpointError::Adapters`] where the file holds a LoRA.
 pub fn locate(
     component: Component,
     specs: &[ParamSpec],
     checkpoint: &Checkpoint,
-) -> Result<(Layout, Vec<Located>), CheckpointError> {
-    let original: Vec<String> = specs.iter().map(|s| original_name(component, &s.name)).collect();
-    // Names that differ between the layouts decide which one this is.
-    let votes = |canonical: bool| {
-        let differ = specs.iter().zip(&original).filter(|(spec, other)| spec.name != **other);
-        differ
-            .filter(|(spec, other)| checkpoint.get(if canonical { &spec.name } else { other }).is_some())
-            .count()
-    };
-    let layout = if votes(true) >= votes(false) { Layout::Diffusers } else { Layout::Original };
+) -> Result<Location, CheckpointError> {
+    let (layout, prefix, found) = naming(component, specs, checkpoint);
+    if 2 * found < specs.len() {
+        let is_adapter = |name: &str| ADAPTERS.iter().any(|part| name.contains(part));
+        if let Some((name, _)) = checkpoint.tensors().find(|(name, _)| is_adapter(name)) {
+            return Err(CheckpointError::Adapters {
+                path: checkpoint.path().to_owned(),
+                name: name.to_owned(),
+            });
+        }
+    }
     let mut faults = Faults::default();
     let mut out = Vec::with_capacity(specs.len());
     let mut used = std::collections::BTreeSet::new();
-    for (spec, original) in specs.iter().zip(original) {
-        let mut source = if layout == Layout::Diffusers { spec.name.clone() } else { original };
+    for spec in specs {
+        let mut source = source_name(component, layout, prefix, spec);
         // Tied weights: transformers stores the embedding under either name, or both.
         if component == Component::TextEncoder && spec.name == "shared.weight" && layout == Layout::Diffusers
         {
-            let other = "encoder.embed_tokens.weight";
-            if checkpoint.get(other).is_some() {
-                used.insert(other.to_owned());
+            let other = format!("{prefix}encoder.embed_tokens.weight");
+            if checkpoint.get(&other).is_some() {
+                used.insert(other.clone());
                 if checkpoint.get(&source).is_none() {
-                    source = other.to_owned();
+                    source = other;
                 }
             }
         }
-        match checkpoint.get(&source) {
-            None => faults.add(format!("{source} is missing (shape {:?})", spec.shape)),
-            Some(entry) if entry.shape != spec.shape => {
-                faults.add(format!("{source} has shape {:?}, expected {:?}", entry.shape, spec.shape));
+        used.insert(source.clone());
+        let Some(entry) = checkpoint.get(&source) else {
+            faults.add(format!("{source} is missing (shape {:?})", spec.shape));
+            continue;
+        };
+        if entry.shape != spec.shape {
+            faults.add(format!("{source} has shape {:?}, expected {:?}", entry.shape, spec.shape));
+            continue;
+        }
+        let mut scale = None;
+        match entry.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {}
+            Dtype::F8E4M3 | Dtype::F8E5M2 => {
+                scale = scale_of(checkpoint, &source, &mut used, &mut faults)?;
             }
-            Some(entry) if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) => {
-                faults.add(format!("{source} is {}, expected F32, F16 or BF16", entry.dtype.name()));
-            }
-            Some(entry) => {
-                out.push(Located { spec: spec.clone(), source: source.clone(), dtype: entry.dtype });
+            other => {
+                faults
+                    .add(format!("{source} is {}, expected F32, F16, BF16 or an 8-bit float", other.name()));
             }
         }
-        used.insert(source);
+        out.push(Located { spec: spec.clone(), source, dtype: entry.dtype, scale });
     }
-    for (name, _) in checkpoint.tensors() {
-        if !used.contains(name) {
-            faults.add(format!("{name} is not a tensor of this network"));
+    let (mut others, float8) = (0, out.iter().any(|t| t.dtype.is_float8()));
+    for (name, _) in checkpoint.tensors().filter(|(name, _)| !used.contains(*name)) {
+        match name.strip_prefix(prefix) {
+            None => others += 1,
+            // ComfyUI marks files of scaled 8-bit floats with an empty tensor, and puts the tokenizer into the text
+            // encoder's file.
+            Some("scaled_fp8") if float8 => {}
+            Some("spiece_model") if component == Component::TextEncoder => {}
+            Some(_) => faults.add(format!("{name} is not a tensor of this network")),
         }
     }
     faults.into_error(checkpoint.path())?;
-    Ok((layout, out))
+    Ok(Location { layout, prefix, tensors: out, others })
+}
+
+fn source_name(component: Component, layout: Layout, prefix: &str, spec: &ParamSpec) -> String {
+    match layout {
+        Layout::Diffusers => format!("{prefix}{}", spec.name),
+        Layout::Original => format!("{prefix}{}", original_name(component, &spec.name)),
+    }
+}
+
+/// The layout and the prefix under which most tensors are found, and how many.
+fn naming(
+    component: Component,
+    specs: &[ParamSpec],
+    checkpoint: &Checkpoint,
+) -> (Layout, &'static str, usize) {
+    let mut best = (Layout::Diffusers, "", 0);
+    for prefix in PREFIXES {
+        for layout in [Layout::Diffusers, Layout::Original] {
+            let is_there =
+                |s: &&ParamSpec| checkpoint.get(&source_name(component, layout, prefix, s)).is_some();
+            let found = specs.iter().filter(is_there).count();
+            if found > best.2 {
+                best = (layout, prefix, found);
+            }
+        }
+    }
+    best
+}
+
+/// The factor stored beside a matrix of 8-bit floats: `x.scale_weight` or `x.weight_scale` of `x.weight`. Factors of
+/// the activations beside it have no use here.
+fn scale_of(
+    checkpoint: &Checkpoint,
+    weight: &str,
+    used: &mut std::collections::BTreeSet<String>,
+    faults: &mut Faults,
+) -> Result<Option<f32>, CheckpointError> {
+    let layer = weight.strip_suffix("weight").unwrap_or(weight);
+    for activation in ["scale_input", "input_scale"] {
+        used.insert(format!("{layer}{activation}"));
+    }
+    let mut scale = None;
+    for name in ["scale_weight", "weight_scale"].map(|part| format!("{layer}{part}")) {
+        if checkpoint.get(&name).is_none() {
+            continue;
+        }
+        match checkpoint.read_f32(&name)?.as_slice() {
+            &[k] if k.is_finite() && k > 0.0 && scale.is_none() => scale = Some(k),
+            values => faults.add(format!("{name} holds {} values, expected one above zero", values.len())),
+        }
+        used.insert(name);
+    }
+    Ok(scale)
 }
 
 /// What does not fit, with only the first few spelt out.

@@ -3,40 +3,117 @@
 //! The pickle is interpreted by a machine that can build dictionaries, lists, tuples, numbers, strings and tensor
 //! descriptions, and nothing else. Any other opcode or global is an error that names it; nothing is ever called.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::Path, rc::Rc};
+use std::{collections::HashMap, fs::File, path::Path, rc::Rc};
 
+use super::zip::Archive;
 use super::{CheckpointError, Dtype, Entry};
 
 /// Largest pickle that is read.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
-/// Largest central directory that is read.
-const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
 /// Deepest nesting of tuples.
 const MAX_DEPTH: usize = 32;
 /// Most values ever made (stack, tuples, dictionaries together).
 const MAX_VALUES: usize = 1 << 22;
 
-/// A file inside a zip archive, stored without compression.
-#[derive(Clone, Copy, Debug)]
-struct Stored {
-    /// Offset of the local header.
-    header: u64,
-    size: u64,
-    compressed: bool,
+/// Why the description of the tensors was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PickleError {
+    /// A newer format.
+    #[error("pickle protocol {protocol}, at most 5 is read")]
+    Protocol {
+        /// The version that it asks for.
+        protocol: u64,
+    },
+    /// The bytes end too early.
+    #[error("it ends in the middle of byte {at}")]
+    Truncated {
+        /// Where.
+        at: usize,
+    },
+    /// Bytes that should be text.
+    #[error("text at {at} is not UTF-8")]
+    Text {
+        /// Where.
+        at: usize,
+    },
+    /// It would call something.
+    #[error("it asks for {}.{}; only tensors are read", module.escape_debug(), name.escape_debug())]
+    Global {
+        /// Python module.
+        module: String,
+        /// Name in it.
+        name: String,
+    },
+    /// It does something that no description of tensors needs.
+    #[error(
+        "opcode 0x{op:02x}{} at byte {at}; only tensors are read",
+        if op.is_ascii_graphic() { format!(" ({})", char::from(*op)) } else { String::new() }
+    )]
+    Opcode {
+        /// Which one.
+        op: u8,
+        /// Where.
+        at: usize,
+    },
+    /// A value is of another kind than it must be.
+    #[error("{what} is {got}, expected {wanted}")]
+    Kind {
+        /// Which value.
+        what: String,
+        /// Its kind.
+        got: &'static str,
+        /// The right kind.
+        wanted: &'static str,
+    },
+    /// More of something than a checkpoint ever has.
+    #[error("more than {limit} {what}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// The instructions do not fit each other.
+    #[error("{what} at byte {at}")]
+    Broken {
+        /// What is wrong.
+        what: &'static str,
+        /// Where.
+        at: usize,
+    },
+    /// A value is recalled that was never kept.
+    #[error("memo {key} was never set")]
+    Memo {
+        /// Its number.
+        key: u64,
+    },
+    /// A storage whose name could be a path.
+    #[error("storage key {key:?}")]
+    Key {
+        /// The name.
+        key: String,
+    },
+    /// Two tensors have one name.
+    #[error("tensor {name:?} is there twice")]
+    Twice {
+        /// The name.
+        name: String,
+    },
 }
 
-/// Reads the directory and the pickle of a `.pth` file and appends its tensors.
+/// Reads the directory and the pickle of a `.pth` file and appends its tensors; those of dictionaries inside a
+/// dictionary (`generator`, `generator_ema`) have its key and a dot before their names.
 pub(super) fn read_archive(
     path: &Path,
     file: usize,
     out: &mut Vec<(String, Entry)>,
 ) -> Result<(), CheckpointError> {
     let bad = |what: String| CheckpointError::Malformed { path: path.to_owned(), what };
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
-    let open = File::open(path).map_err(io)?;
-    let size = open.metadata().map_err(io)?.len();
-    let archive = Archive { file: &open, size };
-    let entries = archive.directory().map_err(&bad)?;
+    let zip = |source| CheckpointError::Zip { path: path.to_owned(), source };
+    let open = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    let archive = Archive::new(&open).map_err(zip)?;
+    let entries = archive.directory().map_err(zip)?;
     let mut pickles = entries.keys().filter(|name| name.ends_with("/data.pkl") || *name == "data.pkl");
     let (Some(pickle), None) = (pickles.next(), pickles.next()) else {
         return Err(bad(
@@ -45,18 +122,20 @@ pub(super) fn read_archive(
     };
     let root = &pickle[..pickle.len() - "data.pkl".len()];
     if let Some(order) = entries.get(&format!("{root}byteorder")) {
-        let text = archive.read(order, 16).map_err(&bad)?;
+        let text = archive.read(order, 16).map_err(zip)?;
         if text != b"little" {
             return Err(bad(format!("byte order {:?}, only little is read", String::from_utf8_lossy(&text))));
         }
     }
-    let code = archive.read(&entries[pickle], MAX_PICKLE_BYTES).map_err(&bad)?;
-    for (name, tensor) in run(&code).map_err(|e| bad(format!("data.pkl: {e}")))? {
+    let code = archive.read(&entries[pickle], MAX_PICKLE_BYTES).map_err(zip)?;
+    let tensors = run(&code).map_err(|source| CheckpointError::Pickle { path: path.to_owned(), source })?;
+    for (name, tensor) in tensors {
+        super::check_name(path, &name)?;
         let bad = |what: String| bad(format!("tensor {name}: {what}"));
         let key = format!("{root}data/{}", tensor.key);
-        let stored = entries.get(&key).ok_or_else(|| bad(format!("no storage {key} in the archive")))?;
+        let stored = entries.get(&key).ok_or_else(|| bad(format!("no storage {key:?} in the archive")))?;
         if stored.compressed {
-            return Err(bad(format!("storage {key} is compressed")));
+            return Err(bad(format!("storage {key:?} is compressed")));
         }
         let (shape, bytes) = super::checked_shape(&tensor.shape, tensor.dtype)
             .ok_or_else(|| bad(format!("shape {:?} is too large", tensor.shape)))?;
@@ -67,11 +146,11 @@ pub(super) fn read_archive(
         let Some(from) = from.filter(|from| from.checked_add(bytes).is_some_and(|end| end <= stored.size))
         else {
             return Err(bad(format!(
-                "{bytes} bytes from element {} do not fit storage {key} of {} bytes",
+                "{bytes} bytes from element {} do not fit storage {key:?} of {} bytes",
                 tensor.offset, stored.size
             )));
         };
-        let start = archive.start(stored).map_err(&bad)?;
+        let start = archive.start(stored).map_err(zip)?;
         let entry = Entry { file, offset: start + from, dtype: tensor.dtype, shape };
         out.push((name, entry));
     }
@@ -91,141 +170,6 @@ fn row_major(shape: &[u64], stride: &[u64]) -> bool {
         expected = expected.saturating_mul((*size).max(1));
     }
     true
-}
-
-struct Archive<'a> {
-    file: &'a File,
-    size: u64,
-}
-
-fn u16_at(b: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from(u16::from_le_bytes(*b.get(at..)?.first_chunk()?)))
-}
-
-fn u32_at(b: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from(u32::from_le_bytes(*b.get(at..)?.first_chunk()?)))
-}
-
-fn u64_at(b: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*b.get(at..)?.first_chunk()?))
-}
-
-impl Archive<'_> {
-    fn at(&self, offset: u64, len: u64) -> Result<Vec<u8>, String> {
-        if offset.checked_add(len).is_none_or(|end| end > self.size) {
-            return Err(format!(
-                "zip: {len} bytes at {offset} lie beyond the end of the file ({} bytes)",
-                self.size
-            ));
-        }
-        let mut out = vec![0; usize::try_from(len).map_err(|e| e.to_string())?];
-        self.file.read_exact_at(&mut out, offset).map_err(|e| e.to_string())?;
-        Ok(out)
-    }
-
-    /// The central directory, zip64 included.
-    fn directory(&self) -> Result<HashMap<String, Stored>, String> {
-        let broken = || "zip: broken central directory".to_owned();
-        let tail_len = self.size.min(22 + 0xffff);
-        let tail_at = self.size - tail_len;
-        let tail = self.at(tail_at, tail_len)?;
-        let Some(end) = tail.windows(4).rposition(|w| w == b"PK\x05\x06") else {
-            return Err("no zip archive; .pth files written before PyTorch 1.6 must be converted".to_owned());
-        };
-        let record = &tail[end..];
-        let mut count = u16_at(record, 10).ok_or_else(broken)?;
-        let mut len = u32_at(record, 12).ok_or_else(broken)?;
-        let mut offset = u32_at(record, 16).ok_or_else(broken)?;
-        if count == 0xffff || len == 0xffff_ffff || offset == 0xffff_ffff {
-            let at = (tail_at + end as u64).checked_sub(20).ok_or_else(broken)?;
-            let locator = self.at(at, 20)?;
-            if &locator[..4] != b"PK\x06\x07" {
-                return Err(broken());
-            }
-            let record = self.at(u64_at(&locator, 8).ok_or_else(broken)?, 56)?;
-            if &record[..4] != b"PK\x06\x06" {
-                return Err(broken());
-            }
-            count = u64_at(&record, 32).ok_or_else(broken)?;
-            len = u64_at(&record, 40).ok_or_else(broken)?;
-            offset = u64_at(&record, 48).ok_or_else(broken)?;
-        }
-        if len > MAX_DIRECTORY_BYTES {
-            return Err(format!("zip: directory of {len} bytes, at most {MAX_DIRECTORY_BYTES} are read"));
-        }
-        let bytes = self.at(offset, len)?;
-        let mut rest = bytes.as_slice();
-        let mut out = HashMap::new();
-        for _ in 0..count {
-            let (name, stored, used) = directory_entry(rest).ok_or_else(broken)?;
-            rest = &rest[used..];
-            if out.insert(name.clone(), stored).is_some() {
-                return Err(format!("zip: {name} is there twice"));
-            }
-        }
-        Ok(out)
-    }
-
-    /// First byte of an entry's data.
-    fn start(&self, entry: &Stored) -> Result<u64, String> {
-        let header = self.at(entry.header, 30)?;
-        let broken = || format!("zip: broken local header at {}", entry.header);
-        if &header[..4] != b"PK\x03\x04" {
-            return Err(broken());
-        }
-        let skip = 30 + u16_at(&header, 26).ok_or_else(broken)? + u16_at(&header, 28).ok_or_else(broken)?;
-        let start = entry.header + skip;
-        if start.checked_add(entry.size).is_none_or(|end| end > self.size) {
-            return Err(format!("zip: entry at {} lies beyond the end of the file", entry.header));
-        }
-        Ok(start)
-    }
-
-    fn read(&self, entry: &Stored, limit: u64) -> Result<Vec<u8>, String> {
-        if entry.compressed || entry.size > limit {
-            return Err(format!("zip: entry of {} bytes is compressed or larger than {limit}", entry.size));
-        }
-        self.at(self.start(entry)?, entry.size)
-    }
-}
-
-/// Name, place and length of one central directory record.
-fn directory_entry(b: &[u8]) -> Option<(String, Stored, usize)> {
-    if b.get(..4)? != b"PK\x01\x02" {
-        return None;
-    }
-    let method = u16_at(b, 10)?;
-    let packed = u32_at(b, 20)?;
-    let mut size = u32_at(b, 24)?;
-    let (name_len, extra_len, comment_len) =
-        (u16_at(b, 28)? as usize, u16_at(b, 30)? as usize, u16_at(b, 32)? as usize);
-    let mut header = u32_at(b, 42)?;
-    let name = String::from_utf8(b.get(46..46 + name_len)?.to_vec()).ok()?;
-    let mut extra = b.get(46 + name_len..46 + name_len + extra_len)?;
-    while extra.len() >= 4 {
-        let (id, len) = (u16_at(extra, 0)?, u16_at(extra, 2)? as usize);
-        let mut body = extra.get(4..4 + len)?;
-        if id == 1 {
-            let mut next = || {
-                let value = u64_at(body, 0)?;
-                body = &body[8..];
-                Some(value)
-            };
-            if size == 0xffff_ffff {
-                size = next()?;
-            }
-            if packed == 0xffff_ffff {
-                next()?;
-            }
-            if header == 0xffff_ffff {
-                header = next()?;
-            }
-        }
-        extra = &extra[4 + len..];
-    }
-    let used = 46 + name_len + extra_len + comment_len;
-    b.get(..used)?;
-    Some((name, Stored { header, size, compressed: method != 0 }, used))
 }
 
 /// A tensor as the pickle describes it.
@@ -248,7 +192,7 @@ enum Global {
 }
 
 impl Global {
-    fn new(module: &str, name: &str) -> Result<Self, String> {
+    fn new(module: &str, name: &str) -> Result<Self, PickleError> {
         Ok(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
@@ -261,7 +205,9 @@ impl Global {
             ("torch", "IntStorage") => Self::Storage(Dtype::I32),
             ("torch", "ByteStorage") => Self::Storage(Dtype::U8),
             ("torch", "BoolStorage") => Self::Storage(Dtype::Bool),
-            _ => return Err(format!("it asks for {module}.{name}; only tensors are read")),
+            ("torch", "Float8_e4m3fnStorage") => Self::Storage(Dtype::F8E4M3),
+            ("torch", "Float8_e5m2Storage") => Self::Storage(Dtype::F8E5M2),
+            _ => return Err(PickleError::Global { module: module.to_owned(), name: name.to_owned() }),
         })
     }
 }
@@ -315,8 +261,8 @@ struct Machine<'a> {
     made: usize,
 }
 
-/// Runs a pickle; its result must be a dictionary of tensors.
-fn run(code: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+/// Runs a pickle; its result must be a dictionary of tensors, or of dictionaries of tensors.
+fn run(code: &[u8]) -> Result<Vec<(String, Tensor)>, PickleError> {
     let mut m = Machine { code, at: 0, stack: vec![], memo: HashMap::new(), dicts: vec![], made: 0 };
     let result = loop {
         if let Some(value) = m.step()? {
@@ -324,125 +270,154 @@ fn run(code: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
         }
     };
     let Value::Dict(dict) = result else {
-        return Err(format!("it holds {}, expected a dictionary of tensors", result.kind()));
+        let (what, wanted) = ("the whole".to_owned(), "a dictionary of tensors");
+        return Err(PickleError::Kind { what, got: result.kind(), wanted });
     };
     let mut out = Vec::new();
-    for (key, value) in std::mem::take(&mut m.dicts[dict]) {
-        let Value::Str(name) = key else {
-            return Err(format!("a key is {}, expected a name", key.kind()));
-        };
-        let Value::Tensor(tensor) = value else {
-            return Err(format!("{name} is {}, expected a tensor", value.kind()));
-        };
-        if out.iter().len() >= MAX_VALUES {
-            return Err("too many tensors".to_owned());
+    let items = std::mem::take(&mut m.dicts[dict]);
+    let holds_tensors = |value: &Value| {
+        let Value::Dict(inner) = value else { return false };
+        m.dicts[*inner].iter().any(|(_, v)| matches!(v, Value::Tensor(_)))
+    };
+    // A trainer's file holds several networks side by side, and numbers of its own beside them.
+    let nested = items.iter().any(|(_, value)| holds_tensors(value));
+    for (key, value) in items {
+        let name = name_of(&key)?;
+        match value {
+            Value::Tensor(tensor) => out.push((name.to_owned(), (*tensor).clone())),
+            Value::Dict(inner) if nested => {
+                for (key, value) in &m.dicts[inner] {
+                    if let (Value::Str(inner), Value::Tensor(tensor)) = (key, value) {
+                        out.push((format!("{name}.{inner}"), (**tensor).clone()));
+                    }
+                }
+            }
+            _ if nested => {}
+            other => {
+                let what = name.escape_debug().to_string();
+                return Err(PickleError::Kind { what, got: other.kind(), wanted: "a tensor" });
+            }
         }
-        out.push((name.to_string(), (*tensor).clone()));
+        if out.len() > MAX_VALUES {
+            return Err(PickleError::Limit { what: "tensors", limit: MAX_VALUES });
+        }
     }
     let mut names: Vec<&String> = out.iter().map(|(name, _)| name).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("tensor {} is there twice", twice[0]));
+        return Err(PickleError::Twice { name: twice[0].clone() });
     }
     Ok(out)
 }
 
+fn name_of(key: &Value) -> Result<&str, PickleError> {
+    match key {
+        Value::Str(name) => Ok(name),
+        other => Err(PickleError::Kind { what: "a key".to_owned(), got: other.kind(), wanted: "a name" }),
+    }
+}
+
 impl Machine<'_> {
-    fn bytes(&mut self, count: usize) -> Result<&[u8], String> {
+    fn broken(&self, what: &'static str) -> PickleError {
+        PickleError::Broken { what, at: self.at }
+    }
+
+    fn bytes(&mut self, count: usize) -> Result<&[u8], PickleError> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.code.len());
-        let end = end.ok_or_else(|| format!("it ends in the middle of byte {}", self.at))?;
+        let end = end.ok_or(PickleError::Truncated { at: self.at })?;
         let out = &self.code[self.at..end];
         self.at = end;
         Ok(out)
     }
 
-    fn number(&mut self, count: usize) -> Result<u64, String> {
+    fn number(&mut self, count: usize) -> Result<u64, PickleError> {
         Ok(self.bytes(count)?.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
     }
 
-    fn text(&mut self, count: usize) -> Result<Rc<str>, String> {
+    fn text(&mut self, count: usize) -> Result<Rc<str>, PickleError> {
         let at = self.at;
-        let text =
-            std::str::from_utf8(self.bytes(count)?).map_err(|_| format!("text at {at} is not UTF-8"))?;
+        let text = std::str::from_utf8(self.bytes(count)?).map_err(|_| PickleError::Text { at })?;
         Ok(text.into())
     }
 
-    fn line(&mut self) -> Result<Rc<str>, String> {
+    fn line(&mut self) -> Result<Rc<str>, PickleError> {
         let len = self.code[self.at..].iter().position(|b| *b == b'\n');
-        let text = self.text(len.ok_or("an unfinished line")?)?;
+        let text = self.text(len.ok_or(self.broken("an unfinished line"))?)?;
         self.at += 1;
         Ok(text)
     }
 
-    fn push(&mut self, value: Value) -> Result<(), String> {
+    fn push(&mut self, value: Value) -> Result<(), PickleError> {
         self.made += 1;
         if self.made > MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values"));
+            return Err(PickleError::Limit { what: "values", limit: MAX_VALUES });
         }
         self.stack.push(value);
         Ok(())
     }
 
-    fn pop(&mut self) -> Result<Value, String> {
-        self.stack.pop().ok_or_else(|| format!("an empty stack at byte {}", self.at))
+    fn pop(&mut self) -> Result<Value, PickleError> {
+        self.stack.pop().ok_or(self.broken("an empty stack"))
     }
 
-    fn since_mark(&mut self) -> Result<Vec<Value>, String> {
-        let mark = self.stack.iter().rposition(|v| matches!(v, Value::Mark)).ok_or("a missing mark")?;
+    fn since_mark(&mut self) -> Result<Vec<Value>, PickleError> {
+        let mark = self.stack.iter().rposition(|v| matches!(v, Value::Mark));
+        let mark = mark.ok_or(self.broken("a missing mark"))?;
         let out = self.stack.split_off(mark + 1);
         self.stack.pop();
         Ok(out)
     }
 
-    fn push_tuple(&mut self, values: Vec<Value>) -> Result<(), String> {
+    fn push_tuple(&mut self, values: Vec<Value>) -> Result<(), PickleError> {
         let depth = 1 + values.iter().map(Value::depth).max().unwrap_or(0);
         if depth > MAX_DEPTH {
-            return Err(format!("tuples nested more than {MAX_DEPTH} deep"));
+            return Err(PickleError::Limit { what: "tuples deep in each other", limit: MAX_DEPTH });
         }
         self.made += values.len();
         self.push(Value::Tuple(values.into(), depth))
     }
 
-    fn push_dict(&mut self) -> Result<(), String> {
+    fn push_dict(&mut self) -> Result<(), PickleError> {
         self.dicts.push(Vec::new());
         self.push(Value::Dict(self.dicts.len() - 1))
     }
 
-    fn set_items(&mut self, items: Vec<Value>) -> Result<(), String> {
+    fn set_items(&mut self, items: Vec<Value>) -> Result<(), PickleError> {
         let Some(Value::Dict(dict)) = self.stack.last() else {
-            return Err("items set on something that is no dictionary".to_owned());
+            return Err(self.broken("items set on something that is no dictionary"));
         };
         let mut items = items.into_iter();
         while let Some(key) = items.next() {
-            let value = items.next().ok_or("a key without a value")?;
+            let value =
+                items.next().ok_or(PickleError::Broken { what: "a key without a value", at: self.at })?;
             self.dicts[*dict].push((key, value));
         }
         Ok(())
     }
 
-    fn memoize(&mut self, key: u64) -> Result<(), String> {
-        let top = self.stack.last().ok_or("an empty stack")?.clone();
+    fn memoize(&mut self, key: u64) -> Result<(), PickleError> {
+        let top = self.stack.last().ok_or(self.broken("an empty stack"))?.clone();
         if self.memo.len() >= MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} memo entries"));
+            return Err(PickleError::Limit { what: "memo entries", limit: MAX_VALUES });
         }
         self.memo.insert(key, top);
         Ok(())
     }
 
-    fn recall(&mut self, key: u64) -> Result<(), String> {
-        let value = self.memo.get(&key).ok_or_else(|| format!("memo {key} was never set"))?.clone();
+    fn recall(&mut self, key: u64) -> Result<(), PickleError> {
+        let value = self.memo.get(&key).ok_or(PickleError::Memo { key })?.clone();
         self.push(value)
     }
 
     /// Executes one opcode; the result at STOP.
-    fn step(&mut self) -> Result<Option<Value>, String> {
+    fn step(&mut self) -> Result<Option<Value>, PickleError> {
         let place = self.at;
         let op = self.bytes(1)?[0];
         match op {
             0x80 => {
                 let protocol = self.number(1)?;
                 if protocol > 5 {
-                    return Err(format!("pickle protocol {protocol}, at most 5 is read"));
+                    return Err(PickleError::Protocol { protocol });
                 }
             }
             0x95 => {
@@ -469,7 +444,7 @@ impl Machine<'_> {
             0x8a => {
                 let len = self.number(1)? as usize;
                 if len > 8 {
-                    return Err(format!("a number of {len} bytes"));
+                    return Err(self.broken("a number of more than eight bytes"));
                 }
                 let n = self.number(len)?;
                 let shift = 64 - 8 * len as u32;
@@ -497,7 +472,7 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (Value::Str(name), Value::Str(module)) = (self.pop()?, self.pop()?) else {
-                    return Err("a global without names".to_owned());
+                    return Err(self.broken("a global without names"));
                 };
                 self.push(Value::Global(Global::new(&module, &name)?))?;
             }
@@ -524,7 +499,7 @@ impl Machine<'_> {
             }
             0x85..=0x87 => {
                 let count = usize::from(op - 0x84);
-                let from = self.stack.len().checked_sub(count).ok_or("an empty stack")?;
+                let from = self.stack.len().checked_sub(count).ok_or(self.broken("an empty stack"))?;
                 let values = self.stack.split_off(from);
                 self.push_tuple(values)?;
             }
@@ -541,18 +516,18 @@ impl Machine<'_> {
             b'e' => {
                 self.since_mark()?;
                 if !matches!(self.stack.last(), Some(Value::List)) {
-                    return Err("values appended to something that is no list".to_owned());
+                    return Err(self.broken("values appended to something that is no list"));
                 }
             }
             b'a' => {
                 self.pop()?;
                 if !matches!(self.stack.last(), Some(Value::List)) {
-                    return Err("a value appended to something that is no list".to_owned());
+                    return Err(self.broken("a value appended to something that is no list"));
                 }
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = storage(&id)?;
+                let storage = storage(&id, place)?;
                 self.push(storage)?;
             }
             b'R' => {
@@ -563,24 +538,21 @@ impl Machine<'_> {
             b'b' => {
                 self.pop()?;
                 if !matches!(self.stack.last(), Some(Value::Dict(_))) {
-                    return Err(format!("opcode BUILD at byte {place} on something that is no dictionary"));
+                    return Err(self.broken("opcode BUILD on something that is no dictionary"));
                 }
             }
             b'.' => return Ok(Some(self.pop()?)),
             _ => {
-                return Err(format!(
-                    "opcode 0x{op:02x}{} at byte {place}; only tensors are read",
-                    if op.is_ascii_graphic() { format!(" ({})", op as char) } else { String::new() }
-                ));
+                return Err(PickleError::Opcode { op, at: place });
             }
         }
         Ok(None)
     }
 
     /// What calling one of the known globals would have given.
-    fn reduce(&mut self, callee: &Value, arguments: &Value) -> Result<(), String> {
+    fn reduce(&mut self, callee: &Value, arguments: &Value) -> Result<(), PickleError> {
         let Value::Tuple(arguments, _) = arguments else {
-            return Err("a call without a tuple of arguments".to_owned());
+            return Err(self.broken("a call without a tuple of arguments"));
         };
         match (callee, &**arguments) {
             (Value::Global(Global::OrderedDict), [] | [Value::List]) => self.push_dict(),
@@ -601,7 +573,7 @@ impl Machine<'_> {
                     };
                     values.iter().map(one).collect::<Option<Vec<u64>>>()
                 };
-                let bad = || "a tensor with a negative or missing size".to_owned();
+                let bad = || self.broken("a tensor with a negative or missing size");
                 let tensor = Tensor {
                     key: key.clone(),
                     dtype: *dtype,
@@ -614,25 +586,28 @@ impl Machine<'_> {
             (Value::Global(Global::RebuildParameter), [Value::Tensor(tensor), ..]) => {
                 self.push(Value::Tensor(tensor.clone()))
             }
-            (Value::Global(global), _) => Err(format!("a call of {global:?} with arguments that do not fit")),
-            (other, _) => Err(format!("a call of {}", other.kind())),
+            (Value::Global(_), _) => Err(self.broken("a call with arguments that do not fit")),
+            (other, _) => {
+                let what = "what is called".to_owned();
+                Err(PickleError::Kind { what, got: other.kind(), wanted: "a class" })
+            }
         }
     }
 }
 
 /// The storage that a persistent id `('storage', class, key, location, count)` names.
-fn storage(id: &Value) -> Result<Value, String> {
+fn storage(id: &Value, at: usize) -> Result<Value, PickleError> {
     if let Value::Tuple(parts, _) = id
         && let [Value::Str(tag), Value::Global(Global::Storage(dtype)), Value::Str(key), ..] = &**parts
         && &**tag == "storage"
     {
         // Keys are plain numbers; anything else could point elsewhere in the archive.
         if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(format!("storage key {key:?}"));
+            return Err(PickleError::Key { key: key.to_string() });
         }
         return Ok(Value::Storage { key: key.clone(), dtype: *dtype });
     }
-    Err("a persistent id that is no storage".to_owned())
+    Err(PickleError::Broken { what: "a persistent id that is no storage", at })
 }
 
 #[cfg(test)]
@@ -656,9 +631,26 @@ mod tests {
             (&nested, "deep"),
         ];
         for (code, word) in cases {
-            let error = run(code).unwrap_err();
+            let error = run(code).unwrap_err().to_string();
             assert!(error.contains(word), "{error} should say {word}");
         }
+    }
+
+    #[test]
+    fn networks_side_by_side_have_their_key_before_their_names() {
+        let tensor: &[u8] =
+            b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0\
+              0X\x03\0\0\0cpuK\x04tQK\0K\x02K\x02\x86K\x02K\x01\x86\x89Nt";
+        let code = [
+            &b"\x80\x02}(X\x04\0\0\0stepK\x07X\x01\0\0\0a}X\x01\0\0\0w"[..],
+            tensor,
+            b"RsX\x01\0\0\0b}X\x01\0\0\0w",
+            tensor,
+            b"Rsu.",
+        ]
+        .concat();
+        let names: Vec<String> = run(&code).unwrap().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names, ["a.w", "b.w"]);
     }
 
     #[test]

@@ -82,8 +82,9 @@ pub(super) fn read_header(
     let data = size - start;
     let mut entries = Vec::with_capacity(tensors.len());
     for (name, wire) in tensors {
+        super::check_name(path, &name)?;
         let Some(dtype) = Dtype::from_safetensors(&wire.dtype) else {
-            return Err(bad(format!("tensor {name}: dtype {} is not supported", wire.dtype)));
+            return Err(bad(format!("tensor {name}: dtype {} is not supported", wire.dtype.escape_debug())));
         };
         let [from, to] = wire.data_offsets;
         let (shape, bytes) = super::checked_shape(&wire.shape, dtype)

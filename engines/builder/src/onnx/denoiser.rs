@@ -22,7 +22,15 @@ pub fn denoiser_graph(
     batch: Dim,
 ) -> Result<Model, OnnxError> {
     let mut ops = GraphBuilder::new(kind.component(), weights);
-    let o = &mut ops;
+    write_denoiser(&mut ops, cfg, kind, batch);
+    ops.finish()
+}
+
+/// Writes the denoiser down with `o`, inputs and outputs included; see [`denoiser_graph`].
+///
+/// # Panics
+/// When `cfg` does not pass [`DitConfig::validate`].
+pub fn write_denoiser(o: &mut GraphBuilder, cfg: &DitConfig, kind: DenoiserKind, batch: Dim) {
     let fixed = Dim::Fixed;
     let (tokens, frames) = (Dim::from("tokens"), Dim::from("frames"));
     let per_frame = fixed(cfg.tokens_per_frame());
@@ -77,5 +85,4 @@ pub fn denoiser_graph(
         o.output("mask", &lift.mask, &[&lead[..], &[per_frame.clone(), fixed(1)]].concat());
         o.output("locate", &lift.locate, &[&lead[..], &[per_frame.clone(), fixed(2)]].concat());
     }
-    ops.finish()
 }

@@ -6,7 +6,7 @@ use mindseye_engines::model::ParamSpec;
 use mindseye_engines::onnx::{DataType, WeightError};
 
 use crate::checkpoint::names::{Component, locate};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, to_f32};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
 
 /// Type and shape of a stored weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,18 +87,47 @@ impl WeightSource for MemoryWeights {
     }
 }
 
+/// Names and shapes without values: enough to write a network down, not to save it.
+#[derive(Clone, Debug, Default)]
+pub struct DeclaredWeights {
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl DeclaredWeights {
+    /// The weights that a network asks for.
+    #[must_use]
+    pub fn new(specs: &[ParamSpec]) -> Self {
+        Self { shapes: specs.iter().map(|s| (s.name.clone(), s.shape.clone())).collect() }
+    }
+}
+
+impl WeightSource for DeclaredWeights {
+    fn names(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
+    }
+
+    fn meta(&self, name: &str) -> Option<WeightMeta> {
+        self.shapes.get(name).map(|shape| WeightMeta { dtype: DataType::F32, shape: shape.clone() })
+    }
+
+    fn read(&self, name: &str, _offset: u64, _out: &mut [f32]) -> Result<(), WeightError> {
+        Err(WeightError::Data { name: name.into(), what: "only its shape is known".into() })
+    }
+}
+
 /// Weights of a checkpoint on disk, read in place: nothing but names and shapes stays in memory.
 #[derive(Debug)]
 pub struct CheckpointWeights {
     checkpoint: Checkpoint,
-    /// Our name to the checkpoint's.
-    names: BTreeMap<String, String>,
+    /// Our name to the checkpoint's, and what its values are multiplied with.
+    names: BTreeMap<String, (String, Option<f32>)>,
 }
 
 impl CheckpointWeights {
     /// All tensors under the names that they have.
     pub fn plain(checkpoint: Checkpoint) -> Self {
-        let names = checkpoint.tensors().map(|(name, _)| (name.to_owned(), name.to_owned())).collect();
+        let own = |(name, _): (&str, _)| (name.to_owned(), (name.to_owned(), None));
+        let names = checkpoint.tensors().map(own).collect();
         Self { checkpoint, names }
     }
 
@@ -112,14 +141,14 @@ impl CheckpointWeights {
         component: Component,
         specs: &[ParamSpec],
     ) -> Result<Self, CheckpointError> {
-        let (_, located) = locate(component, specs, &checkpoint)?;
-        let names = located.into_iter().map(|l| (l.spec.name, l.source)).collect();
+        let found = locate(component, specs, &checkpoint)?;
+        let names = found.tensors.into_iter().map(|l| (l.spec.name, (l.source, l.scale))).collect();
         Ok(Self { checkpoint, names })
     }
 }
 
-/// Bytes that are read at once.
-const CHUNK: usize = 4 << 20;
+/// Values that are read at once.
+const CHUNK: usize = 1 << 20;
 
 impl WeightSource for CheckpointWeights {
     fn names(&self) -> Vec<String> {
@@ -127,12 +156,14 @@ impl WeightSource for CheckpointWeights {
     }
 
     fn meta(&self, name: &str) -> Option<WeightMeta> {
-        let entry = self.checkpoint.get(self.names.get(name)?)?;
+        let entry = self.checkpoint.get(&self.names.get(name)?.0)?;
         let dtype = match entry.dtype {
             Dtype::F32 => DataType::F32,
             Dtype::F16 => DataType::F16,
             Dtype::Bf16 => DataType::BF16,
             Dtype::F64 => DataType::F64,
+            Dtype::F8E4M3 => DataType::F8E4M3,
+            Dtype::F8E5M2 => DataType::F8E5M2,
             _ => return None,
         };
         Some(WeightMeta { dtype, shape: entry.shape.clone() })
@@ -140,20 +171,16 @@ impl WeightSource for CheckpointWeights {
 
     fn read(&self, name: &str, offset: u64, out: &mut [f32]) -> Result<(), WeightError> {
         let missing = || WeightError::Missing { name: name.into() };
-        let stored = self.names.get(name).ok_or_else(missing)?;
-        let dtype = self.checkpoint.get(stored).ok_or_else(missing)?.dtype;
-        let fail = |what: String| WeightError::Data { name: name.into(), what };
-        let width = dtype.size();
-        let mut bytes = vec![0u8; CHUNK.min(out.len() * width)];
-        let mut position =
-            offset.checked_mul(width as u64).ok_or_else(|| fail(format!("no element {offset}")))?;
-        for part in out.chunks_mut(CHUNK / width) {
-            let bytes = &mut bytes[..part.len() * width];
-            self.checkpoint.read_bytes(stored, position, bytes).map_err(|e| fail(e.to_string()))?;
-            position += bytes.len() as u64;
-            let values =
-                to_f32(bytes, dtype).ok_or_else(|| fail(format!("holds {}, not floats", dtype.name())))?;
-            part.copy_from_slice(&values);
+        let (stored, scale) = self.names.get(name).ok_or_else(missing)?;
+        for (i, part) in out.chunks_mut(CHUNK).enumerate() {
+            let from = offset.saturating_add((i * CHUNK) as u64);
+            self.checkpoint.read_finite(stored, from, part).map_err(|e| match e {
+                CheckpointError::NoTensor { .. } => missing(),
+                e => WeightError::Data { name: name.into(), what: e.to_string() },
+            })?;
+            if let Some(k) = scale {
+                part.iter_mut().for_each(|v| *v *= k);
+            }
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ pub mod e4m3;
 
 mod calibrate;
 mod float;
+mod lower;
+mod parts;
 mod rewrite;
 mod spool;
 mod synthetic;
@@ -26,10 +28,12 @@ mod tests;
 mod verify;
 
 pub use calibrate::Calibrator;
-pub use float::to_float16;
+pub use float::{Float16, MEASURED_LIMIT, to_float16};
+pub use lower::{kept_high, large_values, part_inputs};
+pub use parts::{HalfInputs, PartInputs};
 pub use rewrite::{
-    Observed, QuantConfig, Quantised, ScaleRecord, calibrate_and_quantise as quantise, layers, observe_all,
-    quantise_observed,
+    Observed, QuantConfig, Quantised, Ranges, ScaleRecord, calibrate_and_quantise as quantise, check_weights,
+    layers, observe_all, quantise_half, quantise_observed,
 };
 pub use spool::Spooled;
 pub use synthetic::{SyntheticDenoiser, denoiser_inputs};
@@ -63,6 +67,18 @@ fn go_on(tell: &mut Tell<'_>, work: Work) -> Result<(), QuantError> {
     if tell(work) { Ok(()) } else { Err(QuantError::Cancelled) }
 }
 
+/// What failed in something that the caller supplies: a source of inputs, a task.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct SuppliedError(Box<dyn std::error::Error + Send + Sync>);
+
+impl SuppliedError {
+    /// From any error, or from text.
+    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
 /// Named inputs of one run.
 pub type Inputs = Vec<(String, Tensor)>;
 
@@ -76,12 +92,12 @@ pub trait CalibrationSource {
     ///
     /// # Errors
     /// Why it cannot.
-    fn restart(&mut self) -> Result<(), String>;
+    fn restart(&mut self) -> Result<(), SuppliedError>;
     /// The next item, none at the end.
     ///
     /// # Errors
     /// Why it cannot be read.
-    fn next(&mut self) -> Result<Option<Inputs>, String>;
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError>;
 }
 
 /// Calibration inputs held in memory.
@@ -112,12 +128,12 @@ impl CalibrationSource for InMemory {
         Some(self.items.len() as u64)
     }
 
-    fn restart(&mut self) -> Result<(), String> {
+    fn restart(&mut self) -> Result<(), SuppliedError> {
         self.position = 0;
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<Inputs>, String> {
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
         let item = self.items.get(self.position).cloned();
         self.position += usize::from(item.is_some());
         Ok(item)
@@ -134,18 +150,52 @@ pub enum QuantError {
     /// The CPU backend failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// NaN or infinity among the activations.
-    #[error("calibration: value {value:?} is NaN or infinite; check the calibration inputs")]
+    /// NaN or infinity among the calibration inputs.
+    #[error("calibration: input {input:?} is NaN or infinite; check the calibration inputs")]
+    InputNotFinite {
+        /// Name of the graph's input.
+        input: String,
+    },
+    /// NaN or infinity among the activations, from finite inputs and weights.
+    #[error("calibration: value {value:?} becomes NaN or infinite in fp32, from finite inputs and weights")]
     NotFinite {
         /// Name of the value in the graph.
         value: String,
     },
+    /// A weight is NaN or infinite.
+    #[error("weight {weight:?} is NaN or infinite; import or train the bundle again")]
+    WeightNotFinite {
+        /// Name of the constant.
+        weight: String,
+    },
+    /// A weight is too large for the float format.
+    #[error("weight {weight:?} reaches {largest}, past the largest half; use bf16")]
+    TooLarge {
+        /// Name of the constant.
+        weight: String,
+        /// Its largest magnitude.
+        largest: f32,
+    },
+    /// A graph gives NaN or infinity where fp32 gives a number.
+    #[error("output {output:?} is NaN or infinite in this precision, and finite in fp32")]
+    OutputNotFinite {
+        /// Name of the output.
+        output: String,
+    },
+    /// A layer that was to be kept high does not exist.
+    #[error("no linear layer's name contains {name:?} (--keep); layers are called as {example:?}")]
+    NoSuchLayer {
+        /// What was asked for.
+        name: String,
+        /// A layer that there is.
+        example: String,
+    },
     /// The source gave nothing or failed.
     #[error("calibration: {0}")]
-    Source(String),
+    Source(#[source] SuppliedError),
     /// The task could not be run.
     #[error("task: {0}")]
-    Task(String),
+    Task(#[source] SuppliedError),
     /// The precision is not one that this graph can take.
     #[error("{0}")]
     Unsupported(String),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::calibrate::{Calibrator, Observer};
-use super::{CalibrationSource, Inputs, QuantError, Tell, Work, e4m3, session};
+use super::{CalibrationSource, Inputs, QuantError, SuppliedError, Tell, Work, e4m3, session};
 use mindseye_base::file::hex;
 use mindseye_engines::backend::{Backend, Elements};
 use mindseye_engines::onnx::{
@@ -116,7 +116,29 @@ pub struct Quantised {
     pub kept: Vec<String>,
     /// Attention products quantised (FP8).
     pub attention_products: usize,
+    /// What activations were quantised with, for other graphs of the same layers ([`quantise_half`]).
+    pub ranges: Ranges,
 }
+
+/// Ranges of activations by the layer that reads them, so that they hold for every graph with these layers.
+#[derive(Clone, Debug, Default)]
+pub struct Ranges {
+    layers: HashMap<String, ActivationRange>,
+    products: HashMap<Operand, f32>,
+    /// What they were measured with, and the hash of it.
+    calibration: Option<(String, String)>,
+}
+
+#[derive(Clone, Debug)]
+struct ActivationRange {
+    /// Of the smoothed values.
+    range: f32,
+    /// SmoothQuant's factor of each channel.
+    smooth: Option<Arc<[f32]>>,
+}
+
+/// One of the two operands of an attention product: its block, its number in the block, and which of the two.
+type Operand = (usize, usize, usize);
 
 /// A linear layer: `MatMul` with a constant matrix.
 struct Site {
@@ -228,6 +250,8 @@ struct Group {
     /// Channels (last axis), none for attention operands.
     width: Option<usize>,
     sites: Vec<usize>,
+    /// Of the first attention product that reads it.
+    operand: Option<Operand>,
     /// Probabilities: their scale is 1/448, not measured.
     softmax: bool,
 }
@@ -263,7 +287,7 @@ fn observe(
     while let Some(inputs) = source.next().map_err(QuantError::Source)? {
         for (name, tensor) in &inputs {
             if tensor.as_f32().is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
-                return Err(QuantError::NotFinite { value: name.clone() });
+                return Err(QuantError::InputNotFinite { input: name.clone() });
             }
         }
         hash_inputs(&mut hash, &inputs);
@@ -279,7 +303,7 @@ fn observe(
     drop(session);
     crate::memory::release_freed_memory();
     if done == 0 {
-        return Err(QuantError::Source("the source gave no inputs".into()));
+        return Err(QuantError::Source(SuppliedError::new("the source gave no inputs")));
     }
     Ok((observers, hex(&hash.finalize())))
 }
@@ -357,57 +381,116 @@ pub fn quantise_observed(
     tell: &mut Tell<'_>,
 ) -> Result<Quantised, QuantError> {
     config.check()?;
-    let all = sites(model);
-    let blocks = all.iter().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
-    let ends = |block: usize| block < config.keep_first_blocks || block + config.keep_last_blocks >= blocks;
-    let keeps = |block: usize, layer: &str| {
-        ends(block) || config.keep.iter().any(|k| !k.is_empty() && layer.contains(k.as_str()))
+    check_keep(model, config)?;
+    let parts = Parts::new(model, config)?;
+    let ranges = match observed.filter(|_| config.precision != Precision::Int4w) {
+        None => Ranges::default(),
+        Some(observed) => parts.ranges(model, config, observed, backend, source, tell)?,
     };
-    let (mut chosen, mut kept) = (Vec::new(), Vec::new());
-    for site in all {
-        let Some(block) = site.block else { continue };
-        let fits = config.precision != Precision::Int4w || site.k % 64 == 0;
-        if keeps(block, &site.layer) || !fits {
-            kept.push(site.layer);
-        } else {
-            chosen.push(site);
-        }
+    parts.rewritten(model, config, ranges)
+}
+
+/// Quantises a graph with the layers of another one that was quantised before, with the same ranges: the cached halves
+/// of a denoiser, whose inputs no calibration source gives.
+///
+/// # Errors
+/// [`QuantError::Unsupported`] naming a layer that the other graph has not quantised.
+pub fn quantise_half(model: &Model, config: &QuantConfig, ranges: &Ranges) -> Result<Quantised, QuantError> {
+    config.check()?;
+    Parts::new(model, config)?.rewritten(model, config, ranges.clone())
+}
+
+/// Refuses names to keep that no layer has: a layer would be quantised that was meant to be kept.
+fn check_keep(model: &Model, config: &QuantConfig) -> Result<(), QuantError> {
+    let all = layers(model);
+    let missing = |name: &&String| !name.is_empty() && !all.iter().any(|l| l.contains(name.as_str()));
+    match config.keep.iter().find(missing) {
+        None => Ok(()),
+        Some(name) => Err(QuantError::NoSuchLayer {
+            name: name.clone(),
+            example: all.first().cloned().unwrap_or_default(),
+        }),
     }
-    if chosen.is_empty() {
-        return Err(QuantError::Unsupported(format!(
-            "no layer is left to quantise: {blocks} blocks, {} kept at the start and {} at the end",
-            config.keep_first_blocks, config.keep_last_blocks
-        )));
-    }
-    let mut build = Rewriter::new(model, config.precision);
-    let (mut calibration, mut calibration_sha256) = (None, None);
-    let mut attention_products = 0;
-    if let Some(observed) = observed.filter(|_| config.precision != Precision::Int4w) {
-        let mut groups: Vec<Group> = Vec::new();
-        for (i, site) in chosen.iter().enumerate() {
-            match groups.iter_mut().find(|g| g.value == site.input) {
-                Some(g) => g.sites.push(i),
-                None => groups.push(Group {
-                    value: site.input.clone(),
-                    width: Some(site.k),
-                    sites: vec![i],
-                    softmax: false,
-                }),
+}
+
+/// What of a graph is quantised.
+struct Parts {
+    chosen: Vec<Site>,
+    kept: Vec<String>,
+    groups: Vec<Group>,
+    products: Vec<usize>,
+}
+
+impl Parts {
+    fn new(model: &Model, config: &QuantConfig) -> Result<Self, QuantError> {
+        let all = sites(model);
+        let blocks = all.iter().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+        let ends =
+            |block: usize| block < config.keep_first_blocks || block + config.keep_last_blocks >= blocks;
+        let keeps = |block: usize, layer: &str| {
+            ends(block) || config.keep.iter().any(|k| !k.is_empty() && layer.contains(k.as_str()))
+        };
+        let (mut chosen, mut kept) = (Vec::new(), Vec::new());
+        for site in all {
+            let Some(block) = site.block else { continue };
+            let fits = config.precision != Precision::Int4w || site.k % 64 == 0;
+            if keeps(block, &site.layer) || !fits {
+                kept.push(site.layer);
+            } else {
+                chosen.push(site);
             }
         }
-        if config.attention_products() {
-            build.products = attention_groups(model, &ends, &mut groups);
-            attention_products = build.products.len();
+        if chosen.is_empty() {
+            return Err(QuantError::Unsupported(format!(
+                "no layer is left to quantise: {blocks} blocks, {} kept at the start and {} at the end",
+                config.keep_first_blocks, config.keep_last_blocks
+            )));
         }
+        let mut groups: Vec<Group> = Vec::new();
+        let mut products = Vec::new();
+        if config.precision != Precision::Int4w {
+            for (i, site) in chosen.iter().enumerate() {
+                match groups.iter_mut().find(|g| g.value == site.input) {
+                    Some(g) => g.sites.push(i),
+                    None => groups.push(Group {
+                        value: site.input.clone(),
+                        width: Some(site.k),
+                        sites: vec![i],
+                        operand: None,
+                        softmax: false,
+                    }),
+                }
+            }
+            if config.attention_products() {
+                products = attention_groups(model, &ends, &mut groups);
+            }
+        }
+        Ok(Self { chosen, kept, groups, products })
+    }
+
+    /// Ranges from what was observed, after smoothing.
+    fn ranges(
+        &self,
+        model: &Model,
+        config: &QuantConfig,
+        observed: &Observed,
+        backend: &dyn Backend,
+        source: &mut dyn CalibrationSource,
+        tell: &mut Tell<'_>,
+    ) -> Result<Ranges, QuantError> {
+        let groups = &self.groups;
         let measured: Vec<usize> = (0..groups.len()).filter(|&i| !groups[i].softmax).collect();
         let values: Vec<_> = measured.iter().map(|&i| (groups[i].value.clone(), groups[i].width)).collect();
         let observers: Vec<&Observer> = values
             .iter()
             .map(|(v, _)| {
-                observed.values.get(v).ok_or_else(|| QuantError::Source(format!("{v:?} was not observed")))
+                observed
+                    .values
+                    .get(v)
+                    .ok_or_else(|| QuantError::Source(SuppliedError::new(format!("{v:?} was not observed"))))
             })
             .collect::<Result<_, _>>()?;
-        let smoothing = smoothing(model, config, &groups, &measured, &chosen, &observers)?;
+        let smoothing = smoothing(model, config, groups, &measured, &self.chosen, &observers)?;
         // Smoothed values have other ranges: known exactly for the largest magnitude, else seen again.
         let ranges: Vec<f32> = match (config.calibrator, config.precision) {
             (Calibrator::Max, _) | (_, Precision::Fp8) => observers
@@ -424,36 +507,84 @@ pub fn quantise_observed(
                 observers.iter().map(|o| o.range(calibrator)).collect()
             }
         };
-        for (slot, &g) in measured.iter().enumerate() {
-            build.activation(&groups[g], ranges[slot], smoothing[slot].as_deref());
-            for &s in &groups[g].sites {
-                build.weight(model, &chosen[s], smoothing[slot].as_deref())?;
+        let calibration = Some((observed.description.clone(), observed.sha256.clone()));
+        let mut all = Ranges { calibration, ..Ranges::default() };
+        for ((&g, range), smooth) in measured.iter().zip(ranges).zip(smoothing) {
+            let one = ActivationRange { range, smooth: smooth.map(Arc::from) };
+            for &site in &groups[g].sites {
+                all.layers.insert(self.chosen[site].layer.clone(), one.clone());
+            }
+            if let Some(operand) = groups[g].operand {
+                all.products.insert(operand, range);
             }
         }
-        for group in groups.iter().filter(|g| g.softmax) {
+        Ok(all)
+    }
+
+    /// Both graphs, with these ranges.
+    fn rewritten(self, model: &Model, config: &QuantConfig, ranges: Ranges) -> Result<Quantised, QuantError> {
+        let mut build = Rewriter::new(model, config.precision);
+        let missing = |what: String| {
+            QuantError::Unsupported(format!("{what} was not calibrated: the joint denoiser lacks it"))
+        };
+        for group in self.groups.iter().filter(|g| !g.softmax) {
+            let layer = group.sites.first().map(|&s| &self.chosen[s].layer);
+            let one = match (layer, group.operand) {
+                (Some(layer), _) => {
+                    ranges.layers.get(layer).cloned().ok_or_else(|| missing(layer.clone()))?
+                }
+                (None, operand) => {
+                    let range = operand.and_then(|o| ranges.products.get(&o));
+                    let range = *range.ok_or_else(|| missing(format!("value {:?}", group.value)))?;
+                    ActivationRange { range, smooth: None }
+                }
+            };
+            build.activation(group, one.range, one.smooth.as_deref());
+            for &s in &group.sites {
+                build.weight(model, &self.chosen[s], one.smooth.as_deref())?;
+            }
+        }
+        for group in self.groups.iter().filter(|g| g.softmax) {
             build.activation(group, 1.0, None);
         }
-        calibration = Some(observed.description.clone());
-        calibration_sha256 = Some(observed.sha256.clone());
-    } else {
-        for site in &chosen {
-            build.weight_int4(model, site, config.block)?;
+        if config.precision == Precision::Int4w {
+            for site in &self.chosen {
+                build.weight_int4(model, site, config.block)?;
+            }
+        }
+        let attention_products = self.products.len();
+        build.products = self.products;
+        let layers = self.chosen.iter().map(|s| s.layer.clone()).collect();
+        let nodes: Vec<usize> = self.chosen.iter().map(|s| s.node).collect();
+        let (deploy, emulated, scales, scales_sha256) = build.finish(model, &nodes);
+        Ok(Quantised {
+            deploy,
+            emulated,
+            scales,
+            scales_sha256,
+            calibration_sha256: ranges.calibration.as_ref().map(|(_, hash)| hash.clone()),
+            calibration: ranges.calibration.as_ref().map(|(what, _)| what.clone()),
+            layers,
+            kept: self.kept,
+            attention_products,
+            ranges,
+        })
+    }
+}
+
+/// Refuses weights that are NaN or infinite: no precision makes anything of them.
+///
+/// # Errors
+/// [`QuantError::WeightNotFinite`] naming the first one; a constant that cannot be read.
+pub fn check_weights(model: &Model) -> Result<(), QuantError> {
+    for constant in &model.graph.initializers {
+        let is_float =
+            matches!(constant.dtype, DataType::F32 | DataType::F16 | DataType::BF16 | DataType::F64);
+        if is_float && constant.to_f32()?.iter().any(|v| !v.is_finite()) {
+            return Err(QuantError::WeightNotFinite { weight: constant.name.clone() });
         }
     }
-    let layers = chosen.iter().map(|s| s.layer.clone()).collect();
-    let nodes: Vec<usize> = chosen.iter().map(|s| s.node).collect();
-    let (deploy, emulated, scales, scales_sha256) = build.finish(model, &nodes);
-    Ok(Quantised {
-        deploy,
-        emulated,
-        scales,
-        scales_sha256,
-        calibration_sha256,
-        calibration,
-        layers,
-        kept,
-        attention_products,
-    })
+    Ok(())
 }
 
 /// Adds a group for each operand of the attention products in blocks that are not kept. Returns the products' nodes.
@@ -462,6 +593,7 @@ fn attention_groups(model: &Model, keeps: &dyn Fn(usize) -> bool, groups: &mut V
         model.graph.initializers.iter().map(|i| i.name.as_str()).collect();
     let mut block = None;
     let mut products = Vec::new();
+    let mut of_block: HashMap<usize, usize> = HashMap::new();
     for (index, node) in model.graph.nodes.iter().enumerate() {
         // Products carry no weight: they belong to the block of the last layer before them.
         if let Some(b) =
@@ -476,11 +608,20 @@ fn attention_groups(model: &Model, keeps: &dyn Fn(usize) -> bool, groups: &mut V
             continue;
         }
         products.push(index);
-        for input in &node.inputs {
+        let number = of_block.entry(b).or_default();
+        let product = *number;
+        *number += 1;
+        for (side, input) in node.inputs.iter().enumerate() {
             let softmax =
                 model.graph.producer(input).is_some_and(|p| model.graph.nodes[p].op_type == "Softmax");
             if !groups.iter().any(|g| g.value == *input) {
-                groups.push(Group { value: input.clone(), width: None, sites: Vec::new(), softmax });
+                groups.push(Group {
+                    value: input.clone(),
+                    width: None,
+                    sites: Vec::new(),
+                    operand: Some((b, product, side)),
+                    softmax,
+                });
             }
         }
     }
@@ -562,7 +703,7 @@ fn weight(model: &Model, site: &Site) -> Result<Vec<f32>, QuantError> {
     let w = model.graph.initializer(&site.weight);
     let values = w.map_or(Ok(Vec::new()), Initializer::to_f32)?;
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(QuantError::NotFinite { value: site.weight.clone() });
+        return Err(QuantError::WeightNotFinite { weight: site.weight.clone() });
     }
     Ok(values)
 }
@@ -613,7 +754,7 @@ impl LazyTensor for Restored {
 
 fn shared(name: &str, dtype: DataType, shape: &[usize], codes: &Arc<Vec<u8>>) -> Initializer {
     let data = TensorData::Memory(Arc::clone(codes), 0..codes.len());
-    Initializer { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
+    Initializer { name: name.to_owned(), dtype, shape: shape.to_vec(), data, origin: None }
 }
 
 struct Rewriter {
@@ -836,6 +977,7 @@ impl Rewriter {
             dtype: DataType::F32,
             shape: vec![site.k, site.n],
             data: TensorData::Lazy(Arc::new(restored)),
+            origin: None,
         });
     }
 

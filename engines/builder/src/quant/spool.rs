@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
-use super::{CalibrationSource, Inputs, Scratch};
+use super::{CalibrationSource, Inputs, Scratch, SuppliedError};
 use mindseye_engines::backend::{Elements, Tensor};
 
 /// A source whose items are taken from another one the first time, and from a file after that. One item is in memory.
@@ -24,7 +24,7 @@ impl Spooled {
     ///
     /// # Errors
     /// The temporary file cannot be made.
-    pub fn new(inner: Box<dyn CalibrationSource>) -> Result<Spooled, String> {
+    pub fn new(inner: Box<dyn CalibrationSource>) -> Result<Spooled, SuppliedError> {
         let folder = Scratch::new().map_err(|e| failed(&e))?;
         let file = File::options()
             .create_new(true)
@@ -36,8 +36,8 @@ impl Spooled {
     }
 }
 
-fn failed(e: &std::io::Error) -> String {
-    format!("temporary file in {}: {e}", std::env::temp_dir().display())
+fn failed(e: &std::io::Error) -> SuppliedError {
+    SuppliedError::new(format!("temporary file in {}: {e}", std::env::temp_dir().display()))
 }
 
 impl CalibrationSource for Spooled {
@@ -49,12 +49,12 @@ impl CalibrationSource for Spooled {
         if self.complete { Some(self.starts.len() as u64) } else { self.inner.count() }
     }
 
-    fn restart(&mut self) -> Result<(), String> {
+    fn restart(&mut self) -> Result<(), SuppliedError> {
         self.position = 0;
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<Inputs>, String> {
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
         if let Some(&start) = self.starts.get(self.position) {
             self.file.seek(SeekFrom::Start(start)).map_err(|e| failed(&e))?;
             let item = read(&mut BufReader::new(&self.file)).map_err(|e| failed(&e))?;
@@ -160,10 +160,10 @@ mod tests {
         fn count(&self) -> Option<u64> {
             self.items.count()
         }
-        fn restart(&mut self) -> Result<(), String> {
-            Err("asked to start again".into())
+        fn restart(&mut self) -> Result<(), SuppliedError> {
+            Err(SuppliedError::new("asked to start again"))
         }
-        fn next(&mut self) -> Result<Option<Inputs>, String> {
+        fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
             self.made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.items.next()
         }

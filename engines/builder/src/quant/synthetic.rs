@@ -3,9 +3,9 @@
 
 use mindseye_base::random::SplitMix64;
 
-use super::{CalibrationSource, Inputs};
+use super::{CalibrationSource, Inputs, SuppliedError};
 use mindseye_engines::backend::Tensor;
-use mindseye_engines::denoise::{DenoiseStep, HostInputs};
+use mindseye_engines::denoise::{DenoiseError, DenoiseStep, HostInputs};
 use mindseye_engines::model::dit::DitConfig;
 
 /// Inputs of the joint denoiser: normal latents and text rows, context clean, targets at a random timestep.
@@ -36,8 +36,8 @@ fn normal(mix: &mut SplitMix64, n: usize) -> Vec<f32> {
 ///
 /// # Errors
 /// A size of the step disagrees with the configuration.
-pub fn denoiser_inputs(c: &DitConfig, step: &DenoiseStep<'_>) -> Result<Inputs, String> {
-    let host = HostInputs::new(c, step).map_err(|e| e.to_string())?;
+pub fn denoiser_inputs(c: &DitConfig, step: &DenoiseStep<'_>) -> Result<Inputs, DenoiseError> {
+    let host = HostInputs::new(c, step)?;
     let (f, rows, per_frame) = (step.frames(), step.timesteps.len(), c.tokens_per_frame());
     let shape = [1, c.in_channels, f, c.latent_height, c.latent_width];
     let mut inputs: Inputs = vec![
@@ -69,12 +69,12 @@ impl CalibrationSource for SyntheticDenoiser {
         Some(self.items)
     }
 
-    fn restart(&mut self) -> Result<(), String> {
+    fn restart(&mut self) -> Result<(), SuppliedError> {
         self.position = 0;
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<Inputs>, String> {
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
         if self.position == self.items {
             return Ok(None);
         }
@@ -98,6 +98,6 @@ impl CalibrationSource for SyntheticDenoiser {
             text: &text,
             camera: (c.camera_channels > 0).then_some(&camera),
         };
-        denoiser_inputs(c, &step).map(Some)
+        denoiser_inputs(c, &step).map(Some).map_err(SuppliedError::new)
     }
 }

@@ -338,3 +338,151 @@ fn packed_weights_of_one_layer() {
     assert_eq!(e4m3::to_f32(codes[2 * 32]), 0.0);
     assert!((e4m3::to_f32(codes[0]) + 448.0).abs() <= 32.0);
 }
+
+fn graph(kind: DenoiserKind) -> Model {
+    let cfg = config();
+    let mut weights = MemoryWeights::new();
+    for (i, p) in count_denoiser(&cfg, 4, 0, 2).params().iter().enumerate() {
+        let fan_in: usize = p.shape[1..].iter().product::<usize>().max(1);
+        let scale = 1.0 / (fan_in as f32).sqrt();
+        let n: usize = p.shape.iter().product();
+        let values = (0..n).map(|j| ((i * 37 + j * 11) as f32).sin() * scale);
+        weights.insert(p.name.clone(), p.shape.clone(), values.collect());
+    }
+    denoiser_graph(&cfg, Arc::new(weights), kind, Dim::Fixed(1)).unwrap()
+}
+
+/// The cached halves are quantised with what was measured of the joint graph, and stay as close to fp32.
+#[test]
+fn halves_take_the_ranges_of_the_joint_graph() {
+    let joint = graph(DenoiserKind::Joint);
+    for (precision, limit) in [(Precision::Int8, 0.05), (Precision::Fp8, 0.15), (Precision::Int4w, 0.3)] {
+        let mut c = QuantConfig::new(precision);
+        c.attention_head_dim = Some(16);
+        let whole = quantise(&joint, &c, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
+        let tokens = config().tokens_per_frame();
+        for kind in [DenoiserKind::Prefill, DenoiserKind::Cached] {
+            let fp32 = graph(kind);
+            let half = quantise_half(&fp32, &c, &whole.ranges).unwrap();
+            let count = |m: &Model, op: &str| m.graph.nodes.iter().filter(|n| n.op_type == op).count();
+            assert!(count(&half.deploy, "DequantizeLinear") > 0, "{precision} {kind:?}");
+            if precision != Precision::Int4w {
+                assert!(count(&half.deploy, "QuantizeLinear") > 0, "{precision} {kind:?}");
+            }
+            // The same layers with the same scales.
+            let scale = |q: &Quantised, name: &str| {
+                q.deploy.graph.initializer(name).unwrap_or_else(|| panic!("{name}")).to_f32().unwrap()
+            };
+            for layer in &half.layers {
+                assert!(whole.layers.contains(layer), "{layer}");
+                let name = format!("{layer}.weight.T/scale");
+                assert_eq!(scale(&half, &name), scale(&whole, &name), "{precision} {kind:?} {layer}");
+            }
+            assert_eq!(half.calibration_sha256, whole.calibration_sha256);
+            let mut inner = source(4);
+            let mut inputs: Box<dyn CalibrationSource> = if kind == DenoiserKind::Prefill {
+                Box::new(HalfInputs::context(&mut inner, tokens))
+            } else {
+                let prefill = session(&graph(DenoiserKind::Prefill), &RtenBackend).unwrap();
+                Box::new(HalfInputs::targets(&mut inner, tokens, prefill))
+            };
+            let report =
+                verify(&fp32, &half.emulated, &RtenBackend, inputs.as_mut(), 2, &mut |_| true).unwrap();
+            for (name, error) in &report.outputs {
+                assert!(*error < limit, "{precision} {kind:?} {name}: {error}");
+            }
+            assert!(report.outputs.values().any(|e| *e > 1e-5), "{precision} {kind:?}: nothing is rounded");
+        }
+    }
+}
+
+#[test]
+fn a_layer_to_keep_that_does_not_exist_is_named() {
+    let mut c = QuantConfig::new(Precision::Int8);
+    c.keep = vec!["attn2.to_k".into(), "atn1.to_q".into()];
+    let error =
+        quantise(&graph(DenoiserKind::Joint), &c, &RtenBackend, &mut source(1), &mut |_| true).unwrap_err();
+    assert!(matches!(&error, QuantError::NoSuchLayer { name, .. } if name == "atn1.to_q"), "{error}");
+    assert!(error.to_string().contains("blocks.0.attn1.to_q"), "{error}");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let good = graph(DenoiserKind::Joint);
+    check_weights(&good).unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut broken = good.clone();
+        let at = broken.graph.initializers.iter().position(|i| i.name == "proj_out.weight.T").unwrap();
+        let tensor = &mut broken.graph.initializers[at];
+        let mut values = tensor.to_f32().unwrap();
+        *values.last_mut().unwrap() = bad;
+        *tensor = Initializer::from_f32(tensor.name.clone(), &tensor.shape.clone(), &values);
+        let error = check_weights(&broken).unwrap_err();
+        assert!(matches!(&error, QuantError::WeightNotFinite { weight } if weight == "proj_out.weight.T"));
+        let error = to_float16(&broken, Precision::Fp16).unwrap_err();
+        assert!(error.to_string().contains("proj_out.weight.T"), "{error}");
+    }
+}
+
+/// A text encoder whose feed-forward sums pass the largest half, as those of T5 do.
+#[test]
+fn values_too_large_for_halves_stay_in_fp32() {
+    use crate::onnx::text_encoder_graph;
+    use mindseye_engines::model::umt5::Umt5Config;
+    let cfg = Umt5Config {
+        vocab_size: 32,
+        d_model: 16,
+        d_kv: 8,
+        d_ff: 24,
+        num_layers: 2,
+        num_heads: 2,
+        buckets: 8,
+        max_distance: 16,
+        eps: 1e-6,
+    };
+    let mut rng = mindseye_base::random::Rng::new(5);
+    let mut weights = MemoryWeights::new();
+    for p in cfg.params() {
+        let factor = match p.name.as_str() {
+            name if name.contains("DenseReluDense.wo") => 2e4,
+            name if name.contains("DenseReluDense.wi") => 4.0,
+            _ => 1.0,
+        };
+        let n: usize = p.shape.iter().product();
+        let values = match p.shape.as_slice() {
+            [_] => vec![1.0; n],
+            [.., fan_in] => {
+                let scale = factor / (*fan_in as f64).sqrt();
+                (0..n).map(|_| (scale * rng.normal()) as f32).collect()
+            }
+            [] => Vec::new(),
+        };
+        weights.insert(p.name, p.shape, values);
+    }
+    let fp32 = text_encoder_graph(&cfg, 6, Arc::new(weights)).unwrap();
+    let inputs = || PartInputs::new(&fp32, &BTreeMap::new(), 3, 1);
+    let compare = |low: &Model| verify(&fp32, low, &RtenBackend, &mut inputs(), 3, &mut |_| true);
+    for float in [Precision::Fp16, Precision::Bf16] {
+        let high = kept_high(&fp32, float, &RtenBackend, &mut inputs(), 3, &mut |_| true).unwrap();
+        let low = Float16::new(&fp32, float, &high).unwrap();
+        let report = compare(&low.emulated().unwrap()).unwrap();
+        let error = report.outputs["rows"];
+        assert!(error > 1e-6 && error < 0.05, "{float}: {error}");
+    }
+    // The same network under names that no rule knows: without a measurement it overflows, and that is said.
+    let mut renamed = fp32.clone();
+    let rename = |name: &mut String| *name = name.replace("DenseReluDense.wo", "mlp.down");
+    renamed.graph.initializers.iter_mut().for_each(|i| rename(&mut i.name));
+    for node in &mut renamed.graph.nodes {
+        node.inputs.iter_mut().for_each(rename);
+        node.outputs.iter_mut().for_each(rename);
+    }
+    let blind = Float16::new(&renamed, Precision::Fp16, &Default::default()).unwrap();
+    let error = compare(&blind.emulated().unwrap()).unwrap_err();
+    assert!(matches!(&error, QuantError::OutputNotFinite { output } if output == "rows"), "{error}");
+    let high = kept_high(&renamed, Precision::Fp16, &RtenBackend, &mut inputs(), 3, &mut |_| true).unwrap();
+    assert!(!high.is_empty());
+    let low = Float16::new(&renamed, Precision::Fp16, &high).unwrap();
+    let error = compare(&low.emulated().unwrap()).unwrap().outputs["rows"];
+    assert!(error > 1e-6 && error < 0.05, "{error}");
+}

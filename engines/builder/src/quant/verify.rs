@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::rewrite::{QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs};
-use super::{CalibrationSource, QuantError, Tell, Work, go_on, session};
+use super::{CalibrationSource, QuantError, SuppliedError, Tell, Work, go_on, session};
 use mindseye_engines::backend::{Backend, Tensor};
 use mindseye_engines::onnx::Model;
 use mindseye_engines::passport::Verification;
@@ -107,7 +107,7 @@ pub trait TaskEvaluation {
     ///
     /// # Errors
     /// Why it could not be run.
-    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, String>;
+    fn evaluate(&self, denoiser: &Path) -> Result<TaskFigures, SuppliedError>;
 }
 
 impl Report {
@@ -204,8 +204,15 @@ impl Reference {
         let mut wanted = Vec::new();
         // One graph at a time: the weights of two large ones may not fit side by side.
         run_all(&graph, backend, source, limit, tell, &mut |_, outputs| wanted.push(outputs))?;
+        for (name, tensor) in wanted.iter().flatten() {
+            if tensor.as_f32().is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
+                let added = names.iter().position(|n| n == name);
+                let value = added.map_or(name, |i| &values[i].0).clone();
+                return Err(QuantError::NotFinite { value });
+            }
+        }
         if wanted.is_empty() {
-            return Err(QuantError::Source("the source gave no inputs".into()));
+            return Err(QuantError::Source(SuppliedError::new("the source gave no inputs")));
         }
         Ok(Reference { values, names, wanted })
     }
@@ -223,14 +230,23 @@ impl Reference {
     ) -> Result<Report, QuantError> {
         let (graph, _) = with_outputs(quantised, &self.values);
         let mut errors: BTreeMap<String, Error> = BTreeMap::new();
+        let mut not_finite = None;
         let samples = self.wanted.len() as u64;
         run_all(&graph, backend, source, samples, tell, &mut |sample, got| {
             for ((name, w), (_, g)) in self.wanted[sample].iter().zip(&got) {
                 if let (Some(w), Some(g)) = (w.as_f32(), g.as_f32()) {
+                    if g.iter().any(|v| !v.is_finite()) {
+                        let added = self.names.iter().position(|n| n == name);
+                        let output = added.map_or(name, |i| &self.values[i].0);
+                        not_finite.get_or_insert(output.clone());
+                    }
                     errors.entry(name.clone()).or_default().add(w, g);
                 }
             }
         })?;
+        if let Some(output) = not_finite {
+            return Err(QuantError::OutputNotFinite { output });
+        }
         let mut report = Report { samples, ..Report::default() };
         for (name, error) in errors {
             match self.names.iter().position(|n| *n == name) {

@@ -1,4 +1,4 @@
-//! Decodes arbitrary bytes as every message type, checks their meaning, and encodes what decoded again.
+//! Decodes arbitrary bytes as every message type and encodes what decoded again.
 #![no_main]
 #![allow(dead_code, unused_imports)]
 
@@ -20,14 +20,12 @@ fn one<T: RosType>(bytes: &[u8]) -> Option<T> {
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (kind, bytes) = input;
-    let limits = Limits { now: Some(time::Timestamp(1_764_000_000_000_000_000)), ..Limits::default() };
     match kind % 20 {
         0 => drop(one::<StringMsg>(bytes)),
-        1 => drop(one::<PoseStamped>(bytes).map(|m| flags("t", &m, &limits))),
-        2 => drop(one::<PoseWithCovarianceStamped>(bytes).map(|m| flags("t", &m, &limits))),
+        1 => drop(one::<PoseStamped>(bytes)),
+        2 => drop(one::<PoseWithCovarianceStamped>(bytes)),
         3 => {
             if let Some(m) = one::<TFMessage>(bytes) {
-                let _ = flags("t", &m, &limits);
                 let mut tree = geometry::TfTree::new();
                 let _ = tree.insert_message(&m, false);
                 for t in &m.transforms {
@@ -35,7 +33,7 @@ fuzz_target!(|input: (u8, &[u8])| {
                 }
             }
         }
-        4 => drop(one::<Odometry>(bytes).map(|m| flags("t", &m, &limits))),
+        4 => drop(one::<Odometry>(bytes)),
         5 => drop(one::<Path>(bytes).map(|m| goal::Goal::from_path("g", &m))),
         6 => drop(one::<CameraInfo>(bytes).map(|m| camera::CameraIntrinsics::from_camera_info(&m))),
         7 => drop(one::<Image>(bytes)),
@@ -48,8 +46,8 @@ fuzz_target!(|input: (u8, &[u8])| {
         14 => drop(one::<NavigateGetResultResponse>(bytes)),
         15 => drop(one::<NavigateFeedback>(bytes)),
         16 => drop(one::<TwistStamped>(bytes)),
-        17 => drop(ImageView::decode(bytes).map(|m| flags("t", &m, &limits))),
-        18 => drop(CompressedImageView::decode(bytes).map(|m| flags("t", &m, &limits))),
+        17 => drop(ImageView::decode(bytes)),
+        18 => drop(CompressedImageView::decode(bytes)),
         _ => drop(one::<Clock>(bytes)),
     }
 });

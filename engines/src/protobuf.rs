@@ -1,13 +1,25 @@
-//! The protobuf wire format, as far as ONNX needs it.
+//! The protobuf wire format (protobuf.dev, "Encoding"), as far as ONNX and SentencePiece files need it.
 //!
 //! Reading never trusts a length: every access is checked against the message that holds it, and errors say at
 //! which byte of the file and in which field they arose.
 
-use super::OnnxError;
+/// Bytes that are not the protobuf message that they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("byte {offset}, {message} field {field}: {what}")]
+pub struct WireError {
+    /// Where in the file.
+    pub offset: u64,
+    /// Which message.
+    pub message: &'static str,
+    /// Which field number; 0 where it is not known yet.
+    pub field: u32,
+    /// What is wrong.
+    pub what: String,
+}
 
 /// A field's value as it lies on the wire.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Value {
+pub enum Value {
     /// Wire type 0.
     Varint(u64),
     /// Wire type 5.
@@ -19,7 +31,8 @@ pub(super) enum Value {
 }
 
 /// Walks over one message inside a larger buffer.
-pub(super) struct Reader<'a> {
+#[derive(Debug)]
+pub struct Reader<'a> {
     buffer: &'a [u8],
     position: usize,
     end: usize,
@@ -27,18 +40,19 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `buffer[start..end]` as a `message`.
-    pub(super) fn new(buffer: &'a [u8], start: usize, end: usize, message: &'static str) -> Self {
-        debug_assert!(start <= end && end <= buffer.len());
-        Self { buffer, position: start, end, message }
+    /// Reads all of `buffer` as a `message`.
+    #[must_use]
+    pub fn new(buffer: &'a [u8], message: &'static str) -> Self {
+        Self { buffer, position: 0, end: buffer.len(), message }
     }
 
     /// An error at the current position.
-    pub(super) fn error(&self, field: u32, what: impl Into<String>) -> OnnxError {
-        OnnxError::Wire { offset: self.position as u64, message: self.message, field, what: what.into() }
+    #[must_use]
+    pub fn error(&self, field: u32, what: impl Into<String>) -> WireError {
+        WireError { offset: self.position as u64, message: self.message, field, what: what.into() }
     }
 
-    fn varint(&mut self, field: u32) -> Result<u64, OnnxError> {
+    fn varint(&mut self, field: u32) -> Result<u64, WireError> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
             if self.position >= self.end {
@@ -57,7 +71,7 @@ impl<'a> Reader<'a> {
         Err(self.error(field, "a number has more than 10 bytes"))
     }
 
-    fn take(&mut self, field: u32, length: u64) -> Result<(usize, usize), OnnxError> {
+    fn take(&mut self, field: u32, length: u64) -> Result<(usize, usize), WireError> {
         let left = (self.end - self.position) as u64;
         if length > left {
             return Err(self.error(field, format!("needs {length} bytes, only {left} are left")));
@@ -68,7 +82,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The next field, or `None` at the end of the message.
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Value)>, OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] where the bytes are no field.
+    #[allow(clippy::should_implement_trait)] // an iterator would hide the message that `message` and `ints` need
+    pub fn next(&mut self) -> Result<Option<(u32, Value)>, WireError> {
         if self.position == self.end {
             return Ok(None);
         }
@@ -96,13 +114,16 @@ impl<'a> Reader<'a> {
                     self.buffer[start..end].try_into().expect("four bytes were taken"),
                 ))
             }
-            other => return Err(self.error(field, format!("wire type {other} is not used by ONNX"))),
+            other => return Err(self.error(field, format!("wire type {other} is not read"))),
         };
         Ok(Some((field, value)))
     }
 
     /// The value as a signed integer.
-    pub(super) fn int(&self, field: u32, value: Value) -> Result<i64, OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn int(&self, field: u32, value: Value) -> Result<i64, WireError> {
         match value {
             Value::Varint(v) => Ok(v as i64),
             _ => Err(self.error(field, "an integer is expected")),
@@ -110,7 +131,10 @@ impl<'a> Reader<'a> {
     }
 
     /// The value as an `f32`.
-    pub(super) fn float(&self, field: u32, value: Value) -> Result<f32, OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn float(&self, field: u32, value: Value) -> Result<f32, WireError> {
         match value {
             Value::Fixed32(v) => Ok(f32::from_bits(v)),
             _ => Err(self.error(field, "a 32-bit float is expected")),
@@ -118,7 +142,10 @@ impl<'a> Reader<'a> {
     }
 
     /// The value as a range of the buffer.
-    pub(super) fn range(&self, field: u32, value: Value) -> Result<(usize, usize), OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn range(&self, field: u32, value: Value) -> Result<(usize, usize), WireError> {
         match value {
             Value::Bytes(start, end) => Ok((start, end)),
             _ => Err(self.error(field, "bytes are expected")),
@@ -126,13 +153,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The value as bytes.
-    pub(super) fn bytes(&self, field: u32, value: Value) -> Result<&'a [u8], OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn bytes(&self, field: u32, value: Value) -> Result<&'a [u8], WireError> {
         let (start, end) = self.range(field, value)?;
         Ok(&self.buffer[start..end])
     }
 
     /// The value as text.
-    pub(super) fn text(&self, field: u32, value: Value) -> Result<String, OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn text(&self, field: u32, value: Value) -> Result<String, WireError> {
         let bytes = self.bytes(field, value)?;
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
@@ -141,24 +174,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The value as a nested message.
-    pub(super) fn message(
-        &self,
-        field: u32,
-        value: Value,
-        message: &'static str,
-    ) -> Result<Reader<'a>, OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind.
+    pub fn message(&self, field: u32, value: Value, message: &'static str) -> Result<Reader<'a>, WireError> {
         let (start, end) = self.range(field, value)?;
-        Ok(Reader::new(self.buffer, start, end, message))
+        Ok(Reader { buffer: self.buffer, position: start, end, message })
     }
 
     /// Appends a repeated integer, packed or not; at most `limit` values in all.
-    pub(super) fn ints(
-        &self,
-        field: u32,
-        value: Value,
-        limit: usize,
-        out: &mut Vec<i64>,
-    ) -> Result<(), OnnxError> {
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind, and past the limit.
+    pub fn ints(&self, field: u32, value: Value, limit: usize, out: &mut Vec<i64>) -> Result<(), WireError> {
         match value {
             Value::Varint(v) => {
                 if out.len() >= limit {
@@ -167,7 +195,7 @@ impl<'a> Reader<'a> {
                 out.push(v as i64);
             }
             Value::Bytes(start, end) => {
-                let mut inner = Reader::new(self.buffer, start, end, self.message);
+                let mut inner = Reader { buffer: self.buffer, position: start, end, message: self.message };
                 while inner.position < inner.end {
                     if out.len() >= limit {
                         return Err(inner.error(field, format!("more than {limit} numbers")));
@@ -182,14 +210,17 @@ impl<'a> Reader<'a> {
 
     /// Appends a repeated fixed-width number of `width` (4 or 8) bytes to `out` as little-endian bytes; at most
     /// `limit` bytes in all.
-    pub(super) fn fixed(
+    ///
+    /// # Errors
+    /// [`WireError`] for a value of another kind, and past the limit.
+    pub fn fixed(
         &self,
         field: u32,
         value: Value,
         width: usize,
         limit: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), OnnxError> {
+    ) -> Result<(), WireError> {
         match value {
             Value::Fixed32(v) if width == 4 => out.extend_from_slice(&v.to_le_bytes()),
             Value::Fixed64(v) if width == 8 => out.extend_from_slice(&v.to_le_bytes()),
@@ -206,13 +237,14 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends protobuf fields to a byte vector.
-#[derive(Default)]
-pub(super) struct Writer {
-    pub(super) bytes: Vec<u8>,
+#[derive(Clone, Debug, Default)]
+pub struct Writer {
+    /// What was written so far.
+    pub bytes: Vec<u8>,
 }
 
 impl Writer {
-    pub(super) fn varint(&mut self, mut value: u64) {
+    fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.bytes.push((value as u8 & 0x7f) | 0x80);
             value >>= 7;
@@ -224,35 +256,39 @@ impl Writer {
         self.varint((u64::from(field) << 3) | wire);
     }
 
-    pub(super) fn int(&mut self, field: u32, value: i64) {
+    /// An integer (`int32`, `int64`, `uint32`, `uint64`, `bool` or an enumeration).
+    pub fn int(&mut self, field: u32, value: i64) {
         self.key(field, 0);
         self.varint(value as u64);
     }
 
-    pub(super) fn float(&mut self, field: u32, value: f32) {
+    /// A `float`.
+    pub fn float(&mut self, field: u32, value: f32) {
         self.key(field, 5);
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
     /// Key and length of a field whose `length` bytes follow.
-    pub(super) fn prefix(&mut self, field: u32, length: u64) {
+    pub fn prefix(&mut self, field: u32, length: u64) {
         self.key(field, 2);
         self.varint(length);
     }
 
-    pub(super) fn data(&mut self, field: u32, value: &[u8]) {
+    /// Bytes.
+    pub fn data(&mut self, field: u32, value: &[u8]) {
         self.prefix(field, value.len() as u64);
         self.bytes.extend_from_slice(value);
     }
 
     /// Text; nothing is written for an empty one.
-    pub(super) fn text(&mut self, field: u32, value: &str) {
+    pub fn text(&mut self, field: u32, value: &str) {
         if !value.is_empty() {
             self.data(field, value.as_bytes());
         }
     }
 
-    pub(super) fn message(&mut self, field: u32, build: impl FnOnce(&mut Writer)) {
+    /// A message that `build` writes.
+    pub fn message(&mut self, field: u32, build: impl FnOnce(&mut Writer)) {
         let mut inner = Writer::default();
         build(&mut inner);
         self.data(field, &inner.bytes);

@@ -1,0 +1,96 @@
+//! From a bundle of graphs back to the weights of training.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use mindseye_builder::onnx::{
+    DeclaredWeights, WeightSource, codec_encoder_graph, denoiser_graph, text_encoder_graph,
+};
+use mindseye_engines::bundle::Bundle;
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::model::ParamSpec;
+use mindseye_engines::onnx::{Dim, Model};
+use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_train::eager::Params;
+
+/// What names of the text encoder's weights begin with in training; its graph has them without it.
+pub const TEXT_PREFIX: &str = "text.";
+
+/// The components that hold all weights of a model, and what is put before their names.
+const PARTS: [(&str, &str); 3] = [("denoiser", ""), ("text_encoder", TEXT_PREFIX), ("vae_encoder", "")];
+
+/// The weights of a bundle of graphs under the names of training: the way back from [`crate::ship::ship`]. Heads that
+/// only training has are not in a bundle.
+///
+/// Graphs say themselves which weight each constant is and what was done to it. Those of bundles from before they did
+/// are compared with the same networks written anew.
+///
+/// # Errors
+/// A bundle that cannot be read, a graph that lacks weights or is not one of this program's networks.
+pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
+    let bundle = Bundle::load(bundle)?;
+    let mut params = Params::new();
+    for (component, prefix) in PARTS {
+        let path = bundle.path(component)?;
+        let mut model = Model::load(&path)?;
+        if !model.graph.has_origins() {
+            let network = written_anew(&bundle, component)?;
+            model.graph.adopt_origins(&network.graph).with_context(|| {
+                format!(
+                    "{}: it does not say where its constants come from, and it is not the graph that this program \
+                     writes for its configuration; continue from the run's checkpoint.safetensors instead",
+                    path.display()
+                )
+            })?;
+        }
+        let weights = model.graph.stored_weights().with_context(|| path.display().to_string())?;
+        if weights.is_empty() {
+            bail!("{}: no weights in it", path.display());
+        }
+        for (name, (shape, values)) in weights {
+            params.insert(&format!("{prefix}{name}"), &shape, values);
+        }
+    }
+    Ok(params)
+}
+
+/// The graph that this program writes for a component of the bundle, without values of weights.
+fn written_anew(bundle: &Bundle, component: &str) -> anyhow::Result<Model> {
+    let (dit, networks) = (&bundle.manifest().dit, &bundle.manifest().networks);
+    let declared = |specs: &[ParamSpec]| -> Arc<dyn WeightSource> { Arc::new(DeclaredWeights::new(specs)) };
+    let missing = |table: &str| format!("{component}: no networks.{table} in the bundle");
+    Ok(match component {
+        "text_encoder" => {
+            let cfg = networks.umt5.as_ref().with_context(|| missing("umt5"))?;
+            text_encoder_graph(cfg, dit.text_len, declared(&cfg.params()))?
+        }
+        "vae_encoder" => {
+            let cfg = networks.codec.as_ref().with_context(|| missing("codec"))?;
+            codec_encoder_graph(cfg, declared(&cfg.params()))?
+        }
+        _ => {
+            let weights = declared(count_denoiser(dit, 2, 0, 2).params());
+            denoiser_graph(dit, weights, DenoiserKind::Joint, Dim::Fixed(1))?
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shipped bundle was written before graphs said where their constants come from.
+    #[test]
+    fn the_shipped_bundle_is_a_start() {
+        let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny"));
+        let params = weights_of(shipped).unwrap();
+        let bundle = Bundle::load(shipped).unwrap();
+        for spec in count_denoiser(&bundle.manifest().dit, 2, 0, 2).params() {
+            let at = params.position(&spec.name).unwrap_or_else(|| panic!("{} is missing", spec.name));
+            assert_eq!(params.get(at).1, spec.shape, "{}", spec.name);
+        }
+        assert!(params.position("text.shared.weight").is_some());
+        assert!(params.position("codec.basis").is_some());
+    }
+}
