@@ -195,7 +195,7 @@ impl Lift for GeometricLift<'_> {
         let own = self.own_points(frames, &mut reports);
         let goal = self.goal(frames, &reports, &own);
         let sd_m = reports.iter().filter_map(|r| r.distance_m).max_by(f64::total_cmp);
-        let verdict = self.judge(&reports).and_then(|()| match &goal {
+        let verdict = self.judge(&reports).and(match &goal {
             Ok(_) => Ok(()),
             Err(points) => {
                 Err(Inconsistent::NoObject { points: *points, wanted: self.config.object_points_min })
