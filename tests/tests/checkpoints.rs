@@ -174,6 +174,9 @@ context_latents = 8
 motion_latents = 3
 box_latents = 1
 gap = 50
+[bounding_box]
+score_min = 0.2
+
 [sampler]
 grid = "wan_unipc"
 solver = "unipc"
