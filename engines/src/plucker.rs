@@ -1,4 +1,4 @@
-//! Camera poses to Plücker features for the denoiser (spec §5.4).
+//! Camera poses to Plücker features for the denoiser (Video4Spatial, navigation along given poses).
 //!
 //! Camera axes: x right, y down, z forward; metres, radians; pixel centres at +0.5. A pixel's line is `(m, d)`:
 //! moment `m = o x d` first, then the unit direction `d`, both in the frame of the reference camera. Four frames make

@@ -1,6 +1,7 @@
 //! Flow-matching schedules and samplers.
 //!
-//! Convention (Wan2.2, spec §4): `x_s = (1 - s) x_0 + s n` with `n ~ N(0, I)` and `s` in `[0, 1]`; the network
+//! Convention (Wan2.2, `wan/utils/fm_solvers_unipc.py`): `x_s = (1 - s) x_0 + s n` with `n ~ N(0, I)` and `s` in
+//! `[0, 1]`; the network
 //! predicts the velocity `v = n - x_0 = dx/ds` and is told the timestep `t = 1000 s`. A [`Schedule`] is the list
 //! of sigmas, a [`Sampler`] walks along it. Neither knows the network: the caller evaluates `v` and hands it in.
 //!
@@ -23,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 /// Number of discrete training timesteps; `t = TRAIN_STEPS * sigma`.
 pub const TRAIN_STEPS: usize = 1000;
-/// Timestep that is told to the network for noised context (spec §5.1).
+/// Timestep that the network gets for noised context: that of pure noise, as its frames are (Video4Spatial, joint
+/// guidance).
 pub const NOISED_CONTEXT_T: f32 = 1000.0;
 /// Largest accepted number of steps.
 pub const MAX_STEPS: usize = 10_000;
@@ -51,7 +53,7 @@ pub enum SamplerError {
     },
 }
 
-/// Which sigmas to visit (spec §4: they are not the same).
+/// Which sigmas to visit; those of Wan2.2 and of diffusers are not the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grid {
@@ -246,7 +248,7 @@ impl Sampler {
         Ok(())
     }
 
-    /// `a = 1 - s` and `l = ln a - ln s`, with `a` rounded to f32 as in the original (spec §4, numerics).
+    /// `a = 1 - s` and `l = ln a - ln s`, with `a` rounded to f32 as in the original (`fm_solvers_unipc.py`).
     fn level(&self, i: usize) -> (f64, f64, f64) {
         let s = self.schedule.sigmas[i];
         let a = f64::from(1.0 - s);
@@ -319,7 +321,7 @@ pub fn guide(unconditional: &mut [f32], conditional: &[f32], weight: f32) {
     }
 }
 
-/// What the network sees in one branch of joint classifier-free guidance (spec §5.1, Video4Spatial).
+/// What the network sees in one branch of joint classifier-free guidance (Video4Spatial).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Branch {
     /// Latents `[context + target, ..]`, frame by frame, context first.
@@ -348,7 +350,7 @@ pub fn branch(context: &[f32], given: &[f32], x: &[f32], frame_len: usize, t_giv
     Branch { latents, timesteps }
 }
 
-/// The 1000 training sigmas for a shift, and the weight of each in the loss (spec §4, training).
+/// The 1000 training sigmas for a shift, and the weight of each in the loss (DiffSynth-Studio's fine-tune of Wan).
 ///
 /// Sigmas are `linspace(1, 0, 1001)` without the last, shifted; weights are
 /// `exp(-2 ((1000 s - 500) / 1000)^2)` less their smallest, scaled to mean 1.
@@ -408,7 +410,7 @@ impl Noise {
 mod tests {
     use super::*;
 
-    /// Velocity of N(m, q^2) data: the exact solution is known, `x_0 = m + q z` for `x_1 = z` (spec §7, `field`).
+    /// Velocity of N(m, q^2) data: the exact solution is known, `x_0 = m + q z` for `x_1 = z`.
     fn gaussian(x: f32, s: f32, m: f32, q: f32) -> f32 {
         let den = (1.0 - s).powi(2) * q * q + s * s;
         let r = x - (1.0 - s) * m;
