@@ -776,7 +776,7 @@ mod tests {
             Value::Table(table) => {
                 into.push(name.to_owned());
                 for (key, value) in table {
-                    tables(value, &[name, key].join(".").trim_start_matches('.').to_owned(), into);
+                    tables(value, [name, key].join(".").trim_start_matches('.'), into);
                 }
             }
             Value::Array(values) => {

@@ -147,7 +147,7 @@ mod tests {
             o.localisation_m = Some(0.1 * n);
             present.push(o);
         }
-        let absent = [0.0, 1.0, 2.0].map(|m| Absent::with_mask(m));
+        let absent = [0.0, 1.0, 2.0].map(Absent::with_mask);
         let mut lift = LiftParams::uncalibrated();
         calibrated(&mut lift, &present, &absent);
         for (key, got, wanted) in [
