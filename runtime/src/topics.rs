@@ -317,7 +317,7 @@ impl TopicWatch {
         }
         let senses = Sense::ALL.into_iter().filter(|s| topics.of(*s) != self.topics.of(*s)).collect();
         let mut lines: Vec<String> = changes(&self.topics, &topics).collect();
-        if undecided != self.undecided {
+        if undecided != self.undecided && !self.served.contains(&Sense::Image) {
             lines.extend(undecided.as_ref().map(ChooseError::to_string));
             self.undecided = undecided;
         }

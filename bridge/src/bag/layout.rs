@@ -514,7 +514,7 @@ mod tests {
         let name = "vision_msgs/msg/Detection2DArray";
         let detections = early_detections();
         assert!(check_cdr(&Schema::current(name).unwrap(), &detections).is_err());
-        let key = type_key(&topic(name, Encoding::Cdr, None), &[detections.clone()]).unwrap();
+        let key = type_key(&topic(name, Encoding::Cdr, None), std::slice::from_ref(&detections)).unwrap();
         assert_eq!(key.basis, HashBasis::OtherLayout);
         assert_ne!(key.hash, rihs01(&Schema::current(name).unwrap()));
         let text = definition_for(name, &[&detections]).unwrap();
