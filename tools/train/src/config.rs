@@ -186,14 +186,17 @@ impl TrainConfig {
         let config: Self =
             parse(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source })?;
         let model = HouseModel::load(&path.parent().unwrap_or(Path::new(".")).join(&config.model))?;
-        let fits = config.validate().and_then(|()| match (&config.guide, &model.dit.guide) {
+        let disagreement = match (&config.guide, &model.dit.guide) {
             (Some(_), None) => Err(SettingError::Guide("[guide] is set, but the model's [dit] has no guide")),
             (None, Some(_)) => {
                 Err(SettingError::Guide("the model's [dit] has a guide, but [guide] is missing"))
             }
             _ => Ok(()),
-        });
-        fits.map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
+        };
+        config
+            .validate()
+            .and(disagreement)
+            .map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
         Ok((config, model))
     }
 
