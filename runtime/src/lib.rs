@@ -43,6 +43,8 @@ pub mod replay;
 pub mod senses;
 pub mod stamps;
 pub mod topics;
+#[cfg(feature = "view")]
+pub mod view;
 #[cfg(feature = "world")]
 pub mod visit;
 pub mod watch;

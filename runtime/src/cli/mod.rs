@@ -17,6 +17,7 @@ mod replay;
 mod run;
 #[cfg(feature = "engine")]
 mod scenes;
+mod view;
 
 use crate::mind::{Pipeline, find_bundle};
 use anyhow::Context;

@@ -1,5 +1,6 @@
 //! `mindseye run`: the node, until a signal stops it.
 
+use super::view::ViewArgs;
 use super::{say, stop_flag};
 use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
@@ -48,6 +49,8 @@ pub struct RunArgs {
     /// At the end, print counts and stage times as one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 /// The configuration with what the command line overrides.
@@ -116,6 +119,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut watch = TopicWatch::new(config.topics.clone(), wanted);
     let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
     let robot = config.robot.clone();
+    let page = args.view.open(&robot, &pipeline)?;
     let node = Node::start(
         &session,
         NodeParts {
@@ -123,9 +127,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             encoder: pipeline.encoder()?,
             config,
             record: recorder.as_ref().and_then(Recorder::sender),
-            observer: None,
+            observer: page.observer(),
         },
     )?;
+    page.serve(&node);
     eprintln!("mindseye: serving {robot:?} with {}; Ctrl-C stops", directory.display());
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");
 

@@ -10,3 +10,5 @@ mod flat;
 mod links;
 mod node;
 mod shipped;
+#[cfg(feature = "view")]
+mod view;
