@@ -394,8 +394,10 @@ impl Demo {
         let (events_in, events) = channel();
         let observed = shown.clone();
         let viewed = page.observer();
+        let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
+        config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
         let parts = NodeParts {
-            config: RobotConfig { robot: "sim".into(), ..RobotConfig::default() },
+            config,
             mind: pipeline.mind(args.seed)?,
             encoder: pipeline.encoder()?,
             record: recorder.sender(),

@@ -110,7 +110,7 @@ function camera(blob) {
 const VERDICTS = {
   found: "Found.", not_in_context: "Not seen: no pose is given.", inconsistent: "Not believed: no pose is given.",
   stale: "Refused: what the camera shows is too old.", late: "Too late: the time was up.",
-  cancelled: "Cancelled.", failed: "Failed.",
+  cancelled: "Cancelled.", failed: "Failed: no pose is given.",
 };
 const fixed = (x, digits = 2) => (x == null ? "–" : x.toFixed(digits));
 
@@ -201,6 +201,8 @@ function figure(image, strip, index, caption, used) {
   frameOf(image, strip, index, canvas, 2);
   const text = document.createElement("figcaption");
   text.textContent = caption;
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", caption);
   f.append(canvas, text);
   f.classList.toggle("used", used);
   return f;
@@ -224,7 +226,10 @@ async function remembered() {
   if (turn !== memoryTurn) return;
   const newest = m.moments.length ? m.moments.at(-1)[2] : 0;
   const caption = ([, , stamp]) => (newest - stamp < 0.05 ? "newest" : `${(newest - stamp).toFixed(1)} s before`);
-  $("memory").replaceChildren(...m.moments.map((moment, i) => figure(image, m.pictures, i, caption(moment), used.has(moment[0]))));
+  const strip = $("memory");
+  const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 4;
+  strip.replaceChildren(...m.moments.map((moment, i) => figure(image, m.pictures, i, caption(moment), used.has(moment[0]))));
+  if (atEnd) strip.scrollLeft = strip.scrollWidth;
   $("evicted").replaceChildren(...m.evicted.map(([, why], i) => figure(gone, m.evicted_pictures, i, why, false)));
   if (!m.evicted.length) $("evicted").textContent = "none";
   $("memorynote").textContent = `${m.moments.length} moments` + (used.size ? `; framed: the ${used.size} that the newest goal used.` : ".");
@@ -259,10 +264,9 @@ function playDrive() {
   const d = playing();
   const canvas = $("drive");
   const slider = $("frame");
-  if (!d) {
-    frameOf(null, { width: 24, height: 16 }, 0, canvas, 8);
-    return;
-  }
+  canvas.hidden = !d;
+  slider.disabled = !d;
+  if (!d) return;
   const n = d.drive.frames;
   slider.max = n - 1;
   if (state.playing) state.frame = (state.frame + 1) % (n + 3); // the last picture stands for a moment

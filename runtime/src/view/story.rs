@@ -378,18 +378,14 @@ impl Story {
                     (goal.begun, goal.until, goal.memory) = (Some(at), until, memory);
                 }
             }
-            GoalEvent::Done { what, done, of } => {
+            GoalEvent::Done { what, done, of, draft } => {
                 let Some(goal) = self.current() else { return };
                 let ms = (at - goal.asked).as_millis_f64();
                 match goal.stages.iter_mut().find(|stage| stage.0 == what) {
                     Some(stage) => *stage = (what, done, of, ms),
                     None => goal.stages.push((what, done, of, ms)),
                 }
-            }
-            GoalEvent::Draft(answer) => {
-                if let Some(goal) = self.current() {
-                    goal.draft = Some(answer);
-                }
+                goal.draft = draft.or(goal.draft.take());
             }
             GoalEvent::Evidence(evidence) => self.evidence(evidence),
             GoalEvent::Answered(answer) => {

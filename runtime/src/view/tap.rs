@@ -56,8 +56,8 @@ pub(super) enum GoalEvent {
         what: &'static str,
         done: usize,
         of: usize,
+        draft: Option<Box<Answer>>,
     },
-    Draft(Box<Answer>),
     Evidence(Box<Evidence>),
     Answered(Box<Answer>),
 }
@@ -218,13 +218,9 @@ impl Tap {
             let latents = estimate.to_vec();
             self.lock().waiting.estimates.insert(candidate, Estimate { step, steps, candidates, latents });
         }
-        match stage {
-            Stage::Draft(answer) => self.goal(GoalEvent::Draft(Box::new(answer.clone()))),
-            other => {
-                let (what, done, of) = other.bar();
-                self.goal(GoalEvent::Done { what, done, of });
-            }
-        }
+        let (what, done, of) = stage.bar();
+        let draft = if let Stage::Draft(answer) = stage { Some(Box::new(answer.clone())) } else { None };
+        self.goal(GoalEvent::Done { what, done, of, draft });
     }
 
     fn goal(&self, event: GoalEvent) {
