@@ -470,7 +470,7 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
         },
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
-        mount: manifest.networks.camera.as_ref().map(mounting),
+        mounting: manifest.networks.camera.as_ref().map(mounting),
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
         context_trained: manifest.limits.context_trained,
         settings: RolloutSettings {

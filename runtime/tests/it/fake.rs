@@ -147,7 +147,7 @@ impl FakeMind {
             camera: ModelCamera::from_fov(24, 16, std::f64::consts::FRAC_PI_2),
             frame_period: TimeDelta::from_millis(100),
             latent_len: 12,
-            mount: Some(Isometry3::identity()),
+            mounting: Some(Isometry3::identity()),
             context_max: 6,
             context_trained: 6,
             settings: RolloutSettings {

@@ -76,7 +76,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     let spec = tools.mind.spec().clone();
     let images = 1 + (spec.settings.target_latents - 1) * GROUP;
     let drive = random_drive_from(&v.house, &mut v.rng, v.here, images);
-    let mount = spec.mount.context("this model was not trained for one camera")?;
+    let mount = spec.mounting.context("this model was not trained for one camera")?;
     let along: Vec<_> =
         drive.iter().map(|p| planar_isometry(plain_pose(v.here.relative(*p))) * mount).collect();
     let rays = tools.mind.camera_rays(&along, None)?;
