@@ -69,7 +69,9 @@ impl PartInputs {
                 let bias = |i| if is_used(i) { 0.0 } else { umt5::MASKED };
                 Tensor::f32(shape, (0..count).map(bias).collect())
             }
-            ("frames", _) => Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect()),
+            ("frames" | "picture", _) => {
+                Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect())
+            }
             (_, DataType::F32) => Tensor::f32(shape, (0..count).map(|_| rng.normal() as f32).collect()),
             _ => Tensor::i64(shape, vec![0; count]),
         }
@@ -157,7 +159,7 @@ impl<'a> HalfInputs<'a> {
         let one = |(name, tensor): &(String, Tensor)| {
             let part = match name.as_str() {
                 "latents" => sliced(tensor, 2, from, to),
-                "rows" | "camera" => sliced(tensor, 1, from, to),
+                "rows" | "camera" | "guide" => sliced(tensor, 1, from, to),
                 "cos" | "sin" => sliced(tensor, 0, from * per_frame, to * per_frame),
                 _ => tensor.clone(),
             };
