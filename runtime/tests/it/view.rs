@@ -199,7 +199,10 @@ fn a_viewer_sees_asks_and_is_answered() {
     assert_eq!((&goal["words"], &goal["answer"]["status"]), (&words.into(), &"found".into()), "{goal}");
     assert_eq!((&goal["chosen"], &goal["parts"][0]["value"].is_number()), (&0.into(), &true));
     assert!(goal["deadline_ms"].as_f64() > goal["elapsed_ms"].as_f64(), "{goal}");
-    let stages: Vec<&str> = goal["stages"].as_array().unwrap().iter().filter_map(|s| s[0].as_str()).collect();
+    let mut stages: Vec<&str> =
+        goal["stages"].as_array().unwrap().iter().filter_map(|s| s[0].as_str()).collect();
+    // More than six moments are looked through first.
+    stages.retain(|stage| *stage != "look through memory");
     assert_eq!(stages, ["text", "encode", "draft", "imagine", "decode", "lift"].as_slice(), "{goal}");
     assert!(
         goal["witnesses"].as_array().unwrap().len() >= 2 && goal["imagined"].as_array().unwrap().len() == 3
