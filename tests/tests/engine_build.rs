@@ -15,7 +15,7 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
 use mindseye_builder::quant::{
-    self, CalibrationSource, Checks, QuantConfig, SuppliedError, SyntheticDenoiser, TaskEvaluation,
+    self, CalibrationSource, Checks, QuantConfig, Runner, SuppliedError, SyntheticDenoiser, TaskEvaluation,
     TaskFigures, e4m3, to_float16,
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
@@ -131,6 +131,10 @@ fn bundle(folder: &Path, cfg: &DitConfig) -> Bundle {
     writer.finish().unwrap()
 }
 
+fn runner() -> Runner {
+    Runner::new(Arc::new(RtenBackend))
+}
+
 fn source(cfg: &DitConfig, items: u64) -> SyntheticDenoiser {
     SyntheticDenoiser::new(cfg.clone(), 3, 2, 50.0, items, 1)
 }
@@ -191,7 +195,7 @@ fn build(
         out: &case.out,
         library: case.library,
         graphs_only: case.graphs_only,
-        cpu: &RtenBackend,
+        runner: &runner(),
         calibration: &mut source(&case.bundle.manifest().dit, 3),
         held_out: &mut held_out(&case.bundle.manifest().dit),
         task: Some(&Fixed),
@@ -336,19 +340,28 @@ fn cpu_int8_is_built_verified_and_checked_against_its_passport() {
     let target = Target::named("cpu").unwrap();
     let verify = |bundle: &Bundle, items| {
         let checks = Checks {
-            backend: &RtenBackend,
+            runner: &runner(),
             calibration: &mut source(&cfg, items),
             held_out: &mut held_out(&cfg),
             samples: 2,
             tell: &mut |_| true,
         };
-        pipeline::verify_built(&out, Verify { bundle, target: &target, checks, task: Some(&Fixed) })
+        pipeline::verify_built(
+            &out,
+            Verify { bundle, target: &target, checks, task: Some(&Fixed), layers: true },
+        )
     };
     let all = verify(&bundle, 3).unwrap();
     let v = &all[0];
     assert!(v.past.is_none());
     assert!(v.report.outputs["sample"] < 0.05);
     assert!(v.without_smoothing.is_some());
+    // Every quantised layer has its part in the error, and the parts are all of it.
+    let quantised: Vec<_> = v.layers.iter().filter(|l| l.precision == Precision::Int8).collect();
+    assert_eq!(quantised.len(), 2 * 10, "{:?}", v.layers);
+    assert!(quantised.iter().all(|l| l.error.is_some_and(|e| e > 0.0) && l.bytes > 0 && l.gigaflop > 0.0));
+    let shares: f64 = v.layers.iter().filter_map(|l| l.error_share).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
     let task = v.report.task.as_ref().unwrap();
     assert_eq!((task.quantised.scenes, task.fp32.success, task.quantised.success), (20, 0.8, 0.75));
     // Other calibration inputs than at build time are noticed, and so are another bundle and a changed graph.
@@ -383,14 +396,16 @@ fn graphs_of_any_target_are_written_and_verified_without_tensorrt() {
         assert!(built[0].file.ends_with("denoiser.onnx"));
         let target = Target::named(target).unwrap();
         let checks = Checks {
-            backend: &RtenBackend,
+            runner: &runner(),
             calibration: &mut source(&cfg, 3),
             held_out: &mut held_out(&cfg),
             samples: 2,
             tell: &mut |_| true,
         };
-        let all =
-            pipeline::verify_built(&out, Verify { bundle: &bundle, target: &target, checks, task: None });
+        let all = pipeline::verify_built(
+            &out,
+            Verify { bundle: &bundle, target: &target, checks, task: None, layers: false },
+        );
         let v = &all.unwrap()[0];
         assert_eq!((v.precision, v.past.clone()), (precision, None));
         assert_eq!(v.report.outputs, built[0].report.as_ref().unwrap().outputs);
@@ -473,7 +488,7 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
-        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut source(&cfg, 2), &mut |_| true).unwrap();
+        let q = quant::quantise(&fp32, &c, &runner(), &mut source(&cfg, 2), &mut |_| true).unwrap();
         let emulated = run(&RtenBackend, &q.emulated, &cfg);
         let deployed = run(&ort, &q.deploy, &cfg);
         let (between, lost) = (relative(&deployed, &emulated), relative(&emulated, &wanted));
@@ -517,7 +532,7 @@ fn write_graphs_for_other_tools() {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
         let mut noise = SyntheticDenoiser::new(cfg.clone(), 6, 6, 50.0, 2, 1);
-        let q = quant::quantise(&fp32, &c, &RtenBackend, &mut noise, &mut |_| true).unwrap();
+        let q = quant::quantise(&fp32, &c, &runner(), &mut noise, &mut |_| true).unwrap();
         save(&format!("{precision}.onnx"), &q.deploy, Some(&q.emulated));
         let half = to_float16(&q.deploy, Precision::Fp16).unwrap();
         save(&format!("{precision}-fp16.onnx"), &half, Some(&q.emulated));
