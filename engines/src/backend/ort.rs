@@ -47,10 +47,12 @@ impl OrtBackend {
         OPENED
             .get_or_init(|| {
                 let library = find()?;
-                let refused =
-                    |e: ort::Error| OpenError::Refused { library: library.clone(), what: e.to_string() };
-                let builder = ort::init_from(&library).map_err(refused)?;
-                let environment = builder.with_name("mindseye").build().map_err(refused)?;
+                let refused = |e: &dyn std::fmt::Display| OpenError::Refused {
+                    library: library.clone(),
+                    what: e.to_string(),
+                };
+                let builder = ort::init_from(&library).map_err(|e| refused(&e))?;
+                let environment = builder.with_name("mindseye").build().map_err(|e| refused(&e))?;
                 Ok(OrtBackend { environment, library })
             })
             .clone()
