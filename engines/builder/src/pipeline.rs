@@ -851,6 +851,9 @@ pub struct Verify<'a> {
     pub layers: bool,
 }
 
+/// Error of the outputs when one layer alone is quantised, by layer.
+type LayerErrors = Vec<(String, f64)>;
+
 /// The layers of a part, with what was measured of them.
 fn layer_reports(
     with: &Verify<'_>,
@@ -906,7 +909,7 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         let runner = with.checks.runner.of_graph(&graph_hash(bundle, component)?);
         quant::check_weights(&fp32, with.checks.tell).map_err(failed)?;
         let config = settings.quant(bundle.manifest().dit.head_dim);
-        let mut errors = Vec::new();
+        let mut errors = LayerErrors::new();
         let mut verified = if !quantises(passport.precision, component) {
             verify_floats(&passport, &fp32, &runner, &mut with).map_err(failed)?
         } else if component == DenoiserKind::Joint.component() {
@@ -1007,7 +1010,7 @@ fn verify_joint(
     config: QuantConfig,
     runner: &Runner,
     with: &mut Verify<'_>,
-) -> Result<(Quantised, Verified, Vec<(String, f64)>), PipelineError> {
+) -> Result<(Quantised, Verified, LayerErrors), PipelineError> {
     let failed = |source| failed_in(&passport.component, source);
     let checks = &mut with.checks;
     let observed = match config.precision {
