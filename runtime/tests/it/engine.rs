@@ -398,7 +398,7 @@ fn fp8_and_int4w_are_emulated_and_verified_the_same_way() {
 /// The parts of the shipped bundle that are graphs.
 const PARTS: [&str; 4] = ["denoiser", "text_encoder", "vae_decoder", "vae_encoder"];
 
-/// Every part in every precision is compared with fp32, with inputs of the sizes that were asked for.
+/// Every part in every precision is compared with fp32.
 #[test]
 fn verify_reports_every_part_in_every_precision() {
     let folder = tempfile::tempdir().unwrap();
@@ -406,14 +406,9 @@ fn verify_reports_every_part_in_every_precision() {
     for precision in ["fp16", "bf16", "int8", "int4w", "fp8"] {
         let out = folder.path().join(precision);
         let args = ["build", text(&bundle), "--target", "l4", "--precision", precision, "--out", text(&out)];
-        let few =
-            ["--graphs-only", "--calibrate-with", "noise", "--calibration-items", "2", "--verify-items", "1"];
-        let small = ["--context", "2", "--targets", "3"];
-        let built = document(&[&args[..], &few, &small].concat());
-        if ["int8", "fp8"].contains(&precision) {
-            let described = built["engines"][0]["calibration"].as_str().unwrap();
-            assert!(described.contains("items of 2 + 3 latents"), "{described}");
-        }
+        document(
+            &[&args[..], &["--graphs-only", "--calibration-items", "8", "--verify-items", "2"]].concat(),
+        );
         let verified = document(&["verify", text(&out), "--layers"]);
         let all = verified["verified"].as_array().unwrap();
         assert_eq!(all.iter().map(|v| v["component"].as_str().unwrap()).collect::<Vec<_>>(), PARTS);
