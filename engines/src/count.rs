@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 
 use crate::model::codec::{self, GROUP, LinearCodecConfig};
+use crate::model::depth::{self, DepthConfig};
 use crate::model::dit::{DitConfig, DitInputs, DitOutputs, forward};
 use crate::model::umt5::{self, Umt5Config, Umt5Inputs};
 use crate::model::vae::{self, Chunk, VaeConfig};
@@ -539,6 +540,7 @@ fn denoise(
     let table = [frames * tokens, cfg.head_dim / 2];
     let (cos, sin) = (ops.input(&table), ops.input(&table));
     let camera = (cfg.camera_channels > 0).then(|| ops.input(&[1, frames, tokens, cfg.camera_channels]));
+    let guide = (cfg.guide_channels() > 0).then(|| ops.input(&[1, frames, tokens, cfg.guide_channels()]));
     let cache = [1, memory * tokens, cfg.heads, cfg.head_dim];
     let cached: Vec<_> = if memory == 0 {
         Vec::new()
@@ -554,6 +556,7 @@ fn denoise(
         cos: &cos,
         sin: &sin,
         camera: camera.as_ref(),
+        guide: guide.as_ref(),
         bias: None,
         memory: (memory > 0).then_some(cached.as_slice()),
     };
@@ -633,6 +636,18 @@ pub fn count_codec_decoder(cfg: &LinearCodecConfig, latents: usize) -> CountOps 
     let latent = ops.input(&[latents, cfg.channels, 1, height, width]);
     let frames = codec::decode(&mut ops, cfg, &latent);
     ops.output(&frames);
+    ops
+}
+
+/// Counts one pass of the depth reader over one picture.
+///
+/// # Panics
+/// When `cfg` does not pass [`DepthConfig::validate`].
+pub fn count_depth(cfg: &DepthConfig) -> CountOps {
+    let mut ops = CountOps::new();
+    let picture = ops.input(&[1, 3, cfg.height, cfg.width]);
+    let depth = depth::log_depth(&mut ops, cfg, &picture);
+    ops.output(&depth);
     ops
 }
 
@@ -739,6 +754,7 @@ mod tests {
             pooled_text: true,
             lift: true,
             attributes: 0,
+            guide: None,
         };
         // Keys and values: 7 latents of 4 tokens, width 12, 3 layers.
         let (prefill, cached) = (count_prefill(&cfg, 7), count_denoiser(&cfg, 2, 7, 1));

@@ -187,6 +187,8 @@ pub enum Stage<'a> {
         step: usize,
         /// Steps planned.
         steps: usize,
+        /// The present estimate of the clean rollout, `[target_latents, channels, height, width]`.
+        estimate: &'a [f32],
     },
     /// The rollout is decoded.
     Decode,
@@ -202,7 +204,7 @@ impl Stage<'_> {
             Self::Encode => ("encode", 1, 1),
             Self::Scan(part, parts) => ("look through memory", part, parts),
             Self::Draft(_) => ("draft", 1, 1),
-            Self::Step { candidate, candidates, step, steps } => {
+            Self::Step { candidate, candidates, step, steps, .. } => {
                 ("imagine", candidate * steps + step, candidates * steps)
             }
             Self::Decode => ("decode", 1, 1),
@@ -386,6 +388,7 @@ impl<'a> Evaluator<'a> {
             t_index: &self.t_index,
             text: if omitted.instruction { self.prompt.null_text } else { self.prompt.text },
             camera: if omitted.instruction { None } else { self.camera.as_deref() },
+            guide: None,
         };
         let out = self.model.denoise(&step)?;
         self.evaluations += 1;
@@ -462,6 +465,23 @@ impl<'a> Evaluator<'a> {
     fn is_guided(&self) -> bool {
         self.settings.guidance != 1.0
     }
+}
+
+/// The guided velocity `[target_latents, channels, height, width]` of one step, as the rollouts take it, for a target
+/// sample `x` of that shape. `noise` (`seen`'s latents and first frame in size) takes the place of what guidance drops.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn guided_velocity(
+    model: &mut dyn Denoise,
+    seen: &ContextLatents,
+    prompt: Prompt<'_>,
+    settings: &RolloutSettings,
+    x: &[f32],
+    step: Step,
+    noise: &[f32],
+) -> Result<Vec<f32>, ImagineError> {
+    Ok(Evaluator::new(model, seen, prompt, settings)?.guided(x, step, Some(noise))?.0)
 }
 
 /// Which of many remembered latents to work with: looks at all of them in parts of `count`, one pass each, and
@@ -669,7 +689,9 @@ impl<'a> Imagination<'a> {
         }
         self.result.steps = if candidates == 0 { 0 } else { steps };
         for candidate in 0..candidates {
-            let mut stepped = |step| progress(Stage::Step { candidate, candidates, step, steps });
+            let mut stepped = |step, estimate: &[f32]| {
+                progress(Stage::Step { candidate, candidates, step, steps, estimate })
+            };
             let Sampled { rollout, cut_short } = self.sample(candidate, steps, &mut stepped)?;
             if cut_short {
                 let done = rollout.steps;
@@ -699,7 +721,7 @@ impl<'a> Imagination<'a> {
         &mut self,
         candidate: usize,
         steps: usize,
-        stepped: &mut dyn FnMut(usize) -> Flow,
+        stepped: &mut dyn FnMut(usize, &[f32]) -> Flow,
     ) -> Result<Sampled, ImagineError> {
         let (evaluator, budget) = (&mut self.evaluator, self.budget);
         let settings = evaluator.settings;
@@ -727,7 +749,7 @@ impl<'a> Imagination<'a> {
             clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
             sampler.step(&v, &mut x)?;
             self.result.step_times.push(took);
-            if stepped(done) == Flow::Stop {
+            if stepped(done, &clean) == Flow::Stop {
                 return Err(ImagineError::Stopped);
             }
         }
@@ -780,13 +802,15 @@ pub(crate) mod tests {
             pooled_text: false,
             lift: true,
             attributes: 0,
+            guide: None,
         }
     }
 
-    /// A fake denoiser: it knows the clean sample that it wants, which depends on the text only, and records
-    /// what it was asked.
+    /// A fake denoiser: it knows the clean sample that it wants, which depends on the text only (and on `echo` times
+    /// what it is shown), and records what it was asked.
     pub(crate) struct Fake {
         pub config: DitConfig,
+        pub echo: f32,
         pub calls: Vec<(Vec<f64>, Vec<f64>, f32)>,
         pub clock: std::rc::Rc<Cell<i64>>,
         pub cost: i64,
@@ -797,6 +821,7 @@ pub(crate) mod tests {
         pub(crate) fn new(prediction: Prediction) -> Self {
             Self {
                 config: config(prediction),
+                echo: 0.0,
                 calls: Vec::new(),
                 clock: std::rc::Rc::default(),
                 cost: 1_000_000,
@@ -825,7 +850,7 @@ pub(crate) mod tests {
             let sigma = (*step.timesteps.last().unwrap() / 1000.0) as f32;
             let wanted = step.text[0];
             let prediction = match self.config.prediction {
-                Prediction::X0 => vec![wanted; step.latents.len()],
+                Prediction::X0 => step.latents.iter().map(|x| wanted + self.echo * x).collect(),
                 Prediction::Velocity => step.latents.iter().map(|x| (x - wanted) / sigma).collect(),
             };
             let (frames, tokens) = (step.frames(), self.config.tokens_per_frame());
@@ -961,21 +986,18 @@ pub(crate) mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bits() {
         let run = |seed| {
+            // What is left of the noise shows in glances (their masks) and, by the echo, in the drives.
             let s = RolloutSettings { seed, steps: 2, min_steps: 1, glance_timestep: 500.0, ..settings() };
-            // One Euler step of two: noise is still in the sample.
-            let mut count = 0;
-            let mut fake = Fake::new(Prediction::X0);
-            let clock = FakeClock(fake.clock.clone());
-            let budget = Budget { clock: &clock, until: None };
-            let out = imagine(&mut fake, &seen(2), PROMPT, &s, budget, &mut |_| {
-                count += 1;
-                Flow::Continue
-            });
-            (out.unwrap().glances, count)
+            let mut fake = Fake { echo: 0.25, ..Fake::new(Prediction::X0) };
+            let out = imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
+            (out.glances, out.rollouts)
         };
-        assert_eq!(run(1), run(1));
-        let noise = |seed| Noise::new(seed, 0).draw(4);
-        assert_ne!(noise(1), noise(2));
+        let (one, other) = (run(1), run(2));
+        assert_eq!(one, run(1));
+        assert_ne!(one.0, other.0, "another seed, other glances");
+        assert_ne!(one.1, other.1, "another seed, other drives");
+        assert_ne!(one.0[0], one.0[1], "candidates glance at noise of their own");
+        assert_ne!(one.1[0].latents, one.1[1].latents, "candidates drive from noise of their own");
     }
 
     #[test]

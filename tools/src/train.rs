@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use mindseye_train::clips::Clips;
 use mindseye_train::config::{Kind, TrainConfig};
+use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
+use mindseye_train::evaluation::{Eval, Sharpness};
 use mindseye_train::family::HouseModel;
 use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
@@ -20,7 +22,7 @@ use crate::clips;
                         Run it again to go on after a stop (Ctrl-C, kill, full disk): the run is the same as if it had \
                         not stopped. metrics.jsonl and curve.png are in the directory.\n\
                         With [data] kind = \"clips\", path = \"DIR\" it trains on recorded videos, such as those that \
-                        curate writes.")]
+                        curate writes. A configuration with a table [depth] trains the depth reader.")]
 pub struct TrainArgs {
     /// Training configuration (TOML).
     pub config: PathBuf,
@@ -111,6 +113,9 @@ fn open_clips(
 /// # Errors
 /// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk.
 pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if DepthTrainConfig::is_meant(&args.config) {
+        return run_depth(args);
+    }
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
     let decays = config.clone();
@@ -143,7 +148,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
         let fresh = trainer.start_from(&crate::retrain::weights_of(bundle)?, bundle)?;
-        eprintln!("weights of {}; {fresh} that it does not have are fresh", bundle.display());
+        let which = if fresh.is_empty() { "none".to_owned() } else { fresh.join(", ") };
+        eprintln!("weights of {}; fresh are: {which}", bundle.display());
     }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let terminal = std::io::stderr().is_terminal();
@@ -163,10 +169,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             l.context_pose,
             l.target_pose,
             l.locate,
-            m.eval.map_or_else(String::new, |e| format!(
-                "; unseen houses: heading {:.1} deg, within 25 deg {:.2}, position {:.2} m, absent AUC {:.3}",
-                e.mask_yaw_deg, e.mask_within_25, e.mask_position_m, e.absent_auc
-            )),
+            m.eval.as_ref().map_or_else(String::new, unseen),
             m.held_out.map_or_else(String::new, |h| format!(
                 "; held-out clips: loss {:.3} (video {:.4})",
                 h.total, h.video
@@ -175,6 +178,66 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         last = Some(m.clone());
     })?;
     mindseye_train::curve::plot(&args.out)?;
+    if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
+        eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if args.json
+        && let Some(last) = last
+    {
+        println!("{}", serde_json::to_string(&last)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was measured on unseen houses.
+fn unseen(e: &Eval) -> String {
+    let pictures = |name: &str, s: Sharpness| {
+        format!(", {name} {:.1} dB (worst frame {:.1})", s.psnr_db, s.psnr_worst_db)
+    };
+    format!(
+        "; unseen houses: heading {:.1} deg, within 25 deg {:.2}, position {:.2} m, absent AUC {:.3}{}{}{}",
+        e.mask_yaw_deg,
+        e.mask_within_25,
+        e.mask_position_m,
+        e.absent_auc,
+        pictures("pictures in one pass", e.paths),
+        e.guided.map_or_else(String::new, |s| pictures("guided", s)),
+        e.carried.map_or_else(String::new, |s| pictures("carried alone", s)),
+    )
+}
+
+/// Trains the depth reader.
+fn run_depth(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if args.init.is_some() || args.prepare {
+        bail!("{}: the depth reader begins with fresh weights and needs no preparing", args.config.display());
+    }
+    let mut config = DepthTrainConfig::load(&args.config)?;
+    let total = config.steps;
+    config.steps = config.steps.min(args.until.unwrap_or(total));
+    let stop = stop_flag()?;
+    let mut trainer = DepthTrainer::open(config, &args.out, args.other_configuration)?;
+    trainer.schedule_steps(total);
+    eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
+    let batch = trainer.config.batch as f64;
+    let mut last: Option<DepthMetrics> = None;
+    trainer.run(&stop, |m, rate| {
+        let left = (total - m.step) as f64 * batch / rate.max(1e-9) / 60.0;
+        let eval = m.eval.map_or_else(String::new, |e| {
+            format!(
+                "; unseen rooms: error of depth, median {:.1} %, mean {:.1} % ({:.1} % inside surfaces), within 5 % {:.2}",
+                100.0 * e.median,
+                100.0 * e.mean,
+                100.0 * e.mean_inside,
+                e.within_5
+            )
+        });
+        eprintln!(
+            "step {} of {total}, {rate:.1} pictures/s, {left:.0} min left, loss {:.4}{eval}",
+            m.step, m.loss
+        );
+        last = Some(m.clone());
+    })?;
     if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
         eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
         return Ok(ExitCode::from(INTERRUPTED));

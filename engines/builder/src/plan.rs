@@ -26,8 +26,8 @@ pub use table::{Choice, alternatives, compare, compared, compared_document, work
 use serde::Serialize;
 
 use mindseye_engines::count::{
-    CountOps, Edge, Flops, Kernels, count_codec_decoder, count_codec_encoder, count_denoiser, count_prefill,
-    count_text, count_vae_decoder, count_vae_encoder,
+    CountOps, Edge, Flops, Kernels, count_codec_decoder, count_codec_encoder, count_denoiser, count_depth,
+    count_prefill, count_text, count_vae_decoder, count_vae_encoder,
 };
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::vae::Chunk;
@@ -171,6 +171,11 @@ pub fn passes(model: &ModelSpec) -> Vec<Pass> {
         let whole = count_codec_decoder(codec, n(most));
         let unit = format!("{most} latents");
         all.push(Pass::new("vae_decoder", unit, &whole).calls(1, 0));
+    }
+    if let Some(depth) = &model.depth {
+        // A remembered picture for each latent of the context.
+        let one = count_depth(depth);
+        all.push(Pass::new("depth", "1 picture".into(), &one).calls(w.context_latents, 0));
     }
     all
 }
@@ -613,7 +618,8 @@ mod tests {
         let target = Target::named("a100").unwrap();
         let plan = plan(&wan(), &target, Precision::Bf16, &PlanOptions::default()).unwrap();
         let denoiser = part(&plan, "denoiser");
-        assert_eq!(denoiser.parameters, 4_999_787_712);
+        // What is published, and the projection of 24 camera channels to a width of 3072.
+        assert_eq!(denoiser.parameters, 4_999_787_712 + 25 * 3072);
         assert_eq!(part(&plan, "text_encoder").parameters, 5_680_910_336);
         let vae = part(&plan, "vae_encoder_next").parameters + part(&plan, "vae_decoder_next").parameters;
         assert_eq!(vae, 704_688_668);
@@ -643,6 +649,7 @@ mod tests {
             pooled_text: false,
             lift: false,
             attributes: 0,
+            guide: None,
             camera_channels: 0,
             ..house.dit.clone()
         };

@@ -1,6 +1,6 @@
 //! `mindseye engine`: targets, plans, builds, and looks at engines.
 
-use super::progress::Progress as Screen;
+use super::progress::ProgressBar;
 use super::{scenes, stop_flag};
 use crate::mind::Pipeline;
 use std::io::{IsTerminal as _, Write as _};
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_builder::pipeline::{self, BuiltComponent, Request, Settings, Stage, Verified, Verify};
+use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, MEMORY_BYTES, Report, Runner, Spooled, SyntheticDenoiser,
@@ -459,7 +459,7 @@ fn denoiser_bytes(bundle: &Bundle) -> u64 {
 }
 
 /// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
-fn default_calibration(bundle: &Bundle, screen: &Mutex<Screen>) -> String {
+fn default_calibration(bundle: &Bundle, screen: &Mutex<ProgressBar>) -> String {
     let why = match &bundle.manifest().networks.text {
         Some(TextSpec::Closed { words }) if scenes::knows_houses(words) => return SCENES.into(),
         _ => "the bundle does not know the things of the rendered houses",
@@ -474,7 +474,11 @@ type Source = Box<dyn CalibrationSource>;
 
 /// Inputs for the calibration, and others for the comparison. Noise has the sizes that were asked for, else those of the
 /// training, as far as they fit into the memory that measuring may take.
-fn sources(bundle: &Bundle, settings: &Settings, screen: &Mutex<Screen>) -> anyhow::Result<(Source, Source)> {
+fn sources(
+    bundle: &Bundle,
+    settings: &Settings,
+    screen: &Mutex<ProgressBar>,
+) -> anyhow::Result<(Source, Source)> {
     use scenes::Share::{Calibration, HeldOut};
     let (items, held_out, seed) =
         (settings.calibration_items, settings.verify_items.max(1), settings.calibration_seed);
@@ -537,7 +541,7 @@ fn calibrator(text: &str) -> anyhow::Result<Calibrator> {
     }
 }
 
-fn lock(screen: &Mutex<Screen>) -> std::sync::MutexGuard<'_, Screen> {
+fn lock(screen: &Mutex<ProgressBar>) -> std::sync::MutexGuard<'_, ProgressBar> {
     screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -546,7 +550,7 @@ fn size(n: u64) -> usize {
 }
 
 /// Shows work on the screen.
-fn show(screen: &Mutex<Screen>, work: Work) {
+fn show(screen: &Mutex<ProgressBar>, work: Work) {
     let (what, done, of) = match work {
         Work::Weights { done, of } => ("read weights", done, of),
         Work::Inputs { done, of } => ("make inputs", done, of.unwrap_or(done)),
@@ -562,19 +566,19 @@ fn show(screen: &Mutex<Screen>, work: Work) {
 }
 
 /// Shows a build: a bar on a terminal, one line per component elsewhere.
-fn reporter(screen: &Arc<Mutex<Screen>>) -> Arc<dyn Fn(Stage) + Send + Sync> {
+fn reporter(screen: &Arc<Mutex<ProgressBar>>) -> Arc<dyn Fn(BuildEvent) + Send + Sync> {
     let terminal = std::io::stderr().is_terminal();
     let screen = Arc::clone(screen);
     Arc::new(move |stage| match stage {
-        Stage::Component(name, index, count) => {
+        BuildEvent::Component(name, index, count) => {
             lock(&screen).line(&format!("{name} ({} of {count})", index + 1));
         }
-        Stage::Quantise(work) => show(&screen, work),
+        BuildEvent::Quantise(work) => show(&screen, work),
         // TensorRT's phases are many and small: only a person watching wants them.
-        Stage::Build(Progress::Step { name, done, steps }) if terminal && done < steps => {
+        BuildEvent::Build(Progress::Step { name, done, steps }) if terminal && done < steps => {
             lock(&screen).bar(&name, done as usize, steps as usize);
         }
-        Stage::Build(_) => {}
+        BuildEvent::Build(_) => {}
     })
 }
 
@@ -582,7 +586,7 @@ fn task(
     args: &TaskArgs,
     bundle: &Bundle,
     cancel: &Arc<AtomicBool>,
-    screen: &Arc<Mutex<Screen>>,
+    screen: &Arc<Mutex<ProgressBar>>,
 ) -> Option<scenes::HouseTask> {
     args.task.then(|| {
         let screen = Arc::clone(screen);
@@ -616,7 +620,7 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
 fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let (target, precision) = resolve(&args.target, &args.precision)?;
     let bundle = Bundle::load(&args.bundle)?;
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let screen = Arc::new(Mutex::new(ProgressBar::new(args.json)));
     let mut settings = build_settings(args, precision)?;
     let planned = pipeline::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
@@ -803,7 +807,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             bail!("{} is not there (any more): pass --bag", settings.calibration);
         }
     }
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let screen = Arc::new(Mutex::new(ProgressBar::new(args.json)));
     let (mut calibration, mut held_out) = sources(&bundle, &settings, &screen)?;
     let runner = Runner::new(Arc::clone(&cpu)).keeping(args.cache.folder());
     let cancel = stop_flag()?;
@@ -919,7 +923,7 @@ impl Bench<'_> {
     fn inputs(&self, component: &str) -> anyhow::Result<Inputs> {
         let fp32 = Model::load(self.bundle.path(component)?)?;
         let settings = Settings { calibration: NOISE.into(), ..self.settings.clone() };
-        let (mut joint, _) = sources(self.bundle, &settings, &Mutex::new(Screen::new(true)))?;
+        let (mut joint, _) = sources(self.bundle, &settings, &Mutex::new(ProgressBar::new(true)))?;
         let mut source = part_inputs(self.bundle, component, &fp32, &self.runner, joint.as_mut(), 1)?;
         let mut inputs = source.next().map_err(anyhow::Error::msg)?.context("no inputs")?;
         inputs.retain(|(name, _)| !is_state(name));

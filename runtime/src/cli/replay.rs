@@ -2,7 +2,7 @@
 //! for byte, except for `timings_ms` (and `profile_ms`).
 
 use super::goal::in_words;
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::node::MonotonicClock;
@@ -37,6 +37,9 @@ pub struct ReplayArgs {
     /// How many drives to imagine [default: the runtime's].
     #[arg(long, value_name = "N")]
     candidates: Option<u32>,
+    /// Most context latents to look at, up to what the bundle allows [default: the configuration's, else as trained].
+    #[arg(long, value_name = "N")]
+    context_latents: Option<usize>,
     /// Give up after so long, as a robot would; the document then depends on the machine's speed.
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<i64>,
@@ -79,8 +82,11 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         bail!("--at must be a number of seconds, 0 or more");
     }
     let stop = stop_flag()?;
-    let mut progress = Progress::new(args.json);
-    let pipeline = args.model.load()?;
+    let mut progress = ProgressBar::new(args.json);
+    let mut pipeline = args.model.load()?;
+    if let Some(latents) = args.context_latents.or(config.model.context_latents) {
+        pipeline.look_at(latents)?;
+    }
     let asked = Replay {
         bag: args.bag.clone(),
         config,

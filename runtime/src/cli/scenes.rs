@@ -4,7 +4,7 @@
 
 use crate::config::RobotConfig;
 use crate::context::{EncodeError, GroupEncoder};
-use crate::ground::{Grounded, Mind, MindError, MindSpec, Scene, ground, settings_for};
+use crate::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground, settings_for};
 use crate::image::RgbImage;
 use crate::imagine::{Flow, NoClock};
 use crate::mind::Pipeline;
@@ -25,6 +25,7 @@ use mindseye_builder::quant::{
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::session_denoiser::step_tensors;
 use mindseye_world as world;
 use nalgebra::Isometry3;
@@ -146,10 +147,10 @@ impl Mind for Recorder {
 
     fn camera_rays(
         &self,
-        here_from_base: &[Pose2],
-        base_from_camera: Option<&Isometry3<f64>>,
-    ) -> Option<Vec<f32>> {
-        self.mind.camera_rays(here_from_base, base_from_camera)
+        here_from_camera: &[Isometry3<f64>],
+        intrinsics: Option<&Intrinsics>,
+    ) -> Result<Vec<f32>, RaysError> {
+        self.mind.camera_rays(here_from_camera, intrinsics)
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {
@@ -173,7 +174,7 @@ impl Denoise for Recorder {
 }
 
 /// Makes the scene and goal of an index.
-type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), String>;
+type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), SuppliedError>;
 
 /// Denoiser inputs as they come up while goals are grounded. To be used through
 /// [`Spooled`](mindseye_builder::quant::Spooled): making them takes a goal's time for every four.
@@ -228,7 +229,7 @@ impl CalibrationSource for GroundingInputs {
             return Ok(None);
         }
         if self.ready.is_empty() {
-            let (scene, mut goal) = (self.scenes)(self.goals).map_err(SuppliedError::new)?;
+            let (scene, mut goal) = (self.scenes)(self.goals)?;
             // One drive shows the denoiser all noise levels.
             goal.candidates = Some(1);
             let settings = settings_for(self.recorder.spec(), &goal);
@@ -274,7 +275,7 @@ pub fn from_houses(
     let mut asked = HashMap::new();
     let scenes = Box::new(move |i: u64| {
         let seed = base.wrapping_add(i);
-        let v = ask(seed, &camera, encoder.as_mut(), &mut asked).map_err(|e| format!("{e:#}"))?;
+        let v = ask(seed, &camera, encoder.as_mut(), &mut asked).map_err(SuppliedError::new)?;
         Ok((v.scene, v.goal))
     });
     let houses = items.div_ceil(PER_GOAL as u64);
@@ -342,7 +343,7 @@ fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> any
         taken += 1;
         while due.front().is_some_and(|d| taken >= *d) {
             due.pop_front();
-            scenes.extend(senses.seen().scene().filter(|s| !s.memory.is_empty()));
+            scenes.extend(senses.context().scene().filter(|s| !s.memory.is_empty()));
         }
     }
     if scenes.is_empty() {

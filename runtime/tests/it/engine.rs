@@ -102,7 +102,7 @@ fn rtx_builds_the_shipped_bundle() {
         let seconds = started.elapsed().as_secs_f64();
         let engines = built["engines"].as_array().unwrap();
         let names: Vec<&str> = engines.iter().map(|e| e["passport"]["component"].as_str().unwrap()).collect();
-        assert_eq!(names, ["denoiser", "text_encoder", "vae_decoder", "vae_encoder"]);
+        assert_eq!(names, PARTS);
         let mut total = 0.0;
         for e in engines {
             let (p, file) = (&e["passport"], PathBuf::from(e["file"].as_str().unwrap()));
@@ -150,7 +150,7 @@ fn rtx_builds_the_shipped_bundle() {
     // Passports are shown; engines run nowhere here, and the reason is told.
     let out = folder.path().join("a100-int8");
     let shown = document(&["inspect", text(&out)]);
-    assert_eq!(shown["engines"].as_array().unwrap().len(), 4);
+    assert_eq!(shown["engines"].as_array().unwrap().len(), 5);
     let mut demo = Command::new(env!("CARGO_BIN_EXE_mindseye"));
     let demo = demo.args(["replay", "none.mcap", "--bundle", text(&bundle), "--engines", text(&out)]);
     let output = demo.env("MINDSEYE_TENSORRT_LIB_DIR", &lib).output().unwrap();
@@ -396,7 +396,7 @@ fn fp8_and_int4w_are_emulated_and_verified_the_same_way() {
 }
 
 /// The parts of the shipped bundle that are graphs.
-const PARTS: [&str; 4] = ["denoiser", "text_encoder", "vae_decoder", "vae_encoder"];
+const PARTS: [&str; 5] = ["denoiser", "depth", "text_encoder", "vae_decoder", "vae_encoder"];
 
 /// Every part in every precision is compared with fp32.
 #[test]

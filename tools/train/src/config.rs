@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Variety;
 use crate::family::{HouseModel, LoadModelError, ParseError, parse};
+use crate::guide::GuideConfig;
 use crate::net::LossWeights;
 use crate::optim::OptimConfig;
+use crate::run::learning_rate;
 
 /// Why a training configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +84,12 @@ pub enum SettingError {
         /// Steps of the teacher.
         teacher_steps: usize,
     },
+    /// Sizes of the depth reader.
+    #[error(transparent)]
+    Depth(#[from] mindseye_engines::model::ConfigError),
+    /// The configuration and its model do not agree on a guide.
+    #[error("{0}")]
+    Guide(&'static str),
     /// Clips are asked for, but not where they are.
     #[error("data.path: missing; kind = \"clips\" needs a directory")]
     ClipsPath,
@@ -151,6 +159,9 @@ pub struct TrainConfig {
     /// Learns from a guided teacher to need fewer steps, instead of from the samples alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillConfig>,
+    /// What the samples' guides are like; there exactly where the model takes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guide: Option<GuideConfig>,
     /// Where samples come from; by default the procedural house.
     #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
@@ -175,7 +186,17 @@ impl TrainConfig {
         let config: Self =
             parse(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source })?;
         let model = HouseModel::load(&path.parent().unwrap_or(Path::new(".")).join(&config.model))?;
-        config.validate().map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
+        let disagreement = match (&config.guide, &model.dit.guide) {
+            (Some(_), None) => Err(SettingError::Guide("[guide] is set, but the model's [dit] has no guide")),
+            (None, Some(_)) => {
+                Err(SettingError::Guide("the model's [dit] has a guide, but [guide] is missing"))
+            }
+            _ => Ok(()),
+        };
+        config
+            .validate()
+            .and(disagreement)
+            .map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
         Ok((config, model))
     }
 
@@ -202,6 +223,9 @@ impl TrainConfig {
             }
         }
         self.data.validate()?;
+        if let Some(guide) = &self.guide {
+            guide.validate()?;
+        }
         if let Some(distill) = &self.distill {
             distill.validate()?;
         }
@@ -224,10 +248,7 @@ impl TrainConfig {
     /// Learning rate of a step in a run of `steps` steps: warm-up, constant, linear decay to zero.
     #[must_use]
     pub fn lr(&self, step: u64, steps: u64) -> f64 {
-        let warm = (step as f64 / self.warmup.max(1) as f64).min(1.0);
-        let left = steps.saturating_sub(step) as f64;
-        let decay = (left / steps.saturating_sub(self.decay_from).max(1) as f64).min(1.0);
-        self.optim.lr * warm * decay
+        learning_rate(self.optim.lr, self.warmup, self.decay_from, step, steps)
     }
 }
 
@@ -346,6 +367,7 @@ impl DistillConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::depth::DepthTrainConfig;
 
     fn shipped() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/train")
@@ -356,7 +378,12 @@ mod tests {
         let mut count = 0;
         for entry in fs::read_dir(shipped()).expect("the folder") {
             let path = entry.expect("an entry").path();
-            if let Err(e) = TrainConfig::load(&path) {
+            let loaded = if DepthTrainConfig::is_meant(&path) {
+                DepthTrainConfig::load(&path).map(|_| ())
+            } else {
+                TrainConfig::load(&path).map(|_| ())
+            };
+            if let Err(e) = loaded {
                 panic!("{e}");
             }
             count += 1;

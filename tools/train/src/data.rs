@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::family::{END, FIRST_WORD, HouseModel, SequenceLayout};
+use crate::guide::{GuideConfig, Guides};
 
 /// What makes training pictures and recordings as varied as a robot's: `[variety]` of a training configuration.
 /// Shares of 0 draw nothing, so that a run without them stays the run that it was.
@@ -68,6 +69,8 @@ pub struct Sample {
     pub object: usize,
     /// Map pose of the base at the first target image.
     pub map_from_start: Pose2,
+    /// Carried latents and their trust `[latents, tokens, guide_channels]`; zero, or empty, where there are none.
+    pub guide: Vec<f32>,
 }
 
 /// Which labels of a sample are known; losses of the others are off.
@@ -112,6 +115,7 @@ pub struct Source {
     variety: Variety,
     supersample: usize,
     codec: Option<Codec>,
+    guides: Option<Guides>,
     camera: Camera,
     frame: Frame,
     scratch: Frame,
@@ -131,6 +135,7 @@ impl Source {
             variety: Variety::default(),
             supersample: RenderOptions::rgb_only().supersample,
             codec,
+            guides: None,
             frame: Frame::new(),
             scratch: Frame::new(),
         }
@@ -140,6 +145,13 @@ impl Source {
     #[must_use]
     pub fn varied(mut self, variety: Variety) -> Self {
         self.variety = variety;
+        self
+    }
+
+    /// The same source, whose samples have a guide.
+    #[must_use]
+    pub fn guided(mut self, guide: Option<GuideConfig>) -> Self {
+        self.guides = guide.and_then(|guide| Guides::new(guide, &self.camera));
         self
     }
 
@@ -163,7 +175,7 @@ impl Source {
         let options = if ids { RenderOptions::rgb_ids() } else { RenderOptions::rgb_only() };
         let options = RenderOptions { supersample: self.supersample, ..options };
         render_with(house, pose, &self.camera, options, &mut self.frame);
-        let (w, h) = (self.camera.width, self.camera.height);
+        let w = self.camera.width;
         if let Some(object) = boxed
             && let Some(area) = project_box_in(house, pose, &self.camera, object, &mut self.scratch)
         {
@@ -172,15 +184,7 @@ impl Source {
             red[look.channels[0]] = 255;
             draw_box(&mut self.frame.rgb, w, area, red);
         }
-        for c in 0..3 {
-            for y in 0..h {
-                for x in 0..w {
-                    let from = if look.mirror { w - 1 - x } else { x };
-                    let v = self.frame.rgb[(y * w + from) * 3 + look.channels[c]];
-                    out.push(f32::from(v) / 127.5 - 1.0);
-                }
-            }
-        }
+        look.pixels(&self.frame, out);
     }
 
     /// See [`encode_blocks`]; empty without a codec.
@@ -226,6 +230,7 @@ impl Source {
         let plan = Plan::draw(&self.model.layout, self.variety, house, task, rng);
         let mut marks = Marks::new(&self.model, self.model.layout.context_latents + 1);
         let blocks = self.render(house, task, &plan, look, &mut marks);
+        let guide = self.guide(house, &plan, look, rng);
         let mut pose = plan.poses(&self.model);
         let mut locate = plan.places(house, &pose);
         let camera = if task == Task::Navigate {
@@ -266,7 +271,18 @@ impl Source {
             attributes: marks.attributes,
             object: plan.object,
             map_from_start: plan.start,
+            guide,
         }
+    }
+
+    /// The guide of a sample: what the first and the last image of each context group and the first target image show.
+    fn guide(&mut self, house: &House, plan: &Plan, look: &Look, rng: &mut Rng) -> Vec<f32> {
+        let (Some(guides), Some(codec)) = (&mut self.guides, &self.codec) else { return Vec::new() };
+        // Noise of its own, so that the other draws of a sample are those of one without a guide.
+        let mut rng = Rng::new(rng.clone().next_u64() ^ 0x6d1de);
+        let context = plan.context_index.iter().flat_map(|k| [plan.sweep[4 * k - 3], plan.sweep[4 * k]]);
+        let poses: Vec<Pose2> = context.chain([plan.start]).collect();
+        guides.guide(&self.model, codec, house, &poses, &plan.drive, look, self.supersample, &mut rng)
     }
 
     /// Blocks of all latents: context, first image four times, motion, still images with the box. `marks` gets what is
@@ -549,14 +565,41 @@ fn absent_name(house: &House, rng: &mut Rng) -> (usize, usize) {
 }
 
 /// Augmentation: permuted colour channels (the names follow) and mirroring (the poses follow).
-struct Look {
+pub(crate) struct Look {
     /// Output channel `c` shows the rendered channel `channels[c]`.
     channels: [usize; 3],
-    mirror: bool,
+    pub(crate) mirror: bool,
 }
 
 impl Look {
-    fn draw(rng: &mut Rng, augment: bool) -> Self {
+    /// Appends an image of colours in 0..1, `width` pixels per row, as `[3, H, W]` in [-1, 1].
+    pub(crate) fn floats(&self, rgb: &[[f32; 3]], width: usize, out: &mut Vec<f32>) {
+        for channel in self.channels {
+            for row in rgb.chunks_exact(width) {
+                let value = |pixel: &[f32; 3]| 2.0 * pixel[channel] - 1.0;
+                if self.mirror {
+                    out.extend(row.iter().rev().map(value));
+                } else {
+                    out.extend(row.iter().map(value));
+                }
+            }
+        }
+    }
+
+    /// Appends a rendered image as `[3, H, W]` in [-1, 1].
+    pub(crate) fn pixels(&self, frame: &Frame, out: &mut Vec<f32>) {
+        let (w, h) = (frame.width, frame.height);
+        for channel in self.channels {
+            for y in 0..h {
+                for x in 0..w {
+                    let from = if self.mirror { w - 1 - x } else { x };
+                    out.push(f32::from(frame.rgb[(y * w + from) * 3 + channel]) / 127.5 - 1.0);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn draw(rng: &mut Rng, augment: bool) -> Self {
         let mut channels = [0, 1, 2];
         let mut mirror = false;
         if augment {

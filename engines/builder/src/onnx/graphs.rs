@@ -3,6 +3,7 @@
 //! | component | inputs | outputs |
 //! |---|---|---|
 //! | `text_encoder` | `ids` i64 `[1, length]`, `mask_bias` `[1, 1, 1, length]`, `keep` `[1, length, 1]` | `rows` `[1, length, d_model]` |
+//! | `depth` | `picture` `[1, 3, H, W]` | `log_depth` `[1, H, W]` |
 //! | `vae_encoder` (linear codec) | `frames` `[groups, 4, 3, H, W]` | `latent` `[groups, C, 1, h, w]` |
 //! | `vae_decoder` (linear codec) | `latent` `[groups, C, 1, h, w]` | `frames` `[groups, 4, 3, H, W]` |
 //! | `vae_encoder_first` | `frames` `[1, 3, H, W]` | `latent` `[1, z, h, w]`, `new_cache.{i}` |
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use super::{GraphBuilder, WeightSource};
 use mindseye_engines::model::codec::{self, GROUP, LinearCodecConfig};
+use mindseye_engines::model::depth::{self, DepthConfig};
 use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
 use mindseye_engines::model::vae::{self, Chunk, VaeConfig};
 use mindseye_engines::onnx::{Dim, Model, OnnxError};
@@ -85,6 +87,18 @@ pub fn codec_graph(
         let out = codec::decode(&mut ops, cfg, &input);
         ops.output("frames", &out, &frames);
     }
+    ops.finish()
+}
+
+/// The depth reader, for one picture.
+///
+/// # Errors
+/// As [`text_encoder_graph`].
+pub fn depth_graph(cfg: &DepthConfig, weights: Arc<dyn WeightSource>) -> Result<Model, OnnxError> {
+    let mut ops = GraphBuilder::new("depth", weights);
+    let picture = ops.input("picture", &fixed(&[1, 3, cfg.height, cfg.width]));
+    let log_depth = depth::log_depth(&mut ops, cfg, &picture);
+    ops.output("log_depth", &log_depth, &fixed(&[1, cfg.height, cfg.width]));
     ops.finish()
 }
 

@@ -28,5 +28,5 @@ mod weights;
 
 pub use build::{GraphBuilder, IndexValue, NodeValue};
 pub use denoiser::{denoiser_graph, write_denoiser};
-pub use graphs::{Way, codec_graph, step_component, text_encoder_graph, vae_graph};
+pub use graphs::{Way, codec_graph, depth_graph, step_component, text_encoder_graph, vae_graph};
 pub use weights::{CheckpointWeights, DeclaredWeights, MemoryWeights, WeightMeta, WeightSource};

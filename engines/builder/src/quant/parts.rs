@@ -73,7 +73,9 @@ impl PartInputs {
                 let bias = |i| if is_used(i) { 0.0 } else { umt5::MASKED };
                 Tensor::f32(shape, (0..count).map(bias).collect())
             }
-            ("frames", _) => Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect()),
+            ("frames" | "picture", _) => {
+                Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect())
+            }
             (_, DataType::F32) => Tensor::f32(shape, (0..count).map(|_| rng.normal() as f32).collect()),
             _ => Tensor::i64(shape, vec![0; count]),
         }
@@ -161,7 +163,7 @@ impl<'a> HalfInputs<'a> {
         let one = |(name, tensor): &(String, Tensor)| {
             let part = match name.as_str() {
                 "latents" => sliced(tensor, 2, from, to),
-                "rows" | "camera" => sliced(tensor, 1, from, to),
+                "rows" | "camera" | "guide" => sliced(tensor, 1, from, to),
                 "cos" | "sin" => sliced(tensor, 0, from * per_frame, to * per_frame),
                 _ => tensor.clone(),
             };
@@ -273,6 +275,15 @@ impl CalibrationSource for SyntheticDenoiser {
         let latents = normal(&mut noise, frames * c.in_channels * c.latent_height * c.latent_width);
         let text = normal(&mut noise, c.text_len * c.text_dim);
         let camera = normal(&mut noise, frames * c.tokens_per_frame() * c.camera_channels);
+        // Targets have carried latents, trusted anywhere between not at all and wholly.
+        let mut guide = normal(&mut noise, frames * c.tokens_per_frame() * c.guide_channels());
+        for (i, token) in guide.chunks_exact_mut(c.guide_channels().max(1)).enumerate() {
+            if i < self.context * c.tokens_per_frame() {
+                token.fill(0.0);
+            } else if let Some(trust) = token.last_mut() {
+                *trust = 0.5 + 0.5 * trust.tanh();
+            }
+        }
         let timesteps = [0.0, 1000.0 * noise.unit_above_zero()];
         let rows: Vec<usize> = (0..frames).map(|f| usize::from(f >= self.context)).collect();
         let t_index: Vec<f64> = (0..frames)
@@ -285,6 +296,7 @@ impl CalibrationSource for SyntheticDenoiser {
             t_index: &t_index,
             text: &text,
             camera: (c.camera_channels > 0).then_some(&camera),
+            guide: (c.guide_channels() > 0).then_some(&guide),
         };
         step_tensors(c, &step).map(Some).map_err(SuppliedError::new)
     }

@@ -36,6 +36,7 @@ fn config() -> DitConfig {
         pooled_text: true,
         lift: false,
         attributes: 0,
+        guide: None,
     }
 }
 
