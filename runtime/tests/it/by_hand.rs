@@ -7,7 +7,7 @@ use mindseye::ground::{Grounded, Scene, ground};
 use mindseye::image::RgbImage;
 use mindseye::imagine::{Flow, Heads, NoClock};
 use mindseye::lift::{LiftParams, lift};
-use mindseye::planar::Pose2;
+use mindseye::planar::{OdometryNoise, Pose2};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -48,7 +48,7 @@ fn glance() -> Heads {
 #[test]
 fn plan_and_memory_are_joined_by_their_variances() {
     let context = [Some(Pose2::new(0.5, 0.0, 0.0))];
-    let e = lift(&[glance()], &context, &params());
+    let e = lift(&[glance()], &context, &[], &params());
     let near = |got: f64, wanted: f64, what: &str| assert!((got - wanted).abs() < 1e-5, "{what}: {got}");
     // The plan means an object one standoff ahead, at 2.5 m; the memory has seen it at 2 m.
     let (plan, memory) = (e.plan.expect("a plan"), e.memory.expect("a memory"));
@@ -64,7 +64,7 @@ fn plan_and_memory_are_joined_by_their_variances() {
     near(pose.yaw, 0.0, "heading");
     near(e.variances[0], VARIANCE, "variance");
     near(e.variances[2], 0.01 + VARIANCE / 4.0, "heading variance");
-    let wide = lift(&[glance()], &context, &LiftParams { variance_scale: 2.5, ..params() });
+    let wide = lift(&[glance()], &context, &[], &LiftParams { variance_scale: 2.5, ..params() });
     near(wide.variances[1], 2.5 * VARIANCE, "scaled variance");
 }
 
@@ -117,6 +117,7 @@ fn scene(values: &[f32]) -> Scene {
         base_frame: "base_link".into(),
         base_from_camera: None,
         intrinsics: None,
+        odometry_noise: OdometryNoise::default(),
     }
 }
 
