@@ -495,6 +495,10 @@ mod tests {
         check("[navigate]\ncontact_ms = 0", Err("navigate.contact_ms is 0"));
         check("[goals]\nstamp = \"zero\"\ntf_buffer_ms = 30000", Ok(()));
         check("[goals]\nstamp = \"wall\"", Err("wall"));
+        let odometry = "[odometry]\nmetres_per_metre = 0.02\nradians_per_metre = 0.01\nradians_per_radian = ";
+        check(&format!("{odometry}0.03"), Ok(()));
+        check(&format!("{odometry}-0.03"), Err("odometry.radians_per_radian is -0.03"));
+        check("[odometry]\nmetres_per_metre = 0.02", Err("radians_per_metre"));
         check("[topics]\nimagee = \"/x\"", Err("imagee"));
         check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
         check("not toml", Err("configuration"));
@@ -503,6 +507,18 @@ mod tests {
             let error = RobotConfig::parse(text).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains("line "), "{error}");
         }
+    }
+
+    #[test]
+    fn every_shipped_robot_is_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/robots");
+        let mut robots = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            robots.push(RobotConfig::load(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).robot);
+        }
+        robots.sort();
+        assert_eq!(robots, ["sim", "turtlebot4"]);
     }
 
     #[test]
