@@ -242,6 +242,9 @@ pub struct Grounded {
     pub lifted: Option<Lifted>,
     /// Frames of the rollout that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
+    /// What the camera should see from the goal's pose, and the largest mean absolute difference (0..1) with which it
+    /// does; none where that was not measured.
+    pub end: Option<(RgbImage, f64)>,
     /// Which candidate that rollout is, from 0.
     pub candidate: usize,
     /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
@@ -384,6 +387,7 @@ pub fn ground(
         answer,
         lifted: None,
         frames: Vec::new(),
+        end: None,
         candidate: 0,
         origin: None,
         found_box: None,
@@ -397,7 +401,12 @@ pub fn ground(
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
     match attempt(mind, &job, &mut report) {
-        Ok(()) => state_context(&mut report.grounded, &job.spec),
+        Ok(()) => {
+            state_context(&mut report.grounded, &job.spec);
+            let grounded = &mut report.grounded;
+            let most = job.spec.lift.as_ref().and_then(|lift| lift.arrival_error_max);
+            grounded.end = grounded.end_view(&job.spec).cloned().zip(most).filter(|_| job.by_text());
+        }
         Err(GroundError::Stopped(stopped)) => return Err(stopped),
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
