@@ -361,8 +361,8 @@ unsafe impl Device for CudaDevice {
         self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two integers.
-        self.driver
-            .check("cuMemGetInfo", unsafe { (self.driver.memory_info)(&raw mut free, &raw mut total) })?;
+        let code = unsafe { (self.driver.memory_info)(&raw mut free, &raw mut total) };
+        self.driver.check("cuMemGetInfo", code)?;
         Ok(free as u64)
     }
 
@@ -429,8 +429,8 @@ unsafe impl Device for CudaDevice {
     fn capture(&self, work: &mut dyn FnMut() -> bool) -> Result<Option<u64>, CudaError> {
         let (driver, stream) = (self.driver, self.bind()?);
         // SAFETY: the stream is ours and not capturing.
-        driver
-            .check("cuStreamBeginCapture", unsafe { (driver.capture_begin)(stream, CAPTURE_THREAD_LOCAL) })?;
+        let code = unsafe { (driver.capture_begin)(stream, CAPTURE_THREAD_LOCAL) };
+        driver.check("cuStreamBeginCapture", code)?;
         // The capture ends whatever the work does: a stream left capturing takes no other work.
         let worked = catch_unwind(AssertUnwindSafe(work));
         let mut graph = null_mut();

@@ -511,7 +511,7 @@ impl<'a> Planner<'a> {
         }
         if let Some(hole) = wanted.iter().position(|&d| d == -1) {
             let rest: usize = out.iter().product();
-            out[hole] = if rest == 0 { 0 } else { total / rest };
+            out[hole] = total.checked_div(rest).unwrap_or(0);
         }
         if out.iter().product::<usize>() == total { Ok(out) } else { self.fail(wrong()) }
     }
