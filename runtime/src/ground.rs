@@ -17,8 +17,9 @@ use crate::imagine::{
     Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
     choose_context, glance, pick,
 };
-use crate::lift::{Decision, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify};
+use crate::lift::{Decision, DriveRule, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify};
 use crate::planar::{Pose2, wrap_angle};
+use crate::recall::{Recall, RecallView, views_of};
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -45,6 +46,10 @@ pub struct MindSpec {
     pub settings: RolloutSettings,
     /// Calibration of the lift; `None` for a model without lift heads.
     pub lift: Option<LiftParams>,
+    /// Width and height of the pictures of which it reads depth ([`Mind::depth`]): frames are kept in these pixels too.
+    pub detail: Option<(usize, usize)>,
+    /// `base_from_camera` of its training camera, for robots whose mounting is not known.
+    pub mounting: Option<Isometry3<f64>>,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a rollout that show the box (at least 1).
@@ -157,6 +162,8 @@ pub struct Scene {
     pub memory: Vec<ContextLatent>,
     /// The newest frame at the model's size.
     pub newest: RgbImage,
+    /// The same frame in the pixels of which the model reads depth, where it does.
+    pub newest_detail: Option<RgbImage>,
     /// Its stamp.
     pub captured_at: Timestamp,
     /// `odom_from_base` at that stamp; `None` without odometry.
@@ -349,16 +356,20 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let estimate = params.map(|params| lift(&imagined.glances, &view.context, params));
     let goal_pose = |pose| if job.by_text() { pose } else { request.route.last().copied() };
     let end = estimate.as_ref().and_then(|estimate| goal_pose(estimate.pose));
-    if let Some(end) = end.filter(|_| !imagined.rollouts.is_empty()) {
-        // The rollout that ends where the others say, or at the last waypoint, is the one shown.
-        let best = nearest_rollout(&imagined.rollouts, end);
+    let sampled = !imagined.rollouts.is_empty();
+    let (mut recall, unregistered) =
+        if sampled { recall(mind, job, &view)? } else { (None, Unregistered::default()) };
+    report.done("recall", None)?;
+
+    let mut drives = look_at(mind, job, &imagined, recall.as_mut(), end)?;
+    let best = best_drive(&drives);
+    let drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
+    if sampled {
         imagined.rollouts.swap(0, best);
     }
-
-    let video = decode(mind, job, &imagined)?;
-    report.grounded.found_box = video.clearest.filter(|b| b.score >= job.spec.box_min);
+    report.grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
     report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
-    report.grounded.frames = video.frames;
+    report.grounded.frames = drive.frames;
     report.grounded.reconstruction_error = match params.and_then(|params| params.reconstruction_max) {
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, &view)?,
         _ => None,
@@ -366,23 +377,30 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     report.done("decode_video", Some(Stage::Decode))?;
 
     let Some((params, estimate)) = params.zip(estimate) else {
-        let (status, reason) = without_heads(&imagined, video.clearest, job.spec.box_min);
+        let (status, reason) = without_heads(&imagined, drive.clearest, job.spec.box_min);
         report.grounded.answer.status = status;
         report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
         return Ok(());
     };
     let evidence = Evidence {
+        registered: drive.registered,
         likeness_error: likeness_error(job, &view, &report.grounded.frames, end),
         reconstruction_error: report.grounded.reconstruction_error,
     };
     let mut lifted = verify(estimate, &imagined.rollouts, evidence, params);
-    if !job.by_text() {
-        follow(&mut lifted, &imagined, &request.route, params);
+    if job.by_text() {
+        if !drive.path.is_empty() {
+            lifted.path = drive.path;
+        }
+    } else {
+        let way = recall.as_mut().and_then(|r| r.follow(&report.grounded.frames, &request.along));
+        follow(&mut lifted, &imagined, &request.route, way.as_deref(), params);
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
-    if let Some(reduced) = &imagined.reduced {
+    let required = params.drive == DriveRule::Required && sampled;
+    for note in [imagined.reduced.clone(), unregistered.note(required)].into_iter().flatten() {
         let answer = &mut report.grounded.answer;
-        answer.reason = Some(with_reduction(answer.reason.take(), Some(reduced)));
+        answer.reason = Some(with_reduction(answer.reason.take(), Some(&note)));
     }
     report.done("lift", Some(Stage::Lift))?;
     Ok(())
@@ -396,6 +414,8 @@ struct Request {
     rays: Option<Vec<f32>>,
     /// Base poses at the waypoints, relative to here; empty for a goal by text.
     route: Vec<Pose2>,
+    /// Base poses along the route, one for the first frame and one for each of the others; empty for a goal by text.
+    along: Vec<Pose2>,
 }
 
 impl Request {
@@ -408,14 +428,15 @@ fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
     let null_text = mind.encode_text("")?;
     match &job.goal.kind {
         GoalKind::Text(text) => {
-            Ok(Request { text: mind.encode_text(text)?, null_text, rays: None, route: Vec::new() })
+            let text = mind.encode_text(text)?;
+            Ok(Request { text, null_text, rays: None, route: Vec::new(), along: Vec::new() })
         }
         GoalKind::Waypoints(poses) => {
             let mounting = job.scene.base_from_camera.as_ref();
             let route = base_route(poses, mounting);
             let along = resample(&route, 1 + (job.settings.target_latents - 1) * GROUP);
             let rays = Some(mind.camera_rays(&along, mounting).ok_or(GroundError::Waypoints)?);
-            Ok(Request { text: null_text.clone(), null_text, rays, route })
+            Ok(Request { text: null_text.clone(), null_text, rays, route, along })
         }
     }
 }
@@ -444,26 +465,108 @@ fn imagine(
     Ok(imagination.roll_out(report.progress)?)
 }
 
-/// The imagined frames to show, and the clearest box in the last ones.
-struct Video {
+/// What one sampled drive shows.
+#[derive(Default)]
+struct Shown {
     frames: Vec<RgbImage>,
+    /// The clearest box in the last frames, good enough or not.
     clearest: Option<FoundBox>,
+    registered: Option<Registered>,
+    /// Where its pictures were taken: one pose per latent; empty when they were not registered.
+    path: Vec<Pose2>,
 }
 
-/// Decodes the rollout to show. Heads speak for all rollouts; without heads the one with the clearest box is taken.
-fn decode(mind: &mut dyn Mind, job: &Job<'_>, imagined: &Imagined) -> Result<Video, GroundError> {
-    let looked_at = if job.spec.lift.is_some() { 1 } else { usize::MAX };
-    let mut video = Video { frames: Vec::new(), clearest: None };
-    for rollout in imagined.rollouts.iter().take(looked_at) {
+/// Decodes the sampled drives and reads them; `end` is a pose to begin looking for their ends from.
+fn look_at(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    imagined: &Imagined,
+    mut recall: Option<&mut Recall>,
+    end: Option<Pose2>,
+) -> Result<Vec<Shown>, GroundError> {
+    let mut out = Vec::new();
+    for rollout in &imagined.rollouts {
         let frames = mind.decode(&rollout.latents)?;
-        let boxed = frames.len().saturating_sub(job.boxed_frames());
-        let found = find_box(&frames[boxed..]);
-        let score = |found: &Option<FoundBox>| found.map_or(f64::NEG_INFINITY, |b| b.score);
-        if video.frames.is_empty() || score(&found) > score(&video.clearest) {
-            video = Video { frames, clearest: found };
+        let clearest = find_box(&frames[frames.len().saturating_sub(job.boxed_frames())..]);
+        let found = clearest.filter(|b| b.score >= job.spec.box_min);
+        let heads = rollout.heads.pose.iter().skip(rollout.heads.context);
+        let way: Vec<Pose2> = heads
+            .map(|[x, y, c, s]| Pose2::new(f64::from(*x), f64::from(*y), f64::from(*s).atan2(f64::from(*c))))
+            .collect();
+        let starts: Vec<Pose2> = end.into_iter().chain(way.last().copied()).collect();
+        let boxed = if job.by_text() { job.boxed_frames() } else { GROUP };
+        let read = recall.as_mut().and_then(|r| r.read(&frames, boxed, found.as_ref(), &starts, &way));
+        let (registered, path) = read.map_or((None, Vec::new()), |(shown, path)| (Some(shown), path));
+        out.push(Shown { frames, clearest, registered, path });
+    }
+    Ok(out)
+}
+
+/// The drive whose pictures show the most: what was seen explains them, and they end with a box; where they are not
+/// registered, the one with the clearest box. The first of several.
+fn best_drive(drives: &[Shown]) -> usize {
+    let cost = |d: &Shown| match &d.registered {
+        Some(shown) => shown.cost(),
+        None => 10.0 - d.clearest.map_or(0.0, |b| b.score),
+    };
+    let costs: Vec<f64> = drives.iter().map(cost).collect();
+    (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
+}
+
+/// Why pictures are not, or only partly, held against what was seen.
+#[derive(Default)]
+struct Unregistered {
+    why: Option<&'static str>,
+    /// Views before a jump of odometry.
+    left_out: usize,
+}
+
+impl Unregistered {
+    /// For the answer; nothing when the drive was held against everything, or `required` says that nobody asked.
+    fn note(&self, required: bool) -> Option<String> {
+        match self.why {
+            Some(why) if required => {
+                Some(format!("{why}: the imagined drive was compared with the nearest remembered view only"))
+            }
+            None if self.left_out > 0 => Some(format!(
+                "odometry jumped: {} remembered views from before were left out when the imagined drive was checked",
+                self.left_out
+            )),
+            _ => None,
         }
     }
-    Ok(video)
+}
+
+/// What was seen in the stretch that the rollout begins in, with depth and poses.
+fn recall(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    view: &View,
+) -> Result<(Option<Recall>, Unregistered), GroundError> {
+    let because = |why| Ok((None, Unregistered { why: Some(why), left_out: 0 }));
+    let (scene, spec) = (job.scene, &job.spec);
+    if spec.lift.as_ref().is_none_or(|lift| lift.registration.is_none()) || spec.detail.is_none() {
+        return because("this model reads no depth");
+    }
+    let Some(origin) = view.origin else { return because("there is no odometry") };
+    let Some(mounting) = scene.base_from_camera.or(spec.mounting) else {
+        return because("the camera's mounting is not known");
+    };
+    let (begin, end) = view.stretch;
+    let stretch = &scene.memory[begin..=end];
+    let now = match (view.start.and_then(|p| scene.memory.get(p)), scene.odom_from_base) {
+        (Some(start), _) => (start.info.captured_at, origin),
+        (None, Some(odom_from_base)) => (scene.captured_at, odom_from_base),
+        (None, None) => return because("there is no odometry"),
+    };
+    let (mut views, left_out) = views_of(stretch, now, origin);
+    if let (None, Some(newest)) = (view.start, &scene.newest_detail) {
+        views.push(RecallView { picture: newest, here_from_base: Pose2::default() });
+    }
+    match Recall::new(mind, &views, &mounting)? {
+        Some(recall) => Ok((Some(recall), Unregistered { why: None, left_out })),
+        None => because("this model reads no depth"),
+    }
 }
 
 /// How much the rollout's last view without a box differs from the remembered view nearest to where it ends, 0..1.
@@ -527,6 +630,8 @@ struct View {
     start: Option<usize>,
     /// `odom_from_base` there.
     origin: Option<Pose2>,
+    /// The first and the last position of the memory that there was to choose from.
+    stretch: (usize, usize),
     /// Positions in the memory that were chosen.
     used: Vec<usize>,
     /// Their latents, and the first one of the rollout.
@@ -618,6 +723,7 @@ fn view_of(
     Ok(Some(View {
         start,
         origin,
+        stretch: (begin, end),
         seen: pick(&memory, &chosen, spec.latent_len),
         context: chosen.iter().map(place).collect(),
         used: chosen.into_iter().map(|p| begin + p).collect(),
@@ -698,29 +804,48 @@ fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
         .collect()
 }
 
-/// For waypoints the place is given; what can be doubted is whether the network went along.
-fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &LiftParams) {
+/// For waypoints the place is given; what can be doubted is whether the network went along: by its pictures, registered
+/// along the way ([`Recall::follow`]: frame, error, pose for each latent), else by its pose head.
+fn follow(
+    lifted: &mut Lifted,
+    imagined: &Imagined,
+    route: &[Pose2],
+    way: Option<&[(usize, f64, Pose2)]>,
+    params: &LiftParams,
+) {
     let Some(goal) = route.last().copied() else { return };
     lifted.estimate.pose = Some(goal);
     lifted.estimate.object = None;
     let heads = imagined.rollouts.first().map(|r| &r.heads).or(imagined.glances.first());
-    let end = heads.and_then(|h| h.pose.last().copied());
-    let Some([x, y, ..]) = end.map(|h| h.map(f64::from)) else {
+    let by_head =
+        heads.and_then(|h| h.pose.last()).map(|h| Pose2::new(f64::from(h[0]), f64::from(h[1]), 0.0));
+    let by_pictures = way.and_then(|way| way.last()).map(|(_, _, pose)| *pose);
+    let registration = params.registration.filter(|_| by_pictures.is_some());
+    let Some(end) = by_pictures.or(by_head) else {
         lifted.decision = Decision::Found;
         return;
     };
-    let off = goal.distance(Pose2::new(x, y, 0.0));
-    let sigma = params.rollout_sigma_m.max(1e-6);
+    let off = goal.distance(end);
+    let sigma = registration.map_or(params.rollout_sigma_m, |r| r.sigma_m).max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
     let orientation =
         lifted.estimate.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
     lifted.estimate.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
-    lifted.decision = match lifted.estimate.localisation_m {
-        Some(error) if error > params.localisation_max_m => Decision::Inconsistent(format!(
+    let worst = way.unwrap_or_default().iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let required = registration.filter(|_| params.drive == DriveRule::Required);
+    lifted.decision = match (lifted.estimate.localisation_m, worst.zip(required)) {
+        (Some(error), _) if error > params.localisation_max_m => Decision::Inconsistent(format!(
             "the network misplaces its own context by {error:.2} m against odometry"
         )),
-        _ if off > params.agree_max * sigma => {
+        (_, Some(((frame, error, _), limits))) if *error > limits.way_error_max => {
+            let (explained, wanted) = distinct(1.0 - error, 1.0 - limits.way_error_max);
+            Decision::Inconsistent(format!(
+                "the imagined drive leads through another place: what was seen explains frame {frame} to {explained}, \
+                 {wanted} is needed"
+            ))
+        }
+        _ if off > registration.map_or(params.agree_max, |r| r.agree_max) * sigma => {
             Decision::Inconsistent(format!("the imagined drive ends {off:.2} m from the last waypoint"))
         }
         _ => Decision::Found,

@@ -471,6 +471,8 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             seed: 0,
         },
         lift: lift.cloned(),
+        detail: None,
+        mounting: manifest.networks.camera.as_ref().map(mounting),
         box_min: manifest.bounding_box.score_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),

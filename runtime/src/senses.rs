@@ -56,6 +56,8 @@ pub struct SensesConfig {
     pub capacity: usize,
     /// Newest latents that are never evicted.
     pub recent: usize,
+    /// Width and height in which frames are kept as well, for a model that reads depth from them.
+    pub detail: Option<(usize, usize)>,
     /// A longer pause between frames starts a new segment.
     pub max_gap: TimeDelta,
     /// Odometry may be this much older or newer than a frame.
@@ -78,6 +80,7 @@ impl Default for SensesConfig {
             keep: Keep::Every(3),
             capacity: 64,
             recent: 2,
+            detail: None,
             max_gap: TimeDelta::from_millis(2000),
             pose_slack: TimeDelta::from_millis(250),
             odom_frame: "odom".into(),
@@ -165,6 +168,8 @@ impl SenseFaults {
 struct Newest {
     picture: RgbImage,
     captured_at: Timestamp,
+    /// In the pixels of which the model reads depth, where it does.
+    detail: Option<RgbImage>,
     odom_from_base: Option<Pose2>,
     /// Odometry of its own time has come.
     settled: bool,
@@ -197,6 +202,7 @@ impl Seen {
         Some(Scene {
             memory: shared.memory.snapshot(),
             newest: newest.picture,
+            newest_detail: newest.detail,
             captured_at: newest.captured_at,
             odom_from_base: newest.odom_from_base,
             odom_frame: shared.odom_frame.clone(),
@@ -220,6 +226,8 @@ impl Seen {
 pub struct Senses {
     config: SensesConfig,
     lens: Lens,
+    /// Looks in the pixels of which the model reads depth, and what it saw last.
+    detail: Option<(Lens, RgbImage)>,
     encoder: Box<dyn GroupEncoder + Send>,
     intake: ContextIntake,
     seen: Seen,
@@ -275,8 +283,11 @@ impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
     pub fn new(config: SensesConfig, camera: ModelCamera, encoder: Box<dyn GroupEncoder + Send>) -> Self {
         let latent_len = encoder.latent_len();
-        let memory =
-            ContextMemory::new(config.capacity, config.recent, latent_len, (camera.width, camera.height));
+        let (size, detail) = ((camera.width, camera.height), config.detail);
+        let memory = ContextMemory::new(config.capacity, config.recent, latent_len, size, detail);
+        let detail = detail.map(|(width, height)| {
+            (Lens::new(camera.resized(width, height)), RgbImage::filled(width, height, [0; 3]))
+        });
         let shared = Shared {
             memory,
             newest: None,
@@ -306,6 +317,7 @@ impl Senses {
             unsettled: VecDeque::with_capacity(UNSETTLED_MAX),
             config,
             lens: Lens::new(camera),
+            detail,
             encoder,
         }
     }
@@ -440,7 +452,9 @@ impl Senses {
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
+            let detail = self.detail.as_ref().map(|(_, picture)| picture);
+            let mut shared = self.seen.lock();
+            took.eviction = shared.memory.store(encoded.info, encoded.latent, encoded.picture, detail)?;
         }
         Ok(took)
     }
@@ -450,6 +464,9 @@ impl Senses {
         let Size { width, height } = decode(&mut self.pixels)?;
         let (width, height) = (width as usize, height as usize);
         self.lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), &mut self.picture)?;
+        if let Some((lens, picture)) = &mut self.detail {
+            lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), picture)?;
+        }
         Ok(())
     }
 
@@ -464,11 +481,16 @@ impl Senses {
         match &mut shared.newest {
             Some(newest) => {
                 newest.picture.copy_from(&self.picture);
+                if let (Some(newest), Some((_, picture))) = (&mut newest.detail, &self.detail) {
+                    newest.copy_from(picture);
+                }
                 (newest.captured_at, newest.odom_from_base, newest.settled) =
                     (captured_at, odom_from_base, settled);
             }
             none => {
-                *none = Some(Newest { picture: self.picture.clone(), captured_at, odom_from_base, settled });
+                let detail = self.detail.as_ref().map(|(_, picture)| picture.clone());
+                let picture = self.picture.clone();
+                *none = Some(Newest { picture, captured_at, detail, odom_from_base, settled });
             }
         }
         if shared.base_from_camera.is_none() {

@@ -380,6 +380,7 @@ fn controls(
         memory: other.memory.clone(),
         sweep: v.sweep.clone(),
         newest: v.newest.clone(),
+        newest_detail: v.newest_detail.clone(),
         here: v.here,
         rng: v.rng.clone(),
     };
