@@ -5,6 +5,7 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
+use crate::ground::MindSpec;
 use crate::senses::SensesConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::ros::RosConfig;

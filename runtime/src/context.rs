@@ -1023,7 +1023,7 @@ mod tests {
         );
         assert!(matches!(memory.store(info(6), &[0.0], &picture(3), None), Err(StoreError::Size { .. })));
         let wide = RgbImage::filled(3, 1, [0; 3]);
-        assert!(matches!(memory.store(info(6), &[0.0, 1.0], &wide), Err(StoreError::Size { .. })));
+        assert!(matches!(memory.store(info(6), &[0.0, 1.0], &wide, None), Err(StoreError::Size { .. })));
         assert_eq!(memory.len(), 1);
     }
 }

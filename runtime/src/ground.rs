@@ -12,10 +12,11 @@
 use crate::boxes::{FoundBox, find_box};
 use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
+use crate::guide::{self, Carry, HeldMind};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
-    Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
-    choose_context, glance, pick,
+    Budget, Clock, ContextLatents, Flow, Heads, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
+    choose_context, glance, pick, roll_out_held,
 };
 use crate::lift::{Decision, DriveRule, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify};
 use crate::planar::{Pose2, wrap_angle};
@@ -25,6 +26,7 @@ use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::backend::BackendError;
+pub use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::text::{TokenizerError, UnknownWord};
 use nalgebra::Isometry3;
@@ -50,6 +52,8 @@ pub struct MindSpec {
     pub detail: Option<(usize, usize)>,
     /// `base_from_camera` of its training camera, for robots whose mounting is not known.
     pub mounting: Option<Isometry3<f64>>,
+    /// What the drive that is shown is held to.
+    pub guide: Guide,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a rollout that show the box (at least 1).
@@ -91,6 +95,15 @@ pub trait Mind: Send {
     /// [`MindError::DepthSize`] for a picture of another size, [`MindError::Depth`] when the backend fails,
     /// [`MindError::DepthValues`] for what is no depth.
     fn depth(&mut self, _picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        Ok(None)
+    }
+
+    /// Encodes frames of the model's size, [`GROUP`] for each latent, none of them a given first one:
+    /// `[frames / GROUP, channels, height, width]`. `None` when the codec cannot encode a clip's frames by themselves.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn encode_frames(&mut self, _frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
         Ok(None)
     }
 
@@ -215,8 +228,11 @@ pub struct Grounded {
     /// What the lift found, relative to the base where the rollout begins: at the newest frame, or where an older view
     /// of the thing was had.
     pub lifted: Option<Lifted>,
-    /// Frames of the rollout that is shown; empty when none was sampled.
+    /// Frames of the drive that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
+    /// Where the drive that is shown was held to what was seen: the same drive before, from the video alone, and what was
+    /// carried alone.
+    pub guided: Option<Guided>,
     /// The box in the last frames.
     pub found_box: Option<FoundBox>,
     /// Positions in the scene's memory that were used.
@@ -229,6 +245,18 @@ pub struct Grounded {
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
     pub reconstruction_error: Option<f64>,
+}
+
+/// What a guided drive was made of.
+#[derive(Clone, Debug)]
+pub struct Guided {
+    /// Frames of the drive that was sampled from the video alone: the witness.
+    pub video_only: Vec<RgbImage>,
+    /// What was seen, carried into the drive's views, holes filled: no network had a part in it. As many frames as the
+    /// drive has, the given first one being the newest view itself.
+    pub carried: Vec<RgbImage>,
+    /// Base poses of the frames, the given first one and each of the others, relative to where the drive begins.
+    pub along: Vec<Pose2>,
 }
 
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
@@ -343,6 +371,7 @@ pub fn ground(
         answer,
         lifted: None,
         frames: Vec::new(),
+        guided: None,
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
@@ -426,6 +455,10 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     } else {
         let way = recall.as_mut().and_then(|r| r.follow(&report.grounded.frames, &request.along));
         follow(&mut lifted, &imagined, &request.route, way.as_deref(), params);
+    }
+    if let Some(recall) = recall.as_mut().filter(|_| lifted.decision == Decision::Found) {
+        guide(mind, job, (&request, &view), (&imagined, best), (&lifted, recall), report)?;
+        report.done("guide", None)?;
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
     let required = params.drive == DriveRule::Required && sampled;
@@ -598,6 +631,62 @@ fn recall(
         Some(recall) => Ok((Some(recall), Unregistered { why: None, left_out })),
         None => because("this model reads no depth"),
     }
+}
+
+/// Samples the drive that is shown: along the answer's path, held to what was seen.
+fn guide(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    (request, view): (&Request, &View),
+    (imagined, candidate): (&Imagined, usize),
+    (lifted, recall): (&Lifted, &mut Recall),
+    report: &mut Report<'_>,
+) -> Result<(), GroundError> {
+    if job.spec.guide == Guide::None {
+        return Ok(());
+    }
+    let boxed = if job.by_text() { job.boxed_frames() } else { 0 };
+    let along = if job.by_text() {
+        let path = mean_path(&imagined.glances, job.settings.target_latents);
+        guide::along(&path, boxed / GROUP, lifted.estimate.pose)
+    } else {
+        request.along.clone()
+    };
+    let carry = Carry::new(recall, &along, boxed);
+    let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
+    let (candidates, steps) = (imagined.rollouts.len(), job.settings.steps);
+    let mut stepped = |step| {
+        (report.progress)(Stage::Step { candidate: candidates, candidates: candidates + 1, step, steps })
+    };
+    let mut held = HeldMind { mind, carry: &carry };
+    let budget = (job.budget, step);
+    let (seen, prompt) = (&view.seen, request.prompt());
+    let rollout = roll_out_held(&mut held, seen, prompt, &job.settings, candidate, budget, &mut stepped)?;
+    let Some(rollout) = rollout else { return Ok(()) };
+    let frames = mind.decode(&rollout.latents)?;
+    let grounded = &mut report.grounded;
+    let shown = find_box(&frames[frames.len().saturating_sub(boxed)..]);
+    if let Some(found) = shown.filter(|b| boxed > 0 && b.score >= job.spec.box_min) {
+        grounded.found_box = Some(found);
+        grounded.answer.bounding_box = Some(found.edges());
+    }
+    let first = frames.first().cloned();
+    let carried = first.into_iter().flat_map(|f| std::iter::repeat_n(f, GROUP)).chain(carry.pictures());
+    let carried = carried.collect();
+    let video_only = std::mem::replace(&mut grounded.frames, frames);
+    grounded.guided = Some(Guided { video_only, carried, along });
+    Ok(())
+}
+
+/// The mean over glances of where the pose head puts the end of each target latent; the first one is here.
+fn mean_path(glances: &[Heads], targets: usize) -> Vec<Pose2> {
+    let mean = |latent: usize| {
+        let heads = glances.iter().filter_map(|h| h.pose.get(h.context + latent));
+        let sum = heads.fold([0.0f64; 4], |sum, h| std::array::from_fn(|i| sum[i] + f64::from(h[i])));
+        let n = glances.len().max(1) as f64;
+        Pose2::new(sum[0] / n, sum[1] / n, sum[3].atan2(sum[2]))
+    };
+    std::iter::once(Pose2::default()).chain((1..targets).map(mean)).collect()
 }
 
 /// How much the rollout's last view without a box differs from the remembered view nearest to where it ends, 0..1.

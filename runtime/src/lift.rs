@@ -699,6 +699,133 @@ mod tests {
         check("no heads", Heads::default(), evidence(), "not_in_context");
     }
 
+    /// What a right drive that ends at a pose shows.
+    fn right(pose: Pose2) -> Registered {
+        Registered {
+            pose,
+            end_frame: 20,
+            end_error: 0.1,
+            covered: 0.9,
+            distinct: 0.7,
+            elsewhere: Some(0.4),
+            way_frame: 11,
+            way_error: 0.2,
+            mean_error: 0.15,
+            box_score: Some(0.7),
+            thing_error: Some(0.2),
+        }
+    }
+
+    #[test]
+    fn three_witnesses_are_joined_by_hand() {
+        // Plan 0.3 m, memory 0.4 m, drive 0.2 m: on the line ahead at 2.0, 2.0 and 2.5 m.
+        let params = LiftParams { plan_sigma_m: 0.3, memory_sigma_m: 0.4, ..params() };
+        let context = sweep();
+        let h = heads(&context, (2.0, 0.0), &[6], Pose2::new(1.2, 0.0, 0.0));
+        let estimate = lift(std::slice::from_ref(&h), &known(&context), &params);
+        // Variances of the two: 1 / (1 / .09 + 1 / .16) = .0576 m².
+        assert!((estimate.variances[0] - 0.0576).abs() < 1e-4, "{}", estimate.variances[0]);
+        let rollout = Rollout { latents: vec![], heads: h, steps: 4 };
+        let shown = right(Pose2::new(1.7, 0.0, 0.0));
+        let evidence = Evidence { registered: Some(shown), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert_eq!(out.decision, Decision::Found);
+        // Weights 17.361 and 25: 2.0 + 0.5 * 25 / 42.361 = 2.2951.
+        assert!((out.estimate.object.unwrap().0 - 2.2951).abs() < 1e-3, "{:?}", out.estimate.object);
+        assert!((out.estimate.pose.unwrap().x - 1.4951).abs() < 1e-3);
+        // 1 / 42.361 + 17.361 * 25 / 42.361² * .25 = .02361 + .06047.
+        assert!((out.estimate.variances[0] - 0.08408).abs() < 1e-3, "{}", out.estimate.variances[0]);
+        // Half a metre over the hypotenuse of .2 and .24.
+        assert!((out.drive_apart.unwrap() - 0.5 / 0.3124).abs() < 1e-2, "{:?}", out.drive_apart);
+        assert_eq!((out.rollout.unwrap().pose, out.registered), (shown.pose, Some(shown)));
+        // Headings: the drive's counts by its variance, .1² against .1²: half. It turns about the object.
+        let turned = right(Pose2::new(1.2, 0.0, 0.2));
+        let evidence = Evidence { registered: Some(turned), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert!((out.estimate.pose.unwrap().yaw - 0.1).abs() < 1e-2, "{:?}", out.estimate.pose);
+        // What is refused moves nothing; neither does a drive that nobody registered.
+        let nothing = Registered { box_score: None, ..shown };
+        let evidence = Evidence { registered: Some(nothing), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert!(matches!(out.decision, Decision::Inconsistent(_)));
+        assert_eq!(out.estimate, estimate);
+        let out = verify(estimate.clone(), &[rollout], Evidence::default(), &params);
+        assert_eq!((out.decision, out.estimate), (Decision::Found, estimate));
+    }
+
+    #[test]
+    fn a_drive_that_shows_something_else_is_refused() {
+        let context = sweep();
+        let plan = stand_before((2.0, 1.0), (0.0, 0.0), 0.8);
+        let h = heads(&context, (2.0, 1.0), &[1, 2], plan);
+        let check = |name: &str, shown: Registered, rule: DriveRule, want: Option<&str>| {
+            let params = LiftParams { drive: rule, consistency_min: 0.0, ..params() };
+            let estimate = lift(std::slice::from_ref(&h), &known(&context), &params);
+            let rollout = Rollout { latents: vec![], heads: h.clone(), steps: 4 };
+            let evidence = Evidence { registered: Some(shown), ..Evidence::default() };
+            match (verify(estimate, &[rollout], evidence, &params).decision, want) {
+                (Decision::Found, None) => {}
+                (Decision::Inconsistent(reason), Some(want)) => assert_eq!(reason, want, "{name}"),
+                (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
+            }
+        };
+        let well = right(plan);
+        // The last one: 4 m over the hypotenuse of .2 and 1 / sqrt(1 / .04 + 1 / .0225) = .12.
+        let wrong: [(&str, Registered, &str); 5] = [
+            (
+                "nothing",
+                Registered { box_score: None, thing_error: None, ..well },
+                "the imagined drive shows nothing: no box in the pictures from frame 20 on",
+            ),
+            (
+                "another end",
+                Registered { end_error: 0.45, ..well },
+                "the imagined drive ends in another place: what was seen explains frame 20 to 0.55, 0.60 is needed",
+            ),
+            (
+                "another way",
+                Registered { way_error: 0.7, ..well },
+                "the imagined drive leads through another place: what was seen explains frame 11 to 0.30, 0.50 is needed",
+            ),
+            (
+                "another thing",
+                Registered { thing_error: Some(0.8), ..well },
+                "the imagined drive ends at another thing: what was seen explains in the box of frame 20 to 0.20, 0.40 \
+                 is needed",
+            ),
+            (
+                "elsewhere",
+                right(stand_before((-2.0, 1.0), (0.0, 0.0), 0.8)),
+                "the imagined drive ends elsewhere: frame 20 is 17.1 spreads from the plan's and the memory's place, at \
+                 most 3.0 are allowed",
+            ),
+        ];
+        check("well", well, DriveRule::Required, None);
+        for (name, shown, reason) in wrong {
+            check(name, shown, DriveRule::Required, Some(reason));
+            check(name, shown, DriveRule::Optional, None);
+        }
+        // At its limits it passes.
+        let just = Registered { end_error: 0.4, way_error: 0.5, thing_error: Some(0.6), ..well };
+        check("just", just, DriveRule::Required, None);
+    }
+
+    #[test]
+    fn drives_are_ranked_by_what_they_show() {
+        let well = right(Pose2::default());
+        for (name, worse) in [
+            ("end", Registered { end_error: 0.2, ..well }),
+            ("way", Registered { mean_error: 0.2, ..well }),
+            ("box", Registered { box_score: Some(0.5), ..well }),
+            ("no box", Registered { box_score: None, thing_error: None, ..well }),
+            ("thing", Registered { thing_error: Some(0.3), ..well }),
+        ] {
+            assert!(worse.cost() > well.cost(), "{name}");
+        }
+        // .15 + .1 + .5 * .2 + .5 * .3
+        assert!((well.cost() - 0.5).abs() < 1e-12);
+    }
+
     #[test]
     fn disagreement_widens_the_covariance() {
         let context = sweep();

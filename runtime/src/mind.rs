@@ -155,8 +155,6 @@ pub struct Pipeline {
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
     depth: Option<Arc<dyn Engine>>,
-    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
-    training_mount: Option<Isometry3<f64>>,
 }
 
 impl Pipeline {
@@ -280,9 +278,8 @@ impl Pipeline {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
         let depth = if bundle.has("depth") { Some(prepare("depth")?) } else { None };
-        let training_mount = manifest.networks.camera.as_ref().map(mounting);
         let words = Arc::new(words);
-        Ok(Self { spec, words, text, encoder, decoder, denoiser, depth, training_mount, bundle })
+        Ok(Self { spec, words, text, encoder, decoder, denoiser, depth, bundle })
     }
 
     /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
@@ -394,11 +391,10 @@ impl Pipeline {
             denoiser,
             depth: match (&self.depth, &manifest.networks.depth) {
                 (Some(engine), Some(config)) => {
-                    Some(DepthReader { session: engine.session()?, size: [config.width, config.height] })
+                    Some(DepthReader::new(engine.session()?, [config.width, config.height]))
                 }
                 _ => None,
             },
-            training_mount: self.training_mount,
         }))
     }
 
@@ -486,6 +482,7 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             .as_ref()
             .filter(|_| bundle.has("depth"))
             .map(|depth| (depth.width, depth.height)),
+        guide: sampler.guide,
         mounting: manifest.networks.camera.as_ref().map(mounting),
         box_min: manifest.bounding_box.score_min,
         box_latents,
@@ -508,19 +505,40 @@ fn engine_hash(manifest: &Manifest, engine: &str) -> String {
     sha256(run.as_bytes())
 }
 
+/// Pictures whose depth is known: those of a memory are read once, whatever number of goals ask for them.
+const DEPTHS_KEPT: usize = 96;
+
 /// Reads depth from pictures of one size.
 struct DepthReader {
     session: Box<dyn Session>,
     /// Width and height.
     size: [usize; 2],
+    /// Pixels and their depth, the oldest first; at most [`DEPTHS_KEPT`].
+    known: std::collections::VecDeque<(Vec<u8>, Vec<f32>)>,
 }
 
 impl DepthReader {
+    fn new(session: Box<dyn Session>, size: [usize; 2]) -> Self {
+        Self { session, size, known: std::collections::VecDeque::with_capacity(DEPTHS_KEPT) }
+    }
+
     fn read(&mut self, picture: &RgbImage) -> Result<Vec<f32>, MindError> {
         let (expected, got) = (self.size, [picture.width, picture.height]);
         if expected != got {
             return Err(MindError::DepthSize { expected, got });
         }
+        if let Some((_, depth)) = self.known.iter().find(|(pixels, _)| *pixels == picture.data) {
+            return Ok(depth.clone());
+        }
+        let depth = self.read_anew(picture)?;
+        if self.known.len() == DEPTHS_KEPT {
+            self.known.pop_front();
+        }
+        self.known.push_back((picture.data.clone(), depth.clone()));
+        Ok(depth)
+    }
+
+    fn read_anew(&mut self, picture: &RgbImage) -> Result<Vec<f32>, MindError> {
         let channel = |c: usize| picture.data.iter().skip(c).step_by(3).map(|v| f32::from(*v) / 127.5 - 1.0);
         let pixels = (0..3).flat_map(channel).collect();
         let input = Tensor::f32(&[1, 3, picture.height, picture.width], pixels);
@@ -547,8 +565,6 @@ struct Thread {
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
     depth: Option<DepthReader>,
-    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
-    training_mount: Option<Isometry3<f64>>,
 }
 
 /// Ids of the words of a text, and the end. A model that left a word out would go to another thing than was asked for,
@@ -626,6 +642,18 @@ impl Mind for Thread {
         self.depth.as_mut().map(|reader| reader.read(picture)).transpose()
     }
 
+    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
+        if !self.decoder.is_stateless() || !frames.len().is_multiple_of(GROUP) {
+            return Ok(None);
+        }
+        let mut latents = vec![0.0; frames.len() / GROUP * self.spec.latent_len];
+        for (group, latent) in frames.chunks_exact(GROUP).zip(latents.chunks_exact_mut(self.spec.latent_len))
+        {
+            self.encoder.encode_group(group, latent)?;
+        }
+        Ok(Some(latents))
+    }
+
     fn decodes_alone(&self) -> bool {
         self.decoder.is_stateless()
     }
@@ -639,7 +667,7 @@ impl Mind for Thread {
         if config.camera_channels != plucker::CHANNELS {
             return None;
         }
-        let mount = base_from_camera.or(self.training_mount.as_ref())?;
+        let mount = base_from_camera.or(self.spec.mounting.as_ref())?;
         let poses: Vec<plucker::Pose> = here_from_base
             .iter()
             .map(|base| {

@@ -139,6 +139,14 @@ impl Mind for Recorder {
         self.mind.decode(latents)
     }
 
+    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.depth(picture)
+    }
+
+    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.encode_frames(frames)
+    }
+
     fn decodes_alone(&self) -> bool {
         self.mind.decodes_alone()
     }

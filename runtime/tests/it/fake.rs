@@ -139,6 +139,7 @@ impl FakeMind {
             lift: Some(lift),
             detail: None,
             mounting: None,
+            guide: mindseye::ground::Guide::None,
             box_min: 0.2,
             box_latents: 1,
             bundle_sha256: "fake".into(),

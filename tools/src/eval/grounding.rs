@@ -30,9 +30,13 @@ pub struct GroundingArgs {
     /// Only ask for things that are not there, and report how often a pose is given all the same.
     #[arg(long)]
     pub absent: bool,
-    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names.
-    #[arg(long, conflicts_with_all = ["absent", "calibrate"])]
+    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names (but those that --calibrate
+    /// needs).
+    #[arg(long, conflicts_with = "absent")]
     pub quick: bool,
+    /// With --quick: destroyed drives too.
+    #[arg(long, requires = "quick")]
+    pub destroyed: bool,
     /// Candidates per goal instead of the runtime's.
     #[arg(long)]
     pub candidates: Option<u32>,
@@ -62,7 +66,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
         let all = bench.each(&args.common, |tools, seed| absent_goal(&setup, tools, seed, kind))?;
         Ok(all.into_iter().flatten().collect())
     };
-    let (absent, swapped) = if args.quick {
+    let (absent, swapped) = if args.quick && args.calibrate.is_none() {
         (Vec::new(), Vec::new())
     } else {
         (absent_of(AbsentKind::Any)?, absent_of(AbsentKind::Swapped)?)
