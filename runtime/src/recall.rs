@@ -53,6 +53,9 @@ pub fn since_jump(poses: &[(Timestamp, Pose2)]) -> usize {
 
 /// See the module.
 pub struct Recall {
+    /// As the model reads depth: for pictures that are shown.
+    fine: Remembered,
+    /// A quarter of the pixels: for comparisons, of which there are many.
     memory: Remembered,
     placer: Placer,
     size: (usize, usize),
@@ -87,8 +90,8 @@ impl Recall {
         let camera = mind.spec().camera;
         let Some(target) = pinhole(&camera) else { return Ok(None) };
         let chosen = crate::context::spread(views.len(), VIEWS_MAX);
-        let pixels = chosen.iter().map(|i| views[*i].picture.data.len() / 3).sum();
-        let mut memory = Remembered::new(pixels);
+        let pixels: usize = chosen.iter().map(|i| views[*i].picture.data.len() / 3).sum();
+        let (mut fine, mut memory) = (Remembered::new(pixels), Remembered::new(pixels));
         for view in chosen.into_iter().map(|i| &views[i]) {
             let picture = view.picture;
             let Some(depth) = mind.depth(picture)? else { return Ok(None) };
@@ -98,21 +101,25 @@ impl Recall {
             let here_from_camera =
                 mindseye_bridge::geometry::planar_isometry(view.here_from_base) * base_from_camera;
             // A view whose pose is no number is one that was not seen.
-            if memory.insert(picture, &depth, &source, &here_from_camera).is_err() {
+            if fine.insert(picture, &depth, &source, &here_from_camera).is_err() {
                 continue;
             }
+            let (small, depth) = halved(picture, &depth);
+            let camera = source.resized(small.width as u32, small.height as u32);
+            // Sizes and pose are right, and there is room: the larger one was taken.
+            let _ = memory.insert(&small, &depth, &camera, &here_from_camera);
         }
         if memory.is_empty() {
             return Ok(None);
         }
         let mut placer = Placer::new(target, *base_from_camera, PlaceConfig::default());
         placer.survey(&memory);
-        Ok(Some(Self { memory, placer, size: (camera.width, camera.height) }))
+        Ok(Some(Self { fine, memory, placer, size: (camera.width, camera.height) }))
     }
 
     /// What would be seen from a base pose, as far as it was seen before.
     pub fn carry(&mut self, here_from_base: Pose2) -> &mut Carried {
-        self.placer.carry(&self.memory, here_from_base)
+        self.placer.carry(&self.fine, here_from_base)
     }
 
     /// Reads a drive: decoded frames (the given first one [`GROUP`] times, then those of each latent), the last `boxed`
@@ -177,15 +184,8 @@ impl Recall {
             [.., a, b] => Some(b.compose(a.relative(*b))),
             _ => None,
         };
-        let starts = [before, onward, way.copied()];
-        let mut best: Option<Placed> = None;
-        for start in starts.into_iter().flatten() {
-            let placed = self.placer.place_near(&self.memory, &look, start)?;
-            if best.is_none_or(|b| placed.error < b.error) {
-                best = Some(placed);
-            }
-        }
-        best
+        let starts: Vec<Pose2> = [before, onward, way.copied()].into_iter().flatten().collect();
+        self.placer.place_near(&self.memory, &look, &starts)
     }
 
     /// How much of the frames along a given way is not explained from where they claim to be, and how far off they are: for
@@ -196,11 +196,28 @@ impl Recall {
         for at in (2 * GROUP - 1..frames.len()).step_by(GROUP) {
             let look = Look::of(&[&frames[at]], |_, _| false)?;
             let claimed = *along.get(at + 1 - GROUP)?;
-            let placed = self.placer.place_near(&self.memory, &look, claimed)?;
+            let placed = self.placer.place_near(&self.memory, &look, &[claimed])?;
             out.push((at, placed.error, placed.pose));
         }
         Some(out)
     }
+}
+
+/// A picture with half as many pixels each way (a last odd row or column is left out), and its depth: of four pixels the
+/// second nearest, which is of the surface that most of them show and not between two.
+fn halved(picture: &RgbImage, depth_m: &[f32]) -> (RgbImage, Vec<f32>) {
+    let (width, height) = (picture.width / 2, picture.height / 2);
+    let mut out = RgbImage { width, height, data: Vec::with_capacity(width * height * 3) };
+    let mut depth = Vec::with_capacity(width * height);
+    for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+        let four = [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(dx, dy)| (2 * x + dx, 2 * y + dy));
+        let pixels = four.map(|(x, y)| picture.pixel(x, y));
+        out.data.extend([0, 1, 2].map(|c| (pixels.iter().map(|p| u32::from(p[c])).sum::<u32>() / 4) as u8));
+        let mut depths = four.map(|(x, y)| depth_m.get(y * picture.width + x).copied().unwrap_or(f32::NAN));
+        depths.sort_by(f32::total_cmp);
+        depth.push(depths[1]);
+    }
+    (out, depth)
 }
 
 /// The pixels of a red outline, and red ones beside it.

@@ -48,3 +48,12 @@ fn red_beside_an_outline_is_of_it() {
         assert_eq!(outline.holds(x, y), want, "({x}, {y})");
     }
 }
+
+#[test]
+fn halves_keep_colours_and_surfaces() {
+    let picture = RgbImage { width: 4, height: 2, data: (0..8u8).flat_map(|i| [10 * i; 3]).collect() };
+    // 0 1 | 2 3 over 4 5 | 6 7: means of 0, 10, 40, 50 and of 20, 30, 60, 70.
+    let (small, depth) = halved(&picture, &[1.0, 3.0, 2.0, 2.0, 3.1, 3.2, 2.0, f32::NAN]);
+    assert_eq!((small.width, small.height, small.data), (2, 1, vec![25, 25, 25, 45, 45, 45]));
+    assert_eq!(depth, [3.0, 2.0]);
+}

@@ -163,7 +163,7 @@ impl Node {
         let diary = Diary::new(&config, record.clone());
 
         let spec = mind.spec();
-        let senses = Senses::new(config.senses(&spec), spec.camera, encoder);
+        let senses = Senses::new(config.senses(spec), spec.camera, encoder);
         let seen = senses.seen();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
