@@ -233,6 +233,10 @@ pub struct Grounded {
     /// Where the drive that is shown was held to what was seen: the same drive before, from the video alone, and what was
     /// carried alone.
     pub guided: Option<Guided>,
+    /// Which candidate that drive is, from 0; a guided one comes after all others.
+    pub candidate: usize,
+    /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
+    pub origin: Option<Pose2>,
     /// The box in the last frames.
     pub found_box: Option<FoundBox>,
     /// Positions in the scene's memory that were used.
@@ -372,6 +376,8 @@ pub fn ground(
         lifted: None,
         frames: Vec::new(),
         guided: None,
+        candidate: 0,
+        origin: None,
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
@@ -400,6 +406,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 
     let view = choose_view(mind, job, &request, report.progress)?;
     report.grounded.used.clone_from(&view.used);
+    report.grounded.origin = view.origin;
     if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
         report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
     }
@@ -426,6 +433,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
     if sampled {
         imagined.rollouts.swap(0, best);
+        report.grounded.candidate = best;
     }
     report.grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
     report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
@@ -655,8 +663,9 @@ fn guide(
     let carry = Carry::new(recall, &along, boxed);
     let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
     let (candidates, steps) = (imagined.rollouts.len(), job.settings.steps);
-    let mut stepped = |step| {
-        (report.progress)(Stage::Step { candidate: candidates, candidates: candidates + 1, step, steps })
+    let mut stepped = |step, estimate: &[f32]| {
+        let candidate = candidates;
+        (report.progress)(Stage::Step { candidate, candidates: candidates + 1, step, steps, estimate })
     };
     let mut held = HeldMind { mind, carry: &carry };
     let budget = (job.budget, step);
@@ -673,6 +682,7 @@ fn guide(
     let first = frames.first().cloned();
     let carried = first.into_iter().flat_map(|f| std::iter::repeat_n(f, GROUP)).chain(carry.pictures());
     let carried = carried.collect();
+    grounded.candidate = candidates;
     let video_only = std::mem::replace(&mut grounded.frames, frames);
     grounded.guided = Some(Guided { video_only, carried, along });
     Ok(())

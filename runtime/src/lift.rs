@@ -137,8 +137,10 @@ pub struct Estimate {
 pub struct Lifted {
     /// What to say.
     pub decision: Decision,
-    /// The consistency figure, 0..1.
+    /// The consistency figure, 0..1: the weighted mean of its parts.
     pub consistency: f64,
+    /// The parts of the figure.
+    pub parts: [Agreement; 4],
     /// Where the base should stand.
     pub estimate: Estimate,
     /// Where the drive ends: by registration, else by the rollouts' pose heads.
@@ -268,7 +270,8 @@ pub fn verify(
     if let (Decision::Found, Some(drive)) = (&decision, drive) {
         fuse(&mut estimate, Some(drive), params);
     }
-    Lifted { decision, consistency, estimate, rollout, registered: evidence.registered, drive_apart, path }
+    let registered = evidence.registered;
+    Lifted { decision, consistency, parts, estimate, rollout, registered, drive_apart, path }
 }
 
 /// Why a drive that has to show the thing in its place does not; `None` when it does.
@@ -447,12 +450,14 @@ fn fuse(out: &mut Estimate, drive: Option<Witness>, params: &LiftParams) {
 }
 
 /// One part of the consistency figure.
-struct Agreement {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Agreement {
     /// What is compared, for a person.
-    what: &'static str,
-    weight: f64,
+    pub what: &'static str,
+    /// How much it counts.
+    pub weight: f64,
     /// 0 (none) to 1; `None`: not known, and not counted.
-    value: Option<f64>,
+    pub value: Option<f64>,
 }
 
 fn agreements(
