@@ -180,7 +180,7 @@ fn guided(
     let carry = Carry::new(&mut recall, along, 0);
     let mut held = HeldMind { mind: &mut tools.mind, carry: &carry };
     let budget = (Budget { clock: &NoClock, until: None }, TimeDelta(1));
-    let go_on = &mut |_| Flow::Continue;
+    let go_on = &mut |_: usize, _: &[f32]| Flow::Continue;
     let rollout = roll_out_held(&mut held, seen, prompt, settings, 0, budget, go_on)?;
     let rollout = rollout.context("no drive was sampled")?;
     Ok(Some((tools.mind.decode(&rollout.latents)?, carry.pictures())))
