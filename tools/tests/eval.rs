@@ -65,8 +65,7 @@ fn the_shipped_model_finds_named_things_in_rooms_that_it_never_saw() -> Outcome 
 /// The drive decides: the same goals with the same memory, but other pictures in the drive.
 #[test]
 fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
-    let args =
-        ["grounding", "--quick", "--destroyed", "--houses", "3", "--seed", "424242"];
+    let args = ["grounding", "--quick", "--destroyed", "--houses", "3", "--seed", "424242"];
     let d = document(&[&args[..], &["--json"]].concat())?;
     let outcomes = d["outcomes"].as_array().ok_or("no outcomes")?;
     let found = outcomes.iter().filter(|o| o["status"] == "found").count();
