@@ -17,6 +17,7 @@ use crate::planar::{Pose2, between, wrap_angle};
 use crate::recall::{Outline, Recall};
 use mindseye_engines::denoise::Denoise;
 use mindseye_landmarks::Carried;
+use nalgebra::Isometry3;
 
 /// The poses of the frames of a drive, one for the given first frame (here) and one for each of the [`GROUP`] of each other
 /// latent: `path` has one pose per latent, the first one here; the last `boxed` latents stand at the end. The path is
@@ -53,10 +54,11 @@ pub struct Carry {
 }
 
 impl Carry {
-    /// For a drive along these poses (the first one here), of which the last `boxed` frames show a box.
-    pub fn new(recall: &mut Recall, along: &[Pose2], boxed: usize) -> Self {
-        let views = along.iter().skip(1).map(|pose| {
-            let carried = recall.carry(*pose);
+    /// For a drive along these poses of the camera, relative to here (the first one being here), of which the last `boxed`
+    /// frames show a box.
+    pub fn new(recall: &mut Recall, cameras: &[Isometry3<f64>], boxed: usize) -> Self {
+        let views = cameras.iter().skip(1).map(|here_from_camera| {
+            let carried = recall.carry(here_from_camera);
             carried.fill();
             carried.clone()
         });

@@ -15,6 +15,7 @@ use crate::ground::{Mind, MindError};
 use crate::image::{ModelCamera, RgbImage};
 use crate::lift::Registered;
 use crate::planar::{Pose2, wrap_angle};
+use mindseye_bridge::geometry::{planar_isometry, planar_pose};
 use mindseye_bridge::time::Timestamp;
 use mindseye_landmarks::{Camera, Carried, Look, PlaceConfig, Placed, Placer, Remembered};
 use nalgebra::Isometry3;
@@ -58,6 +59,7 @@ pub struct Recall {
     /// A quarter of the pixels: for comparisons, of which there are many.
     memory: Remembered,
     placer: Placer,
+    base_from_camera: Isometry3<f64>,
     size: (usize, usize),
 }
 
@@ -98,8 +100,7 @@ impl Recall {
             let Some(source) = pinhole(&camera.resized(picture.width, picture.height)) else {
                 return Ok(None);
             };
-            let here_from_camera =
-                mindseye_bridge::geometry::planar_isometry(view.here_from_base) * base_from_camera;
+            let here_from_camera = planar_isometry(view.here_from_base) * base_from_camera;
             // A view whose pose is no number is one that was not seen.
             if fine.insert(picture, &depth, &source, &here_from_camera).is_err() {
                 continue;
@@ -114,12 +115,23 @@ impl Recall {
         }
         let mut placer = Placer::new(target, *base_from_camera, PlaceConfig::default());
         placer.survey(&memory);
-        Ok(Some(Self { fine, memory, placer, size: (camera.width, camera.height) }))
+        Ok(Some(Self {
+            fine,
+            memory,
+            placer,
+            base_from_camera: *base_from_camera,
+            size: (camera.width, camera.height),
+        }))
     }
 
-    /// What would be seen from a base pose, as far as it was seen before.
-    pub fn carry(&mut self, here_from_base: Pose2) -> &mut Carried {
-        self.placer.carry(&self.fine, here_from_base)
+    /// Where the camera is when the base is there.
+    pub fn camera_at(&self, here_from_base: Pose2) -> Isometry3<f64> {
+        planar_isometry(here_from_base) * self.base_from_camera
+    }
+
+    /// What a camera would see, as far as it was seen before.
+    pub fn carry(&mut self, here_from_camera: &Isometry3<f64>) -> &mut Carried {
+        self.placer.carry(&self.fine, here_from_camera)
     }
 
     /// Reads a drive: decoded frames (the given first one [`GROUP`] times, then those of each latent), the last `boxed`
@@ -189,13 +201,26 @@ impl Recall {
     }
 
     /// How much of the frames along a given way is not explained from where they claim to be, and how far off they are: for
-    /// the last frame of each latent of a drive along `along` (one pose for the first frame and one for each of the
-    /// others), the frame, its error near that pose, and its pose there.
-    pub fn follow(&mut self, frames: &[RgbImage], along: &[Pose2]) -> Option<Vec<(usize, f64, Pose2)>> {
+    /// the last frame of each latent of a drive along these camera poses (one for the first frame and one for each of the
+    /// others), the frame, its error near that pose, and the base's pose there. `None` for a camera that leaves the height
+    /// and tilt that it has on the base: pictures are placed in the plane.
+    pub fn follow(
+        &mut self,
+        frames: &[RgbImage],
+        cameras: &[Isometry3<f64>],
+    ) -> Option<Vec<(usize, f64, Pose2)>> {
+        let bases: Vec<Isometry3<f64>> =
+            cameras.iter().map(|c| c * self.base_from_camera.inverse()).collect();
+        let level = |b: &Isometry3<f64>| {
+            b.translation.z.abs() < 0.02 && (b.rotation * nalgebra::Vector3::z()).xy().norm() < 0.02
+        };
+        if !bases.iter().all(level) {
+            return None;
+        }
         let mut out = Vec::new();
         for at in (2 * GROUP - 1..frames.len()).step_by(GROUP) {
             let look = Look::of(&[&frames[at]], |_, _| false)?;
-            let claimed = *along.get(at + 1 - GROUP)?;
+            let claimed = planar_pose(bases.get(at + 1 - GROUP)?);
             let placed = self.placer.place_near(&self.memory, &look, &[claimed])?;
             out.push((at, placed.error, placed.pose));
         }

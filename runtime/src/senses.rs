@@ -26,6 +26,7 @@ use mindseye_bridge::msg::{
     CameraInfo, CompressedImageView, HeaderView, ImageView, Odometry, RosType, TFMessage,
 };
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::plucker::Intrinsics;
 use nalgebra::Isometry3;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -184,6 +185,8 @@ struct Newest {
     odom_from_base: Option<Pose2>,
     /// Odometry of its own time has come.
     settled: bool,
+    /// Of the picture.
+    intrinsics: Option<Intrinsics>,
 }
 
 /// What a goal can see: shared between the thread that fills it and the one that asks.
@@ -219,6 +222,7 @@ impl ContextHandle {
             odom_frame: shared.odom_frame.clone(),
             base_frame: shared.base_frame.clone(),
             base_from_camera: shared.base_from_camera,
+            intrinsics: newest.intrinsics,
         })
     }
 
@@ -505,8 +509,8 @@ impl Senses {
             }
             none => {
                 let detail = self.detail.as_ref().map(|(_, picture)| picture.clone());
-                let picture = self.picture.clone();
-                *none = Some(Newest { picture, captured_at, detail, odom_from_base, settled });
+                let (picture, intrinsics) = (self.picture.clone(), self.lens.intrinsics());
+                *none = Some(Newest { picture, captured_at, detail, odom_from_base, settled, intrinsics });
             }
         }
         if shared.base_from_camera.is_none() {

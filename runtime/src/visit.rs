@@ -106,6 +106,7 @@ impl Visit {
             odom_frame: "odom".into(),
             base_frame: "base_link".into(),
             base_from_camera: None,
+            intrinsics: None,
         }
     }
 }

@@ -288,10 +288,9 @@ impl Placer {
         }
     }
 
-    /// What the camera would see from a base pose.
-    pub fn carry(&mut self, memory: &Remembered, pose: Pose2) -> &mut Carried {
-        let map_from_camera = isometry(pose) * self.base_from_camera;
-        self.carrier.carry(memory, &self.camera, &map_from_camera)
+    /// What the camera would see from a pose.
+    pub fn carry(&mut self, memory: &Remembered, map_from_camera: &Isometry3<f64>) -> &mut Carried {
+        self.carrier.carry(memory, &self.camera, map_from_camera)
     }
 
     /// Looks around from a grid of places within reach of the remembered views. Without it pictures are compared with the

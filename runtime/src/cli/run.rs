@@ -106,7 +106,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_flag()?;
     let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
     let directory = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok())?;
-    let pipeline = Pipeline::load(&directory, &config.model.backend, config.model.threads)?;
+    let mut pipeline = Pipeline::load(&directory, &config.model.backend, config.model.threads)?;
+    if let Some(latents) = config.model.context_latents {
+        pipeline.look_at(latents)?;
+    }
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
     let wanted = Wanted { image: args.image.clone(), odom: args.odom.clone() };
     let offered = at_start(&session, &config.topics);

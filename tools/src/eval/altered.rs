@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use mindseye::context::EncodeError;
-use mindseye::ground::{Mind, MindError, MindSpec};
+use mindseye::ground::{Mind, MindError, MindSpec, RaysError};
 use mindseye::image::RgbImage;
-use mindseye::planar::Pose2;
 use mindseye::visit::Visit;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_world::{Camera, Frame, RenderOptions, Rng, render_with};
 use nalgebra::Isometry3;
 
@@ -120,10 +120,10 @@ impl Mind for Altered {
 
     fn camera_rays(
         &self,
-        here_from_base: &[Pose2],
-        base_from_camera: Option<&Isometry3<f64>>,
-    ) -> Option<Vec<f32>> {
-        self.mind.camera_rays(here_from_base, base_from_camera)
+        here_from_camera: &[Isometry3<f64>],
+        intrinsics: Option<&Intrinsics>,
+    ) -> Result<Vec<f32>, RaysError> {
+        self.mind.camera_rays(here_from_camera, intrinsics)
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {
