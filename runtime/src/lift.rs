@@ -427,12 +427,16 @@ fn fuse(out: &mut Estimate, drive: Option<Witness>, params: &LiftParams) {
         (None, None) => return,
     };
     if let Some(drive) = drive {
-        let (w, own) = (drive.sigma_m.powi(-2), 1.0 / variance.max(1e-12));
+        // What the two differ by widens the answer, but gives the drive no weight.
+        let weight = |w: Option<Witness>| w.map_or(0.0, |w| w.sigma_m.powi(-2));
+        let (w, own) = (drive.sigma_m.powi(-2), weight(out.plan) + weight(out.memory));
+        let differ = variance - 1.0 / own;
         let apart = distance(object, drive.object);
         let join = |p: f64, q: f64| (own * p + w * q) / (own + w);
         object = (join(object.0, drive.object.0), join(object.1, drive.object.1));
         // As above: a quarter of the squared distance, in the shares with which the two count.
-        variance = 1.0 / (own + w) + own * w / (own + w).powi(2) * apart.powi(2);
+        let share = own / (own + w);
+        variance = 1.0 / (own + w) + share.powi(2) * differ + share * (1.0 - share) * apart.powi(2);
         let turn = wrap_angle(drive.pose.yaw - direction);
         let heading = params.registration.map_or(f64::INFINITY, |r| r.yaw_sigma_rad.powi(2));
         if turn.abs() < 75f64.to_radians() {

@@ -30,6 +30,10 @@ const TURN_RATE_MAX_RADPS: f64 = 6.0;
 const CORRECTION_MAX_M: f64 = 0.5;
 const CORRECTION_MAX_RAD: f64 = 0.5;
 
+/// How far from the end's pose a thing may be looked at (metres, radians).
+const THING_AHEAD_M: f64 = 0.12;
+const THING_TURN_RAD: f64 = 0.07;
+
 /// A remembered picture and where the base stood.
 #[derive(Clone, Copy, Debug)]
 pub struct RecallView<'a> {
@@ -158,7 +162,7 @@ impl Recall {
         let thing_error = found.and_then(|b| {
             let inside = |x: usize, y: usize| x > b.x0 && x < b.x1 && y > b.y0 && y < b.y1;
             let thing = Look::of(&tail, |x, y| !inside(x, y) || on_outline(x, y))?;
-            Some(self.placer.error_at(&self.memory, &thing, end.pose)?.0)
+            self.thing_error(&thing, end.pose)
         });
         let mut path = vec![Pose2::default()];
         let (mut worst, mut sum, mut n) = ((frames.len() - 1, 0.0), 0.0, 0);
@@ -185,6 +189,18 @@ impl Recall {
             thing_error,
         };
         Some((registered, path))
+    }
+
+    /// The least error of what a box holds from poses near the end's: the whole picture says where the end is to within a
+    /// pixel or two, and a thing's edges are steep.
+    fn thing_error(&mut self, thing: &Look, end: Pose2) -> Option<f64> {
+        let mut least: Option<f64> = None;
+        for (ahead, turn) in [-1.0, 0.0, 1.0].into_iter().flat_map(|a| [-1.0, 0.0, 1.0].map(|t| (a, t))) {
+            let near = end.compose(Pose2::new(THING_AHEAD_M * ahead, 0.0, THING_TURN_RAD * turn));
+            let (error, _) = self.placer.error_at(&self.memory, thing, near)?;
+            least = Some(least.map_or(error, |l| l.min(error)));
+        }
+        least
     }
 
     /// Places a picture on the way near where the one before was, and near where the way may lead.

@@ -81,7 +81,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     }
     let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
     if let Some(directory) = &args.calibrate {
-        calibrate(directory, &outcomes, &absent)?;
+        calibrate(directory, &outcomes, &[&absent[..], &swapped[..]].concat())?;
     }
     let figures = Figures::of(&outcomes, &absent, &swapped, examiner.as_ref().map(|e| e.quality));
     let model = model_figures(&figures)?;
