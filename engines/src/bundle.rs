@@ -24,7 +24,7 @@ use crate::onnx::Model;
 pub use manifest::{
     BoundingBoxSpec, CameraSpec, Component, ComponentFormat, DriveRule, Evaluation, FileSpec, Guide,
     ImageSpec, LatentSpec, LayoutSpec, LiftParams, Limits, Manifest, Measured, Networks, PortSpec,
-    Provenance, RegistrationParams, RopeSpec, SamplerSpec, SizeSpec, TextSpec,
+    Provenance, RegistrationParams, RopeSpec, SamplerSpec, SizeSpec, Spreads, TextSpec,
 };
 
 /// Version of the layout of `bundle.toml`.

@@ -95,6 +95,20 @@ impl Visit {
         Ok(Self { house, memory, sweep, newest, newest_detail, here, rng })
     }
 
+    /// The same memories from another place.
+    pub fn moved_to(&self, here: Pose2, camera: &Camera) -> Self {
+        let fine = Camera { width: 2 * camera.width, height: 2 * camera.height, ..*camera };
+        Self {
+            house: self.house.clone(),
+            memory: self.memory.clone(),
+            sweep: self.sweep.clone(),
+            newest: picture(&self.house, here, camera, &mut Frame::new()),
+            newest_detail: picture(&self.house, here, &fine, &mut Frame::new()),
+            here,
+            rng: self.rng.clone(),
+        }
+    }
+
     /// The visit as the runtime is told of it; odometry is the map.
     pub fn scene(&self) -> Scene {
         Scene {
@@ -106,6 +120,7 @@ impl Visit {
             odom_frame: "odom".into(),
             base_frame: "base_link".into(),
             base_from_camera: None,
+            odometry_noise: planar::OdometryNoise::default(),
             intrinsics: None,
         }
     }

@@ -33,6 +33,9 @@ pub struct RunArgs {
     /// Directory of the model bundle instead of the configuration's.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// Backend that runs the model instead of the configuration's: rten, onnxruntime, cuda or cuda-f32.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
     /// The camera's topic, raw or compressed, instead of the configuration's.
     #[arg(long, value_name = "TOPIC")]
     image: Option<String>,
@@ -106,7 +109,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_flag()?;
     let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
     let directory = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok())?;
-    let mut pipeline = Pipeline::load(&directory, &config.model.backend, config.model.threads)?;
+    let backend = args.backend.as_ref().unwrap_or(&config.model.backend);
+    let mut pipeline = Pipeline::load(&directory, backend, config.model.threads)?;
     if let Some(latents) = config.model.context_latents {
         pipeline.look_at(latents)?;
     }
