@@ -5,6 +5,7 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
+use crate::ground::MindSpec;
 use crate::planar::OdometryNoise;
 use crate::senses::{Sense, SensesConfig};
 use mindseye_bridge::camera::CameraIntrinsics;
@@ -403,12 +404,13 @@ impl RobotConfig {
     }
 
     /// The senses' part, for a model that was trained with one frame per `frame_period`.
-    pub fn senses(&self, frame_period: TimeDelta) -> SensesConfig {
+    pub fn senses(&self, spec: &MindSpec) -> SensesConfig {
         let c = &self.context;
         SensesConfig {
-            keep: if c.keep_every == 0 { Keep::Period(frame_period) } else { Keep::Every(c.keep_every) },
+            keep: if c.keep_every == 0 { Keep::Period(spec.frame_period) } else { Keep::Every(c.keep_every) },
             capacity: c.capacity,
             recent: c.recent,
+            detail: spec.detail,
             max_gap: TimeDelta::from_millis(c.max_gap_ms),
             pose_slack: TimeDelta::from_millis(c.pose_slack_ms),
             odom_frame: self.frames.odom.clone(),

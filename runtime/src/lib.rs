@@ -11,6 +11,8 @@
 //! The pure core takes values and a time and returns values; it reads no clock, file or socket:
 //! * [`context`]: what the robot has seen, as a fixed ring of video latents;
 //! * [`imagine`]: the sampler over the denoiser, with joint guidance, deadlines and cancellation;
+//! * [`recall`]: what was seen, carried into other views: imagined drives are read against it;
+//! * [`guide`]: the drive that is shown, held to what was seen;
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
 //! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
@@ -31,6 +33,7 @@ pub mod config;
 pub mod context;
 pub mod frames;
 pub mod ground;
+pub mod guide;
 pub mod image;
 pub mod imagine;
 pub mod lift;
@@ -38,6 +41,7 @@ pub mod mind;
 pub mod node;
 pub mod planar;
 pub mod profile;
+pub mod recall;
 pub mod record;
 pub mod replay;
 pub mod senses;

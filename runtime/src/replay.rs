@@ -203,8 +203,7 @@ pub fn replay(
 ) -> Result<Replayed, ReplayError> {
     let Replay { config, .. } = replay;
     let mut mind = pipeline.mind(0)?;
-    let mut senses =
-        Senses::new(config.senses(mind.spec().frame_period), mind.spec().camera, pipeline.encoder()?);
+    let mut senses = Senses::new(config.senses(mind.spec()), mind.spec().camera, pipeline.encoder()?);
     let bag = open(&replay.bag, &OpenOptions::default())?;
     let topics = topics(&bag, &replay.bag, config, &replay.wanted, tell)?;
     let mut profile = Profile::default();

@@ -68,6 +68,8 @@ pub struct SensesConfig {
     pub capacity: usize,
     /// Newest latents that are never evicted.
     pub recent: usize,
+    /// Width and height in which frames are kept as well, for a model that reads depth from them.
+    pub detail: Option<(usize, usize)>,
     /// A longer pause between frames starts a new segment.
     pub max_gap: TimeDelta,
     /// Odometry may be this much older or newer than a frame.
@@ -92,6 +94,7 @@ impl Default for SensesConfig {
             keep: Keep::Every(3),
             capacity: 64,
             recent: 2,
+            detail: None,
             max_gap: TimeDelta::from_millis(2000),
             pose_slack: TimeDelta::from_millis(250),
             odom_frame: "odom".into(),
@@ -180,6 +183,8 @@ impl SenseFaults {
 struct Newest {
     picture: RgbImage,
     captured_at: Timestamp,
+    /// In the pixels of which the model reads depth, where it does.
+    detail: Option<RgbImage>,
     odom_from_base: Option<Pose2>,
     /// Odometry of its own time has come.
     settled: bool,
@@ -215,6 +220,7 @@ impl ContextHandle {
         Some(Scene {
             memory: shared.memory.snapshot(),
             newest: newest.picture,
+            newest_detail: newest.detail,
             captured_at: newest.captured_at,
             odom_from_base: newest.odom_from_base,
             odom_frame: shared.odom_frame.clone(),
@@ -240,6 +246,8 @@ impl ContextHandle {
 pub struct Senses {
     config: SensesConfig,
     lens: Lens,
+    /// Looks in the pixels of which the model reads depth, and what it saw last.
+    detail: Option<(Lens, RgbImage)>,
     encoder: Box<dyn GroupEncoder + Send>,
     intake: ContextIntake,
     context: ContextHandle,
@@ -295,8 +303,11 @@ impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
     pub fn new(config: SensesConfig, camera: ModelCamera, encoder: Box<dyn GroupEncoder + Send>) -> Self {
         let latent_len = encoder.latent_len();
-        let memory =
-            ContextMemory::new(config.capacity, config.recent, latent_len, (camera.width, camera.height));
+        let (size, detail) = ((camera.width, camera.height), config.detail);
+        let memory = ContextMemory::new(config.capacity, config.recent, latent_len, size, detail);
+        let detail = detail.map(|(width, height)| {
+            (Lens::new(camera.resized(width, height)), RgbImage::filled(width, height, [0; 3]))
+        });
         let shared = Shared {
             memory,
             newest: None,
@@ -327,6 +338,7 @@ impl Senses {
             unsettled: VecDeque::with_capacity(UNSETTLED_MAX),
             config,
             lens: Lens::new(camera),
+            detail,
             encoder,
         }
     }
@@ -466,8 +478,9 @@ impl Senses {
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            outcome.eviction =
-                self.context.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
+            let detail = self.detail.as_ref().map(|(_, picture)| picture);
+            let mut shared = self.context.lock();
+            outcome.eviction = shared.memory.store(encoded.info, encoded.latent, encoded.picture, detail)?;
         }
         Ok(outcome)
     }
@@ -477,6 +490,9 @@ impl Senses {
         let Size { width, height } = decode(&mut self.pixels)?;
         let (width, height) = (width as usize, height as usize);
         self.lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), &mut self.picture)?;
+        if let Some((lens, picture)) = &mut self.detail {
+            lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), picture)?;
+        }
         Ok(())
     }
 
@@ -491,12 +507,16 @@ impl Senses {
         match &mut shared.newest {
             Some(newest) => {
                 newest.picture.copy_from(&self.picture);
+                if let (Some(newest), Some((_, picture))) = (&mut newest.detail, &self.detail) {
+                    newest.copy_from(picture);
+                }
                 (newest.captured_at, newest.odom_from_base, newest.settled) =
                     (captured_at, odom_from_base, settled);
             }
             none => {
+                let detail = self.detail.as_ref().map(|(_, picture)| picture.clone());
                 let (picture, intrinsics) = (self.picture.clone(), self.lens.intrinsics());
-                *none = Some(Newest { picture, captured_at, odom_from_base, settled, intrinsics });
+                *none = Some(Newest { picture, captured_at, detail, odom_from_base, settled, intrinsics });
             }
         }
         if shared.base_from_camera.is_none() {

@@ -19,7 +19,7 @@ use mindseye_builder::quant::{
 };
 use mindseye_engines::backend::{Backend, OrtBackend, PrepareOptions, RtenBackend, Tensor};
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, ImageSpec, LatentSpec, LiftParams,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, FORMAT, Guide, ImageSpec, LatentSpec, LiftParams,
     Limits, Manifest, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
@@ -113,6 +113,7 @@ fn bundle(folder: &Path, cfg: &DitConfig) -> Bundle {
             steps: 4,
             guidance: 1.0,
             prediction: cfg.prediction,
+            guide: Guide::None,
         },
         provenance: Provenance { source: "random weights".into(), ..Provenance::default() },
         dit: cfg.clone(),

@@ -10,9 +10,9 @@ use mindseye_builder::onnx::{
     MemoryWeights, Way, WeightSource, codec_graph, depth_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
-    LayoutSpec, LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
-    TextSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, Guide, ImageSpec,
+    LatentSpec, LayoutSpec, LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec,
+    SamplerSpec, TextSpec,
 };
 use mindseye_engines::model::depth::DepthConfig;
 use mindseye_engines::onnx::{Dim, Model, SaveOptions};
@@ -250,6 +250,7 @@ fn manifest(
             steps: options.steps.or(config.distill.as_ref().map(|d| d.steps)).unwrap_or(12),
             guidance: options.guidance.unwrap_or(if config.distill.is_some() { 1.0 } else { 2.0 }),
             prediction: model.dit.prediction,
+            guide: Guide::Warp,
         },
         provenance: Provenance {
             source: "trained".into(),

@@ -141,6 +141,14 @@ impl Mind for Recorder {
         self.mind.decode(latents)
     }
 
+    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.depth(picture)
+    }
+
+    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.encode_frames(frames)
+    }
+
     fn decodes_alone(&self) -> bool {
         self.mind.decodes_alone()
     }
@@ -321,7 +329,7 @@ pub fn from_bag(
 fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> anyhow::Result<Vec<Scene>> {
     let config = RobotConfig::default();
     let spec = pipeline.spec();
-    let mut senses = Senses::new(config.senses(spec.frame_period), spec.camera, pipeline.encoder()?);
+    let mut senses = Senses::new(config.senses(spec), spec.camera, pipeline.encoder()?);
     let bag = open(path, &OpenOptions::default()).with_context(|| path.display().to_string())?;
     let info = bag.info().clone();
     let topics = topics(&bag, path, &config, &Wanted::default(), &mut |_| {})?;

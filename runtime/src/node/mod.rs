@@ -197,7 +197,7 @@ impl Node {
         let diary = Diary::new(&config, record.clone());
 
         let spec = mind.spec();
-        let senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
+        let senses = Senses::new(config.senses(spec), spec.camera, encoder);
         let context = senses.context();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));

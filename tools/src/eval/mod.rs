@@ -24,6 +24,7 @@
 //! Intervals are 95 % (Wilson for shares, bootstrap for medians, means and areas).
 
 pub mod ablation;
+pub mod altered;
 pub mod compare;
 pub mod degrade;
 pub mod examiner;
