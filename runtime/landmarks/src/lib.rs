@@ -16,7 +16,8 @@
 //! # Ok::<(), mindseye_landmarks::CameraError>(())
 //! ```
 //!
-//! [`GeometricLift`] judges imagined drives with it and makes goal poses of them.
+//! [`GeometricLift`] judges imagined drives with it and makes goal poses of them. [`ObjectMap`] makes things in the map of
+//! the boxes that a detector draws in such frames.
 //!
 //! # Frames and units
 //! Metres and radians. A camera's axes: x right, y down, z forward. Poses are `map_from_camera`. Residuals are taken in
@@ -34,12 +35,17 @@ mod grid;
 mod index;
 pub mod lift;
 pub mod map;
+pub mod objects;
 pub mod pnp;
 pub mod register;
 pub mod triangulate;
 
 pub use camera::{Camera, CameraError, Distortion};
 pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint};
-pub use lift::{GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift};
+pub use lift::{
+    GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift, Standing,
+    stand_before,
+};
 pub use map::{Inserted, Landmark, LandmarkMap, MapConfig, MapCounts};
+pub use objects::{MapObject, ObjectConfig, ObjectCounts, ObjectMap, SeenBox};
 pub use register::{RegisterConfig, Registration, Unregistered};
