@@ -6,8 +6,8 @@
 //!
 //! Components: `text_encoder`, `tokenizer`, `vae_encoder` and `vae_decoder` (for a codec without state), or
 //! `vae_encoder_first`/`_next` and `vae_decoder_first`/`_second`/`_next` (streaming, caches are inputs and outputs),
-//! `denoiser`, and with the one-way mask `denoiser_prefill` and `denoiser_cached`. Before export, weights of encoder
-//! and decoder are one component `vae`.
+//! `denoiser`, and with the one-way mask `denoiser_prefill` and `denoiser_cached`; some have `depth`, which reads how far
+//! away things are. Before export, weights of encoder and decoder are one component `vae`.
 
 mod manifest;
 mod reader;
@@ -46,6 +46,7 @@ pub const COMPONENTS: &[&str] = &[
     "denoiser",
     "denoiser_prefill",
     "denoiser_cached",
+    "depth",
     "lifter",
 ];
 /// Longest manifest that is read.

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 
 use crate::model::codec::{self, GROUP, LinearCodecConfig};
+use crate::model::depth::{self, DepthConfig};
 use crate::model::dit::{DitConfig, DitInputs, DitOutputs, forward};
 use crate::model::umt5::{self, Umt5Config, Umt5Inputs};
 use crate::model::vae::{self, Chunk, VaeConfig};
@@ -633,6 +634,18 @@ pub fn count_codec_decoder(cfg: &LinearCodecConfig, latents: usize) -> CountOps 
     let latent = ops.input(&[latents, cfg.channels, 1, height, width]);
     let frames = codec::decode(&mut ops, cfg, &latent);
     ops.output(&frames);
+    ops
+}
+
+/// Counts one pass of the depth reader over one picture.
+///
+/// # Panics
+/// When `cfg` does not pass [`DepthConfig::validate`].
+pub fn count_depth(cfg: &DepthConfig) -> CountOps {
+    let mut ops = CountOps::new();
+    let picture = ops.input(&[1, 3, cfg.height, cfg.width]);
+    let depth = depth::log_depth(&mut ops, cfg, &picture);
+    ops.output(&depth);
     ops
 }
 

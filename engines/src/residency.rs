@@ -147,6 +147,9 @@ pub fn parts(keep: Keep, has: &dyn Fn(&str) -> bool) -> Vec<Part> {
     } else {
         used.extend([("vae_decoder_first", GOAL, "decoder"), ("vae_decoder_next", GOAL, "decoder")]);
     }
+    if has("depth") {
+        used.push(("depth", GOAL, "depth"));
+    }
     let mut slots: Vec<&str> = Vec::new();
     let place = |&(component, lanes, role): &(&'static str, &'static [Lane], &'static str)| {
         let name = match keep {
@@ -451,17 +454,17 @@ mod tests {
             let all = parts(keep, &split);
             all.into_iter().filter(|p| p.slot == slot).map(|p| p.component).collect::<Vec<_>>()
         };
-        assert_eq!(parts(Keep::All, &split).len(), 7);
-        assert!((0..7).all(|slot| names(Keep::All, slot).len() == 1));
+        assert_eq!(parts(Keep::All, &split).len(), 8);
+        assert!((0..8).all(|slot| names(Keep::All, slot).len() == 1));
         assert_eq!(names(Keep::Halves, 3), ["denoiser_prefill", "denoiser_cached"]);
         assert_eq!(names(Keep::Halves, 4), ["vae_decoder_first", "vae_decoder_next"]);
-        assert_eq!(names(Keep::One, 0).len(), 5);
+        assert_eq!(names(Keep::One, 0).len(), 6);
         assert_eq!(names(Keep::One, 1), ["vae_encoder_first"], "a camera does not wait");
     }
 
     #[test]
     fn parts_of_one_slot_are_never_loaded_together() {
-        for (keep, at_start, most) in [(Keep::All, 7, 7), (Keep::Halves, 2, 5), (Keep::One, 2, 3)] {
+        for (keep, at_start, most) in [(Keep::All, 8, 8), (Keep::Halves, 3, 6), (Keep::One, 2, 3)] {
             let backend = Arc::new(Counting::default());
             let residency = Residency::new(keep, &split);
             let engines: Vec<Arc<dyn Engine>> = residency

@@ -79,6 +79,16 @@ pub trait Mind: Send {
     /// When the backend fails.
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError>;
 
+    /// Planar depth (metres along the optical axis) of each pixel of a picture of the training camera, row by row, in the
+    /// size that the bundle's `[networks.depth]` states. `None` when the model reads no depth.
+    ///
+    /// # Errors
+    /// [`MindError::DepthSize`] for a picture of another size, [`MindError::Depth`] when the backend fails,
+    /// [`MindError::DepthValues`] for what is no depth.
+    fn depth(&mut self, _picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        Ok(None)
+    }
+
     /// Whether [`Mind::decode`] also works on latents that do not follow each other.
     fn decodes_alone(&self) -> bool {
         true
@@ -136,6 +146,27 @@ pub enum MindError {
         expected: usize,
         /// Got.
         got: usize,
+    },
+    /// The depth reader failed.
+    #[error("depth reader: {0}")]
+    Depth(#[source] BackendError),
+    /// The depth reader was given a picture of another size.
+    #[error("depth reader: a picture of {}x{} pixels, expected {}x{}", got[0], got[1], expected[0], expected[1])]
+    DepthSize {
+        /// Wanted width and height.
+        expected: [usize; 2],
+        /// Width and height of the picture.
+        got: [usize; 2],
+    },
+    /// The depth reader gave something other than a distance for each pixel.
+    #[error("depth reader: wanted {expected} finite values, got {got} values, {unusable} of them not finite")]
+    DepthValues {
+        /// Pixels.
+        expected: usize,
+        /// Values.
+        got: usize,
+        /// Values that are no number or no distance.
+        unusable: usize,
     },
     /// A frame could not be encoded.
     #[error(transparent)]

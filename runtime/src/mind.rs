@@ -154,6 +154,7 @@ pub struct Pipeline {
     encoder: CodecEngines,
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
+    depth: Option<Arc<dyn Engine>>,
     /// `base_from_camera` of the training pictures, where the model was trained for one camera.
     training_mount: Option<Isometry3<f64>>,
 }
@@ -278,8 +279,10 @@ impl Pipeline {
         } else {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
+        let depth = if bundle.has("depth") { Some(prepare("depth")?) } else { None };
         let training_mount = manifest.networks.camera.as_ref().map(mounting);
-        Ok(Self { spec, words: Arc::new(words), text, encoder, decoder, denoiser, training_mount, bundle })
+        let words = Arc::new(words);
+        Ok(Self { spec, words, text, encoder, decoder, denoiser, depth, training_mount, bundle })
     }
 
     /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
@@ -389,6 +392,12 @@ impl Pipeline {
             encoder: Encoder::new(&self.encoder, manifest)?,
             decoder: Decoder::new(&self.decoder, manifest)?,
             denoiser,
+            depth: match (&self.depth, &manifest.networks.depth) {
+                (Some(engine), Some(config)) => {
+                    Some(DepthReader { session: engine.session()?, size: [config.width, config.height] })
+                }
+                _ => None,
+            },
             training_mount: self.training_mount,
         }))
     }
@@ -492,6 +501,37 @@ fn engine_hash(manifest: &Manifest, engine: &str) -> String {
     sha256(run.as_bytes())
 }
 
+/// Reads depth from pictures of one size.
+struct DepthReader {
+    session: Box<dyn Session>,
+    /// Width and height.
+    size: [usize; 2],
+}
+
+impl DepthReader {
+    fn read(&mut self, picture: &RgbImage) -> Result<Vec<f32>, MindError> {
+        let (expected, got) = (self.size, [picture.width, picture.height]);
+        if expected != got {
+            return Err(MindError::DepthSize { expected, got });
+        }
+        let channel = |c: usize| picture.data.iter().skip(c).step_by(3).map(|v| f32::from(*v) / 127.5 - 1.0);
+        let pixels = (0..3).flat_map(channel).collect();
+        let input = Tensor::f32(&[1, 3, picture.height, picture.width], pixels);
+        let mut output = Tensor::empty();
+        self.session
+            .run_into(&[("picture", &input)], &mut [("log_depth", &mut output)])
+            .map_err(MindError::Depth)?;
+        let mut depth = output.into_f32().unwrap_or_default();
+        depth.iter_mut().for_each(|v| *v = v.exp());
+        let unusable = depth.iter().filter(|v| !v.is_finite()).count();
+        let (expected, got) = (picture.width * picture.height, depth.len());
+        if got != expected || unusable > 0 {
+            return Err(MindError::DepthValues { expected, got, unusable });
+        }
+        Ok(depth)
+    }
+}
+
 struct Thread {
     spec: MindSpec,
     words: Arc<Words>,
@@ -499,6 +539,7 @@ struct Thread {
     encoder: Encoder,
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
+    depth: Option<DepthReader>,
     /// `base_from_camera` of the training pictures, where the model was trained for one camera.
     training_mount: Option<Isometry3<f64>>,
 }
@@ -572,6 +613,10 @@ impl Mind for Thread {
 
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
         Ok(self.decoder.decode(latents)?)
+    }
+
+    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        self.depth.as_mut().map(|reader| reader.read(picture)).transpose()
     }
 
     fn decodes_alone(&self) -> bool {

@@ -525,6 +525,7 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
             codec: None,
             vae: Some(model.vae.clone()),
             umt5: Some(model.umt5.clone()),
+            depth: None,
         },
         bounding_box: model.bounding_box,
         lift: None,

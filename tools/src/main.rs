@@ -39,17 +39,25 @@ enum Command {
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: mindseye-tools ship runs/house-tiny --config configs/train/house-tiny.toml \
-                        --out models/house-tiny"
+                        --out models/house-tiny\n         \
+                        mindseye-tools ship --add-depth runs/house-tiny-depth --out models/house-tiny"
 )]
 struct ShipArgs {
     /// Directory of the training run.
-    run: PathBuf,
+    #[arg(required_unless_present = "add_depth")]
+    run: Option<PathBuf>,
     /// The run's configuration.
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required_unless_present = "add_depth")]
+    config: Option<PathBuf>,
     /// Where the bundle is put.
     #[arg(long)]
     out: PathBuf,
+    /// Also the depth reader of this run.
+    #[arg(long, value_name = "RUN")]
+    depth: Option<PathBuf>,
+    /// Only put the depth reader of this run into the bundle that is at --out; its other files stay as they are.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["run", "config", "depth", "raw", "cached", "steps", "guidance"])]
+    add_depth: Option<PathBuf>,
     /// The last weights instead of the averaged ones.
     #[arg(long)]
     raw: bool,
@@ -93,9 +101,15 @@ fn main() -> ExitCode {
                 cached: args.cached,
                 steps: args.steps.map(|n| n as usize),
                 guidance: args.guidance,
+                depth: args.depth,
                 ..Default::default()
             };
-            ship::ship(&args.run, &args.config, &args.out, &options).map(|bundle| {
+            let shipped = match (args.add_depth, args.run, args.config) {
+                (Some(run), ..) => ship::add_depth(&run, &args.out),
+                (None, Some(run), Some(config)) => ship::ship(&run, &config, &args.out, &options),
+                _ => Err(anyhow::anyhow!("ship: give a run and its --config, or --add-depth")),
+            };
+            shipped.map(|bundle| {
                 println!("{} {}", bundle.directory().display(), bundle.hash());
                 ExitCode::SUCCESS
             })

@@ -1,24 +1,27 @@
 //! From a training run to a bundle of graphs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::onnx::{
-    MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, text_encoder_graph,
+    MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, depth_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::{
     BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
-    LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
+    LayoutSpec, LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
+    TextSpec,
 };
+use mindseye_engines::model::depth::DepthConfig;
 use mindseye_engines::onnx::{Dim, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::text::word_model;
 use mindseye_train::checkpoint::State;
 use mindseye_train::config::TrainConfig;
+use mindseye_train::depth::finished;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
 
@@ -39,6 +42,8 @@ pub struct ShipOptions {
     pub steps: Option<usize>,
     /// Guidance to sample with; 1 for a student, else 2.
     pub guidance: Option<f64>,
+    /// Run of the depth reader to put beside the denoiser.
+    pub depth: Option<PathBuf>,
 }
 
 /// Calibration to begin with; `eval grounding --calibrate` replaces it by measured values.
@@ -104,7 +109,9 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     }
     let state = State::load(&checkpoint, &model)?;
     let params: &Params = if options.raw { &state.params } else { &state.ema };
-    let manifest = manifest(&config, &model, &state, options)?;
+    let mut manifest = manifest(&config, &model, &state, options)?;
+    let depth = options.depth.as_deref().map(depth_of).transpose()?;
+    manifest.networks.depth = depth.as_ref().map(|(sizes, _)| sizes.clone());
     let mut writer = BundleWriter::create(out, manifest)?;
 
     let dit = part(params, |n| (!n.starts_with(TEXT_PREFIX) && !n.starts_with("codec.")).then_some(n));
@@ -129,8 +136,52 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     graph("text_encoder", text_encoder_graph(&model.umt5(), model.dit.text_len, text)?)?;
     graph("vae_encoder", codec_encoder_graph(&model.codec, codec.clone())?)?;
     graph("vae_decoder", codec_decoder_graph(&model.codec, codec)?)?;
+    if let Some((_, model)) = depth {
+        graph("depth", model)?;
+    }
     std::fs::write(writer.path("tokenizer.model"), word_model(&model.text.words))?;
     writer.add("tokenizer", ComponentFormat::Sentencepiece, &["tokenizer.model"])?;
+    Ok(writer.finish()?)
+}
+
+/// Sizes and graph of a run of the depth reader, with its averaged weights.
+fn depth_of(run: &Path) -> anyhow::Result<(DepthConfig, Model)> {
+    let (config, state) = finished(run)?;
+    let graph = depth_graph(&config.depth, part(&state.ema, |n| Some(n)))?;
+    Ok((config.depth, graph))
+}
+
+/// Puts the depth reader of a run into a bundle, in place of one that it may have; all other files stay as they are.
+///
+/// # Errors
+/// A run or bundle that cannot be read, sizes that do not fit the bundle's pictures, a file that cannot be written.
+pub fn add_depth(run: &Path, bundle: &Path) -> anyhow::Result<Bundle> {
+    let old = Bundle::load(bundle)?;
+    let (sizes, graph) = depth_of(run)?;
+    let mut manifest = old.manifest().clone();
+    manifest.networks.depth = Some(sizes);
+    let mut writer = BundleWriter::create(bundle, manifest)?;
+    for (name, component) in old.manifest().component.iter().filter(|(name, _)| *name != "depth") {
+        let files: Vec<&str> = component.files.iter().map(|f| f.name.as_str()).collect();
+        for file in &files {
+            let from = old.directory().join(file);
+            std::fs::copy(&from, writer.path(file)).with_context(|| from.display().to_string())?;
+        }
+        writer.add(name, component.format, &files)?;
+    }
+    // What is no component stays too: the card.
+    for entry in std::fs::read_dir(old.directory())? {
+        let (from, to) = {
+            let e = entry?;
+            (e.path(), writer.path(&e.file_name().to_string_lossy()))
+        };
+        let replaced = from.file_name().is_some_and(|n| n == MANIFEST || n == "depth.onnx");
+        if from.is_file() && !to.exists() && !replaced {
+            std::fs::copy(&from, to).with_context(|| from.display().to_string())?;
+        }
+    }
+    graph.save(writer.path("depth.onnx"), &SaveOptions::default())?;
+    writer.add("depth", ComponentFormat::Onnx, &["depth.onnx"])?;
     Ok(writer.finish()?)
 }
 
@@ -163,6 +214,7 @@ fn manifest(
         codec: Some(model.codec),
         vae: None,
         umt5: Some(model.umt5()),
+        depth: None,
     };
     Ok(Manifest {
         format: mindseye_engines::bundle::FORMAT,
@@ -216,7 +268,14 @@ fn manifest(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use mindseye::image::RgbImage;
+    use mindseye::mind::Pipeline;
+    use mindseye_engines::model::depth::log_depth;
+    use mindseye_train::depth::{DepthTrainConfig, DepthTrainer};
+    use mindseye_train::eager::Eager;
 
     #[test]
     fn weights_come_back_from_a_bundle_as_they_went_in() {
@@ -258,5 +317,114 @@ mod tests {
         let mut fresh = State::new(&config, &model, &plain);
         assert_eq!(fresh.start_from(&back, &bundle).expect("shapes fit"), 2);
         assert_eq!(fresh.params.get(3).2, state.params.get(3).2);
+    }
+
+    /// A finished run of the smallest depth reader, and its configuration.
+    fn depth_run(run: &Path) -> DepthTrainConfig {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/train/depth.toml");
+        let mut config = DepthTrainConfig::load(Path::new(path)).expect("a configuration");
+        config.steps = 10;
+        let mut trainer = DepthTrainer::open(config.clone(), run, false).expect("the run opens");
+        trainer.run(&AtomicBool::new(false), |_, _| {}).expect("it is trained");
+        config
+    }
+
+    /// The shipped bundle, to be changed.
+    fn copied(to: &Path) {
+        std::fs::create_dir_all(to).expect("a directory");
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny");
+        for entry in std::fs::read_dir(shipped).expect("the bundle").flatten() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+        }
+    }
+
+    #[test]
+    fn a_depth_reader_joins_a_bundle_and_the_runtime_reads_what_training_reads() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (run, path) = (dir.path().join("run"), dir.path().join("bundle"));
+        let config = depth_run(&run);
+        copied(&path);
+        let before = Bundle::load(&path).expect("the bundle");
+        let after = add_depth(&run, &path).expect("it joins");
+        for (name, component) in before.manifest().component.iter().filter(|(n, _)| *n != "depth") {
+            assert_eq!(after.component(name).expect("it stays"), component);
+        }
+        assert!(path.join("CARD.md").is_file(), "what is no component stays");
+        assert!(after.has("depth") && after.manifest().networks.depth.as_ref() == Some(&config.depth));
+
+        let (w, h) = (config.depth.width, config.depth.height);
+        let data: Vec<u8> = (0..3 * w * h).map(|i| (i * 37 % 251) as u8).collect();
+        let picture = RgbImage::from_rgb(w, h, data).expect("a picture");
+        let mut mind = Pipeline::load(&path, "rten", 1).and_then(|p| p.mind(0)).expect("it runs");
+        let read = mind.depth(&picture).expect("it reads").expect("there is a reader");
+        let (_, state) = finished(&run).expect("the run");
+        let mut eager = Eager::new(Arc::new(state.ema), false);
+        let planes =
+            (0..3).flat_map(|c| picture.data.iter().skip(c).step_by(3).map(|v| f32::from(*v) / 127.5 - 1.0));
+        let input = eager.input(&[1, 3, h, w], planes.collect());
+        let out = log_depth(&mut eager, &config.depth, &input);
+        let trained = eager.value(out).1;
+        assert_eq!(read.len(), w * h);
+        for (a, b) in read.iter().zip(trained) {
+            assert!((a.ln() - b).abs() < 1e-4, "{a} {}", b.exp());
+        }
+        let spread = read.iter().fold((f32::MAX, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));
+        assert!(spread.1 > 1.01 * spread.0, "the reader does not only give one distance: {spread:?}");
+
+        let error = mind.depth(&RgbImage::filled(12, 8, [0; 3])).expect_err("another size").to_string();
+        assert!(error.contains("12x8 pixels, expected 24x16"), "{error}");
+    }
+
+    #[test]
+    fn a_depth_reader_that_does_not_fit_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (run, path) = (dir.path().join("run"), dir.path().join("bundle"));
+        depth_run(&run);
+        copied(&path);
+        let bundle = add_depth(&run, &path).expect("it joins");
+        let (text, file) = (bundle.manifest().to_toml().expect("text"), path.join(MANIFEST));
+        let refused = |change: &dyn Fn(&mut Manifest), wanted: &str| {
+            let mut manifest = bundle.manifest().clone();
+            change(&mut manifest);
+            std::fs::write(&file, manifest.to_toml().expect("text")).expect("it is written");
+            let error = Bundle::load(&path).expect_err(wanted).to_string();
+            assert!(error.contains(wanted), "{error}");
+            std::fs::write(&file, &text).expect("it is written");
+        };
+        let depth = |m: &mut Manifest, change: &dyn Fn(&mut DepthConfig)| {
+            change(m.networks.depth.as_mut().expect("a table"));
+        };
+        refused(&|m| m.networks.depth = None, "networks.depth: wanted a table");
+        refused(
+            &|m| depth(m, &|d| d.width = 28),
+            "wanted the shape of image.width, image.height: 24, 16, got 28, 16",
+        );
+        refused(&|m| depth(m, &|d| (d.width, d.height) = (48, 32)), "component.depth.inputs.picture: wanted");
+        refused(&|m| depth(m, &|d| d.layers = 0), "networks.depth.layers: wanted 1 to 4096, got 0");
+
+        // Weights that are no numbers are not shipped, and numbers that are no distances are not given on.
+        let (config, mut state) = finished(&run).expect("the run");
+        let mut with = |value: f32| {
+            let bias = state.ema.position("proj_out.bias").expect("a weight");
+            state.ema.values_mut(bias).fill(value);
+            state.save(&run.join("checkpoint.safetensors"), &config).expect("it is written");
+            add_depth(&run, &path)
+        };
+        let error = with(f32::NAN).expect_err("no weights").to_string();
+        assert!(error.contains("proj_out.bias"), "{error}");
+        with(1e3).expect("it joins");
+        let mut mind = Pipeline::load(&path, "rten", 1).and_then(|p| p.mind(0)).expect("it loads");
+        let error = mind.depth(&RgbImage::filled(24, 16, [9; 3])).expect_err("no distances").to_string();
+        assert!(error.contains("384 of them not finite"), "{error}");
+    }
+
+    #[test]
+    fn a_run_of_another_kind_is_no_depth_reader() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let error = add_depth(dir.path(), dir.path()).expect_err("no bundle").to_string();
+        assert!(error.contains("bundle.toml"), "{error}");
+        copied(&dir.path().join("bundle"));
+        let error = add_depth(dir.path(), &dir.path().join("bundle")).expect_err("no run").to_string();
+        assert!(error.contains("checkpoint.safetensors"), "{error}");
     }
 }

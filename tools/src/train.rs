@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use mindseye_train::clips::Clips;
 use mindseye_train::config::{Kind, TrainConfig};
+use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
 use mindseye_train::family::HouseModel;
 use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
@@ -20,7 +21,7 @@ use crate::clips;
                         Run it again to go on after a stop (Ctrl-C, kill, full disk): the run is the same as if it had \
                         not stopped. metrics.jsonl and curve.png are in the directory.\n\
                         With [data] kind = \"clips\", path = \"DIR\" it trains on recorded videos, such as those that \
-                        curate writes.")]
+                        curate writes. A configuration with a table [depth] trains the depth reader.")]
 pub struct TrainArgs {
     /// Training configuration (TOML).
     pub config: PathBuf,
@@ -111,6 +112,9 @@ fn open_clips(
 /// # Errors
 /// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk.
 pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if DepthTrainConfig::is_meant(&args.config) {
+        return run_depth(args);
+    }
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
     let decays = config.clone();
@@ -175,6 +179,49 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         last = Some(m.clone());
     })?;
     mindseye_train::curve::plot(&args.out)?;
+    if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
+        eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if args.json
+        && let Some(last) = last
+    {
+        println!("{}", serde_json::to_string(&last)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains the depth reader.
+fn run_depth(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if args.init.is_some() || args.prepare {
+        bail!("{}: the depth reader begins with fresh weights and needs no preparing", args.config.display());
+    }
+    let mut config = DepthTrainConfig::load(&args.config)?;
+    let total = config.steps;
+    config.steps = config.steps.min(args.until.unwrap_or(total));
+    let stop = stop_flag()?;
+    let mut trainer = DepthTrainer::open(config, &args.out, args.other_configuration)?;
+    trainer.schedule_steps(total);
+    eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
+    let batch = trainer.config.batch as f64;
+    let mut last: Option<DepthMetrics> = None;
+    trainer.run(&stop, |m, rate| {
+        let left = (total - m.step) as f64 * batch / rate.max(1e-9) / 60.0;
+        let eval = m.eval.map_or_else(String::new, |e| {
+            format!(
+                "; unseen rooms: error of depth, median {:.1} %, mean {:.1} % ({:.1} % inside surfaces), within 5 % {:.2}",
+                100.0 * e.median,
+                100.0 * e.mean,
+                100.0 * e.mean_inside,
+                e.within_5
+            )
+        });
+        eprintln!(
+            "step {} of {total}, {rate:.1} pictures/s, {left:.0} min left, loss {:.4}{eval}",
+            m.step, m.loss
+        );
+        last = Some(m.clone());
+    })?;
     if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
         eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
         return Ok(ExitCode::from(INTERRUPTED));

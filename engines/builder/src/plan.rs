@@ -26,8 +26,8 @@ pub use table::{Choice, alternatives, compare, compared, compared_document, work
 use serde::Serialize;
 
 use mindseye_engines::count::{
-    CountOps, Edge, Flops, Kernels, count_codec_decoder, count_codec_encoder, count_denoiser, count_prefill,
-    count_text, count_vae_decoder, count_vae_encoder,
+    CountOps, Edge, Flops, Kernels, count_codec_decoder, count_codec_encoder, count_denoiser, count_depth,
+    count_prefill, count_text, count_vae_decoder, count_vae_encoder,
 };
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::vae::Chunk;
@@ -171,6 +171,11 @@ pub fn passes(model: &ModelSpec) -> Vec<Pass> {
         let whole = count_codec_decoder(codec, n(most));
         let unit = format!("{most} latents");
         all.push(Pass::new("vae_decoder", unit, &whole).calls(1, 0));
+    }
+    if let Some(depth) = &model.depth {
+        // A remembered picture for each latent of the context.
+        let one = count_depth(depth);
+        all.push(Pass::new("depth", "1 picture".into(), &one).calls(w.context_latents, 0));
     }
     all
 }

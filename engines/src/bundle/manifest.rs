@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{BundleError, COMPONENTS, FORMAT, MANIFEST, field, reader};
 use crate::backend::{Port, describe};
 use crate::model::codec::LinearCodecConfig;
+use crate::model::depth::DepthConfig;
 use crate::model::dit::{DitConfig, Prediction};
 use crate::model::umt5::Umt5Config;
 use crate::model::vae::VaeConfig;
@@ -75,6 +76,8 @@ pub struct Networks {
     pub vae: Option<VaeConfig>,
     /// Sizes of the text encoder.
     pub umt5: Option<Umt5Config>,
+    /// Sizes of the depth reader.
+    pub depth: Option<DepthConfig>,
 }
 
 /// The camera of the training pictures, level but for its pitch.
@@ -287,6 +290,9 @@ impl Networks {
                 return Err(field("networks.text.sentence.prompt", wanted, format!("{prompt:?}")));
             }
             _ => {}
+        }
+        if let Some(depth) = &self.depth {
+            depth.validate().map_err(|e| field(format!("networks.{}", e.field), &e.wanted, &e.got))?;
         }
         Ok(())
     }
@@ -647,7 +653,35 @@ impl Manifest {
         for (name, component) in &self.component {
             component.validate(name)?;
         }
-        Ok(())
+        self.validate_depth()
+    }
+
+    /// The depth reader sees what the denoiser's images show, in its own number of pixels; its graph is of the sizes that
+    /// its table states.
+    fn validate_depth(&self) -> Result<(), BundleError> {
+        let (component, table) = (self.component.get("depth"), &self.networks.depth);
+        let Some(depth) = table else {
+            return match component {
+                Some(_) => Err(field("networks.depth", "a table: there is a component depth", "nothing")),
+                None => Ok(()),
+            };
+        };
+        if depth.width * self.image.height != depth.height * self.image.width {
+            let wanted = format!(
+                "the shape of image.width, image.height: {}, {}",
+                self.image.width, self.image.height
+            );
+            let got = format!("{}, {}", depth.width, depth.height);
+            return Err(field("networks.depth.width, networks.depth.height", wanted, got));
+        }
+        let Some(component) = component else { return Ok(()) };
+        let port = |name: &str, shape: &[usize]| Port {
+            name: name.into(),
+            dtype: DataType::F32,
+            shape: shape.iter().map(|n| Dim::Fixed(*n)).collect(),
+        };
+        let (h, w) = (depth.height, depth.width);
+        component.check_ports("depth", &[port("picture", &[1, 3, h, w])], &[port("log_depth", &[1, h, w])])
     }
 }
 

@@ -1,6 +1,7 @@
 //! The model family: each network once, generic over [`Ops`].
 
 pub mod codec;
+pub mod depth;
 pub mod dit;
 pub mod ops;
 pub mod umt5;

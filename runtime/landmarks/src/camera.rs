@@ -145,6 +145,12 @@ impl Camera {
         (self.focal.x, self.focal.y)
     }
 
+    /// Principal point (pixels).
+    #[must_use]
+    pub fn centre(&self) -> Vector2<f64> {
+        self.centre
+    }
+
     /// Mean focal length (pixels): what turns residuals in the plane `z = 1` into pixels.
     #[must_use]
     pub fn focal_mean(&self) -> f64 {

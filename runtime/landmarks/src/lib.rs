@@ -19,6 +19,9 @@
 //! [`GeometricLift`] judges imagined drives with it and makes goal poses of them. [`ObjectMap`] makes things in the map of
 //! the boxes that a detector draws in such frames.
 //!
+//! For pictures too small for features, [`Carrier`] carries remembered pictures with their depth into other views, and
+//! [`Placer`] finds the place from which that looks most like a picture.
+//!
 //! # Frames and units
 //! Metres and radians. A camera's axes: x right, y down, z forward. Poses are `map_from_camera`. Residuals are taken in
 //! the plane `z = 1` before the camera and multiplied by its focal length: pixels of an undistorted picture.
@@ -30,17 +33,20 @@
 //! of CPU to a build, with a second version of nalgebra, where this crate takes a few.
 
 pub mod camera;
+pub mod carry;
 pub mod features;
 mod grid;
 mod index;
 pub mod lift;
 pub mod map;
 pub mod objects;
+pub mod place;
 pub mod pnp;
 pub mod register;
 pub mod triangulate;
 
 pub use camera::{Camera, CameraError, Distortion};
+pub use carry::{Carried, Carrier, CarryConfig, CarryError, Remembered};
 pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint};
 pub use lift::{
     GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift, Standing,
@@ -48,4 +54,5 @@ pub use lift::{
 };
 pub use map::{Inserted, Landmark, LandmarkMap, MapConfig, MapCounts};
 pub use objects::{MapObject, ObjectConfig, ObjectCounts, ObjectMap, SeenBox};
+pub use place::{Look, PlaceConfig, Placed, Placer};
 pub use register::{RegisterConfig, Registration, Unregistered};

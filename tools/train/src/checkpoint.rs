@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use mindseye_base::file::replace;
 use mindseye_world::Difficulty;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::clips::Clips;
 use crate::codec_fit::{BASIS, MEAN, fit_codec, fit_codec_to};
@@ -77,6 +79,18 @@ impl Pending {
         Some(Self { losses, norm_max: next()?, steps })
     }
 }
+
+/// The configuration (TOML) that a checkpoint was written with.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn configuration(path: &Path) -> Result<String, TrainError> {
+    let data = fs::read(path).map_err(io(path))?;
+    let (_, meta) = safetensors::SafeTensors::read_metadata(&data)
+        .map_err(|source| TrainError::Damaged { path: path.into(), source })?;
+    Ok(meta.metadata().as_ref().and_then(|m| m.get("config")).cloned().unwrap_or_default())
+}
+
 impl State {
     /// Fresh weights; the codec is fitted to houses.
     ///
@@ -114,6 +128,11 @@ impl State {
         let k = model.codec.block_values();
         params.insert(BASIS, &[model.codec.channels, k], codec.basis);
         params.insert(MEAN, &[k], codec.mean);
+        Self::fresh(params)
+    }
+
+    /// The start of a run with these weights.
+    pub(crate) fn fresh(params: Params) -> Self {
         let ema = params.clone();
         Self {
             step: 0,
@@ -165,7 +184,7 @@ impl State {
     ///
     /// # Errors
     /// When the file cannot be written; an older checkpoint stays as it was.
-    pub fn save(&self, path: &Path, config: &TrainConfig) -> Result<(), TrainError> {
+    pub fn save(&self, path: &Path, config: &impl Serialize) -> Result<(), TrainError> {
         use safetensors::tensor::{Dtype, TensorView};
         let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let mut owned: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -201,11 +220,15 @@ impl State {
     pub(crate) fn agrees(
         &self,
         path: &Path,
-        config: &TrainConfig,
-        model: &HouseModel,
+        config: &(impl Serialize + DeserializeOwned),
+        model: &(impl Serialize + DeserializeOwned),
         identity: &str,
     ) -> Result<(), TrainError> {
-        let mut found = resume::differences(&self.origin.config, &self.origin.model, config, model);
+        // Through the types, so that a field that the checkpoint does not know yet has its default.
+        let mut found = resume::differences("", "configuration", &self.origin.config, config);
+        if !self.origin.model.is_empty() {
+            found.extend(resume::differences("model.", "model", &self.origin.model, model));
+        }
         if self.origin.data != identity {
             found.push("the clips have changed".to_owned());
         }
@@ -220,6 +243,15 @@ impl State {
     /// # Errors
     /// When it cannot be read or is of another model: names the tensor.
     pub fn load(path: &Path, model: &HouseModel) -> Result<Self, TrainError> {
+        let mut wanted = net::collect(model);
+        let k = model.codec.block_values();
+        wanted.insert(BASIS, &[model.codec.channels, k], vec![0.0; model.codec.channels * k]);
+        wanted.insert(MEAN, &[k], vec![0.0; k]);
+        Self::read(path, &wanted)
+    }
+
+    /// Reads a checkpoint that has the weights `wanted`.
+    pub(crate) fn read(path: &Path, wanted: &Params) -> Result<Self, TrainError> {
         let fail = |reason: String| TrainError::Checkpoint { path: path.into(), reason };
         let data = fs::read(path).map_err(io(path))?;
         let damaged = |source| TrainError::Damaged { path: path.into(), source };
@@ -240,10 +272,6 @@ impl State {
             }
             Ok(Some(t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
         };
-        let mut wanted = net::collect(model);
-        let k = model.codec.block_values();
-        wanted.insert(BASIS, &[model.codec.channels, k], vec![0.0; model.codec.channels * k]);
-        wanted.insert(MEAN, &[k], vec![0.0; k]);
         let (mut params, mut ema, mut moments) = (Params::new(), Params::new(), Vec::new());
         for i in 0..wanted.len() {
             let (name, shape, _) = wanted.get(i);

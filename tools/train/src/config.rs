@@ -10,6 +10,7 @@ use crate::data::Variety;
 use crate::family::{HouseModel, LoadModelError, ParseError, parse};
 use crate::net::LossWeights;
 use crate::optim::OptimConfig;
+use crate::run::learning_rate;
 
 /// Why a training configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,9 @@ pub enum SettingError {
         /// Steps of the teacher.
         teacher_steps: usize,
     },
+    /// Sizes of the depth reader.
+    #[error(transparent)]
+    Depth(#[from] mindseye_engines::model::ConfigError),
     /// Clips are asked for, but not where they are.
     #[error("data.path: missing; kind = \"clips\" needs a directory")]
     ClipsPath,
@@ -224,10 +228,7 @@ impl TrainConfig {
     /// Learning rate of a step in a run of `steps` steps: warm-up, constant, linear decay to zero.
     #[must_use]
     pub fn lr(&self, step: u64, steps: u64) -> f64 {
-        let warm = (step as f64 / self.warmup.max(1) as f64).min(1.0);
-        let left = steps.saturating_sub(step) as f64;
-        let decay = (left / steps.saturating_sub(self.decay_from).max(1) as f64).min(1.0);
-        self.optim.lr * warm * decay
+        learning_rate(self.optim.lr, self.warmup, self.decay_from, step, steps)
     }
 }
 
@@ -346,6 +347,7 @@ impl DistillConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::depth::DepthTrainConfig;
 
     fn shipped() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/train")
@@ -356,7 +358,12 @@ mod tests {
         let mut count = 0;
         for entry in fs::read_dir(shipped()).expect("the folder") {
             let path = entry.expect("an entry").path();
-            if let Err(e) = TrainConfig::load(&path) {
+            let loaded = if DepthTrainConfig::is_meant(&path) {
+                DepthTrainConfig::load(&path).map(|_| ())
+            } else {
+                TrainConfig::load(&path).map(|_| ())
+            };
+            if let Err(e) = loaded {
                 panic!("{e}");
             }
             count += 1;

@@ -163,7 +163,7 @@ impl Source {
         let options = if ids { RenderOptions::rgb_ids() } else { RenderOptions::rgb_only() };
         let options = RenderOptions { supersample: self.supersample, ..options };
         render_with(house, pose, &self.camera, options, &mut self.frame);
-        let (w, h) = (self.camera.width, self.camera.height);
+        let w = self.camera.width;
         if let Some(object) = boxed
             && let Some(area) = project_box_in(house, pose, &self.camera, object, &mut self.scratch)
         {
@@ -172,15 +172,7 @@ impl Source {
             red[look.channels[0]] = 255;
             draw_box(&mut self.frame.rgb, w, area, red);
         }
-        for c in 0..3 {
-            for y in 0..h {
-                for x in 0..w {
-                    let from = if look.mirror { w - 1 - x } else { x };
-                    let v = self.frame.rgb[(y * w + from) * 3 + look.channels[c]];
-                    out.push(f32::from(v) / 127.5 - 1.0);
-                }
-            }
-        }
+        look.pixels(&self.frame, out);
     }
 
     /// See [`encode_blocks`]; empty without a codec.
@@ -549,14 +541,27 @@ fn absent_name(house: &House, rng: &mut Rng) -> (usize, usize) {
 }
 
 /// Augmentation: permuted colour channels (the names follow) and mirroring (the poses follow).
-struct Look {
+pub(crate) struct Look {
     /// Output channel `c` shows the rendered channel `channels[c]`.
     channels: [usize; 3],
-    mirror: bool,
+    pub(crate) mirror: bool,
 }
 
 impl Look {
-    fn draw(rng: &mut Rng, augment: bool) -> Self {
+    /// Appends a rendered image as `[3, H, W]` in [-1, 1].
+    pub(crate) fn pixels(&self, frame: &Frame, out: &mut Vec<f32>) {
+        let (w, h) = (frame.width, frame.height);
+        for channel in self.channels {
+            for y in 0..h {
+                for x in 0..w {
+                    let from = if self.mirror { w - 1 - x } else { x };
+                    out.push(f32::from(frame.rgb[(y * w + from) * 3 + channel]) / 127.5 - 1.0);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn draw(rng: &mut Rng, augment: bool) -> Self {
         let mut channels = [0, 1, 2];
         let mut mirror = false;
         if augment {

@@ -459,12 +459,17 @@ pub fn losses(
     (sum, grads)
 }
 
-/// Fresh weights: `N(0, 1/fan_in)` matrices, zero output layers and modulation, ones for norms.
+/// Fresh weights of a model, see [`initialise`].
 #[must_use]
 pub fn init(model: &HouseModel, seed: u64) -> Params {
+    initialise(&collect(model), seed)
+}
+
+/// Fresh weights: `N(0, 1/fan_in)` matrices, zero output layers and modulation, ones for norms.
+#[must_use]
+pub(crate) fn initialise(wanted: &Params, seed: u64) -> Params {
     let mut rng = Rng::new(seed);
     let mut params = Params::new();
-    let wanted = collect(model);
     for i in 0..wanted.len() {
         let (name, shape, _) = wanted.get(i);
         let n: usize = shape.iter().product();

@@ -1,9 +1,8 @@
 //! Whether a run may go on from a checkpoint: what must agree, and what is said when it does not.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
-
-use crate::config::TrainConfig;
-use crate::family::HouseModel;
 
 /// Fields that may change while a run goes on: how long, how fast, what is written. Where files lie is no part of
 /// a run either.
@@ -23,31 +22,24 @@ const FREE: [&str; 13] = [
     "codec_blocks", // the codec is among the weights
 ];
 
-/// Where the configuration of a checkpoint differs from the one that it would go on with, one sentence per field;
-/// `stored` and `stored_model` are TOML.
+/// Where what a checkpoint was written with differs from what it would go on with, one sentence per field; `stored` is
+/// TOML, `prefix` comes before the names of its fields.
 #[must_use]
-pub fn differences(
+pub fn differences<T: Serialize + DeserializeOwned>(
+    prefix: &str,
+    what: &str,
     stored: &str,
-    stored_model: &str,
-    config: &TrainConfig,
-    model: &HouseModel,
+    here: &T,
 ) -> Vec<String> {
     let mut out = Vec::new();
-    // Through the types, so that a field that the checkpoint does not know yet has its default.
-    match toml::from_str::<TrainConfig>(stored) {
-        Ok(there) => compare("", table(&there), table(config), &mut out),
-        Err(e) => out.push(format!("its configuration cannot be read ({})", e.message())),
-    }
-    if !stored_model.is_empty() {
-        match toml::from_str::<HouseModel>(stored_model) {
-            Ok(there) => compare("model.", table(&there), table(model), &mut out),
-            Err(e) => out.push(format!("its model cannot be read ({})", e.message())),
-        }
+    match toml::from_str::<T>(stored) {
+        Ok(there) => compare(prefix, table(&there), table(here), &mut out),
+        Err(e) => out.push(format!("its {what} cannot be read ({})", e.message())),
     }
     out
 }
 
-fn table<T: serde::Serialize>(value: &T) -> Table {
+fn table<T: Serialize>(value: &T) -> Table {
     Table::try_from(value).unwrap_or_default()
 }
 

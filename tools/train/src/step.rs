@@ -16,12 +16,12 @@ use crate::eager::{Eager, Params};
 use crate::error::TrainError;
 use crate::family::HouseModel;
 use crate::net::{self, Draw, Losses};
-use crate::optim::{self, Moments};
+use crate::optim::{self, Moments, OptimConfig};
 
 /// What one worker brings back from a step.
 pub(crate) struct Share {
     pub(crate) losses: Losses,
-    grads: Vec<Vec<f32>>,
+    pub(crate) grads: Vec<Vec<f32>>,
 }
 
 /// What one worker works with.
@@ -160,10 +160,24 @@ struct Job<'a> {
     grad: Vec<f32>,
 }
 
-/// Changes all weights by their gradients, with learning rate `lr`; `step` counts from 1.
-pub(crate) fn apply(state: &mut State, config: &TrainConfig, total: Total, step: u64, lr: f64) {
+/// How a step changes weights.
+pub(crate) struct Change<'a> {
+    pub(crate) optim: &'a OptimConfig,
+    /// Decay of the averaged weights.
+    pub(crate) ema: f64,
+    /// Only weights whose names contain one of these change; empty = all.
+    pub(crate) only: &'a [String],
+    /// Threads.
+    pub(crate) workers: usize,
+    /// Learning rate.
+    pub(crate) lr: f64,
+}
+
+/// Changes all weights by their gradients and counts the step.
+pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
+    let (step, lr) = (state.step + 1, config.lr);
     let clip = (config.optim.clip / total.norm.max(1e-12)).min(1.0) as f32;
-    let rules = optim::rules(&config.optim, &state.params);
+    let rules = optim::rules(config.optim, &state.params);
     let params = Arc::make_mut(&mut state.params);
     let ema_decay = config.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
     let shapes: Vec<(String, Vec<usize>)> =
@@ -194,7 +208,7 @@ pub(crate) fn apply(state: &mut State, config: &TrainConfig, total: Total, step:
                     for g in &mut job.grad {
                         *g *= clip;
                     }
-                    let optim = &config.optim;
+                    let optim = config.optim;
                     optim::update(optim, job.rule, &job.shape, job.weights, &job.grad, job.moments, lr, step);
                     for (e, w) in job.ema.iter_mut().zip(job.weights.iter()) {
                         *e = ema_decay * *e + (1.0 - ema_decay) * w;
@@ -203,9 +217,10 @@ pub(crate) fn apply(state: &mut State, config: &TrainConfig, total: Total, step:
             });
         }
     });
+    state.step = step;
 }
 
-fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
+pub(crate) fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
     if sums.is_empty() {
         *sums = grads;
         return;

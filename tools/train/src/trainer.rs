@@ -1,17 +1,14 @@
 //! The training loop: seeded, resumable exactly, with the same numbers for the same number of workers.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
-use mindseye_base::file::replace;
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::State;
+use crate::checkpoint::{Pending, State};
 use crate::clips::Clips;
 use crate::codec_fit::codec_of;
 use crate::config::{Kind, TrainConfig};
@@ -22,7 +19,8 @@ use crate::error::{TrainError, io};
 use crate::evaluation::{Eval, evaluate};
 use crate::family::HouseModel;
 use crate::net::{self, Draw, Losses};
-use crate::step::{Recipe, Total, Worker, apply};
+use crate::run::{self, CHECKPOINT, Pace, Run};
+use crate::step::{Change, Recipe, Total, Worker, apply};
 
 /// One line of the metrics file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +102,7 @@ impl Trainer {
         };
         fs::create_dir_all(out).map_err(io(out))?;
         let difficulty = config.world()?;
-        let checkpoint = out.join("checkpoint.safetensors");
+        let checkpoint = out.join(CHECKPOINT);
         let identity = clips.as_ref().map_or_else(String::new, |c| c.identity().to_owned());
         let mut state = if checkpoint.exists() {
             let state = State::load(&checkpoint, &model)?;
@@ -136,7 +134,7 @@ impl Trainer {
             trainer.start_from(&params, Path::new("distill.teacher"))?;
             trainer.teacher = Some(teacher);
         }
-        trainer.trim_metrics()?;
+        run::trim_metrics(&trainer.out, trainer.state.step)?;
         Ok(trainer)
     }
 
@@ -166,87 +164,14 @@ impl Trainer {
         self.schedule = steps;
     }
 
-    /// Lines after the checkpoint's step are those of a run that was killed: they will be written again.
-    fn trim_metrics(&self) -> Result<(), TrainError> {
-        let path = self.out.join("metrics.jsonl");
-        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-        let kept: String = text
-            .lines()
-            .filter(|l| serde_json::from_str::<Metrics>(l).is_ok_and(|m| m.step <= self.state.step))
-            .flat_map(|l| [l, "\n"])
-            .collect();
-        replace(&path, kept.as_bytes()).map_err(io(&path))
-    }
-
     /// Runs until the configured number of steps or until `stop`, which takes effect between two passes; the
     /// checkpoint is written then, and a run that goes on from it is the same run. `progress` gets every metrics
     /// line and the samples per second.
     ///
     /// # Errors
     /// When the loss is no longer finite or a file cannot be written.
-    pub fn run(
-        &mut self,
-        stop: &AtomicBool,
-        mut progress: impl FnMut(&Metrics, f64),
-    ) -> Result<(), TrainError> {
-        let checkpoint = self.out.join("checkpoint.safetensors");
-        let mut since = (Instant::now(), 0);
-        let mut saved = self.state.step;
-        while self.state.step < self.config.steps && !stop.load(Ordering::Relaxed) {
-            let Some((losses, norm)) = self.step(stop)? else { break };
-            let pending = &mut self.state.pending;
-            pending.losses.add(&losses);
-            pending.norm_max = pending.norm_max.max(norm);
-            pending.steps += 1;
-            since.1 += 1;
-            let step = self.state.step;
-            if step.is_multiple_of(self.config.log_every) {
-                let rate = (since.1 * self.config.batch as u64) as f64 / since.0.elapsed().as_secs_f64();
-                let line = self.metrics()?;
-                self.append(&line)?;
-                progress(&line, rate);
-                since = (Instant::now(), 0);
-            }
-            if step.is_multiple_of(self.config.checkpoint_every) {
-                self.state.save(&checkpoint, &self.config)?;
-                saved = step;
-            }
-        }
-        if self.state.step != saved {
-            self.state.save(&checkpoint, &self.config)?;
-        }
-        Ok(())
-    }
-
-    /// The line of the metrics file for the steps since the last one.
-    fn metrics(&mut self) -> Result<Metrics, TrainError> {
-        let step = self.state.step;
-        let pending = std::mem::take(&mut self.state.pending);
-        let eval = step.is_multiple_of(self.config.eval_every);
-        let houses = self.config.data.kind == Kind::House || self.config.data.house > 0.0;
-        Ok(Metrics {
-            step,
-            samples: step * self.config.batch as u64,
-            lr: self.config.lr(step, self.schedule),
-            losses: pending.losses.scaled(1.0 / pending.steps as f64),
-            grad_norm: pending.norm_max,
-            eval: (eval && houses).then(|| {
-                evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
-            }),
-            held_out: if eval { self.held_out()? } else { None },
-        })
-    }
-
-    fn append(&self, line: &Metrics) -> Result<(), TrainError> {
-        let path = self.out.join("metrics.jsonl");
-        let mut text = serde_json::to_string(line).map_err(|source| TrainError::Metrics {
-            path: path.clone(),
-            line: 0,
-            source,
-        })?;
-        text.push('\n');
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))?;
-        file.write_all(text.as_bytes()).map_err(io(&path))
+    pub fn run(&mut self, stop: &AtomicBool, progress: impl FnMut(&Metrics, f64)) -> Result<(), TrainError> {
+        run::drive(self, stop, progress)
     }
 
     /// Losses on clips that are kept apart: as many as `eval_houses`, always the same, without dropping.
@@ -268,8 +193,20 @@ impl Trainer {
         }
         Ok(Some(sum))
     }
+}
 
-    /// One optimiser step; none when `stop` came between two passes, and then nothing has changed.
+impl Run for Trainer {
+    type Line = Metrics;
+
+    fn pace(&self) -> Pace {
+        let TrainConfig { steps, batch, log_every, checkpoint_every, .. } = self.config;
+        Pace { steps, batch, log_every, checkpoint_every }
+    }
+
+    fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+
     fn step(&mut self, stop: &AtomicBool) -> Result<Option<(Losses, f64)>, TrainError> {
         let step = self.state.step + 1;
         let recipe = Recipe {
@@ -286,9 +223,34 @@ impl Trainer {
             return Err(TrainError::Diverged(step));
         }
         let (losses, norm) = (total.losses, total.norm);
+        let TrainConfig { optim, ema, only, workers, .. } = &self.config;
         let lr = self.config.lr(step, self.schedule);
-        apply(&mut self.state, &self.config, total, step, lr);
-        self.state.step = step;
+        apply(&mut self.state, &Change { optim, ema: *ema, only, workers: *workers, lr }, total);
         Ok(Some((losses, norm)))
+    }
+
+    fn line(&mut self, since: Pending) -> Result<Metrics, TrainError> {
+        let step = self.state.step;
+        let eval = step.is_multiple_of(self.config.eval_every);
+        let houses = self.config.data.kind == Kind::House || self.config.data.house > 0.0;
+        Ok(Metrics {
+            step,
+            samples: step * self.config.batch as u64,
+            lr: self.config.lr(step, self.schedule),
+            losses: since.losses.scaled(1.0 / since.steps as f64),
+            grad_norm: since.norm_max,
+            eval: (eval && houses).then(|| {
+                evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
+            }),
+            held_out: if eval { self.held_out()? } else { None },
+        })
+    }
+
+    fn save(&self) -> Result<(), TrainError> {
+        self.state.save(&self.out.join(CHECKPOINT), &self.config)
+    }
+
+    fn directory(&self) -> &Path {
+        &self.out
     }
 }

@@ -5,6 +5,7 @@
 //! | `text_encoder` | `ids` i64 `[1, length]`, `mask_bias` `[1, 1, 1, length]`, `keep` `[1, length, 1]` | `rows` `[1, length, d_model]` |
 //! | `vae_encoder` (linear codec) | `frames` `[groups, 4, 3, H, W]` | `latent` `[groups, C, 1, h, w]` |
 //! | `vae_decoder` (linear codec) | `latent` `[groups, C, 1, h, w]` | `frames` `[groups, 4, 3, H, W]` |
+//! | `depth` | `picture` `[1, 3, H, W]` | `log_depth` `[1, H, W]` |
 //! | `vae_encoder_first` | `frames` `[1, 3, H, W]` | `latent` `[1, z, h, w]`, `new_cache.{i}` |
 //! | `vae_encoder_next` | `frames` `[4, 3, H, W]`, `cache.{i}` | `latent`, `new_cache.{i}` |
 //! | `vae_decoder_first` | `latent` `[1, z, h, w]` | `frames` `[1, 3, H, W]`, `new_cache.{i}` |
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use super::{GraphBuilder, NodeValue, WeightSource};
 use mindseye_engines::model::codec::{self, GROUP, LinearCodecConfig};
+use mindseye_engines::model::depth::{self, DepthConfig};
 use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
 use mindseye_engines::model::vae::{self, Chunk, VaeConfig};
 use mindseye_engines::onnx::{Dim, Model, OnnxError};
@@ -79,6 +81,18 @@ fn codec_dims(cfg: &LinearCodecConfig) -> (Vec<Dim>, Vec<Dim>) {
     let (h, w) = cfg.latent_size();
     let groups = |rest: &[usize]| [vec![Dim::from("groups")], fixed(rest)].concat();
     (groups(&[GROUP, 3, cfg.height, cfg.width]), groups(&[cfg.channels, 1, h, w]))
+}
+
+/// The depth reader, for one picture.
+///
+/// # Errors
+/// As [`text_encoder_graph`].
+pub fn depth_graph(cfg: &DepthConfig, weights: Arc<dyn WeightSource>) -> Result<Model, OnnxError> {
+    let mut ops = GraphBuilder::new("depth", weights);
+    let picture = ops.input("picture", &fixed(&[1, 3, cfg.height, cfg.width]));
+    let log_depth = depth::log_depth(&mut ops, cfg, &picture);
+    ops.output("log_depth", &log_depth, &fixed(&[1, cfg.height, cfg.width]));
+    ops.finish()
 }
 
 fn caches(ops: &mut GraphBuilder, chunk: Chunk, shapes: &[[usize; 4]]) -> Vec<NodeValue> {

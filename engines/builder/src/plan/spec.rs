@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use mindseye_engines::bundle::{Manifest, TextSpec};
 use mindseye_engines::model::ConfigError;
 use mindseye_engines::model::codec::LinearCodecConfig;
+use mindseye_engines::model::depth::DepthConfig;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::VaeConfig;
@@ -40,6 +41,8 @@ pub struct ModelSpec {
     pub codec: Option<LinearCodecConfig>,
     /// The text encoder.
     pub text_encoder: Option<Umt5Config>,
+    /// The depth reader, if there is one.
+    pub depth: Option<DepthConfig>,
     /// How it is run.
     pub workload: Workload,
 }
@@ -143,6 +146,7 @@ impl ModelSpec {
             vae: wire.vae,
             text_encoder: wire.umt5.or_else(|| embedding(wire.text.as_ref()?, &wire.dit)),
             codec: wire.codec,
+            depth: None,
             workload: Workload {
                 context_latents: wire.layout.context_latents,
                 // The first image of the motion is a latent of its own.
@@ -176,6 +180,7 @@ impl ModelSpec {
             vae: networks.vae.clone(),
             text_encoder: networks.umt5.clone().or_else(|| embedding(&text, &dit)),
             codec: networks.codec,
+            depth: networks.depth.clone().filter(|_| manifest.component.contains_key("depth")),
             workload: Workload {
                 context_latents: manifest.limits.context_allowed as u64,
                 target_latents: manifest.limits.target_allowed as u64,
@@ -202,6 +207,7 @@ impl ModelSpec {
             self.codec.as_ref().map(LinearCodecConfig::validate),
             self.vae.as_ref().map(VaeConfig::validate),
             self.text_encoder.as_ref().map(Umt5Config::validate),
+            self.depth.as_ref().map(DepthConfig::validate),
         ] {
             checked.unwrap_or(Ok(()))?;
         }

@@ -69,7 +69,9 @@ impl PartInputs {
                 let bias = |i| if is_used(i) { 0.0 } else { umt5::MASKED };
                 Tensor::f32(shape, (0..count).map(bias).collect())
             }
-            ("frames", _) => Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect()),
+            ("frames" | "picture", _) => {
+                Tensor::f32(shape, (0..count).map(|_| rng.normal().tanh() as f32).collect())
+            }
             (_, DataType::F32) => Tensor::f32(shape, (0..count).map(|_| rng.normal() as f32).collect()),
             _ => Tensor::i64(shape, vec![0; count]),
         }
