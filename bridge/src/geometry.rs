@@ -129,7 +129,9 @@ impl Covariance6 {
     }
 }
 
-fn interpolate(a: &Isometry3<f64>, b: &Isometry3<f64>, fraction: f64) -> Isometry3<f64> {
+/// The pose between two poses at `fraction` in [0, 1]: places on the straight line, rotations along the shorter arc.
+#[must_use]
+pub fn interpolate(a: &Isometry3<f64>, b: &Isometry3<f64>, fraction: f64) -> Isometry3<f64> {
     let t = a.translation.vector.lerp(&b.translation.vector, fraction);
     // Opposite quaternions are the same rotation; `try_slerp` refuses only rotations half a turn apart.
     let r = a.rotation.try_slerp(&b.rotation, fraction, 1e-9).unwrap_or(if fraction < 0.5 {

@@ -19,6 +19,8 @@ use crate::imagine::{
 };
 use crate::lift::{Decision, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify};
 use crate::planar::{Pose2, wrap_angle};
+use crate::study::Studied;
+use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -133,6 +135,9 @@ pub enum MindError {
         /// All words that it knows.
         known: Vec<String>,
     },
+    /// There is no model.
+    #[error("no model bundle is loaded")]
+    NoModel,
     /// The tokenizer refused the text.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
@@ -176,6 +181,13 @@ pub enum MindError {
     Decode(#[from] CodecError),
 }
 
+impl MindError {
+    /// Whether the model lacks words for the goal, or there is no model: nothing that it could have seen.
+    pub fn is_about_words(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::Nothing { .. } | Self::Several { .. } | Self::NoModel)
+    }
+}
+
 fn named(unknown: &[UnknownWord]) -> String {
     let each = |u: &UnknownWord| format!("{:?} (the nearest known word is {:?})", u.word, u.nearest);
     format!("this model does not know {}", unknown.iter().map(each).collect::<Vec<_>>().join(" and "))
@@ -198,6 +210,8 @@ pub struct Scene {
     pub base_frame: String,
     /// The camera's mounting, `base_from_camera` (optical); `None` when it is not known.
     pub base_from_camera: Option<Isometry3<f64>>,
+    /// What studying frames in full has given; empty where none are.
+    pub studied: Studied,
 }
 
 /// An answer with its evidence.
@@ -346,15 +360,33 @@ pub fn ground(
     let spec = spec_for(mind.spec(), goal);
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
-    match attempt(mind, &job, &mut report) {
+    let attempted = attempt(mind, &job, &mut report);
+    let mut unsuited = unsuited(&report.grounded, &job.spec);
+    match attempted {
         Ok(()) => {}
         Err(GroundError::Stopped(stopped)) => return Err(stopped),
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
             report.grounded.answer.reason = Some(error.to_string());
+            unsuited |= matches!(&error, GroundError::Mind(e) if e.is_about_words());
         }
     }
+    if job.by_text() {
+        let agree_max = job.spec.lift.as_ref().map_or(DEFAULT_AGREE_MAX, |lift| lift.agree_max);
+        witness::join(&mut report.grounded, scene, goal, unsuited, agree_max);
+    }
     Ok(report.grounded)
+}
+
+/// Spreads by which witnesses may differ where the bundle does not say.
+const DEFAULT_AGREE_MAX: f64 = 3.0;
+
+/// Whether the model has nothing to say of this place: its pictures are unlike those that it was trained on, or nothing of
+/// it gives a pose.
+fn unsuited(grounded: &Grounded, spec: &MindSpec) -> bool {
+    let limit = spec.lift.as_ref().and_then(|lift| lift.reconstruction_max);
+    let unlike = grounded.reconstruction_error.zip(limit).is_some_and(|(error, most)| error > most);
+    unlike || (spec.lift.is_none() && grounded.answer.status == Status::Failed)
 }
 
 /// The steps, one after the other; `report` holds what is known when one fails.
@@ -374,6 +406,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let Grounded { answer, step_ms, .. } = &mut report.grounded;
     *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
     answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
+    answer.imagined = !imagined.rollouts.is_empty();
     answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
 
     let params = job.spec.lift.as_ref();

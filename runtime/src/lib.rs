@@ -17,6 +17,8 @@
 //! * [`senses`]: ROS messages to memory, for live robots and bags alike, with [`topics`] (which are which), [`stamps`] (one
 //!   clock), [`frames`] (names in the transform tree) and [`watch`] (frozen cameras); [`replay`]: a whole bag and one goal.
 //!
+//! * [`study`]: kept frames in full, for landmarks and a detector; [`witness`]: what the detector's things say of a goal.
+//!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
 //! * [`node`]: threads, Zenoh and nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
@@ -35,6 +37,7 @@ pub mod image;
 pub mod imagine;
 pub mod lift;
 pub mod mind;
+mod no_model;
 pub mod node;
 pub mod planar;
 pub mod profile;
@@ -42,7 +45,9 @@ pub mod record;
 pub mod replay;
 pub mod senses;
 pub mod stamps;
+pub mod study;
 pub mod topics;
 #[cfg(feature = "world")]
 pub mod visit;
 pub mod watch;
+pub mod witness;

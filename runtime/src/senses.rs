@@ -14,6 +14,7 @@ use crate::imagine::Clock;
 use crate::planar::{Pose2, PoseHistory};
 use crate::profile::Profile;
 use crate::stamps::{StampFault, Stamps};
+use crate::study::{FullFrame, Studied, Study, StudyResults, camera_of};
 use crate::watch::{CameraFault, CameraWatch, MotionFault, MotionWatch};
 use mindseye_bridge::camera::{CameraIntrinsics, IntrinsicsError};
 use mindseye_bridge::cdr::CdrError;
@@ -26,6 +27,7 @@ use mindseye_bridge::msg::{
     CameraInfo, CompressedImageView, HeaderView, ImageView, Odometry, RosType, TFMessage,
 };
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_landmarks::Camera;
 use nalgebra::Isometry3;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -178,6 +180,7 @@ pub struct Shared {
     odom_frame: String,
     base_frame: String,
     base_from_camera: Option<Isometry3<f64>>,
+    study: Option<StudyResults>,
 }
 
 /// A handle on what was seen.
@@ -194,7 +197,8 @@ impl Seen {
     pub fn scene(&self) -> Option<Scene> {
         let shared = self.lock();
         let newest = shared.newest.clone()?;
-        Some(Scene {
+        let study = shared.study.clone();
+        let mut scene = Scene {
             memory: shared.memory.snapshot(),
             newest: newest.picture,
             captured_at: newest.captured_at,
@@ -202,7 +206,18 @@ impl Seen {
             odom_frame: shared.odom_frame.clone(),
             base_frame: shared.base_frame.clone(),
             base_from_camera: shared.base_from_camera,
-        })
+            studied: Studied::default(),
+        };
+        drop(shared);
+        if let Some(study) = study {
+            scene.studied = study.studied();
+        }
+        Some(scene)
+    }
+
+    /// What becomes of frames that are studied in full; `None` where none are.
+    pub fn study(&self) -> Option<StudyResults> {
+        self.lock().study.clone()
     }
 
     /// Latents held now.
@@ -224,6 +239,11 @@ pub struct Senses {
     intake: ContextIntake,
     seen: Seen,
     poses: PoseHistory,
+    /// The same in space.
+    poses_in_space: PoseHistory<Isometry3<f64>>,
+    study: Option<Study>,
+    /// Frames to be studied that wait for the odometry of their time.
+    waiting: VecDeque<Waiting>,
     tf: TfTree,
     base: BaseNames,
     stamps: Stamps,
@@ -270,6 +290,16 @@ type Decode<'a> = dyn FnMut(&mut Vec<u8>) -> Result<Size, ImageError> + 'a;
 
 /// Latents that wait for their odometry.
 const UNSETTLED_MAX: usize = 16;
+/// Full frames that wait for their odometry.
+const WAITING_MAX: usize = 4;
+
+/// A frame to be studied.
+struct Waiting {
+    rgb: Vec<u8>,
+    size: (usize, usize),
+    captured_at: Timestamp,
+    camera: Camera,
+}
 
 impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
@@ -283,12 +313,16 @@ impl Senses {
             odom_frame: config.odom_frame.clone(),
             base_frame: config.base_frame.clone(),
             base_from_camera: config.base_from_camera,
+            study: None,
         };
         let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };
         Self {
             intake: ContextIntake::new(FrameSampler::new(config.keep, config.max_gap), latent_len),
             seen: Seen(Arc::new(Mutex::new(shared))),
             poses: PoseHistory::new(4096),
+            poses_in_space: PoseHistory::new(4096),
+            study: None,
+            waiting: VecDeque::new(),
             tf: TfTree::new(),
             base: BaseNames { configured, of_topic: None, of_tf: None, looked_at: None },
             stamps: Stamps::default(),
@@ -308,6 +342,14 @@ impl Senses {
             lens: Lens::new(camera),
             encoder,
         }
+    }
+
+    /// With kept frames studied in full.
+    #[must_use]
+    pub fn with_study(mut self, study: Study) -> Self {
+        self.seen.lock().study = Some(study.results());
+        self.study = Some(study);
+        self
     }
 
     /// A handle for goals.
@@ -346,6 +388,24 @@ impl Senses {
     /// # Errors
     /// [`SenseError`]; the message is dropped (a frame is counted as failed) and the next one can be taken.
     pub fn take(
+        &mut self,
+        sense: Sense,
+        cdr: &[u8],
+        received_at: Timestamp,
+        clock: &dyn Clock,
+        profile: &mut Profile,
+    ) -> Result<Took, SenseError> {
+        let took = self.take_message(sense, cdr, received_at, clock, profile);
+        self.hand_over(clock, false);
+        took
+    }
+
+    /// Nothing comes any more: frames that still wait for odometry are studied with the nearest there is.
+    pub fn finish(&mut self, clock: &dyn Clock) {
+        self.hand_over(clock, true);
+    }
+
+    fn take_message(
         &mut self,
         sense: Sense,
         cdr: &[u8],
@@ -415,7 +475,11 @@ impl Senses {
             self.newest_frame = Some(captured_at);
         }
         let mut took = Took { frame: Some(captured_at), segment: offer.segment, ..Took::default() };
+        if let (Some(study), Some(reason)) = (&mut self.study, offer.segment) {
+            study.segment(reason);
+        }
         if offer.segment.is_some_and(|reason| !reason.keeps_history()) {
+            self.waiting.clear();
             let mut shared = self.seen.lock();
             shared.memory.clear();
             shared.newest = None;
@@ -430,6 +494,7 @@ impl Senses {
         let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
         self.motion_watch.frame(captured_at, pose, &self.picture);
         self.show(captured_at, pose, frame.header.frame_id);
+        self.wait_for_pose(captured_at, (size.0 as usize, size.1 as usize));
         let began = clock.now();
         if let Some(encoded) = self.intake.push(&self.picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
@@ -443,6 +508,50 @@ impl Senses {
             took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
         }
         Ok(took)
+    }
+
+    /// Keeps a copy of a frame that is to be studied until the odometry of its time has come.
+    fn wait_for_pose(&mut self, captured_at: Timestamp, size: (usize, usize)) {
+        let Some(study) = self.study.as_mut().filter(|study| study.wants(captured_at)) else { return };
+        let camera = match &self.intrinsics {
+            Some(known) => camera_of(known, size).map_err(|e| e.to_string()),
+            None => Err("camera: no intrinsics: neither landmarks nor things can be placed; publish camera_info, or give \
+                         [camera] in the configuration"
+                .into()),
+        };
+        let camera = match camera {
+            Ok(camera) => camera,
+            Err(fault) => return study.without_intrinsics(|| fault),
+        };
+        study.promised(captured_at);
+        if self.waiting.len() >= WAITING_MAX
+            && let Some(oldest) = self.waiting.pop_front()
+        {
+            study.without_pose();
+            study.recycle(oldest.rgb);
+        }
+        let mut rgb = study.buffer();
+        rgb.clone_from(&self.pixels);
+        self.waiting.push_back(Waiting { rgb, size, captured_at, camera });
+    }
+
+    /// Has those frames studied whose odometry has come; at the end all.
+    fn hand_over(&mut self, clock: &dyn Clock, at_the_end: bool) {
+        let Some(study) = &mut self.study else { return };
+        let known_until = self.poses_in_space.newest().map(|(stamp, _)| stamp);
+        let come = |w: &Waiting| at_the_end || known_until.is_some_and(|t| t >= w.captured_at.as_nanos());
+        while let Some(Waiting { rgb, size, captured_at, camera }) = self.waiting.pop_front_if(|w| come(w)) {
+            let slack = self.config.pose_slack.as_nanos();
+            let pose = self.poses_in_space.at(captured_at.as_nanos(), slack);
+            let mounting = self.seen.lock().base_from_camera;
+            let Some((odom_from_base, base_from_camera)) = pose.zip(mounting) else {
+                study.without_pose();
+                study.recycle(rgb);
+                continue;
+            };
+            let odom_from_camera = odom_from_base * base_from_camera;
+            study.offer(FullFrame { rgb, size, captured_at, camera, odom_from_camera }, clock);
+        }
     }
 
     /// Decodes a frame and looks at it with the model's camera.
@@ -488,6 +597,7 @@ impl Senses {
             });
             self.base.looked_at = None;
             self.poses.clear();
+            self.poses_in_space.clear();
             self.name_frames();
         }
         self.pose_came(odometry.header.stamp.timestamp(), received_at, &pose);
@@ -529,6 +639,7 @@ impl Senses {
         let (at, fault) = self.stamps.odometry(stamp, received_at);
         note(&mut self.faults.odometry_stamps, fault);
         self.poses.push(at.as_nanos(), planar_pose(odom_from_base));
+        self.poses_in_space.push(at.as_nanos(), *odom_from_base);
         self.settle();
     }
 
@@ -551,6 +662,7 @@ impl Senses {
                 let found = frames::find(&self.tf, &self.base.configured, camera);
                 if found != self.base.of_tf {
                     self.poses.clear();
+                    self.poses_in_space.clear();
                     self.base.of_tf.clone_from(&found);
                 }
                 found

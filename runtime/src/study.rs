@@ -7,7 +7,9 @@
 //! A bag is studied in the same order without a thread, so that the same bag gives the same answer. Everything is in the
 //! odometry's frame, by full poses (roll, pitch and height included), and is forgotten when these jump.
 
+use crate::config::RobotConfig;
 use crate::context::SegmentReason;
+use crate::ground::MindSpec;
 use crate::imagine::Clock;
 use crate::profile::Profile;
 use mindseye_base::scale::Scaler;
@@ -89,6 +91,29 @@ pub struct StudyCounts {
     pub landmarks: usize,
     /// Things at present.
     pub objects: usize,
+}
+
+impl std::fmt::Display for StudyCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} frames studied: {} landmarks, {} things of {} boxes",
+            self.studied, self.landmarks, self.objects, self.boxes
+        )?;
+        for (count, what) in [
+            (self.dropped, "dropped"),
+            (self.without_pose, "without a pose"),
+            (self.without_intrinsics, "without usable intrinsics"),
+            (self.without_features, "without features"),
+            (self.detector_failed, "failed in the detector"),
+            (self.jumps, "jumps of odometry"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What studying has given: a copy, for one goal.
@@ -211,11 +236,14 @@ impl Student {
         let apart = before.inverse() * frame.odom_from_camera;
         let secs = frame.captured_at.since(at).as_secs_f64().max(0.0);
         let most = |k: usize| JUMP[k].0 + JUMP[k].1 * secs;
-        let jumped = apart.translation.vector.norm() > most(0)
-            || (apart.rotation.angle() > most(1) && secs < 0.35);
+        let jumped =
+            apart.translation.vector.norm() > most(0) || (apart.rotation.angle() > most(1) && secs < 0.35);
         if jumped {
             lock(&self.shared.state).counts.jumps += 1;
-            tracing::warn!("odometry jumped by {:.1} m: landmarks and things are forgotten", apart.translation.vector.norm());
+            tracing::warn!(
+                "odometry jumped by {:.1} m: landmarks and things are forgotten",
+                apart.translation.vector.norm()
+            );
         }
         jumped
     }
@@ -263,7 +291,11 @@ impl Student {
             Ok(found) => {
                 let boxes: Vec<SeenBox> = found
                     .iter()
-                    .map(|d| SeenBox { class: d.class, score: f64::from(d.score), area: d.area.map(f64::from) })
+                    .map(|d| SeenBox {
+                        class: d.class,
+                        score: f64::from(d.score),
+                        area: d.area.map(f64::from),
+                    })
                     .collect();
                 state.counts.detected += 1;
                 state.counts.boxes += boxes.len() as u64;
@@ -504,8 +536,11 @@ fn student(config: StudyConfig, detector: Option<Detector>) -> (Student, TimeDel
         standoff_m: config.standoff_m,
         profile: Profile::default(),
     };
-    let shared =
-        Arc::new(Shared { state: Mutex::new(state), news: Condvar::new(), desk: Mutex::new(Desk::default()) });
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        news: Condvar::new(),
+        desk: Mutex::new(Desk::default()),
+    });
     let student = Student {
         config,
         detector,
@@ -519,5 +554,18 @@ fn student(config: StudyConfig, detector: Option<Detector>) -> (Student, TimeDel
     (student, period)
 }
 
-/// Why the detector of a configuration cannot be used.
-pub type StudyError = DetectorError;
+/// What a configuration and a model want of kept frames: a detector, and landmarks where the model has no lift heads but
+/// pictures large enough to be placed by them.
+///
+/// # Errors
+/// [`DetectorError`] when the detector cannot be used.
+pub fn wanted(
+    config: &RobotConfig,
+    spec: &MindSpec,
+) -> Result<Option<(StudyConfig, Option<Detector>)>, DetectorError> {
+    let detector = config.load_detector()?;
+    let by_geometry = spec.lift.is_none() && spec.camera.width >= FEATURE_WIDTH_MIN;
+    let landmarks_max = by_geometry.then(|| MapConfig::default().landmarks_max);
+    let any = detector.is_some() || landmarks_max.is_some();
+    Ok(any.then(|| (config.study(landmarks_max), detector)))
+}

@@ -31,12 +31,14 @@ use crate::imagine::Clock;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{Seen, Senses};
+use crate::study::{self, Study};
 use agent_loop::AgentLoop;
 use figures::Figures;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
 use mindseye_bridge::ros::{RosError, RosSession};
 use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::detector::DetectorError;
 use navigate::{Command, Navigator};
 use publish::Outputs;
 use pump::{Inputs, OdometryNews, SensesPump};
@@ -140,6 +142,9 @@ pub enum NodeError {
     /// Zenoh or a topic.
     #[error(transparent)]
     Ros(#[from] RosError),
+    /// The detector cannot be used.
+    #[error(transparent)]
+    Detector(#[from] DetectorError),
     /// The system gave no thread.
     #[error("cannot start the {0} thread: {1}")]
     Thread(&'static str, std::io::Error),
@@ -163,7 +168,12 @@ impl Node {
         let diary = Diary::new(&config, record.clone());
 
         let spec = mind.spec();
-        let senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
+        let mut senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
+        if let Some((study, detector)) = study::wanted(&config, spec)? {
+            let study = Study::threaded(study, detector, MonotonicClock)
+                .map_err(|e| NodeError::Thread("study", e))?;
+            senses = senses.with_study(study);
+        }
         let seen = senses.seen();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -236,7 +246,11 @@ impl Node {
 
     /// Durations per stage so far.
     pub fn profile(&self) -> Profile {
-        self.figures.profile()
+        let mut profile = self.figures.profile();
+        if let Some(study) = self.seen.study() {
+            profile.absorb(&study.profile());
+        }
+        profile
     }
 
     /// What the goals can see.
