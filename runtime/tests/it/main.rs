@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod bags;
+mod detector;
 mod engine;
 mod fake;
 mod flat;
