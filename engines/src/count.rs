@@ -540,6 +540,7 @@ fn denoise(
     let table = [frames * tokens, cfg.head_dim / 2];
     let (cos, sin) = (ops.input(&table), ops.input(&table));
     let camera = (cfg.camera_channels > 0).then(|| ops.input(&[1, frames, tokens, cfg.camera_channels]));
+    let guide = (cfg.guide_channels() > 0).then(|| ops.input(&[1, frames, tokens, cfg.guide_channels()]));
     let cache = [1, memory * tokens, cfg.heads, cfg.head_dim];
     let cached: Vec<_> = if memory == 0 {
         Vec::new()
@@ -555,6 +556,7 @@ fn denoise(
         cos: &cos,
         sin: &sin,
         camera: camera.as_ref(),
+        guide: guide.as_ref(),
         bias: None,
         memory: (memory > 0).then_some(cached.as_slice()),
     };
@@ -752,6 +754,7 @@ mod tests {
             pooled_text: true,
             lift: true,
             attributes: 0,
+            guide: None,
         };
         // Keys and values: 7 latents of 4 tokens, width 12, 3 layers.
         let (prefill, cached) = (count_prefill(&cfg, 7), count_denoiser(&cfg, 2, 7, 1));

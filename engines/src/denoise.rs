@@ -20,6 +20,9 @@ pub struct DenoiseStep<'a> {
     pub text: &'a [f32],
     /// Camera rays `[frames, tokens, camera_channels]`, zero where no pose is given; `None` = all zero.
     pub camera: Option<&'a [f32]>,
+    /// Carried latents and their trust `[frames, tokens, guide_channels]` (see [`DitConfig::guide_channels`]); `None` =
+    /// all zero: the network predicts alone.
+    pub guide: Option<&'a [f32]>,
 }
 
 impl DenoiseStep<'_> {
@@ -94,6 +97,8 @@ pub struct HostInputs {
     pub sin: Vec<f32>,
     /// Camera rays `[frames, tokens, camera_channels]`; empty when the network takes none.
     pub camera: Vec<f32>,
+    /// Carried latents and their trust `[frames, tokens, guide_channels]`; empty when the network takes none.
+    pub guide: Vec<f32>,
 }
 
 impl HostInputs {
@@ -113,17 +118,16 @@ impl HostInputs {
         if let Some(bad) = step.rows.iter().find(|r| **r >= step.timesteps.len()) {
             return Err(DenoiseError::Size { name: "rows", expected: step.timesteps.len(), got: *bad });
         }
-        let mut camera = Vec::new();
-        if cfg.camera_channels > 0 {
-            let n = f * cfg.tokens_per_frame() * cfg.camera_channels;
-            camera = match step.camera {
-                Some(c) => {
-                    check("camera", n, c.len())?;
-                    c.to_vec()
-                }
-                None => vec![0.0; n],
-            };
-        }
+        // What the network takes for each token, zero where it is not given.
+        let per_token = |name, channels: usize, given: Option<&[f32]>| {
+            let n = f * cfg.tokens_per_frame() * channels;
+            match given.filter(|_| channels > 0) {
+                Some(values) => check(name, n, values.len()).map(|()| values.to_vec()),
+                None => Ok(vec![0.0; n]),
+            }
+        };
+        let camera = per_token("camera", cfg.camera_channels, step.camera)?;
+        let guide = per_token("guide", cfg.guide_channels(), step.guide)?;
         let mut latents = vec![0.0; step.latents.len()];
         for t in 0..f {
             for c in 0..cfg.in_channels {
@@ -140,6 +144,7 @@ impl HostInputs {
             cos,
             sin,
             camera,
+            guide,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! | `text` | f32 | `[batch, text_len, text_dim]` | all |
 //! | `cos`, `sin` | f32 | `[tokens, head_dim / 2]` | all |
 //! | `camera` | f32 | `[batch, frames, tokens per frame, camera_channels]` | with camera conditioning |
+//! | `guide` | f32 | `[batch, frames, tokens per frame, guide_channels]` | with a guide |
 //! | `bias` | f32 | `[1, 1, tokens, tokens]` | masked |
 //! | `memory.{i}.k`, `memory.{i}.v` | f32 | `[batch, context_tokens, heads, head_dim]` | cached (in), prefill (out) |
 //! | `sample` | f32 | `[batch, out_channels, frames, height, width]` | joint, masked, cached (out) |
@@ -65,6 +66,9 @@ fn step_tensors(
     }
     if cfg.camera_channels > 0 {
         tensors.push(("camera", Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera)));
+    }
+    if cfg.guide_channels() > 0 {
+        tensors.push(("guide", Tensor::f32(&[1, f, per_frame, cfg.guide_channels()], host.guide)));
     }
     Ok(tensors)
 }
@@ -162,6 +166,7 @@ fn check_ports(cfg: &DitConfig, session: &dyn Session, wanted: &[&str]) -> Resul
             "text" => &[(1, cfg.text_len), (2, cfg.text_dim)],
             "cos" => &[(1, cfg.head_dim / 2)],
             "camera" => &[(2, cfg.tokens_per_frame()), (3, cfg.camera_channels)],
+            "guide" => &[(2, cfg.tokens_per_frame()), (3, cfg.guide_channels())],
             _ => &[],
         };
         for &(axis, size) in sizes {
@@ -185,6 +190,7 @@ fn common_ports(cfg: &DitConfig) -> Vec<&'static str> {
     let mut wanted = vec!["latents", "time", "rows", "text", "cos", "sin"];
     wanted.extend(cfg.pooled_text.then_some("row_batch"));
     wanted.extend((cfg.camera_channels > 0).then_some("camera"));
+    wanted.extend((cfg.guide_channels() > 0).then_some("guide"));
     wanted
 }
 
@@ -408,6 +414,7 @@ impl Denoise for SplitDenoiser {
         let cfg = &self.halves.config;
         let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
         let rays = cfg.tokens_per_frame() * cfg.camera_channels;
+        let carried = cfg.tokens_per_frame() * cfg.guide_channels();
         let frames = step.frames();
         let check = |name, expected: usize, got: usize| {
             if expected == got { Ok(()) } else { Err(DenoiseError::Size { name, expected, got }) }
@@ -419,6 +426,9 @@ impl Denoise for SplitDenoiser {
         }
         if let Some(camera) = step.camera {
             check("camera", frames * rays, camera.len())?;
+        }
+        if let Some(guide) = step.guide {
+            check("guide", frames * carried, guide.len())?;
         }
         let given = step.rows.iter().take_while(|r| **r == step.rows[0]).count();
         if given == frames {
@@ -432,6 +442,7 @@ impl Denoise for SplitDenoiser {
             t_index: &step.t_index[from..to],
             text: step.text,
             camera: step.camera.map(|c| &c[from * rays..to * rays]),
+            guide: step.guide.map(|g| &g[from * carried..to * carried]),
         };
         let context = part(0, given);
         let (key, memory) = match self.kept.iter().position(|(key, _)| key.is(&context)) {

@@ -386,6 +386,7 @@ impl<'a> Evaluator<'a> {
             t_index: &self.t_index,
             text: if omitted.instruction { self.prompt.null_text } else { self.prompt.text },
             camera: if omitted.instruction { None } else { self.camera.as_deref() },
+            guide: None,
         };
         let out = self.model.denoise(&step)?;
         self.evaluations += 1;
@@ -780,6 +781,7 @@ pub(crate) mod tests {
             pooled_text: false,
             lift: true,
             attributes: 0,
+            guide: None,
         }
     }
 

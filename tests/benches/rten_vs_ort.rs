@@ -40,6 +40,7 @@ fn width_256() -> (DitConfig, usize) {
         pooled_text: true,
         lift: true,
         attributes: 0,
+        guide: None,
     };
     (cfg, 16)
 }

@@ -62,6 +62,7 @@ fn config(heads: usize, head_dim: usize, layers: usize) -> DitConfig {
         pooled_text: true,
         lift: true,
         attributes: 0,
+        guide: None,
     }
 }
 

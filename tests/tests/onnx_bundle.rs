@@ -40,6 +40,7 @@ fn dit() -> DitConfig {
         pooled_text: false,
         lift: true,
         attributes: 0,
+        guide: None,
     }
 }
 

@@ -11,7 +11,7 @@ use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::denoise::{Denoise, DenoiseStep, HostInputs};
-use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::model::dit::{DitConfig, Guide, Prediction};
 use mindseye_engines::onnx::{Dim, SaveOptions};
 use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser};
 
@@ -32,11 +32,12 @@ fn config() -> DitConfig {
         freq_dim: 16,
         eps: 1e-6,
         rope_theta: 10000.0,
-        prediction: Prediction::Velocity,
+        prediction: Prediction::X0,
         camera_channels: 7,
         pooled_text: true,
         lift: true,
         attributes: 0,
+        guide: Some(Guide::Warp),
     }
 }
 
@@ -51,15 +52,18 @@ fn noise(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn session(kind: DenoiserKind, folder: &Path) -> Box<dyn Session> {
-    let cfg = config();
+    session_of(&config(), kind, folder)
+}
+
+fn session_of(cfg: &DitConfig, kind: DenoiserKind, folder: &Path) -> Box<dyn Session> {
     let mut weights = MemoryWeights::new();
-    for (i, p) in count_denoiser(&cfg, 2, 0, 2).params().iter().enumerate() {
+    for (i, p) in count_denoiser(&config(), 2, 0, 2).params().iter().enumerate() {
         let scale = 1.5 / (*p.shape.last().unwrap() as f32).sqrt();
         let values = noise(p.shape.iter().product(), i as u64).iter().map(|v| v * scale).collect();
         weights.insert(p.name.clone(), p.shape.clone(), values);
     }
     let path = folder.join(format!("{}.onnx", kind.component()));
-    let model = denoiser_graph(&cfg, Arc::new(weights), kind, Dim::Fixed(1)).unwrap();
+    let model = denoiser_graph(cfg, Arc::new(weights), kind, Dim::Fixed(1)).unwrap();
     model.save(&path, &SaveOptions::default()).unwrap();
     let options = PrepareOptions::default().with_threads(1);
     by_name("rten").unwrap().prepare(&path, &options).unwrap().session().unwrap()
@@ -70,6 +74,8 @@ struct Case {
     latents: Vec<f32>,
     text: Vec<f32>,
     camera: Vec<f32>,
+    /// Zero for the context.
+    guide: Vec<f32>,
     rows: Vec<usize>,
     t_index: Vec<f64>,
     context: usize,
@@ -84,6 +90,10 @@ impl Case {
             latents: noise(frames * cfg.in_channels * 24, 100),
             text: noise(cfg.text_len * cfg.text_dim, 101),
             camera: noise(frames * cfg.tokens_per_frame() * cfg.camera_channels, 102),
+            guide: {
+                let token = cfg.tokens_per_frame() * cfg.guide_channels();
+                [vec![0.0; context * token], noise(targets * token, 103)].concat()
+            },
             rows: (0..frames).map(|f| usize::from(f >= context)).collect(),
             t_index: (0..frames).map(|f| gap(f) as f64).collect(),
             context,
@@ -93,6 +103,7 @@ impl Case {
     fn step(&self, from: usize, to: usize) -> DenoiseStep<'_> {
         let cfg = config();
         let (frame, rays) = (cfg.in_channels * 24, cfg.tokens_per_frame() * cfg.camera_channels);
+        let carried = cfg.tokens_per_frame() * cfg.guide_channels();
         DenoiseStep {
             latents: &self.latents[from * frame..to * frame],
             timesteps: &[0.0, 700.0],
@@ -100,6 +111,7 @@ impl Case {
             t_index: &self.t_index[from..to],
             text: &self.text,
             camera: Some(&self.camera[rays * from..rays * to]),
+            guide: Some(&self.guide[carried * from..carried * to]),
         }
     }
 
@@ -136,6 +148,7 @@ fn prefill_and_cached_equal_the_masked_joint_pass() {
         ("cos", Tensor::f32(&[tokens, cfg.head_dim / 2], host.cos)),
         ("sin", Tensor::f32(&[tokens, cfg.head_dim / 2], host.sin)),
         ("camera", Tensor::f32(&[1, frames, cfg.tokens_per_frame(), cfg.camera_channels], host.camera)),
+        ("guide", Tensor::f32(&[1, frames, cfg.tokens_per_frame(), cfg.guide_channels()], host.guide)),
         ("bias", Tensor::f32(&[1, 1, tokens, tokens], bias.collect())),
     ];
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
@@ -184,6 +197,7 @@ fn split_steps_compute_their_context_once() {
             ("cos", Tensor::f32(&[tokens, cfg.head_dim / 2], host.cos)),
             ("sin", Tensor::f32(&[tokens, cfg.head_dim / 2], host.sin)),
             ("camera", Tensor::f32(&[1, frames, cfg.tokens_per_frame(), 7], host.camera)),
+            ("guide", Tensor::f32(&[1, frames, cfg.tokens_per_frame(), cfg.guide_channels()], host.guide)),
             ("bias", Tensor::f32(&[1, 1, tokens, tokens], bias)),
         ];
         let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
@@ -222,6 +236,24 @@ fn split_steps_compute_their_context_once() {
     assert_eq!(split.prefills(), 3, "another context");
     let error = split.denoise(&case.step(0, 4)).unwrap_err().to_string();
     assert!(error.contains("nothing tells given frames from targets"), "{error}");
+}
+
+/// Without a guide, or where it is not trusted, the network predicts as one that knows none: bit for bit.
+#[test]
+fn a_guide_that_is_not_trusted_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (case, plain) = (Case::new(2, 2), DitConfig { guide: None, ..config() });
+    let mut alone =
+        SessionDenoiser::new(plain.clone(), session_of(&plain, DenoiserKind::Joint, dir.path())).unwrap();
+    let wanted = alone.denoise(&DenoiseStep { guide: None, ..case.step(0, 4) }).unwrap();
+    let mut guided = SessionDenoiser::new(config(), session(DenoiserKind::Joint, dir.path())).unwrap();
+    let none = guided.denoise(&DenoiseStep { guide: None, ..case.step(0, 4) }).unwrap();
+    assert_eq!(none, wanted);
+    let with = guided.denoise(&case.step(0, 4)).unwrap();
+    assert_ne!(with.prediction, wanted.prediction, "a trusted guide counts");
+    let short = DenoiseStep { guide: Some(&case.guide[1..]), ..case.step(0, 4) };
+    let error = guided.denoise(&short).unwrap_err().to_string();
+    assert!(error.contains("`guide`"), "{error}");
 }
 
 #[test]

@@ -40,6 +40,7 @@ fn dit() -> DitConfig {
         pooled_text: false,
         lift: false,
         attributes: 0,
+        guide: None,
     }
 }
 

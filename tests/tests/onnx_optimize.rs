@@ -43,6 +43,7 @@ fn dit() -> DitConfig {
         pooled_text: true,
         lift: true,
         attributes: 0,
+        guide: None,
     }
 }
 

@@ -385,6 +385,7 @@ impl Json {
             pooled_text: false,
             lift: false,
             attributes: 0,
+            guide: None,
         };
         cfg.validate().map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(cfg)

@@ -274,7 +274,7 @@ mod tests {
     use mindseye::image::RgbImage;
     use mindseye::mind::Pipeline;
     use mindseye_engines::model::depth::log_depth;
-    use mindseye_train::depth::{DepthTrainConfig, DepthTrainer};
+    use mindseye_train::depth::{DepthSource, DepthTrainConfig, DepthTrainer, errors};
     use mindseye_train::eager::Eager;
 
     #[test]
@@ -315,7 +315,8 @@ mod tests {
         }
         assert!(compared > 50, "only {compared} weights were compared");
         let mut fresh = State::new(&config, &model, &plain);
-        assert_eq!(fresh.start_from(&back, &bundle).expect("shapes fit"), 2);
+        let left = fresh.start_from(&back, &bundle).expect("shapes fit");
+        assert_eq!(left.len(), 2, "{left:?}");
         assert_eq!(fresh.params.get(3).2, state.params.get(3).2);
     }
 
@@ -373,6 +374,27 @@ mod tests {
 
         let error = mind.depth(&RgbImage::filled(12, 8, [0; 3])).expect_err("another size").to_string();
         assert!(error.contains("12x8 pixels, expected 24x16"), "{error}");
+    }
+
+    /// As good as its card says, on 32 of the pictures that it was measured on.
+    #[test]
+    fn the_shipped_depth_reader_reads_rooms() {
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny");
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/train/house-tiny-depth.toml");
+        let config = DepthTrainConfig::load(Path::new(recipe)).expect("the recipe");
+        let (w, h) = (config.depth.width, config.depth.height);
+        let mut mind =
+            Pipeline::load(Path::new(shipped), "rten", 1).and_then(|p| p.mind(0)).expect("it runs");
+        let mut source = DepthSource::new(&DepthTrainConfig { house: 0.0, ..config });
+        let (mut read, mut truth) = (Vec::new(), Vec::new());
+        for sample in (0..8).flat_map(|seed| source.samples(0xde97_0000 + seed, false)) {
+            let value = |at: usize| ((sample.picture[at % 3 * w * h + at / 3] + 1.0) * 127.5).round() as u8;
+            let picture = RgbImage::from_rgb(w, h, (0..3 * w * h).map(value).collect()).expect("a picture");
+            read.extend(mind.depth(&picture).expect("it reads").expect("there is a reader"));
+            truth.extend(sample.depth);
+        }
+        let e = errors(&read, &truth, w, h);
+        assert!(e.mean < 0.04 && e.mean_inside < 0.025 && e.inside > 0.5 && e.within_5 > 0.8, "{e:?}");
     }
 
     #[test]

@@ -147,7 +147,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
         let fresh = trainer.start_from(&crate::retrain::weights_of(bundle)?, bundle)?;
-        eprintln!("weights of {}; {fresh} that it does not have are fresh", bundle.display());
+        let which = if fresh.is_empty() { "none".to_owned() } else { fresh.join(", ") };
+        eprintln!("weights of {}; fresh are: {which}", bundle.display());
     }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let terminal = std::io::stderr().is_terminal();

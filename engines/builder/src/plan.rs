@@ -648,6 +648,7 @@ mod tests {
             pooled_text: false,
             lift: false,
             attributes: 0,
+            guide: None,
             camera_channels: 0,
             ..house.dit.clone()
         };

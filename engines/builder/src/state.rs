@@ -103,6 +103,7 @@ mod tests {
             pooled_text: false,
             lift: false,
             attributes: 0,
+            guide: None,
         }
     }
 

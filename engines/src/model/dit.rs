@@ -21,6 +21,15 @@ pub enum Prediction {
     X0,
 }
 
+/// What else the network is given of its targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guide {
+    /// Latents of remembered pictures that were carried into the targets' views, and how far they are to be trusted: the
+    /// base of the prediction.
+    Warp,
+}
+
 /// Sizes and options of a diffusion transformer; a new size is a TOML file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +76,9 @@ pub struct DitConfig {
     /// Attribute logits per token (training only, not exported); 0 = none.
     #[serde(default)]
     pub attributes: usize,
+    /// What else the network is given of its targets; nothing by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guide: Option<Guide>,
 }
 
 impl DitConfig {
@@ -87,6 +99,13 @@ impl DitConfig {
     pub fn tokens_per_frame(&self) -> usize {
         let [h, w] = self.grid();
         h * w
+    }
+
+    /// Values that a guide has for one token: those of its carried latents in the order (row, column, channel), and how
+    /// far they are to be trusted, 0 to 1. 0 where there is no guide.
+    #[must_use]
+    pub fn guide_channels(&self) -> usize {
+        self.guide.map_or(0, |Guide::Warp| self.out_channels * self.patch[0] * self.patch[1] + 1)
     }
 
     /// Widths of the temporal, vertical and horizontal parts of a head: `h = w = 2 * (head_dim / 6)`, the rest is
@@ -156,6 +175,13 @@ impl DitConfig {
                 format!("multiples of the patch's {} and {}", self.patch[0], self.patch[1]),
             ));
         }
+        if self.guide.is_some() && self.prediction != Prediction::X0 {
+            return Err(ConfigError::new(
+                "dit.guide",
+                "\"warp\" with prediction = \"velocity\"",
+                "prediction = \"x0\": what is carried is clean",
+            ));
+        }
         Ok(())
     }
 }
@@ -178,6 +204,8 @@ pub struct DitInputs<'a, O: Ops> {
     pub sin: &'a O::Tensor,
     /// Camera rays `[batch, frames, tokens, camera_channels]`.
     pub camera: Option<&'a O::Tensor>,
+    /// Carried latents and their trust `[batch, frames, tokens, guide_channels]`, zero where there are none.
+    pub guide: Option<&'a O::Tensor>,
     /// Added to the self-attention scores, broadcasting to `[batch, heads, queries, keys]`; a large negative value
     /// where a query may not look.
     pub bias: Option<&'a O::Tensor>,
@@ -259,6 +287,14 @@ pub fn forward<O: Ops>(o: &mut O, cfg: &DitConfig, inputs: &DitInputs<O>) -> Dit
         let rays = inputs.camera.expect("the configuration has camera conditioning: rays must be given");
         let rays = dense(o, rays, "camera_embedding", cfg.camera_channels, dim);
         x = o.add(&x, &rays);
+    }
+    let guide = (cfg.guide_channels() > 0)
+        .then(|| inputs.guide.expect("the configuration has a guide: it must be given"));
+    if let Some(guide) = guide {
+        // Without a bias: no guide, no difference.
+        let w = o.param("guide.embedding.weight", &[dim, cfg.guide_channels()]);
+        let guide = o.linear(guide, &w, None);
+        x = o.add(&x, &guide);
     }
     o.mark("patch_embed", &x);
 
@@ -355,14 +391,41 @@ pub fn forward<O: Ops>(o: &mut O, cfg: &DitConfig, inputs: &DitInputs<O>) -> Dit
     let temb = o.reshape(&temb, &[-1, 1, i(dim)]);
     let m = modulation(o, "scale_shift_table", 2, dim, &temb, inputs.rows);
     let y = o.modulated_norm(&x, &m[0], &m[1], eps);
-    let y = dense(o, &y, "proj_out", dim, cfg.out_channels * ph * pw);
-    o.mark("proj_out", &y);
+    let tokens_out = dense(o, &y, "proj_out", dim, cfg.out_channels * ph * pw);
+    o.mark("proj_out", &tokens_out);
+    let y = match guide {
+        Some(guide) => guided(o, cfg, guide, &y, &tokens_out),
+        None => tokens_out,
+    };
     let y = o.reshape(&y, &[0, 0, i(rows), i(cols), i(ph), i(pw), i(cfg.out_channels)]);
     let y = o.permute(&y, &[0, 6, 1, 2, 4, 3, 5]); // (batch, channel, frame, rows, ph, cols, pw)
     let sample = o.reshape(&y, &[0, 0, -1, i(cfg.latent_height), i(cfg.latent_width)]);
 
     let lift = cfg.lift.then(|| lift_heads(o, cfg, &x));
     DitOutputs { sample, lift, memory }
+}
+
+/// Carried latents as the base of the prediction: `x0 = y + g ((c - y)(1 + trust) + correction)`, with the network's own
+/// prediction `y`, carried latents `c` and their trust `g`. Fresh weights of `trust` and `correction` are zero: what was
+/// carried where it was seen, the network elsewhere. Where `g` is zero the network predicts alone, exactly.
+fn guided<O: Ops>(
+    o: &mut O,
+    cfg: &DitConfig,
+    guide: &O::Tensor,
+    hidden: &O::Tensor,
+    y: &O::Tensor,
+) -> O::Tensor {
+    let values = cfg.guide_channels() - 1;
+    let carried = o.slice(guide, 3, 0, Some(values as i64));
+    let g = o.slice(guide, 3, values as i64, None);
+    let trust = dense(o, hidden, "guide.trust", cfg.dim(), 1);
+    let trust = o.offset(&trust, 1.0);
+    let correction = dense(o, hidden, "guide.correction", cfg.dim(), values);
+    let toward = o.sub(&carried, y);
+    let toward = o.mul(&toward, &trust);
+    let toward = o.add(&toward, &correction);
+    let toward = o.mul(&toward, &g);
+    o.add(y, &toward)
 }
 
 /// Pose per frame, mask and location per token, read from the last block's tokens `[batch, frame, token, dim]`.

@@ -348,7 +348,8 @@ impl Carrier {
     }
 
     /// What was carried last.
-    pub(crate) fn carried(&self) -> &Carried {
+    #[must_use]
+    pub fn carried(&self) -> &Carried {
         &self.out
     }
 

@@ -148,7 +148,7 @@ fn rtx_builds_the_shipped_bundle() {
     // Passports are shown; engines run nowhere here, and the reason is told.
     let out = folder.path().join("a100-int8");
     let shown = document(&["inspect", text(&out)]);
-    assert_eq!(shown["engines"].as_array().unwrap().len(), 4);
+    assert_eq!(shown["engines"].as_array().unwrap().len(), 5);
     let mut demo = Command::new(env!("CARGO_BIN_EXE_mindseye"));
     let demo = demo.args(["replay", "none.mcap", "--bundle", text(&bundle), "--engines", text(&out)]);
     let output = demo.env("MINDSEYE_TENSORRT_LIB_DIR", &lib).output().unwrap();

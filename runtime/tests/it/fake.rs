@@ -95,6 +95,7 @@ impl FakeMind {
             pooled_text: false,
             lift: true,
             attributes: 0,
+            guide: None,
         };
         let lift = LiftParams {
             glance_timestep: 950.0,

@@ -215,6 +215,7 @@ fn rope(v: &Vectors, head: &str, head_dim: usize, index: &[usize], case: &mut Ca
         pooled_text: false,
         lift: false,
         attributes: 0,
+        guide: None,
     };
     let half = head_dim / 2;
     let split = config(1).rotary_split();

@@ -78,6 +78,7 @@ impl Program for DitProgram {
             cos,
             sin,
             camera: None,
+            guide: None,
             bias,
             memory: self.memory.then_some(memory.as_slice()),
         };

@@ -145,34 +145,33 @@ impl State {
     }
 
     /// Takes the weights of a finished run or bundle in place of fresh ones; moments and step stay at their start.
-    /// Weights that `from` lacks (heads that only training has) stay fresh; the number of those is returned.
+    /// Weights that `from` lacks (heads that only training has), or has in another shape, stay fresh: those are returned,
+    /// by name and shapes.
     ///
     /// # Errors
-    /// When a weight has another shape: names it.
-    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<usize, TrainError> {
-        let (mut params, mut fresh) = ((*self.params).clone(), 0);
+    /// When no weight fits.
+    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<Vec<String>, TrainError> {
+        let (mut params, mut fresh) = ((*self.params).clone(), Vec::new());
         for i in 0..params.len() {
             let (name, shape, _) = params.get(i);
             let (name, shape) = (name.to_string(), shape.to_vec());
             let Some(at) = from.position(&name) else {
-                fresh += 1;
+                fresh.push(format!("{name} {shape:?}"));
                 continue;
             };
             let (_, have, values) = from.get(at);
             // A graph may store a 1x1x1 convolution as the matrix that it is.
             let sides = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
-            if sides(have) != sides(&shape) {
-                return Err(TrainError::Checkpoint {
-                    path: path.into(),
-                    reason: format!("{name}: expected shape {shape:?}, got {have:?}"),
-                });
+            if sides(have) == sides(&shape) {
+                params.insert(&name, &shape, values.to_vec());
+            } else {
+                fresh.push(format!("{name} {shape:?} (it has {have:?})"));
             }
-            params.insert(&name, &shape, values.to_vec());
         }
-        if fresh == params.len() {
+        if fresh.len() == params.len() {
             return Err(TrainError::Checkpoint {
                 path: path.into(),
-                reason: "it has no weight of this model".into(),
+                reason: "it has no weight that fits this model".into(),
             });
         }
         self.ema = params.clone();

@@ -402,6 +402,7 @@ impl Clips {
             attributes: vec![0.0; layout.context_latents * tokens * model.dit.attributes],
             object: 0,
             map_from_start: Pose2::default(),
+            guide: Vec::new(),
         })
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Variety;
 use crate::family::{HouseModel, LoadModelError, ParseError, parse};
+use crate::guide::GuideConfig;
 use crate::net::LossWeights;
 use crate::optim::OptimConfig;
 use crate::run::learning_rate;
@@ -86,6 +87,9 @@ pub enum SettingError {
     /// Sizes of the depth reader.
     #[error(transparent)]
     Depth(#[from] mindseye_engines::model::ConfigError),
+    /// The configuration and its model do not agree on a guide.
+    #[error("{0}")]
+    Guide(&'static str),
     /// Clips are asked for, but not where they are.
     #[error("data.path: missing; kind = \"clips\" needs a directory")]
     ClipsPath,
@@ -155,6 +159,9 @@ pub struct TrainConfig {
     /// Learns from a guided teacher to need fewer steps, instead of from the samples alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillConfig>,
+    /// What the samples' guides are like; there exactly where the model takes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guide: Option<GuideConfig>,
     /// Where samples come from; by default the procedural house.
     #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
@@ -179,7 +186,17 @@ impl TrainConfig {
         let config: Self =
             parse(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source })?;
         let model = HouseModel::load(&path.parent().unwrap_or(Path::new(".")).join(&config.model))?;
-        config.validate().map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
+        let disagreement = match (&config.guide, &model.dit.guide) {
+            (Some(_), None) => Err(SettingError::Guide("[guide] is set, but the model's [dit] has no guide")),
+            (None, Some(_)) => {
+                Err(SettingError::Guide("the model's [dit] has a guide, but [guide] is missing"))
+            }
+            _ => Ok(()),
+        };
+        config
+            .validate()
+            .and(disagreement)
+            .map_err(|source| ConfigError::Setting { path: path.to_path_buf(), source })?;
         Ok((config, model))
     }
 
@@ -206,6 +223,9 @@ impl TrainConfig {
             }
         }
         self.data.validate()?;
+        if let Some(guide) = &self.guide {
+            guide.validate()?;
+        }
         if let Some(distill) = &self.distill {
             distill.validate()?;
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::family::{END, FIRST_WORD, HouseModel, SequenceLayout};
+use crate::guide::{GuideConfig, Guides};
 
 /// What makes training pictures and recordings as varied as a robot's: `[variety]` of a training configuration.
 /// Shares of 0 draw nothing, so that a run without them stays the run that it was.
@@ -68,6 +69,8 @@ pub struct Sample {
     pub object: usize,
     /// Map pose of the base at the first target image.
     pub map_from_start: Pose2,
+    /// Carried latents and their trust `[latents, tokens, guide_channels]`; zero, or empty, where there are none.
+    pub guide: Vec<f32>,
 }
 
 /// Which labels of a sample are known; losses of the others are off.
@@ -112,6 +115,7 @@ pub struct Source {
     variety: Variety,
     supersample: usize,
     codec: Option<Codec>,
+    guides: Option<Guides>,
     camera: Camera,
     frame: Frame,
     scratch: Frame,
@@ -131,6 +135,7 @@ impl Source {
             variety: Variety::default(),
             supersample: RenderOptions::rgb_only().supersample,
             codec,
+            guides: None,
             frame: Frame::new(),
             scratch: Frame::new(),
         }
@@ -140,6 +145,13 @@ impl Source {
     #[must_use]
     pub fn varied(mut self, variety: Variety) -> Self {
         self.variety = variety;
+        self
+    }
+
+    /// The same source, whose samples have a guide.
+    #[must_use]
+    pub fn guided(mut self, guide: Option<GuideConfig>) -> Self {
+        self.guides = guide.and_then(|guide| Guides::new(guide, &self.camera));
         self
     }
 
@@ -218,6 +230,7 @@ impl Source {
         let plan = Plan::draw(&self.model.layout, self.variety, house, task, rng);
         let mut marks = Marks::new(&self.model, self.model.layout.context_latents + 1);
         let blocks = self.render(house, task, &plan, look, &mut marks);
+        let guide = self.guide(house, &plan, look, rng);
         let mut pose = plan.poses(&self.model);
         let mut locate = plan.places(house, &pose);
         let camera = if task == Task::Navigate {
@@ -258,7 +271,18 @@ impl Source {
             attributes: marks.attributes,
             object: plan.object,
             map_from_start: plan.start,
+            guide,
         }
+    }
+
+    /// The guide of a sample: what the first and the last image of each context group and the first target image show.
+    fn guide(&mut self, house: &House, plan: &Plan, look: &Look, rng: &mut Rng) -> Vec<f32> {
+        let (Some(guides), Some(codec)) = (&mut self.guides, &self.codec) else { return Vec::new() };
+        // Noise of its own, so that the other draws of a sample are those of one without a guide.
+        let mut rng = Rng::new(rng.clone().next_u64() ^ 0x6d1de);
+        let context = plan.context_index.iter().flat_map(|k| [plan.sweep[4 * k - 3], plan.sweep[4 * k]]);
+        let poses: Vec<Pose2> = context.chain([plan.start]).collect();
+        guides.guide(&self.model, codec, house, &poses, &plan.drive, look, self.supersample, &mut rng)
     }
 
     /// Blocks of all latents: context, first image four times, motion, still images with the box. `marks` gets what is
@@ -548,6 +572,20 @@ pub(crate) struct Look {
 }
 
 impl Look {
+    /// Appends an image of colours in 0..1, `width` pixels per row, as `[3, H, W]` in [-1, 1].
+    pub(crate) fn floats(&self, rgb: &[[f32; 3]], width: usize, out: &mut Vec<f32>) {
+        for channel in self.channels {
+            for row in rgb.chunks_exact(width) {
+                let value = |pixel: &[f32; 3]| 2.0 * pixel[channel] - 1.0;
+                if self.mirror {
+                    out.extend(row.iter().rev().map(value));
+                } else {
+                    out.extend(row.iter().map(value));
+                }
+            }
+        }
+    }
+
     /// Appends a rendered image as `[3, H, W]` in [-1, 1].
     pub(crate) fn pixels(&self, frame: &Frame, out: &mut Vec<f32>) {
         let (w, h) = (frame.width, frame.height);

@@ -15,6 +15,7 @@ pub mod eager;
 pub mod error;
 pub mod evaluation;
 pub mod family;
+pub mod guide;
 pub mod net;
 pub mod optim;
 mod resume;

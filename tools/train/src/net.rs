@@ -27,6 +27,13 @@ pub struct LossWeights {
     pub locate: f32,
     /// Colours and shapes on context tokens (cross-entropy).
     pub attributes: f32,
+    /// With a guide: how much more a pixel counts in `video` where nothing was carried; with 1, twice as much.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub holes: f32,
+}
+
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
 }
 
 /// Sums of losses of a batch, each as a mean over samples.
@@ -84,6 +91,8 @@ pub struct Draw {
     pub dropped: bool,
     /// One-way attention: context does not see targets.
     pub one_way: bool,
+    /// The sample's guide is given, where it has one.
+    pub guided: bool,
     /// Standard normal noise for every latent.
     pub noise: Vec<f32>,
     /// Target for the clean sample where it is not the sample itself (see [`crate::distill`]).
@@ -102,7 +111,7 @@ impl Draw {
         };
         let dropped = rng.chance(drop);
         let noise = (0..values).map(|_| rng.normal() as f32).collect();
-        Self { s, dropped, one_way, noise, target: None }
+        Self { s, dropped, one_way, guided: false, noise, target: None }
     }
 }
 
@@ -135,6 +144,8 @@ struct HostBatch {
     ids: Vec<usize>,
     /// Camera rays `[batch, latents, tokens, channels]`.
     camera: Vec<f32>,
+    /// Carried latents and their trust `[batch, latents, tokens, guide_channels]`.
+    guide: Vec<f32>,
     /// Rotary tables `[batch * latents * tokens, head_dim / 2]`: the indices of samples differ, so the entries of the
     /// batch are rows of one longer table.
     cos: Vec<f32>,
@@ -174,6 +185,12 @@ impl HostBatch {
                 out.ids.extend_from_slice(&sample.ids);
                 out.camera.extend_from_slice(&sample.camera);
             }
+            if draw.guided && !draw.dropped && !sample.guide.is_empty() {
+                out.guide.extend_from_slice(&sample.guide);
+            } else {
+                let values = f * cfg.tokens_per_frame() * cfg.guide_channels();
+                out.guide.extend(std::iter::repeat_n(0.0, values));
+            }
             let (cos, sin) = cfg.rotary_tables(&t_index(model, &sample.context_index));
             out.cos.extend(cos);
             out.sin.extend(sin);
@@ -205,6 +222,8 @@ pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[D
     let sin = e.input(&[b * n, half], host.sin);
     let camera =
         (cfg.camera_channels > 0).then(|| e.input(&[b, f, tokens, cfg.camera_channels], host.camera));
+    let guide =
+        (cfg.guide_channels() > 0).then(|| e.input(&[b, f, tokens, cfg.guide_channels()], host.guide));
     let bias = draws[0].one_way.then(|| {
         let split = (context + 1) * tokens;
         let values =
@@ -220,6 +239,7 @@ pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[D
         cos: &cos,
         sin: &sin,
         camera: camera.as_ref(),
+        guide: guide.as_ref(),
         bias: bias.as_ref(),
         memory: None,
     };
@@ -277,6 +297,7 @@ fn huber(d: f32) -> (f32, f32) {
 struct LossSums<'a> {
     model: &'a HouseModel,
     weights: &'a LossWeights,
+    holes: f32,
     /// One sample's share of a mean.
     share: f32,
     video: &'a [f32],
@@ -293,6 +314,23 @@ struct LossSums<'a> {
 }
 
 impl LossSums<'_> {
+    /// How much each latent pixel counts `[latents, h, w]`, where a guide is given: more where nothing was carried.
+    fn counts(&self, sample: &Sample, draw: &Draw) -> Vec<f32> {
+        let cfg = &self.model.dit;
+        if !draw.guided || draw.dropped || sample.guide.is_empty() {
+            return Vec::new();
+        }
+        let ([_, cols], channels, tokens) = (cfg.grid(), cfg.guide_channels(), cfg.tokens_per_frame());
+        let (h, w) = (cfg.latent_height, cfg.latent_width);
+        (0..self.model.latents() * h * w)
+            .map(|at| {
+                let (t, y, x) = (at / (h * w), at / w % h, at % w);
+                let token = t * tokens + y / cfg.patch[0] * cols + x / cfg.patch[1];
+                1.0 + self.holes * (1.0 - sample.guide[token * channels + channels - 1])
+            })
+            .collect()
+    }
+
     /// Clean sample or velocity, by configuration; per pixel value of the four images.
     fn video(&mut self, i: usize, sample: &Sample, draw: &Draw) {
         let (f, cfg, context) = (self.model.latents(), &self.model.dit, self.model.layout.context_latents);
@@ -304,6 +342,7 @@ impl LossSums<'_> {
         };
         let values = (f - context - 1) * hw * self.model.codec.block_values();
         let per = self.share * level / values as f32;
+        let counts = self.counts(sample, draw);
         let mut loss = 0.0f64;
         for t in context + 1..f {
             for ch in 0..c {
@@ -321,6 +360,7 @@ impl LossSums<'_> {
                         (None, Prediction::Velocity) => draw.noise[at] - clean,
                     };
                     let d = self.video[to + p] - want;
+                    let per = per * counts.get(t * hw + p).copied().unwrap_or(1.0);
                     loss += f64::from(d * d * per);
                     self.g_video[to + p] = 2.0 * d * per * self.weights.video;
                 }
@@ -411,6 +451,7 @@ pub fn losses(
     let mut all = LossSums {
         model,
         weights,
+        holes: weights.holes,
         share: 1.0 / total as f32,
         video: grab(out.sample),
         pose: grab(out.pose),
@@ -481,7 +522,8 @@ pub(crate) fn initialise(wanted: &Params, seed: u64) -> Params {
             || name.contains("time_proj")
             || name.starts_with("lift.pose")
             || name.starts_with("lift.mask")
-            || name.starts_with("lift.locate");
+            || name.starts_with("lift.locate")
+            || name.starts_with("guide.");
         let values = if norm && last == "weight" {
             vec![1.0; n]
         } else if zero {
@@ -522,8 +564,16 @@ pub fn collect(model: &HouseModel) -> Params {
         attributes: vec![0.0; model.layout.context_latents * tokens * cfg.attributes],
         object: 0,
         map_from_start: mindseye_world::Pose2::default(),
+        guide: Vec::new(),
     };
-    let draw = Draw { s: 0.5, dropped: false, one_way: false, noise: vec![0.0; values], target: None };
+    let draw = Draw {
+        s: 0.5,
+        dropped: false,
+        one_way: false,
+        guided: false,
+        noise: vec![0.0; values],
+        target: None,
+    };
     let mut e = Eager::collecting();
     forward(&mut e, model, &[sample], &[draw]);
     e.params().clone()
@@ -553,7 +603,8 @@ mod tests {
         let cfg = &model.dit;
         let values = model.latents() * cfg.in_channels * cfg.latent_height * cfg.latent_width;
         sample.latents = vec![2.0; values];
-        let draw = Draw { s: 0.25, dropped, one_way: false, noise: vec![5.0; values], target: None };
+        let draw =
+            Draw { s: 0.25, dropped, one_way: false, guided: false, noise: vec![5.0; values], target: None };
         (model, sample, draw)
     }
 

@@ -79,7 +79,8 @@ impl Recipe<'_> {
             .iter()
             .map(|s| {
                 let (values, c) = (s.latents.len(), config);
-                Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way)
+                let draw = Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way);
+                Draw { guided: c.guide.is_some_and(|guide| !rng.chance(guide.dropped)), ..draw }
             })
             .collect();
         if let Some(teacher) = self.teacher {

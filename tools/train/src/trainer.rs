@@ -120,7 +120,9 @@ impl Trainer {
         let codec = codec_of(&state.params);
         let workers = (0..config.workers)
             .map(|_| {
-                let source = Source::new(&model, difficulty.clone(), codec.clone()).varied(config.variety);
+                let source = Source::new(&model, difficulty.clone(), codec.clone())
+                    .varied(config.variety)
+                    .guided(config.guide);
                 let [eager, teaching] = [true, false].map(|train| Eager::new(Arc::default(), train));
                 Worker { eager, source, teaching }
             })
@@ -142,10 +144,10 @@ impl Trainer {
     /// begun already goes on as it is.
     ///
     /// # Errors
-    /// When a weight has another shape.
-    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<usize, TrainError> {
+    /// When no weight fits.
+    pub fn start_from(&mut self, from: &Params, path: &Path) -> Result<Vec<String>, TrainError> {
         if self.state.step > 0 {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let fresh = self.state.start_from(from, path)?;
         let codec = codec_of(&self.state.params);
@@ -153,8 +155,9 @@ impl Trainer {
             own.clone_from(codec);
         }
         for worker in &mut self.workers {
-            worker.source =
-                Source::new(&self.model, self.difficulty.clone(), codec.clone()).varied(self.config.variety);
+            worker.source = Source::new(&self.model, self.difficulty.clone(), codec.clone())
+                .varied(self.config.variety)
+                .guided(self.config.guide);
         }
         Ok(fresh)
     }
@@ -240,7 +243,8 @@ impl Run for Trainer {
             losses: since.losses.scaled(1.0 / since.steps as f64),
             grad_norm: since.norm_max,
             eval: (eval && houses).then(|| {
-                evaluate(&self.model, &self.difficulty, &self.state.params, self.config.eval_houses)
+                let houses = self.config.eval_houses;
+                evaluate(&self.model, &self.difficulty, &self.state.params, houses, self.config.guide)
             }),
             held_out: if eval { self.held_out()? } else { None },
         })

@@ -49,6 +49,9 @@ pub fn write_denoiser(o: &mut GraphBuilder, cfg: &DitConfig, kind: DenoiserKind,
     let camera = (cfg.camera_channels > 0).then(|| {
         o.input("camera", &[batch.clone(), frames.clone(), per_frame.clone(), fixed(cfg.camera_channels)])
     });
+    let guide = (cfg.guide_channels() > 0).then(|| {
+        o.input("guide", &[batch.clone(), frames.clone(), per_frame.clone(), fixed(cfg.guide_channels())])
+    });
     let bias = (kind == DenoiserKind::Masked)
         .then(|| o.input("bias", &[fixed(1), fixed(1), tokens.clone(), tokens.clone()]));
     let memory_dims = |tokens: &Dim| [batch.clone(), tokens.clone(), fixed(cfg.heads), fixed(cfg.head_dim)];
@@ -66,6 +69,7 @@ pub fn write_denoiser(o: &mut GraphBuilder, cfg: &DitConfig, kind: DenoiserKind,
         cos: &cos,
         sin: &sin,
         camera: camera.as_ref(),
+        guide: guide.as_ref(),
         bias: bias.as_ref(),
         memory: memory.as_deref(),
     };

@@ -159,7 +159,7 @@ impl<'a> HalfInputs<'a> {
         let one = |(name, tensor): &(String, Tensor)| {
             let part = match name.as_str() {
                 "latents" => sliced(tensor, 2, from, to),
-                "rows" | "camera" => sliced(tensor, 1, from, to),
+                "rows" | "camera" | "guide" => sliced(tensor, 1, from, to),
                 "cos" | "sin" => sliced(tensor, 0, from * per_frame, to * per_frame),
                 _ => tensor.clone(),
             };

@@ -54,6 +54,9 @@ pub fn denoiser_inputs(c: &DitConfig, step: &DenoiseStep<'_>) -> Result<Inputs, 
     if c.camera_channels > 0 {
         inputs.push(("camera".into(), Tensor::f32(&[1, f, per_frame, c.camera_channels], host.camera)));
     }
+    if c.guide_channels() > 0 {
+        inputs.push(("guide".into(), Tensor::f32(&[1, f, per_frame, c.guide_channels()], host.guide)));
+    }
     Ok(inputs)
 }
 
@@ -85,6 +88,15 @@ impl CalibrationSource for SyntheticDenoiser {
         let latents = normal(&mut noise, frames * c.in_channels * c.latent_height * c.latent_width);
         let text = normal(&mut noise, c.text_len * c.text_dim);
         let camera = normal(&mut noise, frames * c.tokens_per_frame() * c.camera_channels);
+        // Targets have carried latents, trusted anywhere between not at all and wholly.
+        let mut guide = normal(&mut noise, frames * c.tokens_per_frame() * c.guide_channels());
+        for (i, token) in guide.chunks_exact_mut(c.guide_channels().max(1)).enumerate() {
+            if i < self.context * c.tokens_per_frame() {
+                token.fill(0.0);
+            } else if let Some(trust) = token.last_mut() {
+                *trust = 0.5 + 0.5 * trust.tanh();
+            }
+        }
         let timesteps = [0.0, 1000.0 * noise.unit_above_zero()];
         let rows: Vec<usize> = (0..frames).map(|f| usize::from(f >= self.context)).collect();
         let t_index: Vec<f64> = (0..frames)
@@ -97,6 +109,7 @@ impl CalibrationSource for SyntheticDenoiser {
             t_index: &t_index,
             text: &text,
             camera: (c.camera_channels > 0).then_some(&camera),
+            guide: (c.guide_channels() > 0).then_some(&guide),
         };
         denoiser_inputs(c, &step).map(Some).map_err(SuppliedError::new)
     }

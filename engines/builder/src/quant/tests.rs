@@ -33,6 +33,7 @@ fn config() -> DitConfig {
         pooled_text: true,
         lift: false,
         attributes: 0,
+        guide: None,
     }
 }
 

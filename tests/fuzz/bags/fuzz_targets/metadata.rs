@@ -5,7 +5,7 @@
 include!("sources.rs");
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    bag::parses_as_metadata(text);
+    let _ = bag::parses_as_metadata(text);
     let _ = bag::schema::ros2msg_from_ros1("p/T", text);
     for (name, encoding) in [("p/T", "ros1msg"), ("visualization_msgs/Marker", "ros2msg"), ("std_msgs/Header", "ros1msg")] {
         let mut topic = bag::TopicInfo::new("/t", name, bag::Encoding::Cdr);

@@ -1,0 +1,5 @@
+// All kernels, as they are compiled.
+#include "gemm.cu"
+#include "attention.cu"
+#include "rows.cu"
+#include "elementwise.cu"
