@@ -5,13 +5,15 @@
 //!
 //! # Models without lift heads
 //! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the way, and the red box in
-//! its last frames can say that it found the thing; a metric pose cannot be read from that, and none is made up:
-//! * a box: `failed`, with the reason that this model has no pose heads; box and imagined frames are given;
+//! its last frames can say that it found the thing:
+//! * a box: the imagined frames are placed by landmarks of the kept ones ([`crate::geometric`]); where there are none,
+//!   `failed`, with the reason; box and imagined frames are given, and no pose is made up;
 //! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
 use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
+use crate::geometric;
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
     Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
@@ -28,6 +30,7 @@ use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::backend::BackendError;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::text::{TokenizerError, UnknownWord};
+use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
 
 pub use crate::imagine::Stage;
@@ -232,6 +235,8 @@ pub struct Grounded {
     pub path: Vec<Pose2>,
     /// The object's place in the answer's frame.
     pub object: Option<(f64, f64)>,
+    /// What placing the imagined frames by landmarks gave; `None` where it was not tried.
+    pub geometry: Option<PictureLift>,
     /// Duration of each denoising step, ms.
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
@@ -354,6 +359,7 @@ pub fn ground(
         used: Vec::new(),
         path: Vec::new(),
         object: None,
+        geometry: None,
         step_ms: Vec::new(),
         reconstruction_error: None,
     };
@@ -433,6 +439,8 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         let (status, reason) = without_heads(&imagined, video.clearest, job.spec.box_min);
         report.grounded.answer.status = status;
         report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+        geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+        report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
     let evidence = Evidence {

@@ -12,6 +12,7 @@
 //! * [`context`]: what the robot has seen, as a fixed ring of video latents;
 //! * [`imagine`]: the sampler over the denoiser, with joint guidance, deadlines and cancellation;
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
+//! * [`geometric`]: the same for models without heads, by landmarks;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
 //! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
 //! * [`senses`]: ROS messages to memory, for live robots and bags alike, with [`topics`] (which are which), [`stamps`] (one
@@ -32,6 +33,7 @@ mod codec;
 pub mod config;
 pub mod context;
 pub mod frames;
+pub mod geometric;
 pub mod ground;
 pub mod image;
 pub mod imagine;

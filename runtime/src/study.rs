@@ -569,3 +569,6 @@ pub fn wanted(
     let any = detector.is_some() || landmarks_max.is_some();
     Ok(any.then(|| (config.study(landmarks_max), detector)))
 }
+
+#[cfg(test)]
+mod tests;

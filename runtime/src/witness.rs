@@ -6,11 +6,12 @@
 //!   spreads of both; otherwise `inconsistent`. A thing that the detector has not seen speaks neither for nor against.
 //! * The model found nothing where the detector did: `inconsistent`.
 
+use crate::geometric::on_the_ground;
 use crate::ground::{Grounded, Scene};
 use crate::lift::distinct;
 use crate::planar::Pose2;
 use mindseye_bridge::answer::{FramedPose2, FramedPose3, Status};
-use mindseye_bridge::geometry::{Covariance6, planar_isometry};
+use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_engines::text::class_of;
 use mindseye_landmarks::{MapObject, Standing, stand_before};
@@ -123,12 +124,7 @@ fn alone(grounded: &mut Grounded, scene: &Scene, class: &str, things: &[&MapObje
     answer.status = Status::Found;
     answer.stamp_ns = Some(scene.captured_at.as_nanos());
     answer.pose = Some(FramedPose2::new(scene.odom_frame.clone(), pose));
-    // The ground holds what a planar pose does not say.
-    let mut covariance = Covariance6::planar(0.0, 0.0, 0.0).0;
-    for (k, value) in covariance.iter_mut().enumerate() {
-        *value += testimony.standing.covariance[(k / 6, k % 6)];
-    }
-    answer.covariance = Some(covariance.to_vec());
+    answer.covariance = Some(on_the_ground(&testimony.standing.covariance));
     answer.camera_pose = scene
         .base_from_camera
         .map(|mounting| FramedPose3::new(scene.odom_frame.clone(), &(planar_isometry(pose) * mounting)));
@@ -178,3 +174,6 @@ fn testify(scene: &Scene, class: &str, things: &[&MapObject]) -> Option<Testimon
     let standing = stand_before(&middle, &object.covariance, &eye, standoff_m)?;
     Some(Testimony { class: class.to_owned(), object: object.clone(), of: things.len(), standing })
 }
+
+#[cfg(test)]
+mod tests;

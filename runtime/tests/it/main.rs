@@ -8,6 +8,7 @@ mod detector;
 mod engine;
 mod fake;
 mod flat;
+mod geometry;
 mod links;
 mod node;
 mod shipped;
