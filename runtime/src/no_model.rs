@@ -64,6 +64,7 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
         pooled_text: false,
         lift: false,
         attributes: 0,
+        guide: None,
     };
     (Box::new(NoModel { spec, denoiser: NoDenoiser(config) }), Box::new(NoEncoder))
 }

@@ -87,6 +87,7 @@ fn true_renders(frames: Vec<RgbImage>, camera: &Camera) -> TrueRenders {
         pooled_text: false,
         lift: false,
         attributes: 0,
+        guide: None,
     };
     let settings = RolloutSettings {
         target_latents: LATENTS,
