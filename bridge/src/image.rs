@@ -317,6 +317,35 @@ fn rows_of(image: &RawImage<'_>, row: u64, rows: u64, last: u64) -> Result<usize
     Ok(true_step as usize)
 }
 
+/// Bytes of a row of pixels that are read, and from one row to the next.
+fn row_and_step(image: &RawImage<'_>, layout: Layout) -> Result<(usize, usize), ImageError> {
+    let RawImage { width, height, .. } = *image;
+    let (odd_width, odd_height) = (!width.is_multiple_of(2), !height.is_multiple_of(2));
+    let misshapen = match layout {
+        Layout::Bayer { .. } => width < 2 || height < 2,
+        Layout::Yuv422 { .. } => odd_width,
+        Layout::Yuv420 { .. } => odd_width || odd_height,
+        _ => false,
+    };
+    if misshapen {
+        return Err(ImageError::BadShape { encoding: short(image.encoding), width, height });
+    }
+    let row_bytes = u64::from(width)
+        * match layout {
+            Layout::Pixels { bytes, .. } | Layout::Bayer { bytes, .. } => u64::from(bytes),
+            Layout::Wide { channels, .. } => 2 * u64::from(channels),
+            Layout::Yuv422 { .. } => 2,
+            Layout::Yuv420 { .. } | Layout::Yuv444 => 1,
+        };
+    let (rows, last_bytes) = match layout {
+        Layout::Yuv420 { .. } => (u64::from(height) + u64::from(height) / 2, row_bytes),
+        // A row of the second plane takes two steps; the last one is read as one row.
+        Layout::Yuv444 => (u64::from(height) * 3 - 1, 2 * row_bytes),
+        _ => (u64::from(height), row_bytes),
+    };
+    Ok((row_bytes as usize, rows_of(image, row_bytes, rows, last_bytes)?))
+}
+
 /// Decodes a raw colour or grey image into RGB8: `out` holds `height * width * 3` bytes afterwards.
 ///
 /// 16-bit channels keep their high byte; Bayer patterns are interpolated bilinearly.
@@ -332,31 +361,8 @@ pub fn decode_raw_rgb8(image: &RawImage<'_>, limits: &Limits, out: &mut Vec<u8>)
     let Some(layout) = layout_of(image.encoding) else {
         return Err(refused(image.encoding));
     };
-    let shape = || ImageError::BadShape { encoding: short(image.encoding), width, height };
     let (w, h) = (width as usize, height as usize);
-    let row_bytes = u64::from(width)
-        * match layout {
-            Layout::Pixels { bytes, .. } => u64::from(bytes),
-            Layout::Wide { channels, .. } => 2 * u64::from(channels),
-            Layout::Yuv422 { .. } => 2,
-            Layout::Bayer { bytes, .. } => u64::from(bytes),
-            Layout::Yuv420 { .. } | Layout::Yuv444 => 1,
-        };
-    let last_bytes = if matches!(layout, Layout::Yuv444) { 2 * row_bytes } else { row_bytes };
-    let planes_rows = match layout {
-        Layout::Yuv420 { .. } => u64::from(height) + u64::from(height) / 2,
-        // A row of the second plane takes two steps; the last one is read as one row.
-        Layout::Yuv444 => u64::from(height) * 3 - 1,
-        _ => u64::from(height),
-    };
-    match layout {
-        Layout::Bayer { .. } if w < 2 || h < 2 => return Err(shape()),
-        Layout::Yuv422 { .. } if !w.is_multiple_of(2) => return Err(shape()),
-        Layout::Yuv420 { .. } if !w.is_multiple_of(2) || !h.is_multiple_of(2) => return Err(shape()),
-        _ => {}
-    }
-    let step = rows_of(image, row_bytes, planes_rows, last_bytes)?;
-    let row_bytes = row_bytes as usize;
+    let (row_bytes, step) = row_and_step(image, layout)?;
     out.resize(pixels * 3, 0);
     let rows = |out: &mut Vec<u8>, each: &dyn Fn(&[u8], &mut [u8])| {
         for (y, target) in out.chunks_exact_mut(w * 3).enumerate() {

@@ -321,35 +321,6 @@ pub fn guide(unconditional: &mut [f32], conditional: &[f32], weight: f32) {
     }
 }
 
-/// What the network sees in one branch of joint classifier-free guidance (Video4Spatial).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Branch {
-    /// Latents `[context + target, ..]`, frame by frame, context first.
-    pub latents: Vec<f32>,
-    /// Timestep of every latent frame.
-    pub timesteps: Vec<f32>,
-}
-
-/// Puts a branch together out of whole latent frames of `frame_len` values each: the context, then the target sample
-/// `x` with its first frames replaced by the `given` ones (TI2V first-frame conditioning).
-///
-/// The conditional branch takes the clean context and first frame and `t_given = 0`. The unconditional branch takes
-/// a noise draw, fixed for the whole generation, in both places, and `t_given = `[`NOISED_CONTEXT_T`].
-///
-/// # Panics
-/// If a slice is not a whole number of frames or more frames are given than `x` has.
-#[must_use]
-pub fn branch(context: &[f32], given: &[f32], x: &[f32], frame_len: usize, t_given: f32, t: f32) -> Branch {
-    for part in [context, given, x] {
-        assert_eq!(part.len() % frame_len, 0, "latents are whole frames");
-    }
-    assert!(given.len() <= x.len(), "more frames given than there are");
-    let latents: Vec<f32> = [context, given, &x[given.len()..]].concat();
-    let mut timesteps = vec![t_given; (context.len() + given.len()) / frame_len];
-    timesteps.resize(latents.len() / frame_len, t);
-    Branch { latents, timesteps }
-}
-
 /// The 1000 training sigmas for a shift, and the weight of each in the loss (DiffSynth-Studio's fine-tune of Wan).
 ///
 /// Sigmas are `linspace(1, 0, 1001)` without the last, shifted; weights are
@@ -452,13 +423,6 @@ mod tests {
         assert_eq!(sampler.step(&[0.0; 2], &mut x), Err(SamplerError::Size { velocity: 2, sample: 3 }));
         sampler.step(&[0.0; 3], &mut x).unwrap();
         assert_eq!(sampler.step(&[0.0; 3], &mut x), Err(SamplerError::Finished(1)));
-    }
-
-    #[test]
-    fn a_branch_replaces_the_given_frames() {
-        let b = branch(&[-1.0, -2.0], &[90.0, 91.0], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2, 0.0, 500.0);
-        assert_eq!(b.timesteps, [0.0, 0.0, 500.0, 500.0]);
-        assert_eq!(b.latents, [-1.0, -2.0, 90.0, 91.0, 2.0, 3.0, 4.0, 5.0]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
-use crate::senses::SensesConfig;
+use crate::senses::{Sense, SensesConfig};
 use crate::study::StudyConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::ros::RosConfig;
@@ -64,6 +64,32 @@ pub struct Topics {
     pub imagination: String,
     pub status: String,
     pub diagnostics: String,
+}
+
+impl Topics {
+    /// The topic of a sense; empty when it is switched off.
+    pub fn of(&self, sense: Sense) -> &String {
+        match sense {
+            Sense::Image => &self.image,
+            Sense::Compressed => &self.compressed,
+            Sense::CameraInfo => &self.camera_info,
+            Sense::Odometry => &self.odom,
+            Sense::Tf => &self.tf,
+            Sense::TfStatic => &self.tf_static,
+        }
+    }
+
+    /// As [`Topics::of`], to be changed.
+    pub fn of_mut(&mut self, sense: Sense) -> &mut String {
+        match sense {
+            Sense::Image => &mut self.image,
+            Sense::Compressed => &mut self.compressed,
+            Sense::CameraInfo => &mut self.camera_info,
+            Sense::Odometry => &mut self.odom,
+            Sense::Tf => &mut self.tf,
+            Sense::TfStatic => &mut self.tf_static,
+        }
+    }
 }
 
 /// Frames of reference.

@@ -227,6 +227,10 @@ pub struct Grounded {
     pub lifted: Option<Lifted>,
     /// Frames of the rollout that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
+    /// Which candidate that rollout is, from 0.
+    pub candidate: usize,
+    /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
+    pub origin: Option<Pose2>,
     /// The box in the last frames.
     pub found_box: Option<FoundBox>,
     /// Positions in the scene's memory that were used.
@@ -355,6 +359,8 @@ pub fn ground(
         answer,
         lifted: None,
         frames: Vec::new(),
+        candidate: 0,
+        origin: None,
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
@@ -402,6 +408,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 
     let view = choose_view(mind, job, &request, report.progress)?;
     report.grounded.used.clone_from(&view.used);
+    report.grounded.origin = view.origin;
     if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
         report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
     }
@@ -423,6 +430,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         // The rollout that ends where the others say, or at the last waypoint, is the one shown.
         let best = nearest_rollout(&imagined.rollouts, end);
         imagined.rollouts.swap(0, best);
+        report.grounded.candidate = best;
     }
 
     let video = decode(mind, job, &imagined)?;

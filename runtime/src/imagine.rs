@@ -187,6 +187,8 @@ pub enum Stage<'a> {
         step: usize,
         /// Steps planned.
         steps: usize,
+        /// The present estimate of the clean rollout, `[target_latents, channels, height, width]`.
+        estimate: &'a [f32],
     },
     /// The rollout is decoded.
     Decode,
@@ -202,7 +204,7 @@ impl Stage<'_> {
             Self::Encode => ("encode", 1, 1),
             Self::Scan(part, parts) => ("look through memory", part, parts),
             Self::Draft(_) => ("draft", 1, 1),
-            Self::Step { candidate, candidates, step, steps } => {
+            Self::Step { candidate, candidates, step, steps, .. } => {
                 ("imagine", candidate * steps + step, candidates * steps)
             }
             Self::Decode => ("decode", 1, 1),
@@ -465,6 +467,23 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// The guided velocity `[target_latents, channels, height, width]` of one step, as the rollouts take it, for a target
+/// sample `x` of that shape. `noise` (`seen`'s latents and first frame in size) takes the place of what guidance drops.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn guided_velocity(
+    model: &mut dyn Denoise,
+    seen: &ContextLatents,
+    prompt: Prompt<'_>,
+    settings: &RolloutSettings,
+    x: &[f32],
+    step: Step,
+    noise: &[f32],
+) -> Result<Vec<f32>, ImagineError> {
+    Ok(Evaluator::new(model, seen, prompt, settings)?.guided(x, step, Some(noise))?.0)
+}
+
 /// Which of many remembered latents to work with: looks at all of them in parts of `count`, one pass each, and
 /// takes those in which the heads see the goal most clearly (half of `count`), the newest one, and an even
 /// spread of the others. Positions ascend. With at most `count` latents, or without lift heads, this is
@@ -670,7 +689,9 @@ impl<'a> Imagination<'a> {
         }
         self.result.steps = if candidates == 0 { 0 } else { steps };
         for candidate in 0..candidates {
-            let mut stepped = |step| progress(Stage::Step { candidate, candidates, step, steps });
+            let mut stepped = |step, estimate: &[f32]| {
+                progress(Stage::Step { candidate, candidates, step, steps, estimate })
+            };
             let Sampled { rollout, cut_short } = self.sample(candidate, steps, &mut stepped)?;
             if cut_short {
                 let done = rollout.steps;
@@ -700,7 +721,7 @@ impl<'a> Imagination<'a> {
         &mut self,
         candidate: usize,
         steps: usize,
-        stepped: &mut dyn FnMut(usize) -> Flow,
+        stepped: &mut dyn FnMut(usize, &[f32]) -> Flow,
     ) -> Result<Sampled, ImagineError> {
         let (evaluator, budget) = (&mut self.evaluator, self.budget);
         let settings = evaluator.settings;
@@ -728,7 +749,7 @@ impl<'a> Imagination<'a> {
             clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
             sampler.step(&v, &mut x)?;
             self.result.step_times.push(took);
-            if stepped(done) == Flow::Stop {
+            if stepped(done, &clean) == Flow::Stop {
                 return Err(ImagineError::Stopped);
             }
         }

@@ -93,8 +93,10 @@ pub struct Estimate {
 pub struct Lifted {
     /// What to say.
     pub decision: Decision,
-    /// The consistency figure, 0..1.
+    /// The consistency figure, 0..1: the weighted mean of its parts.
     pub consistency: f64,
+    /// The parts of the figure.
+    pub parts: [Agreement; 4],
     /// Where the base should stand.
     pub estimate: Estimate,
     /// Where the rollouts end.
@@ -201,7 +203,7 @@ pub fn verify(estimate: Estimate, rollouts: &[Rollout], evidence: Evidence, para
     let parts = agreements(&estimate, rollout, evidence, params);
     let consistency = consistency(&parts);
     let decision = decide(&estimate, &parts, evidence, params);
-    Lifted { decision, consistency, estimate, rollout, path }
+    Lifted { decision, consistency, parts, estimate, rollout, path }
 }
 
 /// Mask logits of context and first frame.
@@ -335,12 +337,14 @@ fn fuse(out: &mut Estimate, params: &LiftParams) {
 }
 
 /// One part of the consistency figure.
-struct Agreement {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Agreement {
     /// What is compared, for a person.
-    what: &'static str,
-    weight: f64,
+    pub what: &'static str,
+    /// How much it counts.
+    pub weight: f64,
     /// 0 (none) to 1; `None`: not known, and not counted.
-    value: Option<f64>,
+    pub value: Option<f64>,
 }
 
 fn agreements(

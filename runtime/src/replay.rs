@@ -99,6 +99,14 @@ pub enum ReplayError {
         /// What there is.
         source: ChooseError,
     },
+    /// The goal would be asked after the end.
+    #[error("{at_secs} s after the start lie past the end of the bag, which is {:.3} s long", length.as_secs_f64())]
+    PastEnd {
+        /// When it was to be asked, seconds after the start.
+        at_secs: f64,
+        /// From the first message to the last.
+        length: TimeDelta,
+    },
     /// The caller said stop.
     #[error("stopped")]
     Stopped,
@@ -123,12 +131,7 @@ pub(crate) fn topics(
         let name = &offered[*i].name;
         let configured = match sense {
             Sense::Image | Sense::Compressed if *name == t.image || *name == t.compressed => name,
-            Sense::Image => &t.image,
-            Sense::Compressed => &t.compressed,
-            Sense::CameraInfo => &t.camera_info,
-            Sense::Odometry => &t.odom,
-            Sense::Tf => &t.tf,
-            Sense::TfStatic => &t.tf_static,
+            sense => t.of(*sense),
         };
         if name != configured {
             tell(Told::Line(format!("{name} instead of {configured}")));
@@ -245,7 +248,7 @@ pub fn replay_with(
     let mut profile = Profile::default();
     let read = read(&bag, replay, &topics, &mut senses, &mut profile, clock, tell, go_on)?;
     senses.finish(clock);
-    let study = senses.seen().study();
+    let study = senses.context().study();
     if let Some(study) = &study {
         profile.absorb(&study.profile());
     }
@@ -254,7 +257,7 @@ pub fn replay_with(
         "{} frames, {} kept, {} latents in memory{}{}",
         counts.offered,
         counts.kept,
-        senses.seen().latents(),
+        senses.context().latents(),
         if counts.late > 0 { format!(", {} out of order", counts.late) } else { String::new() },
         if read.refused > 0 { format!(", {} messages left out", read.refused) } else { String::new() },
     )));
@@ -267,7 +270,7 @@ pub fn replay_with(
         tell(Told::Line(study.to_string()));
     }
 
-    let scene = senses.seen().scene();
+    let scene = senses.context().scene();
     let mut replayed = Replayed {
         counts,
         topics: topics.iter().map(|(id, s)| (bag.info().topic(*id).name.clone(), *s)).collect(),
@@ -307,7 +310,11 @@ fn read(
 ) -> Result<Read, ReplayError> {
     let info = bag.info();
     let names = topics.keys().map(|id| info.topic(*id).name.clone()).collect();
-    let end_ns = replay.at_secs.map(|at| info.start_ns.saturating_add((at * 1e9) as i64));
+    let start_ns = bag.first_stamp_ns();
+    let end_ns = replay.at_secs.map(|at| start_ns.saturating_add((at * 1e9) as i64));
+    if let Some(at_secs) = replay.at_secs.filter(|_| end_ns > Some(info.end_ns)) {
+        return Err(ReplayError::PastEnd { at_secs, length: TimeDelta(info.end_ns - start_ns) });
+    }
     let options = ReadOptions { topics: Some(names), end_ns, ..ReadOptions::default() };
     let mut converter = CdrConverter::new(info);
     let total: u64 = topics.keys().map(|id| info.topic(*id).count).sum();
@@ -324,7 +331,7 @@ fn read(
         };
         taken += 1;
         match result {
-            Ok(took) => read.segments.extend(took.segment.map(|s| s.to_string())),
+            Ok(outcome) => read.segments.extend(outcome.segment.map(|s| s.to_string())),
             Err(error) => {
                 if read.refused == 0 {
                     tracing::warn!(%error, "a message was left out");

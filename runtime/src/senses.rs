@@ -49,6 +49,17 @@ pub enum Sense {
     TfStatic,
 }
 
+impl Sense {
+    /// All of them; what pictures need comes before pictures.
+    pub const ALL: [Self; 6] =
+        [Self::TfStatic, Self::CameraInfo, Self::Odometry, Self::Tf, Self::Image, Self::Compressed];
+}
+
+/// Whether the messages are pictures.
+pub fn is_camera(sense: Sense) -> bool {
+    matches!(sense, Sense::Image | Sense::Compressed)
+}
+
 /// How the context is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SensesConfig {
@@ -93,7 +104,7 @@ impl Default for SensesConfig {
 
 /// What became of a message.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Took {
+pub struct Outcome {
     /// A camera frame came with this stamp (kept or not).
     pub frame: Option<Timestamp>,
     /// A new segment began.
@@ -183,11 +194,11 @@ pub struct Shared {
     study: Option<StudyResults>,
 }
 
-/// A handle on what was seen.
+/// A handle on the context: what was seen.
 #[derive(Clone, Debug)]
-pub struct Seen(Arc<Mutex<Shared>>);
+pub struct ContextHandle(Arc<Mutex<Shared>>);
 
-impl Seen {
+impl ContextHandle {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // What a panicking holder left behind is whole: every change is one store.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -237,7 +248,7 @@ pub struct Senses {
     lens: Lens,
     encoder: Box<dyn GroupEncoder + Send>,
     intake: ContextIntake,
-    seen: Seen,
+    context: ContextHandle,
     poses: PoseHistory,
     /// The same in space.
     poses_in_space: PoseHistory<Isometry3<f64>>,
@@ -318,7 +329,7 @@ impl Senses {
         let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };
         Self {
             intake: ContextIntake::new(FrameSampler::new(config.keep, config.max_gap), latent_len),
-            seen: Seen(Arc::new(Mutex::new(shared))),
+            context: ContextHandle(Arc::new(Mutex::new(shared))),
             poses: PoseHistory::new(4096),
             poses_in_space: PoseHistory::new(4096),
             study: None,
@@ -347,14 +358,14 @@ impl Senses {
     /// With kept frames studied in full.
     #[must_use]
     pub fn with_study(mut self, study: Study) -> Self {
-        self.seen.lock().study = Some(study.results());
+        self.context.lock().study = Some(study.results());
         self.study = Some(study);
         self
     }
 
     /// A handle for goals.
-    pub fn seen(&self) -> Seen {
-        self.seen.clone()
+    pub fn context(&self) -> ContextHandle {
+        self.context.clone()
     }
 
     /// Counts of frames.
@@ -377,6 +388,11 @@ impl Senses {
         self.poses.newest().map(|(stamp, pose)| (Timestamp(stamp), pose))
     }
 
+    /// The newest kept frame, as the model looks at it; black before the first one.
+    pub fn picture(&self) -> &RgbImage {
+        &self.picture
+    }
+
     /// What is wrong at present.
     pub fn faults(&self) -> SenseFaults {
         let (camera, motion) = (self.camera_watch.fault(), self.motion_watch.fault());
@@ -394,10 +410,10 @@ impl Senses {
         received_at: Timestamp,
         clock: &dyn Clock,
         profile: &mut Profile,
-    ) -> Result<Took, SenseError> {
-        let took = self.take_message(sense, cdr, received_at, clock, profile);
+    ) -> Result<Outcome, SenseError> {
+        let outcome = self.take_message(sense, cdr, received_at, clock, profile);
         self.hand_over(clock, false);
-        took
+        outcome
     }
 
     /// Nothing comes any more: frames that still wait for odometry are studied with the nearest there is.
@@ -412,7 +428,7 @@ impl Senses {
         received_at: Timestamp,
         clock: &dyn Clock,
         profile: &mut Profile,
-    ) -> Result<Took, SenseError> {
+    ) -> Result<Outcome, SenseError> {
         let unread = |source| SenseError::Message { sense, source };
         match sense {
             Sense::Image => {
@@ -441,16 +457,16 @@ impl Senses {
             Sense::CameraInfo => {
                 let info = CameraInfo::decode(cdr).map_err(unread)?;
                 self.intrinsics = Some(CameraIntrinsics::from_camera_info(&info)?);
-                Ok(Took::default())
+                Ok(Outcome::default())
             }
             Sense::Odometry => {
                 self.odometry(&Odometry::decode(cdr).map_err(unread)?, received_at)?;
-                Ok(Took::default())
+                Ok(Outcome::default())
             }
             Sense::Tf | Sense::TfStatic => {
                 let message = TFMessage::decode(cdr).map_err(unread)?;
                 self.transforms(&message, sense == Sense::TfStatic, received_at)?;
-                Ok(Took::default())
+                Ok(Outcome::default())
             }
         }
     }
@@ -461,10 +477,10 @@ impl Senses {
         clock: &dyn Clock,
         profile: &mut Profile,
         decode: &mut Decode<'_>,
-    ) -> Result<Took, SenseError> {
+    ) -> Result<Outcome, SenseError> {
         if *self.camera_topic.get_or_insert(frame.sense) != frame.sense {
             self.ignored += 1;
-            return Ok(Took::default());
+            return Ok(Outcome::default());
         }
         let (captured_at, fault) = self.stamps.camera(frame.header.stamp.timestamp(), frame.received_at);
         note(&mut self.faults.camera_stamps, fault);
@@ -474,18 +490,18 @@ impl Senses {
         if !offer.late {
             self.newest_frame = Some(captured_at);
         }
-        let mut took = Took { frame: Some(captured_at), segment: offer.segment, ..Took::default() };
+        let mut outcome = Outcome { frame: Some(captured_at), segment: offer.segment, ..Outcome::default() };
         if let (Some(study), Some(reason)) = (&mut self.study, offer.segment) {
             study.segment(reason);
         }
         if offer.segment.is_some_and(|reason| !reason.keeps_history()) {
             self.waiting.clear();
-            let mut shared = self.seen.lock();
+            let mut shared = self.context.lock();
             shared.memory.clear();
             shared.newest = None;
         }
         if !offer.keep {
-            return Ok(took);
+            return Ok(outcome);
         }
         let began = clock.now();
         self.look(decode).inspect_err(|_| self.intake.frame_failed())?;
@@ -498,16 +514,17 @@ impl Senses {
         let began = clock.now();
         if let Some(encoded) = self.intake.push(&self.picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
-            took.latent = Some(encoded.info);
+            outcome.latent = Some(encoded.info);
             if self.poses.newest().is_none_or(|(stamp, _)| stamp < captured_at.as_nanos()) {
                 if self.unsettled.len() == UNSETTLED_MAX {
                     self.unsettled.pop_front();
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            took.eviction = self.seen.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
+            outcome.eviction =
+                self.context.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
         }
-        Ok(took)
+        Ok(outcome)
     }
 
     /// Keeps a copy of a frame that is to be studied until the odometry of its time has come.
@@ -543,7 +560,7 @@ impl Senses {
         while let Some(Waiting { rgb, size, captured_at, camera }) = self.waiting.pop_front_if(|w| come(w)) {
             let slack = self.config.pose_slack.as_nanos();
             let pose = self.poses_in_space.at(captured_at.as_nanos(), slack);
-            let mounting = self.seen.lock().base_from_camera;
+            let mounting = self.context.lock().base_from_camera;
             let Some((odom_from_base, base_from_camera)) = pose.zip(mounting) else {
                 study.without_pose();
                 study.recycle(rgb);
@@ -569,7 +586,7 @@ impl Senses {
             self.mounting_sought = None;
         }
         let settled = self.poses.newest().is_some_and(|(stamp, _)| stamp >= captured_at.as_nanos());
-        let mut shared = self.seen.lock();
+        let mut shared = self.context.lock();
         match &mut shared.newest {
             Some(newest) => {
                 newest.picture.copy_from(&self.picture);
@@ -669,7 +686,7 @@ impl Senses {
             }
         };
         if let Some(BaseFrames { odom, base }) = names {
-            let mut shared = self.seen.lock();
+            let mut shared = self.context.lock();
             (shared.odom_frame, shared.base_frame) = (odom, base);
             self.mounting_sought = None;
         }
@@ -691,7 +708,7 @@ impl Senses {
     fn settle(&mut self) {
         let Some((known_until, _)) = self.poses.newest() else { return };
         let slack = self.config.pose_slack.as_nanos();
-        let mut shared = self.seen.lock();
+        let mut shared = self.context.lock();
         while let Some((index, captured_at)) = self.unsettled.front().copied() {
             if captured_at.as_nanos() > known_until {
                 break;
@@ -774,7 +791,7 @@ mod tests {
         .encode()
     }
 
-    fn take(senses: &mut Senses, sense: Sense, cdr: &[u8]) -> Result<Took, SenseError> {
+    fn take(senses: &mut Senses, sense: Sense, cdr: &[u8]) -> Result<Outcome, SenseError> {
         take_at(senses, sense, cdr, Timestamp::ZERO)
     }
 
@@ -783,36 +800,36 @@ mod tests {
         sense: Sense,
         cdr: &[u8],
         received_at: Timestamp,
-    ) -> Result<Took, SenseError> {
+    ) -> Result<Outcome, SenseError> {
         senses.take(sense, cdr, received_at, &NoClock, &mut Profile::default())
     }
 
     #[test]
     fn frames_become_latents_with_poses() {
         let mut s = senses();
-        assert!(s.seen().scene().is_none(), "nothing was seen yet");
+        assert!(s.context().scene().is_none(), "nothing was seen yet");
         for i in 0..4 {
             take(&mut s, Sense::Odometry, &odometry(100 * i, i as f64)).unwrap();
-            let took = take(&mut s, Sense::Image, &image(100 * i + 50, 8, 4, i as u8)).unwrap();
-            assert_eq!(took.frame, Some(at(100 * i + 50)));
-            assert_eq!(took.latent.is_some(), i == 3);
+            let outcome = take(&mut s, Sense::Image, &image(100 * i + 50, 8, 4, i as u8)).unwrap();
+            assert_eq!(outcome.frame, Some(at(100 * i + 50)));
+            assert_eq!(outcome.latent.is_some(), i == 3);
         }
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!(scene.memory.len(), 1);
         assert_eq!(scene.memory[0].latent, [3.0]);
         assert_eq!((scene.odom_frame.as_str(), scene.base_frame.as_str()), ("odom", "base_footprint"));
         let pose = scene.odom_from_base.unwrap();
         assert!((pose.x - 3.0).abs() < 1e-9 && (pose.yaw - 0.5).abs() < 1e-9);
         // A changed size starts a new segment and forgets, once a second frame has it.
-        let took = take(&mut s, Sense::Image, &image(5000, 16, 8, 9)).unwrap();
-        assert_eq!((took.segment, s.seen().latents()), (None, 1));
-        let took = take(&mut s, Sense::Image, &image(5100, 16, 8, 9)).unwrap();
-        assert!(matches!(took.segment, Some(SegmentReason::Resolution { .. })));
-        assert_eq!(s.seen().latents(), 0);
+        let outcome = take(&mut s, Sense::Image, &image(5000, 16, 8, 9)).unwrap();
+        assert_eq!((outcome.segment, s.context().latents()), (None, 1));
+        let outcome = take(&mut s, Sense::Image, &image(5100, 16, 8, 9)).unwrap();
+        assert!(matches!(outcome.segment, Some(SegmentReason::Resolution { .. })));
+        assert_eq!(s.context().latents(), 0);
         // So does a clock that goes back.
         take(&mut s, Sense::Image, &image(100, 16, 8, 9)).unwrap();
-        let took = take(&mut s, Sense::Image, &image(200, 16, 8, 9)).unwrap();
-        assert!(matches!(took.segment, Some(SegmentReason::ClockBackwards { .. })));
+        let outcome = take(&mut s, Sense::Image, &image(200, 16, 8, 9)).unwrap();
+        assert!(matches!(outcome.segment, Some(SegmentReason::ClockBackwards { .. })));
         assert_eq!(s.counts().late, 2);
     }
 
@@ -820,10 +837,10 @@ mod tests {
     fn one_frame_out_of_order_costs_one_frame() {
         let mut s = senses();
         for (i, millis) in [100, 200, 300, 400, 600, 500, 700, 800, 900].into_iter().enumerate() {
-            let took = take(&mut s, Sense::Image, &image(millis, 8, 4, i as u8)).unwrap();
-            assert_eq!(took.segment.is_some(), i == 0, "{millis}");
+            let outcome = take(&mut s, Sense::Image, &image(millis, 8, 4, i as u8)).unwrap();
+            assert_eq!(outcome.segment.is_some(), i == 0, "{millis}");
         }
-        assert_eq!((s.counts().late, s.counts().kept, s.seen().latents()), (1, 8, 2));
+        assert_eq!((s.counts().late, s.counts().kept, s.context().latents()), (1, 8, 2));
     }
 
     #[test]
@@ -832,10 +849,10 @@ mod tests {
         for i in 1..=8 {
             let now = at(100 * i);
             take_at(&mut s, Sense::Odometry, &odometry(100 * i, i as f64), now).unwrap();
-            let took = take_at(&mut s, Sense::Image, &image(0, 8, 4, i as u8), now).unwrap();
-            assert_eq!(took.frame, Some(now));
+            let outcome = take_at(&mut s, Sense::Image, &image(0, 8, 4, i as u8), now).unwrap();
+            assert_eq!(outcome.frame, Some(now));
         }
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!((scene.memory.len(), scene.memory[1].info.odom_from_base.unwrap().x), (2, 8.0));
         let said = s.faults().sentences();
         assert_eq!(said, ["camera frames carry no stamp; the time of reception is used instead"]);
@@ -850,7 +867,7 @@ mod tests {
             take_at(&mut s, Sense::Odometry, &odometry(boot + 100 * i, i as f64), now).unwrap();
             take_at(&mut s, Sense::Image, &image(40_000 + 100 * i, 8, 4, i as u8), now).unwrap();
         }
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!(
             (scene.captured_at, scene.memory[1].info.odom_from_base.unwrap().x),
             (at(boot + 800), 8.0)
@@ -938,7 +955,7 @@ mod tests {
             // The driver does not know the prefix.
             take(&mut s, Sense::Image, &image(100 * i, 8, 4, 0)).unwrap();
         }
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!(
             (scene.odom_frame.as_str(), scene.base_frame.as_str()),
             ("robot1/odom", "robot1/base_link")
@@ -955,7 +972,7 @@ mod tests {
             transforms(60, &[("r/odom", "r/base_footprint", 1.0), ("r/base_footprint", "r/cam", 0.2)]);
         take(&mut s, Sense::Tf, &moving).unwrap();
         take(&mut s, Sense::Image, &image(60, 8, 4, 0)).unwrap();
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!((scene.odom_frame.as_str(), scene.base_frame.as_str()), ("r/odom", "r/base_footprint"));
         assert!(scene.base_from_camera.is_some());
     }
@@ -968,7 +985,7 @@ mod tests {
             take(&mut s, Sense::Image, &image(100 * i, 8, 4, 0)).unwrap();
             take(&mut s, Sense::Odometry, &odometry(100 * i, i as f64)).unwrap();
         }
-        let scene = s.seen().scene().unwrap();
+        let scene = s.context().scene().unwrap();
         assert_eq!(scene.memory[0].info.odom_from_base.unwrap().x, 4.0, "not the pose of 100 ms before");
         assert_eq!(scene.odom_from_base.unwrap().x, 4.0);
     }
@@ -1007,7 +1024,7 @@ mod tests {
         let png = RgbImage::filled(8, 4, [7; 3]).to_png().unwrap();
         let compressed =
             CompressedImage { header: Header::new(Timestamp(99), "cam"), format: "png".into(), data: png };
-        assert_eq!(take(&mut s, Sense::Compressed, &compressed.encode()).unwrap(), Took::default());
+        assert_eq!(take(&mut s, Sense::Compressed, &compressed.encode()).unwrap(), Outcome::default());
         assert_eq!(s.ignored(), 1);
     }
 }

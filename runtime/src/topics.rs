@@ -5,11 +5,13 @@
 //! transforms that belong to it. What cannot be decided is left to the caller, with the names to choose from.
 
 use crate::config::Topics;
-use crate::senses::Sense;
+use crate::senses::{Sense, is_camera};
 use mindseye_bridge::image::PixelKind;
+use mindseye_bridge::ros::Graph;
+use mindseye_bridge::time::TimeDelta;
 
 /// A topic that a bag holds or a robot publishes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Offered {
     /// Its name, with the leading slash.
     pub name: String,
@@ -188,62 +190,140 @@ pub fn choose(offered: &[Offered], topics: &Topics, wanted: &Wanted) -> Result<C
 /// caller insists on; gives a line for each change.
 pub fn adapt(topics: &mut Topics, offered: &[Offered], wanted: &Wanted) -> Vec<String> {
     let before = topics.clone();
+    let undecided = adapt_silently(topics, offered, wanted);
+    undecided.map(|e| e.to_string()).into_iter().chain(changes(&before, topics)).collect()
+}
+
+/// A line for every topic that is a new one.
+fn changes<'a>(before: &'a Topics, after: &'a Topics) -> impl Iterator<Item = String> + 'a {
+    let pairs = Sense::ALL.into_iter().map(|sense| (before.of(sense), after.of(sense)));
+    pairs
+        .filter(|(from, to)| from != to && !to.is_empty())
+        .map(|(from, to)| if from.is_empty() { to.clone() } else { format!("{to} instead of {from}") })
+}
+
+/// What [`adapt`] does; the error says why no camera was chosen, where a person can choose one.
+fn adapt_silently(topics: &mut Topics, offered: &[Offered], wanted: &Wanted) -> Option<ChooseError> {
     if let Some(topic) = &wanted.image {
+        let (image, compressed) = (topics.image.clone(), topics.compressed.clone());
         let known = offered.iter().find(|o| o.name == *topic).and_then(picture).map(|(sense, _)| sense);
-        let compressed = known.map_or(topic.ends_with("/compressed"), |sense| sense == Sense::Compressed);
+        let is_compressed = known.map_or(topic.ends_with("/compressed"), |sense| sense == Sense::Compressed);
         (topics.image, topics.compressed) =
-            if compressed { (String::new(), topic.clone()) } else { (topic.clone(), String::new()) };
-        if *topic != before.image && *topic != before.compressed {
+            if is_compressed { (String::new(), topic.clone()) } else { (topic.clone(), String::new()) };
+        if *topic != image && *topic != compressed {
             topics.camera_info = format!("{}/camera_info", namespace(base_name(topic)));
         }
     }
     if let Some(topic) = &wanted.odom {
         topics.odom.clone_from(topic);
     }
-    let mut lines = Vec::new();
-    match choose(offered, topics, &Wanted::default()) {
-        Ok(chosen) => {
-            let found = |sense| chosen.place(sense).map(|i| offered[i].name.clone());
-            if wanted.image.is_none() {
-                match (found(Sense::Image), found(Sense::Compressed)) {
-                    (Some(image), _) if image != topics.image => {
-                        (topics.image, topics.compressed) = (image, String::new());
-                    }
-                    (None, Some(compressed)) if compressed != topics.compressed => {
-                        (topics.image, topics.compressed) = (String::new(), compressed);
-                    }
-                    _ => {}
-                }
-            }
-            for (name, sense) in [
-                (&mut topics.camera_info, Sense::CameraInfo),
-                (&mut topics.odom, Sense::Odometry),
-                (&mut topics.tf, Sense::Tf),
-                (&mut topics.tf_static, Sense::TfStatic),
-            ] {
-                let pinned = sense == Sense::Odometry && wanted.odom.is_some();
-                if let Some(found) = found(sense).filter(|_| !pinned && !name.is_empty()) {
-                    *name = found;
-                }
-            }
-        }
-        Err(error @ ChooseError::Several { .. }) if wanted.image.is_none() => lines.push(error.to_string()),
+    let chosen = match choose(offered, topics, &Wanted::default()) {
+        Ok(chosen) => chosen,
+        Err(error @ ChooseError::Several { .. }) if wanted.image.is_none() => return Some(error),
         // The robot may start later: the configured names stay.
-        Err(_) => {}
-    }
-    for (from, to) in [
-        (&before.image, &topics.image),
-        (&before.compressed, &topics.compressed),
-        (&before.camera_info, &topics.camera_info),
-        (&before.odom, &topics.odom),
-        (&before.tf, &topics.tf),
-        (&before.tf_static, &topics.tf_static),
-    ] {
-        if from != to && !to.is_empty() {
-            lines.push(if from.is_empty() { to.clone() } else { format!("{to} instead of {from}") });
+        Err(_) => return None,
+    };
+    let found = |sense| chosen.place(sense).map(|i| offered[i].name.clone());
+    if wanted.image.is_none() {
+        match (found(Sense::Image), found(Sense::Compressed)) {
+            (Some(image), _) if image != topics.image => {
+                (topics.image, topics.compressed) = (image, String::new());
+            }
+            (None, Some(compressed)) if compressed != topics.compressed => {
+                (topics.image, topics.compressed) = (String::new(), compressed);
+            }
+            _ => {}
         }
     }
-    lines
+    for sense in [Sense::CameraInfo, Sense::Odometry, Sense::Tf, Sense::TfStatic] {
+        let pinned = sense == Sense::Odometry && wanted.odom.is_some();
+        if let Some(found) = found(sense).filter(|_| !pinned && !topics.of(sense).is_empty()) {
+            *topics.of_mut(sense) = found;
+        }
+    }
+    None
+}
+
+/// What robots publish now.
+pub fn published(graph: &Graph) -> Vec<Offered> {
+    let there = graph.topics().into_iter().filter(|t| t.publishers > 0);
+    there.map(|t| Offered { name: t.name, type_name: t.type_name, ..Offered::default() }).collect()
+}
+
+/// Time for which a robot must have published the same topics before they are chosen from: drivers start one after the
+/// other.
+const SETTLED_AFTER: TimeDelta = TimeDelta::from_millis(1500);
+
+/// Adapts the topics of a running robot to what it publishes, as [`adapt`] does, when it starts after the node did. A
+/// topic that was once published stays, whatever comes or goes later: nothing changes to and fro.
+#[derive(Debug)]
+pub struct TopicWatch {
+    topics: Topics,
+    wanted: Wanted,
+    /// Senses whose topics were once published.
+    served: Vec<Sense>,
+    offered: Vec<Offered>,
+    since: TimeDelta,
+    undecided: Option<ChooseError>,
+}
+
+/// What is to be changed.
+#[derive(Debug, Default, PartialEq)]
+pub struct Adapted {
+    /// Senses with other topics than before; a topic may be empty now.
+    pub senses: Vec<Sense>,
+    /// For a person.
+    pub lines: Vec<String>,
+}
+
+impl TopicWatch {
+    /// A watch over a robot that was adapted to what it published at the start.
+    pub fn new(topics: Topics, wanted: Wanted) -> Self {
+        Self {
+            topics,
+            wanted,
+            served: Vec::new(),
+            offered: Vec::new(),
+            since: TimeDelta::ZERO,
+            undecided: None,
+        }
+    }
+
+    /// The topics of now.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Looks at what is published at `now` (of any steady clock, which must not go backwards).
+    pub fn look(&mut self, offered: Vec<Offered>, now: TimeDelta) -> Adapted {
+        let published = |sense: Sense| offered.iter().any(|o| o.name == *self.topics.of(sense));
+        let camera = published(Sense::Image) || published(Sense::Compressed);
+        for sense in Sense::ALL {
+            let is_served = if is_camera(sense) { camera } else { published(sense) };
+            if is_served && !self.served.contains(&sense) {
+                self.served.push(sense);
+            }
+        }
+        if offered != self.offered {
+            (self.offered, self.since) = (offered, now);
+        }
+        if now - self.since < SETTLED_AFTER || self.served.len() == Sense::ALL.len() {
+            return Adapted::default();
+        }
+        let mut topics = self.topics.clone();
+        let undecided = adapt_silently(&mut topics, &self.offered, &self.wanted);
+        for sense in &self.served {
+            topics.of_mut(*sense).clone_from(self.topics.of(*sense));
+        }
+        let senses = Sense::ALL.into_iter().filter(|s| topics.of(*s) != self.topics.of(*s)).collect();
+        let mut lines: Vec<String> = changes(&self.topics, &topics).collect();
+        if undecided != self.undecided && !self.served.contains(&Sense::Image) {
+            lines.extend(undecided.as_ref().map(ChooseError::to_string));
+            self.undecided = undecided;
+        }
+        self.topics = topics;
+        Adapted { senses, lines }
+    }
 }
 
 fn camera(offered: &[Offered], topics: &Topics, wanted: &Wanted) -> Result<(usize, Sense), ChooseError> {
@@ -517,5 +597,62 @@ mod tests {
         adapt(&mut topics, &offered, &wanted);
         assert_eq!((topics.image.as_str(), topics.compressed.as_str()), ("/x/image_raw", ""));
         assert_eq!((topics.camera_info.as_str(), topics.odom.as_str()), ("/x/camera_info", "/y"));
+    }
+
+    #[test]
+    fn a_robot_that_starts_later_is_adapted_to_once() {
+        let image = |name: &str| topic(name, IMAGE, 0, None, "");
+        let [grey, colour, odom] = [
+            image("/r/infra1/image_raw"),
+            image("/r/color/image_raw"),
+            topic("/r/odom", "nav_msgs/msg/Odometry", 0, None, ""),
+        ];
+        let (info, second) =
+            (topic("/r/color/camera_info", "sensor_msgs/msg/CameraInfo", 0, None, ""), image("/s/image_raw"));
+        let at = TimeDelta::from_millis;
+        let mut watch = TopicWatch::new(Topics::default(), Wanted::default());
+        let mut look = |offered: &[&Offered], millis: i64| {
+            let adapted = watch.look(offered.iter().map(|o| (*o).clone()).collect(), at(millis));
+            (adapted, watch.topics().clone())
+        };
+        assert_eq!(look(&[], 0).0, Adapted::default());
+        assert_eq!(look(&[], 10_000).0, Adapted::default(), "the robot is not there yet");
+        // Its drivers start one after the other: the grey camera comes first and is not taken.
+        assert_eq!(look(&[&grey], 11_000).0, Adapted::default());
+        assert_eq!(look(&[&grey, &colour, &info], 12_000).0, Adapted::default());
+        assert_eq!(look(&[&grey, &colour, &info], 13_000).0, Adapted::default());
+        let (adapted, topics) = look(&[&grey, &colour, &info], 13_600);
+        assert_eq!(adapted.senses, [Sense::CameraInfo, Sense::Image, Sense::Compressed]);
+        assert_eq!((topics.image.as_str(), topics.compressed.as_str()), ("/r/color/image_raw", ""));
+        assert_eq!((topics.camera_info.as_str(), topics.odom.as_str()), ("/r/color/camera_info", "/odom"));
+        assert!(
+            adapted.lines.contains(&"/r/color/image_raw instead of /camera/image_raw".to_owned()),
+            "{adapted:?}"
+        );
+        assert_eq!(look(&[&grey, &colour, &info], 13_700).0, Adapted::default(), "said once");
+        // Odometry comes last. The camera goes, another one comes, the configured one comes: nothing changes to and fro.
+        look(&[&grey, &colour, &info, &odom], 20_000);
+        let (adapted, topics) = look(&[&grey, &colour, &info, &odom], 22_000);
+        assert_eq!((adapted.senses.as_slice(), topics.odom.as_str()), (&[Sense::Odometry][..], "/r/odom"));
+        let configured = image("/camera/image_raw");
+        for (millis, offered) in
+            [(30_000, [&second, &odom]), (40_000, [&second, &odom]), (50_000, [&configured, &second])]
+        {
+            look(&offered, millis);
+            assert_eq!(look(&offered, millis + 5_000), (Adapted::default(), topics.clone()));
+        }
+    }
+
+    #[test]
+    fn a_choice_that_a_person_must_make_is_told_once() {
+        let offered = [topic("/a/image_raw", IMAGE, 0, None, ""), topic("/b/image_raw", IMAGE, 0, None, "")];
+        let mut watch = TopicWatch::new(Topics::default(), Wanted::default());
+        watch.look(offered.to_vec(), TimeDelta::ZERO);
+        let told = watch.look(offered.to_vec(), TimeDelta::from_millis(2000));
+        assert!(
+            told.senses.is_empty() && told.lines[0].starts_with("several cameras: /a/image_raw, /b"),
+            "{told:?}"
+        );
+        assert_eq!(watch.look(offered.to_vec(), TimeDelta::from_millis(2100)), Adapted::default());
     }
 }

@@ -146,5 +146,5 @@ fn steady_state() {
     assert!(put_counts[5..].iter().all(|(bare, ours)| ours <= bare), "{put_counts:?}");
     let counts = senses.counts();
     assert_eq!((counts.kept, counts.latents, counts.failed), (50, 12, 0));
-    assert_eq!(senses.seen().scene().unwrap().newest.data[0], 49);
+    assert_eq!(senses.context().scene().unwrap().newest.data[0], 49);
 }

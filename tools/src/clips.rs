@@ -320,7 +320,7 @@ fn decode(
                 }
                 match picture {
                     Ok(picture) => {
-                        let bytes = picture.fitted_rgb8(width, height);
+                        let bytes = picture.fitted(width, height)?.data;
                         hash.update(&bytes);
                         out.write_all(&bytes).map_err(dataset::io(pixels))?;
                         cached.images.push((at, [picture.width, picture.height]));

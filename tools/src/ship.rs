@@ -320,6 +320,94 @@ mod tests {
         assert_eq!(fresh.params.get(3).2, state.params.get(3).2);
     }
 
+    /// A guided model is run by the runtime's session as training runs it, with its guide and without.
+    #[test]
+    fn a_guided_model_ships_and_predicts_as_in_training() {
+        use mindseye_engines::backend::{PrepareOptions, by_name};
+        use mindseye_engines::denoise::{Denoise, DenoiseStep, frames_first};
+        use mindseye_engines::session_denoiser::SessionDenoiser;
+        use mindseye_train::codec_fit::codec_of;
+        use mindseye_train::data::{Source, Task};
+        use mindseye_train::net::{self, Draw};
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let model = include_str!("../../tests/data/train/model.toml")
+            .replace("attributes = 14", "attributes = 14\nguide = \"warp\"");
+        let recipe = [
+            include_str!("../../tests/data/train/train.toml"),
+            "[guide]\ndropped = 0.5\ndepth_noise = 0.03\nposition_noise_m = 0.02\nturn_noise_deg = 1.0\n",
+        ];
+        let config_path = dir.path().join("train.toml");
+        std::fs::write(dir.path().join("model.toml"), model).expect("the model is written");
+        std::fs::write(&config_path, recipe.concat()).expect("the recipe is written");
+        let (config, model) = TrainConfig::load(&config_path).expect("the recipe is valid");
+        let plain = mindseye_world::Difficulty::plain();
+        let mut state = State::new(&config, &model, &plain);
+        let codec = codec_of(&state.params);
+        let params = Arc::make_mut(&mut state.params);
+        for (i, values) in params.all_values_mut().enumerate() {
+            for (j, v) in values.iter_mut().enumerate() {
+                *v += 0.1 * ((i * 31 + j) as f32).sin();
+            }
+        }
+        state.save(&dir.path().join("checkpoint.safetensors"), &config).expect("the checkpoint is written");
+        let options = ShipOptions { raw: true, ..Default::default() };
+        let bundle = ship(dir.path(), &config_path, &dir.path().join("bundle"), &options).expect("it ships");
+        let path = bundle.path("denoiser").expect("a denoiser");
+        let engine = by_name("rten")
+            .and_then(|rten| rten.prepare(&path, &PrepareOptions::default().with_threads(1)))
+            .expect("it is prepared");
+        let dit = bundle.manifest().dit.clone();
+        let mut session = SessionDenoiser::new(dit, engine.session().expect("a session")).expect("it fits");
+
+        let sample = Source::new(&model, plain, codec).guided(config.guide).sample(2, Task::Navigate, false);
+        let (f, context) = (model.latents(), model.layout.context_latents);
+        let (c, hw) = (model.dit.in_channels, model.dit.latent_height * model.dit.latent_width);
+        let noise: Vec<f32> = (0..sample.latents.len()).map(|i| (i as f32).sin()).collect();
+        let latents: Vec<f32> = (0..noise.len())
+            .map(|i| if i / (c * hw) > context { noise[i] } else { sample.latents[i] })
+            .collect();
+        let mut eager = Eager::new(state.params.clone(), false);
+        let draw = Draw { s: 1.0, dropped: false, one_way: false, guided: true, noise, target: None };
+        let mut results = Vec::new();
+        for guided in [true, false] {
+            let draw = Draw { guided, ..draw.clone() };
+            eager.restart(state.params.clone());
+            let samples = std::slice::from_ref(&sample);
+            let out = net::forward(&mut eager, &model, samples, std::slice::from_ref(&draw));
+            let trained = frames_first(eager.value(out.sample).1, c, f, hw);
+            // The text encoder is compared elsewhere: its rows are those of the eager pass.
+            let text = text_rows(&state.params, &model, &sample.ids);
+            let step = DenoiseStep {
+                latents: &latents,
+                timesteps: &[0.0, 1000.0],
+                rows: &(0..f).map(|t| usize::from(t > context)).collect::<Vec<_>>(),
+                t_index: &net::t_index(&model, &sample.context_index),
+                text: &text,
+                camera: Some(&sample.camera),
+                guide: guided.then_some(&sample.guide[..]),
+            };
+            let run = session.denoise(&step).expect("it runs").prediction;
+            let worst = run.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 2e-4, "guided: {guided}: {worst}");
+            results.push(run);
+        }
+        assert_ne!(results[0], results[1]);
+    }
+
+    /// Rows of text from token ids, as training encodes them.
+    fn text_rows(params: &Arc<Params>, model: &HouseModel, ids: &[usize]) -> Vec<f32> {
+        use mindseye_engines::model::umt5::{self, Umt5Inputs};
+        let (len, umt5) = (ids.len(), model.umt5());
+        let mut e = Eager::new(params.clone(), false);
+        let (bias, keep) = umt5::host_inputs(&[ids.iter().filter(|id| **id != 0).count()], len);
+        let (mask_bias, keep) = (e.input(&[1, 1, 1, len], bias), e.input(&[1, len, 1], keep));
+        let (ids, buckets) = (e.index(&[1, len], ids.to_vec()), e.index(&[len, len], umt5.bucket_table(len)));
+        e.set_prefix(TEXT_PREFIX);
+        let inputs = Umt5Inputs { ids: &ids, buckets: &buckets, mask_bias: &mask_bias, keep: &keep };
+        let rows = umt5::encode(&mut e, &umt5, &inputs).rows;
+        e.value(rows).1.to_vec()
+    }
+
     /// A finished run of the smallest depth reader, and its configuration.
     fn depth_run(run: &Path) -> DepthTrainConfig {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/train/depth.toml");

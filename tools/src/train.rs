@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use mindseye_train::clips::Clips;
 use mindseye_train::config::{Kind, TrainConfig};
 use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
+use mindseye_train::evaluation::{Eval, Sharpness};
 use mindseye_train::family::HouseModel;
 use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
@@ -168,10 +169,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             l.context_pose,
             l.target_pose,
             l.locate,
-            m.eval.map_or_else(String::new, |e| format!(
-                "; unseen houses: heading {:.1} deg, within 25 deg {:.2}, position {:.2} m, absent AUC {:.3}",
-                e.mask_yaw_deg, e.mask_within_25, e.mask_position_m, e.absent_auc
-            )),
+            m.eval.as_ref().map_or_else(String::new, unseen),
             m.held_out.map_or_else(String::new, |h| format!(
                 "; held-out clips: loss {:.3} (video {:.4})",
                 h.total, h.video
@@ -190,6 +188,23 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string(&last)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was measured on unseen houses.
+fn unseen(e: &Eval) -> String {
+    let pictures = |name: &str, s: Sharpness| {
+        format!(", {name} {:.1} dB (worst frame {:.1})", s.psnr_db, s.psnr_worst_db)
+    };
+    format!(
+        "; unseen houses: heading {:.1} deg, within 25 deg {:.2}, position {:.2} m, absent AUC {:.3}{}{}{}",
+        e.mask_yaw_deg,
+        e.mask_within_25,
+        e.mask_position_m,
+        e.absent_auc,
+        pictures("pictures in one pass", e.paths),
+        e.guided.map_or_else(String::new, |s| pictures("guided", s)),
+        e.carried.map_or_else(String::new, |s| pictures("carried alone", s)),
+    )
 }
 
 /// Trains the depth reader.

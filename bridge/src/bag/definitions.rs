@@ -167,5 +167,10 @@ pub(super) const EARLIER: &[(&str, &str)] = &[
     ("rcl_interfaces/msg/ParameterDescriptor", "string name;uint8 type;string description;string additional_constraints;bool read_only;rcl_interfaces/FloatingPointRange[<=1] floating_point_range;rcl_interfaces/IntegerRange[<=1] integer_range"),
     ("sensor_msgs/msg/Range", "std_msgs/Header header;uint8 radiation_type;float32 field_of_view;float32 min_range;float32 max_range;float32 range"),
     ("shape_msgs/msg/SolidPrimitive", "uint8 type;float64[<=3] dimensions"),
+    ("vision_msgs/msg/BoundingBox2D", "geometry_msgs/Pose2D center;float64 size_x;float64 size_y"),
+    ("vision_msgs/msg/Detection2D", "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;vision_msgs/BoundingBox2D bbox;sensor_msgs/Image source_img;bool is_tracking;string tracking_id"),
+    ("vision_msgs/msg/Detection3D", "std_msgs/Header header;vision_msgs/ObjectHypothesisWithPose[] results;vision_msgs/BoundingBox3D bbox;sensor_msgs/PointCloud2 source_cloud;bool is_tracking;string tracking_id"),
+    ("vision_msgs/msg/ObjectHypothesis", "string id;float64 score"),
+    ("vision_msgs/msg/ObjectHypothesisWithPose", "string id;float64 score;geometry_msgs/PoseWithCovariance pose"),
     ("visualization_msgs/msg/Marker", "std_msgs/Header header;string ns;int32 id;int32 type;int32 action;geometry_msgs/Pose pose;geometry_msgs/Vector3 scale;std_msgs/ColorRGBA color;builtin_interfaces/Duration lifetime;bool frame_locked;geometry_msgs/Point[] points;std_msgs/ColorRGBA[] colors;string text;string mesh_resource;bool mesh_use_embedded_materials"),
 ];

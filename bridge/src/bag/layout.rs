@@ -471,6 +471,64 @@ mod tests {
         [&[0, 1, 0, 0][..], &body].concat()
     }
 
+    /// A `Detection2DArray` of one chair, as vision_msgs 2 (Foxy) has it: the id in the hypothesis, the picture within.
+    fn early_detections() -> Vec<u8> {
+        let mut body: Vec<u8> = Vec::new();
+        let word = |body: &mut Vec<u8>, w: u32| {
+            body.resize(body.len().next_multiple_of(4), 0);
+            body.extend(w.to_le_bytes());
+        };
+        let text = |body: &mut Vec<u8>, text: &str| {
+            word(body, text.len() as u32 + 1);
+            body.extend(text.as_bytes());
+            body.push(0);
+        };
+        let header = |body: &mut Vec<u8>| {
+            [7, 0].into_iter().for_each(|w| word(body, w));
+            text(body, "camera");
+        };
+        let doubles = |body: &mut Vec<u8>, count: usize| {
+            body.resize(body.len().next_multiple_of(8), 0);
+            (0..count).for_each(|i| body.extend((i as f64).to_le_bytes()));
+        };
+        header(&mut body);
+        word(&mut body, 1); // detections
+        header(&mut body);
+        word(&mut body, 1); // results
+        text(&mut body, "chair");
+        doubles(&mut body, 1 + 7 + 36); // score, pose, covariance
+        doubles(&mut body, 3 + 2); // box: centre with heading, size
+        header(&mut body); // source_img
+        [1, 1].into_iter().for_each(|w| word(&mut body, w));
+        text(&mut body, "rgb8");
+        body.push(0);
+        [3, 3].into_iter().for_each(|w| word(&mut body, w));
+        body.extend([1, 2, 3]);
+        body.push(1); // is_tracking
+        text(&mut body, "t1");
+        [&[0, 1, 0, 0][..], &body].concat()
+    }
+
+    #[test]
+    fn detections_of_foxy_are_told_by_their_messages() {
+        let name = "vision_msgs/msg/Detection2DArray";
+        let detections = early_detections();
+        assert!(check_cdr(&Schema::current(name).unwrap(), &detections).is_err());
+        let key = type_key(&topic(name, Encoding::Cdr, None), std::slice::from_ref(&detections)).unwrap();
+        assert_eq!(key.basis, HashBasis::OtherLayout);
+        assert_ne!(key.hash, rihs01(&Schema::current(name).unwrap()));
+        let text = definition_for(name, &[&detections]).unwrap();
+        assert!(
+            text.contains("sensor_msgs/Image source_img") && text.contains("string id\nfloat64 score"),
+            "{text}"
+        );
+        // Every type of the package that nests a changed one has an earlier definition.
+        for name in ["Detection2D", "Detection3D", "Detection3DArray", "ObjectHypothesisWithPose"] {
+            assert!(Schema::earlier(&format!("vision_msgs/msg/{name}")).is_some(), "{name}");
+        }
+        assert!(Schema::earlier("vision_msgs/msg/BoundingBox3D").is_none(), "it never changed");
+    }
+
     #[test]
     fn without_a_definition_the_messages_must_fit() {
         let name = "visualization_msgs/msg/Marker";

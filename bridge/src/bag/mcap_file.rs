@@ -5,14 +5,15 @@ use std::path::Path;
 use super::codec::{Codec, ZSTD_MAGIC, append_zstd};
 use super::error::{DecompressError, ReadError};
 use super::mcap_records::{
-    CHUNK, CHUNK_HEAD_MAX, ChannelPlace, Fields, MESSAGE, MESSAGE_HEAD, MESSAGE_INDEX, PRIVATE, RECORD_HEAD,
-    check_crc, chunk_head, message_head, message_index, next_record, read_chunk, stamp,
+    CHUNK, CHUNK_HEAD_MAX, Fields, MESSAGE, MESSAGE_HEAD, MESSAGE_INDEX, PRIVATE, RECORD_HEAD, check_crc,
+    chunk_head, message_head, message_index, next_record, read_chunk, stamp,
 };
 use super::mcap_scan::Scan;
 use super::side::PrivateRecord;
 use super::source::{Source, Window, with_scratch};
 use super::{
-    BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions, Opened, file_label,
+    BagFile, ChannelPlace, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions,
+    Opened, file_label,
 };
 
 pub(super) use super::mcap_records::MAGIC;

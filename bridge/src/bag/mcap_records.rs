@@ -6,7 +6,7 @@ use super::codec::{Codec, decompress};
 use super::error::ReadError;
 use super::qos::offers_transient_local;
 use super::side::MetadataRecord;
-use super::{Encoding, PublisherInfo, SchemaText, TopicInfo};
+use super::{ChannelPlace, Encoding, PublisherInfo, SchemaText, TopicInfo, add_publisher};
 
 pub(super) const MAGIC: [u8; 8] = [0x89, b'M', b'C', b'A', b'P', b'0', b'\r', b'\n'];
 
@@ -153,9 +153,6 @@ pub(super) fn check_crc(data: &[u8], want: u32) -> Result<(), ReadError> {
     if got == want { Ok(()) } else { Err(ReadError::Crc { got, want }) }
 }
 
-/// Topic and publisher, as the file counts them.
-pub(super) type ChannelPlace = (u32, u32);
-
 /// Schemas and channels as they come by.
 #[derive(Default)]
 pub(super) struct Registry {
@@ -208,19 +205,7 @@ impl Registry {
             self.problem(format!("channel {id} ({name}) names schema {schema_id}, which is not in the file"));
         }
         let publisher = PublisherInfo { metadata, latched: topic.latched };
-        let at = match self.topics.iter().position(|t| t.same_channel(&topic)) {
-            Some(at) => {
-                self.topics[at].merge(&topic);
-                at
-            }
-            None => {
-                self.topics.push(topic);
-                self.topics.len() - 1
-            }
-        };
-        let publishers = &mut self.topics[at].publishers;
-        publishers.push(publisher);
-        self.channels.insert(id, (at as u32, publishers.len() as u32 - 1));
+        self.channels.insert(id, add_publisher(&mut self.topics, topic, publisher));
         Some(())
     }
 

@@ -343,6 +343,26 @@ impl TopicInfo {
     }
 }
 
+/// Topic and publisher of a channel or connection, as the file counts them.
+type ChannelPlace = (u32, u32);
+
+/// Adds a channel (a connection of ROS 1) to the topic that it belongs to, which may be new.
+fn add_publisher(topics: &mut Vec<TopicInfo>, topic: TopicInfo, publisher: PublisherInfo) -> ChannelPlace {
+    let at = match topics.iter().position(|t| t.same_channel(&topic)) {
+        Some(at) => {
+            topics[at].merge(&topic);
+            at
+        }
+        None => {
+            topics.push(topic);
+            topics.len() - 1
+        }
+    };
+    let publishers = &mut topics[at].publishers;
+    publishers.push(publisher);
+    (at as u32, publishers.len() as u32 - 1)
+}
+
 /// Something that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

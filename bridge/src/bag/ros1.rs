@@ -9,8 +9,8 @@ use super::error::ReadError;
 use super::side::SideRecords;
 use super::source::{Source, Window, with_scratch};
 use super::{
-    BagFile, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions, Opened,
-    PublisherInfo, SchemaText, TopicInfo, file_label,
+    BagFile, ChannelPlace, Chunk, ChunkMeta, Damage, Encoding, Entry, Format, OpenBagError, OpenOptions,
+    Opened, PublisherInfo, SchemaText, TopicInfo, add_publisher, file_label,
 };
 
 const MAGIC: &[u8] = b"#ROSBAG V2.0\n";
@@ -114,8 +114,7 @@ struct Piece {
 
 #[derive(Default)]
 struct Registry {
-    /// Topic and publisher of each connection.
-    connections: HashMap<u32, (u32, u32)>,
+    connections: HashMap<u32, ChannelPlace>,
     topics: Vec<TopicInfo>,
 }
 
@@ -141,19 +140,7 @@ impl Registry {
             definition.map(|data| SchemaText { encoding: "ros1msg".to_owned(), data: data.into() });
         topic.latched = metadata.get("latching").is_some_and(|v| v == "1");
         let publisher = PublisherInfo { metadata, latched: topic.latched };
-        let at = match self.topics.iter().position(|t| t.same_channel(&topic)) {
-            Some(at) => {
-                self.topics[at].merge(&topic);
-                at
-            }
-            None => {
-                self.topics.push(topic);
-                self.topics.len() - 1
-            }
-        };
-        let publishers = &mut self.topics[at].publishers;
-        publishers.push(publisher);
-        self.connections.insert(id, (at as u32, publishers.len() as u32 - 1));
+        self.connections.insert(id, add_publisher(&mut self.topics, topic, publisher));
         Some(())
     }
 
@@ -168,7 +155,7 @@ pub(super) struct Ros1File {
     label: String,
     pieces: Vec<Piece>,
     metas: Vec<ChunkMeta>,
-    connections: HashMap<u32, (u32, u32)>,
+    connections: HashMap<u32, ChannelPlace>,
     size_max: usize,
 }
 

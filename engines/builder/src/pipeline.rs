@@ -153,12 +153,12 @@ pub struct Request<'a> {
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
     /// Told what is being done.
-    pub progress: Arc<dyn Fn(Stage) + Send + Sync>,
+    pub progress: Arc<dyn Fn(BuildEvent) + Send + Sync>,
 }
 
 /// What is being done.
 #[derive(Clone, Debug)]
-pub enum Stage {
+pub enum BuildEvent {
     /// A component is begun: name, index, number of components.
     Component(String, usize, usize),
     /// The denoiser is calibrated and compared with fp32.
@@ -389,7 +389,7 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     // The joint denoiser comes before its halves, in the order of names.
     let mut ranges = None;
     for (i, component) in graphs.iter().enumerate() {
-        (request.progress)(Stage::Component(component.clone(), i, graphs.len()));
+        (request.progress)(BuildEvent::Component(component.clone(), i, graphs.len()));
         let symbols = profile_sizes(request.bundle, &model, component);
         built.push(build_component(&mut request, component, &symbols, &staging.0, &mut ranges)?);
         if request.cancel.load(Ordering::Relaxed) {
@@ -494,7 +494,7 @@ fn lower(
     let float = if request.target.compute_capability.is_none() { Precision::Fp32 } else { wanted.float() };
     let (cancel, progress) = (Arc::clone(&request.cancel), Arc::clone(&request.progress));
     let mut tell = |work| {
-        progress(Stage::Quantise(work));
+        progress(BuildEvent::Quantise(work));
         !cancel.load(Ordering::Relaxed)
     };
     let samples = request.settings.verify_items.max(1);
@@ -539,7 +539,7 @@ fn lower(
     };
     if let Some(task) = request.task {
         let mut tell = |graph| {
-            progress(Stage::Quantise(Work::Task(graph)));
+            progress(BuildEvent::Quantise(Work::Task(graph)));
             !cancel.load(Ordering::Relaxed)
         };
         report.task = Some(run_task(task, fp32, &quantised.emulated, &mut tell).map_err(failed)?);
@@ -695,7 +695,7 @@ fn build_engine(
         version_compatible: request.version_compatible,
         optimization_level: request.settings.optimization_level,
         cancel: Arc::clone(&request.cancel),
-        progress: Some(Arc::new(move |p| progress(Stage::Build(p)))),
+        progress: Some(Arc::new(move |p| progress(BuildEvent::Build(p)))),
     };
     let done = build(library, onnx, &engine, &options).map_err(|source| match source {
         BuildError::Cancelled => PipelineError::Cancelled,

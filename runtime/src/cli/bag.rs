@@ -1,6 +1,6 @@
 //! `mindseye bag info | play | verify | recover | convert`.
 
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::{say, stop_flag};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -410,7 +410,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let bag = open(&args.path)?;
     let info = bag.info();
     let total = usize::try_from(info.messages).unwrap_or(usize::MAX);
-    let mut progress = Progress::new(!std::io::stderr().is_terminal());
+    let mut progress = ProgressBar::new(!std::io::stderr().is_terminal());
     let mut images: Vec<ImageReport> = Vec::new();
     let mut failed = None;
     let mut on_image = |image: ImageReport| {
@@ -482,7 +482,7 @@ fn rewrite(args: &RewriteArgs, recover: bool) -> anyhow::Result<ExitCode> {
     let all = bag.info().topics.iter().all(|t| topics.contains(&t.name));
     let options = ReadOptions { topics: (!all).then_some(topics), ..ReadOptions::default() };
     let total = usize::try_from(held).unwrap_or(usize::MAX);
-    let mut progress = Progress::new(!std::io::stderr().is_terminal());
+    let mut progress = ProgressBar::new(!std::io::stderr().is_terminal());
     let stop = stop_flag()?;
     let report = bag::rewrite_as_mcap(&bag, &output, &options, &mut |done| {
         if done % 512 == 0 {

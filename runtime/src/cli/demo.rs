@@ -5,13 +5,13 @@
 //! knows only what arrives on topics.
 
 use super::picture::{Picture, VIEW, draw};
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
-use crate::ground::{Grounded, Scene};
+use crate::ground::{Grounded, Scene, Stage};
 use crate::image::RgbImage;
 use crate::mind::Pipeline;
-use crate::node::{Node, NodeParts, Note};
+use crate::node::{Node, NodeEvent, NodeParts};
 use crate::planar::{Pose2, wrap_angle};
 use crate::record::Recorder;
 use anyhow::{Context, bail};
@@ -199,15 +199,21 @@ struct Shown {
     scene: Option<Scene>,
 }
 
+/// How far the runtime's work on the goal has come.
+enum Work {
+    Bar((&'static str, usize, usize)),
+    Answered(Box<Answer>),
+}
+
 /// Both sides, running: the simulated robot, and the runtime that hears it.
-struct Stage {
+struct Demo {
     session: RosSession,
     robot: Robot,
     node: Node,
     recorder: Recorder,
     ask: Publisher<StringMsg>,
     goals: Subscriber<PoseStamped>,
-    notes: Receiver<Note>,
+    events: Receiver<Work>,
     shown: Arc<Mutex<Shown>>,
     stop: Arc<AtomicBool>,
     /// Latched: it has to live as long as the robot.
@@ -246,7 +252,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         bail!("--difficulty {:?}: known are plain and house", args.difficulty);
     };
     let stop = stop_flag()?;
-    let mut progress = Progress::new(args.json);
+    let mut progress = ProgressBar::new(args.json);
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let pipeline = args.model.load()?;
     progress.line(&format!(
@@ -262,10 +268,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let sweep = world::exploration_sweep(&house, &mut rng, poses);
     progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
-    let mut stage = Stage::new(args, house, sweep[0], &pipeline, stop)?;
-    let story = stage.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
+    let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop)?;
+    let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
-    let Stage { session, robot, node, recorder, goals, shown, .. } = stage;
+    let Demo { session, robot, node, recorder, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
     node.stop();
     // Whatever is still on its way is not waited for.
@@ -359,7 +365,7 @@ fn say_truth(house: &world::House, story: &Story) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Stage {
+impl Demo {
     /// Two nodes on one in-process Zenoh session: the robot at `start`, and the runtime.
     fn new(
         args: &DemoArgs,
@@ -376,19 +382,27 @@ impl Stage {
         let goals = session.subscriber::<PoseStamped>("/goal_pose", &Qos::default(), QueuePolicy::Latest)?;
         let robot = Robot::new(&session, args, house, start)?;
         let shown: Arc<Mutex<Shown>> = Arc::default();
-        let (notes_in, notes) = channel();
+        let (events_in, events) = channel();
         let observed = shown.clone();
         let parts = NodeParts {
             config: RobotConfig { robot: "sim".into(), ..RobotConfig::default() },
             mind: pipeline.mind(args.seed)?,
             encoder: pipeline.encoder()?,
             record: recorder.sender(),
-            observer: Some(Box::new(move |note| {
-                if let Note::Evidence(grounded) = &note {
-                    observed.lock().unwrap_or_else(PoisonError::into_inner).evidence = Some(grounded.clone());
-                }
+            observer: Some(Box::new(move |event| {
                 // The demo's own end of the channel may be gone already.
-                let _ = notes_in.send(note);
+                let _ = match event {
+                    NodeEvent::Evidence(grounded) => {
+                        let evidence = Some(Box::new(grounded.clone()));
+                        observed.lock().unwrap_or_else(PoisonError::into_inner).evidence = evidence;
+                        Ok(())
+                    }
+                    NodeEvent::Stage(stage @ (Stage::Scan(..) | Stage::Step { .. })) => {
+                        events_in.send(Work::Bar(stage.bar()))
+                    }
+                    NodeEvent::Answered(answer) => events_in.send(Work::Answered(Box::new(answer.clone()))),
+                    _ => Ok(()),
+                };
             })),
         };
         let node = Node::start(&runtime_side, parts)?;
@@ -398,7 +412,7 @@ impl Stage {
         let mount = mounting(&robot.camera);
         let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
         static_tf.publish(&TFMessage { transforms: vec![mount] })?;
-        Ok(Self { session, robot, node, recorder, ask, goals, notes, shown, stop, _static_tf: static_tf })
+        Ok(Self { session, robot, node, recorder, ask, goals, events, shown, stop, _static_tf: static_tf })
     }
 
     /// Explores along `sweep`, asks for `goal` (or something of its own choice), and drives to the pose that comes
@@ -408,7 +422,7 @@ impl Stage {
         goal: Option<&str>,
         sweep: &[world::Pose2],
         rng: &mut world::Rng,
-        progress: &mut Progress,
+        progress: &mut ProgressBar,
     ) -> anyhow::Result<Story> {
         let Self { robot, node, stop, .. } = self;
         robot.wall = Instant::now();
@@ -423,10 +437,10 @@ impl Stage {
         let asked_at = robot.body.pose;
         let (goal, object) = choose_goal(robot, goal, rng);
         progress.line(&format!("asking: \"{goal}\""));
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).scene = node.seen().scene();
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).scene = node.context().scene();
         let driven_before = robot.driven.len();
         self.ask.publish(&StringMsg { data: goal.clone() })?;
-        let answer = wait_for_answer(robot, node, stop, &self.notes, progress)?;
+        let answer = wait_for_answer(robot, node, stop, &self.events, progress)?;
         progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
 
         let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
@@ -453,7 +467,7 @@ fn explore(
     sweep: &[world::Pose2],
     node: &Node,
     stop: &AtomicBool,
-    progress: &mut Progress,
+    progress: &mut ProgressBar,
 ) -> anyhow::Result<()> {
     const FRAMES_PER_POSE: usize = 3;
     let dt = FRAMES_PER_POSE as f64 / RATE_HZ;
@@ -503,18 +517,15 @@ fn wait_for_answer(
     robot: &mut Robot,
     node: &Node,
     stop: &AtomicBool,
-    notes: &Receiver<Note>,
-    progress: &mut Progress,
+    events: &Receiver<Work>,
+    progress: &mut ProgressBar,
 ) -> anyhow::Result<Box<Answer>> {
     let began = Instant::now();
     loop {
-        while let Ok(note) = notes.try_recv() {
-            match note {
-                Note::Stage(stage @ ("imagine" | "look through memory"), done, of) => {
-                    progress.bar(stage, done, of);
-                }
-                Note::Answered(answer) => return Ok(answer),
-                _ => {}
+        while let Ok(event) = events.try_recv() {
+            match event {
+                Work::Bar((what, done, of)) => progress.bar(what, done, of),
+                Work::Answered(answer) => return Ok(answer),
             }
         }
         if began.elapsed() > Duration::from_secs(60) {
@@ -533,7 +544,7 @@ fn drive(
     target: world::Pose2,
     node: &Node,
     stop: &AtomicBool,
-    progress: &mut Progress,
+    progress: &mut ProgressBar,
 ) -> anyhow::Result<()> {
     let limits = world::ControllerLimits::default();
     let mut controller = world::Controller::new(&robot.house, robot.body.odom, target, limits);

@@ -1,6 +1,6 @@
 //! `mindseye engine`: targets, plans, builds, and looks at engines.
 
-use super::progress::Progress as Screen;
+use super::progress::ProgressBar;
 use super::{scenes, stop_flag};
 use crate::mind::Pipeline;
 use std::io::{IsTerminal as _, Write as _};
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use mindseye_builder::pipeline::{self, BuiltComponent, Request, Settings, Stage, Verified, Verify};
+use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
@@ -423,7 +423,7 @@ const SCENES: &str = "scenes";
 const NOISE: &str = "noise";
 
 /// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
-fn default_calibration(directory: &Path, screen: &Mutex<Screen>) -> String {
+fn default_calibration(directory: &Path, screen: &Mutex<ProgressBar>) -> String {
     let why = match Pipeline::load(directory, "rten", 0) {
         Ok(pipeline) if scenes::knows_houses(&pipeline) => return SCENES.into(),
         Ok(_) => "the bundle does not know the things of the rendered houses".to_owned(),
@@ -481,7 +481,7 @@ fn calibrator(text: &str) -> anyhow::Result<Calibrator> {
     }
 }
 
-fn lock(screen: &Mutex<Screen>) -> std::sync::MutexGuard<'_, Screen> {
+fn lock(screen: &Mutex<ProgressBar>) -> std::sync::MutexGuard<'_, ProgressBar> {
     screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -490,7 +490,7 @@ fn size(n: u64) -> usize {
 }
 
 /// Shows work on the screen.
-fn show(screen: &Mutex<Screen>, work: Work) {
+fn show(screen: &Mutex<ProgressBar>, work: Work) {
     let (what, done, of) = match work {
         Work::Calibrate { done, of } => ("calibrate", done, of.unwrap_or(done)),
         Work::Compare { done, of } => ("compare with fp32", done, of),
@@ -502,19 +502,19 @@ fn show(screen: &Mutex<Screen>, work: Work) {
 }
 
 /// Shows a build: a bar on a terminal, one line per component elsewhere.
-fn reporter(screen: &Arc<Mutex<Screen>>) -> Arc<dyn Fn(Stage) + Send + Sync> {
+fn reporter(screen: &Arc<Mutex<ProgressBar>>) -> Arc<dyn Fn(BuildEvent) + Send + Sync> {
     let terminal = std::io::stderr().is_terminal();
     let screen = Arc::clone(screen);
     Arc::new(move |stage| match stage {
-        Stage::Component(name, index, count) => {
+        BuildEvent::Component(name, index, count) => {
             lock(&screen).line(&format!("{name} ({} of {count})", index + 1));
         }
-        Stage::Quantise(work) => show(&screen, work),
+        BuildEvent::Quantise(work) => show(&screen, work),
         // TensorRT's phases are many and small: only a person watching wants them.
-        Stage::Build(Progress::Step { name, done, steps }) if terminal && done < steps => {
+        BuildEvent::Build(Progress::Step { name, done, steps }) if terminal && done < steps => {
             lock(&screen).bar(&name, done as usize, steps as usize);
         }
-        Stage::Build(_) => {}
+        BuildEvent::Build(_) => {}
     })
 }
 
@@ -522,7 +522,7 @@ fn task(
     args: &TaskArgs,
     bundle: &Bundle,
     cancel: &Arc<AtomicBool>,
-    screen: &Arc<Mutex<Screen>>,
+    screen: &Arc<Mutex<ProgressBar>>,
 ) -> Option<scenes::HouseTask> {
     args.task.then(|| {
         let screen = Arc::clone(screen);
@@ -556,7 +556,7 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
 fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let (target, precision) = resolve(&args.target, &args.precision)?;
     let bundle = Bundle::load(&args.bundle)?;
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let screen = Arc::new(Mutex::new(ProgressBar::new(args.json)));
     let mut settings = build_settings(args, precision)?;
     let planned = pipeline::plan_bundle(&bundle, &target, &settings)?;
     if let Some(refusal) = planned.refusal() {
@@ -744,7 +744,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             bail!("{} is not there (any more): pass --bag", settings.calibration);
         }
     }
-    let screen = Arc::new(Mutex::new(Screen::new(args.json)));
+    let screen = Arc::new(Mutex::new(ProgressBar::new(args.json)));
     let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);

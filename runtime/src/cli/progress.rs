@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 /// Shows what happens as it happens.
-pub struct Progress {
+pub struct ProgressBar {
     quiet: bool,
     terminal: bool,
     open: bool,
@@ -14,7 +14,7 @@ pub struct Progress {
 
 const WIDTH: usize = 28;
 
-impl Progress {
+impl ProgressBar {
     /// Silent when `quiet`.
     pub fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
@@ -67,7 +67,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         self.close();
     }

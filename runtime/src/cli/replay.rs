@@ -2,7 +2,7 @@
 //! for byte, except for `timings_ms` (and `profile_ms`).
 
 use super::goal::in_words;
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::node::MonotonicClock;
@@ -83,7 +83,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         bail!("--at must be a number of seconds, 0 or more");
     }
     let stop = stop_flag()?;
-    let mut progress = Progress::new(args.json);
+    let mut progress = ProgressBar::new(args.json);
     let pipeline = args.model.load_or_detect(&config)?;
     let asked = Replay {
         bag: args.bag.clone(),

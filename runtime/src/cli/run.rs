@@ -6,9 +6,10 @@ use crate::mind::{Pipeline, find_bundle};
 use crate::no_model::no_model;
 use crate::node::{Node, NodeParts};
 use crate::record::Recorder;
-use crate::topics::{Offered, Wanted, adapt};
+use crate::topics::{Offered, TopicWatch, Wanted, adapt, published};
 use anyhow::Context;
 use clap::Args;
+use mindseye_bridge::clock;
 use mindseye_bridge::ros::RosSession;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,17 +77,33 @@ pub fn configure(
 /// Time in which a robot that is there has said what it publishes.
 const GRAPH_KNOWN_AFTER: Duration = Duration::from_millis(700);
 
-/// What the robot publishes, where the session can know it.
-fn published(session: &RosSession, topics: &Topics) -> Vec<Offered> {
+/// What the robot publishes at the start, where the session can know it.
+fn at_start(session: &RosSession, topics: &Topics) -> Vec<Offered> {
     let Some(graph) = session.graph() else { return Vec::new() };
     let is_camera = |name: &str| name == topics.image || name == topics.compressed;
     // A robot with the configured camera needs no waiting; without it every topic counts.
     let _known = graph.wait_until(GRAPH_KNOWN_AFTER, |graph| {
         graph.topics().iter().any(|t| t.publishers > 0 && is_camera(&t.name))
     });
-    let there = graph.topics().into_iter().filter(|t| t.publishers > 0);
-    there.map(|t| Offered { name: t.name, type_name: t.type_name, ..Offered::default() }).collect()
+    published(graph)
 }
+
+/// Listens to what a robot that started later publishes.
+fn follow(watch: &mut TopicWatch, node: &Node, session: &RosSession) {
+    let Some(graph) = session.graph() else { return };
+    let adapted = watch.look(published(graph), clock::monotonic());
+    for line in &adapted.lines {
+        eprintln!("mindseye: {line}");
+    }
+    if !adapted.senses.is_empty()
+        && let Err(error) = node.listen_to(session, watch.topics(), &adapted.senses)
+    {
+        tracing::error!(%error, "the topics stay as they were");
+    }
+}
+
+/// Topics that appear while the node runs are looked for this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
@@ -99,10 +116,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let pipeline = directory.as_ref().map(load).transpose()?;
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
     let wanted = Wanted { image: args.image.clone(), odom: args.odom.clone() };
-    let offered = published(&session, &config.topics);
+    let offered = at_start(&session, &config.topics);
     for line in adapt(&mut config.topics, &offered, &wanted) {
         eprintln!("mindseye: {line}");
     }
+    let mut watch = TopicWatch::new(config.topics.clone(), wanted);
     let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
     let robot = config.robot.clone();
     let (mind, encoder) = match &pipeline {
@@ -124,9 +142,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");
 
     let began = Instant::now();
+    let mut look_at = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         if args.seconds.is_some_and(|s| began.elapsed().as_secs_f64() >= s) {
             break;
+        }
+        if Instant::now() >= look_at {
+            look_at += LOOK_EVERY;
+            follow(&mut watch, &node, &session);
         }
         std::thread::sleep(Duration::from_millis(50));
     }

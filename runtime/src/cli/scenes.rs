@@ -172,7 +172,7 @@ impl Denoise for Recorder {
 }
 
 /// Makes the scene and goal of an index.
-type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), String>;
+type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), SuppliedError>;
 
 /// Denoiser inputs as they come up while goals are grounded. To be used through
 /// [`Spooled`](mindseye_builder::quant::Spooled): making them takes a goal's time for every four.
@@ -227,7 +227,7 @@ impl CalibrationSource for GroundingInputs {
             return Ok(None);
         }
         if self.ready.is_empty() {
-            let (scene, mut goal) = (self.scenes)(self.goals).map_err(SuppliedError::new)?;
+            let (scene, mut goal) = (self.scenes)(self.goals)?;
             // One drive shows the denoiser all noise levels.
             goal.candidates = Some(1);
             let settings = settings_for(self.recorder.spec(), &goal);
@@ -273,7 +273,7 @@ pub fn from_houses(
     let mut asked = HashMap::new();
     let scenes = Box::new(move |i: u64| {
         let seed = base.wrapping_add(i);
-        let v = ask(seed, &camera, encoder.as_mut(), &mut asked).map_err(|e| format!("{e:#}"))?;
+        let v = ask(seed, &camera, encoder.as_mut(), &mut asked).map_err(SuppliedError::new)?;
         Ok((v.scene, v.goal))
     });
     let houses = items.div_ceil(PER_GOAL as u64);
@@ -341,7 +341,7 @@ fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> any
         taken += 1;
         while due.front().is_some_and(|d| taken >= *d) {
             due.pop_front();
-            scenes.extend(senses.seen().scene().filter(|s| !s.memory.is_empty()));
+            scenes.extend(senses.context().scene().filter(|s| !s.memory.is_empty()));
         }
     }
     if scenes.is_empty() {

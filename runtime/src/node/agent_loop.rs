@@ -5,10 +5,10 @@ use super::navigate::Command;
 use super::publish::{Outputs, StatusSource, stamped_pose};
 use super::requests::{Clients, Inbox};
 use super::worker::Job;
-use super::{Note, Observer};
+use super::{NodeEvent, Observer};
 use crate::agent::{Action, Agent, DriveNews, Event, Ticket};
 use crate::ground::Grounded;
-use crate::senses::Seen;
+use crate::senses::ContextHandle;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
 use mindseye_bridge::ros::Claim;
@@ -42,7 +42,7 @@ pub(super) struct AgentLoop {
     /// [`Claim::changes`] when it was last looked at.
     pub claim_changes: u64,
     pub figures: Arc<Figures>,
-    pub seen: Seen,
+    pub context: ContextHandle,
     pub observer: Arc<Observer>,
     pub stop: Arc<AtomicBool>,
 }
@@ -76,7 +76,7 @@ impl AgentLoop {
             }
             if self.period > TimeDelta::ZERO && clock::monotonic() >= status_due {
                 status_due = clock::monotonic() + self.period;
-                self.outputs.status(&self.status());
+                self.publish_status();
             }
         }
         self.step(Event::Stop, None);
@@ -109,13 +109,20 @@ impl AgentLoop {
         self.step(Event::Rival { name }, None);
     }
 
+    fn publish_status(&self) {
+        let status = self.status();
+        let document = status.document();
+        (self.observer)(NodeEvent::Status(&document));
+        self.outputs.status(&document, &status);
+    }
+
     fn status(&self) -> StatusSource<'_> {
         StatusSource {
             robot: &self.robot,
             claim: &self.claim,
             agent: &self.agent,
             figures: &self.figures,
-            seen: &self.seen,
+            context: &self.context,
             record: self.outputs.record.as_ref(),
             now: clock::monotonic(),
         }
@@ -124,6 +131,7 @@ impl AgentLoop {
     fn request(&mut self, request: Inbox) {
         match request {
             Inbox::Goal { goal, origin, publish, wait } => {
+                (self.observer)(NodeEvent::Asked(&goal));
                 let ticket = self.clients.register(origin);
                 self.step(Event::Goal { ticket, goal, publish, wait }, None);
             }
@@ -178,7 +186,7 @@ impl AgentLoop {
                         let (goal, state, reason) = (&drive.goal_id, drive.state, &drive.reason);
                         tracing::info!(goal, ?state, reason, "drive is over");
                     }
-                    self.outputs.status(&self.status());
+                    self.publish_status();
                 }
                 Action::Answer { answer, .. } => self.answered(answer, evidence),
                 Action::Leave { ticket } => {
@@ -201,8 +209,8 @@ impl AgentLoop {
             Status::Found => tracing::info!(goal = answer.goal_id, "found"),
             status => tracing::info!(goal = answer.goal_id, %status, reason = answer.reason, "answered"),
         }
-        (self.observer)(Note::Answered(answer));
-        self.outputs.status(&self.status());
+        (self.observer)(NodeEvent::Answered(&answer));
+        self.publish_status();
         let took = (clock::monotonic() - began).as_millis_f64();
         lock(&self.figures.profile).push("publish", took);
     }

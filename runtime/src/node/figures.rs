@@ -3,7 +3,7 @@
 use super::NodeCounts;
 use crate::context::ContextCounts;
 use crate::profile::Profile;
-use crate::senses::{Seen, SenseFaults};
+use crate::senses::{ContextHandle, SenseFaults};
 use mindseye_bridge::ros::SubscriberCounts;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,13 +34,13 @@ impl Figures {
     }
 
     /// Counts so far.
-    pub fn counts(&self, seen: &Seen) -> NodeCounts {
+    pub fn counts(&self, context: &ContextHandle) -> NodeCounts {
         let camera = *lock(&self.camera);
         NodeCounts {
             context: *lock(&self.context),
             camera_received: camera.received,
             camera_dropped: camera.dropped + camera.missed,
-            latents: seen.latents(),
+            latents: context.latents(),
             bad_messages: self.bad_messages.load(Ordering::Relaxed),
         }
     }

@@ -24,30 +24,33 @@ mod worker;
 pub use publish::{path_message, strip};
 
 use crate::agent::{Agent, DriveNews, Event, Ticket};
-use crate::config::RobotConfig;
+use crate::config::{RobotConfig, Topics};
 use crate::context::{ContextCounts, GroupEncoder};
-use crate::ground::{Grounded, Mind};
+use crate::ground::{Grounded, Mind, Scene, Stage};
+use crate::image::RgbImage;
 use crate::imagine::Clock;
+use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
-use crate::senses::{Seen, Senses};
+use crate::senses::{ContextHandle, Outcome, Sense, Senses};
 use crate::study::{self, Study};
 use agent_loop::AgentLoop;
 use figures::Figures;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
+use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::ros::{RosError, RosSession};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::detector::DetectorError;
 use navigate::{Command, Navigator};
 use publish::Outputs;
-use pump::{Inputs, OdometryNews, SensesPump};
-use requests::{Clients, Diary, Inbox, Questions};
+use pump::{OdometryNews, Replaced, SensesPump};
+use requests::{Clients, Diary, Inbox, Origin, Questions};
 use ringbuf::HeapRb;
 use ringbuf::traits::Split;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -74,26 +77,55 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// What someone in the same process may want to see of a goal in work.
-#[derive(Clone, Debug)]
-pub enum Note {
+/// What someone in the same process may want to see of the node's work. Of one goal they come in this order; those of
+/// the senses come in between, from another thread.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum NodeEvent<'a> {
+    /// A message was taken in.
+    Sensed {
+        /// What it is.
+        sense: Sense,
+        /// As it came.
+        cdr: &'a [u8],
+        /// What became of it.
+        outcome: &'a Outcome,
+        /// The newest pose of odometry.
+        pose: Option<Pose2>,
+        /// The newest kept frame, as the model looks at it.
+        picture: &'a RgbImage,
+    },
+    /// A goal came. It may be refused without being begun.
+    Asked(&'a Goal),
     /// A goal was begun.
     Begun {
-        /// The client's id.
-        id: String,
-        /// What is wanted, for a person.
-        wish: String,
+        /// What is wanted.
+        goal: &'a Goal,
+        /// What is known.
+        scene: &'a Scene,
+        /// When the answer must be there, on [`MonotonicClock`].
+        until: Option<TimeDelta>,
     },
-    /// A stage came to its end, or a step was done: done, of.
-    Stage(&'static str, usize, usize),
-    /// The worker's evidence; the answer follows.
-    Evidence(Box<Grounded>),
+    /// A stage came to its end, or a step was done.
+    Stage(Stage<'a>),
+    /// What the answer rests on; the answer follows.
+    Evidence(&'a Grounded),
     /// The answer.
-    Answered(Box<Answer>),
+    Answered(&'a Answer),
+    /// The status document, when it is published.
+    Status(&'a serde_json::Value),
 }
 
-/// Gets the notes; must not block.
-pub type Observer = Box<dyn Fn(Note) + Send + Sync>;
+/// Hears what happens; must not block.
+pub type Observer = Box<dyn Fn(NodeEvent<'_>) + Send + Sync>;
+
+/// A goal for a person.
+pub fn goal_in_words(goal: &Goal) -> String {
+    match &goal.kind {
+        GoalKind::Text(text) => text.clone(),
+        GoalKind::Waypoints(poses) => format!("{} waypoints", poses.len()),
+    }
+}
 
 /// Counts of a running node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,7 +150,8 @@ pub struct Node {
     runtime: Option<tokio::runtime::Runtime>,
     navigator: Option<tokio::task::JoinHandle<()>>,
     figures: Arc<Figures>,
-    seen: Seen,
+    context: ContextHandle,
+    replaced: Arc<Mutex<Replaced>>,
 }
 
 /// What a node needs to start.
@@ -158,7 +191,8 @@ impl Node {
     pub fn start(session: &RosSession, parts: NodeParts) -> Result<Self, NodeError> {
         let NodeParts { config, mind, encoder, record, observer } = parts;
         let observer: Arc<Observer> = Arc::new(observer.unwrap_or_else(|| Box::new(|_| ())));
-        let inputs = Inputs::subscribe(session, &config)?;
+        let inputs = pump::subscribe(session, &config.topics, &Sense::ALL)?;
+        let replaced: Arc<Mutex<Replaced>> = Arc::default();
         let outputs = Outputs::declare(session, &config, record.clone())?;
         let (news, drives) = mpsc::channel::<(Ticket, DriveNews)>(DRIVES_WAITING);
         let navigator = Navigator::new(session, &config.navigate, news)?;
@@ -174,7 +208,7 @@ impl Node {
                 .map_err(|e| NodeError::Thread("study", e))?;
             senses = senses.with_study(study);
         }
-        let seen = senses.seen();
+        let context = senses.context();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (inbox, requests) = sync_channel(REQUESTS_WAITING);
@@ -191,9 +225,11 @@ impl Node {
         let mut pump = SensesPump {
             senses,
             inputs,
+            replaced: replaced.clone(),
             events: events_in,
             figures: figures.clone(),
             record,
+            observer: observer.clone(),
             stop: stop.clone(),
             profile: Profile::default(),
             copied: TimeDelta::ZERO,
@@ -203,7 +239,7 @@ impl Node {
 
         let worker = Worker {
             mind,
-            seen: seen.clone(),
+            context: context.clone(),
             jobs: jobs_out,
             inbox: inbox.clone(),
             wanted: wanted.clone(),
@@ -227,7 +263,7 @@ impl Node {
             claim,
             claim_changes: 0,
             figures: figures.clone(),
-            seen: seen.clone(),
+            context: context.clone(),
             observer,
             stop: stop.clone(),
         };
@@ -236,26 +272,50 @@ impl Node {
         let runtime = requests::runtime().map_err(|e| NodeError::Thread("requests", e))?;
         requests::listen(&runtime, &inbox, &Arc::new(diary), questions);
         let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
-        Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, seen })
+        Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, context, replaced })
     }
 
     /// Counts so far.
     pub fn counts(&self) -> NodeCounts {
-        self.figures.counts(&self.seen)
+        self.figures.counts(&self.context)
     }
 
     /// Durations per stage so far.
     pub fn profile(&self) -> Profile {
         let mut profile = self.figures.profile();
-        if let Some(study) = self.seen.study() {
+        if let Some(study) = self.context.study() {
             profile.absorb(&study.profile());
         }
         profile
     }
 
     /// What the goals can see.
-    pub fn seen(&self) -> Seen {
-        self.seen.clone()
+    pub fn context(&self) -> ContextHandle {
+        self.context.clone()
+    }
+
+    /// Listens to other topics for these senses from now on; those without a name are heard no more. What still waits
+    /// in the queues of the topics before is let go of, and the counts of these senses begin anew.
+    ///
+    /// # Errors
+    /// A topic cannot be subscribed to; all stay as they are.
+    pub fn listen_to(
+        &self,
+        session: &RosSession,
+        topics: &Topics,
+        senses: &[Sense],
+    ) -> Result<(), NodeError> {
+        let inputs = pump::subscribe(session, topics, senses)?;
+        let mut replaced = figures::lock(&self.replaced);
+        replaced.inputs.retain(|(sense, _)| !senses.contains(sense));
+        replaced.inputs.extend(inputs);
+        replaced.senses.extend(senses);
+        Ok(())
+    }
+
+    /// A handle to ask and cancel with, from the same process.
+    pub fn requester(&self) -> Requester {
+        Requester(self.inbox.clone())
     }
 
     /// Stops the threads; a goal in work is answered `cancelled`.
@@ -281,6 +341,37 @@ impl Node {
             }
         }
         runtime.shutdown_background();
+    }
+}
+
+/// Asks a node of the same process, as the topics and queries do, without waiting.
+#[derive(Clone)]
+pub struct Requester(SyncSender<Inbox>);
+
+/// Too many requests wait, or the node is stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("busy: too many requests are waiting; ask again")]
+pub struct Busy;
+
+impl Requester {
+    /// Hands a goal over, whose pose is published when it is found. Its answer comes to the [`Observer`].
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn ask(&self, goal: Goal) -> Result<(), Busy> {
+        self.request(Inbox::Goal { goal, origin: Origin::Topic, publish: true, wait: false })
+    }
+
+    /// Stops the goal with this id; whichever is in work when it is empty.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn cancel(&self, id: String) -> Result<(), Busy> {
+        self.request(Inbox::Cancel { id })
+    }
+
+    fn request(&self, request: Inbox) -> Result<(), Busy> {
+        self.0.try_send(request).map_err(|_| Busy)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::ground::Grounded;
 use crate::image::RgbImage;
 use crate::planar::Pose2;
 use crate::record::RecordSender;
-use crate::senses::Seen;
+use crate::senses::ContextHandle;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
 use mindseye_bridge::geometry::Covariance6;
@@ -106,8 +106,8 @@ impl Outputs {
     }
 
     /// The status document, and the diagnostics beside it.
-    pub fn status(&self, status: &StatusSource<'_>) {
-        self.send(self.status.as_ref(), &StringMsg { data: status.document().to_string() });
+    pub fn status(&self, document: &serde_json::Value, status: &StatusSource<'_>) {
+        self.send(self.status.as_ref(), &StringMsg { data: document.to_string() });
         self.send(self.diagnostics.as_ref(), &status.diagnostics());
     }
 }
@@ -118,7 +118,7 @@ pub(super) struct StatusSource<'a> {
     pub claim: &'a Claim,
     pub agent: &'a Agent,
     pub figures: &'a Arc<Figures>,
-    pub seen: &'a Seen,
+    pub context: &'a ContextHandle,
     pub record: Option<&'a RecordSender>,
     pub now: TimeDelta,
 }
@@ -152,12 +152,12 @@ impl StatusSource<'_> {
             },
             "faults": lock(&self.figures.faults).sentences(),
             "context": {
-                "latents": self.seen.latents(),
-                "evicted": self.seen.evicted(),
+                "latents": self.context.latents(),
+                "evicted": self.context.evicted(),
                 "frames": *lock(&self.figures.context),
                 "segment": *lock(&self.figures.segments),
             },
-            "study": self.seen.study().map(|study| study.counts()),
+            "study": self.context.study().map(|study| study.counts()),
             "recording_dropped": self.record.map(RecordSender::dropped),
             "stages_ms": self.figures.profile().summary(),
         })
@@ -183,7 +183,7 @@ impl StatusSource<'_> {
                 message,
                 hardware_id: self.robot.to_owned(),
                 values: vec![
-                    value("latents", self.seen.latents().to_string()),
+                    value("latents", self.context.latents().to_string()),
                     value("frames received", camera.received.to_string()),
                     value("frames dropped", (camera.dropped + camera.missed).to_string()),
                     value("goals", self.agent.counts().goals.to_string()),

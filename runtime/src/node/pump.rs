@@ -1,71 +1,78 @@
 //! The senses' thread: messages out of the subscribers' queues, through [`Senses`], into the memory.
 
-use super::MonotonicClock;
 use super::figures::{Figures, lock};
+use super::{MonotonicClock, NodeEvent, Observer};
 use crate::agent::{Event, OdometryHeard};
-use crate::config::{Frames, RobotConfig};
+use crate::config::{Frames, Topics};
 use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
-use crate::senses::{Sense, Senses, Took};
+use crate::senses::{Outcome, Sense, Senses, is_camera};
 use mindseye_bridge::clock;
 use mindseye_bridge::msg::{CameraInfo, CompressedImage, Image, Odometry, RosType, TFMessage};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RawSubscriber, RosError, RosSession, SubscriberCounts};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use ringbuf::HeapProd;
 use ringbuf::traits::Producer;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Raw images that wait for the senses.
 const IMAGES_WAITING: usize = 16;
 /// Odometry and tf messages that wait for the senses.
 const POSES_WAITING: usize = 512;
+/// Longest wait for a picture: odometry waits that long at most.
+const IDLE_FOR: Duration = Duration::from_millis(3);
 
 /// The robot's topics.
-pub(super) struct Inputs {
-    image: Option<RawSubscriber>,
-    compressed: Option<RawSubscriber>,
-    others: Vec<(Sense, RawSubscriber)>,
+pub(super) type Inputs = Vec<(Sense, RawSubscriber)>;
+
+/// Subscribes to the topics of `senses`, where they have a name.
+pub(super) fn subscribe(session: &RosSession, topics: &Topics, senses: &[Sense]) -> Result<Inputs, RosError> {
+    let mut inputs = Inputs::new();
+    for sense in senses {
+        let (queue, qos) = match sense {
+            Sense::TfStatic => (POSES_WAITING, Qos::latched(10)),
+            Sense::Odometry | Sense::Tf => (POSES_WAITING, Qos::SENSOR_DATA),
+            Sense::Image | Sense::Compressed | Sense::CameraInfo => (IMAGES_WAITING, Qos::SENSOR_DATA),
+        };
+        let ((name, hash), topic) = (type_of(*sense), topics.of(*sense));
+        if !topic.is_empty() {
+            let queue = QueuePolicy::KeepLast(queue);
+            inputs.push((*sense, session.raw_subscriber(topic, name, Some(hash), &qos, queue)?));
+        }
+    }
+    Ok(inputs)
 }
 
-impl Inputs {
-    /// Subscribes to every topic that has a name.
-    pub fn subscribe(session: &RosSession, config: &RobotConfig) -> Result<Self, RosError> {
-        let raw = |topic: &str, name: &str, hash: &str, qos: Qos, queue: usize| {
-            if topic.is_empty() {
-                return Ok(None);
-            }
-            session.raw_subscriber(topic, name, Some(hash), &qos, QueuePolicy::KeepLast(queue)).map(Some)
-        };
-        let t = &config.topics;
-        let sensor = Qos::SENSOR_DATA;
-        let (images, poses) = (IMAGES_WAITING, POSES_WAITING);
-        let mut others = Vec::new();
-        for (sense, subscriber) in [
-            (Sense::TfStatic, raw(&t.tf_static, TFMessage::NAME, TFMessage::HASH, Qos::latched(10), poses)?),
-            (Sense::CameraInfo, raw(&t.camera_info, CameraInfo::NAME, CameraInfo::HASH, sensor, images)?),
-            (Sense::Odometry, raw(&t.odom, Odometry::NAME, Odometry::HASH, sensor, poses)?),
-            (Sense::Tf, raw(&t.tf, TFMessage::NAME, TFMessage::HASH, sensor, poses)?),
-        ] {
-            others.extend(subscriber.map(|s| (sense, s)));
-        }
-        Ok(Self {
-            image: raw(&t.image, Image::NAME, Image::HASH, sensor, images)?,
-            compressed: raw(&t.compressed, CompressedImage::NAME, CompressedImage::HASH, sensor, images)?,
-            others,
-        })
+/// Name and hash of the messages of a sense.
+fn type_of(sense: Sense) -> (&'static str, &'static str) {
+    match sense {
+        Sense::Image => (Image::NAME, Image::HASH),
+        Sense::Compressed => (CompressedImage::NAME, CompressedImage::HASH),
+        Sense::CameraInfo => (CameraInfo::NAME, CameraInfo::HASH),
+        Sense::Odometry => (Odometry::NAME, Odometry::HASH),
+        Sense::Tf | Sense::TfStatic => (TFMessage::NAME, TFMessage::HASH),
     }
+}
+
+/// Topics that replace those of the same senses.
+#[derive(Default)]
+pub(super) struct Replaced {
+    pub senses: Vec<Sense>,
+    pub inputs: Inputs,
 }
 
 /// What the thread holds.
 pub(super) struct SensesPump {
     pub senses: Senses,
     pub inputs: Inputs,
+    pub replaced: Arc<Mutex<Replaced>>,
     pub events: HeapProd<Event>,
     pub figures: Arc<Figures>,
     pub record: Option<RecordSender>,
+    pub observer: Arc<Observer>,
     pub stop: Arc<AtomicBool>,
     pub profile: Profile,
     /// When the profile was last copied over.
@@ -126,27 +133,28 @@ impl SensesPump {
     pub fn run(&mut self) {
         let mut scratch = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
+            let Replaced { senses, inputs } = std::mem::take(&mut *lock(&self.replaced));
+            if !senses.is_empty() {
+                self.inputs.retain(|(sense, _)| !senses.contains(sense));
+                self.inputs.extend(inputs);
+            }
             let mut idle = true;
             // Poses before pictures, so that a frame finds the odometry of its own time.
             idle &= !self.drain_others(&mut scratch);
             for sense in [Sense::Image, Sense::Compressed] {
-                let Some(sample) = self.camera(sense).and_then(RawSubscriber::try_recv) else { continue };
+                let Some(sample) = self.input(sense).and_then(RawSubscriber::try_recv) else { continue };
                 idle = false;
                 self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
             }
             self.report();
             if idle {
-                // Woken by whichever camera delivers; odometry waits that long at most.
-                let waiting = self.inputs.image.as_ref().or(self.inputs.compressed.as_ref());
-                let sense = if self.inputs.image.is_some() { Sense::Image } else { Sense::Compressed };
-                let sample = match waiting {
-                    Some(camera) => camera.recv_timeout(Duration::from_millis(3)),
-                    None => {
-                        std::thread::sleep(Duration::from_millis(3));
-                        None
-                    }
+                // Woken by whichever camera delivers.
+                let sense = if self.input(Sense::Image).is_some() { Sense::Image } else { Sense::Compressed };
+                let Some(camera) = self.input(sense) else {
+                    std::thread::sleep(IDLE_FOR);
+                    continue;
                 };
-                if let Some(sample) = sample {
+                if let Some(sample) = camera.recv_timeout(IDLE_FOR) {
                     self.drain_others(&mut scratch);
                     self.take(sense, sample.bytes(&mut scratch), sample.info.received_at);
                 }
@@ -154,15 +162,18 @@ impl SensesPump {
         }
     }
 
-    fn camera(&self, sense: Sense) -> Option<&RawSubscriber> {
-        if sense == Sense::Image { self.inputs.image.as_ref() } else { self.inputs.compressed.as_ref() }
+    fn input(&self, sense: Sense) -> Option<&RawSubscriber> {
+        self.inputs.iter().find(|(s, _)| *s == sense).map(|(_, subscriber)| subscriber)
     }
 
     fn drain_others(&mut self, scratch: &mut Vec<u8>) -> bool {
         let mut any = false;
-        for i in 0..self.inputs.others.len() {
-            let sense = self.inputs.others[i].0;
-            while let Some(sample) = self.inputs.others[i].1.try_recv() {
+        for i in 0..self.inputs.len() {
+            let sense = self.inputs[i].0;
+            if is_camera(sense) {
+                continue;
+            }
+            while let Some(sample) = self.inputs[i].1.try_recv() {
                 any = true;
                 self.take(sense, sample.bytes(scratch), sample.info.received_at);
             }
@@ -181,7 +192,12 @@ impl SensesPump {
             self.send(Event::Odometry(heard));
         }
         match taken {
-            Ok(took) => self.tell(&took),
+            Ok(outcome) => {
+                let pose = self.senses.pose().map(|(_, pose)| pose);
+                let picture = self.senses.picture();
+                (self.observer)(NodeEvent::Sensed { sense, cdr, outcome: &outcome, pose, picture });
+                self.tell(&outcome);
+            }
             Err(error) => {
                 let before = self.figures.bad_messages.fetch_add(1, Ordering::Relaxed);
                 // Broken senders repeat themselves: every power of two is enough.
@@ -212,20 +228,9 @@ impl SensesPump {
     }
 
     fn record(&self, record: &RecordSender, sense: Sense, cdr: &[u8]) {
-        let stamp = clock::now().as_nanos();
-        let (name, hash) = match sense {
-            Sense::Image => (Image::NAME, Image::HASH),
-            Sense::Compressed => (CompressedImage::NAME, CompressedImage::HASH),
-            Sense::CameraInfo => (CameraInfo::NAME, CameraInfo::HASH),
-            Sense::Odometry => (Odometry::NAME, Odometry::HASH),
-            Sense::Tf | Sense::TfStatic => (TFMessage::NAME, TFMessage::HASH),
-        };
-        let topic = match sense {
-            Sense::Image | Sense::Compressed => self.camera(sense).map(RawSubscriber::topic),
-            _ => self.inputs.others.iter().find(|(s, _)| *s == sense).map(|(_, sub)| sub.topic()),
-        };
-        if let Some(topic) = topic {
-            record.cdr(topic, name, hash, stamp, cdr);
+        let (name, hash) = type_of(sense);
+        if let Some(input) = self.input(sense) {
+            record.cdr(input.topic(), name, hash, clock::now().as_nanos(), cdr);
         }
     }
 
@@ -235,22 +240,22 @@ impl SensesPump {
         }
     }
 
-    fn tell(&mut self, took: &Took) {
-        if let Some(segment) = took.segment {
+    fn tell(&mut self, outcome: &Outcome) {
+        if let Some(segment) = outcome.segment {
             tracing::info!(reason = %segment, "new segment");
             *lock(&self.figures.segments) = segment.to_string();
             if !segment.keeps_history() {
                 self.send(Event::ContextLost);
             }
         }
-        if let Some(eviction) = took.eviction {
+        if let Some(eviction) = outcome.eviction {
             tracing::debug!(%eviction, "latent evicted");
         }
-        if took.latent.is_some() {
-            let latents = self.senses.seen().latents();
+        if outcome.latent.is_some() {
+            let latents = self.senses.context().latents();
             self.send(Event::ContextReady { latents });
         }
-        if let Some(captured_at) = took.frame {
+        if let Some(captured_at) = outcome.frame {
             self.send(Event::Frame { captured_at });
         }
     }
@@ -264,16 +269,19 @@ impl SensesPump {
         *lock(&self.figures.context) = self.senses.counts();
         self.figures.ignored_frames.store(self.senses.ignored(), Ordering::Relaxed);
         let mut camera = SubscriberCounts::default();
-        for sense in [Sense::Image, Sense::Compressed] {
-            if let Some(counts) = self.camera(sense).map(RawSubscriber::counts) {
+        let mut poses = 0;
+        for (sense, input) in &self.inputs {
+            let counts = input.counts();
+            if is_camera(*sense) {
                 camera.received += counts.received;
                 camera.dropped += counts.dropped;
                 camera.missed += counts.missed;
                 camera.wrong_hash += counts.wrong_hash;
+            } else {
+                poses += counts.dropped;
             }
         }
         *lock(&self.figures.camera) = camera;
-        let poses = self.inputs.others.iter().map(|(_, s)| s.counts().dropped).sum();
         self.figures.poses_dropped.store(poses, Ordering::Relaxed);
     }
 }

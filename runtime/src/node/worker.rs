@@ -2,12 +2,12 @@
 
 use super::figures::{Figures, lock};
 use super::requests::Inbox;
-use super::{MonotonicClock, Note, Observer};
+use super::{MonotonicClock, NodeEvent, Observer};
 use crate::agent::Ticket;
 use crate::ground::{Grounded, Mind, Stage, ground};
 use crate::imagine::Flow;
-use crate::senses::Seen;
-use mindseye_bridge::goal::{Goal, GoalKind};
+use crate::senses::ContextHandle;
+use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::TimeDelta;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ pub(super) struct Job {
 /// What the thread holds.
 pub(super) struct Worker {
     pub mind: Box<dyn Mind>,
-    pub seen: Seen,
+    pub context: ContextHandle,
     pub jobs: Receiver<Job>,
     pub inbox: SyncSender<Inbox>,
     /// Ticket of the goal that is still wanted; 0 = none.
@@ -48,12 +48,8 @@ impl Worker {
     }
 
     fn work(&mut self, job: &Job) -> Option<Box<Grounded>> {
-        let wish = match &job.goal.kind {
-            GoalKind::Text(text) => text.clone(),
-            GoalKind::Waypoints(poses) => format!("{} waypoints", poses.len()),
-        };
-        (self.observer)(Note::Begun { id: job.goal.id.clone(), wish });
-        let scene = self.seen.scene()?;
+        let scene = self.context.scene()?;
+        (self.observer)(NodeEvent::Begun { goal: &job.goal, scene: &scene, until: Some(job.until) });
         let (wanted, observer, inbox) = (&self.wanted, &self.observer, &self.inbox);
         let mut progress = |stage: Stage<'_>| {
             if let Stage::Draft(answer) = stage {
@@ -61,8 +57,7 @@ impl Worker {
                 // A draft is a courtesy; when the inbox is full it is not worth waiting.
                 let _ = inbox.try_send(draft);
             }
-            let (what, done, of) = stage.bar();
-            observer(Note::Stage(what, done, of));
+            observer(NodeEvent::Stage(stage));
             if wanted.load(Ordering::Relaxed) == job.ticket.0 { Flow::Continue } else { Flow::Stop }
         };
         let result =
@@ -76,7 +71,7 @@ impl Worker {
             profile.push("denoise_step", *millis);
         }
         drop(profile);
-        (self.observer)(Note::Evidence(grounded.clone()));
+        (self.observer)(NodeEvent::Evidence(&grounded));
         Some(grounded)
     }
 }

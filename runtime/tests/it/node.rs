@@ -1,18 +1,21 @@
 //! A client on the other end of a loopback TCP connection.
 
 use crate::fake::{
-    FakeEncoder, FakeMind, FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, STANDS, free_port, session, start,
-    wait_for_latents,
+    FakeEncoder, FakeMind, FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, STANDS, free_port, image, odometry,
+    session, start, wait_for_latents,
 };
+use mindseye::config::Topics;
 use mindseye::node::{Node, NodeParts};
+use mindseye::topics::{TopicWatch, Wanted, published};
 use mindseye_bridge::answer::{Answer, Status};
+use mindseye_bridge::clock;
 use mindseye_bridge::msg::{
-    CancelGoalRequest, CancelGoalResponse, Header, NavigateFeedback, NavigateGetResultRequest,
-    NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse, Path, Pose, PoseStamped,
-    StringMsg,
+    CancelGoalRequest, CancelGoalResponse, Header, Image, NavigateFeedback, NavigateGetResultRequest,
+    NavigateGetResultResponse, NavigateSendGoalRequest, NavigateSendGoalResponse, Odometry, Path, Pose,
+    PoseStamped, StringMsg,
 };
 use mindseye_bridge::ros::{Mode, Qos, QueuePolicy, RosConfig, RosSession, ZenohSettings};
-use mindseye_bridge::time::Timestamp;
+use mindseye_bridge::time::{TimeDelta, Timestamp};
 use std::sync::atomic::{AtomicBool, AtomicI8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -459,6 +462,37 @@ fn a_stalled_camera_is_stale_and_recovers() {
     assert!(answer.pose.is_none());
     let patient = serde_json::json!({"text": "the chair", "max_age_ms": 60000});
     assert_eq!(ask(&client, "mindseye/test/ground", patient).status, Status::Found);
+}
+
+#[test]
+fn a_robot_with_other_topics_that_starts_later_is_heard() {
+    let (node, robot_session, port) = start(Duration::from_millis(1));
+    let mut watch = TopicWatch::new(Topics::default(), Wanted::default());
+    let client = session("late_robot", None, Some(port));
+    let sensor = Qos::SENSOR_DATA;
+    let images = client.publisher::<Image>("/late/camera/image_raw", &sensor).unwrap();
+    let odom = client.publisher::<Odometry>("/late/odom", &sensor).unwrap();
+    let mut stamp = Timestamp(1_700_000_000_000_000_000);
+    let mut adapted = Vec::new();
+    for _ in 0..400 {
+        let change = watch.look(published(robot_session.graph().unwrap()), clock::monotonic());
+        if !change.senses.is_empty() {
+            node.listen_to(&robot_session, watch.topics(), &change.senses).unwrap();
+            adapted.extend(change.lines);
+        }
+        stamp = stamp + TimeDelta::from_millis(33);
+        odom.publish(&odometry(stamp)).unwrap();
+        images.publish(&image(stamp, 48, 32)).unwrap();
+        if node.counts().latents >= 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let want = ["/late/odom instead of /odom", "/late/camera/image_raw instead of /camera/image_raw"];
+    assert_eq!(adapted, want);
+    assert!(node.counts().latents >= 2, "{:?}", node.counts());
+    let answer = ask(&client, "mindseye/test/ground", serde_json::json!({"text": "the chair"}));
+    assert_eq!(answer.status, Status::Found, "{answer:?}");
 }
 
 #[test]

@@ -119,6 +119,19 @@ fn the_same_bag_and_seed_give_the_same_document() {
 }
 
 #[test]
+fn a_time_past_the_end_of_the_bag_is_refused() {
+    let bag = repository().join("tests/data/runtime/house.mcap");
+    let output = program()
+        .args(["replay", bag.to_str().unwrap(), "--goal", "find the red chair", "--at", "1000"])
+        .args(["--bundle", bundle().to_str().unwrap()])
+        .output()
+        .unwrap();
+    let (_, said) = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("1000 s after the start lie past the end of the bag, which is "), "{said}");
+}
+
+#[test]
 fn the_demo_arrives() {
     let dir = tempfile::tempdir().unwrap();
     let output = program()

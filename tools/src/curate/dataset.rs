@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use mindseye::image::{Lens, Misfit, ModelCamera, RgbImage};
 use mindseye_bridge::image::{ImageError, Limits, decode_compressed_rgb8};
 use nalgebra::Isometry3;
 use serde::de::DeserializeOwned;
@@ -150,6 +151,9 @@ pub struct Faults {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
+    /// A picture whose size and pixels disagree, or that is to have no pixels.
+    #[error(transparent)]
+    Size(#[from] Misfit),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -264,45 +268,20 @@ impl Picture {
         Ok(Self { width: size.width as usize, height: size.height as usize, rgb })
     }
 
-    /// Scales so that both sides are covered, cuts the middle out, and averages: `[3, height, width]` in [-1, 1].
-    #[must_use]
-    pub fn fitted(&self, width: usize, height: usize) -> Vec<f32> {
-        let fit = Fit::new((self.width, self.height), (width, height));
-        let columns = spans(fit.left, fit.scale, width, self.width);
-        let rows = spans(fit.top, fit.scale, height, self.height);
-        let mut out = vec![0.0f32; 3 * width * height];
-        for (y, row) in rows.iter().enumerate() {
-            for (x, column) in columns.iter().enumerate() {
-                let mut sum = [0.0f32; 3];
-                for (j, wy) in row {
-                    for (i, wx) in column {
-                        let at = (j * self.width + i) * 3;
-                        for (c, s) in sum.iter_mut().enumerate() {
-                            *s += wy * wx * f32::from(self.rgb[at + c]);
-                        }
-                    }
-                }
-                for (c, s) in sum.iter().enumerate() {
-                    out[(c * height + y) * width + x] = s / 127.5 - 1.0;
-                }
-            }
-        }
-        out
-    }
-}
-
-impl Picture {
-    /// [`Picture::fitted`] in 8 bits: `[height, width, 3]`.
-    #[must_use]
-    pub fn fitted_rgb8(&self, width: usize, height: usize) -> Vec<u8> {
-        if (self.width, self.height) == (width, height) {
-            return self.rgb.clone();
-        }
-        let planes = self.fitted(width, height);
-        let n = width * height;
-        (0..3 * n)
-            .map(|k| ((planes[(k % 3) * n + k / 3] + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
-            .collect()
+    /// Scales so that both sides are covered, cuts the middle out, and averages.
+    ///
+    /// # Errors
+    /// A side is zero, or the pixels are fewer or more than the size says.
+    pub fn fitted(&self, width: usize, height: usize) -> Result<RgbImage, DatasetError> {
+        let mut out = RgbImage::filled(0, 0, [0; 3]);
+        Lens::new(ModelCamera::any(width, height)).look(
+            &self.rgb,
+            self.width,
+            self.height,
+            None,
+            &mut out,
+        )?;
+        Ok(out)
     }
 }
 
@@ -337,20 +316,6 @@ impl Fit {
         let moved = |c: f64, edge: f64| (c + 0.5 - edge) * self.scale - 0.5;
         [k[0] * self.scale, k[1] * self.scale, moved(k[2], self.left), moved(k[3], self.top)]
     }
-}
-
-/// Source pixels and their weights, which sum to one, for every target pixel.
-fn spans(edge: f64, scale: f64, count: usize, source: usize) -> Vec<Vec<(usize, f32)>> {
-    (0..count)
-        .map(|k| {
-            let a = (edge + k as f64 / scale).clamp(0.0, source as f64 - 1e-6);
-            let b = (edge + (k + 1) as f64 / scale).clamp(a + 1e-9, source as f64);
-            let last = (b.ceil() as usize).clamp(a as usize + 1, source);
-            (a as usize..last)
-                .map(|i| (i, (((b.min((i + 1) as f64) - a.max(i as f64)) / (b - a)).max(0.0)) as f32))
-                .collect()
-        })
-        .collect()
 }
 
 /// A dataset. Parts that cannot be used are left out, counted and listed.
@@ -732,18 +697,17 @@ mod tests {
         let rgb: Vec<u8> =
             (0..2).flat_map(|_| [0u8, 100, 200, 250].into_iter().flat_map(|v| [v, v, 0])).collect();
         let picture = Picture { width: 4, height: 2, rgb };
-        let check = |size: (usize, usize), wanted: &[f32]| {
-            let got = picture.fitted(size.0, size.1);
-            assert_eq!(got.len(), 3 * size.0 * size.1);
-            for (a, b) in got.iter().zip(wanted) {
-                assert!(((a + 1.0) * 127.5 - b).abs() < 1e-2, "{size:?}: {got:?}");
-            }
+        let check = |size: (usize, usize), wanted: &[u8]| {
+            let got = picture.fitted(size.0, size.1).unwrap();
+            let rgb: Vec<u8> = wanted.iter().flat_map(|v| [*v, *v, 0]).collect();
+            assert_eq!(got, RgbImage { width: size.0, height: size.1, data: rgb });
         };
-        check((4, 2), &[0.0, 100.0, 200.0, 250.0, 0.0, 100.0, 200.0, 250.0]);
-        check((2, 1), &[50.0, 225.0]);
+        check((4, 2), &[0, 100, 200, 250, 0, 100, 200, 250]);
+        check((2, 1), &[50, 225]);
         // Square: the two middle columns.
-        check((2, 2), &[100.0, 200.0, 100.0, 200.0]);
-        check((1, 1), &[150.0]);
+        check((2, 2), &[100, 200, 100, 200]);
+        check((1, 1), &[150]);
+        assert!(matches!(picture.fitted(0, 1), Err(DatasetError::Size(_))));
         let k = Fit::new((4, 2), (2, 2)).intrinsics([4.0, 4.0, 1.5, 0.5]);
         assert_eq!(k, [4.0, 4.0, 0.5, 0.5], "the middle stays the middle");
         let k = Fit::new((4, 2), (8, 4)).intrinsics([4.0, 4.0, 1.5, 0.5]);

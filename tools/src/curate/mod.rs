@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mindseye_base::picture::write_png;
 use serde::{Deserialize, Serialize};
 
 use dataset::{Clip, DatasetError, FORMAT, Info, Picture, read_json, write_json};
@@ -589,9 +588,6 @@ fn sent(path: &Path) -> Result<Vec<u8>, DatasetError> {
     let scale = (SENT_SIDE as f64 / picture.width.max(picture.height) as f64).min(1.0);
     let side = |n: usize| ((n as f64 * scale).round() as usize).max(1);
     let (width, height) = (side(picture.width), side(picture.height));
-    let rgb = if scale < 1.0 { picture.fitted_rgb8(width, height) } else { picture.rgb };
-    let mut png = Vec::new();
-    write_png(&mut png, width, height, &rgb)
-        .map_err(|e| DatasetError::Invalid { path: path.to_path_buf(), reason: e.to_string() })?;
-    Ok(png)
+    let png = picture.fitted(width, height)?.to_png();
+    png.map_err(|e| DatasetError::Invalid { path: path.to_path_buf(), reason: e.to_string() })
 }

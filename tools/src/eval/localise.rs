@@ -161,7 +161,7 @@ pub struct Accepted {
 }
 
 /// A picture's features and camera, and where the camera really was.
-pub(super) struct Seen {
+pub(super) struct Query {
     pub(super) index: usize,
     pub(super) camera: Camera,
     pub(super) gray: Gray,
@@ -257,7 +257,7 @@ fn evaluate(dataset: &Dataset, recording: &Recording, args: &LocaliseArgs) -> an
         };
         let (w, h) = camera.size();
         let (w, h) = (w as usize, h as usize);
-        let gray = Gray::from_rgb8(w, h, &picture.fitted_rgb8(w, h));
+        let gray = Gray::from_rgb8(w, h, &picture.fitted(w, h)?.data);
         let started = Instant::now();
         let features = extractor.extract(&gray);
         extraction.push(started.elapsed().as_secs_f64() * 1e3);
@@ -269,7 +269,7 @@ fn evaluate(dataset: &Dataset, recording: &Recording, args: &LocaliseArgs) -> an
                 &map_from_camera,
             );
         } else {
-            asked.push(Seen { index: frame.index, camera, gray, features, map_from_camera });
+            asked.push(Query { index: frame.index, camera, gray, features, map_from_camera });
         }
         Ok::<(), DatasetError>(())
     })?;
@@ -291,7 +291,7 @@ fn evaluate(dataset: &Dataset, recording: &Recording, args: &LocaliseArgs) -> an
 }
 
 /// Places the queries and compares.
-fn placed(map: &mut LandmarkMap, asked: &[Seen]) -> Report {
+fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
     let config = RegisterConfig::for_width(asked.first().map_or(0, |q| q.camera.size().0));
     let mut times = Vec::new();
     let mut found: HashMap<usize, Result<Registration, Unregistered>> = HashMap::new();
@@ -381,7 +381,7 @@ fn painted(picture: &Gray, other: &Gray) -> Gray {
 fn accepted(
     map: &mut LandmarkMap,
     extractor: &mut Extractor,
-    asked: &[Seen],
+    asked: &[Query],
     elsewhere: Option<&Path>,
 ) -> anyhow::Result<Vec<Accepted>> {
     let Some(first) = asked.first() else { return Ok(Vec::new()) };
@@ -408,7 +408,7 @@ fn accepted(
         for recording in dataset.recordings() {
             dataset.pictures(recording, &mut |_, picture| {
                 if let Ok(picture) = picture {
-                    let gray = Gray::from_rgb8(w, h, &picture.fitted_rgb8(w, h));
+                    let gray = Gray::from_rgb8(w, h, &picture.fitted(w, h)?.data);
                     hits.push(believed(&gray, &camera));
                 }
                 Ok(())

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use mindseye_engines::sampler::{Grid, NOISED_CONTEXT_T, Sampler, Schedule, Solver, branch, guide};
+use mindseye::imagine::{ContextLatents, Dropped, Prompt, RolloutSettings, Rope, guided_velocity};
+use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::sampler::{Grid, Sampler, Schedule, Solver};
 
 use super::{
     Case, Json, Report, Vectors,
     engine::{Engine, Via},
-    networks::{DitCase, decode_all, frame_range, mask_lengths, run_dit, run_umt5, swap_axes},
+    networks::{DitCase, decode_all, mask_lengths, run_dit, run_umt5, swap_axes},
 };
 
 const TOLERANCE: f64 = 5e-4;
@@ -19,6 +22,42 @@ pub(super) fn pipeline(dir: &Path, via: Via, report: &mut Report) {
         report.case(via.name(), Case::new("pipeline", via.tolerance(TOLERANCE)), |case| {
             run(dir, &path, via, case)
         });
+    }
+}
+
+/// The case's network, as [`mindseye::imagine`] calls it; keeps what it predicted.
+struct Denoiser<'a> {
+    engine: &'a mut Engine,
+    cfg: DitConfig,
+    /// `[frames, channels, height, width]` of each call.
+    predictions: Vec<Vec<f32>>,
+}
+
+impl Denoise for Denoiser<'_> {
+    fn config(&self) -> &DitConfig {
+        &self.cfg
+    }
+
+    fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
+        let (frames, channels) = (step.frames(), self.cfg.in_channels);
+        let timesteps: Vec<f32> = step.rows.iter().map(|row| step.timesteps[*row] as f32).collect();
+        let pass = DitCase {
+            latents: &swap_axes(step.latents, frames, channels),
+            batch: 1,
+            frames,
+            timesteps: &timesteps,
+            t_index: step.t_index,
+            text: step.text,
+            mask: None,
+            memory: &[],
+        };
+        let mut run = || {
+            let out = run_dit(self.engine, &self.cfg, &pass, false)?;
+            anyhow::Ok(swap_axes(out.data("sample")?, channels, frames))
+        };
+        let prediction = run().map_err(|e| DenoiseError::Backend(format!("{e:#}")))?;
+        self.predictions.push(prediction.clone());
+        Ok(Denoised { prediction, ..Denoised::default() })
     }
 }
 
@@ -46,48 +85,54 @@ fn run(dir: &Path, path: &Path, via: Via, case: &mut Case) -> anyhow::Result<()>
     let [_, _, context_len, _, _] = v.sizes("in.ctx")?;
     let (json, mut engine) = network("dit")?;
     let dit = json.dit([h, w], text_len)?;
-    // Frames first, as the sampler's helpers want them.
+    // Frames first, as the runtime has them.
     let frames = |name: &str, count: usize| anyhow::Ok(swap_axes(&v.f32(name)?, channels, count));
-    let (context, first) = (frames("in.ctx", context_len)?, frames("in.first_frame", 1)?);
-    let (z_context, z_first) = (frames("in.z_ctx", context_len)?, frames("in.z_first", 1)?);
+    let noise = [frames("in.z_ctx", context_len)?, frames("in.z_first", 1)?].concat();
     let mut x = frames("in.noise", targets)?;
-    let t_index: Vec<f64> = v.i64("in.t_index")?.iter().map(|i| *i as f64).collect();
-    ensure!(t_index.len() == context_len + targets, "in.t_index does not fit");
+    let t_index = v.i64("in.t_index")?;
+    ensure!(context_len > 0 && t_index.len() == context_len + targets, "in.t_index does not fit");
+    let (context_index, target_index) = t_index.split_at(context_len);
+    let seen = ContextLatents {
+        index: context_index.iter().map(|i| *i as u64).collect(),
+        latents: frames("in.ctx", context_len)?,
+        first: frames("in.first_frame", 1)?,
+    };
 
-    let (steps, shift, weight) = (v.number("steps")?, v.number("shift")?, v.number("cfg_w")? as f32);
-    let schedule = Schedule::new(Grid::UnipcDiffusers, steps as usize, shift)?;
+    let settings = RolloutSettings {
+        target_latents: targets,
+        gap: (target_index[0] - context_index[context_len - 1]) as f64,
+        max_span: None,
+        steps: v.number("steps")? as usize,
+        min_steps: 1,
+        guidance: v.number("cfg_w")? as f32,
+        dropped: Dropped::Both,
+        rope: Rope::Source,
+        grid: Grid::UnipcDiffusers,
+        shift: v.number("shift")?,
+        solver: Solver::UniPc,
+        glance_timestep: 0.0,
+        candidates: 1,
+        seed: 0,
+    };
+    let schedule = Schedule::new(settings.grid, settings.steps, settings.shift)?;
     case.compare("sigmas", &schedule.sigmas, &v.f32("sigmas")?)?;
-    let mut sampler = Sampler::new(schedule, Solver::UniPc);
-    let plane = h * w;
+    let mut sampler = Sampler::new(schedule, settings.solver);
+    let mut denoiser = Denoiser { engine: &mut engine, cfg: dit, predictions: Vec::new() };
+    let prompt = Prompt { text: &prompt, null_text: &null, camera: None };
     while let Some(step) = sampler.next_step() {
-        let mut velocity = |context: &[f32], first: &[f32], t_given: f32, text: &[f32], out: &str| {
-            let b = branch(context, first, &x, channels * plane, t_given, step.timestep);
-            let count = b.timesteps.len();
-            let latents = swap_axes(&b.latents, count, channels);
-            let pass = DitCase {
-                latents: &latents,
-                batch: 1,
-                frames: count,
-                timesteps: &b.timesteps,
-                t_index: &t_index,
-                text,
-                mask: None,
-                memory: &[],
-            };
-            let all = run_dit(&mut engine, &dit, &pass, false)?;
-            let v_target = frame_range(all.data("sample")?, channels, count, context_len, count);
-            case.compare(out, &v_target, &v.f32(out)?)?;
-            anyhow::Ok(swap_axes(&v_target, channels, targets))
-        };
         let i = step.index;
-        let conditional = velocity(&context, &first, 0.0, &prompt, &format!("step{i}.v_cond"))?;
-        let mut v_all =
-            velocity(&z_context, &z_first, NOISED_CONTEXT_T, &null, &format!("step{i}.v_uncond"))?;
-        guide(&mut v_all, &conditional, weight);
-        sampler.step(&v_all, &mut x)?;
+        denoiser.predictions.clear();
+        let velocity = guided_velocity(&mut denoiser, &seen, prompt, &settings, &x, step, &noise)?;
+        ensure!(denoiser.predictions.len() == 2, "both branches of the guidance are evaluated");
+        for (branch, prediction) in ["v_cond", "v_uncond"].into_iter().zip(&denoiser.predictions) {
+            let name = format!("step{i}.{branch}");
+            let target = swap_axes(&prediction[seen.latents.len()..], targets, channels);
+            case.compare(&name, &target, &v.f32(&name)?)?;
+        }
+        sampler.step(&velocity, &mut x)?;
         if sampler.next_step().is_none() {
             // The given frame is put back at the end; the file holds the last step after that.
-            x[..first.len()].copy_from_slice(&first);
+            x[..seen.first.len()].copy_from_slice(&seen.first);
         }
         let name = format!("step{i}.x");
         case.compare(&name, &swap_axes(&x, targets, channels), &v.f32(&name)?)?;

@@ -366,6 +366,28 @@ mod tests {
     }
 
     #[test]
+    fn a_guide_alone_is_trained_and_the_model_without_one_stays_as_it_is() {
+        use crate::trainer::Trainer;
+        use std::sync::atomic::AtomicBool;
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut config, model) = recipe(dir.path());
+        config.only = vec!["guide.".to_owned()];
+        (config.steps, config.eval_every) = (6, 100);
+        let mut trainer = Trainer::open(config, model.clone(), &dir.path().join("run")).expect("it opens");
+        let before = trainer.state.params.clone();
+        trainer.run(&AtomicBool::new(false), |_, _| {}).expect("it goes on");
+        let after = trainer.state.params.clone();
+        for i in 0..before.len() {
+            let (name, _, values) = before.get(i);
+            assert_eq!(values != after.get(i).2, name.starts_with("guide."), "{name}");
+        }
+        let (_, _, _, sample, draw) = stage();
+        let alone = Draw { guided: false, ..draw.clone() };
+        assert_eq!(predict(&model, &before, &sample, &alone), predict(&model, &after, &sample, &alone));
+        assert_ne!(predict(&model, &before, &sample, &draw), predict(&model, &after, &sample, &draw));
+    }
+
+    #[test]
     fn a_guided_run_goes_on_as_if_it_had_not_stopped() {
         use crate::trainer::{Metrics, Trainer};
         use std::sync::atomic::{AtomicBool, Ordering};

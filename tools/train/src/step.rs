@@ -12,7 +12,7 @@ use crate::config::TrainConfig;
 use crate::data::{Codec, Sample, Source, Task};
 use crate::distill::Teacher;
 use crate::eager::backward::accumulate;
-use crate::eager::{Eager, Params};
+use crate::eager::{Eager, Params, is_chosen};
 use crate::error::TrainError;
 use crate::family::HouseModel;
 use crate::net::{self, Draw, Losses};
@@ -194,8 +194,7 @@ pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
         .zip(rules)
         .zip(shapes)
     {
-        let chosen = config.only.is_empty() || config.only.iter().any(|o| name.contains(o.as_str()));
-        if grad.is_empty() || !chosen || name.starts_with("codec.") {
+        if grad.is_empty() || !is_chosen(config.only, &name) || name.starts_with("codec.") {
             continue;
         }
         let kind = usize::from(rule == optim::Rule::Muon);

@@ -123,7 +123,8 @@ impl Trainer {
                 let source = Source::new(&model, difficulty.clone(), codec.clone())
                     .varied(config.variety)
                     .guided(config.guide);
-                let [eager, teaching] = [true, false].map(|train| Eager::new(Arc::default(), train));
+                let [eager, teaching] =
+                    [true, false].map(|train| Eager::new(Arc::default(), train).of_only(&config.only));
                 Worker { eager, source, teaching }
             })
             .collect();

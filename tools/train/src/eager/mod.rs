@@ -197,6 +197,7 @@ fn give(pool: &mut HashMap<usize, Shelf>, v: Vec<f32>) {
 pub struct Eager {
     params: Arc<Params>,
     train: bool,
+    only: Vec<String>,
     collect: bool,
     prefix: String,
     nodes: Vec<Node>,
@@ -205,6 +206,12 @@ pub struct Eager {
     /// Gradients of the weights, summed over [`Eager::backward`] calls until [`Eager::take_grads`].
     param_grads: Vec<Vec<f32>>,
     marks: Option<Vec<(String, Var)>>,
+}
+
+/// Whether a weight is among those whose names contain one of `only`; all are where there are none.
+#[must_use]
+pub fn is_chosen(only: &[String], name: &str) -> bool {
+    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
 }
 
 fn count(shape: &[usize]) -> usize {
@@ -223,6 +230,13 @@ impl Eager {
     #[must_use]
     pub fn collecting() -> Self {
         Self { collect: true, ..Self::default() }
+    }
+
+    /// Gradients of those weights only that these names choose (see [`is_chosen`]); of all where there are none.
+    #[must_use]
+    pub fn of_only(mut self, only: &[String]) -> Self {
+        self.only = only.to_vec();
+        self
     }
 
     /// Puts this before the name of every weight that networks ask for from now on: several networks share one
@@ -577,7 +591,7 @@ impl Ops for Eager {
         }
         assert_eq!(self.params.shapes[i], shape, "shape of weight `{name}`");
         let data = self.params.data[i].clone();
-        let needs = self.train;
+        let needs = self.train && is_chosen(&self.only, name);
         let v = self.push_shared(shape.to_vec(), data, Op::Param(i), needs);
         self.cache.insert(i, v);
         v
