@@ -131,6 +131,9 @@ pub struct Answer {
     pub steps: u32,
     /// Imaginations drawn.
     pub candidates: u32,
+    /// Context latents that were looked at.
+    #[serde(default)]
+    pub context_latents: u32,
     /// Which model bundle.
     pub bundle_sha256: String,
     /// Which engine.
@@ -159,6 +162,7 @@ impl Answer {
             seed: 0,
             steps: 0,
             candidates: 0,
+            context_latents: 0,
             bundle_sha256: String::new(),
             engine_sha256: String::new(),
             timings_ms: BTreeMap::new(),
@@ -193,8 +197,8 @@ mod tests {
         keys.sort();
         assert_eq!(
             keys.join(" "),
-            "box bundle_sha256 camera_pose candidates class consistency covariance engine_sha256 goal_id imagined pose \
-             reason seed stamp_ns status steps timings_ms views"
+            "box bundle_sha256 camera_pose candidates class consistency context_latents covariance engine_sha256 goal_id \
+             imagined pose reason seed stamp_ns status steps timings_ms views"
         );
         assert_eq!(serde_json::from_value::<Answer>(json).unwrap(), a);
     }

@@ -129,7 +129,7 @@ impl Covariance6 {
     }
 }
 
-/// The pose between two poses at `fraction` in [0, 1]: places on the straight line, rotations along the shorter arc.
+/// The pose `fraction` (0..1) of the way from `a` to `b`: positions on the straight line, rotations along the shorter arc.
 #[must_use]
 pub fn interpolate(a: &Isometry3<f64>, b: &Isometry3<f64>, fraction: f64) -> Isometry3<f64> {
     let t = a.translation.vector.lerp(&b.translation.vector, fraction);

@@ -168,6 +168,9 @@ pub struct ModelTable {
     pub threads: usize,
     /// Seed of goals that give none.
     pub seed: u64,
+    /// Most context latents that a goal looks at; as many as in training when left out. More than that is extrapolation:
+    /// answers from it say so.
+    pub context_latents: Option<usize>,
 }
 
 /// An object detector that sees things in kept frames.
@@ -360,7 +363,7 @@ impl Default for NavigateTable {
 
 impl Default for ModelTable {
     fn default() -> Self {
-        Self { bundle: None, backend: "rten".into(), threads: 2, seed: 0 }
+        Self { bundle: None, backend: "rten".into(), threads: 2, seed: 0, context_latents: None }
     }
 }
 

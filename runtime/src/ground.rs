@@ -24,11 +24,12 @@ use crate::planar::{Pose2, wrap_angle};
 use crate::study::Studied;
 use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
-use mindseye_bridge::geometry::{Covariance6, planar_isometry};
+use mindseye_bridge::geometry::{Covariance6, interpolate, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::backend::BackendError;
 use mindseye_engines::denoise::Denoise;
+use mindseye_engines::plucker::{Intrinsics, PluckerError};
 use mindseye_engines::text::{TokenizerError, UnknownWord};
 use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
@@ -44,8 +45,12 @@ pub struct MindSpec {
     pub frame_period: TimeDelta,
     /// Values per latent.
     pub latent_len: usize,
+    /// `base_from_camera` (optical) of the training pictures, where the model was trained for one camera.
+    pub mounting: Option<Isometry3<f64>>,
     /// Most context latents in one evaluation.
     pub context_max: usize,
+    /// Most context latents of training; an answer from more says so.
+    pub context_trained: usize,
     /// Sampler defaults.
     pub settings: RolloutSettings,
     /// Calibration of the lift; `None` for a model without lift heads.
@@ -99,14 +104,17 @@ pub trait Mind: Send {
         true
     }
 
-    /// Camera rays `[target_latents, tokens, camera_channels]` for a path of base poses relative to here: one for
-    /// the first frame and one for each of the `4 (target_latents - 1)` others. `base_from_camera` is the robot's
-    /// mounting where it is known. `None` when the model takes none.
+    /// Camera rays `[target_latents, tokens, camera_channels]` for a path of camera poses (optical frames) relative to
+    /// here: one for the first frame and one for each of the `4 (target_latents - 1)` others. `intrinsics` are those
+    /// of the robot's pictures at the model's size, for models that were not trained for one camera.
+    ///
+    /// # Errors
+    /// [`RaysError`]: the model takes none, or the path or the camera cannot be used.
     fn camera_rays(
         &self,
-        here_from_base: &[Pose2],
-        base_from_camera: Option<&Isometry3<f64>>,
-    ) -> Option<Vec<f32>>;
+        here_from_camera: &[Isometry3<f64>],
+        intrinsics: Option<&Intrinsics>,
+    ) -> Result<Vec<f32>, RaysError>;
 
     /// The denoiser.
     fn denoiser(&mut self) -> &mut dyn Denoise;
@@ -191,6 +199,24 @@ impl MindError {
     }
 }
 
+/// Why a model has no rays for a path.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RaysError {
+    /// It takes none.
+    #[error("this model was not trained to follow waypoints; ask by text")]
+    NotTrained,
+    /// It takes rays of any camera, and the robot's is not known.
+    #[error(
+        "the camera's focal length is not known, so no waypoints can be followed; wanted camera_info, or [camera] in \
+         the configuration"
+    )]
+    NoIntrinsics,
+    /// The path or the camera cannot be used.
+    #[error(transparent)]
+    Plucker(#[from] PluckerError),
+}
+
 fn named(unknown: &[UnknownWord]) -> String {
     let each = |u: &UnknownWord| format!("{:?} (the nearest known word is {:?})", u.word, u.nearest);
     format!("this model does not know {}", unknown.iter().map(each).collect::<Vec<_>>().join(" and "))
@@ -213,6 +239,8 @@ pub struct Scene {
     pub base_frame: String,
     /// The camera's mounting, `base_from_camera` (optical); `None` when it is not known.
     pub base_from_camera: Option<Isometry3<f64>>,
+    /// Intrinsics of the pictures at the model's size, pixel centres at +0.5; `None` when they are not known.
+    pub intrinsics: Option<Intrinsics>,
     /// What studying frames in full has given; empty where none are.
     pub studied: Studied,
 }
@@ -280,8 +308,13 @@ enum GroundError {
     Imagine(ImagineError),
     #[error("nothing has been seen yet")]
     NothingSeen,
-    #[error("this model was not trained to follow waypoints; ask by text")]
-    Waypoints,
+    #[error(
+        "the camera's mounting is not known, so no waypoints can be followed; wanted tf_static, or [camera] in the \
+         configuration"
+    )]
+    Mounting,
+    #[error(transparent)]
+    Rays(#[from] RaysError),
 }
 
 impl From<ImagineError> for GroundError {
@@ -375,7 +408,7 @@ pub fn ground(
     let attempted = attempt(mind, &job, &mut report);
     let mut unsuited = unsuited(&report.grounded, &job.spec);
     match attempted {
-        Ok(()) => {}
+        Ok(()) => state_context(&mut report.grounded, &job.spec),
         Err(GroundError::Stopped(stopped)) => return Err(stopped),
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
@@ -408,6 +441,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 
     let view = choose_view(mind, job, &request, report.progress)?;
     report.grounded.used.clone_from(&view.used);
+    report.grounded.answer.context_latents = view.used.len() as u32;
     report.grounded.origin = view.origin;
     if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
         report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
@@ -444,10 +478,18 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     report.done("decode_video", Some(Stage::Decode))?;
 
     let Some((params, estimate)) = params.zip(estimate) else {
-        let (status, reason) = without_heads(&imagined, video.clearest, job.spec.box_min);
+        let (status, reason) = if job.by_text() {
+            without_heads(&imagined, video.clearest, job.spec.box_min)
+        } else {
+            let reason = "the drive along the waypoints was imagined, but this model has no heads to tell whether it \
+                          went there: no pose can be given; the imagined frames are attached";
+            (Status::Failed, reason.into())
+        };
         report.grounded.answer.status = status;
         report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
-        geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+        if job.by_text() {
+            geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+        }
         report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
@@ -476,6 +518,8 @@ struct Request {
     rays: Option<Vec<f32>>,
     /// Base poses at the waypoints, relative to here; empty for a goal by text.
     route: Vec<Pose2>,
+    /// The camera's pose at the last waypoint, relative to here; none for a goal by text.
+    end: Option<Isometry3<f64>>,
 }
 
 impl Request {
@@ -488,14 +532,15 @@ fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
     let null_text = mind.encode_text("")?;
     match &job.goal.kind {
         GoalKind::Text(text) => {
-            Ok(Request { text: mind.encode_text(text)?, null_text, rays: None, route: Vec::new() })
+            Ok(Request { text: mind.encode_text(text)?, null_text, rays: None, route: Vec::new(), end: None })
         }
         GoalKind::Waypoints(poses) => {
-            let mounting = job.scene.base_from_camera.as_ref();
-            let route = base_route(poses, mounting);
-            let along = resample(&route, 1 + (job.settings.target_latents - 1) * GROUP);
-            let rays = Some(mind.camera_rays(&along, mounting).ok_or(GroundError::Waypoints)?);
-            Ok(Request { text: null_text.clone(), null_text, rays, route })
+            let mount = job.scene.base_from_camera.or(job.spec.mounting).ok_or(GroundError::Mounting)?;
+            let route = base_route(poses, &mount);
+            let images = 1 + (job.settings.target_latents - 1) * GROUP;
+            let cameras = camera_path(poses, &route, &mount, images);
+            let rays = Some(mind.camera_rays(&cameras, job.scene.intrinsics.as_ref())?);
+            Ok(Request { text: null_text.clone(), null_text, rays, route, end: cameras.last().copied() })
         }
     }
 }
@@ -557,6 +602,10 @@ fn likeness_error(job: &Job<'_>, view: &View, frames: &[RgbImage], end: Option<P
 fn publish(grounded: &mut Grounded, job: &Job<'_>, view: &View, request: &Request, lifted: Lifted) {
     fill(&mut grounded.answer, job.scene, view.origin, &lifted);
     let origin = view.origin.unwrap_or_default();
+    if let Some((camera, end)) = grounded.answer.camera_pose.as_mut().zip(request.end) {
+        // The base drives below; the camera was asked for in space.
+        *camera = FramedPose3::new(camera.frame.clone(), &(planar_isometry(origin) * end));
+    }
     let route = if job.by_text() { &lifted.path } else { &request.route };
     grounded.path = route.iter().map(|p| origin.compose(*p)).collect();
     grounded.object = lifted.estimate.object.map(|(x, y)| crate::planar::point_from(origin, x, y));
@@ -593,6 +642,16 @@ fn without_heads(imagined: &Imagined, clearest: Option<FoundBox>, box_min: f64) 
             );
             (Status::NotInContext, reason)
         }
+    }
+}
+
+/// Says how much was looked at, and when that is more than training did.
+fn state_context(grounded: &mut Grounded, spec: &MindSpec) {
+    let (used, trained) = (grounded.used.len(), spec.context_trained);
+    if used > trained {
+        let longer = format!("a context of {used} latents was looked at; {trained} were trained");
+        let answer = &mut grounded.answer;
+        answer.reason = Some(with_reduction(answer.reason.take(), Some(&longer)));
     }
 }
 
@@ -736,29 +795,57 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
         .map(|mounting| FramedPose3::new(frame.clone(), &(planar_isometry(pose) * mounting)));
 }
 
-/// Waypoints are camera poses relative to the base; the base's own route needs the mounting.
-fn base_route(cameras: &[Isometry3<f64>], base_from_camera: Option<&Isometry3<f64>>) -> Vec<Pose2> {
-    // Waypoints come in body axes (x forward) by convention; the mounting then only shifts them.
-    let shift = base_from_camera.map_or([0.0; 2], |m| [m.translation.x, m.translation.y]);
-    cameras
+/// Waypoints are camera poses relative to the base, in body axes (x forward); the base's own route needs the mounting,
+/// which shifts them. Height, pitch and roll are the camera's alone: the base stays on the floor.
+fn base_route(waypoints: &[Isometry3<f64>], mount: &Isometry3<f64>) -> Vec<Pose2> {
+    let [shift_x, shift_y] = [mount.translation.x, mount.translation.y];
+    waypoints
         .iter()
         .map(|pose| {
             let forward = pose.rotation * nalgebra::Vector3::x();
             let yaw = forward.y.atan2(forward.x);
             let (s, c) = yaw.sin_cos();
-            let x = pose.translation.x - c * shift[0] + s * shift[1] + shift[0];
-            let y = pose.translation.y - s * shift[0] - c * shift[1] + shift[1];
+            let x = pose.translation.x - c * shift_x + s * shift_y + shift_x;
+            let y = pose.translation.y - s * shift_x - c * shift_y + shift_y;
             Pose2::new(x, y, yaw)
         })
         .collect()
 }
 
-/// `count` poses from here along the route, evenly spaced by length (turns count with 0.5 m per radian).
-/// A route too short to be divided stays where it is.
-fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
-    let mut points = vec![Pose2::default()];
+/// `count` camera poses (optical) from here along the waypoints, relative to here. Waypoints in the plane are passed as
+/// the base passes its route; others are joined in space, positions on straight lines and rotations along shorter arcs.
+fn camera_path(
+    waypoints: &[Isometry3<f64>],
+    route: &[Pose2],
+    mount: &Isometry3<f64>,
+    count: usize,
+) -> Vec<Isometry3<f64>> {
+    let flat = |w: &Isometry3<f64>| w.translation.z == 0.0 && w.rotation.i == 0.0 && w.rotation.j == 0.0;
+    if waypoints.iter().all(flat) {
+        let cost = |a: Pose2, b: Pose2| a.distance(b) + 0.5 * wrap_angle(b.yaw - a.yaw).abs();
+        let along = resample(Pose2::default(), route, count, cost, crate::planar::between);
+        return along.into_iter().map(|base| planar_isometry(base) * mount).collect();
+    }
+    type Pose = Isometry3<f64>;
+    let cost = |a: Pose, b: Pose| {
+        (a.translation.vector - b.translation.vector).norm() + 0.5 * a.rotation.angle_to(&b.rotation)
+    };
+    let between = |a: Pose, b: Pose, part: f64| interpolate(&a, &b, part);
+    let along = resample(Pose::identity(), waypoints, count, cost, between);
+    along.into_iter().map(|pose| mount.translation * pose * mount.rotation).collect()
+}
+
+/// `count` poses from `start` along the route, evenly spaced by `cost` (metres, and half a metre for a radian). A route
+/// too short to be divided stays where it is.
+fn resample<P: Copy>(
+    start: P,
+    route: &[P],
+    count: usize,
+    cost: impl Fn(P, P) -> f64,
+    between: impl Fn(P, P, f64) -> P,
+) -> Vec<P> {
+    let mut points = vec![start];
     points.extend_from_slice(route);
-    let cost = |a: Pose2, b: Pose2| a.distance(b) + 0.5 * wrap_angle(b.yaw - a.yaw).abs();
     let mut sums = vec![0.0];
     for pair in points.windows(2) {
         sums.push(sums[sums.len() - 1] + cost(pair[0], pair[1]));
@@ -769,11 +856,7 @@ fn resample(route: &[Pose2], count: usize) -> Vec<Pose2> {
             let at = total * i as f64 / count.saturating_sub(1).max(1) as f64;
             let after = sums.partition_point(|s| *s < at).clamp(1, points.len() - 1);
             let span = (sums[after] - sums[after - 1]).max(1e-12);
-            crate::planar::between(
-                points[after - 1],
-                points[after],
-                ((at - sums[after - 1]) / span).clamp(0.0, 1.0),
-            )
+            between(points[after - 1], points[after], ((at - sums[after - 1]) / span).clamp(0.0, 1.0))
         })
         .collect()
 }
@@ -833,4 +916,42 @@ fn reconstruction_error(mind: &mut dyn Mind, scene: &Scene, view: &View) -> Resu
         .filter_map(|(p, decoded)| mean_difference(decoded, &scene.memory.get(*p)?.picture))
         .collect();
     Ok((!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nalgebra::{Translation3, UnitQuaternion};
+
+    #[test]
+    fn waypoints_in_the_plane_move_the_camera_as_the_base_carries_it() {
+        let pitch = UnitQuaternion::from_euler_angles(0.0, 0.3, 0.0);
+        let mount = Isometry3::from_parts(Translation3::new(0.2, -0.1, 1.1), pitch);
+        let stops = [Pose2::new(0.7, 0.1, 0.4), Pose2::new(1.2, 0.9, 2.9), Pose2::new(0.3, 1.0, -3.0)];
+        let flat = stops.map(planar_isometry);
+        let route = base_route(&flat, &mount);
+        let path = camera_path(&flat, &route, &mount, 13);
+        // To the bit: what models for one camera were always told.
+        let cost = |a: Pose2, b: Pose2| a.distance(b) + 0.5 * wrap_angle(b.yaw - a.yaw).abs();
+        let bases = resample(Pose2::default(), &route, 13, cost, crate::planar::between);
+        assert_eq!(path, bases.iter().map(|b| planar_isometry(*b) * mount).collect::<Vec<_>>());
+        assert_eq!(bases[0], Pose2::default());
+        let end = bases[12].relative(route[2]);
+        assert!(end.distance(Pose2::default()) < 1e-12 && end.yaw.abs() < 1e-12, "{end:?}");
+        // A waypoint that is lifted by next to nothing is passed in space, nearly as before: at its ends to rounding.
+        let mut lifted = flat;
+        lifted[1].translation.z = 1e-9;
+        let lifted = camera_path(&lifted, &route, &mount, 13);
+        for (a, b) in [(path[0], lifted[0]), (path[12], lifted[12])] {
+            assert!((a.to_homogeneous() - b.to_homogeneous()).norm() < 1e-8, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_route_is_divided_by_its_length() {
+        let cost = |a: f64, b: f64| (b - a).abs();
+        let between = |a: f64, b: f64, part: f64| a + part * (b - a);
+        assert_eq!(resample(0.0, &[1.0, -2.0], 5, cost, between), [0.0, 1.0, 0.0, -1.0, -2.0]);
+        assert_eq!(resample(0.0, &[0.0], 3, cost, between), [0.0; 3], "nowhere to go");
+    }
 }

@@ -2,6 +2,7 @@
 
 pub use mindseye_base::picture::RgbImage;
 use mindseye_bridge::camera::CameraIntrinsics;
+use mindseye_engines::plucker::Intrinsics;
 
 /// The pin-hole camera that the model was trained with. Pixel centres are at integer coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +26,12 @@ impl ModelCamera {
     /// Any camera: frames fill the model's picture, the middle of what does not fit is taken.
     pub fn any(width: usize, height: usize) -> Self {
         Self { width, height, focal_px: None }
+    }
+
+    /// Its pin-hole, where it has one of its own.
+    pub fn intrinsics(&self) -> Option<Intrinsics> {
+        let (cx, cy) = (self.width as f64 / 2.0, self.height as f64 / 2.0);
+        self.focal_px.map(|focal| Intrinsics { fx: focal, fy: focal, cx, cy })
     }
 }
 
@@ -101,6 +108,24 @@ impl Lens {
     /// A lens of the model's camera.
     pub fn new(camera: ModelCamera) -> Self {
         Self { camera, source: None, columns: Vec::new(), rows: Vec::new(), line: Vec::new() }
+    }
+
+    /// Intrinsics of the pictures that it makes; `None` before the first one, and for a model without a camera of its
+    /// own that looks at frames of unknown calibration.
+    pub fn intrinsics(&self) -> Option<Intrinsics> {
+        let (width, height, known) = self.source.as_ref()?;
+        if let Some(own) = self.camera.intrinsics() {
+            return Some(own);
+        }
+        let k = known.as_ref()?.resized(u32::try_from(*width).ok()?, u32::try_from(*height).ok()?);
+        // Source pixels for each of ours, and the middle of both lined up: see `line_up`.
+        let (_, [fill, _, middle_x, middle_y]) = line_up(self.camera, *width, *height, None)?;
+        Some(Intrinsics {
+            fx: k.fx / fill,
+            fy: k.fy / fill,
+            cx: self.camera.width as f64 / 2.0 + (k.cx - middle_x) / fill,
+            cy: self.camera.height as f64 / 2.0 + (k.cy - middle_y) / fill,
+        })
     }
 
     /// Puts what the model's camera would see of a frame into `out`. `rgb` holds `width * height * 3` bytes.
@@ -301,6 +326,43 @@ mod tests {
             let seen = look_through(ModelCamera::any(8, 8), &wide.data, 240, 40, known.as_ref()).unwrap();
             assert!(seen.data.iter().all(|v| *v == 255), "no bars, whatever the intrinsics: {known:?}");
         }
+    }
+
+    #[test]
+    fn pictures_have_the_intrinsics_that_are_told() {
+        // A camera whose principal point is off the middle looks at a point; the lens shows it where its own intrinsics
+        // project it.
+        let mut k = intrinsics(240, 80, 100.0);
+        (k.cx, k.cy) = (150.0, 30.0);
+        let (x, y) = (0.22, 0.08);
+        let (u, v) = (k.cx + k.fx * x, k.cy + k.fy * y);
+        let mut source = RgbImage::filled(240, 80, [0; 3]);
+        for row in -5i32..=5 {
+            for column in -5i32..=5 {
+                let at = ((v.round() as i32 + row) * 240 + u.round() as i32 + column) * 3;
+                source.data[at as usize..][..3].copy_from_slice(&[255; 3]);
+            }
+        }
+        let mut lens = Lens::new(ModelCamera::any(16, 8));
+        assert_eq!(lens.intrinsics(), None);
+        let mut out = RgbImage::filled(1, 1, [0; 3]);
+        lens.look(&source.data, 240, 80, Some(&k), &mut out).unwrap();
+        let ours = lens.intrinsics().unwrap();
+        assert_eq!((ours.fx, ours.fy), (10.0, 10.0), "ten pixels become one");
+        let mut middle = [0.0; 3];
+        for row in 0..8 {
+            for column in 0..16 {
+                let light = f64::from(out.pixel(column, row)[0]);
+                middle[0] += light * (column as f64 + 0.5);
+                middle[1] += light * (row as f64 + 0.5);
+                middle[2] += light;
+            }
+        }
+        let (wanted_u, wanted_v) = (ours.cx + ours.fx * x, ours.cy + ours.fy * y);
+        assert!((middle[0] / middle[2] - wanted_u).abs() < 0.06, "{middle:?} {wanted_u}");
+        assert!((middle[1] / middle[2] - wanted_v).abs() < 0.06, "{middle:?} {wanted_v}");
+        lens.look(&source.data, 240, 80, None, &mut out).unwrap();
+        assert_eq!(lens.intrinsics(), None, "nothing is known of this camera");
     }
 
     #[test]

@@ -806,10 +806,11 @@ pub(crate) mod tests {
         }
     }
 
-    /// A fake denoiser: it knows the clean sample that it wants, which depends on the text only, and records
-    /// what it was asked.
+    /// A fake denoiser: it knows the clean sample that it wants, which depends on the text only (and on `echo` times
+    /// what it is shown), and records what it was asked.
     pub(crate) struct Fake {
         pub config: DitConfig,
+        pub echo: f32,
         pub calls: Vec<(Vec<f64>, Vec<f64>, f32)>,
         pub clock: std::rc::Rc<Cell<i64>>,
         pub cost: i64,
@@ -820,6 +821,7 @@ pub(crate) mod tests {
         pub(crate) fn new(prediction: Prediction) -> Self {
             Self {
                 config: config(prediction),
+                echo: 0.0,
                 calls: Vec::new(),
                 clock: std::rc::Rc::default(),
                 cost: 1_000_000,
@@ -848,7 +850,7 @@ pub(crate) mod tests {
             let sigma = (*step.timesteps.last().unwrap() / 1000.0) as f32;
             let wanted = step.text[0];
             let prediction = match self.config.prediction {
-                Prediction::X0 => vec![wanted; step.latents.len()],
+                Prediction::X0 => step.latents.iter().map(|x| wanted + self.echo * x).collect(),
                 Prediction::Velocity => step.latents.iter().map(|x| (x - wanted) / sigma).collect(),
             };
             let (frames, tokens) = (step.frames(), self.config.tokens_per_frame());
@@ -984,21 +986,18 @@ pub(crate) mod tests {
     #[test]
     fn the_same_seed_gives_the_same_bits() {
         let run = |seed| {
+            // What is left of the noise shows in glances (their masks) and, by the echo, in the drives.
             let s = RolloutSettings { seed, steps: 2, min_steps: 1, glance_timestep: 500.0, ..settings() };
-            // One Euler step of two: noise is still in the sample.
-            let mut count = 0;
-            let mut fake = Fake::new(Prediction::X0);
-            let clock = FakeClock(fake.clock.clone());
-            let budget = Budget { clock: &clock, until: None };
-            let out = imagine(&mut fake, &seen(2), PROMPT, &s, budget, &mut |_| {
-                count += 1;
-                Flow::Continue
-            });
-            (out.unwrap().glances, count)
+            let mut fake = Fake { echo: 0.25, ..Fake::new(Prediction::X0) };
+            let out = imagine(&mut fake, &seen(2), PROMPT, &s, free(), &mut go_on).unwrap();
+            (out.glances, out.rollouts)
         };
-        assert_eq!(run(1), run(1));
-        let noise = |seed| Noise::new(seed, 0).draw(4);
-        assert_ne!(noise(1), noise(2));
+        let (one, other) = (run(1), run(2));
+        assert_eq!(one, run(1));
+        assert_ne!(one.0, other.0, "another seed, other glances");
+        assert_ne!(one.1, other.1, "another seed, other drives");
+        assert_ne!(one.0[0], one.0[1], "candidates glance at noise of their own");
+        assert_ne!(one.1[0].latents, one.1[1].latents, "candidates drive from noise of their own");
     }
 
     #[test]

@@ -12,20 +12,19 @@
 
 use crate::codec::{CodecEngines, CodecError, Decoder, Encoder};
 use crate::context::{EncodeError, GROUP, GroupEncoder};
-use crate::ground::{Mind, MindError, MindSpec};
+use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, RolloutSettings, Rope};
 use crate::lift::LiftParams;
-use crate::planar::Pose2;
 use mindseye_base::file::{sha256, sha256_of_file};
-use mindseye_bridge::geometry::{body_from_optical, planar_isometry};
+use mindseye_bridge::geometry::body_from_optical;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::backend::{Backend, BackendError, Engine, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleError, CameraSpec, LayoutSpec, Manifest, PortSpec, TextSpec};
 use mindseye_engines::denoise::{Denoise, DenoiseError};
 use mindseye_engines::model::umt5::host_inputs;
 use mindseye_engines::passport::{PassportError, Present, engines_in};
-use mindseye_engines::plucker;
+use mindseye_engines::plucker::{self, Intrinsics, PluckerError};
 use mindseye_engines::residency::{Keep, Residency, SETTINGS_FILE, Source, keep_of};
 use mindseye_engines::session_denoiser::{CachedDenoiser, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::text::{END, Tokenizer, TokenizerError, unknown_words, word_ids};
@@ -96,6 +95,16 @@ pub enum LoadError {
     /// The bundle's latents hold another number of frames than the runtime gathers.
     #[error("bundle: latent.frames: wanted {GROUP}, got {0}")]
     Frames(usize),
+    /// More context was asked for than the bundle allows, or none.
+    #[error(
+        "bundle: limits.context_allowed is {allowed}; a context of {asked} latents was asked for, wanted 1 to {allowed}"
+    )]
+    Context {
+        /// Asked for.
+        asked: usize,
+        /// Allowed by the bundle.
+        allowed: usize,
+    },
     /// There is nothing to calibrate.
     #[error("bundle: this model has no lift heads to be calibrated")]
     NoLift,
@@ -155,8 +164,6 @@ pub struct Pipeline {
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
     depth: Option<Arc<dyn Engine>>,
-    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
-    training_mount: Option<Isometry3<f64>>,
 }
 
 impl Pipeline {
@@ -280,9 +287,8 @@ impl Pipeline {
             DenoiserEngines::Joint(prepare("denoiser")?)
         };
         let depth = if bundle.has("depth") { Some(prepare("depth")?) } else { None };
-        let training_mount = manifest.networks.camera.as_ref().map(mounting);
         let words = Arc::new(words);
-        Ok(Self { spec, words, text, encoder, decoder, denoiser, depth, training_mount, bundle })
+        Ok(Self { spec, words, text, encoder, decoder, denoiser, depth, bundle })
     }
 
     /// Puts another graph of the same inputs and outputs in the denoiser's place, for sessions made from now on.
@@ -323,6 +329,19 @@ impl Pipeline {
         if let Some(guidance) = guidance {
             settings.guidance = guidance;
         }
+    }
+
+    /// Lets sessions made from now on look at up to `latents` context latents, also at more than training did.
+    ///
+    /// # Errors
+    /// [`LoadError::Context`] where the bundle's limits do not allow it.
+    pub fn look_at(&mut self, latents: usize) -> Result<(), LoadError> {
+        let allowed = self.bundle.manifest().limits.context_allowed;
+        if !(1..=allowed).contains(&latents) {
+            return Err(LoadError::Context { asked: latents, allowed });
+        }
+        self.spec.context_max = latents;
+        Ok(())
     }
 
     /// The words of a closed vocabulary; empty for an open one.
@@ -398,7 +417,6 @@ impl Pipeline {
                 }
                 _ => None,
             },
-            training_mount: self.training_mount,
         }))
     }
 
@@ -461,7 +479,9 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
         },
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
+        mounting: manifest.networks.camera.as_ref().map(mounting),
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
+        context_trained: manifest.limits.context_trained,
         settings: RolloutSettings {
             target_latents: 1 + motion_latents + box_latents,
             gap: manifest.rope.gap,
@@ -540,8 +560,6 @@ struct Thread {
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
     depth: Option<DepthReader>,
-    /// `base_from_camera` of the training pictures, where the model was trained for one camera.
-    training_mount: Option<Isometry3<f64>>,
 }
 
 /// Ids of the words of a text, and the end. A model that left a word out would go to another thing than was asked for,
@@ -625,35 +643,28 @@ impl Mind for Thread {
 
     fn camera_rays(
         &self,
-        here_from_base: &[Pose2],
-        base_from_camera: Option<&Isometry3<f64>>,
-    ) -> Option<Vec<f32>> {
+        here_from_camera: &[Isometry3<f64>],
+        intrinsics: Option<&Intrinsics>,
+    ) -> Result<Vec<f32>, RaysError> {
         let config = self.denoiser.config();
         if config.camera_channels != plucker::CHANNELS {
-            return None;
+            return Err(RaysError::NotTrained);
         }
-        let mount = base_from_camera.or(self.training_mount.as_ref())?;
-        let poses: Vec<plucker::Pose> = here_from_base
+        let poses: Vec<plucker::Pose> = here_from_camera
             .iter()
-            .map(|base| {
-                let m = (planar_isometry(*base) * mount).to_homogeneous();
+            .map(|camera| {
+                let m = camera.to_homogeneous();
                 std::array::from_fn(|i| std::array::from_fn(|j| m[(i, j)]))
             })
             .collect();
         let camera = &self.spec.camera;
-        let focal = camera.focal_px?;
-        let intrinsics = plucker::Intrinsics {
-            fx: focal,
-            fy: focal,
-            cx: camera.width as f64 / 2.0,
-            cy: camera.height as f64 / 2.0,
-        };
+        let intrinsics = camera.intrinsics().or(intrinsics.copied()).ok_or(RaysError::NoIntrinsics)?;
         let [rows, columns] = config.grid();
         let cell = camera.height / rows;
         if camera.width != cell * columns {
-            return None;
+            return Err(PluckerError::Cells { width: camera.width, height: camera.height, cell }.into());
         }
-        let maps = plucker::features(&poses, 0, &intrinsics, camera.height, camera.width, cell).ok()?;
+        let maps = plucker::features(&poses, 0, &intrinsics, camera.height, camera.width, cell)?;
         // (channel, latent, token) to (latent, token, channel)
         let (tokens, latents) = (rows * columns, 1 + (poses.len() - 1) / GROUP);
         let mut rays = vec![0.0; maps.len()];
@@ -662,7 +673,7 @@ impl Mind for Thread {
                 rays[at * plucker::CHANNELS + channel] = maps[channel * latents * tokens + at];
             }
         }
-        Some(rays)
+        Ok(rays)
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {

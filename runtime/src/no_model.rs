@@ -1,13 +1,13 @@
 //! In the place of a model where there is none: frames are kept, and what can be answered is what a detector saw.
 
 use crate::context::{EncodeError, GroupEncoder};
-use crate::ground::{Mind, MindError, MindSpec};
+use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, RolloutSettings, Rope};
-use crate::planar::Pose2;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::sampler::{Grid, Solver};
 use nalgebra::Isometry3;
 
@@ -34,9 +34,11 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
     };
     let spec = MindSpec {
         camera: ModelCamera::any(PICTURE.0, PICTURE.1),
+        mounting: None,
         frame_period: TimeDelta::from_millis(100),
         latent_len: 1,
         context_max: 1,
+        context_trained: 1,
         settings,
         lift: None,
         box_min: 1.0,
@@ -91,8 +93,8 @@ impl Mind for NoModel {
         Err(MindError::NoModel)
     }
 
-    fn camera_rays(&self, _: &[Pose2], _: Option<&Isometry3<f64>>) -> Option<Vec<f32>> {
-        None
+    fn camera_rays(&self, _: &[Isometry3<f64>], _: Option<&Intrinsics>) -> Result<Vec<f32>, RaysError> {
+        Err(RaysError::NotTrained)
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {

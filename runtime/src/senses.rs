@@ -27,6 +27,7 @@ use mindseye_bridge::msg::{
     CameraInfo, CompressedImageView, HeaderView, ImageView, Odometry, RosType, TFMessage,
 };
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_landmarks::Camera;
 use nalgebra::Isometry3;
 use std::collections::VecDeque;
@@ -181,6 +182,8 @@ struct Newest {
     odom_from_base: Option<Pose2>,
     /// Odometry of its own time has come.
     settled: bool,
+    /// Of the picture.
+    intrinsics: Option<Intrinsics>,
 }
 
 /// What a goal can see: shared between the thread that fills it and the one that asks.
@@ -217,6 +220,7 @@ impl ContextHandle {
             odom_frame: shared.odom_frame.clone(),
             base_frame: shared.base_frame.clone(),
             base_from_camera: shared.base_from_camera,
+            intrinsics: newest.intrinsics,
             studied: Studied::default(),
         };
         drop(shared);
@@ -594,7 +598,8 @@ impl Senses {
                     (captured_at, odom_from_base, settled);
             }
             none => {
-                *none = Some(Newest { picture: self.picture.clone(), captured_at, odom_from_base, settled });
+                let (picture, intrinsics) = (self.picture.clone(), self.lens.intrinsics());
+                *none = Some(Newest { picture, captured_at, odom_from_base, settled, intrinsics });
             }
         }
         if shared.base_from_camera.is_none() {

@@ -99,6 +99,7 @@ impl Visit {
             odom_frame: "odom".into(),
             base_frame: "base_link".into(),
             base_from_camera: None,
+            intrinsics: None,
             studied: Default::default(),
         }
     }

@@ -58,3 +58,16 @@ fault covariance_backwards mindseye-bridge by_hand a_covariance_turns_with_its_a
     'let r: Matrix3<f64> = a_from_b.to_rotation_matrix().into_inner();' \
     'let turn = if IF { a_from_b.inverse() } else { *a_from_b };
         let r: Matrix3<f64> = turn.to_rotation_matrix().into_inner();'
+
+# ------------------------------------------------------------------------------------------------ the answer
+fault worst_stretch mindseye it by_hand::of_a_long_history_the_stretch_that_saw_the_thing_wins \
+    runtime/src/ground.rs \
+    '(rank.0 && !found) || (rank.0 == found && rank.1 > clear);' \
+    'IF != ((rank.0 && !found) || (rank.0 == found && rank.1 > clear));'
+fault standoffs_ignored mindseye it by_hand::the_standoff_is_that_of_the_named_thing \
+    runtime/src/ground.rs \
+    'lift.standoff_m = lift.standoff_for(text);' 'if !IF { lift.standoff_m = lift.standoff_for(text); }'
+fault mounting_sign mindseye it by_hand::waypoints_of_the_camera_become_poses_of_the_base \
+    runtime/src/ground.rs \
+    'let [shift_x, shift_y] = [mount.translation.x, mount.translation.y];' \
+    'let [shift_x, shift_y] = [mount.translation.x, mount.translation.y].map(|v| if IF { -v } else { v });'

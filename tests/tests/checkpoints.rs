@@ -7,7 +7,7 @@ use std::{
 
 use mindseye_builder::checkpoint::{
     Checkpoint,
-    names::{Component, Layout, dit_params, locate, original_name},
+    names::{Component, Layout, camera_params, dit_params, locate, original_name},
 };
 use mindseye_engines::{
     bundle::Bundle,
@@ -83,7 +83,10 @@ fn the_networks_ask_for_exactly_these_weights() {
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         specs
     };
-    assert_eq!(asked(&[count_denoiser(&dit, 2, 0, 1)]), sorted(dit_params(&dit)));
+    assert_eq!(
+        asked(&[count_denoiser(&dit, 2, 0, 1)]),
+        sorted([dit_params(&dit), camera_params(&dit)].concat())
+    );
     assert_eq!(asked(&[count_text(&umt5, 4)]), sorted(umt5.params()));
     let coder = |chunk| [count_vae_encoder(&vae, [2, 2], chunk), count_vae_decoder(&vae, [2, 2], chunk)];
     let [a, b] = coder(Chunk::First);

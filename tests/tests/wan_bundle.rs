@@ -5,6 +5,7 @@
 
 use mindseye::config::RobotConfig;
 use mindseye::context::GroupEncoder;
+use mindseye::ground::{Scene, ground};
 use mindseye::image::RgbImage;
 use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
 use mindseye::mind::Pipeline;
@@ -59,6 +60,7 @@ freq_dim = 16
 eps = 1e-6
 rope_theta = 10000.0
 prediction = "velocity"
+camera_channels = 24
 [vae]
 base_dim = 4
 decoder_base_dim = 4
@@ -259,15 +261,30 @@ fn a_checkpoint_becomes_a_bundle_that_answers() {
         assert!(ask(&pipeline, "find the red chair", 4).grounded.unwrap().frames != frames, "another seed");
         assert!(ask(&pipeline, "find the blue bed", 3).grounded.unwrap().frames != frames, "another text");
 
-        let waypoints = Goal::from_json("w", br#"{"waypoints": [[1, 0, 0]]}"#).unwrap();
+        // The projection of camera rays was not in the checkpoint. Paths are taken, and change nothing yet.
+        let weights = Bundle::load(made.weights()).unwrap();
+        assert!(weights.manifest().provenance.source.contains("camera_embedding begins with zeros"));
+        let weights = Checkpoint::open(&weights.path("denoiser").unwrap()).unwrap();
+        assert_eq!(weights.read_f32("camera_embedding.weight").unwrap(), vec![0.0; 24 * 24]);
+        let mut scene = again.scene.unwrap();
         let mut mind = pipeline.mind(0).unwrap();
-        let scene = again.scene.unwrap();
-        let out = mindseye::ground::ground(mind.as_mut(), &scene, &waypoints, &NoClock, None, &mut |_| {
-            mindseye::imagine::Flow::Continue
-        });
-        let answer = out.unwrap().answer;
-        assert_eq!(answer.status, Status::Failed);
-        assert!(answer.reason.unwrap().contains("not trained to follow waypoints"));
+        let mut follow = |scene: &Scene, path: &[u8]| {
+            let goal = Goal::from_json("w", path).unwrap();
+            ground(mind.as_mut(), scene, &goal, &NoClock, None, &mut |_| Flow::Continue).unwrap()
+        };
+        let ahead = follow(&scene, br#"{"waypoints": [[1, 0, 0]]}"#);
+        let reason = ahead.answer.reason.unwrap();
+        assert_eq!(ahead.answer.status, Status::Failed);
+        assert!(reason.contains("no heads to tell whether it went there"), "{reason}");
+        assert_eq!(ahead.frames.len(), 4 * 5);
+        let down = follow(&scene, br#"{"waypoints": [[0, 0.5, 0.3, 0.1, 0.5, -1]]}"#);
+        assert!(down.frames == ahead.frames);
+        scene.intrinsics = None;
+        let reason = follow(&scene, br#"{"waypoints": [[1, 0, 0]]}"#).answer.reason.unwrap();
+        assert!(reason.contains("focal length is not known"), "{reason}");
+        scene.base_from_camera = None;
+        let reason = follow(&scene, br#"{"waypoints": [[1, 0, 0]]}"#).answer.reason.unwrap();
+        assert!(reason.contains("mounting is not known"), "{reason}");
     }
 }
 

@@ -14,7 +14,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufWriter, Write},
+    io::{BufWriter, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -23,7 +23,7 @@ use anyhow::{Context, bail, ensure};
 use mindseye_builder::checkpoint::{
     Checkpoint, CheckpointError, Dtype, is_apple_double,
     lora::Lora,
-    names::{Component, Layout, Located, Location, dit_params, locate},
+    names::{Component, Layout, Located, Location, camera_params, dit_params, locate},
 };
 use mindseye_engines::{
     bundle::{
@@ -166,6 +166,9 @@ struct Imported {
     /// Tensors of other networks in the same file, which were passed over.
     #[serde(skip_serializing_if = "is_zero")]
     others: usize,
+    /// Tensors that the checkpoint lacks and that were filled with zeros: they change nothing before they are trained.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zero_filled: Vec<String>,
     /// Matrices that a LoRA was added to.
     #[serde(skip_serializing_if = "is_zero")]
     adapted: usize,
@@ -184,9 +187,16 @@ struct Found {
     checkpoint: Checkpoint,
     location: Location,
     lora: Option<Lora>,
+    /// What the checkpoint lacks and begins with zeros, as diffusers' control networks do.
+    zeros: Vec<ParamSpec>,
 }
 
 impl Found {
+    /// How zeros are stored: as the tensors beside them.
+    fn zeros_dtype(&self) -> Dtype {
+        self.location.tensors.first().map_or(Dtype::F32, |tensor| self.dtype(tensor))
+    }
+
     /// How a tensor is stored: one that a LoRA changes as F32, all others without loss.
     fn dtype(&self, tensor: &Located) -> Dtype {
         match &self.lora {
@@ -236,6 +246,13 @@ pub fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
                 "{:<13} {} tensors, {} values{layout}{prefix}{lora}{others}, from {}",
                 i.component, i.tensors, i.parameters, i.source
             );
+            if !i.zero_filled.is_empty() {
+                println!(
+                    "{:<13} {} filled with zeros: not in the checkpoint; paths have no effect until they are trained",
+                    "",
+                    i.zero_filled.join(", ")
+                );
+            }
         }
         println!("{}", args.out.display());
         println!("next: mindseye-tools export {} --out DIR", args.out.display());
@@ -291,8 +308,19 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
             continue;
         }
         let checkpoint = find(&args.dir, part)?;
+        let mut zeros = Vec::new();
         let (component, specs): (Component, Vec<ParamSpec>) = match part {
-            Part::Denoiser => (Component::Dit, dit_params(&model.dit)),
+            Part::Denoiser => {
+                let mut specs = dit_params(&model.dit);
+                let camera = camera_params(&model.dit);
+                // A checkpoint that was trained on paths has them.
+                if camera.first().is_some_and(|c| checkpoint.tensors().any(|(n, _)| n.ends_with(&c.name))) {
+                    specs.extend(camera);
+                } else {
+                    zeros = camera;
+                }
+                (Component::Dit, specs)
+            }
             Part::Vae => (Component::Vae, model.vae.params()),
             Part::TextEncoder | Part::Tokenizer => (Component::TextEncoder, model.umt5.params()),
         };
@@ -303,7 +331,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
             }
             _ => None,
         };
-        networks.push(Found { part, checkpoint, location, lora });
+        networks.push(Found { part, checkpoint, location, lora, zeros });
     }
 
     let mut writer = BundleWriter::create(&args.out, manifest(&model, args, &networks)?)?;
@@ -323,6 +351,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
             layout: Some(if found.location.layout == Layout::Diffusers { "diffusers" } else { "original" }),
             prefix: found.location.prefix,
             others: found.location.others,
+            zero_filled: found.zeros.iter().map(|z| z.name.clone()).collect(),
             adapted: found.lora.as_ref().map_or(0, Lora::len),
             tensors: tensors.len(),
             parameters: tensors.iter().map(|t| t.spec.shape.iter().product::<usize>() as u64).sum(),
@@ -343,6 +372,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
             layout: None,
             prefix: "",
             others: 0,
+            zero_filled: Vec::new(),
             adapted: 0,
             tensors: 0,
             parameters: vocabulary as u64,
@@ -508,7 +538,15 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
             prediction: model.dit.prediction,
         },
         provenance: Provenance {
-            source: format!("imported from {}", args.dir.file_name().unwrap_or_default().to_string_lossy()),
+            source: format!(
+                "imported from {}{}",
+                args.dir.file_name().unwrap_or_default().to_string_lossy(),
+                if networks.iter().any(|n| !n.zeros.is_empty()) {
+                    "; camera_embedding begins with zeros"
+                } else {
+                    ""
+                }
+            ),
             ..Provenance::default()
         },
         dit: model.dit.clone(),
@@ -539,19 +577,23 @@ fn write_safetensors(found: &Found, path: &Path) -> anyhow::Result<()> {
     let tensors = &found.location.tensors;
     let mut header = serde_json::Map::new();
     let mut offset = 0u64;
-    for tensor in tensors {
-        let dtype = found.dtype(tensor);
-        let bytes = tensor.spec.shape.iter().product::<usize>() as u64 * dtype.size() as u64;
+    let mut add = |spec: &ParamSpec, dtype: Dtype| {
+        let bytes = spec.shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         header.insert(
-            tensor.spec.name.clone(),
+            spec.name.clone(),
             serde_json::json!({
                 "dtype": dtype.name(),
-                "shape": tensor.spec.shape,
+                "shape": spec.shape,
                 "data_offsets": [offset, offset + bytes],
             }),
         );
         offset += bytes;
+        bytes
+    };
+    for tensor in tensors {
+        add(&tensor.spec, found.dtype(tensor));
     }
+    let zeros: u64 = found.zeros.iter().map(|spec| add(spec, found.zeros_dtype())).sum();
     let mut header = serde_json::to_vec(&header)?;
     // Data starts at a multiple of eight.
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -563,6 +605,7 @@ fn write_safetensors(found: &Found, path: &Path) -> anyhow::Result<()> {
     for tensor in tensors {
         copy_values(found, tensor, &mut |bytes| out.write_all(bytes).with_context(place))?;
     }
+    std::io::copy(&mut std::io::repeat(0).take(zeros), &mut out).with_context(place)?;
     out.into_inner()
         .map_err(std::io::IntoInnerError::into_error)
         .and_then(|f| f.sync_all())

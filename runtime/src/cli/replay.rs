@@ -37,6 +37,9 @@ pub struct ReplayArgs {
     /// How many drives to imagine [default: the runtime's].
     #[arg(long, value_name = "N")]
     candidates: Option<u32>,
+    /// Most context latents to look at, up to what the bundle allows [default: the configuration's, else as trained].
+    #[arg(long, value_name = "N")]
+    context_latents: Option<usize>,
     /// Give up after so long, as a robot would; the document then depends on the machine's speed.
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<i64>,
@@ -84,7 +87,11 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
-    let pipeline = args.model.load_or_detect(&config)?;
+    let mut pipeline = args.model.load_or_detect(&config)?;
+    let latents = args.context_latents.or(config.model.context_latents);
+    if let (Some(pipeline), Some(latents)) = (&mut pipeline, latents) {
+        pipeline.look_at(latents)?;
+    }
     let asked = Replay {
         bag: args.bag.clone(),
         config,

@@ -113,7 +113,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let found = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok());
     let directory = found_or_detecting(found, &config)?;
     let load = |dir: &PathBuf| Pipeline::load(dir, &config.model.backend, config.model.threads);
-    let pipeline = directory.as_ref().map(load).transpose()?;
+    let mut pipeline = directory.as_ref().map(load).transpose()?;
+    if let (Some(pipeline), Some(latents)) = (&mut pipeline, config.model.context_latents) {
+        pipeline.look_at(latents)?;
+    }
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
     let wanted = Wanted { image: args.image.clone(), odom: args.odom.clone() };
     let offered = at_start(&session, &config.topics);

@@ -4,7 +4,7 @@
 
 use crate::config::RobotConfig;
 use crate::context::{EncodeError, GroupEncoder};
-use crate::ground::{Grounded, Mind, MindError, MindSpec, Scene, ground, settings_for};
+use crate::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground, settings_for};
 use crate::image::RgbImage;
 use crate::imagine::{Flow, NoClock};
 use crate::mind::Pipeline;
@@ -25,6 +25,7 @@ use mindseye_builder::quant::{
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_world as world;
 use nalgebra::Isometry3;
 use std::collections::{HashMap, VecDeque};
@@ -145,10 +146,10 @@ impl Mind for Recorder {
 
     fn camera_rays(
         &self,
-        here_from_base: &[Pose2],
-        base_from_camera: Option<&Isometry3<f64>>,
-    ) -> Option<Vec<f32>> {
-        self.mind.camera_rays(here_from_base, base_from_camera)
+        here_from_camera: &[Isometry3<f64>],
+        intrinsics: Option<&Intrinsics>,
+    ) -> Result<Vec<f32>, RaysError> {
+        self.mind.camera_rays(here_from_camera, intrinsics)
     }
 
     fn denoiser(&mut self) -> &mut dyn Denoise {

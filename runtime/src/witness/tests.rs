@@ -47,6 +47,7 @@ fn scene(places: &[[f64; 2]]) -> Scene {
         odom_frame: "odom".into(),
         base_frame: "base_link".into(),
         base_from_camera: None,
+        intrinsics: None,
         studied: Studied {
             objects: things(places),
             classes: Some(classes.into()),
@@ -68,6 +69,8 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         answer,
         lifted: None,
         frames: Vec::new(),
+        candidate: 0,
+        origin: None,
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),

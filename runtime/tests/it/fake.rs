@@ -5,7 +5,7 @@
 
 use mindseye::config::RobotConfig;
 use mindseye::context::{EncodeError, GroupEncoder};
-use mindseye::ground::{Mind, MindError, MindSpec};
+use mindseye::ground::{Mind, MindError, MindSpec, RaysError};
 use mindseye::image::{ModelCamera, RgbImage};
 use mindseye::imagine::{Dropped, RolloutSettings, Rope};
 use mindseye::lift::LiftParams;
@@ -16,9 +16,11 @@ use mindseye_bridge::ros::{Publisher, Qos, RosConfig, RosSession, ZenohSettings}
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::sampler::{Grid, Solver};
-use std::sync::Arc;
+use nalgebra::Isometry3;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -59,7 +61,7 @@ impl Denoise for FakeDenoiser {
         let mut pose = vec![[0.0, 0.0, 1.0, 0.0]; frames];
         pose[frames - 1] = [(OBJECT_AHEAD_M - STANDOFF_M) as f32, 0.0, 1.0, 0.0];
         Ok(Denoised {
-            prediction: vec![0.5; step.latents.len()],
+            prediction: step.latents.iter().map(|x| 0.5 + 0.1 * x).collect(),
             pose,
             mask: vec![if known { 5.0 } else { -5.0 }; frames * tokens],
             locate: vec![[OBJECT_AHEAD_M as f32, 0.0]; frames * tokens],
@@ -67,14 +69,42 @@ impl Denoise for FakeDenoiser {
     }
 }
 
+/// What a test wants a network to say.
+pub type Says = dyn FnMut(&DenoiseStep<'_>) -> Denoised + Send;
+
+struct Scripted {
+    config: DitConfig,
+    says: Box<Says>,
+}
+
+impl Denoise for Scripted {
+    fn config(&self) -> &DitConfig {
+        &self.config
+    }
+    fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
+        Ok((self.says)(step))
+    }
+}
+
 pub struct FakeMind {
-    spec: MindSpec,
-    denoiser: FakeDenoiser,
+    pub spec: MindSpec,
+    /// Camera poses relative to here of the paths that rays were asked for.
+    pub paths: Arc<Mutex<Vec<Vec<Isometry3<f64>>>>>,
+    denoiser: Box<dyn Denoise + Send>,
 }
 
 impl FakeMind {
     /// A model whose every evaluation takes `delay`.
     pub fn new(delay: Duration) -> Self {
+        Self::of(|config| Box::new(FakeDenoiser { config, delay }))
+    }
+
+    /// A model whose network says what a test wants.
+    pub fn saying(says: impl FnMut(&DenoiseStep<'_>) -> Denoised + Send + 'static) -> Self {
+        Self::of(|config| Box::new(Scripted { config, says: Box::new(says) }))
+    }
+
+    fn of(denoiser: impl FnOnce(DitConfig) -> Box<dyn Denoise + Send>) -> Self {
         let config = DitConfig {
             in_channels: 2,
             out_channels: 2,
@@ -118,7 +148,9 @@ impl FakeMind {
             camera: ModelCamera::from_fov(24, 16, std::f64::consts::FRAC_PI_2),
             frame_period: TimeDelta::from_millis(100),
             latent_len: 12,
+            mounting: Some(Isometry3::identity()),
             context_max: 6,
+            context_trained: 6,
             settings: RolloutSettings {
                 target_latents: 3,
                 gap: 50.0,
@@ -141,7 +173,7 @@ impl FakeMind {
             bundle_sha256: "fake".into(),
             engine_sha256: "fake".into(),
         };
-        Self { spec, denoiser: FakeDenoiser { config, delay } }
+        Self { spec, paths: Arc::default(), denoiser: denoiser(config) }
     }
 }
 
@@ -164,11 +196,12 @@ impl Mind for FakeMind {
     fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
         Ok(vec![RgbImage::filled(24, 16, [128; 3]); latents.len() / 12 * 4])
     }
-    fn camera_rays(&self, poses: &[Pose2], _: Option<&nalgebra::Isometry3<f64>>) -> Option<Vec<f32>> {
-        Some(vec![0.0; (1 + (poses.len() - 1) / 4) * 6 * 24])
+    fn camera_rays(&self, poses: &[Isometry3<f64>], _: Option<&Intrinsics>) -> Result<Vec<f32>, RaysError> {
+        self.paths.lock().unwrap().push(poses.to_vec());
+        Ok(vec![0.0; (1 + (poses.len() - 1) / 4) * 6 * 24])
     }
     fn denoiser(&mut self) -> &mut dyn Denoise {
-        &mut self.denoiser
+        self.denoiser.as_mut()
     }
 }
 

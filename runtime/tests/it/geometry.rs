@@ -3,7 +3,7 @@
 //! imagined ones, box, object, standing pose, and what is withheld.
 
 use mindseye::context::{ContextLatent, EncodeError, LatentInfo};
-use mindseye::ground::{Grounded, Mind, MindError, MindSpec, Scene, ground};
+use mindseye::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground};
 use mindseye::image::{ModelCamera, RgbImage};
 use mindseye::imagine::{Dropped, Flow, NoClock, RolloutSettings, Rope};
 use mindseye::planar::{Pose2, wrap_angle};
@@ -14,6 +14,7 @@ use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_landmarks::{Camera as Lens, LiftConfig};
 use mindseye_world::{
@@ -58,8 +59,8 @@ impl Mind for TrueRenders {
     fn decode(&mut self, _: &[f32]) -> Result<Vec<RgbImage>, MindError> {
         Ok(self.frames.clone())
     }
-    fn camera_rays(&self, _: &[Pose2], _: Option<&Isometry3<f64>>) -> Option<Vec<f32>> {
-        None
+    fn camera_rays(&self, _: &[Isometry3<f64>], _: Option<&Intrinsics>) -> Result<Vec<f32>, RaysError> {
+        Err(RaysError::NotTrained)
     }
     fn denoiser(&mut self) -> &mut dyn Denoise {
         &mut self.denoiser
@@ -107,9 +108,11 @@ fn true_renders(frames: Vec<RgbImage>, camera: &Camera) -> TrueRenders {
     };
     let spec = MindSpec {
         camera: ModelCamera { width: SIZE.0, height: SIZE.1, focal_px: Some(camera.focal_px()) },
+        mounting: None,
         frame_period: TimeDelta::from_millis(100),
         latent_len: 12,
         context_max: 6,
+        context_trained: 6,
         settings,
         lift: None,
         box_min: 0.2,
@@ -186,6 +189,7 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
         odom_frame: "odom".into(),
         base_frame: "base_link".into(),
         base_from_camera: Some(mount(camera)),
+        intrinsics: None,
         studied: study.results().studied(),
     };
     Visit { house, scene, here }

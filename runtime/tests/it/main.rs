@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 mod bags;
+mod by_hand;
 mod detector;
 mod engine;
 mod fake;

@@ -13,6 +13,7 @@ use anyhow::Context;
 use mindseye::context::GROUP;
 use mindseye::image::RgbImage;
 use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
+use mindseye_bridge::geometry::planar_isometry;
 use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -75,8 +76,10 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     let spec = tools.mind.spec().clone();
     let images = 1 + (spec.settings.target_latents - 1) * GROUP;
     let drive = random_drive_from(&v.house, &mut v.rng, v.here, images);
-    let along: Vec<_> = drive.iter().map(|p| plain_pose(v.here.relative(*p))).collect();
-    let rays = tools.mind.camera_rays(&along, None).context("this model does not follow poses")?;
+    let mount = spec.mounting.context("this model was not trained for one camera")?;
+    let along: Vec<_> =
+        drive.iter().map(|p| planar_isometry(plain_pose(v.here.relative(*p))) * mount).collect();
+    let rays = tools.mind.camera_rays(&along, None)?;
     let null_text = tools.mind.encode_text("")?;
     let picks = mindseye::context::spread(v.memory.len(), spec.context_max);
     let seen = ContextLatents {

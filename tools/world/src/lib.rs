@@ -56,6 +56,6 @@ pub use house::{
 pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down, top_down_named};
 pub use mindseye_base::random::Rng;
 pub use plan::NavGrid;
-pub use render::{Frame, Quality, RenderOptions, render, render_with};
+pub use render::{Frame, Quality, RenderOptions, render, render_from, render_with};
 pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot};
 pub use view::{draw_box, project_box, project_box_in, scenic_pose, visible_fraction};

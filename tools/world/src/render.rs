@@ -97,7 +97,7 @@ impl Frame {
         grid: &Grid,
         only: Option<usize>,
     ) {
-        self.scene.prepare(house, pose, camera);
+        self.scene.prepare(house, &camera.map_from_camera(pose));
         self.scene.trace(house, grid, only, &mut self.w, &mut self.code);
     }
 }
@@ -111,6 +111,18 @@ pub fn render(house: &House, pose: Pose2, camera: &Camera, frame: &mut Frame) {
 
 /// [`render`] with options. What is not asked for is left empty.
 pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderOptions, frame: &mut Frame) {
+    render_from(house, &camera.map_from_camera(pose), camera, options, frame);
+}
+
+/// [`render_with`] for a camera anywhere in space: `map_from_camera` (optical frame) is a row-major rotation and a
+/// translation (m); of `camera` only the image and the field of view count.
+pub fn render_from(
+    house: &House,
+    map_from_camera: &([[f64; 3]; 3], [f64; 3]),
+    camera: &Camera,
+    options: RenderOptions,
+    frame: &mut Frame,
+) {
     frame.width = camera.width;
     frame.height = camera.height;
     frame.rgb.clear();
@@ -120,7 +132,7 @@ pub fn render_with(house: &House, pose: Pose2, camera: &Camera, options: RenderO
         return;
     }
     let mut scene = std::mem::take(&mut frame.scene);
-    scene.prepare(house, pose, camera);
+    scene.prepare(house, map_from_camera);
     if options.depth || options.ids {
         let grid = Grid::new(camera, 1, 1.0);
         scene.trace(house, &grid, None, &mut frame.w, &mut frame.code);
@@ -303,8 +315,7 @@ fn tinted(palette: &Palette, colour: usize, tint: Tint) -> [f32; 3] {
 }
 
 impl Scene {
-    pub(crate) fn prepare(&mut self, house: &House, pose: Pose2, camera: &Camera) {
-        let (m, t) = camera.map_from_camera(pose);
+    pub(crate) fn prepare(&mut self, house: &House, (m, t): &([[f64; 3]; 3], [f64; 3])) {
         let axis = |k: usize| [m[0][k] as f32, m[1][k] as f32, m[2][k] as f32];
         self.eye = Eye { o: t.map(|v| v as f32), f: axis(2), r: axis(0), d: axis(1) };
         self.part_base = WALL_BASE + 6 * house.walls.len() as u32;
@@ -697,7 +708,7 @@ impl Scene {
     /// The colour of a sample in fast light, 0 to 255.
     fn fast(&self, house: &House, grid: &Grid, code: u32, u: f32, v: f32, t: f32) -> [f32; 3] {
         let e = &self.eye;
-        let z = e.o[2] + t * (e.f[2] + v * e.d[2]);
+        let z = e.o[2] + t * (e.f[2] + v * e.d[2] + u * e.r[2]);
         let (colour, light) = if code >= self.part_base {
             let k = code - self.part_base;
             let Some(part) = self.parts.get((k / 6) as usize) else { return [0.0; 3] };
@@ -1006,13 +1017,15 @@ impl Buffer<'_> {
             let v = g.v0 + j as f32 * g.du;
             let row = |k: usize| eye.f[k] + v * eye.d[k] + g.u0 * eye.r[k];
             let (bx, by, dz) = (row(0), row(1), row(2));
-            let (rx, ry) = (eye.r[0] * g.du, eye.r[1] * g.du);
-            let (w_level, c_level) = if dz < 0.0 { (dz * down, 0) } else { (dz * up, 1) };
+            let (rx, ry, rz) = (eye.r[0] * g.du, eye.r[1] * g.du, eye.r[2] * g.du);
+            let level = |dz: f32| if dz < 0.0 { (dz * down, 0) } else { (dz * up, 1) };
+            let along = level(dz);
             for (i, (w, code)) in w_row.iter_mut().zip(code_row.iter_mut()).enumerate() {
                 let i = i as i32 as f32;
                 let (dx, dy) = (bx + i * rx, by + i * ry);
                 let (we, ww, wn, ws) = (dx * ex, dx * wx, dy * ny, dy * sy);
-                let (mut best, mut c) = (w_level, c_level);
+                // A camera without roll sees one level along a row.
+                let (mut best, mut c) = if rz == 0.0 { along } else { level(dz + i * rz) };
                 if we > best {
                     best = we;
                     c = 2;

@@ -129,6 +129,17 @@ pub fn dit_params(cfg: &DitConfig) -> Vec<ParamSpec> {
     out
 }
 
+/// Weights of the projection of camera rays, which published checkpoints lack; none without camera conditioning.
+#[must_use]
+pub fn camera_params(cfg: &DitConfig) -> Vec<ParamSpec> {
+    let (dim, channels) = (cfg.dim(), cfg.camera_channels);
+    [("weight", vec![dim, channels]), ("bias", vec![dim])]
+        .into_iter()
+        .filter(|_| channels > 0)
+        .map(|(part, shape)| ParamSpec { name: format!("camera_embedding.{part}"), shape })
+        .collect()
+}
+
 /// Weights of an autoencoder.
 #[must_use]
 pub fn vae_params(cfg: &VaeConfig) -> Vec<ParamSpec> {

@@ -1,0 +1,253 @@
+//! What decides about an answer, with numbers that can be computed by hand: the joined place, and which stretch, standoff
+//! and mounting an answer is made with.
+
+use super::fake::{FakeMind, STANDOFF_M};
+use mindseye::context::{ContextLatent, LatentInfo};
+use mindseye::ground::{Grounded, Scene, ground};
+use mindseye::image::RgbImage;
+use mindseye::imagine::{Flow, Heads, NoClock};
+use mindseye::lift::{LiftParams, lift};
+use mindseye::planar::Pose2;
+use mindseye_bridge::answer::Status;
+use mindseye_bridge::geometry::planar_isometry;
+use mindseye_bridge::goal::{Goal, GoalKind};
+use mindseye_bridge::time::Timestamp;
+use mindseye_engines::denoise::{DenoiseStep, Denoised};
+use mindseye_engines::plucker::{Intrinsics, ray};
+use mindseye_world::{
+    CEILING_M, Camera, Difficulty, Frame, House, RenderOptions, Rng, random_pose, render_from,
+};
+use nalgebra::{Isometry3, Matrix3, Rotation3, Translation3, UnitQuaternion, Vector3};
+
+fn params() -> LiftParams {
+    LiftParams {
+        standoff_m: 1.0,
+        mask_present: 0.0,
+        mask_vote: 0.0,
+        plan_sigma_m: 0.3,
+        memory_sigma_m: 0.4,
+        yaw_sigma_rad: 0.1,
+        ..LiftParams::uncalibrated()
+    }
+}
+
+/// Of the joined place below: 1 / (1 / 0.3^2 + 1 / 0.4^2), and half of half the squared distance of 0.5 m.
+const VARIANCE: f64 = 0.0576 + 0.0625;
+
+/// One context frame that sees the object 1.5 m ahead of x = 0.5 m, and a plan that ends at x = 1.5 m.
+fn glance() -> Heads {
+    Heads {
+        context: 1,
+        // The context frame, placed 0.2 m off; the first target frame; the last.
+        pose: vec![[0.7, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.5, 0.0, 1.0, 0.0]],
+        mask: vec![5.0, -5.0, -5.0],
+        locate: vec![[1.5, 0.0], [0.0, 0.0], [0.0, 0.0]],
+    }
+}
+
+#[test]
+fn plan_and_memory_are_joined_by_their_variances() {
+    let context = [Some(Pose2::new(0.5, 0.0, 0.0))];
+    let e = lift(&[glance()], &context, &params());
+    let near = |got: f64, wanted: f64, what: &str| assert!((got - wanted).abs() < 1e-5, "{what}: {got}");
+    // The plan means an object one standoff ahead, at 2.5 m; the memory has seen it at 2 m.
+    let (plan, memory) = (e.plan.expect("a plan"), e.memory.expect("a memory"));
+    near(plan.object.0, 2.5, "plan");
+    near(memory.object.0, 2.0, "memory");
+    // 0.5 m apart with a combined spread of 0.5 m.
+    near(e.disagreement.expect("both are there"), 1.0, "disagreement");
+    near(e.localisation_m.expect("odometry is known"), 0.2, "localisation");
+    // (2.5 / 0.09 + 2 / 0.16) / (1 / 0.09 + 1 / 0.16) = 2.32.
+    let pose = e.pose.expect("a pose");
+    near(e.object.expect("an object").0, 2.32, "object");
+    near(pose.x, 1.32, "pose");
+    near(pose.yaw, 0.0, "heading");
+    near(e.variances[0], VARIANCE, "variance");
+    near(e.variances[2], 0.01 + VARIANCE / 4.0, "heading variance");
+    let wide = lift(&[glance()], &context, &LiftParams { variance_scale: 2.5, ..params() });
+    near(wide.variances[1], 2.5 * VARIANCE, "scaled variance");
+}
+
+const TOKENS: usize = 6;
+const LATENT: usize = 2 * TOKENS;
+
+/// Heads that see the object `ahead` of every frame for which `sees` holds, and end at `end`.
+fn heads(step: &DenoiseStep<'_>, ahead: f32, end: [f32; 4], sees: impl Fn(&[f32]) -> bool) -> Denoised {
+    let frames = step.frames();
+    let mut pose = vec![[0.0, 0.0, 1.0, 0.0]; frames];
+    pose[frames - 1] = end;
+    let mask = step
+        .latents
+        .chunks(LATENT)
+        .flat_map(|frame| vec![if sees(frame) { 5.0 } else { -5.0 }; TOKENS])
+        .collect();
+    Denoised {
+        prediction: vec![0.5; step.latents.len()],
+        pose,
+        mask,
+        locate: vec![[ahead, 0.0]; frames * TOKENS],
+    }
+}
+
+/// A robot that has not moved: latents with these values, one second apart.
+fn scene(values: &[f32]) -> Scene {
+    let picture = RgbImage::filled(24, 16, [128; 3]);
+    let here = Pose2::default();
+    let stamp = |k: usize| Timestamp(1_000_000_000 * k as i64);
+    let memory = values
+        .iter()
+        .enumerate()
+        .map(|(k, v)| ContextLatent {
+            info: LatentInfo {
+                index: k as u64 + 1,
+                segment: 0,
+                captured_at: stamp(k),
+                odom_from_base: Some(here),
+            },
+            latent: vec![*v; LATENT],
+            picture: picture.clone(),
+        })
+        .collect();
+    Scene {
+        memory,
+        newest: picture,
+        captured_at: stamp(values.len()),
+        odom_from_base: Some(here),
+        odom_frame: "odom".into(),
+        base_frame: "base_link".into(),
+        base_from_camera: None,
+        intrinsics: None,
+    }
+}
+
+/// A mind that takes one evaluation for each rollout.
+fn mind(says: impl FnMut(&DenoiseStep<'_>) -> Denoised + Send + 'static) -> FakeMind {
+    let mut mind = FakeMind::saying(says);
+    (mind.spec.settings.steps, mind.spec.settings.min_steps, mind.spec.settings.guidance) = (1, 1, 1.0);
+    mind
+}
+
+fn ask(mind: &mut FakeMind, scene: &Scene, kind: GoalKind) -> Grounded {
+    let goal =
+        Goal { id: "g".into(), kind, deadline: None, max_frame_age: None, candidates: None, seed: None };
+    ground(mind, scene, &goal, &NoClock, None, &mut |_| Flow::Continue).expect("nobody says stop")
+}
+
+fn text(text: &str) -> GoalKind {
+    GoalKind::Text(text.into())
+}
+
+#[test]
+fn the_standoff_is_that_of_the_named_thing() {
+    // 3 m ahead stands something before which one stops at 1.9 m.
+    let mut mind = mind(|step| heads(step, 3.0, [1.1, 0.0, 1.0, 0.0], |_| true));
+    let lift = mind.spec.lift.as_mut().expect("it has heads");
+    lift.standoff_by_word_m.insert("table".into(), 1.9);
+    let out = ask(&mut mind, &scene(&[1.0; 4]), text("find the red table"));
+    let pose = out.answer.pose.as_ref().expect("it is found");
+    assert!((pose.x - 1.1).abs() < 1e-5 && pose.y.abs() < 1e-5, "{pose:?}");
+    let lifted = out.lifted.expect("heads");
+    assert!(
+        lifted.estimate.disagreement.expect("both witnesses") < 1e-5,
+        "plan and memory mean the same place"
+    );
+}
+
+#[test]
+fn of_a_long_history_the_stretch_that_saw_the_thing_wins() {
+    let mut mind =
+        mind(|step| heads(step, 2.0, [(2.0 - STANDOFF_M) as f32, 0.0, 1.0, 0.0], |frame| frame[0] > 0.9));
+    mind.spec.settings.max_span = Some(6.0);
+    // Seen in the third and fourth of thirty latents only.
+    let values: Vec<f32> = (0..30).map(|k| if k == 2 || k == 3 { 1.0 } else { 0.1 }).collect();
+    let out = ask(&mut mind, &scene(&values), text("the chair"));
+    assert_eq!(out.answer.status, Status::Found, "{:?}", out.answer.reason);
+    assert!(out.used.iter().any(|p| [2, 3].contains(p)), "looked at {:?}", out.used);
+    assert!(out.answer.stamp_ns < Some(15_000_000_000), "the answer is of an old view");
+}
+
+#[test]
+fn waypoints_of_the_camera_become_poses_of_the_base() {
+    // The camera goes 1 m ahead and turns to the left. It sits 0.3 m ahead and 0.1 m left of the base, so it ends at
+    // (1.3, 0.1), and the base at (1.3, 0.1) less (0.3, 0.1) turned by a quarter: (1.4, -0.2).
+    let mut mind = mind(|step| heads(step, 2.0, [1.4, -0.2, 0.0, 1.0], |_| true));
+    let mut scene = scene(&[1.0; 4]);
+    scene.base_from_camera = Some(Isometry3::translation(0.3, 0.1, 1.0));
+    let left = UnitQuaternion::from_axis_angle(&Vector3::z_axis(), std::f64::consts::FRAC_PI_2);
+    let waypoint = Isometry3::from_parts(Translation3::new(1.0, 0.0, 0.0), left);
+    let out = ask(&mut mind, &scene, GoalKind::Waypoints(vec![waypoint]));
+    assert_eq!(out.answer.status, Status::Found, "{:?}", out.answer.reason);
+    let pose = out.answer.pose.as_ref().expect("it is found");
+    assert!((pose.x - 1.4).abs() < 1e-9 && (pose.y + 0.2).abs() < 1e-9, "{pose:?}");
+    assert!((pose.yaw - std::f64::consts::FRAC_PI_2).abs() < 1e-9, "{pose:?}");
+    let camera = out.answer.camera_pose.as_ref().expect("the mounting is known");
+    let at = camera.position;
+    assert!((at[0] - 1.3).abs() < 1e-9 && (at[1] - 0.1).abs() < 1e-9 && (at[2] - 1.0).abs() < 1e-9, "{at:?}");
+}
+
+/// The frames of a drive along waypoints in space, rendered at the poses that the model is told: what is seen through a
+/// pixel lies on the pixel's ray.
+#[test]
+fn waypoints_in_space_keep_height_pitch_and_roll() {
+    let house = House::generate(5, &Difficulty::plain());
+    let camera = Camera::new(48, 32);
+    let map_from_here = planar_isometry(random_pose(&house, &mut Rng::new(3)));
+    let (rotation, translation) = camera.base_from_camera();
+    let rotation = Rotation3::from_matrix_unchecked(Matrix3::from_fn(|i, j| rotation[i][j]));
+    let mount = Isometry3::from_parts(
+        Translation3::from(translation),
+        UnitQuaternion::from_rotation_matrix(&rotation),
+    );
+    let mut mind = mind(|step| heads(step, 2.0, [0.2, -0.1, 1.0, 0.0], |_| true));
+    let mut scene = scene(&[1.0; 4]);
+    scene.base_from_camera = Some(mount);
+    let waypoint = |at: [f64; 3], roll, pitch, yaw| {
+        Isometry3::from_parts(at.into(), UnitQuaternion::from_euler_angles(roll, pitch, yaw))
+    };
+    let waypoints =
+        vec![waypoint([0.2, 0.1, 0.3], 0.3, -0.2, 0.5), waypoint([0.2, -0.1, -0.25], -0.35, 0.25, -0.3)];
+    let last = waypoints[1];
+    let out = ask(&mut mind, &scene, GoalKind::Waypoints(waypoints));
+
+    let path = mind.paths.lock().unwrap().pop().expect("rays were asked for");
+    assert_eq!(path.len(), 9, "the first frame and two latents of four");
+    assert!((path[0].to_homogeneous() - mount.to_homogeneous()).norm() < 1e-12, "it begins here");
+    // The camera is moved by the waypoint, in the axes of the base, and keeps its own tilt.
+    let end = mount.translation * last * mount.rotation;
+    assert!((path[8].to_homogeneous() - end.to_homogeneous()).norm() < 1e-12, "{} {end}", path[8]);
+    let told = out.answer.camera_pose.expect("the mounting is known");
+    assert!((told.position[2] - 0.75).abs() < 1e-12, "1 m above the floor, less 0.25: {told:?}");
+
+    let focal = camera.focal_px();
+    let k = Intrinsics { fx: focal, fy: focal, cx: 24.0, cy: 16.0 };
+    let options = RenderOptions { rgb: false, ..RenderOptions::default() };
+    let (mut frame, mut on_things, mut roll) = (Frame::new(), 0, 0.0f64);
+    for here_from_camera in &path {
+        let m = (map_from_here * here_from_camera).to_homogeneous();
+        let pose: [[f64; 4]; 4] = std::array::from_fn(|i| std::array::from_fn(|j| m[(i, j)]));
+        let rotation: [[f64; 3]; 3] = std::array::from_fn(|i| std::array::from_fn(|j| m[(i, j)]));
+        let eye = Vector3::new(m[(0, 3)], m[(1, 3)], m[(2, 3)]);
+        roll = roll.max(rotation[2][0].abs());
+        render_from(&house, &(rotation, eye.into()), &camera, options, &mut frame);
+        for (at, (depth, id)) in frame.depth.iter().zip(&frame.ids).enumerate() {
+            let line = ray(&pose, &k, (at % 48) as f64 + 0.5, (at / 48) as f64 + 0.5);
+            let direction = Vector3::new(line[3], line[4], line[5]);
+            let axis = Vector3::new(m[(0, 2)], m[(1, 2)], m[(2, 2)]);
+            let p = eye + direction * (f64::from(*depth) / direction.dot(&axis));
+            // Any point of a line has its moment.
+            assert!((p.cross(&direction) - Vector3::new(line[0], line[1], line[2])).norm() < 1e-9);
+            if *id == 0 {
+                let b = &house.bounds;
+                let gaps = [p.z, p.z - CEILING_M, p.x - b.x0, p.x - b.x1, p.y - b.y0, p.y - b.y1];
+                let gap = gaps.into_iter().map(f64::abs).fold(f64::INFINITY, f64::min);
+                assert!(gap < 0.01, "{p} is {gap} m from floor, ceiling and walls");
+            } else {
+                let thing = &house.objects[usize::from(*id) - 1];
+                let off = (p.x - thing.x).hypot(p.y - thing.y);
+                assert!(off < thing.radius + 0.02 && p.z > -0.01, "{p} is {off} m from the {}", thing.name);
+                on_things += 1;
+            }
+        }
+    }
+    assert!(roll > 0.2 && on_things > 50, "{roll} {on_things}");
+}
