@@ -117,6 +117,7 @@ fn scene(values: &[f32]) -> Scene {
         base_frame: "base_link".into(),
         base_from_camera: None,
         intrinsics: None,
+        studied: Default::default(),
     }
 }
 
