@@ -254,8 +254,8 @@ fn bag(path: &Path, house: &House, thing: usize, without: Without) {
 }
 
 fn asked(bag: &Path, detector: &Path, goal: &str) -> Replayed {
-    let mut config = RobotConfig::default();
-    config.detector = Some(DetectorTable { rate_hz: 10.0, ..DetectorTable::of(detector.to_owned()) });
+    let table = DetectorTable { rate_hz: 10.0, ..DetectorTable::of(detector.to_owned()) };
+    let config = RobotConfig { detector: Some(table), ..RobotConfig::default() };
     let replay = Replay {
         bag: bag.to_owned(),
         config,
