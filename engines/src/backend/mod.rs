@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `rten` | embedded CPU, the default | nothing |
 //! | `onnxruntime` | CPU | its shared library, opened at run time |
+//! | `cuda` | NVIDIA GPUs, products in bf16 | a driver (555 or newer) |
+//! | `cuda-f32` | the same, all in f32 | the same |
 //! | `tensorrt` | NVIDIA GPUs | an engine built before, TensorRT, a driver |
 //!
 //! To add one: implement the three traits, add an arm to [`by_name`] and a name to [`NAMES`].
@@ -21,10 +23,12 @@ use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::cuda::CudaBackend;
 pub use crate::onnx::{DataType, Dim};
+use crate::target::Precision;
 
 /// Names that [`by_name`] knows.
-pub const NAMES: &[&str] = &["rten", "onnxruntime", "tensorrt"];
+pub const NAMES: &[&str] = &["rten", "onnxruntime", "cuda", "cuda-f32", "tensorrt"];
 
 /// The elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -360,6 +364,8 @@ pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
     match name {
         "rten" => Ok(Arc::new(RtenBackend)),
         "onnxruntime" => Ok(Arc::new(OrtBackend::open()?)),
+        "cuda" => Ok(Arc::new(CudaBackend::open(Precision::Bf16, 0)?)),
+        "cuda-f32" => Ok(Arc::new(CudaBackend::open(Precision::Fp32, 0)?)),
         "tensorrt" => {
             Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?))
         }

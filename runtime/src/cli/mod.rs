@@ -71,7 +71,7 @@ struct ModelArgs {
     /// in its source tree].
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Backend that runs it: rten or onnxruntime.
+    /// Backend that runs it: rten or onnxruntime on the CPU, cuda (products in bf16) or cuda-f32 on a GPU.
     #[arg(long, default_value = "rten")]
     backend: String,
     /// Engines of this bundle, made by `mindseye engine build`, in place of its graphs.

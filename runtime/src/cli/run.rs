@@ -34,6 +34,9 @@ pub struct RunArgs {
     /// Directory of the model bundle instead of the configuration's.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// Backend that runs the model instead of the configuration's: rten, onnxruntime, cuda or cuda-f32.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
     /// The camera's topic, raw or compressed, instead of the configuration's.
     #[arg(long, value_name = "TOPIC")]
     image: Option<String>,
@@ -112,7 +115,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
     let found = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok());
     let directory = found_or_detecting(found, &config)?;
-    let load = |dir: &PathBuf| Pipeline::load(dir, &config.model.backend, config.model.threads);
+    let backend = args.backend.as_ref().unwrap_or(&config.model.backend);
+    let load = |dir: &PathBuf| Pipeline::load(dir, backend, config.model.threads);
     let mut pipeline = directory.as_ref().map(load).transpose()?;
     if let (Some(pipeline), Some(latents)) = (&mut pipeline, config.model.context_latents) {
         pipeline.look_at(latents)?;
