@@ -24,7 +24,7 @@ use crate::onnx::Model;
 pub use manifest::{
     BoundingBoxSpec, CameraSpec, Component, ComponentFormat, Evaluation, FileSpec, ImageSpec, LatentSpec,
     LayoutSpec, LiftParams, Limits, Manifest, Measured, Networks, PortSpec, Provenance, RopeSpec,
-    SamplerSpec, SizeSpec, TextSpec,
+    SamplerSpec, SizeSpec, Spreads, TextSpec,
 };
 
 /// Version of the layout of `bundle.toml`.

@@ -5,6 +5,7 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
+use crate::planar::OdometryNoise;
 use crate::senses::{Sense, SensesConfig};
 use crate::study::StudyConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
@@ -27,6 +28,8 @@ pub struct RobotConfig {
     pub topics: Topics,
     /// Names of frames.
     pub frames: Frames,
+    /// What odometry is off, as a random walk: standard deviations (m, rad) after one metre, and after one radian of turns.
+    pub odometry: OdometryNoise,
     /// What is remembered.
     pub context: ContextTable,
     /// Deadlines and ages.
@@ -283,6 +286,7 @@ impl Default for RobotConfig {
             ros: RosConfig::robot("mindseye"),
             topics: Topics::default(),
             frames: Frames::default(),
+            odometry: OdometryNoise::typical(),
             context: ContextTable::default(),
             goals: GoalTable::default(),
             navigate: NavigateTable::default(),
@@ -413,6 +417,14 @@ impl RobotConfig {
         let name_ok = !self.robot.is_empty()
             && self.robot.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         range("robot", name_ok, format!("{:?}", self.robot), "letters, digits, _ and -")?;
+        let o = &self.odometry;
+        for (key, value) in [
+            ("odometry.metres_per_metre", o.metres_per_metre),
+            ("odometry.radians_per_metre", o.radians_per_metre),
+            ("odometry.radians_per_radian", o.radians_per_radian),
+        ] {
+            range(key, (0.0..=10.0).contains(&value), value.to_string(), "0 to 10")?;
+        }
         range("context.keep_every", c.keep_every <= 1000, c.keep_every.to_string(), "0 to 1000")?;
         range("context.capacity", (2..=4096).contains(&c.capacity), c.capacity.to_string(), "2 to 4096")?;
         let recent = (1..c.capacity).contains(&c.recent);
@@ -469,6 +481,7 @@ impl RobotConfig {
             odom_frame: self.frames.odom.clone(),
             base_frame: self.frames.base.clone(),
             intrinsics: self.camera.as_ref().map(CameraTable::intrinsics),
+            odometry_noise: self.odometry,
             base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
             frozen_after: TimeDelta::from_millis(c.frozen_after_ms),
         }
@@ -581,6 +594,10 @@ mod tests {
         check("[navigate]\ncontact_ms = 0", Err("navigate.contact_ms is 0"));
         check("[goals]\nstamp = \"zero\"\ntf_buffer_ms = 30000", Ok(()));
         check("[goals]\nstamp = \"wall\"", Err("wall"));
+        let odometry = "[odometry]\nmetres_per_metre = 0.02\nradians_per_metre = 0.01\nradians_per_radian = ";
+        check(&format!("{odometry}0.03"), Ok(()));
+        check(&format!("{odometry}-0.03"), Err("odometry.radians_per_radian is -0.03"));
+        check("[odometry]\nmetres_per_metre = 0.02", Err("radians_per_metre"));
         check("[topics]\nimagee = \"/x\"", Err("imagee"));
         check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
         check("not toml", Err("configuration"));
@@ -589,6 +606,18 @@ mod tests {
             let error = RobotConfig::parse(text).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains("line "), "{error}");
         }
+    }
+
+    #[test]
+    fn every_shipped_robot_is_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/robots");
+        let mut robots = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            robots.push(RobotConfig::load(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).robot);
+        }
+        robots.sort();
+        assert_eq!(robots, ["sim", "turtlebot4"]);
     }
 
     #[test]

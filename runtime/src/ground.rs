@@ -16,11 +16,13 @@ use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
 use crate::geometric;
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
-    Budget, Clock, ContextLatents, Flow, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
+    Budget, Clock, ContextLatents, Flow, Heads, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
     choose_context, glance, pick,
 };
-use crate::lift::{Decision, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify};
-use crate::planar::{Pose2, wrap_angle};
+use crate::lift::{
+    Decision, Drift, Estimate, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify,
+};
+use crate::planar::{OdometryNoise, Pose2, wrap_angle};
 use crate::study::Studied;
 use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
@@ -239,6 +241,8 @@ pub struct Scene {
     pub base_frame: String,
     /// The camera's mounting, `base_from_camera` (optical); `None` when it is not known.
     pub base_from_camera: Option<Isometry3<f64>>,
+    /// What odometry is known to be off, as a random walk.
+    pub odometry_noise: OdometryNoise,
     /// Intrinsics of the pictures at the model's size, pixel centres at +0.5; `None` when they are not known.
     pub intrinsics: Option<Intrinsics>,
     /// What studying frames in full has given; empty where none are.
@@ -255,6 +259,9 @@ pub struct Grounded {
     pub lifted: Option<Lifted>,
     /// Frames of the rollout that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
+    /// What the camera should see from the goal's pose, and the largest mean absolute difference (0..1) with which it
+    /// does; none where that was not measured.
+    pub end: Option<(RgbImage, f64)>,
     /// Which candidate that rollout is, from 0.
     pub candidate: usize,
     /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
@@ -273,6 +280,13 @@ pub struct Grounded {
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
     pub reconstruction_error: Option<f64>,
+}
+
+impl Grounded {
+    /// The last imagined picture that has no box in it: what the camera should see from the goal's pose.
+    pub fn end_view(&self, spec: &MindSpec) -> Option<&RgbImage> {
+        self.frames.get(self.frames.len().checked_sub(spec.box_latents.max(1) * GROUP + 1)?)
+    }
 }
 
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
@@ -392,6 +406,7 @@ pub fn ground(
         answer,
         lifted: None,
         frames: Vec::new(),
+        end: None,
         candidate: 0,
         origin: None,
         found_box: None,
@@ -408,7 +423,12 @@ pub fn ground(
     let attempted = attempt(mind, &job, &mut report);
     let mut unsuited = unsuited(&report.grounded, &job.spec);
     match attempted {
-        Ok(()) => state_context(&mut report.grounded, &job.spec),
+        Ok(()) => {
+            state_context(&mut report.grounded, &job.spec);
+            let grounded = &mut report.grounded;
+            let most = job.spec.lift.as_ref().and_then(|lift| lift.arrival_error_max);
+            grounded.end = grounded.end_view(&job.spec).cloned().zip(most).filter(|_| job.by_text());
+        }
         Err(GroundError::Stopped(stopped)) => return Err(stopped),
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
@@ -457,7 +477,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
 
     let params = job.spec.lift.as_ref();
-    let estimate = params.map(|params| lift(&imagined.glances, &view.context, params));
+    let estimate = params.map(|params| view.lift(&imagined.glances, params));
     let goal_pose = |pose| if job.by_text() { pose } else { request.route.last().copied() };
     let end = estimate.as_ref().and_then(|estimate| goal_pose(estimate.pose));
     if let Some(end) = end.filter(|_| !imagined.rollouts.is_empty()) {
@@ -560,7 +580,7 @@ fn imagine(
         let Some(params) = job.spec.lift.as_ref().filter(|_| job.by_text()) else {
             return (report.progress)(Stage::Encode);
         };
-        let estimate = lift(glances, &view.context, params);
+        let estimate = view.lift(glances, params);
         let mut draft = template.clone();
         fill(&mut draft, job.scene, view.origin, &verify(estimate, &[], Evidence::default(), params));
         draft.candidates = glances.len() as u32;
@@ -672,6 +692,35 @@ struct View {
     seen: ContextLatents,
     /// For each of them `start_from_base`, where known.
     context: Vec<Option<Pose2>>,
+    /// For each of them what odometry may be off by the start.
+    drift: Vec<Drift>,
+}
+
+impl View {
+    fn lift(&self, glances: &[Heads], params: &LiftParams) -> Estimate {
+        lift(glances, &self.context, &self.drift, params)
+    }
+}
+
+/// What odometry may be off at the end of a way, for each pose on it: as much as the way from pose to pose says, which is
+/// no longer than the one that was driven. Poses that are not known are passed over.
+fn drifts(way: &[Option<Pose2>], noise: OdometryNoise) -> Vec<Drift> {
+    let (mut next, mut way_m, mut turn_rad) = (None::<Pose2>, 0.0, 0.0);
+    let mut out: Vec<Drift> = way
+        .iter()
+        .rev()
+        .map(|pose| {
+            if let (Some(pose), Some(next)) = (pose, next) {
+                way_m += pose.distance(next);
+                turn_rad += wrap_angle(next.yaw - pose.yaw).abs();
+            }
+            next = pose.or(next);
+            let (way_m, heading_rad) = noise.after(way_m, turn_rad);
+            Drift { way_m, heading_rad }
+        })
+        .collect();
+    out.reverse();
+    out
 }
 
 /// Chooses where to begin and what to look at.
@@ -715,7 +764,7 @@ fn choose_view(
         let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
         let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
         let glances = glance(mind.denoiser(), &view.seen, request.prompt(), settings, *budget)?;
-        let estimate = lift(&glances, &view.context, params);
+        let estimate = view.lift(&glances, params);
         let lifted = verify(estimate, &[], Evidence::default(), params);
         let rank = (lifted.decision == Decision::Found, lifted.estimate.mask_max);
         let better = |(found, clear): (bool, f64)| (rank.0 && !found) || (rank.0 == found && rank.1 > clear);
@@ -754,11 +803,15 @@ fn view_of(
     };
     let start_from_odom = origin.map(Pose2::inverse);
     let place = |p: &usize| Some(start_from_odom?.compose(stretch.get(*p)?.info.odom_from_base?));
+    let way: Vec<Option<Pose2>> =
+        stretch.iter().map(|c| c.info.odom_from_base).chain(std::iter::once(origin)).collect();
+    let drift = drifts(&way, scene.odometry_noise);
     Ok(Some(View {
         start,
         origin,
         seen: pick(&memory, &chosen, spec.latent_len),
         context: chosen.iter().map(place).collect(),
+        drift: chosen.iter().map(|p| drift[*p]).collect(),
         used: chosen.into_iter().map(|p| begin + p).collect(),
     }))
 }
@@ -945,6 +998,22 @@ mod tests {
         for (a, b) in [(path[0], lifted[0]), (path[12], lifted[12])] {
             assert!((a.to_homogeneous() - b.to_homogeneous()).norm() < 1e-8, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn odometry_drifts_with_the_way_and_the_turns() {
+        let noise = OdometryNoise { metres_per_metre: 0.1, radians_per_metre: 0.2, radians_per_radian: 0.3 };
+        // 3 m and then 1 m, with half a radian at the corner; the pose in between is not known.
+        let way =
+            [Some(Pose2::default()), None, Some(Pose2::new(3.0, 0.0, 0.5)), Some(Pose2::new(3.0, 1.0, 0.5))];
+        let got = drifts(&way, noise);
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{got:?}");
+        near(got[0].way_m, 0.1 * 2.0);
+        near(got[0].heading_rad, (0.04 * 4.0 + 0.09 * 0.5f64).sqrt());
+        near(got[2].way_m, 0.1);
+        near(got[2].heading_rad, 0.2);
+        assert_eq!(got[3], Drift::default());
+        assert_eq!(drifts(&way, OdometryNoise::default()), [Drift::default(); 4]);
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!   pose where the rollout will end. One standoff ahead of it lies the object that it means.
 //! * **The memory**: the mask head says in which context tokens the named object is seen, the location head
 //!   where it is from there, and the context's own poses (odometry; without it the pose head's guess) carry
-//!   all of these votes into one frame.
+//!   all of these votes into one frame. What odometry may have drifted since ([`Drift`]) makes a vote count less and
+//!   widens the witness.
 //! * **The rollout**: the pose head at the end of the sampled rollout, and the red box in its last frames.
 //!
 //! [`lift`] joins plan and memory, which need no rollout, into an [`Estimate`]; [`verify`] holds it against the rollouts
@@ -34,7 +35,7 @@ use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
 use mindseye_base::stats;
 use serde::Serialize;
 
-pub use mindseye_engines::bundle::LiftParams;
+pub use mindseye_engines::bundle::{LiftParams, Spreads};
 
 /// What the pictures say of an estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -147,11 +148,30 @@ fn median(values: &mut [f64]) -> Option<f64> {
     (!values.is_empty()).then(|| stats::median(values))
 }
 
+/// What odometry may be off between a context frame and here.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Drift {
+    /// Standard deviation of the way, metres.
+    pub way_m: f64,
+    /// Standard deviation of the heading, radians.
+    pub heading_rad: f64,
+}
+
+impl Drift {
+    /// Variance (m² along each axis) that it adds to the place of something `range_m` from here: the way is off along one
+    /// axis, and the place is turned about the robot along the other.
+    fn variance(self, range_m: f64) -> f64 {
+        0.5 * (self.way_m.powi(2) + (self.heading_rad * range_m).powi(2))
+    }
+}
+
 /// A token's opinion.
 struct Vote {
     place: (f64, f64),
     weight: f64,
     seen_from: usize,
+    /// What odometry adds, m².
+    variance: f64,
 }
 
 /// Weighted geometric median (Weiszfeld's iteration): wrong votes pull it little.
@@ -171,9 +191,11 @@ fn geometric_median(votes: &[Vote]) -> Option<(f64, f64)> {
 }
 
 /// Reads plan and memory from what the heads said at a glance and joins them. `context` is `here_from_base` by
-/// odometry, where known, for each context frame in the order of the heads. Sizes that disagree are treated as missing
-/// evidence.
-pub fn lift(glances: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Estimate {
+/// odometry, where known, for each context frame in the order of the heads, and `drift` what it may be off. Without any
+/// odometry the spreads are those that were measured without. Sizes that disagree are treated as missing evidence.
+pub fn lift(glances: &[Heads], context: &[Option<Pose2>], drift: &[Drift], params: &LiftParams) -> Estimate {
+    let unposed = (!context.iter().any(Option::is_some)).then(|| params.unposed());
+    let params = unposed.as_ref().unwrap_or(params);
     let logits = glances.iter().flat_map(seen_part).map(|v| f64::from(*v));
     let mut estimate = Estimate {
         pose: None,
@@ -181,7 +203,7 @@ pub fn lift(glances: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -
         object: None,
         mask_max: logits.fold(f64::NEG_INFINITY, f64::max),
         plan: plan_witness(glances, params),
-        memory: memory_witness(glances, context, params),
+        memory: memory_witness(glances, context, drift, params),
         disagreement: None,
         localisation_m: localisation(glances, context),
     };
@@ -228,7 +250,12 @@ fn plan_witness(glances: &[Heads], params: &LiftParams) -> Option<Witness> {
     Some(Witness { object, pose, sigma_m: params.plan_sigma_m.hypot(spread) })
 }
 
-fn memory_witness(glances: &[Heads], context: &[Option<Pose2>], params: &LiftParams) -> Option<Witness> {
+fn memory_witness(
+    glances: &[Heads],
+    context: &[Option<Pose2>],
+    drift: &[Drift],
+    params: &LiftParams,
+) -> Option<Witness> {
     let best = glances.iter().flat_map(seen_part).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut votes = Vec::new();
     let mut viewpoints: Vec<Pose2> = Vec::new();
@@ -255,8 +282,11 @@ fn memory_witness(glances: &[Heads], context: &[Option<Pose2>], params: &LiftPar
                 }
                 // The clearest sight counts most: a token that shows a corner of the thing knows less.
                 let place = point_from(here_from_base, f64::from(place[0]), f64::from(place[1]));
-                let weight = f64::from(logit - best).exp();
-                votes.push(Vote { place, weight, seen_from: frame });
+                let drift = drift.get(frame).filter(|_| frame < heads.context).copied().unwrap_or_default();
+                let variance = drift.variance(place.0.hypot(place.1));
+                let own = params.memory_sigma_m.powi(2);
+                let weight = f64::from(logit - best).exp() * own / (own + variance);
+                votes.push(Vote { place, weight, seen_from: frame, variance });
             }
         }
     }
@@ -276,7 +306,9 @@ fn memory_witness(glances: &[Heads], context: &[Option<Pose2>], params: &LiftPar
     };
     let viewpoint = viewpoints[from];
     let pose = stand_before(object, (viewpoint.x, viewpoint.y), params.standoff_m);
-    let sigma_m = params.memory_sigma_m.hypot(spread);
+    // Views share most of their odometry: what it adds does not average away.
+    let drifted = votes.iter().map(|v| v.weight * v.variance).sum::<f64>() / total;
+    let sigma_m = params.memory_sigma_m.hypot(spread).hypot(drifted.sqrt());
     (is_finite(pose) && sigma_m.is_finite()).then_some(Witness { object, pose, sigma_m })
 }
 
@@ -484,6 +516,8 @@ mod tests {
             consistency_min: 0.3,
             variance_scale: 1.0,
             reconstruction_max: Some(0.1),
+            arrival_error_max: None,
+            without_odometry: None,
             standoff_by_word_m: Default::default(),
         }
     }
@@ -515,7 +549,7 @@ mod tests {
     /// The same heads at a glance and at the end of a rollout, held against the evidence.
     fn lifted(h: &Heads, context: &[Option<Pose2>], evidence: Evidence) -> Lifted {
         let rollout = Rollout { latents: vec![], heads: h.clone(), steps: 4 };
-        let estimate = lift(std::slice::from_ref(h), context, &params());
+        let estimate = lift(std::slice::from_ref(h), context, &[], &params());
         verify(estimate, &[rollout], evidence, &params())
     }
 
@@ -602,6 +636,54 @@ mod tests {
     }
 
     #[test]
+    fn odometry_that_drifts_counts_less() {
+        // Seen 1.5 m ahead of a view half a metre ahead: 2 m from here. Memory 0.4 m, plan 0.3 m.
+        let context = [Some(Pose2::new(0.5, 0.0, 0.0))];
+        let params = LiftParams { plan_sigma_m: 0.3, memory_sigma_m: 0.4, ..params() };
+        let glance = heads(&[Pose2::new(0.5, 0.0, 0.0)], (2.0, 0.0), &[0], Pose2::new(1.7, 0.0, 0.0));
+        let of = |drift: &[Drift]| lift(std::slice::from_ref(&glance), &context, drift, &params);
+        let exact = of(&[]);
+        assert_eq!(exact, of(&[Drift::default()]), "to the bit");
+        assert!((exact.memory.unwrap().sigma_m - 0.4).abs() < 1e-6);
+        // 0.4 m along the way, and 0.2 rad at 2 m: half of .16 + .16 is as much as the memory's own.
+        let drifted = of(&[Drift { way_m: 0.4, heading_rad: 0.2 }]);
+        let memory = drifted.memory.unwrap();
+        assert!((memory.sigma_m.powi(2) - 0.32).abs() < 1e-6, "{}", memory.sigma_m);
+        assert!(drifted.object.unwrap().0 > exact.object.unwrap().0, "the plan, at 2.5 m, counts more");
+        assert!(drifted.variances[0] > exact.variances[0]);
+        // A view without drift outvotes one that has drifted elsewhere.
+        let two = [Pose2::new(0.5, 0.0, 0.0), Pose2::default()];
+        let glance = heads(&two, (2.0, 0.0), &[0, 1], Pose2::new(1.2, 0.0, 0.0));
+        let off = [Some(Pose2::new(1.5, 0.0, 0.0)), Some(Pose2::default())];
+        let x = |drift: &[Drift]| {
+            lift(std::slice::from_ref(&glance), &off, drift, &params).memory.unwrap().object.0
+        };
+        let much = Drift { way_m: 3.0, heading_rad: 0.0 };
+        assert!((x(&[much, Drift::default()]) - 2.0).abs() < 0.01, "{}", x(&[much, Drift::default()]));
+        assert!(x(&[]) > 2.2, "{}", x(&[]));
+    }
+
+    #[test]
+    fn without_odometry_other_spreads_count() {
+        let context = [Pose2::new(0.5, 0.0, 0.0)];
+        let glance = heads(&context, (2.0, 0.0), &[0], Pose2::new(1.7, 0.0, 0.0));
+        let spreads =
+            Spreads { plan_sigma_m: 0.1, memory_sigma_m: 0.7, yaw_sigma_rad: 0.2, variance_scale: 2.0 };
+        let params = LiftParams { without_odometry: Some(spreads), ..params() };
+        let of = |known: &[Option<Pose2>]| lift(std::slice::from_ref(&glance), known, &[], &params);
+        let (with, without) = (of(&[Some(context[0])]), of(&[None]));
+        let sigmas = |e: &Estimate| [e.plan.unwrap().sigma_m, e.memory.unwrap().sigma_m];
+        for (got, wanted) in [(sigmas(&with), [0.2, 0.15]), (sigmas(&without), [0.1, 0.7])] {
+            assert!((got[0] - wanted[0]).abs() < 1e-6 && (got[1] - wanted[1]).abs() < 1e-6, "{got:?}");
+        }
+        // 2 (1 / (1 / .01 + 1 / .49) + .25 * .5 ^ 2) with half a metre between them.
+        assert!((without.variances[0] - 2.0 * (0.0098 + 0.0625)).abs() < 1e-3, "{}", without.variances[0]);
+        // Where none were measured the others stay.
+        let bare = LiftParams { without_odometry: None, ..params.clone() };
+        assert_eq!(sigmas(&lift(&[glance.clone()], &[None], &[], &bare)), sigmas(&with));
+    }
+
+    #[test]
     fn disagreement_widens_the_covariance() {
         let context = sweep();
         let poses = known(&context);
@@ -609,7 +691,7 @@ mod tests {
         for shift in [0.0, 0.2, 0.4, 0.8] {
             let plan = stand_before((2.0 + shift, 0.0), (0.0, 0.0), 0.8);
             let glance = heads(&context, (2.0, 0.0), &[1, 2], plan);
-            let out = lift(&[glance], &poses, &params());
+            let out = lift(&[glance], &poses, &[], &params());
             assert!(out.variances[0] > last, "shift {shift}");
             last = out.variances[0];
         }
@@ -622,7 +704,7 @@ mod tests {
         let poses = known(&context);
         let object = (3.0, 4.0);
         let h = heads(&context, object, &[0], stand_before(object, (3.0, 6.0), 0.8));
-        let pose = lift(&[h], &poses, &params()).pose.unwrap();
+        let pose = lift(&[h], &poses, &[], &params()).pose.unwrap();
         assert!(pose.distance(Pose2::new(3.0, 4.8, 0.0)) < 1e-3, "{pose:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! The runtime reasons about where a wheeled base stands: x forward, y left, yaw counter-clockwise from x
 //! (REP-103), metres and radians. The pose type and the full 3-D transforms are the bridge's.
 
+pub use mindseye_base::planar::OdometryNoise;
 pub use mindseye_bridge::geometry::{Pose2, wrap_angle};
 use nalgebra::Isometry3;
 

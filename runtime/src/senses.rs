@@ -11,7 +11,7 @@ use crate::frames::{self, BaseFrames};
 use crate::ground::Scene;
 use crate::image::{Lens, Misfit, ModelCamera, RgbImage};
 use crate::imagine::Clock;
-use crate::planar::{Pose2, PoseHistory};
+use crate::planar::{OdometryNoise, Pose2, PoseHistory};
 use crate::profile::Profile;
 use crate::stamps::{StampFault, Stamps};
 use crate::study::{FullFrame, Studied, Study, StudyResults, camera_of};
@@ -80,6 +80,8 @@ pub struct SensesConfig {
     pub base_frame: String,
     /// Intrinsics used when no CameraInfo comes.
     pub intrinsics: Option<CameraIntrinsics>,
+    /// What odometry is known to be off.
+    pub odometry_noise: OdometryNoise,
     /// Mounting used when tf does not know it, `base_from_camera` (optical).
     pub base_from_camera: Option<Isometry3<f64>>,
     /// A camera whose pixels do not change, or whose stamps do not advance, for longer is frozen; zero: never.
@@ -97,6 +99,7 @@ impl Default for SensesConfig {
             odom_frame: "odom".into(),
             base_frame: "base_link".into(),
             intrinsics: None,
+            odometry_noise: OdometryNoise::default(),
             base_from_camera: None,
             frozen_after: TimeDelta::from_millis(5000),
         }
@@ -194,6 +197,7 @@ pub struct Shared {
     odom_frame: String,
     base_frame: String,
     base_from_camera: Option<Isometry3<f64>>,
+    odometry_noise: OdometryNoise,
     study: Option<StudyResults>,
 }
 
@@ -220,6 +224,7 @@ impl ContextHandle {
             odom_frame: shared.odom_frame.clone(),
             base_frame: shared.base_frame.clone(),
             base_from_camera: shared.base_from_camera,
+            odometry_noise: shared.odometry_noise,
             intrinsics: newest.intrinsics,
             studied: Studied::default(),
         };
@@ -328,6 +333,7 @@ impl Senses {
             odom_frame: config.odom_frame.clone(),
             base_frame: config.base_frame.clone(),
             base_from_camera: config.base_from_camera,
+            odometry_noise: config.odometry_noise,
             study: None,
         };
         let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };

@@ -89,6 +89,18 @@ impl Visit {
         Ok(Self { house, memory, sweep, newest, here, rng })
     }
 
+    /// The same memories from another place.
+    pub fn moved_to(&self, here: Pose2, camera: &Camera) -> Self {
+        Self {
+            house: self.house.clone(),
+            memory: self.memory.clone(),
+            sweep: self.sweep.clone(),
+            newest: picture(&self.house, here, camera, &mut Frame::new()),
+            here,
+            rng: self.rng.clone(),
+        }
+    }
+
     /// The visit as the runtime is told of it; odometry is the map.
     pub fn scene(&self) -> Scene {
         Scene {
@@ -99,6 +111,7 @@ impl Visit {
             odom_frame: "odom".into(),
             base_frame: "base_link".into(),
             base_from_camera: None,
+            odometry_noise: planar::OdometryNoise::default(),
             intrinsics: None,
             studied: Default::default(),
         }

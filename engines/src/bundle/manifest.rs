@@ -166,11 +166,45 @@ pub struct LiftParams {
     /// cannot reproduce are unlike those of training. Absent where it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconstruction_max: Option<f64>,
+    /// Largest mean absolute difference (0..1) between the camera's picture at the end of a drive and the imagined end with
+    /// which an arrival is confirmed. Absent where it was not measured: then arrivals are taken as they are told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arrival_error_max: Option<f64>,
+    /// Spreads for a robot without odometry, where they were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_odometry: Option<Spreads>,
     /// Standoffs by a word of the goal, where they differ from [`Self::standoff_m`], metres.
     pub standoff_by_word_m: BTreeMap<String, f64>,
 }
 
+/// Spreads of plan and memory when nothing but the pose head places the context.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spreads {
+    /// As [`LiftParams::plan_sigma_m`].
+    pub plan_sigma_m: f64,
+    /// As [`LiftParams::memory_sigma_m`].
+    pub memory_sigma_m: f64,
+    /// As [`LiftParams::yaw_sigma_rad`].
+    pub yaw_sigma_rad: f64,
+    /// As [`LiftParams::variance_scale`].
+    pub variance_scale: f64,
+}
+
 impl LiftParams {
+    /// With the spreads for a robot without odometry in the place of the others; as they are where none were measured.
+    #[must_use]
+    pub fn unposed(&self) -> Self {
+        let mut out = self.clone();
+        if let Some(s) = self.without_odometry {
+            out.plan_sigma_m = s.plan_sigma_m;
+            out.memory_sigma_m = s.memory_sigma_m;
+            out.yaw_sigma_rad = s.yaw_sigma_rad;
+            out.variance_scale = s.variance_scale;
+        }
+        out
+    }
+
     /// Values to begin with, before calibration.
     #[must_use]
     pub fn uncalibrated() -> Self {
@@ -189,6 +223,8 @@ impl LiftParams {
             consistency_min: 0.2,
             variance_scale: 1.0,
             reconstruction_max: None,
+            arrival_error_max: None,
+            without_odometry: None,
             standoff_by_word_m: BTreeMap::new(),
         }
     }
@@ -217,12 +253,24 @@ impl LiftParams {
             ("localisation_max_m", self.localisation_max_m),
             ("variance_scale", self.variance_scale),
             ("reconstruction_max", self.reconstruction_max.unwrap_or(1.0)),
+            ("arrival_error_max", self.arrival_error_max.unwrap_or(1.0)),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return Err(field(format!("lift.{name}"), "a positive number", value));
         }
         if !(0.0..=1.0).contains(&self.consistency_min) {
             return Err(field("lift.consistency_min", "a number from 0 to 1", self.consistency_min));
+        }
+        if let Some(s) = &self.without_odometry {
+            let spreads = [
+                ("plan_sigma_m", s.plan_sigma_m),
+                ("memory_sigma_m", s.memory_sigma_m),
+                ("yaw_sigma_rad", s.yaw_sigma_rad),
+                ("variance_scale", s.variance_scale),
+            ];
+            if let Some((name, value)) = spreads.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+                return Err(field(format!("lift.without_odometry.{name}"), "a positive number", value));
+            }
         }
         for (word, metres) in &self.standoff_by_word_m {
             let key = format!("lift.standoff_by_word_m.{word}");
@@ -865,10 +913,12 @@ mod tests {
                             assert!(error.to_string().contains(part), "{error}");
                         }
                     };
-                    // The number of images of a recording and the codec's limit are the only optional keys.
-                    let optional = ["recording_images", "reconstruction_max"].contains(&key.as_str())
-                        || ["networks", "evaluation"].contains(&name.as_str())
-                        || (name.is_empty() && key == "lift");
+                    // The number of images of a recording and the codec's limit and the spreads without odometry are the only optional keys.
+                    let optional =
+                        ["recording_images", "reconstruction_max", "arrival_error_max", "without_odometry"]
+                            .contains(&key.as_str())
+                            || ["networks", "evaluation"].contains(&name.as_str())
+                            || (name.is_empty() && key == "lift");
                     if !open {
                         let misspelt = format!("{key}x");
                         check("misspelt", &misspelt, &|table| {

@@ -47,6 +47,7 @@ fn scene(places: &[[f64; 2]]) -> Scene {
         odom_frame: "odom".into(),
         base_frame: "base_link".into(),
         base_from_camera: None,
+        odometry_noise: Default::default(),
         intrinsics: None,
         studied: Studied {
             objects: things(places),
@@ -69,6 +70,7 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         answer,
         lifted: None,
         frames: Vec::new(),
+        end: None,
         candidate: 0,
         origin: None,
         found_box: None,

@@ -142,6 +142,8 @@ impl FakeMind {
             consistency_min: 0.3,
             variance_scale: 1.0,
             reconstruction_max: None,
+            arrival_error_max: None,
+            without_odometry: None,
             standoff_by_word_m: Default::default(),
         };
         let spec = MindSpec {

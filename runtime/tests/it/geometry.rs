@@ -189,6 +189,7 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
         odom_frame: "odom".into(),
         base_frame: "base_link".into(),
         base_from_camera: Some(mount(camera)),
+        odometry_noise: Default::default(),
         intrinsics: None,
         studied: study.results().studied(),
     };

@@ -3,6 +3,7 @@
 mod calibrate;
 mod figures;
 mod goal;
+mod odometry;
 mod render;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ use super::report::write_atomically;
 use super::visit::{Bench, CommonArgs};
 
 pub use self::goal::{Outcome, ROWS, Reached, Row};
+pub use self::odometry::Regime;
+use self::odometry::{RegimeRow, table};
 
 /// Arguments of `eval grounding`.
 #[derive(clap::Args, Debug, Clone)]
@@ -36,6 +39,12 @@ pub struct GroundingArgs {
     /// Candidates per goal instead of the runtime's.
     #[arg(long)]
     pub candidates: Option<u32>,
+    /// What the runtime is told of the robot's motion.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub odometry: Regime,
+    /// Every kind of odometry, one table; with no other figures.
+    #[arg(long, conflicts_with_all = ["odometry", "absent", "calibrate", "store", "sheet"])]
+    pub regimes: bool,
     /// Measure the `[lift]` table on these houses and write it into this bundle directory.
     #[arg(long)]
     pub calibrate: Option<PathBuf>,
@@ -53,6 +62,9 @@ pub struct GroundingArgs {
 /// A bundle or a file that cannot be used.
 pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     let bench = Bench::new(&args.common)?;
+    if args.regimes {
+        return regimes(&bench, args);
+    }
     let lpips = args.common.lpips.as_deref().map(Lpips::open).transpose()?;
     let began = Instant::now();
     let examiner = if args.quick || args.absent { None } else { Some(bench.examiner(&args.common)?) };
@@ -77,7 +89,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     }
     let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
     if let Some(directory) = &args.calibrate {
-        calibrate(directory, &outcomes, &absent)?;
+        calibrate(directory, args.odometry, &outcomes, &absent)?;
     }
     let figures = Figures::of(&outcomes, &absent, &swapped, examiner.as_ref().map(|e| e.quality));
     let model = model_figures(&figures)?;
@@ -120,6 +132,30 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
         println!("{}", with_run(document, &bench, &args.common));
     } else {
         print!("{text}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `eval grounding --regimes`.
+fn regimes(bench: &Bench, args: &GroundingArgs) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    let mut all = BTreeMap::new();
+    for odometry in Regime::ALL {
+        let args = GroundingArgs { odometry, quick: true, ..args.clone() };
+        let setup = Setup { bench, args: &args, examiner: None, lpips: None };
+        let results = bench.each(&args.common, |tools, seed| present_goal(&setup, tools, seed))?;
+        let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
+        rows.push(RegimeRow::of(odometry, &outcomes));
+        all.insert(serde_json::to_value(odometry)?.as_str().unwrap_or_default().to_owned(), outcomes);
+    }
+    if let Some(path) = &args.common.markdown {
+        write_atomically(path, table(&rows).as_bytes())?;
+    }
+    if args.common.json {
+        let document = json!({ "regimes": rows, "outcomes": all });
+        println!("{}", with_run(document, bench, &args.common));
+    } else {
+        print!("{}", table(&rows));
     }
     Ok(ExitCode::SUCCESS)
 }
