@@ -5,13 +5,15 @@
 //!
 //! # Models without lift heads
 //! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the way, and the red box in
-//! its last frames can say that it found the thing; a metric pose cannot be read from that, and none is made up:
-//! * a box: `failed`, with the reason that this model has no pose heads; box and imagined frames are given;
+//! its last frames can say that it found the thing:
+//! * a box: the imagined frames are placed by landmarks of the kept ones ([`crate::geometric`]); where there are none,
+//!   `failed`, with the reason; box and imagined frames are given, and no pose is made up;
 //! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
 use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
+use crate::geometric;
 use crate::guide::{self, Carry, HeldMind};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
@@ -23,6 +25,8 @@ use crate::lift::{
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
 use crate::recall::{Recall, RecallView, views_of};
+use crate::study::Studied;
+use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, interpolate, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -32,6 +36,7 @@ pub use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::plucker::{Intrinsics, PluckerError};
 use mindseye_engines::text::{TokenizerError, UnknownWord};
+use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
 
 pub use crate::imagine::Stage;
@@ -159,6 +164,9 @@ pub enum MindError {
         /// All words that it knows.
         known: Vec<String>,
     },
+    /// There is no model.
+    #[error("no model bundle is loaded")]
+    NoModel,
     /// The tokenizer refused the text.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
@@ -200,6 +208,13 @@ pub enum MindError {
     /// A clip could not be decoded.
     #[error(transparent)]
     Decode(#[from] CodecError),
+}
+
+impl MindError {
+    /// Whether the model lacks words for the goal, or there is no model: nothing that it could have seen.
+    pub fn is_about_words(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::Nothing { .. } | Self::Several { .. } | Self::NoModel)
+    }
 }
 
 /// Why a model has no rays for a path.
@@ -248,6 +263,8 @@ pub struct Scene {
     pub odometry_noise: OdometryNoise,
     /// Intrinsics of the pictures at the model's size, pixel centres at +0.5; `None` when they are not known.
     pub intrinsics: Option<Intrinsics>,
+    /// What studying frames in full has given; empty where none are.
+    pub studied: Studied,
 }
 
 /// An answer with its evidence.
@@ -278,6 +295,8 @@ pub struct Grounded {
     pub path: Vec<Pose2>,
     /// The object's place in the answer's frame.
     pub object: Option<(f64, f64)>,
+    /// What placing the imagined frames by landmarks gave; `None` where it was not tried.
+    pub geometry: Option<PictureLift>,
     /// Duration of each denoising step, ms.
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
@@ -426,13 +445,16 @@ pub fn ground(
         used: Vec::new(),
         path: Vec::new(),
         object: None,
+        geometry: None,
         step_ms: Vec::new(),
         reconstruction_error: None,
     };
     let spec = spec_for(mind.spec(), goal);
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
-    match attempt(mind, &job, &mut report) {
+    let attempted = attempt(mind, &job, &mut report);
+    let mut unsuited = unsuited(&report.grounded, &job.spec);
+    match attempted {
         Ok(()) => {
             state_context(&mut report.grounded, &job.spec);
             let grounded = &mut report.grounded;
@@ -443,9 +465,25 @@ pub fn ground(
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
             report.grounded.answer.reason = Some(error.to_string());
+            unsuited |= matches!(&error, GroundError::Mind(e) if e.is_about_words());
         }
     }
+    if job.by_text() {
+        let agree_max = job.spec.lift.as_ref().map_or(DEFAULT_AGREE_MAX, |lift| lift.agree_max);
+        witness::join(&mut report.grounded, scene, goal, unsuited, agree_max);
+    }
     Ok(report.grounded)
+}
+
+/// Spreads by which witnesses may differ where the bundle does not say.
+const DEFAULT_AGREE_MAX: f64 = 3.0;
+
+/// Whether the model has nothing to say of this place: its pictures are unlike those that it was trained on, or nothing of
+/// it gives a pose.
+fn unsuited(grounded: &Grounded, spec: &MindSpec) -> bool {
+    let limit = spec.lift.as_ref().and_then(|lift| lift.reconstruction_max);
+    let unlike = grounded.reconstruction_error.zip(limit).is_some_and(|(error, most)| error > most);
+    unlike || (spec.lift.is_none() && grounded.answer.status == Status::Failed)
 }
 
 /// The steps, one after the other; `report` holds what is known when one fails.
@@ -467,6 +505,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let Grounded { answer, step_ms, .. } = &mut report.grounded;
     *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
     answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
+    answer.imagined = !imagined.rollouts.is_empty();
     answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
 
     let params = job.spec.lift.as_ref();
@@ -504,6 +543,10 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         };
         report.grounded.answer.status = status;
         report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+        if job.by_text() {
+            geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+        }
+        report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
     let evidence = Evidence {

@@ -14,10 +14,13 @@
 //! * [`recall`]: what was seen, carried into other views: imagined drives are read against it;
 //! * [`guide`]: the drive that is shown, held to what was seen;
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
+//! * [`geometric`]: the same for models without heads, by landmarks;
 //! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
 //! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
 //! * [`senses`]: ROS messages to memory, for live robots and bags alike, with [`topics`] (which are which), [`stamps`] (one
 //!   clock), [`frames`] (names in the transform tree) and [`watch`] (frozen cameras); [`replay`]: a whole bag and one goal.
+//!
+//! * [`study`]: kept frames in full, for landmarks and a detector; [`witness`]: what the detector's things say of a goal.
 //!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
@@ -32,12 +35,14 @@ mod codec;
 pub mod config;
 pub mod context;
 pub mod frames;
+pub mod geometric;
 pub mod ground;
 pub mod guide;
 pub mod image;
 pub mod imagine;
 pub mod lift;
 pub mod mind;
+mod no_model;
 pub mod node;
 pub mod planar;
 pub mod profile;
@@ -46,7 +51,9 @@ pub mod record;
 pub mod replay;
 pub mod senses;
 pub mod stamps;
+pub mod study;
 pub mod topics;
 #[cfg(feature = "world")]
 pub mod visit;
 pub mod watch;
+pub mod witness;

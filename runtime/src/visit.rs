@@ -122,6 +122,7 @@ impl Visit {
             base_from_camera: None,
             odometry_noise: planar::OdometryNoise::default(),
             intrinsics: None,
+            studied: Default::default(),
         }
     }
 }

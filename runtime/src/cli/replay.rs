@@ -6,7 +6,7 @@ use super::progress::ProgressBar;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::node::MonotonicClock;
-use crate::replay::{Replay, Told, replay};
+use crate::replay::{Replay, Told, replay, replay_without_model};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -52,6 +52,9 @@ pub struct ReplayArgs {
     /// The topic of odometry instead of the configuration's.
     #[arg(long, value_name = "TOPIC")]
     odom: Option<String>,
+    /// An object detector (ONNX) that sees things in the frames, instead of the configuration's.
+    #[arg(long, value_name = "ONNX")]
+    detector: Option<PathBuf>,
     /// Print p50, p99 and maximum per stage.
     #[arg(long)]
     profile: bool,
@@ -66,10 +69,11 @@ pub struct ReplayArgs {
 }
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let config = match &args.config {
+    let mut config = match &args.config {
         Some(path) => RobotConfig::load(path)?,
         None => RobotConfig::default(),
     };
+    config.detect_with(args.detector.as_deref());
     let mut goal = match &args.goal {
         Some(text) => Some(Goal::text("replay", text)?),
         None => None,
@@ -83,8 +87,9 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
-    let mut pipeline = args.model.load()?;
-    if let Some(latents) = args.context_latents.or(config.model.context_latents) {
+    let mut pipeline = args.model.load_or_detect(&config)?;
+    let latents = args.context_latents.or(config.model.context_latents);
+    if let (Some(pipeline), Some(latents)) = (&mut pipeline, latents) {
         pipeline.look_at(latents)?;
     }
     let asked = Replay {
@@ -100,8 +105,11 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         Told::Bar(what, done, of) => progress.bar(what, done, of),
     };
     let go_on = || !stop.load(Ordering::Relaxed);
-    let replayed = replay(&pipeline, &asked, &MonotonicClock, &mut tell, &go_on)
-        .with_context(|| args.bag.display().to_string())?;
+    let replayed = match &pipeline {
+        Some(pipeline) => replay(pipeline, &asked, &MonotonicClock, &mut tell, &go_on),
+        None => replay_without_model(&asked, &MonotonicClock, &mut tell, &go_on),
+    };
+    let replayed = replayed.with_context(|| args.bag.display().to_string())?;
     let answer = &replayed.answer;
     if args.json {
         let mut document = serde_json::json!({
@@ -116,6 +124,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             "refused_messages": replayed.refused,
             "odometry": replayed.odometry,
             "camera_info": replayed.camera_info,
+            "study": replayed.study,
             "answer": answer,
         });
         if args.profile {

@@ -145,6 +145,7 @@ fn scene(values: &[f32]) -> Scene {
         base_from_camera: None,
         intrinsics: None,
         odometry_noise: OdometryNoise::default(),
+        studied: Default::default(),
     }
 }
 

@@ -33,6 +33,7 @@ pub mod grounding;
 pub mod judge;
 pub mod localise;
 pub mod navigation;
+pub mod objects;
 pub mod picture;
 pub mod plot;
 pub mod report;
@@ -78,6 +79,11 @@ enum EvalCommand {
         after_help = "Example: mindseye-tools eval localise kitchen --context 0:700:10 --query 705:1000:15 --width 416"
     )]
     Localise(localise::LocaliseArgs),
+    /// Place things from a detector's boxes, against depth.
+    #[command(
+        after_help = "Example: mindseye-tools eval objects kitchen --context 0:500:5 --query 505:1000:5 --detector d.onnx"
+    )]
+    Objects(objects::ObjectsArgs),
 }
 
 /// Runs `eval`.
@@ -91,5 +97,6 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
         EvalCommand::Ablation(args) => ablation::run(&args),
         EvalCommand::Compare(args) => compare::run(&args),
         EvalCommand::Localise(args) => localise::run(&args),
+        EvalCommand::Objects(args) => objects::run(&args),
     }
 }
