@@ -312,6 +312,15 @@ pub enum Eviction {
     },
 }
 
+impl Eviction {
+    /// Index of the latent that left.
+    pub fn index(self) -> u64 {
+        match self {
+            Self::Crowded { index, .. } | Self::Oldest { index } => index,
+        }
+    }
+}
+
 impl fmt::Display for Eviction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

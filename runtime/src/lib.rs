@@ -53,6 +53,8 @@ pub mod senses;
 pub mod stamps;
 pub mod study;
 pub mod topics;
+#[cfg(feature = "view")]
+pub mod view;
 #[cfg(feature = "world")]
 pub mod visit;
 pub mod watch;

@@ -420,6 +420,17 @@ impl Pipeline {
         }))
     }
 
+    /// Decodes latents for one thread, beside the minds; `None` where the codec is a video autoencoder with state, which
+    /// takes too long for pictures of work in progress.
+    ///
+    /// # Errors
+    /// When a session cannot be made.
+    pub fn latent_decoder(&self) -> Result<Option<LatentDecoder>, LoadError> {
+        let mut decoder = Decoder::new(&self.decoder, self.bundle.manifest())?;
+        let decode = move |latents: &[f32]| decoder.decode(latents).map_err(MindError::Decode);
+        Ok((!self.is_streaming()).then(|| Box::new(decode) as LatentDecoder))
+    }
+
     /// A session for one thread that encodes frames.
     ///
     /// # Errors
@@ -428,6 +439,9 @@ impl Pipeline {
         Ok(Box::new(Encoder::new(&self.encoder, self.bundle.manifest())?))
     }
 }
+
+/// A clip `[n, channels, height, width]` to `4 n` frames, as [`Mind::decode`] does it.
+pub type LatentDecoder = Box<dyn FnMut(&[f32]) -> Result<Vec<RgbImage>, MindError> + Send>;
 
 /// Refuses what can only be run after another command.
 fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {

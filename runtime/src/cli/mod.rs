@@ -17,6 +17,7 @@ mod replay;
 mod run;
 #[cfg(feature = "engine")]
 mod scenes;
+mod view;
 
 use crate::config::RobotConfig;
 use crate::mind::{LoadError, Pipeline, find_bundle};

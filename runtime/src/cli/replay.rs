@@ -3,14 +3,16 @@
 
 use super::goal::in_words;
 use super::progress::ProgressBar;
+use super::view::ViewArgs;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
-use crate::node::MonotonicClock;
+use crate::no_model::no_model;
+use crate::node::{MonotonicClock, NodeEvent};
 use crate::replay::{Replay, Told, replay, replay_without_model};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
-use mindseye_bridge::answer::Status;
+use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::TimeDelta;
 use std::path::PathBuf;
@@ -66,6 +68,8 @@ pub struct ReplayArgs {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
@@ -100,16 +104,19 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         at_secs: args.at,
         deadline: args.deadline_ms.map(TimeDelta::from_millis),
     };
+    let page = args.view.open("replay", pipeline.as_ref())?;
+    let observer = page.observer();
     let mut tell = |told: Told<'_>| match told {
         Told::Line(line) => progress.line(&line),
         Told::Bar(what, done, of) => progress.bar(what, done, of),
+        Told::Event(event) => observer.iter().for_each(|observer| observer(event)),
     };
     let go_on = || !stop.load(Ordering::Relaxed);
     let replayed = match &pipeline {
         Some(pipeline) => replay(pipeline, &asked, &MonotonicClock, &mut tell, &go_on),
         None => replay_without_model(&asked, &MonotonicClock, &mut tell, &go_on),
     };
-    let replayed = replayed.with_context(|| args.bag.display().to_string())?;
+    let mut replayed = replayed.with_context(|| args.bag.display().to_string())?;
     let answer = &replayed.answer;
     if args.json {
         let mut document = serde_json::json!({
@@ -148,5 +155,21 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
+    if page.is_open() {
+        eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
+        let mut mind = match &pipeline {
+            Some(pipeline) => pipeline.mind(args.seed)?,
+            None => no_model().0,
+        };
+        page.answer_goals(&stop, |goal, cancelled| {
+            let go_on = || !stop.load(Ordering::Relaxed) && !cancelled.load(Ordering::Relaxed);
+            let asked =
+                replayed.ask(mind.as_mut(), &goal, asked.deadline, &MonotonicClock, &mut tell, &go_on);
+            if asked.is_err() {
+                let answer = Answer::new(&goal.id, Status::Cancelled, Some("cancelled by a viewer".into()));
+                tell(Told::Event(NodeEvent::Answered(&answer)));
+            }
+        });
+    }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

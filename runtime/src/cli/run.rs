@@ -1,5 +1,6 @@
 //! `mindseye run`: the node, until a signal stops it.
 
+use super::view::ViewArgs;
 use super::{found_or_detecting, say, stop_flag};
 use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
@@ -55,6 +56,8 @@ pub struct RunArgs {
     /// At the end, print counts and stage times as one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 /// The configuration with what the command line overrides.
@@ -134,6 +137,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Some(pipeline) => (pipeline.mind(config.model.seed)?, pipeline.encoder()?),
         None => no_model(),
     };
+    let page = args.view.open(&robot, pipeline.as_ref())?;
     let node = Node::start(
         &session,
         NodeParts {
@@ -141,9 +145,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             encoder,
             config,
             record: recorder.as_ref().and_then(Recorder::sender),
-            observer: None,
+            observer: page.observer(),
         },
     )?;
+    page.serve(&node);
     let model = directory.map_or("a detector alone".into(), |dir| dir.display().to_string());
     eprintln!("mindseye: serving {robot:?} with {model}; Ctrl-C stops");
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");

@@ -13,3 +13,5 @@ mod geometry;
 mod links;
 mod node;
 mod shipped;
+#[cfg(feature = "view")]
+mod view;
