@@ -5,10 +5,14 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
+use crate::ground::MindSpec;
+use crate::planar::OdometryNoise;
 use crate::senses::{Sense, SensesConfig};
+use crate::study::StudyConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::ros::RosConfig;
 use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::detector::{Detector, DetectorError};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -25,6 +29,8 @@ pub struct RobotConfig {
     pub topics: Topics,
     /// Names of frames.
     pub frames: Frames,
+    /// What odometry is off, as a random walk: standard deviations (m, rad) after one metre, and after one radian of turns.
+    pub odometry: OdometryNoise,
     /// What is remembered.
     pub context: ContextTable,
     /// Deadlines and ages.
@@ -33,6 +39,8 @@ pub struct RobotConfig {
     pub navigate: NavigateTable,
     /// The model.
     pub model: ModelTable,
+    /// The detector; none without its table.
+    pub detector: Option<DetectorTable>,
     /// The camera, where the robot's topics do not say.
     pub camera: Option<CameraTable>,
     /// Milliseconds between two status messages; 0 = none.
@@ -169,6 +177,59 @@ pub struct ModelTable {
     pub context_latents: Option<usize>,
 }
 
+/// An object detector that sees things in kept frames.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetectorTable {
+    /// The ONNX file; layouts: [`mindseye_engines::detector`].
+    pub model: PathBuf,
+    /// Names of its classes, one a line, where they are neither in the file nor beside it.
+    #[serde(default)]
+    pub classes: Option<PathBuf>,
+    /// Frames a second at most.
+    #[serde(default = "DetectorTable::rate_hz")]
+    pub rate_hz: f64,
+    /// Least score of a box that counts.
+    #[serde(default = "DetectorTable::score_min")]
+    pub score_min: f64,
+    /// Threads of one run; 0 = the backend's choice.
+    #[serde(default = "DetectorTable::threads")]
+    pub threads: usize,
+    /// Distance from a thing's middle at which the base stands (metres).
+    #[serde(default = "DetectorTable::standoff_m")]
+    pub standoff_m: f64,
+}
+
+impl DetectorTable {
+    fn rate_hz() -> f64 {
+        5.0
+    }
+
+    fn score_min() -> f64 {
+        0.4
+    }
+
+    fn threads() -> usize {
+        1
+    }
+
+    fn standoff_m() -> f64 {
+        1.2
+    }
+
+    /// A detector as configured by nothing but its file.
+    pub fn of(model: PathBuf) -> Self {
+        Self {
+            model,
+            classes: None,
+            rate_hz: Self::rate_hz(),
+            score_min: Self::score_min(),
+            threads: Self::threads(),
+            standoff_m: Self::standoff_m(),
+        }
+    }
+}
+
 /// A camera's intrinsics and mounting.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -226,10 +287,12 @@ impl Default for RobotConfig {
             ros: RosConfig::robot("mindseye"),
             topics: Topics::default(),
             frames: Frames::default(),
+            odometry: OdometryNoise::typical(),
             context: ContextTable::default(),
             goals: GoalTable::default(),
             navigate: NavigateTable::default(),
             model: ModelTable::default(),
+            detector: None,
             camera: None,
             status_period_ms: 1000,
         }
@@ -355,6 +418,14 @@ impl RobotConfig {
         let name_ok = !self.robot.is_empty()
             && self.robot.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         range("robot", name_ok, format!("{:?}", self.robot), "letters, digits, _ and -")?;
+        let o = &self.odometry;
+        for (key, value) in [
+            ("odometry.metres_per_metre", o.metres_per_metre),
+            ("odometry.radians_per_metre", o.radians_per_metre),
+            ("odometry.radians_per_radian", o.radians_per_radian),
+        ] {
+            range(key, (0.0..=10.0).contains(&value), value.to_string(), "0 to 10")?;
+        }
         range("context.keep_every", c.keep_every <= 1000, c.keep_every.to_string(), "0 to 1000")?;
         range("context.capacity", (2..=4096).contains(&c.capacity), c.capacity.to_string(), "2 to 4096")?;
         let recent = (1..c.capacity).contains(&c.recent);
@@ -379,6 +450,15 @@ impl RobotConfig {
             range(key, (0..=3_600_000).contains(&millis), millis.to_string(), "0 to 3600000")?;
         }
         range("model.threads", self.model.threads <= 1024, self.model.threads.to_string(), "0 to 1024")?;
+        if let Some(d) = &self.detector {
+            let rate = d.rate_hz > 0.0 && d.rate_hz <= 1000.0;
+            range("detector.rate_hz", rate, d.rate_hz.to_string(), "more than 0, at most 1000")?;
+            let score = (0.0..=1.0).contains(&d.score_min);
+            range("detector.score_min", score, d.score_min.to_string(), "0 to 1")?;
+            let standoff = d.standoff_m > 0.0 && d.standoff_m <= 10.0;
+            range("detector.standoff_m", standoff, d.standoff_m.to_string(), "more than 0, at most 10")?;
+            range("detector.threads", d.threads <= 1024, d.threads.to_string(), "0 to 1024")?;
+        }
         if let Some(camera) = &self.camera {
             let fov = camera.horizontal_fov_deg;
             range("camera.horizontal_fov_deg", fov > 1.0 && fov < 179.0, fov.to_string(), "1 to 179")?;
@@ -391,20 +471,54 @@ impl RobotConfig {
     }
 
     /// The senses' part, for a model that was trained with one frame per `frame_period`.
-    pub fn senses(&self, frame_period: TimeDelta) -> SensesConfig {
+    pub fn senses(&self, spec: &MindSpec) -> SensesConfig {
         let c = &self.context;
         SensesConfig {
-            keep: if c.keep_every == 0 { Keep::Period(frame_period) } else { Keep::Every(c.keep_every) },
+            keep: if c.keep_every == 0 { Keep::Period(spec.frame_period) } else { Keep::Every(c.keep_every) },
             capacity: c.capacity,
             recent: c.recent,
+            detail: spec.detail,
             max_gap: TimeDelta::from_millis(c.max_gap_ms),
             pose_slack: TimeDelta::from_millis(c.pose_slack_ms),
             odom_frame: self.frames.odom.clone(),
             base_frame: self.frames.base.clone(),
             intrinsics: self.camera.as_ref().map(CameraTable::intrinsics),
+            odometry_noise: self.odometry,
             base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
             frozen_after: TimeDelta::from_millis(c.frozen_after_ms),
         }
+    }
+
+    /// What kept frames are studied for, beside what the model needs; `landmarks_max` says how many landmarks are kept.
+    pub fn study(&self, landmarks_max: Option<usize>) -> StudyConfig {
+        let own = StudyConfig { landmarks_max, ..StudyConfig::default() };
+        match &self.detector {
+            Some(d) => StudyConfig {
+                period: [own.period[0], TimeDelta::from_secs_f64(1.0 / d.rate_hz)],
+                score_min: d.score_min,
+                standoff_m: d.standoff_m,
+                ..own
+            },
+            None => own,
+        }
+    }
+
+    /// Takes another detector file than the configuration's, where one is given.
+    pub fn detect_with(&mut self, model: Option<&Path>) {
+        match (model, &mut self.detector) {
+            (Some(model), Some(table)) => model.clone_into(&mut table.model),
+            (Some(model), none) => *none = Some(DetectorTable::of(model.to_owned())),
+            (None, _) => {}
+        }
+    }
+
+    /// Loads the detector, where there is one.
+    ///
+    /// # Errors
+    /// [`DetectorError`].
+    pub fn load_detector(&self) -> Result<Option<Detector>, DetectorError> {
+        let Some(d) = &self.detector else { return Ok(None) };
+        Detector::open(&d.model, d.classes.as_deref(), d.threads).map(Some)
     }
 
     /// The agent's part.
@@ -482,6 +596,10 @@ mod tests {
         check("[navigate]\ncontact_ms = 0", Err("navigate.contact_ms is 0"));
         check("[goals]\nstamp = \"zero\"\ntf_buffer_ms = 30000", Ok(()));
         check("[goals]\nstamp = \"wall\"", Err("wall"));
+        let odometry = "[odometry]\nmetres_per_metre = 0.02\nradians_per_metre = 0.01\nradians_per_radian = ";
+        check(&format!("{odometry}0.03"), Ok(()));
+        check(&format!("{odometry}-0.03"), Err("odometry.radians_per_radian is -0.03"));
+        check("[odometry]\nmetres_per_metre = 0.02", Err("radians_per_metre"));
         check("[topics]\nimagee = \"/x\"", Err("imagee"));
         check("[camera]\nwidth = 4\nheight = 2\nhorizontal_fov_deg = nan", Err("horizontal_fov_deg"));
         check("not toml", Err("configuration"));
@@ -490,6 +608,18 @@ mod tests {
             let error = RobotConfig::parse(text).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains("line "), "{error}");
         }
+    }
+
+    #[test]
+    fn every_shipped_robot_is_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/robots");
+        let mut robots = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            robots.push(RobotConfig::load(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).robot);
+        }
+        robots.sort();
+        assert_eq!(robots, ["sim", "turtlebot4"]);
     }
 
     #[test]

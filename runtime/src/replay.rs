@@ -4,13 +4,15 @@
 //! deadline, which makes the answer depend on the machine's speed).
 
 use crate::config::RobotConfig;
-use crate::context::ContextCounts;
+use crate::context::{ContextCounts, GroupEncoder};
 use crate::ground::{Grounded, Mind, Scene, Stage, ground};
 use crate::imagine::{Clock, Flow};
 use crate::mind::{LoadError, Pipeline};
+use crate::no_model::no_model;
 use crate::node::NodeEvent;
 use crate::profile::Profile;
 use crate::senses::{Sense, SenseFaults, Senses};
+use crate::study::{Study, StudyCounts, wanted};
 use crate::topics::{ChooseError, Offered, Wanted, choose};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::bag::{Bag, CdrConverter, OpenBagError, OpenOptions, ReadOptions, TopicId, open};
@@ -18,6 +20,7 @@ use mindseye_bridge::goal::Goal;
 use mindseye_bridge::image::{PixelKind, compressed_kind, pixel_kind};
 use mindseye_bridge::msg::{CameraInfo, CompressedImageView, HeaderView, ImageView, RosType};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::detector::DetectorError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -74,6 +77,8 @@ pub struct Replayed {
     pub grounded: Option<Box<Grounded>>,
     /// Times by stage.
     pub profile: Profile,
+    /// What became of frames that were studied in full; `None` where none were.
+    pub study: Option<StudyCounts>,
 }
 
 /// Why a bag could not be replayed.
@@ -83,6 +88,9 @@ pub enum ReplayError {
     /// It cannot be opened.
     #[error(transparent)]
     Bag(#[from] OpenBagError),
+    /// The detector cannot be used.
+    #[error(transparent)]
+    Detector(#[from] DetectorError),
     /// The model's sessions cannot be made.
     #[error(transparent)]
     Model(#[from] LoadError),
@@ -204,14 +212,49 @@ pub fn replay(
     tell: &mut dyn FnMut(Told<'_>),
     go_on: &dyn Fn() -> bool,
 ) -> Result<Replayed, ReplayError> {
+    replay_with(pipeline.mind(0)?, pipeline.encoder()?, replay, clock, tell, go_on)
+}
+
+/// As [`replay`], without a model: what can be answered is what a detector saw.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_without_model(
+    replay: &Replay,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<Replayed, ReplayError> {
+    let (mind, encoder) = no_model();
+    replay_with(mind, encoder, replay, clock, tell, go_on)
+}
+
+/// As [`replay`], with any model.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_with(
+    mut mind: Box<dyn Mind>,
+    encoder: Box<dyn GroupEncoder + Send>,
+    replay: &Replay,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<Replayed, ReplayError> {
     let Replay { config, .. } = replay;
-    let mut mind = pipeline.mind(0)?;
-    let mut senses =
-        Senses::new(config.senses(mind.spec().frame_period), mind.spec().camera, pipeline.encoder()?);
+    let mut senses = Senses::new(config.senses(mind.spec()), mind.spec().camera, encoder);
+    if let Some((study, detector)) = wanted(config, mind.spec())? {
+        senses = senses.with_study(Study::inline(study, detector));
+    }
     let bag = open(&replay.bag, &OpenOptions::default())?;
     let topics = topics(&bag, &replay.bag, config, &replay.wanted, tell)?;
     let mut profile = Profile::default();
     let read = read(&bag, replay, &topics, &mut senses, &mut profile, clock, tell, go_on)?;
+    senses.finish(clock);
+    let study = senses.context().study();
+    if let Some(study) = &study {
+        profile.absorb(&study.profile());
+    }
     let counts = senses.counts();
     tell(Told::Line(format!(
         "{} frames, {} kept, {} latents in memory{}{}",
@@ -224,6 +267,10 @@ pub fn replay(
     let faults = senses.faults();
     for fault in faults.sentences() {
         tell(Told::Line(fault));
+    }
+    let study = study.map(|study| study.counts());
+    if let Some(study) = &study {
+        tell(Told::Line(study.to_string()));
     }
 
     let scene = senses.context().scene();
@@ -239,6 +286,7 @@ pub fn replay(
         grounded: None,
         scene,
         profile,
+        study,
     };
     tell(Told::Event(NodeEvent::Status(&replayed.status())));
     if let Some(goal) = &replay.goal {

@@ -71,3 +71,7 @@ fault mounting_sign mindseye it by_hand::waypoints_of_the_camera_become_poses_of
     runtime/src/ground.rs \
     'let [shift_x, shift_y] = [mount.translation.x, mount.translation.y];' \
     'let [shift_x, shift_y] = [mount.translation.x, mount.translation.y].map(|v| if IF { -v } else { v });'
+fault arrival_and_likeness mindseye it by_hand::the_consistency_is_a_weighted_mean_of_what_is_known \
+    runtime/src/lift.rs \
+    'part.value.map(|value| (part.weight, value))' \
+    'part.value.filter(|_| part.weight > 2.5 || !IF).map(|value| (part.weight, value))'

@@ -46,6 +46,19 @@ fn wan22_5b_costs_what_the_reference_costs() {
 }
 
 #[test]
+fn every_shipped_model_is_counted() {
+    let folder = preset("house-tiny.toml").parent().unwrap().to_owned();
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let cost = cost(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(cost.dit_parameters > 100_000, "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 3, "{count} models");
+}
+
+#[test]
 fn house_tiny_is_counted_too() {
     let cost = cost(&preset("house-tiny.toml")).unwrap();
     assert!(cost.dit_parameters > 100_000 && cost.dit_parameters < 20_000_000, "{}", cost.dit_parameters);

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `rten` | embedded CPU, the default | nothing |
 //! | `onnxruntime` | CPU | its shared library, opened at run time |
+//! | `cuda` | NVIDIA GPUs, products in bf16 | a driver (555 or newer) |
+//! | `cuda-f32` | the same, all in f32 | the same |
 //! | `tensorrt` | NVIDIA GPUs | an engine built before, TensorRT, a driver |
 //!
 //! To add one: implement the three traits, add an arm to [`by_name`] and a name to [`NAMES`].
@@ -20,11 +22,14 @@ pub use self::rten::RtenBackend;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::cuda::CudaBackend;
 pub use crate::onnx::{DataType, Dim};
+use crate::target::Precision;
 
 /// Names that [`by_name`] knows.
-pub const NAMES: &[&str] = &["rten", "onnxruntime", "tensorrt"];
+pub const NAMES: &[&str] = &["rten", "onnxruntime", "cuda", "cuda-f32", "tensorrt"];
 
 /// The elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -286,8 +291,24 @@ impl State {
     }
 }
 
+/// How long the steps of one run took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunTimes {
+    /// Inputs to the device.
+    pub copy_in: Duration,
+    /// The work itself.
+    pub compute: Duration,
+    /// Outputs from the device.
+    pub copy_out: Duration,
+}
+
 /// One thread's way to run an engine.
 pub trait Session: Send {
+    /// How long the steps of the last run took; none where they are not told apart.
+    fn times(&self) -> Option<RunTimes> {
+        None
+    }
+
     /// Runs once. `outputs` names what is wanted; each tensor there is overwritten, its memory reused where the
     /// backend can.
     ///
@@ -360,6 +381,8 @@ pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
     match name {
         "rten" => Ok(Arc::new(RtenBackend)),
         "onnxruntime" => Ok(Arc::new(OrtBackend::open()?)),
+        "cuda" => Ok(Arc::new(CudaBackend::open(Precision::Bf16, 0)?)),
+        "cuda-f32" => Ok(Arc::new(CudaBackend::open(Precision::Fp32, 0)?)),
         "tensorrt" => {
             Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?))
         }

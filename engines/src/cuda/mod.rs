@@ -1,16 +1,41 @@
-//! CUDA through its driver library, opened at run time: probing, device memory, one stream, pinned staging, graphs.
+//! CUDA through its driver library, opened at run time: probing, device memory, one stream, pinned staging, graphs; and
+//! our own engine over it, [`CudaBackend`], which runs ONNX graphs with the kernels of `kernels/*.cu`.
 //!
 //! Nothing of CUDA is needed to build this crate, nor to run it on a machine without a GPU: every entry first checks
 //! that the driver library is there and answers with [`CudaError::NoDriver`] if it is not.
 //!
 //! [`Device`] is what an engine needs of a device. [`CudaDevice`] is the real one; [`HostDevice`] keeps "device"
-//! memory on the host, for libraries that stand in for TensorRT in tests.
+//! memory on the host, for libraries that stand in for TensorRT in tests. A graph becomes numbers in four steps, of
+//! which only the last touches a device:
+//!
+//! | module | from | to |
+//! |---|---|---|
+//! | `program` | an ONNX graph | steps that kernels can do, or the names of operators that they cannot |
+//! | `plan` | steps and the shapes of one call | kernel calls, and where each value lies in one arena |
+//! | `kernels` | a call | grid, threads, shared memory, arguments |
+//! | `backend` | calls | launches, recorded as a CUDA graph when the same shapes come again |
+//!
+//! Every sum has a fixed order: the same inputs on the same device give the same bytes.
 #![allow(unsafe_code)] // FFI fence: calls into the CUDA driver, one SAFETY comment each.
 
+mod backend;
+mod check;
+mod driver;
+mod host;
+mod kernels;
+mod plan;
+mod program;
+
+pub use backend::CudaBackend;
+pub use check::{KernelReport, check_kernels, round_trip};
+pub use driver::{CudaDevice, LIBRARY_VARIABLE, library, probe};
+pub use host::HostDevice;
+pub use kernels::{Kernel, Launch};
+
 use std::ffi::c_void;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
 use serde::{Deserialize, Serialize};
 
 use crate::target::ComputeCapability;
@@ -49,6 +74,30 @@ pub enum CudaError {
     /// The driver is there, and no device.
     #[error("the CUDA driver finds no device")]
     NoDevice,
+    /// The library that [`LIBRARY_VARIABLE`] names cannot be opened.
+    #[error("{LIBRARY_VARIABLE} names {}, which cannot be opened: {reason}", path.display())]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// What the loader says.
+        reason: String,
+    },
+    /// The library lacks a function.
+    #[error("{} has no {symbol}: it is no CUDA driver, or too old; install driver 555 or newer", path.display())]
+    Symbol {
+        /// The file.
+        path: PathBuf,
+        /// The function.
+        symbol: &'static str,
+    },
+    /// The driver or the device cannot run our kernels.
+    #[error("{what} is too old for the kernels: they need {needed}")]
+    TooOld {
+        /// What is too old, and how it describes itself.
+        what: String,
+        /// The least that would do.
+        needed: &'static str,
+    },
     /// A driver call failed.
     #[error("cuda {call} failed: {reason}")]
     Call {
@@ -69,60 +118,6 @@ pub enum CudaError {
     },
 }
 
-fn call<T>(name: &'static str, r: Result<T, result::DriverError>) -> Result<T, CudaError> {
-    r.map_err(|e| CudaError::Call { call: name, reason: format!("{e:?}") })
-}
-
-/// Initialises the driver and lists the devices.
-///
-/// # Errors
-/// [`CudaError::NoDriver`], [`CudaError::NoDevice`], or a failed call.
-pub fn probe() -> Result<DriverInfo, CudaError> {
-    // SAFETY: only tries to open the library by name.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(CudaError::NoDriver);
-    }
-    match result::init() {
-        Ok(()) => {}
-        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(CudaError::NoDevice),
-        Err(e) => return call("cuInit", Err(e)),
-    }
-    let mut cuda_version = 0;
-    // SAFETY: writes one integer.
-    let code = unsafe { sys::cuDriverGetVersion(&raw mut cuda_version) };
-    call("cuDriverGetVersion", code.result())?;
-    let count = call("cuDeviceGetCount", result::device::get_count())?;
-    let mut devices = Vec::new();
-    for ordinal in 0..count {
-        devices.push(describe(ordinal)?);
-    }
-    if devices.is_empty() {
-        return Err(CudaError::NoDevice);
-    }
-    Ok(DriverInfo { cuda_version, devices })
-}
-
-fn describe(ordinal: i32) -> Result<DeviceInfo, CudaError> {
-    use sys::CUdevice_attribute as Attr;
-    let dev = call("cuDeviceGet", result::device::get(ordinal))?;
-    let attribute = |a| {
-        // SAFETY: `dev` came from cuDeviceGet.
-        let value = call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(dev, a) })?;
-        Ok::<u32, CudaError>(u32::try_from(value).unwrap_or(0))
-    };
-    Ok(DeviceInfo {
-        ordinal: usize::try_from(ordinal).unwrap_or(0),
-        name: call("cuDeviceGetName", result::device::get_name(dev))?,
-        compute_capability: ComputeCapability {
-            major: attribute(Attr::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            minor: attribute(Attr::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        },
-        // SAFETY: `dev` came from cuDeviceGet.
-        total_bytes: call("cuDeviceTotalMem", unsafe { result::device::total_mem(dev) })? as u64,
-        multiprocessors: attribute(Attr::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-    })
-}
-
 /// What an engine needs of a device: memory, one stream, copies, graphs.
 ///
 /// Addresses are plain integers; [`Memory`] and [`Pinned`] own them. All work is queued on one stream, in order.
@@ -141,7 +136,7 @@ pub unsafe trait Device: Send + Sync {
     /// Allocates device memory.
     ///
     /// # Errors
-    /// A failed call, out of memory for one.
+    /// [`CudaError::OutOfMemory`], or a failed call.
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Frees what `alloc` gave.
     ///
@@ -193,6 +188,32 @@ pub unsafe trait Device: Send + Sync {
     fn launch(&self, graph: u64) -> Result<(), CudaError>;
     /// Drops a recorded graph.
     fn drop_graph(&self, graph: u64);
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and the addresses among them are valid for what it reads and writes.
+    ///
+    /// # Errors
+    /// A failed call; a device without kernels.
+    unsafe fn run(&self, launch: &Launch) -> Result<(), CudaError> {
+        let reason = format!("this device has no kernel {}", launch.kernel.name());
+        Err(CudaError::Call { call: "cuLaunchKernel", reason })
+    }
+    /// Milliseconds between the start and the end of what `work` queues, on the device's own clock.
+    ///
+    /// # Errors
+    /// A failed call; what `work` fails with.
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        let _ = work;
+        Err(CudaError::Call { call: "cuEventCreate", reason: "this device has no clock".into() })
+    }
+    /// The same device with a stream of its own. Memory is shared.
+    ///
+    /// # Errors
+    /// A failed call; a device that has one stream.
+    fn with_own_stream(&self) -> Result<Arc<dyn Device>, CudaError> {
+        Err(CudaError::Call { call: "cuStreamCreate", reason: "this device has one stream".into() })
+    }
 }
 
 /// Device memory that is freed when dropped.
@@ -208,11 +229,13 @@ impl Memory {
     /// # Errors
     /// [`CudaError::OutOfMemory`] with what it was for, or a failed call.
     pub fn new(device: &Arc<dyn Device>, bytes: usize, what: &str) -> Result<Memory, CudaError> {
-        let free = device.free_bytes()?;
-        if bytes as u64 > free {
-            return Err(CudaError::OutOfMemory { what: what.to_owned(), wanted: bytes as u64, free });
-        }
-        let address = device.alloc(bytes.max(1))?;
+        // Tried, not asked about: where GPU and CPU share memory, caches that can be emptied do not count as free.
+        let address = device.alloc(bytes.max(1)).map_err(|e| match e {
+            CudaError::OutOfMemory { wanted, free, .. } => {
+                CudaError::OutOfMemory { what: what.to_owned(), wanted, free }
+            }
+            other => other,
+        })?;
         Ok(Memory { device: Arc::clone(device), address, bytes })
     }
 
@@ -279,295 +302,6 @@ impl Drop for Pinned {
         // SAFETY: `at` came from `alloc_pinned` with this size.
         unsafe { self.device.free_pinned(self.at, self.bytes) }
     }
-}
-
-/// A GPU with its primary context and one stream.
-pub struct CudaDevice {
-    info: DeviceInfo,
-    context: usize,
-    device: sys::CUdevice,
-    stream: usize,
-}
-
-impl CudaDevice {
-    /// Opens a device.
-    ///
-    /// # Errors
-    /// No driver, no such device, or a failed call.
-    pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, CudaError> {
-        let info = probe()?.devices.into_iter().find(|d| d.ordinal == ordinal).ok_or(CudaError::NoDevice)?;
-        let device = call("cuDeviceGet", result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)))?;
-        // SAFETY: `device` came from cuDeviceGet; the context is released in `drop`.
-        let context = call("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
-        // SAFETY: the context was just retained.
-        call("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
-        let stream = call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
-        Ok(Arc::new(CudaDevice { info, context: context as usize, device, stream: stream as usize }))
-    }
-
-    fn bind(&self) -> Result<sys::CUstream, CudaError> {
-        // SAFETY: the context lives as long as self.
-        call("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context as sys::CUcontext) })?;
-        Ok(self.stream as sys::CUstream)
-    }
-}
-
-// SAFETY: addresses come from the driver and live until freed; `synchronize` waits for the only stream.
-unsafe impl Device for CudaDevice {
-    fn info(&self) -> DeviceInfo {
-        self.info.clone()
-    }
-
-    fn free_bytes(&self) -> Result<u64, CudaError> {
-        self.bind()?;
-        Ok(call("cuMemGetInfo", result::mem_get_info())?.0 as u64)
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
-        self.bind()?;
-        // SAFETY: a context is current; the memory is raw bytes, written before it is read.
-        call("cuMemAlloc", unsafe { result::malloc_sync(bytes) })
-    }
-
-    unsafe fn free(&self, address: u64) {
-        if self.bind().is_ok() {
-            // SAFETY: the caller owns `address`; freeing waits for work that uses it.
-            if let Err(e) = unsafe { result::free_sync(address) } {
-                tracing::warn!("cuMemFree: {e:?}");
-            }
-        }
-    }
-
-    fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, CudaError> {
-        self.bind()?;
-        // SAFETY: a context is current.
-        Ok(call("cuMemHostAlloc", unsafe { result::malloc_host(bytes, 0) })?.cast())
-    }
-
-    unsafe fn free_pinned(&self, at: *mut u8, _bytes: usize) {
-        if self.bind().is_ok() {
-            // SAFETY: the caller owns `at`.
-            if let Err(e) = unsafe { result::free_host(at.cast()) } {
-                tracing::warn!("cuMemFreeHost: {e:?}");
-            }
-        }
-    }
-
-    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), CudaError> {
-        let stream = self.bind()?;
-        // SAFETY: the caller promises both ranges.
-        unsafe {
-            let from = std::slice::from_raw_parts(from, bytes);
-            call("cuMemcpyHtoDAsync", result::memcpy_htod_async(to, from, stream))
-        }
-    }
-
-    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), CudaError> {
-        let stream = self.bind()?;
-        // SAFETY: the caller promises both ranges.
-        unsafe {
-            let to = std::slice::from_raw_parts_mut(to, bytes);
-            call("cuMemcpyDtoHAsync", result::memcpy_dtoh_async(to, from, stream))
-        }
-    }
-
-    fn stream(&self) -> *mut c_void {
-        self.stream as *mut c_void
-    }
-
-    fn synchronize(&self) -> Result<(), CudaError> {
-        let stream = self.bind()?;
-        // SAFETY: the stream lives as long as self.
-        call("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) })
-    }
-
-    fn capture(&self, work: &mut dyn FnMut() -> bool) -> Result<Option<u64>, CudaError> {
-        let stream = self.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is ours and not capturing.
-        call("cuStreamBeginCapture", unsafe { result::stream::begin_capture(stream, mode) })?;
-        let worked = work();
-        // SAFETY: ends the capture begun above, on success and on failure alike.
-        let graph = call("cuStreamEndCapture", unsafe { result::stream::end_capture(stream) })?;
-        if graph.is_null() {
-            return Err(CudaError::Call { call: "cuStreamEndCapture", reason: "no graph came back".into() });
-        }
-        let flags = sys::CUgraphInstantiate_flags(0);
-        // SAFETY: `graph` came from the capture; it is destroyed once, here.
-        let exec = unsafe {
-            let exec = if worked {
-                call("cuGraphInstantiate", result::graph::instantiate(graph, flags))
-            } else {
-                Err(CudaError::Call { call: "graph capture", reason: "the work refused to be queued".into() })
-            };
-            if let Err(e) = result::graph::destroy(graph) {
-                tracing::warn!("cuGraphDestroy: {e:?}");
-            }
-            exec
-        };
-        Ok(Some(exec? as u64))
-    }
-
-    fn launch(&self, graph: u64) -> Result<(), CudaError> {
-        let stream = self.bind()?;
-        // SAFETY: `graph` came from `capture`.
-        call("cuGraphLaunch", unsafe { result::graph::launch(graph as sys::CUgraphExec, stream) })
-    }
-
-    fn drop_graph(&self, graph: u64) {
-        if self.bind().is_ok() {
-            // SAFETY: `graph` came from `capture` and is dropped once.
-            if let Err(e) = unsafe { result::graph::exec_destroy(graph as sys::CUgraphExec) } {
-                tracing::warn!("cuGraphExecDestroy: {e:?}");
-            }
-        }
-    }
-}
-
-impl Drop for CudaDevice {
-    fn drop(&mut self) {
-        if let Ok(stream) = self.bind() {
-            // SAFETY: both are ours and last used here.
-            unsafe {
-                if let Err(e) = result::stream::destroy(stream) {
-                    tracing::warn!("cuStreamDestroy: {e:?}");
-                }
-                if let Err(e) = result::primary_ctx::release(self.device) {
-                    tracing::warn!("cuDevicePrimaryCtxRelease: {e:?}");
-                }
-            }
-        }
-    }
-}
-
-/// A stand-in device: memory on the host, copies at once, no graphs. For tests with stand-in libraries.
-pub struct HostDevice {
-    info: DeviceInfo,
-    capacity: u64,
-    used: std::sync::Mutex<std::collections::BTreeMap<u64, usize>>,
-    /// Bytes that a stand-in library holds besides, asked whenever something happens here.
-    beside: Box<dyn Fn() -> u64 + Send + Sync>,
-    peak: std::sync::atomic::AtomicU64,
-}
-
-impl HostDevice {
-    /// A stand-in with this compute capability and memory.
-    #[must_use]
-    pub fn open(compute_capability: ComputeCapability, capacity: u64) -> Arc<dyn Device> {
-        HostDevice::counting(compute_capability, capacity, || 0)
-    }
-
-    /// As [`HostDevice::open`], with an allocation counter that also counts what a library says it holds.
-    #[must_use]
-    pub fn counting(
-        compute_capability: ComputeCapability,
-        capacity: u64,
-        beside: impl Fn() -> u64 + Send + Sync + 'static,
-    ) -> Arc<HostDevice> {
-        Arc::new(HostDevice {
-            info: DeviceInfo {
-                ordinal: 0,
-                name: "host stand-in".into(),
-                compute_capability,
-                total_bytes: capacity,
-                multiprocessors: 1,
-            },
-            capacity,
-            used: std::sync::Mutex::default(),
-            beside: Box::new(beside),
-            peak: std::sync::atomic::AtomicU64::new(0),
-        })
-    }
-
-    /// Most bytes that were held at one moment, page-locked memory and the library's included.
-    #[must_use]
-    pub fn peak_bytes(&self) -> u64 {
-        self.peak.load(std::sync::atomic::Ordering::SeqCst)
-    }
-
-    fn count(&self) {
-        let now = self.used().values().map(|&b| b as u64).sum::<u64>() + (self.beside)();
-        self.peak.fetch_max(now, std::sync::atomic::Ordering::SeqCst);
-    }
-
-    fn used(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<u64, usize>> {
-        self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn layout(bytes: usize) -> Result<std::alloc::Layout, CudaError> {
-        std::alloc::Layout::from_size_align(bytes.max(1), 256)
-            .map_err(|e| CudaError::Call { call: "alloc", reason: e.to_string() })
-    }
-}
-
-// SAFETY: addresses come from the global allocator; copies are finished when the call returns.
-unsafe impl Device for HostDevice {
-    fn info(&self) -> DeviceInfo {
-        self.info.clone()
-    }
-
-    fn free_bytes(&self) -> Result<u64, CudaError> {
-        Ok(self.capacity - self.used().values().map(|&b| b as u64).sum::<u64>().min(self.capacity))
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
-        // SAFETY: the layout has a size above zero.
-        let at = unsafe { std::alloc::alloc_zeroed(Self::layout(bytes)?) };
-        if at.is_null() {
-            return Err(CudaError::Call { call: "alloc", reason: "the host has no memory left".into() });
-        }
-        self.used().insert(at as u64, bytes);
-        self.count();
-        Ok(at as u64)
-    }
-
-    unsafe fn free(&self, address: u64) {
-        let bytes = self.used().remove(&address);
-        if let Some(Ok(layout)) = bytes.map(Self::layout) {
-            // SAFETY: allocated by `alloc` with this layout, removed from the table, so freed once.
-            unsafe { std::alloc::dealloc(address as *mut u8, layout) }
-        }
-    }
-
-    fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, CudaError> {
-        Ok(self.alloc(bytes)? as *mut u8)
-    }
-
-    unsafe fn free_pinned(&self, at: *mut u8, _bytes: usize) {
-        // SAFETY: as `free`.
-        unsafe { self.free(at as u64) }
-    }
-
-    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), CudaError> {
-        // SAFETY: the caller promises both ranges; they belong to different allocations.
-        unsafe { std::ptr::copy_nonoverlapping(from, to as *mut u8, bytes) };
-        Ok(())
-    }
-
-    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize) -> Result<(), CudaError> {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to, bytes) };
-        Ok(())
-    }
-
-    fn stream(&self) -> *mut c_void {
-        std::ptr::null_mut()
-    }
-
-    fn synchronize(&self) -> Result<(), CudaError> {
-        self.count();
-        Ok(())
-    }
-
-    fn capture(&self, _work: &mut dyn FnMut() -> bool) -> Result<Option<u64>, CudaError> {
-        Ok(None)
-    }
-
-    fn launch(&self, _graph: u64) -> Result<(), CudaError> {
-        Err(CudaError::Call { call: "launch", reason: "this device has no graphs".into() })
-    }
-
-    fn drop_graph(&self, _graph: u64) {}
 }
 
 #[cfg(test)]

@@ -65,6 +65,18 @@ impl DriveState {
     }
 }
 
+/// What the camera shows where the robot arrived, against the imagined end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arrival {
+    /// What was imagined.
+    Confirmed,
+    /// Something else: the goal was asked again from there.
+    Reasked,
+    /// Something else, for the second time.
+    Unlike,
+}
+
 /// A drive to a goal that was found, for status and answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Drive {
@@ -74,6 +86,8 @@ pub struct Drive {
     pub state: DriveState,
     /// Why it ended, unless it arrived; what is wrong with it, while it lasts.
     pub reason: Option<String>,
+    /// What the camera shows there, once that was compared.
+    pub arrival: Option<Arrival>,
     /// Metres left along the path, as the server says.
     pub distance_remaining_m: Option<f32>,
     /// Times that the server had to recover.
@@ -207,6 +221,13 @@ impl Drives {
         self.newest.as_ref().filter(|(newest, ..)| *newest == ticket).map(|(.., drive)| drive)
     }
 
+    /// Notes what the camera shows at the end of the newest drive; `None` when it is another one's.
+    pub fn note(&mut self, ticket: Ticket, arrival: Arrival) -> Option<Drive> {
+        let (_, _, drive) = self.newest.as_mut().filter(|(newest, ..)| *newest == ticket)?;
+        drive.arrival = Some(arrival);
+        Some(drive.clone())
+    }
+
     /// Begins a drive: the goal is being sent. What was under way is replaced.
     pub fn start(&mut self, ticket: Ticket, goal_id: String, now: TimeDelta) -> Vec<Outcome> {
         let mut out = self.stop(|_| true, "replaced by a newer goal", now);
@@ -226,6 +247,7 @@ impl Drives {
             goal_id,
             state: DriveState::Requested,
             reason: None,
+            arrival: None,
             distance_remaining_m: None,
             recoveries: None,
             elapsed_ms: 0.0,

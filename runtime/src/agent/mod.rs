@@ -12,7 +12,7 @@ mod publishing;
 #[cfg(test)]
 mod tests;
 
-pub use drive::{Drive, DriveCommand, DriveLimits, DriveNews, DriveState};
+pub use drive::{Arrival, Drive, DriveCommand, DriveLimits, DriveNews, DriveState};
 pub use publishing::{GoalStamp, OdometryHeard};
 
 use crate::planar::{Pose2, wrap_angle};
@@ -128,6 +128,13 @@ pub enum Event {
         /// What.
         news: DriveNews,
     },
+    /// What the camera shows at the end of a drive was compared with the imagined end.
+    Arrival {
+        /// Whose drive.
+        ticket: Ticket,
+        /// Whether it is what was imagined.
+        like: bool,
+    },
     /// The node stops: what is in work is cancelled, and whoever waits is answered.
     Stop,
     /// Time passed.
@@ -195,6 +202,17 @@ pub enum Action {
         /// What to ask.
         command: DriveCommand,
     },
+    /// The robot stands where it was sent: compare what its camera shows with the imagined end, where there is one, and
+    /// tell by [`Event::Arrival`].
+    CompareArrival {
+        /// Whose drive.
+        ticket: Ticket,
+    },
+    /// The robot stands before something else than was imagined: take the goal in once more.
+    AskAgain {
+        /// What is wanted.
+        goal: Box<Goal>,
+    },
     /// A drive's state changed; the status is worth publishing.
     DriveChanged {
         /// Where it stands now.
@@ -206,6 +224,7 @@ pub enum Action {
 struct Active {
     ticket: Ticket,
     id: String,
+    goal: Goal,
     began: TimeDelta,
     deadline: TimeDelta,
     allowed: TimeDelta,
@@ -229,6 +248,10 @@ pub struct Agent {
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
     drives: Option<Drives>,
+    /// The goal that is driven to, or was last.
+    driven: Option<(Ticket, Goal)>,
+    /// The id of the goal that was asked again because the robot arrived before something else.
+    asked_again: Option<String>,
     /// Clients that wait for a drive to be over, with their answers.
     waiting: Vec<(Ticket, Box<Answer>)>,
     last_answer: Option<Box<Answer>>,
@@ -261,6 +284,8 @@ impl Agent {
             camera_fault: None,
             latents: 0,
             published: None,
+            driven: None,
+            asked_again: None,
             waiting: Vec::new(),
             last_answer: None,
             counts: AgentCounts::default(),
@@ -362,6 +387,7 @@ impl Agent {
                 let outcomes = self.drives.as_mut().map(|drives| drives.news(ticket, news, now));
                 self.carry_out(outcomes.unwrap_or_default(), &mut actions);
             }
+            Event::Arrival { ticket, like } => self.arrival(ticket, like, &mut actions),
             Event::Stop => {
                 let why = "the runtime stops";
                 self.stop(why, &mut actions);
@@ -383,6 +409,7 @@ impl Agent {
         actions: &mut Vec<Action>,
     ) {
         self.counts.goals += 1;
+        self.asked_again.take_if(|id| *id != goal.id);
         // The newest wish counts, even if it cannot be met: the old one is no longer wanted.
         let why = format!("pre-empted by goal {:?}", goal.id);
         self.stop(&why, actions);
@@ -420,6 +447,7 @@ impl Agent {
         self.active = Some(Active {
             ticket,
             id: goal.id.clone(),
+            goal: goal.clone(),
             began: now,
             deadline,
             allowed,
@@ -461,6 +489,7 @@ impl Agent {
                 let answer = answer.clone();
                 match &mut self.drives {
                     Some(drives) => {
+                        self.driven = Some((ticket, active.goal));
                         let outcomes = drives.start(ticket, active.id, now);
                         self.carry_out(outcomes, actions);
                         actions.push(Action::StartDrive { ticket, stamp, answer });
@@ -549,6 +578,25 @@ impl Agent {
         self.answer(active.ticket, answer, active.wait, actions);
     }
 
+    /// Confirms an arrival, or asks for the goal once more. A newer goal in work is not disturbed.
+    fn arrival(&mut self, ticket: Ticket, like: bool, actions: &mut Vec<Action>) {
+        let Some((_, goal)) = self.driven.take_if(|(driven, _)| *driven == ticket) else { return };
+        let again = self.asked_again.take().is_some() || self.active.is_some();
+        let arrival = match (like, again) {
+            (true, _) => Arrival::Confirmed,
+            (false, false) => Arrival::Reasked,
+            (false, true) => Arrival::Unlike,
+        };
+        let Some(drive) = self.drives.as_mut().and_then(|drives| drives.note(ticket, arrival)) else {
+            return;
+        };
+        actions.push(Action::DriveChanged { drive: Box::new(drive) });
+        if arrival == Arrival::Reasked {
+            self.asked_again = Some(goal.id.clone());
+            actions.push(Action::AskAgain { goal: Box::new(goal) });
+        }
+    }
+
     /// Cancels the goal in work, if there is one.
     fn stop(&mut self, why: &str, actions: &mut Vec<Action>) {
         let Some(active) = self.active.take() else { return };
@@ -576,6 +624,10 @@ impl Agent {
                 Outcome::Command(ticket, command) => actions.push(Action::Drive { ticket, command }),
                 Outcome::Changed(ticket, drive) => {
                     let drive = Box::new(drive);
+                    let arrived = drive.state == DriveState::Arrived && drive.arrival.is_none();
+                    if arrived && self.driven.as_ref().is_some_and(|(driven, _)| *driven == ticket) {
+                        actions.push(Action::CompareArrival { ticket });
+                    }
                     if drive.state.is_over()
                         && let Some(at) = self.waiting.iter().position(|(waits, _)| *waits == ticket)
                     {

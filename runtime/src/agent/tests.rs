@@ -81,6 +81,9 @@ fn words(actions: &[Action]) -> Vec<String> {
             Action::Drive { ticket, command: DriveCommand::AskResult } => format!("ask {}", ticket.0),
             Action::Drive { ticket, command: DriveCommand::Cancel } => format!("cancel {}", ticket.0),
             Action::DriveChanged { drive } => state(drive),
+            Action::AskAgain { goal } => format!("again {}", goal.id),
+            // Comes with every arrival.
+            Action::CompareArrival { .. } => continue,
         };
         words.push(word);
     }
@@ -814,4 +817,42 @@ impl Book {
             }
         }
     }
+}
+
+#[test]
+fn an_arrival_before_something_else_is_asked_again_once() {
+    let arrive = |agent: &mut Agent, ticket: u64, at: i64| {
+        agent.step(done(ticket), ms(at));
+        agent.step(heard(ticket, DriveNews::Accepted), ms(at + 1));
+        let actions = agent.step(result(ticket, NavResult::Succeeded), ms(at + 2));
+        assert!(actions.contains(&Action::CompareArrival { ticket: Ticket(ticket) }), "{actions:?}");
+    };
+    let told = |agent: &mut Agent, ticket: u64, like: bool, at: i64| {
+        let said = words(&agent.step(Event::Arrival { ticket: Ticket(ticket), like }, ms(at)));
+        (said, agent.drive(ms(at)).and_then(|drive| drive.arrival))
+    };
+    let mut agent = driven(true);
+    agent.step(frame(), ms(1));
+    agent.step(Event::ContextReady { latents: 3 }, ms(2));
+    agent.step(goal(1, "a"), ms(3));
+    arrive(&mut agent, 1, 10);
+    let (said, arrival) = told(&mut agent, 1, false, 20);
+    assert_eq!((said, arrival), (vec!["arrived".into(), "again a".into()], Some(Arrival::Reasked)));
+    assert_eq!(told(&mut agent, 1, false, 21).0, Vec::<String>::new(), "told already");
+    // The same goal comes again, and again the robot stands before something else: that is told.
+    agent.step(goal(2, "a"), ms(30));
+    arrive(&mut agent, 2, 40);
+    assert_eq!(told(&mut agent, 2, false, 50), (vec!["arrived".into()], Some(Arrival::Unlike)));
+    // Another goal may be asked again for itself.
+    agent.step(goal(3, "b"), ms(60));
+    arrive(&mut agent, 3, 70);
+    assert_eq!(told(&mut agent, 3, true, 80), (vec!["arrived".into()], Some(Arrival::Confirmed)));
+    agent.step(goal(4, "c"), ms(90));
+    arrive(&mut agent, 4, 100);
+    assert_eq!(told(&mut agent, 4, false, 110).1, Some(Arrival::Reasked));
+    // A newer goal is not disturbed.
+    agent.step(goal(5, "d"), ms(120));
+    arrive(&mut agent, 5, 130);
+    agent.step(goal(6, "e"), ms(140));
+    assert_eq!(told(&mut agent, 5, false, 150).1, Some(Arrival::Unlike));
 }

@@ -271,7 +271,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let sweep = world::exploration_sweep(&house, &mut rng, poses);
     progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
-    let page = args.view.open("sim", &pipeline)?;
+    let page = args.view.open("sim", Some(&pipeline))?;
     let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, &page)?;
     let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
     if page.is_open() && story.is_ok() {

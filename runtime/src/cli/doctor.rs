@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use mindseye_bridge::ros::RosSession;
 use mindseye_engines::count::count_denoiser;
+use mindseye_engines::cuda;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -132,6 +133,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     findings.add("cores", if cores >= 2 { Verdict::Ok } else { Verdict::Warn }, cores.to_string());
 
+    gpu(&mut findings);
+
     let given = args.bundle.clone().or_else(|| config.as_ref().and_then(|c| c.model.bundle.clone()));
     match find_bundle(given.as_deref(), |name| std::env::var(name).ok()) {
         Ok(directory) => model(&directory, config.as_ref().map_or(2, |c| c.model.threads), &mut findings),
@@ -154,6 +157,26 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         say(&findings.to_text())?;
     }
     Ok(if findings.healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A machine needs no GPU; what is missing for one is told all the same.
+fn gpu(findings: &mut Findings) {
+    let found = cuda::probe().and_then(|driver| Ok((driver, cuda::library()?)));
+    match found {
+        Err(error) => findings.add("gpu", Verdict::Ok, format!("none, the CPU is used: {error}")),
+        Ok((driver, library)) => {
+            let one = |d: &cuda::DeviceInfo| {
+                format!("{} ({}, {:.0} GB)", d.name, d.compute_capability, d.total_bytes as f64 / 1e9)
+            };
+            let devices = driver.devices.iter().map(one).collect::<Vec<_>>().join(", ");
+            let (major, minor) = (driver.cuda_version / 1000, driver.cuda_version % 1000 / 10);
+            let text = format!(
+                "{devices}, CUDA {major}.{minor} by {}; --backend cuda runs on it",
+                library.display()
+            );
+            findings.add("gpu", Verdict::Ok, text);
+        }
+    }
 }
 
 fn model(directory: &std::path::Path, threads: usize, findings: &mut Findings) {

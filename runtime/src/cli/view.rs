@@ -34,16 +34,16 @@ mod live {
     }
 
     impl ViewArgs {
-        /// Begins to serve the page, where it is wanted.
-        pub fn open(&self, robot: &str, pipeline: &Pipeline) -> anyhow::Result<Page> {
+        /// Begins to serve the page, where it is wanted; without a model there is nothing imagined to show.
+        pub fn open(&self, robot: &str, pipeline: Option<&Pipeline>) -> anyhow::Result<Page> {
             let Some(address) = self.view else { return Ok(Page(None)) };
             let about = About {
                 robot: robot.to_owned(),
-                model: pipeline.bundle().manifest().name.clone(),
-                words: pipeline.words().to_vec(),
-                boxed_frames: pipeline.spec().box_latents * GROUP,
+                model: pipeline.map_or("a detector alone".into(), |p| p.bundle().manifest().name.clone()),
+                words: pipeline.map_or_else(Vec::new, |p| p.words().to_vec()),
+                boxed_frames: pipeline.map_or(0, |p| p.spec().box_latents * GROUP),
             };
-            let decoder = pipeline.latent_decoder()?;
+            let decoder = pipeline.map(Pipeline::latent_decoder).transpose()?.flatten();
             let view = View::start(ViewConfig { address, control: self.view_control, about, decoder })?;
             eprintln!("mindseye: the page is at {}", view.url());
             Ok(Page(Some(view)))
@@ -103,7 +103,7 @@ mod none {
     pub struct ViewArgs {}
 
     impl ViewArgs {
-        pub fn open(&self, _: &str, _: &Pipeline) -> anyhow::Result<Page> {
+        pub fn open(&self, _: &str, _: Option<&Pipeline>) -> anyhow::Result<Page> {
             Ok(Page)
         }
     }

@@ -3,11 +3,12 @@
 use super::figures::{Figures, lock};
 use super::navigate::Command;
 use super::publish::{Outputs, StatusSource, stamped_pose};
-use super::requests::{Clients, Inbox};
+use super::requests::{Clients, Inbox, Origin};
 use super::worker::Job;
 use super::{NodeEvent, Observer};
 use crate::agent::{Action, Agent, DriveNews, Event, Ticket};
 use crate::ground::Grounded;
+use crate::image::{RgbImage, mean_difference};
 use crate::senses::ContextHandle;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
@@ -43,6 +44,8 @@ pub(super) struct AgentLoop {
     pub claim_changes: u64,
     pub figures: Arc<Figures>,
     pub context: ContextHandle,
+    /// Of the newest pose that was found: whose it is, what the camera should see there, and how nearly.
+    pub imagined_end: Option<(Ticket, RgbImage, f64)>,
     pub observer: Arc<Observer>,
     pub stop: Arc<AtomicBool>,
 }
@@ -149,6 +152,10 @@ impl AgentLoop {
             }
             Inbox::Draft { ticket, answer } => self.step(Event::Draft { ticket, answer }, None),
             Inbox::Done { ticket, grounded: Some(grounded) } => {
+                let end = grounded.end.clone().filter(|_| grounded.answer.status == Status::Found);
+                if let Some((picture, most)) = end {
+                    self.imagined_end = Some((ticket, picture, most));
+                }
                 let answer = Box::new(grounded.answer.clone());
                 self.step(Event::Done { ticket, answer }, Some(&grounded));
             }
@@ -181,6 +188,21 @@ impl AgentLoop {
                     }
                 }
                 Action::Drive { ticket, command } => self.command(ticket, Command::Ask { ticket, command }),
+                Action::CompareArrival { ticket } => {
+                    let end = self.imagined_end.take_if(|(whose, ..)| *whose == ticket);
+                    let seen = self.context.scene().map(|scene| scene.newest);
+                    if let Some(((_, end, most), seen)) = end.zip(seen)
+                        && let Some(error) = mean_difference(&seen, &end)
+                    {
+                        let like = error <= most;
+                        tracing::info!(error, most, like, "arrived: compared with the imagined end");
+                        self.step(Event::Arrival { ticket, like }, None);
+                    }
+                }
+                Action::AskAgain { goal } => {
+                    let ticket = self.clients.register(Origin::Topic);
+                    self.step(Event::Goal { ticket, goal: *goal, publish: true, wait: false }, None);
+                }
                 Action::DriveChanged { drive } => {
                     if drive.state.is_over() {
                         let (goal, state, reason) = (&drive.goal_id, drive.state, &drive.reason);

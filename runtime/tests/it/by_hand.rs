@@ -1,13 +1,13 @@
-//! What decides about an answer, with numbers that can be computed by hand: the joined place, and which stretch, standoff
-//! and mounting an answer is made with.
+//! What decides about an answer, with numbers that can be computed by hand: the joined place, the consistency figure,
+//! and which stretch, standoff and mounting an answer is made with.
 
 use super::fake::{FakeMind, STANDOFF_M};
 use mindseye::context::{ContextLatent, LatentInfo};
 use mindseye::ground::{Grounded, Scene, ground};
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Flow, Heads, NoClock};
-use mindseye::lift::{LiftParams, lift};
-use mindseye::planar::Pose2;
+use mindseye::imagine::{Flow, Heads, NoClock, Rollout};
+use mindseye::lift::{Evidence, LiftParams, lift, verify};
+use mindseye::planar::{OdometryNoise, Pose2};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -26,7 +26,9 @@ fn params() -> LiftParams {
         mask_vote: 0.0,
         plan_sigma_m: 0.3,
         memory_sigma_m: 0.4,
+        rollout_sigma_m: (0.16f64 - VARIANCE).sqrt(),
         yaw_sigma_rad: 0.1,
+        localisation_sigma_m: 0.2,
         ..LiftParams::uncalibrated()
     }
 }
@@ -48,7 +50,7 @@ fn glance() -> Heads {
 #[test]
 fn plan_and_memory_are_joined_by_their_variances() {
     let context = [Some(Pose2::new(0.5, 0.0, 0.0))];
-    let e = lift(&[glance()], &context, &params());
+    let e = lift(&[glance()], &context, &[], &params());
     let near = |got: f64, wanted: f64, what: &str| assert!((got - wanted).abs() < 1e-5, "{what}: {got}");
     // The plan means an object one standoff ahead, at 2.5 m; the memory has seen it at 2 m.
     let (plan, memory) = (e.plan.expect("a plan"), e.memory.expect("a memory"));
@@ -64,8 +66,31 @@ fn plan_and_memory_are_joined_by_their_variances() {
     near(pose.yaw, 0.0, "heading");
     near(e.variances[0], VARIANCE, "variance");
     near(e.variances[2], 0.01 + VARIANCE / 4.0, "heading variance");
-    let wide = lift(&[glance()], &context, &LiftParams { variance_scale: 2.5, ..params() });
+    let wide = lift(&[glance()], &context, &[], &LiftParams { variance_scale: 2.5, ..params() });
     near(wide.variances[1], 2.5 * VARIANCE, "scaled variance");
+}
+
+#[test]
+fn the_consistency_is_a_weighted_mean_of_what_is_known() {
+    let context = [Some(Pose2::new(0.5, 0.0, 0.0))];
+    // The rollout ends at x = 2.12 m: its object is 0.8 m from the joined one, twice the combined spread of 0.4 m.
+    let mut end = glance();
+    end.pose[2][0] = 2.12;
+    let rollout = Rollout { latents: Vec::new(), heads: end, steps: 1 };
+    let check = |rollouts: &[Rollout], likeness_error: Option<f64>, wanted: f64| {
+        let evidence = Evidence { likeness_error, ..Evidence::default() };
+        let estimate = lift(&[glance()], &context, &[], &params());
+        let got = verify(estimate, rollouts, evidence, &params()).consistency;
+        assert!((got - wanted).abs() < 1e-4, "{likeness_error:?}: {got} instead of {wanted}");
+    };
+    let (one, two) = ((-0.5f64).exp(), (-2.0f64).exp());
+    // Agreement and orientation are one spread off each; likeness is 1 - 4 * 0.1.
+    check(&[], None, (4.0 * one + 3.0 * one) / 7.0);
+    check(std::slice::from_ref(&rollout), None, (7.0 * one + 2.0 * two) / 9.0);
+    check(&[], Some(0.1), (7.0 * one + 0.6) / 8.0);
+    check(&[rollout], Some(0.1), (7.0 * one + 2.0 * two + 0.6) / 10.0);
+    // As unlike as can be: nothing, not less.
+    check(&[], Some(0.9), 7.0 * one / 8.0);
 }
 
 const TOKENS: usize = 6;
@@ -106,17 +131,21 @@ fn scene(values: &[f32]) -> Scene {
             },
             latent: vec![*v; LATENT],
             picture: picture.clone(),
+            detail: None,
         })
         .collect();
     Scene {
         memory,
         newest: picture,
+        newest_detail: None,
         captured_at: stamp(values.len()),
         odom_from_base: Some(here),
         odom_frame: "odom".into(),
         base_frame: "base_link".into(),
         base_from_camera: None,
         intrinsics: None,
+        odometry_noise: OdometryNoise::default(),
+        studied: Default::default(),
     }
 }
 

@@ -5,9 +5,11 @@
 
 mod bags;
 mod by_hand;
+mod detector;
 mod engine;
 mod fake;
 mod flat;
+mod geometry;
 mod links;
 mod node;
 mod shipped;

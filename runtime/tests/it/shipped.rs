@@ -53,6 +53,29 @@ fn help_and_wrong_usage_have_their_exit_status() {
     }
 }
 
+/// Without a GPU each command says so in one line, and the doctor finds nothing wrong with that.
+#[test]
+fn a_missing_gpu_is_told_in_one_line() {
+    let run = |args: &[&str]| {
+        program().args(args).env("MINDSEYE_CUDA_LIBRARY", "/nowhere/libcuda.so.1").output().unwrap()
+    };
+    for (backend, command) in
+        [("cuda", &["demo"][..]), ("cuda-f32", &["replay", "x.mcap", "--goal", "chair"]), ("cuda", &["run"])]
+    {
+        let output = run(&[command, &["--backend", backend]].concat());
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {err}");
+        assert_eq!(err.trim().lines().count(), 1, "{command:?}: {err}");
+        let wanted = format!("backend {backend}: MINDSEYE_CUDA_LIBRARY names /nowhere/libcuda.so.1");
+        assert!(err.contains(&wanted), "{command:?}: {err}");
+    }
+    let output = run(&["doctor", "--wait", "0", "--json"]);
+    let checks = document(&output)["checks"].as_array().unwrap().clone();
+    let gpu = checks.iter().find(|c| c["check"] == "gpu").unwrap();
+    assert_eq!(gpu["verdict"], "ok");
+    assert!(gpu["text"].as_str().unwrap().starts_with("none, the CPU is used: "), "{gpu}");
+}
+
 #[test]
 fn refusals_are_one_clear_line() {
     let check = |name: &str, args: &[&str], want: &str| {

@@ -3,6 +3,7 @@
 mod calibrate;
 mod figures;
 mod goal;
+mod odometry;
 mod render;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ use super::report::write_atomically;
 use super::visit::{Bench, CommonArgs};
 
 pub use self::goal::{Outcome, ROWS, Reached, Row};
+pub use self::odometry::Regime;
+use self::odometry::{RegimeRow, table};
 
 /// Arguments of `eval grounding`.
 #[derive(clap::Args, Debug, Clone)]
@@ -30,12 +33,22 @@ pub struct GroundingArgs {
     /// Only ask for things that are not there, and report how often a pose is given all the same.
     #[arg(long)]
     pub absent: bool,
-    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names.
-    #[arg(long, conflicts_with_all = ["absent", "calibrate"])]
+    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names (but those that --calibrate
+    /// needs).
+    #[arg(long, conflicts_with = "absent")]
     pub quick: bool,
+    /// With --quick: destroyed drives too.
+    #[arg(long, requires = "quick")]
+    pub destroyed: bool,
     /// Candidates per goal instead of the runtime's.
     #[arg(long)]
     pub candidates: Option<u32>,
+    /// What the runtime is told of the robot's motion.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub odometry: Regime,
+    /// Every kind of odometry, one table; with no other figures.
+    #[arg(long, conflicts_with_all = ["odometry", "absent", "calibrate", "store", "sheet"])]
+    pub regimes: bool,
     /// Measure the `[lift]` table on these houses and write it into this bundle directory.
     #[arg(long)]
     pub calibrate: Option<PathBuf>,
@@ -53,6 +66,9 @@ pub struct GroundingArgs {
 /// A bundle or a file that cannot be used.
 pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     let bench = Bench::new(&args.common)?;
+    if args.regimes {
+        return regimes(&bench, args);
+    }
     let lpips = args.common.lpips.as_deref().map(Lpips::open).transpose()?;
     let began = Instant::now();
     let examiner = if args.quick || args.absent { None } else { Some(bench.examiner(&args.common)?) };
@@ -62,7 +78,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
         let all = bench.each(&args.common, |tools, seed| absent_goal(&setup, tools, seed, kind))?;
         Ok(all.into_iter().flatten().collect())
     };
-    let (absent, swapped) = if args.quick {
+    let (absent, swapped) = if args.quick && args.calibrate.is_none() {
         (Vec::new(), Vec::new())
     } else {
         (absent_of(AbsentKind::Any)?, absent_of(AbsentKind::Swapped)?)
@@ -77,7 +93,8 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     }
     let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
     if let Some(directory) = &args.calibrate {
-        calibrate(directory, &outcomes, &absent)?;
+        let not_there = [&absent[..], &swapped[..]].concat();
+        calibrate(directory, args.odometry, &outcomes, &not_there)?;
     }
     let figures = Figures::of(&outcomes, &absent, &swapped, examiner.as_ref().map(|e| e.quality));
     let model = model_figures(&figures)?;
@@ -120,6 +137,30 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
         println!("{}", with_run(document, &bench, &args.common));
     } else {
         print!("{text}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `eval grounding --regimes`.
+fn regimes(bench: &Bench, args: &GroundingArgs) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    let mut all = BTreeMap::new();
+    for odometry in Regime::ALL {
+        let args = GroundingArgs { odometry, quick: true, ..args.clone() };
+        let setup = Setup { bench, args: &args, examiner: None, lpips: None };
+        let results = bench.each(&args.common, |tools, seed| present_goal(&setup, tools, seed))?;
+        let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
+        rows.push(RegimeRow::of(odometry, &outcomes));
+        all.insert(serde_json::to_value(odometry)?.as_str().unwrap_or_default().to_owned(), outcomes);
+    }
+    if let Some(path) = &args.common.markdown {
+        write_atomically(path, table(&rows).as_bytes())?;
+    }
+    if args.common.json {
+        let document = json!({ "regimes": rows, "outcomes": all });
+        println!("{}", with_run(document, bench, &args.common));
+    } else {
+        print!("{}", table(&rows));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -34,6 +34,7 @@
 //! * [`top_down`] with [`MapView`], and [`draw`]: maps, paths, text, scaled copies.
 //! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box; [`scenic_pose`]: a good view for a picture.
 
+mod blind;
 pub mod draw;
 mod drive;
 mod geom;
@@ -44,6 +45,7 @@ mod render;
 mod robot;
 mod view;
 
+pub use blind::BlindController;
 pub use drive::{
     Approach, DRIVE_MARGIN_M, DRIVE_SPEED_MPS, RANDOM_DRIVE_DT_SECS, STANDOFF_M, TURN_RATE_RADPS, approach,
     exploration_sweep, goal_pose, random_drive, random_drive_from, random_pose, standoff_m,
@@ -57,5 +59,5 @@ pub use map::{MapView, draw_path, draw_pose, draw_robot, draw_view, top_down, to
 pub use mindseye_base::random::Rng;
 pub use plan::NavGrid;
 pub use render::{Frame, Quality, RenderOptions, render, render_from, render_with};
-pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot};
+pub use robot::{Controller, ControllerLimits, ControllerState, OdometryNoise, Robot, odometry_of};
 pub use view::{draw_box, project_box, project_box_in, scenic_pose, visible_fraction};

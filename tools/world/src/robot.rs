@@ -3,30 +3,8 @@
 use crate::geom::{Pose2, wrap_angle};
 use crate::house::{House, ROBOT_RADIUS_M};
 use crate::plan::NavGrid;
+pub use mindseye_base::planar::OdometryNoise;
 use mindseye_base::random::Rng;
-
-/// Odometry noise: standard deviations of a random walk, each growing with the square root of the way.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct OdometryNoise {
-    /// Error along the way after one metre (m).
-    pub metres_per_metre: f64,
-    /// Heading error after one metre (rad).
-    pub radians_per_metre: f64,
-    /// Heading error after turning one radian (rad).
-    pub radians_per_radian: f64,
-}
-
-impl OdometryNoise {
-    /// A fair indoor robot: 1 cm and 0.5 degrees per metre, 1 degree per radian.
-    #[must_use]
-    pub fn typical() -> Self {
-        Self {
-            metres_per_metre: 0.01,
-            radians_per_metre: 0.5f64.to_radians(),
-            radians_per_radian: 1.0f64.to_radians(),
-        }
-    }
-}
 
 /// A round differential-drive robot of radius [`ROBOT_RADIUS_M`].
 #[derive(Debug, Clone)]
@@ -88,10 +66,7 @@ impl Robot {
     }
 
     fn measure(&mut self, ds: f64, da: f64) {
-        let n = &self.noise;
-        let (way, turn) = (ds.abs(), da.abs());
-        let along = n.metres_per_metre * way.sqrt();
-        let heading = (n.radians_per_metre.powi(2) * way + n.radians_per_radian.powi(2) * turn).sqrt();
+        let (along, heading) = self.noise.after(ds.abs(), da.abs());
         let (mut ds, mut da) = (ds, da);
         if along > 0.0 {
             ds += along * self.rng.normal();
@@ -108,6 +83,28 @@ impl Robot {
             wrap_angle(self.odom.yaw + da),
         );
     }
+}
+
+/// What odometry says of a drive along `truth`: it begins there and drifts by the noise.
+#[must_use]
+pub fn odometry_of(truth: &[Pose2], noise: OdometryNoise, rng: &mut Rng) -> Vec<Pose2> {
+    let mut out: Vec<Pose2> = truth.first().copied().into_iter().collect();
+    for pair in truth.windows(2) {
+        let step = pair[0].relative(pair[1]);
+        let way = step.x.hypot(step.y);
+        let (along, heading) = noise.after(way, step.yaw.abs());
+        let scale = if way > 0.0 { 1.0 + along * rng.normal() / way } else { 1.0 };
+        let turn = heading * rng.normal();
+        // Half of the heading's error has come about when the robot is half way.
+        let (s, c) = (0.5 * turn).sin_cos();
+        let moved = Pose2::unwrapped(
+            scale * (c * step.x - s * step.y),
+            scale * (s * step.x + c * step.y),
+            step.yaw + turn,
+        );
+        out.push(out[out.len() - 1].compose(moved));
+    }
+    out
 }
 
 /// Limits and tolerances of a [`Controller`].
@@ -175,6 +172,11 @@ impl Controller {
             state,
             limits,
         }
+    }
+
+    /// Follows a way that is known to be free.
+    pub(crate) fn along(path: Vec<(f64, f64)>, goal: Pose2, limits: ControllerLimits) -> Self {
+        Self { goal, path, next: 1, state: ControllerState::Driving, limits }
     }
 
     /// What it is doing.

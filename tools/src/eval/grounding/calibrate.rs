@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use mindseye::lift::LiftParams;
+use mindseye::lift::{LiftParams, Registered, RegistrationParams, Spreads};
 use mindseye_base::stats::median;
 use mindseye_engines::bundle::{MANIFEST, Manifest, Measured};
 
 use super::super::report::write_atomically;
+use super::super::stats::quantile_of;
 use super::super::visit::CommonArgs;
 use super::goal::{Absent, Outcome};
+use super::odometry::Regime;
 
 /// 90 % of a planar normal lie within this squared Mahalanobis distance.
 pub(super) const ELLIPSE_90: f64 = 4.605;
@@ -61,10 +63,18 @@ fn change(directory: &Path, how: impl FnOnce(&mut Manifest) -> anyhow::Result<()
 ///
 /// # Errors
 /// A manifest that cannot be read or written, or has no such table.
-pub(super) fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]) -> anyhow::Result<()> {
+pub(super) fn calibrate(
+    directory: &Path,
+    odometry: Regime,
+    present: &[Outcome],
+    absent: &[Absent],
+) -> anyhow::Result<()> {
     change(directory, |manifest| {
         let lift = manifest.lift.as_mut().context("the bundle has no [lift] table to be calibrated")?;
-        calibrated(lift, present, absent);
+        match odometry {
+            Regime::None => calibrated_without_odometry(lift, present),
+            _ => calibrated(lift, present, absent),
+        }
         Ok(())
     })
 }
@@ -72,6 +82,26 @@ pub(super) fn calibrate(directory: &Path, present: &[Outcome], absent: &[Absent]
 /// To three digits after the point.
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
+}
+
+/// The spreads for a robot without odometry, and nothing else.
+fn calibrated_without_odometry(lift: &mut LiftParams, present: &[Outcome]) {
+    let now = lift.unposed();
+    let seen: Vec<&Outcome> = present.iter().filter(|o| o.mask_max >= lift.mask_present).collect();
+    // The median distance of a planar normal error is 1.1774 sigma, that of a heading 0.6745.
+    let middle = |get: &dyn Fn(&Outcome) -> Option<f64>, share: f64, before: f64| {
+        let mut v: Vec<f64> = seen.iter().filter_map(|o| get(o)).collect();
+        if v.is_empty() { before } else { rounded(median(&mut v) / share) }
+    };
+    let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
+    spreads.sort_by(f64::total_cmp);
+    let scale = spreads.get(spreads.len() * 9 / 10).map_or(1.0, |d| d / ELLIPSE_90);
+    lift.without_odometry = Some(Spreads {
+        plan_sigma_m: middle(&|o| o.object[0], 1.1774, now.plan_sigma_m),
+        memory_sigma_m: middle(&|o| o.object[1], 1.1774, now.memory_sigma_m),
+        yaw_sigma_rad: middle(&|o| o.answer.map(|e| e[0].to_radians()), 0.6745, now.yaw_sigma_rad),
+        variance_scale: rounded((now.variance_scale * scale).clamp(0.05, 20.0)),
+    });
 }
 
 fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
@@ -95,6 +125,9 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
         if !v.is_empty() {
             *sigma = rounded(median(&mut v) / 1.1774);
         }
+    }
+    if let Some(registration) = &mut lift.registration {
+        calibrate_registration(registration, &seen);
     }
     // Agreement and consistency: what nearly all goals that were located well reach.
     let well: Vec<&&Outcome> = seen.iter().filter(|o| o.object[1].is_some_and(|e| e < 0.4)).collect();
@@ -120,6 +153,17 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
         let scale = lift.variance_scale * d / ELLIPSE_90;
         lift.variance_scale = rounded(scale.clamp(0.05, 20.0));
     }
+    // Nearly all houses are of the kind that was trained on; half as much again is not.
+    let mut codec: Vec<f64> = present.iter().filter_map(|o| o.reconstruction_error).collect();
+    if !codec.is_empty() {
+        lift.reconstruction_max = Some(rounded(WIDER * quantile_of(&mut codec, 0.995)));
+    }
+    // Nine in ten drives that arrived end with what was imagined.
+    let arrived = |o: &Outcome| o.rows.get("model").and_then(|r| r.reached).is_some_and(|r| r.arrived);
+    let mut ends: Vec<f64> = present.iter().filter(|o| arrived(o)).filter_map(|o| o.end_error).collect();
+    if !ends.is_empty() {
+        lift.arrival_error_max = Some(rounded(quantile_of(&mut ends, 0.9)));
+    }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
         let middle = median(&mut places);
@@ -128,9 +172,50 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     }
 }
 
+/// What is explained worse than nearly all right drives, with this factor, is not believed. Little, since drives of other
+/// rooms are not far away.
+const DRIVE_WIDER: f64 = 1.12;
+
+/// What registration of right drives is worth: of those that end at the named thing.
+fn calibrate_registration(registration: &mut RegistrationParams, seen: &[&Outcome]) {
+    let right: Vec<&&Outcome> = seen
+        .iter()
+        .filter(|o| {
+            o.object[2].is_some_and(|e| e < 0.4) && o.registered.is_some_and(|r| r.box_score.is_some())
+        })
+        .collect();
+    if right.is_empty() {
+        return;
+    }
+    let sorted = |get: &dyn Fn(&Outcome) -> Option<f64>| {
+        let mut values: Vec<f64> = right.iter().filter_map(|o| get(o)).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let at = |values: &[f64], percent: usize| values.get(values.len() * percent / 100).copied();
+    let limit = |get: &dyn Fn(&Registered) -> Option<f64>| {
+        at(&sorted(&|o| get(o.registered.as_ref()?)), 99).map(|v| rounded(DRIVE_WIDER * v).min(1.0))
+    };
+    let set = |into: &mut f64, value: Option<f64>| {
+        if let Some(value) = value.filter(|v| *v > 0.0) {
+            *into = value;
+        }
+    };
+    // 90 % of a planar normal error lie within 2.146 standard deviations: its tail counts, small pictures of bare walls are
+    // placed less well than most.
+    set(&mut registration.sigma_m, at(&sorted(&|o| o.object[2]), 90).map(|v| rounded(v / 2.146)));
+    let heading = sorted(&|o| o.drive.map(|e| e[0].to_radians()));
+    set(&mut registration.yaw_sigma_rad, at(&heading, 50).map(|v| rounded(v / 0.6745)));
+    set(&mut registration.end_error_max, limit(&|r| Some(r.end_error)));
+    set(&mut registration.way_error_max, limit(&|r| Some(r.way_error)));
+    set(&mut registration.thing_error_max, limit(&|r| r.thing_error));
+    set(&mut registration.agree_max, at(&sorted(&|o| o.drive_apart), 98).map(rounded));
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::figures::tests::outcome;
+    use super::super::goal::{Reached, Row};
     use super::*;
 
     #[test]
@@ -145,6 +230,10 @@ mod tests {
             o.answer = Some([6.745, 0.1]);
             o.squared_spreads = Some([1.0, 2.0, 3.0, 9.21][k as usize]);
             o.localisation_m = Some(0.1 * n);
+            o.reconstruction_error = Some(0.01 * n);
+            o.end_error = Some(0.03 * n);
+            let reached = Reached { arrived: true, ..Reached::default() };
+            o.rows.insert("model", Row { reached: Some(reached), ..Row::default() });
             present.push(o);
         }
         let absent = [0.0, 1.0, 2.0].map(Absent::with_mask);
@@ -170,6 +259,15 @@ mod tests {
         ] {
             assert!((got - wanted).abs() < 1e-9, "{key} = {got} instead of {wanted}");
         }
+        assert_eq!((lift.reconstruction_max, lift.arrival_error_max), (Some(0.06), Some(0.12)));
+        // Without odometry only its own spreads change.
+        let mut unposed = lift.clone();
+        calibrated_without_odometry(&mut unposed, &present);
+        let spreads = unposed.without_odometry.take().expect("measured");
+        assert_eq!(unposed, lift);
+        let Spreads { plan_sigma_m, memory_sigma_m, yaw_sigma_rad, variance_scale } = spreads;
+        assert_eq!((plan_sigma_m, memory_sigma_m, yaw_sigma_rad), (0.3, 0.1, 0.175));
+        assert_eq!(variance_scale, 4.0, "twice the scale of before");
         // A second calibration starts from the first one's scale.
         calibrated(&mut lift, &present, &absent);
         assert_eq!(lift.variance_scale, 4.0);

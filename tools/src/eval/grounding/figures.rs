@@ -221,6 +221,12 @@ impl Figures {
     }
 }
 
+/// How many of the drives whose end was confirmed, or was not, arrived.
+fn arrived_where(outcomes: &[Outcome], confirmed: bool) -> Figure {
+    let some = outcomes.iter().filter(|o| o.confirmed == Some(confirmed));
+    share(some.filter_map(|o| Some(o.rows.get("model")?.reached?.arrived)))
+}
+
 /// What the decision to give a pose is worth.
 fn gate(
     outcomes: &[Outcome],
@@ -240,6 +246,11 @@ fn gate(
         ("confident_half_within_25_deg", within_25(&by_confidence[..half])),
         ("other_half_within_25_deg", within_25(&by_confidence[half..])),
         ("in_90_ellipse", share(outcomes.iter().filter_map(|o| o.in_ellipse_90))),
+        ("imagined_path_free", share(outcomes.iter().filter_map(|o| o.touched.map(|t| !t)))),
+        ("arrival_confirmed", share(outcomes.iter().filter_map(|o| o.confirmed))),
+        ("arrived_where_confirmed", arrived_where(outcomes, true)),
+        ("arrived_where_not_confirmed", arrived_where(outcomes, false)),
+        ("reasked", share(outcomes.iter().filter(|o| o.answer.is_some()).map(|o| o.reasked))),
         ("absent_auc", masks(absent)),
         ("absent_refused", refused(absent)),
         ("swapped_auc", masks(swapped)),
@@ -270,10 +281,19 @@ pub(super) mod tests {
             heading_std_deg: None,
             mask_max,
             disagreement: None,
+            registered: None,
+            drive_apart: None,
+            reason: None,
+            destroyed: BTreeMap::new(),
             localisation_m: None,
             distance_m: 1.0,
             visible_at_start: false,
             groups_with_it: 0,
+            end_error: None,
+            confirmed: None,
+            reasked: false,
+            touched: None,
+            reconstruction_error: None,
             objects: 5,
             ms: 10.0,
             rows: BTreeMap::new(),

@@ -5,26 +5,28 @@ use std::time::Instant;
 
 use anyhow::bail;
 use mindseye::context::GROUP;
-use mindseye::ground::{Grounded, ground};
-use mindseye::image::RgbImage;
+use mindseye::ground::{Grounded, Mind, ground};
+use mindseye::image::{RgbImage, mean_difference};
 use mindseye::imagine::{Flow, NoClock};
-use mindseye::lift::Witness;
-use mindseye_bridge::answer::Status;
+use mindseye::lift::{Registered, Witness};
+use mindseye_bridge::answer::{FramedPose2, Status};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_world::{
-    Camera, Controller, ControllerLimits, Frame, House, OdometryNoise, Pose2, Robot, goal_pose, project_box,
-    wrap_angle,
+    BlindController, Camera, ControllerLimits, Frame, House, OdometryNoise, Pose2, ROBOT_RADIUS_M, Robot,
+    goal_pose, project_box, wrap_angle,
 };
 use serde::Serialize;
 
 use super::GroundingArgs;
 use super::calibrate::ELLIPSE_90;
+use super::odometry::{Regime, Told};
+use crate::eval::altered::Replacement;
 use crate::eval::degrade::{blurred_to, noisy_to};
 use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
 use crate::eval::picture::{Lpips, LpipsSession};
 use crate::eval::visit::{
-    Bench, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit, world_pose,
+    Bench, Tools, Visit, absent_name, calibration, picture, plain_pose, sees, swapped_name, visit, world_pose,
 };
 
 /// How a goal was reached.
@@ -92,6 +94,14 @@ pub struct Outcome {
     pub mask_max: f64,
     /// Distance of plan and memory in spreads.
     pub disagreement: Option<f64>,
+    /// What the drive's pictures show.
+    pub registered: Option<Registered>,
+    /// Distance of the drive's end from plan and memory in spreads.
+    pub drive_apart: Option<f64>,
+    /// Why the pose was refused, or what else was said.
+    pub reason: Option<String>,
+    /// What came of the same goal when its drives were destroyed, by the names in [`ROWS`].
+    pub destroyed: BTreeMap<&'static str, Destroyed>,
     /// How far the network misplaces its own context (m).
     pub localisation_m: Option<f64>,
     /// From the robot to the object (m).
@@ -100,6 +110,16 @@ pub struct Outcome {
     pub visible_at_start: bool,
     /// Context groups in use that show the object.
     pub groups_with_it: usize,
+    /// How much the camera's picture at the end of the drive differs from the imagined end (0..1).
+    pub end_error: Option<f64>,
+    /// Whether that is little enough, for the last drive that was made.
+    pub confirmed: Option<bool>,
+    /// Whether the goal was asked again because it was not.
+    pub reasked: bool,
+    /// Whether the robot's body would touch something on the imagined path.
+    pub touched: Option<bool>,
+    /// Mean error of the codec on what was remembered (0..1).
+    pub reconstruction_error: Option<f64>,
     /// Objects in the house.
     pub objects: usize,
     /// Time for the answer (ms).
@@ -108,11 +128,30 @@ pub struct Outcome {
     pub rows: BTreeMap<&'static str, Row>,
 }
 
+/// What came of a goal whose drives were destroyed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Destroyed {
+    /// What was answered.
+    pub status: Status,
+    /// Why.
+    pub reason: Option<String>,
+    /// What the pictures showed.
+    pub registered: Option<Registered>,
+    /// Distance of the drive's end from plan and memory in spreads.
+    pub drive_apart: Option<f64>,
+}
+
 /// Kinds of drives, with what they are.
-pub const ROWS: [(&str, &str); 10] = [
-    ("model", "the model"),
+pub const ROWS: [(&str, &str); 16] = [
+    ("model", "the model: guided where it was, else video only"),
+    ("video_only", "the model, video only: the witness"),
+    ("warp", "what was seen, carried into the guided drive's views, no network"),
     ("wrong_context", "control: memories of another house, first picture true"),
     ("wrong_room", "control: another house altogether"),
+    ("destroyed_zeros", "drive destroyed: zeros"),
+    ("destroyed_noise", "drive destroyed: noise"),
+    ("destroyed_house", "drive destroyed: the drive of another house"),
+    ("destroyed_end", "drive destroyed: its last latents of another room"),
     ("random_object", "chance: true drive to a random object"),
     ("nearest_remembered", "baseline: nearest remembered picture (oracle poses)"),
     ("copy_first", "baseline: copy of the first picture"),
@@ -148,15 +187,30 @@ fn ask(
     scene: &Visit,
     seed: u64,
     name: &str,
-    candidates: Option<u32>,
-) -> anyhow::Result<(Grounded, f64)> {
+    args: &GroundingArgs,
+) -> anyhow::Result<Asked> {
+    let told = Told::of(scene, args.odometry, seed);
     let began = Instant::now();
-    let goal = text_goal(seed, name, candidates);
-    let out = ground(tools.mind.as_mut(), &scene.scene(), &goal, &NoClock, None, &mut |_| Flow::Continue)?;
+    let goal = text_goal(seed, name, args.candidates);
+    let out = ground(&mut tools.mind, &told.scene, &goal, &NoClock, None, &mut |_| Flow::Continue)?;
     if out.answer.status == Status::Failed {
         bail!("{}", out.answer.reason.as_deref().unwrap_or("failed"));
     }
-    Ok((out, began.elapsed().as_secs_f64() * 1e3))
+    Ok(Asked { out, told, ms: began.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// What was told and answered, and how long that took.
+struct Asked {
+    out: Grounded,
+    told: Told,
+    ms: f64,
+}
+
+impl Asked {
+    /// The answer's pose, in the map of the house that it was asked in.
+    fn pose(&self) -> Option<Pose2> {
+        self.out.answer.pose.as_ref().map(|p| self.told.in_map(p))
+    }
 }
 
 struct Case<'a> {
@@ -165,6 +219,7 @@ struct Case<'a> {
     object: usize,
     truth: Option<Pose2>,
     camera: &'a Camera,
+    odometry: Regime,
 }
 
 impl Case<'_> {
@@ -175,9 +230,37 @@ impl Case<'_> {
 
     /// Drives to a pose and looks.
     fn reach(&self, pose: Pose2) -> Reached {
-        let (edge, length) = drive(self, pose);
+        self.drive_to(pose, self.here, 0.0).0
+    }
+
+    /// Drives from a place to a pose, after having driven some metres already, and looks; also where it then stands, and
+    /// the metres in all.
+    fn drive_to(&self, pose: Pose2, from: Pose2, before: f64) -> (Reached, Pose2, f64) {
+        let (end, driven) = drive(self, from, pose);
+        let (edge, length) = (self.edge_from(end), before + driven);
         let shortest = self.truth.map_or(0.0, |t| t.distance(self.here));
-        Reached { error: self.error(pose), ..reached(edge, length, shortest) }
+        (Reached { error: self.error(pose), ..reached(edge, length, shortest) }, end, length)
+    }
+
+    /// Distance to the object's edge (m); infinite where it is out of view.
+    fn edge_from(&self, end: Pose2) -> f64 {
+        let named = &self.house.objects[self.object];
+        match project_box(self.house, end, self.camera, self.object) {
+            Some(_) => (named.x - end.x).hypot(named.y - end.y) - named.radius,
+            None => f64::INFINITY,
+        }
+    }
+
+    /// Whether the robot's body touches something between poses (map).
+    fn touches(&self, path: &[Pose2]) -> bool {
+        path.windows(2).any(|pair| {
+            (0..=10).any(|k| {
+                let part = f64::from(k) / 10.0;
+                let between = |a: f64, b: f64| a + part * (b - a);
+                let (x, y) = (between(pair[0].x, pair[1].x), between(pair[0].y, pair[1].y));
+                self.house.clearance(x, y) < ROBOT_RADIUS_M
+            })
+        })
     }
 }
 
@@ -201,28 +284,30 @@ fn reached(edge: f64, length: f64, shortest: f64) -> Reached {
     }
 }
 
-/// Drives a simulated robot to the goal: distance to the object's edge where it ends (m, infinite when the object is
-/// out of its view), and the driven length (m).
-fn drive(case: &Case<'_>, goal: Pose2) -> (f64, f64) {
-    let mut robot = Robot::new(case.here, OdometryNoise::default(), 1);
-    let mut controller = Controller::new(case.house, case.here, goal, ControllerLimits::default());
+/// Noise of the wheels on drives: as the runtime's odometry, but never better than a fair robot's.
+fn wheels(odometry: Regime) -> OdometryNoise {
+    match odometry {
+        Regime::Five => odometry.noise(),
+        Regime::Exact | Regime::Typical | Regime::None => OdometryNoise::typical(),
+    }
+}
+
+/// Drives a simulated robot to a goal as a robot without a map does: by its odometry, and around what stops it. Where it
+/// ends, and the driven length (m).
+fn drive(case: &Case<'_>, from: Pose2, goal: Pose2) -> (Pose2, f64) {
+    let mut robot = Robot::new(from, wheels(case.odometry), 1);
+    let mut controller = BlindController::new(from, goal, ControllerLimits::default());
     let mut length = 0.0;
     for _ in 0..1200 {
         if controller.done() {
             break;
         }
         let before = robot.pose;
-        let (v, w) = controller.step(before, 0.05);
+        let (v, w) = controller.step(robot.odom, robot.collided, 0.05);
         robot.step(case.house, v, w, 0.05);
         length += before.distance(robot.pose);
     }
-    let end = robot.pose;
-    let named = &case.house.objects[case.object];
-    let edge = (named.x - end.x).hypot(named.y - end.y) - named.radius;
-    (
-        if project_box(case.house, end, case.camera, case.object).is_some() { edge } else { f64::INFINITY },
-        length,
-    )
+    (robot.pose, length)
 }
 
 /// The seed of a house that lacks this name, for controls.
@@ -279,7 +364,8 @@ pub(super) fn absent_goal(
         AbsentKind::Any => Some(absent_name(&v.house, &mut v.rng)),
     };
     let Some(name) = name else { return Ok(None) };
-    let (out, _) = ask(tools, &v, seed, &name, s.args.candidates)?;
+    tools.mind.learn_depth(&[&v], &bench.camera);
+    let Asked { out, .. } = ask(tools, &v, seed, &name, s.args)?;
     let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
     Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
 }
@@ -316,11 +402,6 @@ impl Rows<'_, '_> {
     }
 }
 
-/// The answer's pose.
-fn answer_pose(g: &Grounded) -> Option<Pose2> {
-    g.answer.pose.as_ref().map(|p| Pose2::unwrapped(p.x, p.y, p.yaw))
-}
-
 pub(super) fn present_goal(
     s: &Setup<'_>,
     tools: &mut Tools,
@@ -334,24 +415,44 @@ pub(super) fn present_goal(
     let targets = spec.settings.target_latents;
     // Without lift heads boxes and poses cannot be judged.
     calibration(&spec)?;
-    let (out, ms) = ask(tools, &v, seed, &name, s.args.candidates)?;
+    tools.mind.learn_depth(&[&v], camera);
+    let asked = ask(tools, &v, seed, &name, s.args)?;
     let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
     // Draws what follows from its own copy, since the house is borrowed from the visit.
     let mut rng = v.rng.clone();
     let truth = goal_pose(&v.house, v.here, object);
-    let case = Case { house: &v.house, here: v.here, object, truth, camera };
+    let case = Case { house: &v.house, here: v.here, object, truth, camera, odometry: s.args.odometry };
     let mut rows = Rows {
         case: &case,
         judge: Judge::new(rules, &v.house, v.here, object, targets),
         lpips: s.lpips.map(Lpips::session).transpose()?,
         rows: BTreeMap::new(),
     };
-    rows.add("model", &out.frames, Pose::Answer(answer_pose(&out)), tools)?;
+    rows.add("model", &asked.out.frames, Pose::Answer(None), tools)?;
+    let closed = closed_loop(s, &case, &v, &asked, (seed, &name), tools)?;
+    if let Some(row) = rows.rows.get_mut("model") {
+        (row.reached, row.found) = (Some(closed.reached), Some(asked.out.answer.pose.is_some()));
+    }
+    let video_only = asked.out.guided.as_ref().map_or(&asked.out.frames, |guided| &guided.video_only);
+    rows.add("video_only", video_only, Pose::None, tools)?;
+    if let Some(guided) = &asked.out.guided {
+        rows.add("warp", &guided.carried, Pose::None, tools)?;
+    }
     let mut truth_frames = Vec::new();
-    if !s.args.quick {
+    let mut destroyed = BTreeMap::new();
+    let other = if s.args.quick && !s.args.destroyed {
+        None
+    } else {
         let other_seed = other_house(bench, seed, &name);
-        let other = visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
-        let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args.candidates);
+        Some(visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?)
+    };
+    if let Some(other) = &other {
+        tools.mind.learn_depth(&[&v, other], camera);
+        let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
+        destroyed = destroyed_drives(&mut rows, tools, &v, other, seed, ask)?;
+    }
+    if let Some(other) = other.filter(|_| !s.args.quick) {
+        let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
         controls(&mut rows, tools, &v, &other, ask)?;
         let random = rng.below(v.house.objects.len());
         truth_frames = references(&mut rows, tools, &v, random, &rules, targets)?;
@@ -363,8 +464,114 @@ pub(super) fn present_goal(
         }
     }
     let rows = rows.rows;
-    let outcome = outcome(&case, &v, &out, Asked { seed, name, ms }, rows);
-    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: out.frames, truth: truth_frames }))
+    let outcome = Outcome {
+        destroyed,
+        reconstruction_error: reconstruction_error(tools, &v)?,
+        ..outcome(&case, &v, &asked, (seed, name), closed, rows)
+    };
+    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: asked.out.frames, truth: truth_frames }))
+}
+
+/// What came of driving to the model's answer.
+#[derive(Default)]
+struct Closed {
+    reached: Reached,
+    end_error: Option<f64>,
+    confirmed: Option<bool>,
+    reasked: bool,
+}
+
+/// Drives to the answer, compares the camera's picture with the imagined end, and asks once more from there when they
+/// differ.
+fn closed_loop(
+    s: &Setup<'_>,
+    case: &Case<'_>,
+    v: &Visit,
+    asked: &Asked,
+    (seed, name): (u64, &str),
+    tools: &mut Tools,
+) -> anyhow::Result<Closed> {
+    let Some(pose) = asked.pose() else { return Ok(Closed::default()) };
+    let spec = tools.mind.spec().clone();
+    let most = spec.lift.as_ref().and_then(|lift| lift.arrival_error_max);
+    let mut frame = Frame::new();
+    let mut look = |end: Pose2, out: &Grounded| -> Option<f64> {
+        let seen = picture(case.house, end, case.camera, &mut frame);
+        mean_difference(&seen, out.end_view(&spec)?)
+    };
+    let (reached, end, length) = case.drive_to(pose, case.here, 0.0);
+    let end_error = look(end, &asked.out);
+    let mut closed = Closed { reached, end_error, ..Closed::default() };
+    closed.confirmed = end_error.zip(most).map(|(error, most)| error <= most);
+    if closed.confirmed != Some(false) {
+        return Ok(closed);
+    }
+    closed.reasked = true;
+    let there = v.moved_to(end, case.camera);
+    let again = ask(tools, &there, seed ^ 1, name, s.args)?;
+    if let Some(pose) = again.pose() {
+        let (reached, end, _) = case.drive_to(pose, end, length);
+        closed.reached = reached;
+        closed.confirmed = look(end, &again.out).zip(most).map(|(error, most)| error <= most);
+    }
+    Ok(closed)
+}
+
+/// How badly the codec reproduces what was remembered (0..1); none where latents cannot be decoded alone.
+fn reconstruction_error(tools: &mut Tools, v: &Visit) -> anyhow::Result<Option<f64>> {
+    if !tools.mind.decodes_alone() {
+        return Ok(None);
+    }
+    let latents: Vec<f32> = v.memory.iter().flat_map(|c| c.latent.iter().copied()).collect();
+    let frames = tools.mind.decode(&latents)?;
+    let decoded = frames.iter().skip(GROUP - 1).step_by(GROUP);
+    let errors: Vec<f64> =
+        v.memory.iter().zip(decoded).filter_map(|(c, frame)| mean_difference(frame, &c.picture)).collect();
+    Ok((!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64))
+}
+
+/// The control that the drive decides: the same goal with the same memory, but other pictures in the drive.
+fn destroyed_drives(
+    rows: &mut Rows<'_, '_>,
+    tools: &mut Tools,
+    v: &Visit,
+    other: &Visit,
+    seed: u64,
+    ask: impl Fn(&mut Tools, &Visit) -> anyhow::Result<Asked>,
+) -> anyhow::Result<BTreeMap<&'static str, Destroyed>> {
+    let there = ask(tools, other)?.out;
+    let (len, targets) = (tools.mind.spec().latent_len, tools.mind.spec().settings.target_latents);
+    let other_house = tools.latents_of(&there.frames)?;
+    let mut rng = mindseye_world::Rng::new(seed ^ 0xde57);
+    let noise = (0..targets * len).map(|_| rng.normal() as f32).collect();
+    // The end is the last motion and the box.
+    let end = targets.saturating_sub(2);
+    let kinds = [
+        ("destroyed_zeros", 0, vec![0.0; targets * len]),
+        ("destroyed_noise", 0, noise),
+        ("destroyed_house", 0, other_house.clone()),
+        ("destroyed_end", end, other_house.get(end * len..).unwrap_or_default().to_vec()),
+    ];
+    let mut out = BTreeMap::new();
+    for (key, first, values) in kinds {
+        tools.mind.replacement = Some(Replacement { latents: first..targets, values });
+        let asked = ask(tools, v);
+        tools.mind.replacement = None;
+        let asked = asked?;
+        rows.add(key, &[], Pose::Answer(asked.pose()), tools)?;
+        let answer = asked.out;
+        let lifted = answer.lifted.as_ref();
+        out.insert(
+            key,
+            Destroyed {
+                status: answer.answer.status,
+                reason: answer.answer.reason.clone(),
+                registered: lifted.and_then(|l| l.registered),
+                drive_apart: lifted.and_then(|l| l.drive_apart),
+            },
+        );
+    }
+    Ok(out)
 }
 
 /// Controls: the memories of a house without such a thing; with and without the true first picture.
@@ -373,21 +580,22 @@ fn controls(
     tools: &mut Tools,
     v: &Visit,
     other: &Visit,
-    ask: impl Fn(&mut Tools, &Visit) -> anyhow::Result<(Grounded, f64)>,
+    ask: impl Fn(&mut Tools, &Visit) -> anyhow::Result<Asked>,
 ) -> anyhow::Result<()> {
     let mixed = Visit {
         house: v.house.clone(),
         memory: other.memory.clone(),
         sweep: v.sweep.clone(),
         newest: v.newest.clone(),
+        newest_detail: v.newest_detail.clone(),
         here: v.here,
         rng: v.rng.clone(),
     };
-    let (wrong, _) = ask(tools, &mixed)?;
-    rows.add("wrong_context", &wrong.frames, Pose::Answer(answer_pose(&wrong)), tools)?;
-    let (wrong, _) = ask(tools, other)?;
-    let pose = answer_pose(&wrong).map(|p| v.here.compose(other.here.relative(p)));
-    rows.add("wrong_room", &wrong.frames, Pose::Answer(pose), tools)
+    let wrong = ask(tools, &mixed)?;
+    rows.add("wrong_context", &wrong.out.frames, Pose::Answer(wrong.pose()), tools)?;
+    let wrong = ask(tools, other)?;
+    let pose = wrong.pose().map(|p| v.here.compose(other.here.relative(p)));
+    rows.add("wrong_room", &wrong.out.frames, Pose::Answer(pose), tools)
 }
 
 /// Chance, trivial answers and the true drive; returns the frames of the latter.
@@ -434,13 +642,6 @@ fn rulers(
     rows.add("truth_noisy", &noisy, Pose::None, tools)
 }
 
-/// What was asked, and how long the answer took.
-struct Asked {
-    seed: u64,
-    name: String,
-    ms: f64,
-}
-
 /// Squared Mahalanobis distance of the true place from a pose, by a covariance in ROS order.
 fn squared_spreads(covariance: &[f64], pose: Pose2, truth: Pose2) -> f64 {
     let (dx, dy) = (pose.x - truth.x, pose.y - truth.y);
@@ -457,15 +658,17 @@ fn in_ellipse_90(squared_spreads: f64) -> bool {
 fn outcome(
     case: &Case<'_>,
     v: &Visit,
-    out: &Grounded,
-    asked: Asked,
+    asked: &Asked,
+    (seed, name): (u64, String),
+    closed: Closed,
     rows: BTreeMap<&'static str, Row>,
 ) -> Outcome {
+    let Asked { out, told, ms } = asked;
     let (camera, object) = (case.camera, case.object);
     let named = &v.house.objects[object];
     let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
     let lifted = out.lifted.as_ref();
-    let pose = answer_pose(out);
+    let pose = asked.pose();
     let witness =
         |w: Option<Witness>| w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))));
     let off =
@@ -477,9 +680,10 @@ fn outcome(
     ];
     let covariance = out.answer.covariance.as_deref();
     let squared_spreads = match (covariance, pose, case.truth) {
-        (Some(c), Some(p), Some(t)) => Some(squared_spreads(c, p, t)),
+        (Some(c), Some(p), Some(t)) => Some(squared_spreads(c, told.in_answer(p), told.in_answer(t))),
         _ => None,
     };
+    let path: Vec<Pose2> = out.path.iter().map(|p| told.in_map(&FramedPose2::new("", *p))).collect();
     let mut frame = Frame::new();
     let groups_with_it = out
         .used
@@ -491,8 +695,8 @@ fn outcome(
         })
         .count();
     Outcome {
-        house: asked.seed,
-        goal: asked.name,
+        house: seed,
+        goal: name,
         status: out.answer.status,
         consistency: out.answer.consistency,
         answer: pose.and_then(|p| case.error(p)),
@@ -506,11 +710,20 @@ fn outcome(
         mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
         disagreement: lifted.and_then(|l| l.estimate.disagreement),
         localisation_m: lifted.and_then(|l| l.estimate.localisation_m),
+        registered: lifted.and_then(|l| l.registered),
+        drive_apart: lifted.and_then(|l| l.drive_apart),
+        reason: out.answer.reason.clone(),
+        destroyed: BTreeMap::new(),
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
         groups_with_it,
+        end_error: closed.end_error,
+        confirmed: closed.confirmed,
+        reasked: closed.reasked,
+        touched: (!path.is_empty()).then(|| case.touches(&path)),
+        reconstruction_error: None,
         objects: v.house.objects.len(),
-        ms: asked.ms,
+        ms: *ms,
         rows,
     }
 }
@@ -543,7 +756,7 @@ mod tests {
         let here = mindseye_world::random_pose(&house, &mut mindseye_world::Rng::new(5));
         let object = 0;
         let truth = goal_pose(&house, here, object);
-        let case = Case { house: &house, here, object, truth, camera: &camera };
+        let case = Case { house: &house, here, object, truth, camera: &camera, odometry: Regime::Exact };
         let goal = truth.expect("it can be stood before");
         let good = case.reach(goal);
         assert!(good.arrived && good.spl > 0.6 && good.spl <= 1.0, "{good:?}");
@@ -556,11 +769,33 @@ mod tests {
     }
 
     #[test]
+    fn paths_touch_what_stands_in_the_way() {
+        let house = House::generate(5, &Difficulty::plain());
+        let camera = Camera::new(24, 16);
+        let (here, odometry) = (Pose2::default(), Regime::Exact);
+        let case = Case { house: &house, here, object: 0, truth: None, camera: &camera, odometry };
+        let thing = &house.objects[0];
+        let free = mindseye_world::random_pose(&house, &mut mindseye_world::Rng::new(2));
+        assert!(!case.touches(&[free, Pose2::new(free.x + 0.01, free.y, 0.0)]));
+        assert!(case.touches(&[free, Pose2::new(thing.x, thing.y, 0.0)]), "ends in it");
+        let beyond = Pose2::new(2.0 * thing.x - free.x, 2.0 * thing.y - free.y, 0.0);
+        assert!(case.touches(&[free, beyond]), "passes through it");
+        assert!(!case.touches(&[free]) && !case.touches(&[]));
+    }
+
+    #[test]
     fn headings_are_compared_the_short_way_round() {
         let house = House::generate(1, &Difficulty::plain());
         let camera = Camera::new(24, 16);
         let truth = Some(Pose2::new(1.0, 1.0, 170f64.to_radians()));
-        let case = Case { house: &house, here: Pose2::default(), object: 0, truth, camera: &camera };
+        let case = Case {
+            house: &house,
+            here: Pose2::default(),
+            object: 0,
+            truth,
+            camera: &camera,
+            odometry: Regime::Exact,
+        };
         let [turn, far] = case.error(Pose2::new(1.3, 1.4, -170f64.to_radians())).expect("a truth");
         assert!((turn - 20.0).abs() < 1e-9 && (far - 0.5).abs() < 1e-9, "{turn} {far}");
     }

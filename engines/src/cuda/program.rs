@@ -1,0 +1,549 @@
+//! An ONNX graph as steps that kernels can do.
+//!
+//! Groups of nodes that one kernel does at once are found by their shape, from the last node backwards; what is in
+//! between is dropped where nothing else reads it, so a graph that looks different runs all the same, in more steps.
+//!
+//! | step | nodes |
+//! |---|---|
+//! | linear | `MatMul` with a constant, `Add` of a constant, `Gelu` or `x Sigmoid(x)` |
+//! | attention | `Softmax(scale q k + bias) v` with the transposes around it |
+//! | norm | the RMS norm spelled out; `LayerNormalization`, times `1 + scale`, plus shift |
+//! | rotation | of the two halves of each head |
+//! | `a + b c` | `Mul` and `Add` |
+
+use std::collections::{HashMap, HashSet};
+
+use super::kernels::{Activation, ElementOp};
+use crate::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node};
+
+/// One step; its inputs are names of values, empty where an optional one is left out.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub op: Op,
+    pub inputs: Vec<String>,
+    pub output: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Op {
+    /// `x`, `weight [k, n]`, `bias [n]` or nothing.
+    Linear(Activation),
+    /// `a`, `b`; leading axes broadcast.
+    MatMul,
+    /// `q`, `k`, `v` `[batch, n, heads, d]`, bias or nothing; the result is `[batch, n, heads, d]`.
+    Attention {
+        scale: f32,
+    },
+    /// `x`, weight, bias, scale and shift or nothing, over the last axis.
+    Norm {
+        centred: bool,
+        epsilon: f32,
+    },
+    /// `x [batch, n, heads, d]`, `cos`, `sin` `[n, d / 2]`.
+    Rotate,
+    /// Over the last axis.
+    Softmax,
+    /// The mean, or the root of the sum of squares, over one axis.
+    Reduce {
+        axis: i64,
+        keep: bool,
+        root_of_squares: bool,
+    },
+    /// Table, indices; along the first axis.
+    Gather,
+    /// Arithmetic by element with broadcasting.
+    Element(ElementOp),
+    /// 0 copies a size, -1 is inferred.
+    Reshape(Vec<i64>),
+    Transpose(Vec<usize>),
+    Slice {
+        axis: i64,
+        start: i64,
+        end: i64,
+    },
+    Concat {
+        axis: i64,
+    },
+}
+
+/// Why a graph cannot become steps.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum ProgramError {
+    /// No kernel does this.
+    #[error("no CUDA kernel for {}; use another backend", .0.join(", "))]
+    Operators(Vec<String>),
+}
+
+/// Steps in order, and what they read.
+#[derive(Debug, Default)]
+pub(super) struct Program {
+    pub steps: Vec<Step>,
+    /// Values that matrix products and attention read: kept in bf16 where those run in bf16.
+    pub products: HashSet<String>,
+}
+
+impl Program {
+    /// The steps that the outputs of a graph depend on.
+    ///
+    /// # Errors
+    /// [`ProgramError::Operators`] naming every operator without a kernel, with the first node that has it.
+    pub fn of(graph: &Graph) -> Result<Program, ProgramError> {
+        let mut finder = Finder::new(graph);
+        let mut unknown: Vec<(String, String)> = Vec::new();
+        for node in &graph.nodes {
+            match finder.step(node) {
+                Some(step) => {
+                    finder.steps.insert(&node.outputs[0], step);
+                }
+                None if unknown.iter().any(|(op, _)| *op == node.op_type) => {}
+                None => unknown.push((node.op_type.clone(), node.name.clone())),
+            }
+        }
+        if !unknown.is_empty() {
+            let named = unknown.iter().map(|(op, name)| format!("{op} (node {name:?})")).collect();
+            return Err(ProgramError::Operators(named));
+        }
+        let mut wanted: HashSet<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
+        let mut steps = Vec::new();
+        for node in graph.nodes.iter().rev() {
+            let Some(step) = finder.steps.remove(node.outputs[0].as_str()) else { continue };
+            if wanted.contains(&step.output) {
+                wanted.extend(step.inputs.iter().filter(|i| !i.is_empty()).cloned());
+                steps.push(step);
+            }
+        }
+        steps.reverse();
+        let products = products(&steps);
+        Ok(Program { steps, products })
+    }
+}
+
+/// What products read, and what that is a part or another form of.
+fn products(steps: &[Step]) -> HashSet<String> {
+    let mut found: HashSet<String> = HashSet::new();
+    for step in steps.iter().rev() {
+        let read = match &step.op {
+            Op::Linear(_) | Op::MatMul => &step.inputs[..2],
+            Op::Attention { .. } => &step.inputs[..3],
+            Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat { .. }
+                if found.contains(&step.output) =>
+            {
+                &step.inputs[..]
+            }
+            _ => &[],
+        };
+        found.extend(read.iter().cloned());
+    }
+    found
+}
+
+/// Looks for groups of nodes.
+struct Finder<'a> {
+    makers: HashMap<&'a str, &'a Node>,
+    /// How often a value is read.
+    readers: HashMap<&'a str, usize>,
+    constants: HashMap<&'a str, &'a Initializer>,
+    /// Steps by their outputs.
+    steps: HashMap<&'a str, Step>,
+}
+
+/// Both orders of a node's two inputs.
+fn either(node: &Node) -> [(&str, &str); 2] {
+    let (a, b) = (node.inputs[0].as_str(), node.inputs[1].as_str());
+    [(a, b), (b, a)]
+}
+
+/// Fewer inputs than this are a damaged file.
+fn least_inputs(op: &str) -> usize {
+    match op {
+        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Pow" | "MatMul" | "Gather" | "Reshape" => 2,
+        _ => 1,
+    }
+}
+
+fn step(op: Op, inputs: &[&str], node: &Node) -> Step {
+    let inputs = inputs.iter().map(|&i| i.to_owned()).collect();
+    Step { op, inputs, output: node.outputs[0].clone() }
+}
+
+fn float(node: &Node, name: &str, default: f32) -> f32 {
+    match node.attribute(name) {
+        Some(AttributeValue::Float(v)) => *v,
+        _ => default,
+    }
+}
+
+fn ints<'n>(node: &'n Node, name: &str) -> Option<&'n [i64]> {
+    match node.attributes.iter().find(|a: &&Attribute| a.name == name).map(|a| &a.value)? {
+        AttributeValue::Ints(v) => Some(v),
+        _ => None,
+    }
+}
+
+impl<'a> Finder<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        let mut readers: HashMap<&str, usize> = HashMap::new();
+        let read = graph.nodes.iter().flat_map(|n| n.inputs.iter());
+        for name in read.chain(graph.outputs.iter().map(|o| &o.name)) {
+            *readers.entry(name).or_default() += 1;
+        }
+        let whole = graph.nodes.iter().filter(|n| n.inputs.len() >= least_inputs(&n.op_type));
+        Finder {
+            makers: whole.flat_map(|n| n.outputs.iter().map(move |o| (o.as_str(), n))).collect(),
+            readers,
+            constants: graph.initializers.iter().map(|i| (i.name.as_str(), i)).collect(),
+            steps: HashMap::new(),
+        }
+    }
+
+    /// The node that makes `value`, where it is one of these operators.
+    fn made(&self, value: &str, op: &str) -> Option<&'a Node> {
+        self.makers.get(value).copied().filter(|n| n.op_type == op)
+    }
+
+    fn integers(&self, value: &str) -> Option<Vec<i64>> {
+        self.constants.get(value)?.to_i64().ok()
+    }
+
+    fn one_integer(&self, value: &str) -> Option<i64> {
+        match self.integers(value)?.as_slice() {
+            &[v] => Some(v),
+            _ => None,
+        }
+    }
+
+    fn number(&self, value: &str) -> Option<f32> {
+        let constant = self.constants.get(value).filter(|c| c.elements() == 1 && c.dtype == DataType::F32)?;
+        constant.to_f32().ok()?.first().copied()
+    }
+
+    fn rank_of_constant(&self, value: &str) -> Option<usize> {
+        self.constants.get(value).map(|c| c.shape.len())
+    }
+
+    /// The input of a transposition in this order.
+    fn transposed(&self, value: &str, perm: &[i64]) -> Option<&'a str> {
+        let node = self.made(value, "Transpose").filter(|n| ints(n, "perm") == Some(perm))?;
+        Some(node.inputs[0].as_str())
+    }
+
+    /// What a node becomes, alone or with nodes before it.
+    fn step(&self, node: &'a Node) -> Option<Step> {
+        if !node.domain.is_empty()
+            || node.outputs.len() != 1
+            || node.inputs.len() < least_inputs(&node.op_type)
+        {
+            return None;
+        }
+        let inputs: Vec<&str> = node.inputs.iter().map(String::as_str).collect();
+        let element = |op| Some(step(Op::Element(op), &inputs, node));
+        match node.op_type.as_str() {
+            "Add" => self
+                .modulated(node)
+                .or_else(|| self.rotation(node))
+                .or_else(|| self.biased(node))
+                .or_else(|| self.product_added(node))
+                .or_else(|| element(ElementOp::Add)),
+            "Mul" => self.rms_norm(node).or_else(|| self.silu(node)).or_else(|| element(ElementOp::Multiply)),
+            "Sub" => element(ElementOp::Subtract),
+            "Div" => element(ElementOp::Divide),
+            "Max" if inputs.len() == 2 => element(ElementOp::Maximum),
+            "Neg" => element(ElementOp::Negate),
+            "Sqrt" => element(ElementOp::Sqrt),
+            "Reciprocal" => element(ElementOp::Reciprocal),
+            "Sigmoid" => element(ElementOp::Sigmoid),
+            "Identity" => element(ElementOp::Copy),
+            "Pow" if self.number(inputs[1]) == Some(2.0) => {
+                Some(step(Op::Element(ElementOp::Square), &inputs[..1], node))
+            }
+            "Gelu" => {
+                let tanh =
+                    matches!(node.attribute("approximate"), Some(AttributeValue::String(s)) if s == b"tanh");
+                let fused = self.activated(node, inputs[0], 1, Activation::GeluTanh);
+                tanh.then(|| fused.or_else(|| element(ElementOp::GeluTanh)))?
+            }
+            "MatMul" if self.rank_of_constant(inputs[1]) == Some(2) => {
+                Some(step(Op::Linear(Activation::None), &[inputs[0], inputs[1], ""], node))
+            }
+            "MatMul" => Some(step(Op::MatMul, &inputs, node)),
+            "Softmax" => (node.int("axis").unwrap_or(-1) == -1).then(|| step(Op::Softmax, &inputs, node)),
+            "LayerNormalization" => self.layer_norm(node, ["", ""]),
+            "ReduceMean" | "ReduceL2" => {
+                let axis = self.one_integer(inputs.get(1)?)?;
+                let keep = node.int("keepdims").unwrap_or(1) == 1;
+                let op = Op::Reduce { axis, keep, root_of_squares: node.op_type == "ReduceL2" };
+                Some(step(op, &inputs[..1], node))
+            }
+            "Gather" => (node.int("axis").unwrap_or(0) == 0).then(|| step(Op::Gather, &inputs, node)),
+            "Reshape" => {
+                let zero_copies = node.int("allowzero").unwrap_or(0) == 0;
+                let sizes = self.integers(inputs[1]).filter(|_| zero_copies)?;
+                Some(step(Op::Reshape(sizes), &inputs[..1], node))
+            }
+            "Transpose" => self.attention(node).or_else(|| {
+                let perm =
+                    ints(node, "perm")?.iter().map(|&p| usize::try_from(p).ok()).collect::<Option<_>>()?;
+                Some(step(Op::Transpose(perm), &inputs, node))
+            }),
+            "Slice" => {
+                let [start, end, axis] = [1, 2, 3].map(|i| inputs.get(i).and_then(|v| self.one_integer(v)));
+                let steps_by_one = inputs.get(4).is_none_or(|v| self.one_integer(v) == Some(1));
+                let op = Op::Slice { axis: axis?, start: start?, end: end? };
+                steps_by_one.then(|| step(op, &inputs[..1], node))
+            }
+            "Concat" => Some(step(Op::Concat { axis: node.int("axis")? }, &inputs, node)),
+            _ => None,
+        }
+    }
+
+    fn layer_norm(&self, node: &Node, [scale, shift]: [&str; 2]) -> Option<Step> {
+        let input = |i: usize| node.inputs.get(i).map_or("", String::as_str);
+        let op = Op::Norm { centred: true, epsilon: float(node, "epsilon", 1e-5) };
+        let last = node.int("axis").unwrap_or(-1) == -1;
+        last.then(|| step(op, &[input(0), input(1), input(2), scale, shift], node))
+    }
+
+    /// `norm(x) (1 + scale) + shift`.
+    fn modulated(&self, root: &Node) -> Option<Step> {
+        for (scaled, shift) in either(root) {
+            let Some(product) = self.made(scaled, "Mul") else { continue };
+            for (normed, factor) in either(product) {
+                let (Some(norm), Some(sum)) =
+                    (self.made(normed, "LayerNormalization"), self.made(factor, "Add"))
+                else {
+                    continue;
+                };
+                for (scale, one) in either(sum) {
+                    if self.number(one) == Some(1.0) {
+                        let mut step = self.layer_norm(norm, [scale, shift])?;
+                        step.output.clone_from(&root.outputs[0]);
+                        return Some(step);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) w`.
+    fn rms_norm(&self, root: &Node) -> Option<Step> {
+        for (scaled, weight) in either(root) {
+            if self.rank_of_constant(weight) != Some(1) {
+                continue;
+            }
+            let Some(product) = self.made(scaled, "Mul") else { continue };
+            for (x, inverse) in either(product) {
+                let found = (|| {
+                    let root = self.made(&self.made(inverse, "Reciprocal")?.inputs[0], "Sqrt")?;
+                    let sum = self.made(&root.inputs[0], "Add")?;
+                    either(sum).into_iter().find_map(|(mean, epsilon)| {
+                        let epsilon = self.number(epsilon)?;
+                        let mean = self.made(mean, "ReduceMean")?;
+                        let square = self.made(&mean.inputs[0], "Pow")?;
+                        let of_x = square.inputs[0] == x && self.number(&square.inputs[1]) == Some(2.0);
+                        let last = self.one_integer(mean.inputs.get(1)?) == Some(-1);
+                        (of_x && last).then_some(epsilon)
+                    })
+                })();
+                if let Some(epsilon) = found {
+                    let op = Op::Norm { centred: false, epsilon };
+                    return Some(step(op, &[x, weight, "", "", ""], root));
+                }
+            }
+        }
+        None
+    }
+
+    /// `x cos + swapped(x) sin`, the tables `[cos | cos]` and `[-sin | sin]`.
+    fn rotation(&self, root: &Node) -> Option<Step> {
+        let last = |n: &Node| n.op_type == "Concat" && n.inputs.len() == 2 && n.int("axis") == Some(3);
+        let halves = |value: &str| {
+            let node = self.made(value, "Concat").filter(|n| last(n))?;
+            Some((node.inputs[0].as_str(), node.inputs[1].as_str()))
+        };
+        let bounds = |value: &str| {
+            let node = self.made(value, "Slice")?;
+            let at = |i: usize| self.one_integer(node.inputs.get(i)?);
+            (at(3) == Some(3)).then_some(())?;
+            Some((node.inputs[0].as_str(), at(1)?, at(2)?))
+        };
+        let table = |value: &str| {
+            let node = self.made(value, "Reshape")?;
+            let sizes = self.integers(&node.inputs[1])?;
+            matches!(sizes.as_slice(), [1, -1, 1, _]).then(|| (node.inputs[0].as_str(), sizes[3]))
+        };
+        for (straight, crossed) in either(root) {
+            let (Some(straight), Some(crossed)) = (self.made(straight, "Mul"), self.made(crossed, "Mul"))
+            else {
+                continue;
+            };
+            for (x, cos) in either(straight) {
+                for (swapped, sin) in either(crossed) {
+                    let found = (|| {
+                        let ((c1, c2), (minus, s), (second, first)) =
+                            (halves(cos)?, halves(sin)?, halves(swapped)?);
+                        let ((cos, half), (sin, _)) = (table(c1)?, table(s)?);
+                        let negated = self.made(minus, "Neg")?.inputs[0] == s;
+                        let ends = bounds(first)? == (x, 0, half) && bounds(second)? == (x, half, i64::MAX);
+                        (c1 == c2 && negated && ends).then(|| step(Op::Rotate, &[x, cos, sin], root))
+                    })();
+                    if found.is_some() {
+                        return found;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// A linear layer with its bias.
+    fn biased(&self, root: &Node) -> Option<Step> {
+        either(root).into_iter().find_map(|(product, bias)| {
+            let made = self.made(product, "MatMul")?;
+            let linear = self.steps.get(product).filter(|s| s.op == Op::Linear(Activation::None))?;
+            let width = self.constants.get(made.inputs[1].as_str())?.shape[1];
+            let fits = self.constants.get(bias).is_some_and(|b| b.shape == [width]);
+            fits.then(|| {
+                step(Op::Linear(Activation::None), &[&linear.inputs[0], &linear.inputs[1], bias], root)
+            })
+        })
+    }
+
+    /// A linear layer whose result is read `times` times, all of them by its activation.
+    fn activated(&self, root: &Node, x: &str, times: usize, activation: Activation) -> Option<Step> {
+        let linear = self.steps.get(x).filter(|s| s.op == Op::Linear(Activation::None))?;
+        let alone = self.readers.get(x) == Some(&times);
+        alone.then(|| Step {
+            op: Op::Linear(activation),
+            inputs: linear.inputs.clone(),
+            output: root.outputs[0].clone(),
+        })
+    }
+
+    /// `x sigmoid(x)`.
+    fn silu(&self, root: &Node) -> Option<Step> {
+        either(root).into_iter().find_map(|(x, gate)| {
+            (self.made(gate, "Sigmoid")?.inputs[0] == x).then_some(())?;
+            self.activated(root, x, 2, Activation::Silu)
+                .or_else(|| Some(step(Op::Element(ElementOp::Silu), &[x], root)))
+        })
+    }
+
+    /// `a + b c`, where the product is nothing else.
+    fn product_added(&self, root: &Node) -> Option<Step> {
+        either(root).into_iter().find_map(|(product, a)| {
+            let made = self.made(product, "Mul")?;
+            let plain = self.steps.get(product)?.op == Op::Element(ElementOp::Multiply);
+            let inputs = [a, &made.inputs[0], &made.inputs[1]];
+            (plain && self.readers.get(product) == Some(&1))
+                .then(|| step(Op::Element(ElementOp::AddProduct), &inputs, root))
+        })
+    }
+
+    /// Softmax attention of heads, from the transposition of its result backwards.
+    fn attention(&self, root: &Node) -> Option<Step> {
+        (ints(root, "perm") == Some(&[0, 2, 1, 3])).then_some(())?;
+        let weighted = self.made(&root.inputs[0], "MatMul")?;
+        let weights =
+            self.made(&weighted.inputs[0], "Softmax").filter(|s| s.int("axis").unwrap_or(-1) == -1)?;
+        let v = self.transposed(&weighted.inputs[1], &[0, 2, 1, 3])?;
+        let scores = weights.inputs[0].as_str();
+        let (scores, bias) = match self.made(scores, "MatMul") {
+            Some(scores) => (scores, ""),
+            None => {
+                let sum = self.made(scores, "Add")?;
+                either(sum).into_iter().find_map(|(s, bias)| Some((self.made(s, "MatMul")?, bias)))?
+            }
+        };
+        let k = self.transposed(&scores.inputs[1], &[0, 2, 3, 1])?;
+        let q = scores.inputs[0].as_str();
+        let scaled = self.made(q, "Mul").and_then(|product| {
+            either(product).into_iter().find_map(|(q, scale)| Some((q, self.number(scale)?)))
+        });
+        let (q, scale) = scaled.unwrap_or((q, 1.0));
+        let q = self.transposed(q, &[0, 2, 1, 3])?;
+        Some(step(Op::Attention { scale }, &[q, k, v, bias], root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graph(nodes: Vec<Node>, constants: Vec<Initializer>, output: &str) -> Graph {
+        let info = |name: &str| crate::onnx::ValueInfo {
+            name: name.into(),
+            dtype: Some(DataType::F32),
+            shape: None,
+        };
+        Graph {
+            nodes,
+            initializers: constants,
+            inputs: vec![info("x")],
+            outputs: vec![info(output)],
+            ..Graph::default()
+        }
+    }
+
+    #[test]
+    fn operators_without_a_kernel_are_named_all_at_once() {
+        let nodes = vec![
+            Node::new("first", "Conv", &["x", "w"], &["a"]),
+            Node::new("second", "Conv", &["a", "w"], &["b"]),
+            Node::new("third", "Erf", &["b"], &["c"]),
+        ];
+        let error = Program::of(&graph(nodes, vec![], "c")).unwrap_err().to_string();
+        let wanted = r#"no CUDA kernel for Conv (node "first"), Erf (node "third"); use another backend"#;
+        assert_eq!(error, wanted);
+    }
+
+    /// The shipped denoiser falls into the steps that have kernels of their own; nothing of what they replace is left.
+    #[test]
+    fn the_shipped_denoiser_is_fused_whole() {
+        let file =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny/denoiser.onnx");
+        let model = crate::onnx::Model::load(file).unwrap();
+        let program = Program::of(&model.graph).unwrap();
+        let count = |wanted: &dyn Fn(&Op) -> bool| program.steps.iter().filter(|s| wanted(&s.op)).count();
+        assert_eq!(count(&|op| matches!(op, Op::Attention { .. })), 12);
+        assert_eq!(count(&|op| *op == Op::Rotate), 12);
+        assert_eq!(count(&|op| matches!(op, Op::Norm { centred: false, .. })), 24);
+        assert_eq!(count(&|op| matches!(op, Op::Norm { centred: true, .. })), 20);
+        let modulated = |s: &&Step| matches!(s.op, Op::Norm { .. }) && !s.inputs[3].is_empty();
+        assert_eq!(program.steps.iter().filter(modulated).count(), 13);
+        assert_eq!(count(&|op| *op == Op::Linear(Activation::GeluTanh)), 7);
+        assert_eq!(count(&|op| *op == Op::Element(ElementOp::AddProduct)), 12);
+        assert_eq!(count(&|op| matches!(op, Op::Softmax | Op::MatMul | Op::Concat { .. })), 0);
+        assert_eq!(count(&|op| matches!(op, Op::Element(ElementOp::Square | ElementOp::Reciprocal))), 0);
+    }
+
+    /// A linear layer swallows its activation only where nothing else reads what is in between.
+    #[test]
+    fn activations_join_their_layer_where_alone() {
+        let constants = || {
+            vec![Initializer::from_f32("w", &[4, 8], &[0.5; 32]), Initializer::from_f32("b", &[8], &[1.0; 8])]
+        };
+        let mut nodes = vec![
+            Node::new("m", "MatMul", &["x", "w"], &["m"]),
+            Node::new("a", "Add", &["b", "m"], &["a"]),
+            Node::new("s", "Sigmoid", &["a"], &["s"]),
+            Node::new("y", "Mul", &["s", "a"], &["y"]),
+        ];
+        let program = Program::of(&graph(nodes.clone(), constants(), "y")).unwrap();
+        let ops = |p: &Program| p.steps.iter().map(|s| s.op.clone()).collect::<Vec<_>>();
+        assert_eq!(ops(&program), [Op::Linear(Activation::Silu)]);
+        assert_eq!(program.steps[0].inputs, ["x", "w", "b"]);
+        assert!(
+            program.products.contains("w")
+                && program.products.contains("x")
+                && !program.products.contains("b")
+        );
+
+        nodes.push(Node::new("z", "Sub", &["y", "a"], &["z"]));
+        let program = Program::of(&graph(nodes, constants(), "z")).unwrap();
+        let wanted =
+            [Op::Linear(Activation::None), Op::Element(ElementOp::Silu), Op::Element(ElementOp::Subtract)];
+        assert_eq!(ops(&program), wanted);
+    }
+}

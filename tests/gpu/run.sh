@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Everything that is measured on a machine with a GPU, in the order of its worth, each part with a limit of its own.
+# Nothing is downloaded, and nothing needs to be installed but a driver (555 or newer).
+#
+#   cargo build --release -p mindseye-tests --bin gpu     # where the sources are compiled
+#   tests/gpu/run.sh                                      # where the GPU is
+#   tests/gpu/run.sh --rehearse                           # anywhere: every step on the CPU, in small
+#
+# Output goes to $OUT, or to docs/gpu/ of this tree: one JSON document by card and date, and the log.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+rehearse=false
+[ "${1:-}" = --rehearse ] && rehearse=true
+out=${OUT:-docs/gpu}
+$rehearse && out=$(mktemp -d)
+mkdir -p "$out"
+date=$(date -u +%Y-%m-%d)
+failed=0
+
+# part SECONDS NAME COMMAND...: runs a command with a limit; what fails does not keep the next from running.
+part() {
+    local limit=$1 name=$2 began=$SECONDS
+    shift 2
+    printf '\n== %s (at %ss, at most %ss)\n' "$name" "$SECONDS" "$limit"
+    timeout "$limit" "$@" 2>&1 | tee -a "$out/$card-$date.log"
+    local code=${PIPESTATUS[0]}
+    printf '== %s: status %s after %ss\n' "$name" "$code" "$((SECONDS - began))"
+    [ "$code" = 0 ] || failed=1
+}
+
+if $rehearse; then
+    card=rehearsal
+    arguments=(--small)
+    driver=$(mktemp -d)
+    if ! command -v g++ >/dev/null; then
+        echo "SKIP: g++ is missing, which compiles the emulator"
+        exit 0
+    fi
+    g++ -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -I engines/src/cuda/kernels \
+        -I tests/cuda-emulator -o "$driver/libcuda.so.1" tests/cuda-emulator/driver.cpp || exit 1
+    export MINDSEYE_CUDA_LIBRARY="$driver"
+else
+    arguments=()
+    if ! command -v nvidia-smi >/dev/null; then
+        echo "no nvidia-smi: this machine has no GPU; --rehearse needs none"
+        exit 1
+    fi
+    card=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr -cs '[:alnum:]' '-' | sed 's/-*$//')
+fi
+gpu=${MINDSEYE_GPU_PROGRAM:-target/release/gpu}
+if [ ! -x "$gpu" ]; then
+    echo "no $gpu: build it with cargo build --release -p mindseye-tests --bin gpu"
+    exit 1
+fi
+
+# Part 1: inference.
+if ! $rehearse; then
+    part 10 "the card" nvidia-smi
+fi
+part 200 "kernels, the shipped model, blocks of the large one" "$gpu" "${arguments[@]}" --out "$out/$card-$date.json"
+python=${PYTHON:-python3}
+if "$python" -c 'import torch' 2>/dev/null; then
+    if $rehearse; then
+        part 60 "the large model's blocks in PyTorch" "$python" tests/gpu/anchor_dit.py --small --device cpu
+    else
+        part 60 "the large model in PyTorch" "$python" tests/gpu/anchor_dit.py
+        part 120 "the large model in compiled PyTorch" "$python" tests/gpu/anchor_dit.py --compile
+    fi
+else
+    echo "SKIP: $python has no torch; nothing to compare with"
+fi
+
+# Part 2: training on a GPU goes here. There is none yet.
+
+printf '\nwritten to %s\n' "$out"
+exit $failed

@@ -1,0 +1,218 @@
+//! What is measured on a machine with a GPU, by `tests/gpu/run.sh`: the device, every kernel's error and rate, the shipped
+//! model against rten, and blocks of the large model. Each line is printed as it comes; `--out FILE` keeps all as one
+//! JSON document. `--small` is for the emulator: small sizes, few repetitions, no large model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mindseye_builder::onnx::{MemoryWeights, denoiser_graph};
+use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, RtenBackend, Session, Tensor};
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::cuda::{
+    CudaBackend, CudaDevice, Device, Memory, Pinned, check_kernels, library, probe,
+};
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::onnx::{Dim, SaveOptions};
+use mindseye_engines::sampler::Noise;
+use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::target::Precision;
+use serde_json::{Map, Value, json};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// The document so far; written again after every part, so that what was measured is kept whatever happens next.
+struct Document {
+    out: Option<PathBuf>,
+    parts: Map<String, Value>,
+}
+
+impl Document {
+    fn add(&mut self, name: &str, value: Value) -> Result<(), Failure> {
+        println!("{name}: {value}");
+        self.parts.insert(name.to_owned(), value);
+        if let Some(out) = &self.out {
+            mindseye_base::file::replace(out, &serde_json::to_vec_pretty(&self.parts)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(true) => std::process::ExitCode::SUCCESS,
+        Ok(false) => std::process::ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("gpu: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// False when a figure is past its limit.
+fn run() -> Result<bool, Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let small = arguments.iter().any(|a| a == "--small");
+    let out =
+        arguments.iter().position(|a| a == "--out").and_then(|i| arguments.get(i + 1)).map(PathBuf::from);
+    let mut document = Document { out, parts: Map::new() };
+    let driver = probe()?;
+    document.add(
+        "driver",
+        json!({ "library": library()?, "cuda": driver.cuda_version, "devices": driver.devices }),
+    )?;
+    let began = Instant::now();
+    let device = CudaDevice::with_kernels(0, None)?;
+    document.add("kernels_loaded_s", json!(began.elapsed().as_secs_f64()))?;
+    document.add("copies", copies(&device, if small { 1 << 20 } else { 256 << 20 })?)?;
+    let reports = check_kernels(&device, small)?;
+    let mut good = reports.iter().all(|r| r.relative_error < r.allowed);
+    for report in &reports {
+        document.add(&format!("kernel {}", report.kernel), serde_json::to_value(report)?)?;
+    }
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
+    let models = if models.is_dir() { models } else { PathBuf::from("models/house-tiny") };
+    for (precision, limit) in [(Precision::Fp32, 1e-4), (Precision::Bf16, 2e-2)] {
+        let figures = shipped_model(&device, precision, &models.join("denoiser.onnx"), small)?;
+        good &= figures["relative_l2"]
+            .as_object()
+            .is_some_and(|all| all.values().all(|e| e.as_f64().is_some_and(|e| e < limit)));
+        good &= figures["same_bytes"] == true;
+        document.add(&format!("house-tiny {}", precision.name()), figures)?;
+    }
+    if !small {
+        document.add("wan22-5b", large_model(&device)?)?;
+    }
+    println!(
+        "{}",
+        if good { "all figures are within their limits" } else { "SOME FIGURES ARE PAST THEIR LIMITS" }
+    );
+    Ok(good)
+}
+
+/// Bytes there and back, and how fast.
+fn copies(device: &Arc<dyn Device>, bytes: usize) -> Result<Value, Failure> {
+    let memory = Memory::new(device, bytes, "a copy")?;
+    let seconds = mindseye_engines::cuda::round_trip(device, &memory, &mut Pinned::new(device, bytes)?)?;
+    let rate = |s: f64| bytes as f64 / s / 1e9;
+    Ok(json!({ "bytes": bytes, "to_device_gb_s": rate(seconds[0]), "to_host_gb_s": rate(seconds[1]) }))
+}
+
+fn session(backend: &dyn Backend, file: &Path) -> Result<Box<dyn Session>, BackendError> {
+    backend.prepare(file, &PrepareOptions::default())?.session()
+}
+
+/// Noise for a denoiser's inputs: `context` frames at the first timestep, the rest at the second.
+fn inputs(session: &dyn Session, context: usize, frames: usize, tokens: usize) -> Vec<(String, Tensor)> {
+    let mut noise = Noise::new(1, 0);
+    let made = session.engine().inputs().iter().map(|port| {
+        let size = |d: &Dim| match d {
+            Dim::Fixed(n) => *n,
+            Dim::Symbol(s) if s == "frames" => frames,
+            Dim::Symbol(s) if s == "tokens" => frames * tokens,
+            _ => 2,
+        };
+        let shape: Vec<usize> = port.shape.iter().map(size).collect();
+        let count = shape.iter().product();
+        let tensor = match port.name.as_str() {
+            "rows" => Tensor::i64(&shape, (0..count).map(|f| i64::from(f >= context)).collect()),
+            "row_batch" => Tensor::i64(&shape, vec![0; count]),
+            _ => Tensor::f32(&shape, (0..count).map(|_| noise.sample()).collect()),
+        };
+        (port.name.clone(), tensor)
+    });
+    made.collect()
+}
+
+/// Milliseconds of each of some runs, in order.
+fn timed(session: &mut dyn Session, given: &[(&str, &Tensor)], runs: usize) -> Result<Vec<f64>, Failure> {
+    let mut millis = Vec::new();
+    for _ in 0..runs {
+        let began = Instant::now();
+        session.run(given)?;
+        millis.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(millis)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn shipped_model(
+    device: &Arc<dyn Device>,
+    precision: Precision,
+    file: &Path,
+    small: bool,
+) -> Result<Value, Failure> {
+    let (context, frames, runs) = if small { (2, 4, 3) } else { (25, 45, 50) };
+    let mut rten = session(&RtenBackend, file)?;
+    let given = inputs(rten.as_ref(), context, frames, 6);
+    let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let wanted = rten.run(&given)?;
+    let mut cuda = session(&CudaBackend::on(Arc::clone(device), precision)?, file)?;
+    let began = Instant::now();
+    let got = cuda.run(&given)?;
+    let first_ms = began.elapsed().as_secs_f64() * 1e3;
+    let mut errors = Map::new();
+    for ((name, got), (_, right)) in got.iter().zip(&wanted) {
+        let (Some(got), Some(right)) = (got.as_f32(), right.as_f32()) else { continue };
+        let square = |v: f32| f64::from(v).powi(2);
+        let difference: f64 = got.iter().zip(right).map(|(a, b)| square(a - b)).sum();
+        errors
+            .insert(name.clone(), json!((difference / right.iter().map(|&v| square(v)).sum::<f64>()).sqrt()));
+    }
+    // The second run records the graph, those after it only launch it.
+    let same_bytes = cuda.run(&given)? == got && cuda.run(&given)? == got;
+    Ok(json!({
+        "frames": frames, "context": context, "relative_l2": errors, "same_bytes": same_bytes, "first_run_ms": first_ms,
+        "graph_ms": median(timed(cuda.as_mut(), &given, runs)?),
+        "rten_ms": median(timed(rten.as_mut(), &given, runs.min(5))?),
+    }))
+}
+
+/// The large model's joint pass at 85 + 46 latents, from 1 and from 3 of its 30 blocks with random weights: the
+/// difference is two blocks.
+fn large_model(device: &Arc<dyn Device>) -> Result<Value, Failure> {
+    let preset = Path::new("configs/models/wan22-5b.toml");
+    let table: toml::Table = toml::from_str(&std::fs::read_to_string(preset)?)?;
+    let cfg: DitConfig = table.get("dit").ok_or("the preset has no [dit]")?.clone().try_into()?;
+    let (context, frames) = (85, 131);
+    let mut millis = Vec::new();
+    let mut loads = Vec::new();
+    let folder = std::env::temp_dir().join(format!("mindseye-gpu-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    for layers in [1, 3] {
+        let cfg = DitConfig { layers, ..cfg.clone() };
+        let mut weights = MemoryWeights::new();
+        // One stretch of noise, read from another place for every weight: no sampling by the billion.
+        let mut noise = Noise::new(2, 0);
+        let stretch: Vec<f32> = (0..(1 << 20) + 7).map(|_| noise.sample()).collect();
+        for (i, p) in count_denoiser(&cfg, 2, 0, 2).params().iter().enumerate() {
+            let scale = 1.0 / (p.shape[1..].iter().product::<usize>().max(1) as f32).sqrt();
+            let values =
+                stretch.iter().cycle().skip(i * 997).take(p.shape.iter().product()).map(|v| v * scale);
+            weights.insert(p.name.clone(), p.shape.clone(), values.collect());
+        }
+        let file = folder.join("denoiser.onnx");
+        let model = denoiser_graph(&cfg, Arc::new(weights), DenoiserKind::Joint, Dim::Fixed(1))?;
+        model.save(&file, &SaveOptions::default())?;
+        drop(model);
+        let began = Instant::now();
+        let mut cuda = session(&CudaBackend::on(Arc::clone(device), Precision::Bf16)?, &file)?;
+        loads.push(began.elapsed().as_secs_f64());
+        let given = inputs(cuda.as_ref(), context, frames, cfg.tokens_per_frame());
+        let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        timed(cuda.as_mut(), &given, 3)?;
+        millis.push(median(timed(cuda.as_mut(), &given, 7)?));
+    }
+    std::fs::remove_dir_all(&folder)?;
+    let block = (millis[1] - millis[0]) / 2.0;
+    let flop = |layers| count_denoiser(&DitConfig { layers, ..cfg.clone() }, frames, 0, 2).flops().products();
+    Ok(json!({
+        "latents": [context, frames - context], "one_block_model_ms": millis[0], "three_block_model_ms": millis[1],
+        "block_ms": block, "block_tflop_s": (flop(3) - flop(1)) / 2.0 / block / 1e9,
+        "thirty_blocks_ms_by_extrapolation": millis[0] + 29.0 * block, "load_s": loads,
+    }))
+}
