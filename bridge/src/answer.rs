@@ -111,6 +111,15 @@ pub struct Answer {
     pub stamp_ns: Option<i64>,
     /// 6x6 row-major in ROS order (x, y, z, rotations; m^2, rad^2), in the pose's frame.
     pub covariance: Option<Vec<f64>>,
+    /// Whether an imagined drive stands behind the answer; false where only a detector's things do.
+    #[serde(default)]
+    pub imagined: bool,
+    /// Class of the thing, where a detector knows it.
+    #[serde(default)]
+    pub class: Option<String>,
+    /// Frames in which the detector saw the thing.
+    #[serde(default)]
+    pub views: Option<u32>,
     /// Goal in the last imagined frame: x0, y0, x1, y1 in its pixels.
     #[serde(rename = "box")]
     pub bounding_box: Option<[f64; 4]>,
@@ -145,6 +154,9 @@ impl Answer {
             camera_pose: None,
             stamp_ns: None,
             covariance: None,
+            imagined: false,
+            class: None,
+            views: None,
             bounding_box: None,
             consistency: None,
             seed: 0,
@@ -185,8 +197,8 @@ mod tests {
         keys.sort();
         assert_eq!(
             keys.join(" "),
-            "box bundle_sha256 camera_pose candidates consistency context_latents covariance engine_sha256 goal_id \
-             pose reason seed stamp_ns status steps timings_ms"
+            "box bundle_sha256 camera_pose candidates class consistency context_latents covariance engine_sha256 goal_id \
+             imagined pose reason seed stamp_ns status steps timings_ms views"
         );
         assert_eq!(serde_json::from_value::<Answer>(json).unwrap(), a);
     }

@@ -22,9 +22,9 @@ use crate::backend::{Engine, Port};
 use crate::onnx::Model;
 
 pub use manifest::{
-    BoundingBoxSpec, CameraSpec, Component, ComponentFormat, Evaluation, FileSpec, ImageSpec, LatentSpec,
-    LayoutSpec, LiftParams, Limits, Manifest, Measured, Networks, PortSpec, Provenance, RopeSpec,
-    SamplerSpec, SizeSpec, Spreads, TextSpec,
+    BoundingBoxSpec, CameraSpec, Component, ComponentFormat, DriveRule, Evaluation, FileSpec, Guide,
+    ImageSpec, LatentSpec, LayoutSpec, LiftParams, Limits, Manifest, Measured, Networks, PortSpec,
+    Provenance, RegistrationParams, RopeSpec, SamplerSpec, SizeSpec, Spreads, TextSpec,
 };
 
 /// Version of the layout of `bundle.toml`.

@@ -6,7 +6,7 @@
 //!
 //! * networks: [`model`], [`text`], [`plucker`], [`sampler`], [`denoise`];
 //! * files: [`bundle`], [`onnx`], [`protobuf`], [`passport`];
-//! * running: [`backend`], [`session_denoiser`], [`cuda`], [`trt`];
+//! * running: [`backend`], [`session_denoiser`], [`detector`], [`cuda`], [`trt`];
 //! * what it costs: [`count`], [`residency`], [`target`].
 
 pub mod backend;
@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod count;
 pub mod cuda;
 pub mod denoise;
+pub mod detector;
 pub mod model;
 pub mod onnx;
 pub mod passport;

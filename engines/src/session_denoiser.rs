@@ -45,30 +45,33 @@ impl DenoiserKind {
     }
 }
 
-/// The tensors that every denoiser graph takes, for one step at batch 1.
-fn step_tensors(
-    cfg: &DitConfig,
-    step: &DenoiseStep<'_>,
-) -> Result<Vec<(&'static str, Tensor)>, DenoiseError> {
+/// The named tensors that every denoiser graph takes, for one step at batch 1.
+///
+/// # Errors
+/// A size of the step disagrees with the configuration.
+pub fn step_tensors(cfg: &DitConfig, step: &DenoiseStep<'_>) -> Result<Vec<(String, Tensor)>, DenoiseError> {
     let host = HostInputs::new(cfg, step)?;
     let (f, steps, per_frame) = (step.frames(), step.timesteps.len(), cfg.tokens_per_frame());
     let (tokens, half) = (f * per_frame, cfg.head_dim / 2);
-    let mut tensors = vec![
-        ("latents", Tensor::f32(&[1, cfg.in_channels, f, cfg.latent_height, cfg.latent_width], host.latents)),
-        ("time", Tensor::f32(&[steps, cfg.freq_dim], host.time)),
-        ("rows", Tensor::i64(&[1, f], host.rows)),
-        ("text", Tensor::f32(&[1, cfg.text_len, cfg.text_dim], step.text.to_vec())),
-        ("cos", Tensor::f32(&[tokens, half], host.cos)),
-        ("sin", Tensor::f32(&[tokens, half], host.sin)),
+    let mut tensors: Vec<(String, Tensor)> = vec![
+        (
+            "latents".into(),
+            Tensor::f32(&[1, cfg.in_channels, f, cfg.latent_height, cfg.latent_width], host.latents),
+        ),
+        ("time".into(), Tensor::f32(&[steps, cfg.freq_dim], host.time)),
+        ("rows".into(), Tensor::i64(&[1, f], host.rows)),
+        ("text".into(), Tensor::f32(&[1, cfg.text_len, cfg.text_dim], step.text.to_vec())),
+        ("cos".into(), Tensor::f32(&[tokens, half], host.cos)),
+        ("sin".into(), Tensor::f32(&[tokens, half], host.sin)),
     ];
     if cfg.pooled_text {
-        tensors.push(("row_batch", Tensor::i64(&[steps], vec![0; steps])));
+        tensors.push(("row_batch".into(), Tensor::i64(&[steps], vec![0; steps])));
     }
     if cfg.camera_channels > 0 {
-        tensors.push(("camera", Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera)));
+        tensors.push(("camera".into(), Tensor::f32(&[1, f, per_frame, cfg.camera_channels], host.camera)));
     }
     if cfg.guide_channels() > 0 {
-        tensors.push(("guide", Tensor::f32(&[1, f, per_frame, cfg.guide_channels()], host.guide)));
+        tensors.push(("guide".into(), Tensor::f32(&[1, f, per_frame, cfg.guide_channels()], host.guide)));
     }
     Ok(tensors)
 }
@@ -227,7 +230,7 @@ impl Denoise for SessionDenoiser {
 
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
         let tensors = step_tensors(&self.config, step)?;
-        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
         evaluate(&self.config, self.session.as_mut(), &inputs, None, &mut self.buffers, step.frames())
             .map_err(backend_error)
     }
@@ -291,7 +294,7 @@ impl CachedDenoiser {
     /// Keys and values of a context, in the memory of `spare`, which are not needed any more.
     fn prefill(&mut self, context: &DenoiseStep<'_>, spare: State) -> Result<Memory, DenoiseError> {
         let tensors = step_tensors(&self.config, context)?;
-        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let mut memory = Memory { state: spare, heads: Denoised::default() };
         let mut of_heads = Buffers::default();
         let mut outputs: Vec<(&str, &mut Tensor)> = Vec::new();
@@ -312,7 +315,7 @@ impl CachedDenoiser {
 
     fn targets(&mut self, step: &DenoiseStep<'_>, memory: &Memory) -> Result<Denoised, DenoiseError> {
         let tensors = step_tensors(&self.config, step)?;
-        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let (session, buffers) = (self.cached.as_mut(), &mut self.buffers);
         evaluate(&self.config, session, &inputs, Some(&memory.state), buffers, step.frames())
             .map_err(backend_error)

@@ -5,11 +5,14 @@
 
 use crate::agent::{AgentConfig, DriveLimits, GoalStamp};
 use crate::context::Keep;
+use crate::ground::MindSpec;
 use crate::planar::OdometryNoise;
 use crate::senses::{Sense, SensesConfig};
+use crate::study::StudyConfig;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::ros::RosConfig;
 use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::detector::{Detector, DetectorError};
 use nalgebra::{Isometry3, Translation3, UnitQuaternion};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -36,6 +39,8 @@ pub struct RobotConfig {
     pub navigate: NavigateTable,
     /// The model.
     pub model: ModelTable,
+    /// The detector; none without its table.
+    pub detector: Option<DetectorTable>,
     /// The camera, where the robot's topics do not say.
     pub camera: Option<CameraTable>,
     /// Milliseconds between two status messages; 0 = none.
@@ -172,6 +177,59 @@ pub struct ModelTable {
     pub context_latents: Option<usize>,
 }
 
+/// An object detector that sees things in kept frames.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetectorTable {
+    /// The ONNX file; layouts: [`mindseye_engines::detector`].
+    pub model: PathBuf,
+    /// Names of its classes, one a line, where they are neither in the file nor beside it.
+    #[serde(default)]
+    pub classes: Option<PathBuf>,
+    /// Frames a second at most.
+    #[serde(default = "DetectorTable::rate_hz")]
+    pub rate_hz: f64,
+    /// Least score of a box that counts.
+    #[serde(default = "DetectorTable::score_min")]
+    pub score_min: f64,
+    /// Threads of one run; 0 = the backend's choice.
+    #[serde(default = "DetectorTable::threads")]
+    pub threads: usize,
+    /// Distance from a thing's middle at which the base stands (metres).
+    #[serde(default = "DetectorTable::standoff_m")]
+    pub standoff_m: f64,
+}
+
+impl DetectorTable {
+    fn rate_hz() -> f64 {
+        5.0
+    }
+
+    fn score_min() -> f64 {
+        0.4
+    }
+
+    fn threads() -> usize {
+        1
+    }
+
+    fn standoff_m() -> f64 {
+        1.2
+    }
+
+    /// A detector as configured by nothing but its file.
+    pub fn of(model: PathBuf) -> Self {
+        Self {
+            model,
+            classes: None,
+            rate_hz: Self::rate_hz(),
+            score_min: Self::score_min(),
+            threads: Self::threads(),
+            standoff_m: Self::standoff_m(),
+        }
+    }
+}
+
 /// A camera's intrinsics and mounting.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -234,6 +292,7 @@ impl Default for RobotConfig {
             goals: GoalTable::default(),
             navigate: NavigateTable::default(),
             model: ModelTable::default(),
+            detector: None,
             camera: None,
             status_period_ms: 1000,
         }
@@ -391,6 +450,15 @@ impl RobotConfig {
             range(key, (0..=3_600_000).contains(&millis), millis.to_string(), "0 to 3600000")?;
         }
         range("model.threads", self.model.threads <= 1024, self.model.threads.to_string(), "0 to 1024")?;
+        if let Some(d) = &self.detector {
+            let rate = d.rate_hz > 0.0 && d.rate_hz <= 1000.0;
+            range("detector.rate_hz", rate, d.rate_hz.to_string(), "more than 0, at most 1000")?;
+            let score = (0.0..=1.0).contains(&d.score_min);
+            range("detector.score_min", score, d.score_min.to_string(), "0 to 1")?;
+            let standoff = d.standoff_m > 0.0 && d.standoff_m <= 10.0;
+            range("detector.standoff_m", standoff, d.standoff_m.to_string(), "more than 0, at most 10")?;
+            range("detector.threads", d.threads <= 1024, d.threads.to_string(), "0 to 1024")?;
+        }
         if let Some(camera) = &self.camera {
             let fov = camera.horizontal_fov_deg;
             range("camera.horizontal_fov_deg", fov > 1.0 && fov < 179.0, fov.to_string(), "1 to 179")?;
@@ -403,12 +471,13 @@ impl RobotConfig {
     }
 
     /// The senses' part, for a model that was trained with one frame per `frame_period`.
-    pub fn senses(&self, frame_period: TimeDelta) -> SensesConfig {
+    pub fn senses(&self, spec: &MindSpec) -> SensesConfig {
         let c = &self.context;
         SensesConfig {
-            keep: if c.keep_every == 0 { Keep::Period(frame_period) } else { Keep::Every(c.keep_every) },
+            keep: if c.keep_every == 0 { Keep::Period(spec.frame_period) } else { Keep::Every(c.keep_every) },
             capacity: c.capacity,
             recent: c.recent,
+            detail: spec.detail,
             max_gap: TimeDelta::from_millis(c.max_gap_ms),
             pose_slack: TimeDelta::from_millis(c.pose_slack_ms),
             odom_frame: self.frames.odom.clone(),
@@ -418,6 +487,38 @@ impl RobotConfig {
             base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
             frozen_after: TimeDelta::from_millis(c.frozen_after_ms),
         }
+    }
+
+    /// What kept frames are studied for, beside what the model needs; `landmarks_max` says how many landmarks are kept.
+    pub fn study(&self, landmarks_max: Option<usize>) -> StudyConfig {
+        let own = StudyConfig { landmarks_max, ..StudyConfig::default() };
+        match &self.detector {
+            Some(d) => StudyConfig {
+                period: [own.period[0], TimeDelta::from_secs_f64(1.0 / d.rate_hz)],
+                score_min: d.score_min,
+                standoff_m: d.standoff_m,
+                ..own
+            },
+            None => own,
+        }
+    }
+
+    /// Takes another detector file than the configuration's, where one is given.
+    pub fn detect_with(&mut self, model: Option<&Path>) {
+        match (model, &mut self.detector) {
+            (Some(model), Some(table)) => model.clone_into(&mut table.model),
+            (Some(model), none) => *none = Some(DetectorTable::of(model.to_owned())),
+            (None, _) => {}
+        }
+    }
+
+    /// Loads the detector, where there is one.
+    ///
+    /// # Errors
+    /// [`DetectorError`].
+    pub fn load_detector(&self) -> Result<Option<Detector>, DetectorError> {
+        let Some(d) = &self.detector else { return Ok(None) };
+        Detector::open(&d.model, d.classes.as_deref(), d.threads).map(Some)
     }
 
     /// The agent's part.

@@ -312,6 +312,15 @@ pub enum Eviction {
     },
 }
 
+impl Eviction {
+    /// Index of the latent that left.
+    pub fn index(self) -> u64 {
+        match self {
+            Self::Crowded { index, .. } | Self::Oldest { index } => index,
+        }
+    }
+}
+
 impl fmt::Display for Eviction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -328,10 +337,12 @@ impl fmt::Display for Eviction {
 pub struct ContextMemory {
     latent_len: usize,
     picture: (usize, usize),
+    detail: Option<(usize, usize)>,
     capacity: usize,
     recent: usize,
     latents: Vec<f32>,
     pictures: Vec<u8>,
+    details: Vec<u8>,
     /// Ascending by index; the second value is the place in `latents` and `pictures`.
     entries: Vec<(LatentInfo, usize)>,
     free: Vec<usize>,
@@ -340,24 +351,37 @@ pub struct ContextMemory {
 
 impl ContextMemory {
     /// A memory of `capacity` latents (at least 2) of `latent_len` values, each with its last frame of
-    /// `picture` = (width, height) pixels. The newest `recent` latents are never evicted. All memory is taken
-    /// here.
-    pub fn new(capacity: usize, recent: usize, latent_len: usize, picture: (usize, usize)) -> Self {
+    /// `picture` = (width, height) pixels and, where a model reads depth, also of `detail` pixels. The newest `recent`
+    /// latents are never evicted. All memory is taken here.
+    pub fn new(
+        capacity: usize,
+        recent: usize,
+        latent_len: usize,
+        picture: (usize, usize),
+        detail: Option<(usize, usize)>,
+    ) -> Self {
         let capacity = capacity.max(2);
         Self {
             latent_len,
             picture,
+            detail,
             capacity,
             recent: recent.clamp(1, capacity - 1),
             latents: vec![0.0; capacity * latent_len],
             pictures: vec![0; capacity * picture.0 * picture.1 * 3],
+            details: vec![0; capacity * detail.map_or(0, |(width, height)| width * height * 3)],
             entries: Vec::with_capacity(capacity),
             free: (0..capacity).rev().collect(),
             evicted: 0,
         }
     }
 
-    /// Stores a latent with its last frame. `info.index` must be larger than every stored index, and the
+    /// Bytes taken, all of them from the start.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.latents[..]) + self.pictures.len() + self.details.len()
+    }
+
+    /// Stores a latent with its last frame, `detail` being the frame in more pixels. `info.index` must be larger than every stored index, and the
     /// sizes those of the memory; otherwise nothing is stored and an error tells why.
     ///
     /// # Errors
@@ -367,6 +391,7 @@ impl ContextMemory {
         info: LatentInfo,
         latent: &[f32],
         picture: &RgbImage,
+        detail: Option<&RgbImage>,
     ) -> Result<Option<Eviction>, StoreError> {
         if latent.len() != self.latent_len {
             return Err(StoreError::Size { what: "latent", expected: self.latent_len, got: latent.len() });
@@ -374,6 +399,11 @@ impl ContextMemory {
         if (picture.width, picture.height) != self.picture {
             let expected = self.picture.0 * self.picture.1 * 3;
             return Err(StoreError::Size { what: "picture", expected, got: picture.data.len() });
+        }
+        if detail.map(|d| (d.width, d.height)) != self.detail {
+            let pixels = |size: Option<(usize, usize)>| size.map_or(0, |(width, height)| width * height * 3);
+            let got = detail.map_or(0, |d| d.data.len());
+            return Err(StoreError::Size { what: "detail", expected: pixels(self.detail), got });
         }
         if let Some((newest, _)) = self.entries.last()
             && info.index <= newest.index
@@ -391,6 +421,10 @@ impl ContextMemory {
         self.latents[place * self.latent_len..][..self.latent_len].copy_from_slice(latent);
         let bytes = picture.data.len();
         self.pictures[place * bytes..][..bytes].copy_from_slice(&picture.data);
+        if let Some(detail) = detail {
+            let bytes = detail.data.len();
+            self.details[place * bytes..][..bytes].copy_from_slice(&detail.data);
+        }
         self.entries.push((info, place));
         Ok(eviction)
     }
@@ -467,6 +501,14 @@ impl ContextMemory {
         )
     }
 
+    /// The same frame in more pixels, where such are kept.
+    pub fn detail(&self, position: usize) -> Option<RgbImage> {
+        let (_, place) = self.entries.get(position)?;
+        let (width, height) = self.detail?;
+        let bytes = width * height * 3;
+        RgbImage::from_rgb(width, height, self.details[place * bytes..(place + 1) * bytes].to_vec())
+    }
+
     /// A copy of everything, oldest first: what one goal works on while new frames keep coming.
     pub fn snapshot(&self) -> Vec<ContextLatent> {
         (0..self.len())
@@ -475,6 +517,7 @@ impl ContextMemory {
                     info: *self.info(i)?,
                     latent: self.latent(i)?.to_vec(),
                     picture: self.picture(i)?,
+                    detail: self.detail(i),
                 })
             })
             .collect()
@@ -490,6 +533,8 @@ pub struct ContextLatent {
     pub latent: Vec<f32>,
     /// Its last frame at the model's size.
     pub picture: RgbImage,
+    /// The same frame in the pixels of which the model reads depth, where it does.
+    pub detail: Option<RgbImage>,
 }
 
 /// `count` positions out of `0..len`, evenly spread, ascending, with the first and the last among them (the
@@ -727,7 +772,7 @@ mod tests {
             steps in proptest::collection::vec((1u64..5, 0u8..40), 1..120),
         ) {
             let recent = recent.clamp(1, capacity - 1);
-            let mut memory = ContextMemory::new(capacity, recent, 3, (2, 1));
+            let mut memory = ContextMemory::new(capacity, recent, 3, (2, 1), None);
             let mut plain = Plain { capacity, recent, held: Vec::new() };
             let (latents, pictures) = (memory.latents.as_ptr(), memory.pictures.as_ptr());
             let mut index = 0;
@@ -739,7 +784,7 @@ mod tests {
                     continue;
                 }
                 let value = index as f32 * 0.5;
-                let eviction = memory.store(info(index), &[value, 1.0, 2.0], &picture(action)).unwrap();
+                let eviction = memory.store(info(index), &[value, 1.0, 2.0], &picture(action), None).unwrap();
                 let left = eviction.map(|e| match e {
                     Eviction::Crowded { index, .. } | Eviction::Oldest { index } => index,
                 });
@@ -760,9 +805,9 @@ mod tests {
 
         #[test]
         fn history_stays_evenly_spread(capacity in 6usize..32, total in 40u64..400) {
-            let mut memory = ContextMemory::new(capacity, 1, 1, (2, 1));
+            let mut memory = ContextMemory::new(capacity, 1, 1, (2, 1), None);
             for index in 0..total {
-                memory.store(info(index), &[0.0], &picture(0)).unwrap();
+                memory.store(info(index), &[0.0], &picture(0), None).unwrap();
             }
             let indices: Vec<u64> = (0..memory.len()).map(|i| memory.info(i).unwrap().index).collect();
             prop_assert_eq!(indices[0], 0, "the oldest stays");
@@ -979,15 +1024,15 @@ mod tests {
 
     #[test]
     fn wrong_sizes_and_orders_are_refused() {
-        let mut memory = ContextMemory::new(4, 1, 2, (2, 1));
-        memory.store(info(5), &[0.0, 1.0], &picture(3)).unwrap();
+        let mut memory = ContextMemory::new(4, 1, 2, (2, 1), None);
+        memory.store(info(5), &[0.0, 1.0], &picture(3), None).unwrap();
         assert_eq!(
-            memory.store(info(5), &[0.0, 1.0], &picture(3)),
+            memory.store(info(5), &[0.0, 1.0], &picture(3), None),
             Err(StoreError::Order { newest: 5, got: 5 })
         );
-        assert!(matches!(memory.store(info(6), &[0.0], &picture(3)), Err(StoreError::Size { .. })));
+        assert!(matches!(memory.store(info(6), &[0.0], &picture(3), None), Err(StoreError::Size { .. })));
         let wide = RgbImage::filled(3, 1, [0; 3]);
-        assert!(matches!(memory.store(info(6), &[0.0, 1.0], &wide), Err(StoreError::Size { .. })));
+        assert!(matches!(memory.store(info(6), &[0.0, 1.0], &wide, None), Err(StoreError::Size { .. })));
         assert_eq!(memory.len(), 1);
     }
 }

@@ -5,30 +5,38 @@
 //!
 //! # Models without lift heads
 //! A published Wan2.2 checkpoint has no heads for pose, mask and place. It can imagine the way, and the red box in
-//! its last frames can say that it found the thing; a metric pose cannot be read from that, and none is made up:
-//! * a box: `failed`, with the reason that this model has no pose heads; box and imagined frames are given;
+//! its last frames can say that it found the thing:
+//! * a box: the imagined frames are placed by landmarks of the kept ones ([`crate::geometric`]); where there are none,
+//!   `failed`, with the reason; box and imagined frames are given, and no pose is made up;
 //! * no box: `not_in_context`.
 
 use crate::boxes::{FoundBox, find_box};
 use crate::codec::CodecError;
 use crate::context::{ContextLatent, EncodeError, GROUP, stretches};
+use crate::geometric;
+use crate::guide::{self, Carry, HeldMind};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
     Budget, Clock, ContextLatents, Flow, Heads, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
-    choose_context, glance, pick,
+    choose_context, glance, pick, roll_out_held,
 };
 use crate::lift::{
-    Decision, Drift, Estimate, Evidence, LiftParams, Lifted, distinct, lift, nearest_rollout, verify,
+    Decision, Drift, DriveRule, Estimate, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify,
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
+use crate::recall::{Recall, RecallView, views_of};
+use crate::study::Studied;
+use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, interpolate, planar_isometry};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::backend::BackendError;
+pub use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::plucker::{Intrinsics, PluckerError};
 use mindseye_engines::text::{TokenizerError, UnknownWord};
+use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
 
 pub use crate::imagine::Stage;
@@ -52,6 +60,10 @@ pub struct MindSpec {
     pub settings: RolloutSettings,
     /// Calibration of the lift; `None` for a model without lift heads.
     pub lift: Option<LiftParams>,
+    /// Width and height of the pictures of which it reads depth ([`Mind::depth`]): frames are kept in these pixels too.
+    pub detail: Option<(usize, usize)>,
+    /// What the drive that is shown is held to.
+    pub guide: Guide,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a rollout that show the box (at least 1).
@@ -93,6 +105,15 @@ pub trait Mind: Send {
     /// [`MindError::DepthSize`] for a picture of another size, [`MindError::Depth`] when the backend fails,
     /// [`MindError::DepthValues`] for what is no depth.
     fn depth(&mut self, _picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        Ok(None)
+    }
+
+    /// Encodes frames of the model's size, [`GROUP`] for each latent, none of them a given first one:
+    /// `[frames / GROUP, channels, height, width]`. `None` when the codec cannot encode a clip's frames by themselves.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn encode_frames(&mut self, _frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
         Ok(None)
     }
 
@@ -143,6 +164,9 @@ pub enum MindError {
         /// All words that it knows.
         known: Vec<String>,
     },
+    /// There is no model.
+    #[error("no model bundle is loaded")]
+    NoModel,
     /// The tokenizer refused the text.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
@@ -186,6 +210,13 @@ pub enum MindError {
     Decode(#[from] CodecError),
 }
 
+impl MindError {
+    /// Whether the model lacks words for the goal, or there is no model: nothing that it could have seen.
+    pub fn is_about_words(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::Nothing { .. } | Self::Several { .. } | Self::NoModel)
+    }
+}
+
 /// Why a model has no rays for a path.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -216,6 +247,8 @@ pub struct Scene {
     pub memory: Vec<ContextLatent>,
     /// The newest frame at the model's size.
     pub newest: RgbImage,
+    /// The same frame in the pixels of which the model reads depth, where it does.
+    pub newest_detail: Option<RgbImage>,
     /// Its stamp.
     pub captured_at: Timestamp,
     /// `odom_from_base` at that stamp; `None` without odometry.
@@ -230,6 +263,8 @@ pub struct Scene {
     pub odometry_noise: OdometryNoise,
     /// Intrinsics of the pictures at the model's size, pixel centres at +0.5; `None` when they are not known.
     pub intrinsics: Option<Intrinsics>,
+    /// What studying frames in full has given; empty where none are.
+    pub studied: Studied,
 }
 
 /// An answer with its evidence.
@@ -240,12 +275,15 @@ pub struct Grounded {
     /// What the lift found, relative to the base where the rollout begins: at the newest frame, or where an older view
     /// of the thing was had.
     pub lifted: Option<Lifted>,
-    /// Frames of the rollout that is shown; empty when none was sampled.
+    /// Frames of the drive that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
     /// What the camera should see from the goal's pose, and the largest mean absolute difference (0..1) with which it
     /// does; none where that was not measured.
     pub end: Option<(RgbImage, f64)>,
-    /// Which candidate that rollout is, from 0.
+    /// Where the drive that is shown was held to what was seen: the same drive before, from the video alone, and what was
+    /// carried alone.
+    pub guided: Option<Guided>,
+    /// Which candidate that drive is, from 0; a guided one comes after all others.
     pub candidate: usize,
     /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
     pub origin: Option<Pose2>,
@@ -257,6 +295,8 @@ pub struct Grounded {
     pub path: Vec<Pose2>,
     /// The object's place in the answer's frame.
     pub object: Option<(f64, f64)>,
+    /// What placing the imagined frames by landmarks gave; `None` where it was not tried.
+    pub geometry: Option<PictureLift>,
     /// Duration of each denoising step, ms.
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
@@ -268,6 +308,16 @@ impl Grounded {
     pub fn end_view(&self, spec: &MindSpec) -> Option<&RgbImage> {
         self.frames.get(self.frames.len().checked_sub(spec.box_latents.max(1) * GROUP + 1)?)
     }
+}
+
+/// What a guided drive was made of.
+#[derive(Clone, Debug)]
+pub struct Guided {
+    /// Frames of the drive that was sampled from the video alone: the witness.
+    pub video_only: Vec<RgbImage>,
+    /// What was seen, carried into the drive's views, holes filled: no network had a part in it. As many frames as the
+    /// drive has, the given first one being the newest view itself.
+    pub carried: Vec<RgbImage>,
 }
 
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
@@ -387,6 +437,7 @@ pub fn ground(
         answer,
         lifted: None,
         frames: Vec::new(),
+        guided: None,
         end: None,
         candidate: 0,
         origin: None,
@@ -394,13 +445,16 @@ pub fn ground(
         used: Vec::new(),
         path: Vec::new(),
         object: None,
+        geometry: None,
         step_ms: Vec::new(),
         reconstruction_error: None,
     };
     let spec = spec_for(mind.spec(), goal);
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
-    match attempt(mind, &job, &mut report) {
+    let attempted = attempt(mind, &job, &mut report);
+    let mut unsuited = unsuited(&report.grounded, &job.spec);
+    match attempted {
         Ok(()) => {
             state_context(&mut report.grounded, &job.spec);
             let grounded = &mut report.grounded;
@@ -411,9 +465,25 @@ pub fn ground(
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
             report.grounded.answer.reason = Some(error.to_string());
+            unsuited |= matches!(&error, GroundError::Mind(e) if e.is_about_words());
         }
     }
+    if job.by_text() {
+        let agree_max = job.spec.lift.as_ref().map_or(DEFAULT_AGREE_MAX, |lift| lift.agree_max);
+        witness::join(&mut report.grounded, scene, goal, unsuited, agree_max);
+    }
     Ok(report.grounded)
+}
+
+/// Spreads by which witnesses may differ where the bundle does not say.
+const DEFAULT_AGREE_MAX: f64 = 3.0;
+
+/// Whether the model has nothing to say of this place: its pictures are unlike those that it was trained on, or nothing of
+/// it gives a pose.
+fn unsuited(grounded: &Grounded, spec: &MindSpec) -> bool {
+    let limit = spec.lift.as_ref().and_then(|lift| lift.reconstruction_max);
+    let unlike = grounded.reconstruction_error.zip(limit).is_some_and(|(error, most)| error > most);
+    unlike || (spec.lift.is_none() && grounded.answer.status == Status::Failed)
 }
 
 /// The steps, one after the other; `report` holds what is known when one fails.
@@ -435,23 +505,28 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let Grounded { answer, step_ms, .. } = &mut report.grounded;
     *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
     answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
+    answer.imagined = !imagined.rollouts.is_empty();
     answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
 
     let params = job.spec.lift.as_ref();
     let estimate = params.map(|params| view.lift(&imagined.glances, params));
     let goal_pose = |pose| if job.by_text() { pose } else { request.route.last().copied() };
     let end = estimate.as_ref().and_then(|estimate| goal_pose(estimate.pose));
-    if let Some(end) = end.filter(|_| !imagined.rollouts.is_empty()) {
-        // The rollout that ends where the others say, or at the last waypoint, is the one shown.
-        let best = nearest_rollout(&imagined.rollouts, end);
+    let sampled = !imagined.rollouts.is_empty();
+    let (mut recall, unregistered) =
+        if sampled { recall(mind, job, &view)? } else { (None, Unregistered::default()) };
+    report.done("recall", None)?;
+
+    let mut drives = look_at(mind, job, &imagined, recall.as_mut(), end)?;
+    let best = best_drive(&drives);
+    let drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
+    if sampled {
         imagined.rollouts.swap(0, best);
         report.grounded.candidate = best;
     }
-
-    let video = decode(mind, job, &imagined)?;
-    report.grounded.found_box = video.clearest.filter(|b| b.score >= job.spec.box_min);
+    report.grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
     report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
-    report.grounded.frames = video.frames;
+    report.grounded.frames = drive.frames;
     report.grounded.reconstruction_error = match params.and_then(|params| params.reconstruction_max) {
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, &view)?,
         _ => None,
@@ -460,7 +535,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 
     let Some((params, estimate)) = params.zip(estimate) else {
         let (status, reason) = if job.by_text() {
-            without_heads(&imagined, video.clearest, job.spec.box_min)
+            without_heads(&imagined, drive.clearest, job.spec.box_min)
         } else {
             let reason = "the drive along the waypoints was imagined, but this model has no heads to tell whether it \
                           went there: no pose can be given; the imagined frames are attached";
@@ -468,20 +543,35 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         };
         report.grounded.answer.status = status;
         report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+        if job.by_text() {
+            geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+        }
+        report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
     let evidence = Evidence {
+        registered: drive.registered,
         likeness_error: likeness_error(job, &view, &report.grounded.frames, end),
         reconstruction_error: report.grounded.reconstruction_error,
     };
     let mut lifted = verify(estimate, &imagined.rollouts, evidence, params);
-    if !job.by_text() {
-        follow(&mut lifted, &imagined, &request.route, params);
+    if job.by_text() {
+        if !drive.path.is_empty() {
+            lifted.path = drive.path;
+        }
+    } else {
+        let way = recall.as_mut().and_then(|r| r.follow(&report.grounded.frames, &request.cameras));
+        follow(&mut lifted, &imagined, &request.route, way.as_deref(), params);
+    }
+    if let Some(recall) = recall.as_mut().filter(|_| lifted.decision == Decision::Found) {
+        guide(mind, job, (&request, &view), (&imagined, best), (&lifted, recall), report)?;
+        report.done("guide", None)?;
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
-    if let Some(reduced) = &imagined.reduced {
+    let required = params.drive == DriveRule::Required && sampled;
+    for note in [imagined.reduced.clone(), unregistered.note(required)].into_iter().flatten() {
         let answer = &mut report.grounded.answer;
-        answer.reason = Some(with_reduction(answer.reason.take(), Some(reduced)));
+        answer.reason = Some(with_reduction(answer.reason.take(), Some(&note)));
     }
     report.done("lift", Some(Stage::Lift))?;
     Ok(())
@@ -495,8 +585,9 @@ struct Request {
     rays: Option<Vec<f32>>,
     /// Base poses at the waypoints, relative to here; empty for a goal by text.
     route: Vec<Pose2>,
-    /// The camera's pose at the last waypoint, relative to here; none for a goal by text.
-    end: Option<Isometry3<f64>>,
+    /// The camera's poses along the route, relative to here, one for the first frame and one for each of the others; none for
+    /// a goal by text.
+    cameras: Vec<Isometry3<f64>>,
 }
 
 impl Request {
@@ -509,7 +600,8 @@ fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
     let null_text = mind.encode_text("")?;
     match &job.goal.kind {
         GoalKind::Text(text) => {
-            Ok(Request { text: mind.encode_text(text)?, null_text, rays: None, route: Vec::new(), end: None })
+            let text = mind.encode_text(text)?;
+            Ok(Request { text, null_text, rays: None, route: Vec::new(), cameras: Vec::new() })
         }
         GoalKind::Waypoints(poses) => {
             let mount = job.scene.base_from_camera.or(job.spec.mounting).ok_or(GroundError::Mounting)?;
@@ -517,7 +609,7 @@ fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
             let images = 1 + (job.settings.target_latents - 1) * GROUP;
             let cameras = camera_path(poses, &route, &mount, images);
             let rays = Some(mind.camera_rays(&cameras, job.scene.intrinsics.as_ref())?);
-            Ok(Request { text: null_text.clone(), null_text, rays, route, end: cameras.last().copied() })
+            Ok(Request { text: null_text.clone(), null_text, rays, route, cameras })
         }
     }
 }
@@ -546,26 +638,167 @@ fn imagine(
     Ok(imagination.roll_out(report.progress)?)
 }
 
-/// The imagined frames to show, and the clearest box in the last ones.
-struct Video {
+/// What one sampled drive shows.
+#[derive(Default)]
+struct Shown {
     frames: Vec<RgbImage>,
+    /// The clearest box in the last frames, good enough or not.
     clearest: Option<FoundBox>,
+    registered: Option<Registered>,
+    /// Where its pictures were taken: one pose per latent; empty when they were not registered.
+    path: Vec<Pose2>,
 }
 
-/// Decodes the rollout to show. Heads speak for all rollouts; without heads the one with the clearest box is taken.
-fn decode(mind: &mut dyn Mind, job: &Job<'_>, imagined: &Imagined) -> Result<Video, GroundError> {
-    let looked_at = if job.spec.lift.is_some() { 1 } else { usize::MAX };
-    let mut video = Video { frames: Vec::new(), clearest: None };
-    for rollout in imagined.rollouts.iter().take(looked_at) {
+/// Decodes the sampled drives and reads them; `end` is a pose to begin looking for their ends from.
+fn look_at(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    imagined: &Imagined,
+    mut recall: Option<&mut Recall>,
+    end: Option<Pose2>,
+) -> Result<Vec<Shown>, GroundError> {
+    let mut out = Vec::new();
+    for rollout in &imagined.rollouts {
         let frames = mind.decode(&rollout.latents)?;
-        let boxed = frames.len().saturating_sub(job.boxed_frames());
-        let found = find_box(&frames[boxed..]);
-        let score = |found: &Option<FoundBox>| found.map_or(f64::NEG_INFINITY, |b| b.score);
-        if video.frames.is_empty() || score(&found) > score(&video.clearest) {
-            video = Video { frames, clearest: found };
+        let clearest = find_box(&frames[frames.len().saturating_sub(job.boxed_frames())..]);
+        let found = clearest.filter(|b| b.score >= job.spec.box_min);
+        let heads = rollout.heads.pose.iter().skip(rollout.heads.context);
+        let way: Vec<Pose2> = heads
+            .map(|[x, y, c, s]| Pose2::new(f64::from(*x), f64::from(*y), f64::from(*s).atan2(f64::from(*c))))
+            .collect();
+        let starts: Vec<Pose2> = end.into_iter().chain(way.last().copied()).collect();
+        let boxed = if job.by_text() { job.boxed_frames() } else { GROUP };
+        let read = recall.as_mut().and_then(|r| r.read(&frames, boxed, found.as_ref(), &starts, &way));
+        let (registered, path) = read.map_or((None, Vec::new()), |(shown, path)| (Some(shown), path));
+        out.push(Shown { frames, clearest, registered, path });
+    }
+    Ok(out)
+}
+
+/// The drive whose pictures show the most: what was seen explains them, and they end with a box; where they are not
+/// registered, the one with the clearest box. The first of several.
+fn best_drive(drives: &[Shown]) -> usize {
+    let cost = |d: &Shown| match &d.registered {
+        Some(shown) => shown.cost(),
+        None => 10.0 - d.clearest.map_or(0.0, |b| b.score),
+    };
+    let costs: Vec<f64> = drives.iter().map(cost).collect();
+    (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
+}
+
+/// Why pictures are not, or only partly, held against what was seen.
+#[derive(Default)]
+struct Unregistered {
+    why: Option<&'static str>,
+    /// Views before a jump of odometry.
+    left_out: usize,
+}
+
+impl Unregistered {
+    /// For the answer; nothing when the drive was held against everything, or `required` says that nobody asked.
+    fn note(&self, required: bool) -> Option<String> {
+        match self.why {
+            Some(why) if required => {
+                Some(format!("{why}: the imagined drive was compared with the nearest remembered view only"))
+            }
+            None if self.left_out > 0 => Some(format!(
+                "odometry jumped: {} remembered views from before were left out when the imagined drive was checked",
+                self.left_out
+            )),
+            _ => None,
         }
     }
-    Ok(video)
+}
+
+/// What was seen in the stretch that the rollout begins in, with depth and poses.
+fn recall(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    view: &View,
+) -> Result<(Option<Recall>, Unregistered), GroundError> {
+    let because = |why| Ok((None, Unregistered { why: Some(why), left_out: 0 }));
+    let (scene, spec) = (job.scene, &job.spec);
+    if spec.lift.as_ref().is_none_or(|lift| lift.registration.is_none()) || spec.detail.is_none() {
+        return because("this model reads no depth");
+    }
+    let Some(origin) = view.origin else { return because("there is no odometry") };
+    let Some(mounting) = scene.base_from_camera.or(spec.mounting) else {
+        return because("the camera's mounting is not known");
+    };
+    let (begin, end) = view.stretch;
+    let stretch = &scene.memory[begin..=end];
+    let now = match (view.start.and_then(|p| scene.memory.get(p)), scene.odom_from_base) {
+        (Some(start), _) => (start.info.captured_at, origin),
+        (None, Some(odom_from_base)) => (scene.captured_at, odom_from_base),
+        (None, None) => return because("there is no odometry"),
+    };
+    let (mut views, left_out) = views_of(stretch, now, origin);
+    if let (None, Some(newest)) = (view.start, &scene.newest_detail) {
+        views.push(RecallView { picture: newest, here_from_base: Pose2::default() });
+    }
+    match Recall::new(mind, &views, &mounting)? {
+        Some(recall) => Ok((Some(recall), Unregistered { why: None, left_out })),
+        None => because("this model reads no depth"),
+    }
+}
+
+/// Samples the drive that is shown: along the answer's path, held to what was seen.
+fn guide(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    (request, view): (&Request, &View),
+    (imagined, candidate): (&Imagined, usize),
+    (lifted, recall): (&Lifted, &mut Recall),
+    report: &mut Report<'_>,
+) -> Result<(), GroundError> {
+    if job.spec.guide == Guide::None {
+        return Ok(());
+    }
+    let boxed = if job.by_text() { job.boxed_frames() } else { 0 };
+    let cameras = if job.by_text() {
+        let path = mean_path(&imagined.glances, job.settings.target_latents);
+        let along = guide::along(&path, boxed / GROUP, lifted.estimate.pose);
+        along.into_iter().map(|base| recall.camera_at(base)).collect()
+    } else {
+        request.cameras.clone()
+    };
+    let carry = Carry::new(recall, &cameras, boxed);
+    let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
+    let (candidates, steps) = (imagined.rollouts.len(), job.settings.steps);
+    let mut stepped = |step, estimate: &[f32]| {
+        let candidate = candidates;
+        (report.progress)(Stage::Step { candidate, candidates: candidates + 1, step, steps, estimate })
+    };
+    let mut held = HeldMind { mind, carry: &carry };
+    let budget = (job.budget, step);
+    let (seen, prompt) = (&view.seen, request.prompt());
+    let rollout = roll_out_held(&mut held, seen, prompt, &job.settings, candidate, budget, &mut stepped)?;
+    let Some(rollout) = rollout else { return Ok(()) };
+    let frames = mind.decode(&rollout.latents)?;
+    let grounded = &mut report.grounded;
+    let shown = find_box(&frames[frames.len().saturating_sub(boxed)..]);
+    if let Some(found) = shown.filter(|b| boxed > 0 && b.score >= job.spec.box_min) {
+        grounded.found_box = Some(found);
+        grounded.answer.bounding_box = Some(found.edges());
+    }
+    let first = frames.first().cloned();
+    let carried = first.into_iter().flat_map(|f| std::iter::repeat_n(f, GROUP)).chain(carry.pictures());
+    let carried = carried.collect();
+    grounded.candidate = candidates;
+    let video_only = std::mem::replace(&mut grounded.frames, frames);
+    grounded.guided = Some(Guided { video_only, carried });
+    Ok(())
+}
+
+/// The mean over glances of where the pose head puts the end of each target latent; the first one is here.
+fn mean_path(glances: &[Heads], targets: usize) -> Vec<Pose2> {
+    let mean = |latent: usize| {
+        let heads = glances.iter().filter_map(|h| h.pose.get(h.context + latent));
+        let sum = heads.fold([0.0f64; 4], |sum, h| std::array::from_fn(|i| sum[i] + f64::from(h[i])));
+        let n = glances.len().max(1) as f64;
+        Pose2::new(sum[0] / n, sum[1] / n, sum[3].atan2(sum[2]))
+    };
+    std::iter::once(Pose2::default()).chain((1..targets).map(mean)).collect()
 }
 
 /// How much the rollout's last view without a box differs from the remembered view nearest to where it ends, 0..1.
@@ -579,7 +812,7 @@ fn likeness_error(job: &Job<'_>, view: &View, frames: &[RgbImage], end: Option<P
 fn publish(grounded: &mut Grounded, job: &Job<'_>, view: &View, request: &Request, lifted: Lifted) {
     fill(&mut grounded.answer, job.scene, view.origin, &lifted);
     let origin = view.origin.unwrap_or_default();
-    if let Some((camera, end)) = grounded.answer.camera_pose.as_mut().zip(request.end) {
+    if let Some((camera, end)) = grounded.answer.camera_pose.as_mut().zip(request.cameras.last().copied()) {
         // The base drives below; the camera was asked for in space.
         *camera = FramedPose3::new(camera.frame.clone(), &(planar_isometry(origin) * end));
     }
@@ -643,6 +876,8 @@ struct View {
     start: Option<usize>,
     /// `odom_from_base` there.
     origin: Option<Pose2>,
+    /// The first and the last position of the memory that there was to choose from.
+    stretch: (usize, usize),
     /// Positions in the memory that were chosen.
     used: Vec<usize>,
     /// Their latents, and the first one of the rollout.
@@ -766,6 +1001,7 @@ fn view_of(
     Ok(Some(View {
         start,
         origin,
+        stretch: (begin, end),
         seen: pick(&memory, &chosen, spec.latent_len),
         context: chosen.iter().map(place).collect(),
         drift: chosen.iter().map(|p| drift[*p]).collect(),
@@ -871,29 +1107,48 @@ fn resample<P: Copy>(
         .collect()
 }
 
-/// For waypoints the place is given; what can be doubted is whether the network went along.
-fn follow(lifted: &mut Lifted, imagined: &Imagined, route: &[Pose2], params: &LiftParams) {
+/// For waypoints the place is given; what can be doubted is whether the network went along: by its pictures, registered
+/// along the way ([`Recall::follow`]: frame, error, pose for each latent), else by its pose head.
+fn follow(
+    lifted: &mut Lifted,
+    imagined: &Imagined,
+    route: &[Pose2],
+    way: Option<&[(usize, f64, Pose2)]>,
+    params: &LiftParams,
+) {
     let Some(goal) = route.last().copied() else { return };
     lifted.estimate.pose = Some(goal);
     lifted.estimate.object = None;
     let heads = imagined.rollouts.first().map(|r| &r.heads).or(imagined.glances.first());
-    let end = heads.and_then(|h| h.pose.last().copied());
-    let Some([x, y, ..]) = end.map(|h| h.map(f64::from)) else {
+    let by_head =
+        heads.and_then(|h| h.pose.last()).map(|h| Pose2::new(f64::from(h[0]), f64::from(h[1]), 0.0));
+    let by_pictures = way.and_then(|way| way.last()).map(|(_, _, pose)| *pose);
+    let registration = params.registration.filter(|_| by_pictures.is_some());
+    let Some(end) = by_pictures.or(by_head) else {
         lifted.decision = Decision::Found;
         return;
     };
-    let off = goal.distance(Pose2::new(x, y, 0.0));
-    let sigma = params.rollout_sigma_m.max(1e-6);
+    let off = goal.distance(end);
+    let sigma = registration.map_or(params.rollout_sigma_m, |r| r.sigma_m).max(1e-6);
     let bell = |d: f64| (-0.5 * d * d).exp();
     let orientation =
         lifted.estimate.localisation_m.map_or(1.0, |e| bell(e / params.localisation_sigma_m.max(1e-6)));
     lifted.consistency = 0.5 * bell(off / sigma) + 0.5 * orientation;
     lifted.estimate.variances = [sigma.powi(2), sigma.powi(2), params.yaw_sigma_rad.powi(2)];
-    lifted.decision = match lifted.estimate.localisation_m {
-        Some(error) if error > params.localisation_max_m => Decision::Inconsistent(format!(
+    let worst = way.unwrap_or_default().iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let required = registration.filter(|_| params.drive == DriveRule::Required);
+    lifted.decision = match (lifted.estimate.localisation_m, worst.zip(required)) {
+        (Some(error), _) if error > params.localisation_max_m => Decision::Inconsistent(format!(
             "the network misplaces its own context by {error:.2} m against odometry"
         )),
-        _ if off > params.agree_max * sigma => {
+        (_, Some(((frame, error, _), limits))) if *error > limits.way_error_max => {
+            let (explained, wanted) = distinct(1.0 - error, 1.0 - limits.way_error_max);
+            Decision::Inconsistent(format!(
+                "the imagined drive leads through another place: what was seen explains frame {frame} to {explained}, \
+                 {wanted} is needed"
+            ))
+        }
+        _ if off > registration.map_or(params.agree_max, |r| r.agree_max) * sigma => {
             Decision::Inconsistent(format!("the imagined drive ends {off:.2} m from the last waypoint"))
         }
         _ => Decision::Found,

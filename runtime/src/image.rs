@@ -23,6 +23,12 @@ impl ModelCamera {
         Self { width, height, focal_px }
     }
 
+    /// The same camera with other numbers of pixels over the same field of view.
+    pub fn resized(&self, width: usize, height: usize) -> Self {
+        let scale = width as f64 / self.width.max(1) as f64;
+        Self { width, height, focal_px: self.focal_px.map(|focal| focal * scale) }
+    }
+
     /// Any camera: frames fill the model's picture, the middle of what does not fit is taken.
     pub fn any(width: usize, height: usize) -> Self {
         Self { width, height, focal_px: None }

@@ -248,6 +248,9 @@ pub enum ImagineError {
     /// The sampler refused.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// An estimate could not be held to what was seen.
+    #[error("imagination: the drive cannot be held to what was seen: {0}")]
+    Hold(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The network returned numbers that are not finite.
     #[error(
         "imagination: the denoiser returned a value that is not finite; the bundle or the backend is broken"
@@ -715,8 +718,7 @@ impl<'a> Imagination<'a> {
         self.budget.fits(TimeDelta(self.pass.0.saturating_mul(branches)))
     }
 
-    /// Samples one rollout. When a step takes longer than the time left, the last estimate of the clean sample is the
-    /// result.
+    /// Samples one rollout.
     fn sample(
         &mut self,
         candidate: usize,
@@ -730,35 +732,111 @@ impl<'a> Imagination<'a> {
             Noise::new(settings.seed, 2 * candidate as u64 + 1)
                 .draw((evaluator.context() + 1) * evaluator.frame)
         });
-        let mut sampler = Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
-        let mut x = evaluator.beginning(candidate);
-        let mut heads = Heads::default();
-        let (mut done, mut took, mut clean) = (0, TimeDelta(1), Vec::new());
-        let mut cut_short = false;
-        while let Some(step) = sampler.next_step() {
-            if done > 0 && budget.fits(took) < 1 {
-                cut_short = true;
-                x = clean;
-                break;
-            }
-            let began = budget.clock.now();
-            let v;
-            (v, heads) = evaluator.guided(&x, step, context_noise.as_deref())?;
-            took = (budget.clock.now() - began).max(TimeDelta(1));
-            done += 1;
-            clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
-            sampler.step(&v, &mut x)?;
-            self.result.step_times.push(took);
-            if stepped(done, &clean) == Flow::Stop {
-                return Err(ImagineError::Stopped);
-            }
-        }
-        x[..evaluator.frame].copy_from_slice(&evaluator.seen.first);
-        if !x.iter().all(|v| v.is_finite()) {
-            return Err(ImagineError::NotFinite);
-        }
-        Ok(Sampled { rollout: Rollout { latents: x, heads, steps: done }, cut_short })
+        let x = evaluator.beginning(candidate);
+        let first = evaluator.seen.first.clone();
+        let mut guided = |x: &[f32], step: Step| evaluator.guided(x, step, context_noise.as_deref());
+        let walked = walk(settings, steps, (x, &first), budget, stepped, &mut guided)?;
+        self.result.step_times.extend(walked.step_times);
+        Ok(Sampled { rollout: walked.rollout, cut_short: walked.cut_short })
     }
+}
+
+/// A sample that was walked down the noise levels.
+struct Walked {
+    rollout: Rollout,
+    cut_short: bool,
+    step_times: Vec<TimeDelta>,
+}
+
+/// What is known of a sample at a step: the guided velocity, and what the heads say.
+type Evaluate<'a> = dyn FnMut(&[f32], Step) -> Result<(Vec<f32>, Heads), ImagineError> + 'a;
+
+/// Walks a sample from noise `x` to the end, where its first latent is `first`. When a step takes longer than the time
+/// left, the last estimate of the clean sample is the result.
+fn walk(
+    settings: &RolloutSettings,
+    steps: usize,
+    (mut x, first): (Vec<f32>, &[f32]),
+    budget: Budget<'_>,
+    stepped: &mut dyn FnMut(usize, &[f32]) -> Flow,
+    evaluate: &mut Evaluate<'_>,
+) -> Result<Walked, ImagineError> {
+    let mut sampler = Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
+    let mut heads = Heads::default();
+    let (mut done, mut took, mut clean) = (0, TimeDelta(1), Vec::new());
+    let (mut cut_short, mut step_times) = (false, Vec::new());
+    while let Some(step) = sampler.next_step() {
+        if done > 0 && budget.fits(took) < 1 {
+            cut_short = true;
+            x = clean;
+            break;
+        }
+        let began = budget.clock.now();
+        let v;
+        (v, heads) = evaluate(&x, step)?;
+        took = (budget.clock.now() - began).max(TimeDelta(1));
+        done += 1;
+        clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
+        sampler.step(&v, &mut x)?;
+        step_times.push(took);
+        if stepped(done, &clean) == Flow::Stop {
+            return Err(ImagineError::Stopped);
+        }
+    }
+    x[..first.len()].copy_from_slice(first);
+    if !x.iter().all(|v| v.is_finite()) {
+        return Err(ImagineError::NotFinite);
+    }
+    Ok(Walked { rollout: Rollout { latents: x, heads, steps: done }, cut_short, step_times })
+}
+
+/// A denoiser whose estimates of the clean sample are put right before the sampler goes on.
+pub trait Held {
+    /// The denoiser.
+    fn denoiser(&mut self) -> &mut dyn Denoise;
+
+    /// Puts an estimate right: `[target_latents, channels, height, width]`, the given first one included.
+    ///
+    /// # Errors
+    /// When it cannot be: nothing is sampled then.
+    fn hold(&mut self, clean: &mut [f32]) -> Result<(), ImagineError>;
+}
+
+/// Samples one rollout from the noise of a candidate, each step's estimate of the clean sample being put right by `held`.
+/// `None` when there is no time for `settings.min_steps` steps of a duration of `step`.
+///
+/// # Errors
+/// [`ImagineError`].
+pub fn roll_out_held(
+    held: &mut dyn Held,
+    seen: &ContextLatents,
+    prompt: Prompt<'_>,
+    settings: &RolloutSettings,
+    candidate: usize,
+    (budget, step): (Budget<'_>, TimeDelta),
+    stepped: &mut dyn FnMut(usize, &[f32]) -> Flow,
+) -> Result<Option<Rollout>, ImagineError> {
+    let steps = settings.steps.max(1).min(budget.fits(step));
+    if steps < settings.min_steps.max(1) {
+        return Ok(None);
+    }
+    let evaluator = Evaluator::new(held.denoiser(), seen, prompt, settings)?;
+    let given = (evaluator.context() + 1) * evaluator.frame;
+    let drops_context = evaluator.is_guided() && settings.dropped != Dropped::Instruction;
+    let x = evaluator.beginning(candidate);
+    let noise = drops_context.then(|| Noise::new(settings.seed, 2 * candidate as u64 + 1).draw(given));
+    let mut guided = |x: &[f32], step: Step| {
+        let mut evaluator = Evaluator::new(held.denoiser(), seen, prompt, settings)?;
+        let (mut v, heads) = evaluator.guided(x, step, noise.as_deref())?;
+        let mut clean: Vec<f32> = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
+        clean[..seen.first.len()].copy_from_slice(&seen.first);
+        held.hold(&mut clean)?;
+        for ((v, x), clean) in v.iter_mut().zip(x).zip(&clean) {
+            *v = (x - clean) / step.sigma.max(1e-6);
+        }
+        Ok((v, heads))
+    };
+    Ok(Some(walk(settings, steps, (x, &seen.first), budget, stepped, &mut guided)?.rollout))
 }
 
 /// Candidates and steps that fit into `affordable` steps: candidates go first, then steps, then everything.

@@ -10,36 +10,80 @@
 //!   where it is from there, and the context's own poses (odometry; without it the pose head's guess) carry
 //!   all of these votes into one frame. What odometry may have drifted since ([`Drift`]) makes a vote count less and
 //!   widens the witness.
-//! * **The rollout**: the pose head at the end of the sampled rollout, and the red box in its last frames.
+//! * **The drive**: the place of the sampled rollout's last pictures among what was seen ([`crate::recall`]). It rests on
+//!   imagined pixels alone. Where no depth or no poses are known, the pose head at the rollout's end takes its place, and
+//!   does not move the answer.
 //!
 //! [`lift`] joins plan and memory, which need no rollout, into an [`Estimate`]; [`verify`] holds it against the rollouts
-//! and what else is known, and decides.
+//! and what else is known, joins the drive to it, and decides.
 //!
 //! # Consistency
 //! A figure in 0..1: the mean, weighted 4 : 3 : 2 : 1, of
 //! 1. *agreement* of plan and memory about the object's place, `exp(-d² / 2)` with `d` their distance in spreads;
 //! 2. *orientation*: how well the pose head finds the context's own places, of which odometry knows the truth:
 //!    `exp(-e² / 2)`, `e` the median error over [`LiftParams::localisation_sigma_m`]; left out without odometry;
-//! 3. *arrival*: agreement of the rollout with the place that plan and memory found; left out when none was sampled;
-//! 4. *likeness*: `1 - 4 m`, at least 0, with `m` the mean absolute difference between the end of the
-//!    rollout and the nearest remembered view; left out when there is none.
+//! 3. *arrival*: agreement of the drive with the place that plan and memory found; left out when none was sampled;
+//! 4. *likeness*: the share of the drive's pictures that what was seen explains; where they are not registered,
+//!    `1 - 4 m`, at least 0, with `m` the mean absolute difference between the end of the rollout and the nearest
+//!    remembered view; left out when there is none.
 //!
 //! # Decision
 //! `not_in_context` when the mask stays below its threshold everywhere, or when the pictures are unlike anything
 //! that the model was trained on; `inconsistent` when plan and memory differ by more than their spreads allow, when the
-//! network cannot place its own context, or when the figure is too low; otherwise `found`. All numbers come from
-//! the bundle's `[lift]` table, where calibration measured them.
+//! network cannot place its own context, or when the figure is too low; otherwise `found`. Where a drive is required
+//! ([`DriveRule`]) and was sampled, it must show the thing in its place: a drive without a box, through or to another
+//! place, or to another thing is `inconsistent`, whatever the other witnesses say. All numbers come from the bundle's
+//! `[lift]` table, where calibration measured them.
 
 use crate::imagine::{Heads, Rollout};
 use crate::planar::{Pose2, is_finite, point_from, wrap_angle};
 use mindseye_base::stats;
 use serde::Serialize;
 
-pub use mindseye_engines::bundle::{LiftParams, Spreads};
+pub use mindseye_engines::bundle::{DriveRule, LiftParams, RegistrationParams, Spreads};
+
+/// What the pictures of a rollout show, by registration alone: poses are relative to "here", frames are decoded ones, and
+/// errors are shares of a picture that are not explained by what was seen, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Registered {
+    /// Where the last pictures were taken.
+    pub pose: Pose2,
+    /// The first of the last pictures.
+    pub end_frame: usize,
+    /// Error of the last pictures there.
+    pub end_error: f64,
+    /// Share of the last pictures that was seen before.
+    pub covered: f64,
+    /// How much better this place explains them than the median place does, at most 1.
+    pub distinct: f64,
+    /// Error at the best place that is another one, where one was tried.
+    pub elsewhere: Option<f64>,
+    /// The picture on the way that is explained worst.
+    pub way_frame: usize,
+    /// Its error.
+    pub way_error: f64,
+    /// Mean error over the way and the end.
+    pub mean_error: f64,
+    /// Score of the box in the last pictures; none when it is not good enough.
+    pub box_score: Option<f64>,
+    /// Error of what the box holds, against what was seen there.
+    pub thing_error: Option<f64>,
+}
+
+impl Registered {
+    /// What candidates are ranked by, the least first: how badly the memory explains the drive along the whole way and at
+    /// its end, and what its box lacks.
+    pub fn cost(&self) -> f64 {
+        let lacks = 0.5 * (1.0 - self.box_score.unwrap_or(0.0));
+        self.mean_error + self.end_error + 0.5 * self.thing_error.unwrap_or(1.0) + lacks
+    }
+}
 
 /// What the pictures say of an estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evidence {
+    /// What the drive's pictures show, where they can be registered.
+    pub registered: Option<Registered>,
     /// Mean absolute difference (0..1) of the end of the rollout and the nearest remembered view.
     pub likeness_error: Option<f64>,
     /// Mean absolute error (0..1) of the codec on the context's frames.
@@ -100,8 +144,12 @@ pub struct Lifted {
     pub parts: [Agreement; 4],
     /// Where the base should stand.
     pub estimate: Estimate,
-    /// Where the rollouts end.
+    /// Where the drive ends: by registration, else by the rollouts' pose heads.
     pub rollout: Option<Witness>,
+    /// What its pictures show, where they could be registered.
+    pub registered: Option<Registered>,
+    /// Distance of the drive's end from plan and memory, in combined spreads.
+    pub drive_apart: Option<f64>,
     /// Path of the base in the first rollout, one pose per target latent; empty without a rollout.
     pub path: Vec<Pose2>,
 }
@@ -207,13 +255,20 @@ pub fn lift(glances: &[Heads], context: &[Option<Pose2>], drift: &[Drift], param
         disagreement: None,
         localisation_m: localisation(glances, context),
     };
-    fuse(&mut estimate, params);
+    fuse(&mut estimate, None, params);
     estimate
 }
 
 /// Holds an estimate against the rollouts (none: a draft) and what the pictures say, and decides.
-pub fn verify(estimate: Estimate, rollouts: &[Rollout], evidence: Evidence, params: &LiftParams) -> Lifted {
-    let rollout = rollout_witness(rollouts, params);
+pub fn verify(
+    mut estimate: Estimate,
+    rollouts: &[Rollout],
+    evidence: Evidence,
+    params: &LiftParams,
+) -> Lifted {
+    let registered = evidence.registered.zip(params.registration);
+    let drive = registered.and_then(|(shown, worth)| drive_witness(&shown, &worth, params));
+    let rollout = drive.or_else(|| rollout_witness(rollouts, params));
     let mut path = Vec::new();
     if let Some(first) = rollouts.first() {
         path.extend(first.heads.pose.iter().skip(first.heads.context).map(|h| pose_of(*h).0));
@@ -222,10 +277,68 @@ pub fn verify(estimate: Estimate, rollouts: &[Rollout], evidence: Evidence, para
             *first = Pose2::default();
         }
     }
-    let parts = agreements(&estimate, rollout, evidence, params);
+    let drive_apart = rollout.zip(estimate.object).map(|(rollout, object)| {
+        let spread = rollout.sigma_m.hypot(estimate.variances[0].sqrt()).max(1e-6);
+        distance(rollout.object, object) / spread
+    });
+    let parts = agreements(&estimate, drive_apart, evidence, params);
     let consistency = consistency(&parts);
-    let decision = decide(&estimate, &parts, evidence, params);
-    Lifted { decision, consistency, parts, estimate, rollout, path }
+    let decision = match (decide(&estimate, &parts, evidence, params), registered, params.drive) {
+        (Decision::Found, Some((shown, worth)), DriveRule::Required) => {
+            refused(&shown, &worth, drive_apart).map_or(Decision::Found, Decision::Inconsistent)
+        }
+        (decision, ..) => decision,
+    };
+    if let (Decision::Found, Some(drive)) = (&decision, drive) {
+        fuse(&mut estimate, Some(drive), params);
+    }
+    let registered = evidence.registered;
+    Lifted { decision, consistency, parts, estimate, rollout, registered, drive_apart, path }
+}
+
+/// Why a drive that has to show the thing in its place does not; `None` when it does.
+fn refused(shown: &Registered, worth: &RegistrationParams, apart: Option<f64>) -> Option<String> {
+    let end = shown.end_frame;
+    if shown.box_score.is_none() {
+        return Some(format!("the imagined drive shows nothing: no box in the pictures from frame {end} on"));
+    }
+    for (what, frame, error, most) in [
+        (
+            "the imagined drive ends in another place: what was seen explains",
+            end,
+            shown.end_error,
+            worth.end_error_max,
+        ),
+        (
+            "the imagined drive leads through another place: what was seen explains",
+            shown.way_frame,
+            shown.way_error,
+            worth.way_error_max,
+        ),
+        (
+            "the imagined drive ends at another thing: what was seen explains in the box of",
+            end,
+            shown.thing_error.unwrap_or(1.0),
+            worth.thing_error_max,
+        ),
+    ] {
+        if error > most {
+            let (explained, wanted) = distinct(1.0 - error, 1.0 - most);
+            return Some(format!("{what} frame {frame} to {explained}, {wanted} is needed"));
+        }
+    }
+    let apart = apart.filter(|apart| *apart > worth.agree_max)?;
+    Some(format!(
+        "the imagined drive ends elsewhere: frame {end} is {apart:.1} spreads from the plan's and the memory's place, at \
+         most {:.1} are allowed",
+        worth.agree_max
+    ))
+}
+
+/// The drive as a witness, by where its last pictures were taken.
+fn drive_witness(shown: &Registered, worth: &RegistrationParams, params: &LiftParams) -> Option<Witness> {
+    let object = object_ahead(shown.pose, params.standoff_m);
+    is_finite(shown.pose).then_some(Witness { object, pose: shown.pose, sigma_m: worth.sigma_m })
 }
 
 /// Mask logits of context and first frame.
@@ -318,24 +431,11 @@ fn rollout_witness(rollouts: &[Rollout], params: &LiftParams) -> Option<Witness>
     Some(Witness { object, pose, sigma_m: params.rollout_sigma_m.hypot(spread) })
 }
 
-/// Which rollout ends nearest to a pose (metres, and half a metre for each radian of heading); the first of several.
-/// Rollouts differ by their noise only: the one that agrees with the other witnesses is the one to show.
-pub fn nearest_rollout(rollouts: &[Rollout], end: Pose2) -> usize {
-    let cost = |rollout: &Rollout| {
-        rollout.heads.pose.last().map_or(f64::INFINITY, |head| {
-            let (pose, _) = pose_of(*head);
-            let off = pose.distance(end) + 0.5 * wrap_angle(pose.yaw - end.yaw).abs();
-            if off.is_finite() { off } else { f64::INFINITY }
-        })
-    };
-    let costs: Vec<f64> = rollouts.iter().map(cost).collect();
-    (0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)
-}
-
-/// Joins plan and memory by their variances; the side to stand on is the plan's when the memory does not contradict it.
-fn fuse(out: &mut Estimate, params: &LiftParams) {
+/// Joins plan, memory and drive by their variances; the side to stand on is the plan's when the memory does not contradict
+/// it, moved towards the drive's by what the drive's heading is worth.
+fn fuse(out: &mut Estimate, drive: Option<Witness>, params: &LiftParams) {
     let yaw_variance = params.yaw_sigma_rad.powi(2);
-    let (object, direction, variance) = match (out.plan, out.memory) {
+    let (mut object, mut direction, mut variance) = match (out.plan, out.memory) {
         (Some(a), Some(b)) => {
             let combined = a.sigma_m.hypot(b.sigma_m);
             let apart = distance(a.object, b.object) / combined.max(1e-9);
@@ -358,6 +458,23 @@ fn fuse(out: &mut Estimate, params: &LiftParams) {
         (Some(w), None) | (None, Some(w)) => (w.object, w.pose.yaw, w.sigma_m.powi(2)),
         (None, None) => return,
     };
+    if let Some(drive) = drive {
+        // What the two differ by widens the answer, but gives the drive no weight.
+        let weight = |w: Option<Witness>| w.map_or(0.0, |w| w.sigma_m.powi(-2));
+        let (w, own) = (drive.sigma_m.powi(-2), weight(out.plan) + weight(out.memory));
+        let differ = variance - 1.0 / own;
+        let apart = distance(object, drive.object);
+        let join = |p: f64, q: f64| (own * p + w * q) / (own + w);
+        object = (join(object.0, drive.object.0), join(object.1, drive.object.1));
+        // As above: a quarter of the squared distance, in the shares with which the two count.
+        let share = own / (own + w);
+        variance = 1.0 / (own + w) + share.powi(2) * differ + share * (1.0 - share) * apart.powi(2);
+        let turn = wrap_angle(drive.pose.yaw - direction);
+        let heading = params.registration.map_or(f64::INFINITY, |r| r.yaw_sigma_rad.powi(2));
+        if turn.abs() < 75f64.to_radians() {
+            direction = wrap_angle(direction + turn * yaw_variance / (yaw_variance + heading));
+        }
+    }
     let (s, c) = direction.sin_cos();
     let pose = Pose2::new(object.0 - params.standoff_m * c, object.1 - params.standoff_m * s, direction);
     if is_finite(pose) {
@@ -381,24 +498,22 @@ pub struct Agreement {
 
 fn agreements(
     estimate: &Estimate,
-    rollout: Option<Witness>,
+    drive_apart: Option<f64>,
     evidence: Evidence,
     params: &LiftParams,
 ) -> [Agreement; 4] {
     let bell = |d: f64| (-0.5 * d * d).exp();
     let agreement = estimate.disagreement.map_or(0.0, bell);
     let orientation = estimate.localisation_m.map(|e| bell(e / params.localisation_sigma_m.max(1e-6)));
-    let arrival = rollout.zip(estimate.object).map(|(rollout, object)| {
-        let spread = rollout.sigma_m.hypot(estimate.variances[0].sqrt()).max(1e-6);
-        bell(distance(rollout.object, object) / spread)
-    });
-    let likeness = evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0));
+    let arrival = drive_apart.map(bell);
+    let explained = evidence.registered.map(|shown| 1.0 - shown.mean_error);
+    let likeness = explained.or(evidence.likeness_error.map(|m| (1.0 - 4.0 * m).max(0.0)));
     let part = |what, weight, value| Agreement { what, weight, value };
     [
         part("plan and memory about the place", 4.0, Some(agreement)),
         part("the network and odometry about the context's poses", 3.0, orientation),
-        part("the rollout's end and the place", 2.0, arrival),
-        part("the rollout's last picture and the memory", 1.0, likeness),
+        part("the drive's end and the place", 2.0, arrival),
+        part("the drive's pictures and the memory", 1.0, likeness),
     ]
 }
 
@@ -483,23 +598,6 @@ mod tests {
 
     const TOKENS: usize = 6;
 
-    #[test]
-    fn the_rollout_that_ends_nearest_is_taken() {
-        let rollout = |x: f32, yaw: f32| Rollout {
-            heads: Heads {
-                pose: vec![[9.0, 9.0, 1.0, 0.0], [x, 0.0, yaw.cos(), yaw.sin()]],
-                ..Heads::default()
-            },
-            latents: Vec::new(),
-            steps: 1,
-        };
-        let end = Pose2::new(1.0, 0.0, 0.2);
-        let broken = rollout(f32::NAN, 0.0);
-        let rollouts = [broken, rollout(3.0, 0.2), rollout(1.1, -0.8), rollout(1.2, 0.2), rollout(1.2, 0.2)];
-        assert_eq!(nearest_rollout(&rollouts, end), 3);
-        assert_eq!(nearest_rollout(&[], end), 0);
-    }
-
     fn params() -> LiftParams {
         LiftParams {
             glance_timestep: 950.0,
@@ -514,6 +612,15 @@ mod tests {
             localisation_sigma_m: 0.3,
             localisation_max_m: 1.0,
             consistency_min: 0.3,
+            drive: DriveRule::Required,
+            registration: Some(RegistrationParams {
+                sigma_m: 0.2,
+                yaw_sigma_rad: 0.1,
+                end_error_max: 0.4,
+                way_error_max: 0.5,
+                thing_error_max: 0.6,
+                agree_max: 3.0,
+            }),
             variance_scale: 1.0,
             reconstruction_max: Some(0.1),
             arrival_error_max: None,
@@ -633,6 +740,133 @@ mod tests {
         let strange = Evidence { reconstruction_error: Some(0.2), ..evidence() };
         check("strange pictures", heads(&context, object, &[1], plan), strange, "not_in_context: the camera");
         check("no heads", Heads::default(), evidence(), "not_in_context");
+    }
+
+    /// What a right drive that ends at a pose shows.
+    fn right(pose: Pose2) -> Registered {
+        Registered {
+            pose,
+            end_frame: 20,
+            end_error: 0.1,
+            covered: 0.9,
+            distinct: 0.7,
+            elsewhere: Some(0.4),
+            way_frame: 11,
+            way_error: 0.2,
+            mean_error: 0.15,
+            box_score: Some(0.7),
+            thing_error: Some(0.2),
+        }
+    }
+
+    #[test]
+    fn three_witnesses_are_joined_by_hand() {
+        // Plan 0.3 m, memory 0.4 m, drive 0.2 m: on the line ahead at 2.0, 2.0 and 2.5 m.
+        let params = LiftParams { plan_sigma_m: 0.3, memory_sigma_m: 0.4, ..params() };
+        let context = sweep();
+        let h = heads(&context, (2.0, 0.0), &[6], Pose2::new(1.2, 0.0, 0.0));
+        let estimate = lift(std::slice::from_ref(&h), &known(&context), &[], &params);
+        // Variances of the two: 1 / (1 / .09 + 1 / .16) = .0576 m².
+        assert!((estimate.variances[0] - 0.0576).abs() < 1e-4, "{}", estimate.variances[0]);
+        let rollout = Rollout { latents: vec![], heads: h, steps: 4 };
+        let shown = right(Pose2::new(1.7, 0.0, 0.0));
+        let evidence = Evidence { registered: Some(shown), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert_eq!(out.decision, Decision::Found);
+        // Weights 17.361 and 25: 2.0 + 0.5 * 25 / 42.361 = 2.2951.
+        assert!((out.estimate.object.unwrap().0 - 2.2951).abs() < 1e-3, "{:?}", out.estimate.object);
+        assert!((out.estimate.pose.unwrap().x - 1.4951).abs() < 1e-3);
+        // 1 / 42.361 + 17.361 * 25 / 42.361² * .25 = .02361 + .06047.
+        assert!((out.estimate.variances[0] - 0.08408).abs() < 1e-3, "{}", out.estimate.variances[0]);
+        // Half a metre over the hypotenuse of .2 and .24.
+        assert!((out.drive_apart.unwrap() - 0.5 / 0.3124).abs() < 1e-2, "{:?}", out.drive_apart);
+        assert_eq!((out.rollout.unwrap().pose, out.registered), (shown.pose, Some(shown)));
+        // Headings: the drive's counts by its variance, .1² against .1²: half. It turns about the object.
+        let turned = right(Pose2::new(1.2, 0.0, 0.2));
+        let evidence = Evidence { registered: Some(turned), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert!((out.estimate.pose.unwrap().yaw - 0.1).abs() < 1e-2, "{:?}", out.estimate.pose);
+        // What is refused moves nothing; neither does a drive that nobody registered.
+        let nothing = Registered { box_score: None, ..shown };
+        let evidence = Evidence { registered: Some(nothing), ..Evidence::default() };
+        let out = verify(estimate.clone(), std::slice::from_ref(&rollout), evidence, &params);
+        assert!(matches!(out.decision, Decision::Inconsistent(_)));
+        assert_eq!(out.estimate, estimate);
+        let out = verify(estimate.clone(), &[rollout], Evidence::default(), &params);
+        assert_eq!((out.decision, out.estimate), (Decision::Found, estimate));
+    }
+
+    #[test]
+    fn a_drive_that_shows_something_else_is_refused() {
+        let context = sweep();
+        let plan = stand_before((2.0, 1.0), (0.0, 0.0), 0.8);
+        let h = heads(&context, (2.0, 1.0), &[1, 2], plan);
+        let check = |name: &str, shown: Registered, rule: DriveRule, want: Option<&str>| {
+            let params = LiftParams { drive: rule, consistency_min: 0.0, ..params() };
+            let estimate = lift(std::slice::from_ref(&h), &known(&context), &[], &params);
+            let rollout = Rollout { latents: vec![], heads: h.clone(), steps: 4 };
+            let evidence = Evidence { registered: Some(shown), ..Evidence::default() };
+            match (verify(estimate, &[rollout], evidence, &params).decision, want) {
+                (Decision::Found, None) => {}
+                (Decision::Inconsistent(reason), Some(want)) => assert_eq!(reason, want, "{name}"),
+                (got, want) => panic!("{name}: {got:?} instead of {want:?}"),
+            }
+        };
+        let well = right(plan);
+        // The last one: 4 m over the hypotenuse of .2 and 1 / sqrt(1 / .04 + 1 / .0225) = .12.
+        let wrong: [(&str, Registered, &str); 5] = [
+            (
+                "nothing",
+                Registered { box_score: None, thing_error: None, ..well },
+                "the imagined drive shows nothing: no box in the pictures from frame 20 on",
+            ),
+            (
+                "another end",
+                Registered { end_error: 0.45, ..well },
+                "the imagined drive ends in another place: what was seen explains frame 20 to 0.55, 0.60 is needed",
+            ),
+            (
+                "another way",
+                Registered { way_error: 0.7, ..well },
+                "the imagined drive leads through another place: what was seen explains frame 11 to 0.30, 0.50 is needed",
+            ),
+            (
+                "another thing",
+                Registered { thing_error: Some(0.8), ..well },
+                "the imagined drive ends at another thing: what was seen explains in the box of frame 20 to 0.20, 0.40 \
+                 is needed",
+            ),
+            (
+                "elsewhere",
+                right(stand_before((-2.0, 1.0), (0.0, 0.0), 0.8)),
+                "the imagined drive ends elsewhere: frame 20 is 17.1 spreads from the plan's and the memory's place, at \
+                 most 3.0 are allowed",
+            ),
+        ];
+        check("well", well, DriveRule::Required, None);
+        for (name, shown, reason) in wrong {
+            check(name, shown, DriveRule::Required, Some(reason));
+            check(name, shown, DriveRule::Optional, None);
+        }
+        // At its limits it passes.
+        let just = Registered { end_error: 0.4, way_error: 0.5, thing_error: Some(0.6), ..well };
+        check("just", just, DriveRule::Required, None);
+    }
+
+    #[test]
+    fn drives_are_ranked_by_what_they_show() {
+        let well = right(Pose2::default());
+        for (name, worse) in [
+            ("end", Registered { end_error: 0.2, ..well }),
+            ("way", Registered { mean_error: 0.2, ..well }),
+            ("box", Registered { box_score: Some(0.5), ..well }),
+            ("no box", Registered { box_score: None, thing_error: None, ..well }),
+            ("thing", Registered { thing_error: Some(0.3), ..well }),
+        ] {
+            assert!(worse.cost() > well.cost(), "{name}");
+        }
+        // .15 + .1 + .5 * .2 + .5 * .3
+        assert!((well.cost() - 0.5).abs() < 1e-12);
     }
 
     #[test]

@@ -413,11 +413,22 @@ impl Pipeline {
             denoiser,
             depth: match (&self.depth, &manifest.networks.depth) {
                 (Some(engine), Some(config)) => {
-                    Some(DepthReader { session: engine.session()?, size: [config.width, config.height] })
+                    Some(DepthReader::new(engine.session()?, [config.width, config.height]))
                 }
                 _ => None,
             },
         }))
+    }
+
+    /// Decodes latents for one thread, beside the minds; `None` where the codec is a video autoencoder with state, which
+    /// takes too long for pictures of work in progress.
+    ///
+    /// # Errors
+    /// When a session cannot be made.
+    pub fn latent_decoder(&self) -> Result<Option<LatentDecoder>, LoadError> {
+        let mut decoder = Decoder::new(&self.decoder, self.bundle.manifest())?;
+        let decode = move |latents: &[f32]| decoder.decode(latents).map_err(MindError::Decode);
+        Ok((!self.is_streaming()).then(|| Box::new(decode) as LatentDecoder))
     }
 
     /// A session for one thread that encodes frames.
@@ -428,6 +439,9 @@ impl Pipeline {
         Ok(Box::new(Encoder::new(&self.encoder, self.bundle.manifest())?))
     }
 }
+
+/// A clip `[n, channels, height, width]` to `4 n` frames, as [`Mind::decode`] does it.
+pub type LatentDecoder = Box<dyn FnMut(&[f32]) -> Result<Vec<RgbImage>, MindError> + Send>;
 
 /// Refuses what can only be run after another command.
 fn check_runnable(bundle: &Bundle) -> Result<(), LoadError> {
@@ -479,7 +493,6 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
         },
         frame_period: TimeDelta::from_secs_f64(image.frame_stride as f64 / image.frames_per_second),
         latent_len: manifest.latent.channels * manifest.latent.height * manifest.latent.width,
-        mounting: manifest.networks.camera.as_ref().map(mounting),
         context_max: manifest.limits.context_trained.clamp(1, manifest.limits.context_allowed),
         context_trained: manifest.limits.context_trained,
         settings: RolloutSettings {
@@ -500,6 +513,14 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             seed: 0,
         },
         lift: lift.cloned(),
+        detail: manifest
+            .networks
+            .depth
+            .as_ref()
+            .filter(|_| bundle.has("depth"))
+            .map(|depth| (depth.width, depth.height)),
+        guide: sampler.guide,
+        mounting: manifest.networks.camera.as_ref().map(mounting),
         box_min: manifest.bounding_box.score_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),
@@ -521,19 +542,40 @@ fn engine_hash(manifest: &Manifest, engine: &str) -> String {
     sha256(run.as_bytes())
 }
 
+/// Pictures whose depth is known: those of a memory are read once, whatever number of goals ask for them.
+const DEPTHS_KEPT: usize = 96;
+
 /// Reads depth from pictures of one size.
 struct DepthReader {
     session: Box<dyn Session>,
     /// Width and height.
     size: [usize; 2],
+    /// Pixels and their depth, the oldest first; at most [`DEPTHS_KEPT`].
+    known: std::collections::VecDeque<(Vec<u8>, Vec<f32>)>,
 }
 
 impl DepthReader {
+    fn new(session: Box<dyn Session>, size: [usize; 2]) -> Self {
+        Self { session, size, known: std::collections::VecDeque::with_capacity(DEPTHS_KEPT) }
+    }
+
     fn read(&mut self, picture: &RgbImage) -> Result<Vec<f32>, MindError> {
         let (expected, got) = (self.size, [picture.width, picture.height]);
         if expected != got {
             return Err(MindError::DepthSize { expected, got });
         }
+        if let Some((_, depth)) = self.known.iter().find(|(pixels, _)| *pixels == picture.data) {
+            return Ok(depth.clone());
+        }
+        let depth = self.read_anew(picture)?;
+        if self.known.len() == DEPTHS_KEPT {
+            self.known.pop_front();
+        }
+        self.known.push_back((picture.data.clone(), depth.clone()));
+        Ok(depth)
+    }
+
+    fn read_anew(&mut self, picture: &RgbImage) -> Result<Vec<f32>, MindError> {
         let channel = |c: usize| picture.data.iter().skip(c).step_by(3).map(|v| f32::from(*v) / 127.5 - 1.0);
         let pixels = (0..3).flat_map(channel).collect();
         let input = Tensor::f32(&[1, 3, picture.height, picture.width], pixels);
@@ -635,6 +677,18 @@ impl Mind for Thread {
 
     fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
         self.depth.as_mut().map(|reader| reader.read(picture)).transpose()
+    }
+
+    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
+        if !self.decoder.is_stateless() || !frames.len().is_multiple_of(GROUP) {
+            return Ok(None);
+        }
+        let mut latents = vec![0.0; frames.len() / GROUP * self.spec.latent_len];
+        for (group, latent) in frames.chunks_exact(GROUP).zip(latents.chunks_exact_mut(self.spec.latent_len))
+        {
+            self.encoder.encode_group(group, latent)?;
+        }
+        Ok(Some(latents))
     }
 
     fn decodes_alone(&self) -> bool {

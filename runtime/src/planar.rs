@@ -5,6 +5,7 @@
 
 pub use mindseye_base::planar::OdometryNoise;
 pub use mindseye_bridge::geometry::{Pose2, wrap_angle};
+use nalgebra::Isometry3;
 
 /// Maps a point given in the axes of `world_from_body` (metres) into the world.
 pub fn point_from(world_from_body: Pose2, x: f64, y: f64) -> (f64, f64) {
@@ -23,17 +24,47 @@ pub fn between(a: Pose2, b: Pose2, part: f64) -> Pose2 {
     Pose2::new(a.x + part * (b.x - a.x), a.y + part * (b.y - a.y), a.yaw + part * wrap_angle(b.yaw - a.yaw))
 }
 
+/// A pose that a [`PoseHistory`] can hold.
+pub trait TimedPose: Copy {
+    /// Whether all its numbers are finite.
+    fn is_finite(&self) -> bool;
+
+    /// The pose between this one and another at `part` in [0, 1].
+    #[must_use]
+    fn between(&self, other: &Self, part: f64) -> Self;
+}
+
+impl TimedPose for Pose2 {
+    fn is_finite(&self) -> bool {
+        is_finite(*self)
+    }
+
+    fn between(&self, other: &Self, part: f64) -> Self {
+        between(*self, *other, part)
+    }
+}
+
+impl TimedPose for Isometry3<f64> {
+    fn is_finite(&self) -> bool {
+        self.translation.vector.iter().chain(self.rotation.coords.iter()).all(|v| v.is_finite())
+    }
+
+    fn between(&self, other: &Self, part: f64) -> Self {
+        mindseye_bridge::geometry::interpolate(self, other, part)
+    }
+}
+
 /// Poses by time, so that a frame's pose can be asked for after the fact.
 ///
 /// A fixed ring: the oldest pose leaves when a new one finds it full. A pose that comes a little late is put in its
 /// place; stamps that jump back further clear it, because poses before and after such a jump belong to different drives.
 #[derive(Debug)]
-pub struct PoseHistory {
-    entries: std::collections::VecDeque<(i64, Pose2)>,
+pub struct PoseHistory<P = Pose2> {
+    entries: std::collections::VecDeque<(i64, P)>,
     capacity: usize,
 }
 
-impl PoseHistory {
+impl<P: TimedPose> PoseHistory<P> {
     /// A history of at most `capacity` poses (at least 2); all memory is taken here.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(2);
@@ -44,8 +75,8 @@ impl PoseHistory {
     const LATE_MAX_NS: i64 = 1_000_000_000;
 
     /// Stores a pose valid at `stamp_ns`. A pose that is not finite, or repeats a stamp, is ignored.
-    pub fn push(&mut self, stamp_ns: i64, pose: Pose2) {
-        if !is_finite(pose) {
+    pub fn push(&mut self, stamp_ns: i64, pose: P) {
+        if !pose.is_finite() {
             return;
         }
         if let Some(&(newest, _)) = self.entries.back()
@@ -69,12 +100,12 @@ impl PoseHistory {
 
     /// The pose at `stamp_ns`, interpolated between its neighbours; outside the history the nearest end, but
     /// only within `slack_ns` of it. `None` when nothing is known about that time.
-    pub fn at(&self, stamp_ns: i64, slack_ns: i64) -> Option<Pose2> {
+    pub fn at(&self, stamp_ns: i64, slack_ns: i64) -> Option<P> {
         let after = self.entries.partition_point(|&(stamp, _)| stamp < stamp_ns);
         match (after.checked_sub(1).and_then(|i| self.entries.get(i)), self.entries.get(after)) {
             (Some(&(t0, p0)), Some(&(t1, p1))) => {
                 let part = stamp_ns.saturating_sub(t0) as f64 / t1.saturating_sub(t0).max(1) as f64;
-                Some(between(p0, p1, part))
+                Some(p0.between(&p1, part))
             }
             (Some(&(t, p)), None) | (None, Some(&(t, p))) => {
                 (stamp_ns.saturating_sub(t).saturating_abs() <= slack_ns).then_some(p)
@@ -84,7 +115,7 @@ impl PoseHistory {
     }
 
     /// The newest pose and its stamp.
-    pub fn newest(&self) -> Option<(i64, Pose2)> {
+    pub fn newest(&self) -> Option<(i64, P)> {
         self.entries.back().copied()
     }
 

@@ -4,12 +4,15 @@
 //! deadline, which makes the answer depend on the machine's speed).
 
 use crate::config::RobotConfig;
-use crate::context::ContextCounts;
+use crate::context::{ContextCounts, GroupEncoder};
 use crate::ground::{Grounded, Mind, Scene, Stage, ground};
 use crate::imagine::{Clock, Flow};
 use crate::mind::{LoadError, Pipeline};
+use crate::no_model::no_model;
+use crate::node::NodeEvent;
 use crate::profile::Profile;
 use crate::senses::{Sense, SenseFaults, Senses};
+use crate::study::{Study, StudyCounts, wanted};
 use crate::topics::{ChooseError, Offered, Wanted, choose};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::bag::{Bag, CdrConverter, OpenBagError, OpenOptions, ReadOptions, TopicId, open};
@@ -17,6 +20,7 @@ use mindseye_bridge::goal::Goal;
 use mindseye_bridge::image::{PixelKind, compressed_kind, pixel_kind};
 use mindseye_bridge::msg::{CameraInfo, CompressedImageView, HeaderView, ImageView, RosType};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::detector::DetectorError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +48,8 @@ pub enum Told<'a> {
     Line(String),
     /// Work in progress: what, done, of.
     Bar(&'a str, usize, usize),
+    /// What a node would tell its observer.
+    Event(NodeEvent<'a>),
 }
 
 /// What came of it.
@@ -71,6 +77,8 @@ pub struct Replayed {
     pub grounded: Option<Box<Grounded>>,
     /// Times by stage.
     pub profile: Profile,
+    /// What became of frames that were studied in full; `None` where none were.
+    pub study: Option<StudyCounts>,
 }
 
 /// Why a bag could not be replayed.
@@ -80,6 +88,9 @@ pub enum ReplayError {
     /// It cannot be opened.
     #[error(transparent)]
     Bag(#[from] OpenBagError),
+    /// The detector cannot be used.
+    #[error(transparent)]
+    Detector(#[from] DetectorError),
     /// The model's sessions cannot be made.
     #[error(transparent)]
     Model(#[from] LoadError),
@@ -201,14 +212,49 @@ pub fn replay(
     tell: &mut dyn FnMut(Told<'_>),
     go_on: &dyn Fn() -> bool,
 ) -> Result<Replayed, ReplayError> {
+    replay_with(pipeline.mind(0)?, pipeline.encoder()?, replay, clock, tell, go_on)
+}
+
+/// As [`replay`], without a model: what can be answered is what a detector saw.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_without_model(
+    replay: &Replay,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<Replayed, ReplayError> {
+    let (mind, encoder) = no_model();
+    replay_with(mind, encoder, replay, clock, tell, go_on)
+}
+
+/// As [`replay`], with any model.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_with(
+    mut mind: Box<dyn Mind>,
+    encoder: Box<dyn GroupEncoder + Send>,
+    replay: &Replay,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(Told<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<Replayed, ReplayError> {
     let Replay { config, .. } = replay;
-    let mut mind = pipeline.mind(0)?;
-    let mut senses =
-        Senses::new(config.senses(mind.spec().frame_period), mind.spec().camera, pipeline.encoder()?);
+    let mut senses = Senses::new(config.senses(mind.spec()), mind.spec().camera, encoder);
+    if let Some((study, detector)) = wanted(config, mind.spec())? {
+        senses = senses.with_study(Study::inline(study, detector));
+    }
     let bag = open(&replay.bag, &OpenOptions::default())?;
     let topics = topics(&bag, &replay.bag, config, &replay.wanted, tell)?;
     let mut profile = Profile::default();
     let read = read(&bag, replay, &topics, &mut senses, &mut profile, clock, tell, go_on)?;
+    senses.finish(clock);
+    let study = senses.context().study();
+    if let Some(study) = &study {
+        profile.absorb(&study.profile());
+    }
     let counts = senses.counts();
     tell(Told::Line(format!(
         "{} frames, {} kept, {} latents in memory{}{}",
@@ -221,6 +267,10 @@ pub fn replay(
     let faults = senses.faults();
     for fault in faults.sentences() {
         tell(Told::Line(fault));
+    }
+    let study = study.map(|study| study.counts());
+    if let Some(study) = &study {
+        tell(Told::Line(study.to_string()));
     }
 
     let scene = senses.context().scene();
@@ -236,9 +286,11 @@ pub fn replay(
         grounded: None,
         scene,
         profile,
+        study,
     };
+    tell(Told::Event(NodeEvent::Status(&replayed.status())));
     if let Some(goal) = &replay.goal {
-        answer(&mut replayed, mind.as_mut(), goal, replay.deadline, clock, tell, go_on)?;
+        replayed.ask(mind.as_mut(), goal, replay.deadline, clock, tell, go_on)?;
     }
     Ok(replayed)
 }
@@ -278,7 +330,15 @@ fn read(
         let Some(sense) = topics.get(&message.topic) else { continue };
         let logged_at = Timestamp(message.log_time_ns);
         let result = match converter.convert(&message) {
-            Ok(cdr) => senses.take(*sense, cdr, logged_at, clock, profile).map_err(|e| e.to_string()),
+            Ok(cdr) => {
+                let taken = senses.take(*sense, cdr, logged_at, clock, profile);
+                if let Ok(outcome) = &taken {
+                    let pose = senses.pose().map(|(_, pose)| pose);
+                    let picture = senses.picture();
+                    tell(Told::Event(NodeEvent::Sensed { sense: *sense, cdr, outcome, pose, picture }));
+                }
+                taken.map_err(|e| e.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         taken += 1;
@@ -298,50 +358,68 @@ fn read(
     Ok(read)
 }
 
-/// Answers the goal from what was seen.
-fn answer(
-    replayed: &mut Replayed,
-    mind: &mut dyn Mind,
-    goal: &Goal,
-    deadline: Option<TimeDelta>,
-    clock: &dyn Clock,
-    tell: &mut dyn FnMut(Told<'_>),
-    go_on: &dyn Fn() -> bool,
-) -> Result<(), ReplayError> {
-    let refuse = |status, reason: String| Some(Answer::new(&goal.id, status, Some(reason)));
-    let Some(scene) = &replayed.scene else {
-        let reason = "the bag holds no usable camera frame";
-        replayed.answer = refuse(Status::Stale, reason.into());
-        return Ok(());
-    };
-    if let Some(fault) = replayed.faults.camera {
-        replayed.answer = refuse(Status::Stale, fault.to_string());
-        return Ok(());
+impl Replayed {
+    /// The part of a node's status document that a bag has.
+    fn status(&self) -> serde_json::Value {
+        let latents = self.scene.as_ref().map_or(0, |scene| scene.memory.len());
+        serde_json::json!({
+            "frames": {"received": self.counts.offered, "bad_messages": self.refused},
+            "context": {"latents": latents},
+            "faults": self.faults.sentences(),
+        })
     }
-    if scene.memory.is_empty() {
-        let reason = "not enough has been seen: the memory needs at least four kept frames";
-        replayed.answer = refuse(Status::Failed, reason.into());
-        return Ok(());
+
+    /// Answers a goal from what was seen.
+    ///
+    /// # Errors
+    /// [`ReplayError::Stopped`]: `go_on` said no.
+    pub fn ask(
+        &mut self,
+        mind: &mut dyn Mind,
+        goal: &Goal,
+        deadline: Option<TimeDelta>,
+        clock: &dyn Clock,
+        tell: &mut dyn FnMut(Told<'_>),
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), ReplayError> {
+        tell(Told::Event(NodeEvent::Asked(goal)));
+        let grounded = match (&self.scene, self.faults.camera) {
+            (None, _) => Err((Status::Stale, "the bag holds no usable camera frame".to_owned())),
+            (_, Some(fault)) => Err((Status::Stale, fault.to_string())),
+            (Some(scene), _) if scene.memory.is_empty() => Err((
+                Status::Failed,
+                "not enough has been seen: the memory needs at least four kept frames".to_owned(),
+            )),
+            (Some(scene), None) => {
+                let began = clock.now();
+                let until = deadline.map(|allowed| began + allowed);
+                tell(Told::Event(NodeEvent::Begun { goal, scene, until }));
+                let mut show = |stage: Stage<'_>| {
+                    tell(Told::Event(NodeEvent::Stage(stage)));
+                    if matches!(stage, Stage::Scan(..) | Stage::Step { .. }) {
+                        let (what, done, of) = stage.bar();
+                        tell(Told::Bar(what, done, of));
+                    }
+                    if go_on() { Flow::Continue } else { Flow::Stop }
+                };
+                let found = ground(mind, scene, goal, clock, until, &mut show);
+                let mut found = found.map_err(|_| ReplayError::Stopped)?;
+                let total = (clock.now() - began).as_millis_f64();
+                for (stage, millis) in &found.answer.timings_ms {
+                    self.profile.push(stage, *millis);
+                }
+                found.step_ms.iter().for_each(|millis| self.profile.push("denoise_step", *millis));
+                found.answer.timings_ms.insert("total".into(), total);
+                tell(Told::Event(NodeEvent::Evidence(&found)));
+                Ok(Box::new(found))
+            }
+        };
+        let answer = match &grounded {
+            Ok(found) => found.answer.clone(),
+            Err((status, reason)) => Answer::new(&goal.id, *status, Some(reason.clone())),
+        };
+        tell(Told::Event(NodeEvent::Answered(&answer)));
+        (self.answer, self.grounded) = (Some(answer), grounded.ok());
+        Ok(())
     }
-    let until = deadline.map(|allowed| clock.now() + allowed);
-    let began = clock.now();
-    let mut show = |stage: Stage<'_>| {
-        if matches!(stage, Stage::Scan(..) | Stage::Step { .. }) {
-            let (what, done, of) = stage.bar();
-            tell(Told::Bar(what, done, of));
-        }
-        if go_on() { Flow::Continue } else { Flow::Stop }
-    };
-    let Ok(mut found) = ground(mind, scene, goal, clock, until, &mut show) else {
-        return Err(ReplayError::Stopped);
-    };
-    for (stage, millis) in &found.answer.timings_ms {
-        replayed.profile.push(stage, *millis);
-    }
-    found.step_ms.iter().for_each(|millis| replayed.profile.push("denoise_step", *millis));
-    let total = (clock.now() - began).as_millis_f64();
-    found.answer.timings_ms.insert("total".into(), total);
-    replayed.answer = Some(found.answer.clone());
-    replayed.grounded = Some(Box::new(found));
-    Ok(())
 }

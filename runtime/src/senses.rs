@@ -14,6 +14,7 @@ use crate::imagine::Clock;
 use crate::planar::{OdometryNoise, Pose2, PoseHistory};
 use crate::profile::Profile;
 use crate::stamps::{StampFault, Stamps};
+use crate::study::{FullFrame, Studied, Study, StudyResults, camera_of};
 use crate::watch::{CameraFault, CameraWatch, MotionFault, MotionWatch};
 use mindseye_bridge::camera::{CameraIntrinsics, IntrinsicsError};
 use mindseye_bridge::cdr::CdrError;
@@ -27,6 +28,7 @@ use mindseye_bridge::msg::{
 };
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::plucker::Intrinsics;
+use mindseye_landmarks::Camera;
 use nalgebra::Isometry3;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +70,8 @@ pub struct SensesConfig {
     pub capacity: usize,
     /// Newest latents that are never evicted.
     pub recent: usize,
+    /// Width and height in which frames are kept as well, for a model that reads depth from them.
+    pub detail: Option<(usize, usize)>,
     /// A longer pause between frames starts a new segment.
     pub max_gap: TimeDelta,
     /// Odometry may be this much older or newer than a frame.
@@ -92,6 +96,7 @@ impl Default for SensesConfig {
             keep: Keep::Every(3),
             capacity: 64,
             recent: 2,
+            detail: None,
             max_gap: TimeDelta::from_millis(2000),
             pose_slack: TimeDelta::from_millis(250),
             odom_frame: "odom".into(),
@@ -180,6 +185,8 @@ impl SenseFaults {
 struct Newest {
     picture: RgbImage,
     captured_at: Timestamp,
+    /// In the pixels of which the model reads depth, where it does.
+    detail: Option<RgbImage>,
     odom_from_base: Option<Pose2>,
     /// Odometry of its own time has come.
     settled: bool,
@@ -196,6 +203,7 @@ pub struct Shared {
     base_frame: String,
     base_from_camera: Option<Isometry3<f64>>,
     odometry_noise: OdometryNoise,
+    study: Option<StudyResults>,
 }
 
 /// A handle on the context: what was seen.
@@ -212,9 +220,11 @@ impl ContextHandle {
     pub fn scene(&self) -> Option<Scene> {
         let shared = self.lock();
         let newest = shared.newest.clone()?;
-        Some(Scene {
+        let study = shared.study.clone();
+        let mut scene = Scene {
             memory: shared.memory.snapshot(),
             newest: newest.picture,
+            newest_detail: newest.detail,
             captured_at: newest.captured_at,
             odom_from_base: newest.odom_from_base,
             odom_frame: shared.odom_frame.clone(),
@@ -222,7 +232,18 @@ impl ContextHandle {
             base_from_camera: shared.base_from_camera,
             odometry_noise: shared.odometry_noise,
             intrinsics: newest.intrinsics,
-        })
+            studied: Studied::default(),
+        };
+        drop(shared);
+        if let Some(study) = study {
+            scene.studied = study.studied();
+        }
+        Some(scene)
+    }
+
+    /// What becomes of frames that are studied in full; `None` where none are.
+    pub fn study(&self) -> Option<StudyResults> {
+        self.lock().study.clone()
     }
 
     /// Latents held now.
@@ -240,10 +261,17 @@ impl ContextHandle {
 pub struct Senses {
     config: SensesConfig,
     lens: Lens,
+    /// Looks in the pixels of which the model reads depth, and what it saw last.
+    detail: Option<(Lens, RgbImage)>,
     encoder: Box<dyn GroupEncoder + Send>,
     intake: ContextIntake,
     context: ContextHandle,
     poses: PoseHistory,
+    /// The same in space.
+    poses_in_space: PoseHistory<Isometry3<f64>>,
+    study: Option<Study>,
+    /// Frames to be studied that wait for the odometry of their time.
+    waiting: VecDeque<Waiting>,
     tf: TfTree,
     base: BaseNames,
     stamps: Stamps,
@@ -290,13 +318,26 @@ type Decode<'a> = dyn FnMut(&mut Vec<u8>) -> Result<Size, ImageError> + 'a;
 
 /// Latents that wait for their odometry.
 const UNSETTLED_MAX: usize = 16;
+/// Full frames that wait for their odometry.
+const WAITING_MAX: usize = 4;
+
+/// A frame to be studied.
+struct Waiting {
+    rgb: Vec<u8>,
+    size: (usize, usize),
+    captured_at: Timestamp,
+    camera: Camera,
+}
 
 impl Senses {
     /// Senses for a model that looks through `camera`. All memory of the context is taken here.
     pub fn new(config: SensesConfig, camera: ModelCamera, encoder: Box<dyn GroupEncoder + Send>) -> Self {
         let latent_len = encoder.latent_len();
-        let memory =
-            ContextMemory::new(config.capacity, config.recent, latent_len, (camera.width, camera.height));
+        let (size, detail) = ((camera.width, camera.height), config.detail);
+        let memory = ContextMemory::new(config.capacity, config.recent, latent_len, size, detail);
+        let detail = detail.map(|(width, height)| {
+            (Lens::new(camera.resized(width, height)), RgbImage::filled(width, height, [0; 3]))
+        });
         let shared = Shared {
             memory,
             newest: None,
@@ -304,12 +345,16 @@ impl Senses {
             base_frame: config.base_frame.clone(),
             base_from_camera: config.base_from_camera,
             odometry_noise: config.odometry_noise,
+            study: None,
         };
         let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };
         Self {
             intake: ContextIntake::new(FrameSampler::new(config.keep, config.max_gap), latent_len),
             context: ContextHandle(Arc::new(Mutex::new(shared))),
             poses: PoseHistory::new(4096),
+            poses_in_space: PoseHistory::new(4096),
+            study: None,
+            waiting: VecDeque::new(),
             tf: TfTree::new(),
             base: BaseNames { configured, of_topic: None, of_tf: None, looked_at: None },
             stamps: Stamps::default(),
@@ -327,8 +372,17 @@ impl Senses {
             unsettled: VecDeque::with_capacity(UNSETTLED_MAX),
             config,
             lens: Lens::new(camera),
+            detail,
             encoder,
         }
+    }
+
+    /// With kept frames studied in full.
+    #[must_use]
+    pub fn with_study(mut self, study: Study) -> Self {
+        self.context.lock().study = Some(study.results());
+        self.study = Some(study);
+        self
     }
 
     /// A handle for goals.
@@ -372,6 +426,24 @@ impl Senses {
     /// # Errors
     /// [`SenseError`]; the message is dropped (a frame is counted as failed) and the next one can be taken.
     pub fn take(
+        &mut self,
+        sense: Sense,
+        cdr: &[u8],
+        received_at: Timestamp,
+        clock: &dyn Clock,
+        profile: &mut Profile,
+    ) -> Result<Outcome, SenseError> {
+        let outcome = self.take_message(sense, cdr, received_at, clock, profile);
+        self.hand_over(clock, false);
+        outcome
+    }
+
+    /// Nothing comes any more: frames that still wait for odometry are studied with the nearest there is.
+    pub fn finish(&mut self, clock: &dyn Clock) {
+        self.hand_over(clock, true);
+    }
+
+    fn take_message(
         &mut self,
         sense: Sense,
         cdr: &[u8],
@@ -441,7 +513,11 @@ impl Senses {
             self.newest_frame = Some(captured_at);
         }
         let mut outcome = Outcome { frame: Some(captured_at), segment: offer.segment, ..Outcome::default() };
+        if let (Some(study), Some(reason)) = (&mut self.study, offer.segment) {
+            study.segment(reason);
+        }
         if offer.segment.is_some_and(|reason| !reason.keeps_history()) {
+            self.waiting.clear();
             let mut shared = self.context.lock();
             shared.memory.clear();
             shared.newest = None;
@@ -456,6 +532,7 @@ impl Senses {
         let pose = self.poses.at(captured_at.as_nanos(), self.config.pose_slack.as_nanos());
         self.motion_watch.frame(captured_at, pose, &self.picture);
         self.show(captured_at, pose, frame.header.frame_id);
+        self.wait_for_pose(captured_at, (size.0 as usize, size.1 as usize));
         let began = clock.now();
         if let Some(encoded) = self.intake.push(&self.picture, captured_at, pose, self.encoder.as_mut())? {
             profile.push("encode", (clock.now() - began).as_millis_f64());
@@ -466,10 +543,55 @@ impl Senses {
                 }
                 self.unsettled.push_back((encoded.info.index, captured_at));
             }
-            outcome.eviction =
-                self.context.lock().memory.store(encoded.info, encoded.latent, encoded.picture)?;
+            let detail = self.detail.as_ref().map(|(_, picture)| picture);
+            let mut shared = self.context.lock();
+            outcome.eviction = shared.memory.store(encoded.info, encoded.latent, encoded.picture, detail)?;
         }
         Ok(outcome)
+    }
+
+    /// Keeps a copy of a frame that is to be studied until the odometry of its time has come.
+    fn wait_for_pose(&mut self, captured_at: Timestamp, size: (usize, usize)) {
+        let Some(study) = self.study.as_mut().filter(|study| study.wants(captured_at)) else { return };
+        let camera = match &self.intrinsics {
+            Some(known) => camera_of(known, size).map_err(|e| e.to_string()),
+            None => Err("camera: no intrinsics: neither landmarks nor things can be placed; publish camera_info, or give \
+                         [camera] in the configuration"
+                .into()),
+        };
+        let camera = match camera {
+            Ok(camera) => camera,
+            Err(fault) => return study.without_intrinsics(|| fault),
+        };
+        study.promised(captured_at);
+        if self.waiting.len() >= WAITING_MAX
+            && let Some(oldest) = self.waiting.pop_front()
+        {
+            study.without_pose();
+            study.recycle(oldest.rgb);
+        }
+        let mut rgb = study.buffer();
+        rgb.clone_from(&self.pixels);
+        self.waiting.push_back(Waiting { rgb, size, captured_at, camera });
+    }
+
+    /// Has those frames studied whose odometry has come; at the end all.
+    fn hand_over(&mut self, clock: &dyn Clock, at_the_end: bool) {
+        let Some(study) = &mut self.study else { return };
+        let known_until = self.poses_in_space.newest().map(|(stamp, _)| stamp);
+        let come = |w: &Waiting| at_the_end || known_until.is_some_and(|t| t >= w.captured_at.as_nanos());
+        while let Some(Waiting { rgb, size, captured_at, camera }) = self.waiting.pop_front_if(|w| come(w)) {
+            let slack = self.config.pose_slack.as_nanos();
+            let pose = self.poses_in_space.at(captured_at.as_nanos(), slack);
+            let mounting = self.context.lock().base_from_camera;
+            let Some((odom_from_base, base_from_camera)) = pose.zip(mounting) else {
+                study.without_pose();
+                study.recycle(rgb);
+                continue;
+            };
+            let odom_from_camera = odom_from_base * base_from_camera;
+            study.offer(FullFrame { rgb, size, captured_at, camera, odom_from_camera }, clock);
+        }
     }
 
     /// Decodes a frame and looks at it with the model's camera.
@@ -477,6 +599,9 @@ impl Senses {
         let Size { width, height } = decode(&mut self.pixels)?;
         let (width, height) = (width as usize, height as usize);
         self.lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), &mut self.picture)?;
+        if let Some((lens, picture)) = &mut self.detail {
+            lens.look(&self.pixels, width, height, self.intrinsics.as_ref(), picture)?;
+        }
         Ok(())
     }
 
@@ -491,12 +616,16 @@ impl Senses {
         match &mut shared.newest {
             Some(newest) => {
                 newest.picture.copy_from(&self.picture);
+                if let (Some(newest), Some((_, picture))) = (&mut newest.detail, &self.detail) {
+                    newest.copy_from(picture);
+                }
                 (newest.captured_at, newest.odom_from_base, newest.settled) =
                     (captured_at, odom_from_base, settled);
             }
             none => {
+                let detail = self.detail.as_ref().map(|(_, picture)| picture.clone());
                 let (picture, intrinsics) = (self.picture.clone(), self.lens.intrinsics());
-                *none = Some(Newest { picture, captured_at, odom_from_base, settled, intrinsics });
+                *none = Some(Newest { picture, captured_at, detail, odom_from_base, settled, intrinsics });
             }
         }
         if shared.base_from_camera.is_none() {
@@ -516,6 +645,7 @@ impl Senses {
             });
             self.base.looked_at = None;
             self.poses.clear();
+            self.poses_in_space.clear();
             self.name_frames();
         }
         self.pose_came(odometry.header.stamp.timestamp(), received_at, &pose);
@@ -557,6 +687,7 @@ impl Senses {
         let (at, fault) = self.stamps.odometry(stamp, received_at);
         note(&mut self.faults.odometry_stamps, fault);
         self.poses.push(at.as_nanos(), planar_pose(odom_from_base));
+        self.poses_in_space.push(at.as_nanos(), *odom_from_base);
         self.settle();
     }
 
@@ -579,6 +710,7 @@ impl Senses {
                 let found = frames::find(&self.tf, &self.base.configured, camera);
                 if found != self.base.of_tf {
                     self.poses.clear();
+                    self.poses_in_space.clear();
                     self.base.of_tf.clone_from(&found);
                 }
                 found

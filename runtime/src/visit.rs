@@ -21,6 +21,8 @@ pub struct Visit {
     pub sweep: Vec<Pose2>,
     /// The newest image.
     pub newest: RgbImage,
+    /// The same in twice as many pixels each way.
+    pub newest_detail: RgbImage,
     /// Where it was taken.
     pub here: Pose2,
     /// For everything random that follows.
@@ -65,6 +67,7 @@ impl Visit {
     ) -> Result<Self, EncodeError> {
         let sweep = exploration_sweep(&house, &mut rng, images);
         let mut frame = Frame::new();
+        let fine = Camera { width: 2 * camera.width, height: 2 * camera.height, ..*camera };
         let mut memory = Vec::new();
         for k in 1..=(sweep.len() - 1) / GROUP {
             let poses = &sweep[GROUP * k - (GROUP - 1)..=GROUP * k];
@@ -78,24 +81,29 @@ impl Visit {
                 captured_at: stamp(GROUP * k),
                 odom_from_base: Some(plain_pose(sweep[GROUP * k])),
             };
+            let detail = Some(picture(&house, sweep[GROUP * k], &fine, &mut frame));
             memory.extend(frames.into_iter().next_back().map(|picture| ContextLatent {
                 info,
                 latent,
                 picture,
+                detail,
             }));
         }
         let here = sweep[sweep.len() - 1];
         let newest = picture(&house, here, camera, &mut frame);
-        Ok(Self { house, memory, sweep, newest, here, rng })
+        let newest_detail = picture(&house, here, &fine, &mut frame);
+        Ok(Self { house, memory, sweep, newest, newest_detail, here, rng })
     }
 
     /// The same memories from another place.
     pub fn moved_to(&self, here: Pose2, camera: &Camera) -> Self {
+        let fine = Camera { width: 2 * camera.width, height: 2 * camera.height, ..*camera };
         Self {
             house: self.house.clone(),
             memory: self.memory.clone(),
             sweep: self.sweep.clone(),
             newest: picture(&self.house, here, camera, &mut Frame::new()),
+            newest_detail: picture(&self.house, here, &fine, &mut Frame::new()),
             here,
             rng: self.rng.clone(),
         }
@@ -106,6 +114,7 @@ impl Visit {
         Scene {
             memory: self.memory.clone(),
             newest: self.newest.clone(),
+            newest_detail: Some(self.newest_detail.clone()),
             captured_at: stamp(self.sweep.len() - 1),
             odom_from_base: Some(plain_pose(self.here)),
             odom_frame: "odom".into(),
@@ -113,6 +122,7 @@ impl Visit {
             base_from_camera: None,
             odometry_noise: planar::OdometryNoise::default(),
             intrinsics: None,
+            studied: Default::default(),
         }
     }
 }

@@ -7,7 +7,15 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 const SLOTS: &str = include_str!("../data/tensorrt/slots.json");
-const VERSION: &str = if cfg!(v11) { "v11.4" } else { "v10.16" };
+const VERSION: &str = if cfg!(rtx) {
+    "rtx1.7"
+} else if cfg!(v11) {
+    "v11.4"
+} else {
+    "v10.16"
+};
+/// The interface of TensorRT 11, which TensorRT-RTX shares in most.
+const NEW: bool = cfg!(any(v11, rtx));
 /// Objects that were made and not deleted.
 static ALIVE: AtomicI64 = AtomicI64::new(0);
 /// Bytes of weights of the engines that are loaded.
@@ -208,7 +216,7 @@ fn outer(pointer: usize) -> &'static mut Data {
 
 fn log(logger: usize, severity: i32, message: &str) {
     let text = std::ffi::CString::new(message).expect("no NUL");
-    let slot = if cfg!(v11) { 4 } else { 0 };
+    let slot = if NEW { 4 } else { 0 };
     unsafe {
         let table = *(logger as *const *const Function);
         let f: extern "C" fn(usize, i32, *const c_char) = std::mem::transmute(*table.add(slot));
@@ -237,8 +245,8 @@ macro_rules! version {
 }
 
 version! {
-    getInferLibMajorVersion = if cfg!(v11) { 11 } else { 10 };
-    getInferLibMinorVersion = if cfg!(v11) { 4 } else { 3 };
+    getInferLibMajorVersion = if cfg!(rtx) { 1 } else if cfg!(v11) { 11 } else { 10 };
+    getInferLibMinorVersion = if cfg!(rtx) { 7 } else if cfg!(v11) { 4 } else { 3 };
     getInferLibPatchVersion = 0;
     getInferLibBuildVersion = 30;
     getInferLibVersion = if cfg!(v11) { 110400 } else { 100300 };
@@ -348,7 +356,7 @@ extern "C" fn memory_size(this: &Inner) -> usize {
 }
 
 extern "C" fn create_network(this: &Inner, flags: u32) -> *mut Outer {
-    let wanted = if cfg!(v11) { 0 } else { 2 };
+    let wanted = if NEW { 0 } else { 2 };
     if flags != wanted {
         log(this.data.logger, 1, "the network is not strongly typed");
         return std::ptr::null_mut();
@@ -575,14 +583,13 @@ extern "C" fn deserialize(this: &Inner, blob: *const u8, size: usize) -> *mut Ou
         log(this.data.logger, 1, "The engine has host code, and setEngineHostCodeAllowed was not called");
         return std::ptr::null_mut();
     }
-    if !bytes.starts_with(b"ftrt a fake engine") {
+    let magic: &[u8] = if cfg!(rtx) { b"vtrt a fake engine" } else { b"ftrt a fake engine" };
+    if !bytes.starts_with(magic) {
         log(this.data.logger, 1, "The engine plan file is not compatible with this device");
         return std::ptr::null_mut();
     }
-    let size = if cfg!(v11) { "getDeviceMemorySizeV2" } else { "getDeviceMemorySize" };
-    make(
-        "VCudaEngine",
-        &[
+    let size = if NEW { "getDeviceMemorySizeV2" } else { "getDeviceMemorySize" };
+    let mut functions = vec![
             ("createExecutionContext", create_context as *const () as Function),
             ("getNbLayers", one as *const () as Function),
             ("createEngineInspector", create_inspector as *const () as Function),
@@ -593,7 +600,14 @@ extern "C" fn deserialize(this: &Inner, blob: *const u8, size: usize) -> *mut Ou
             ("getNbIOTensors", engine_count as *const () as Function),
             ("getIOTensorName", engine_name as *const () as Function),
             (size, scratch as *const () as Function),
-        ],
+    ];
+    if cfg!(rtx) {
+        functions.push(("createRuntimeConfig", create_runtime_config as *const () as Function));
+        functions.push(("createExecutionContextWithRuntimeConfig", create_context_with as *const () as Function));
+    }
+    make(
+        "VCudaEngine",
+        &functions,
         {
             let engine = description(&String::from_utf8_lossy(bytes));
             let held = Held::new(engine.weights);
@@ -653,7 +667,7 @@ extern "C" fn create_context(this: &Inner, strategy: i32) -> *mut Outer {
     if strategy != 2 {
         return std::ptr::null_mut();
     }
-    let memory: (&str, Function) = if cfg!(v11) {
+    let memory: (&str, Function) = if NEW {
         ("setDeviceMemoryV2", memory_sized as *const () as Function)
     } else {
         ("setDeviceMemory", memory_plain as *const () as Function)
@@ -669,6 +683,62 @@ extern "C" fn create_context(this: &Inner, strategy: i32) -> *mut Outer {
         ],
         Data { logger: this.data.logger, engine: this.data.engine.clone(), ..Data::default() },
     )
+}
+
+/// What every cache of kernels of this machine begins with; a byte for each number of rows follows.
+const KERNELS: &[u8] = b"fake kernels:";
+
+extern "C" fn create_runtime_config(_this: &Inner) -> *mut Outer {
+    make(
+        "VRuntimeConfig",
+        &[
+            ("setExecutionContextAllocationStrategy", set_strategy as *const () as Function),
+            ("createRuntimeCache", create_kernels as *const () as Function),
+            ("setRuntimeCache", set_kernels as *const () as Function),
+        ],
+        Data::default(),
+    )
+}
+
+extern "C" fn set_strategy(this: &mut Inner, strategy: i32) {
+    this.data.profiles = strategy;
+}
+
+extern "C" fn create_kernels(_this: &Inner) -> *mut Outer {
+    make(
+        "VRuntimeCache",
+        &[
+            ("serialize", serialize_kernels as *const () as Function),
+            ("deserialize", deserialize_kernels as *const () as Function),
+        ],
+        Data { bytes: KERNELS.to_vec(), ..Data::default() },
+    )
+}
+
+extern "C" fn serialize_kernels(this: &Inner) -> *mut Outer {
+    host_memory(this.data.bytes.clone())
+}
+
+extern "C" fn deserialize_kernels(this: &mut Inner, blob: *const u8, size: usize) -> bool {
+    let bytes = unsafe { std::slice::from_raw_parts(blob, size) };
+    let ours = bytes.starts_with(KERNELS);
+    if ours {
+        this.data.bytes = bytes.to_vec();
+    }
+    ours
+}
+
+extern "C" fn set_kernels(this: &mut Inner, cache: usize) -> bool {
+    this.data.cache = cache;
+    true
+}
+
+extern "C" fn create_context_with(this: &Inner, config: usize) -> *mut Outer {
+    let context = create_context(this, outer(config).profiles);
+    if !context.is_null() {
+        outer(context as usize).cache = outer(config).cache;
+    }
+    context
 }
 
 extern "C" fn memory_plain(this: &mut Inner, memory: usize) {
@@ -706,6 +776,13 @@ extern "C" fn enqueue(this: &Inner, _stream: usize) -> bool {
     if d.memory.0 == 0 || d.memory.1 < d.engine.scratch || d.addresses.len() != d.engine.ports.len() {
         log(d.logger, 1, "memory or addresses are not set");
         return false;
+    }
+    if d.cache != 0 {
+        // Compiled once for each number of rows.
+        let (rows, kernels) = (d.shape(&d.engine.ports[0])[0] as u8, &mut outer(d.cache).bytes);
+        if !kernels[KERNELS.len()..].contains(&rows) {
+            kernels.push(rows);
+        }
     }
     let place = |port: &Port| {
         let count = usize::try_from(d.shape(port).iter().product::<i64>()).expect("positive");

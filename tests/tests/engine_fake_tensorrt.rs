@@ -16,7 +16,7 @@ use mindseye_engines::target::{ComputeCapability, Precision};
 use mindseye_engines::trt::abi::Abi;
 use mindseye_engines::trt::{
     BuildError, BuildOptions, InputProfile, Library, LibraryError, LoadOptions, Progress, RunError,
-    RunOptions, TensorRtBackend, TrtEngine, build, is_engine,
+    RunOptions, TensorRtBackend, TrtEngine, build, is_engine, runtime_cache_path,
 };
 
 const ORIN: ComputeCapability = ComputeCapability { major: 8, minor: 7 };
@@ -35,7 +35,7 @@ fn fake(folder: &Path, cfgs: &[&str], core: &str, parser: &str) -> PathBuf {
         "fake_tensorrt",
         "--check-cfg",
     ]);
-    rustc.arg("cfg(v10, v11, broken)").arg("-o").arg(&out).arg(source);
+    rustc.arg("cfg(v10, v11, rtx, broken)").arg("-o").arg(&out).arg(source);
     for cfg in cfgs {
         rustc.args(["--cfg", cfg]);
     }
@@ -240,6 +240,14 @@ fn running(folder: &Path, library: Arc<Library>) {
             assert_eq!(y, x.iter().map(|v| 2.0 * v).collect::<Vec<f32>>());
         }
         assert!(!context.uses_graph(), "this device has no graphs: the context falls back");
+        assert_eq!(context.times(), None, "runs are not timed unless that is asked for");
+        let timed = RunOptions { timed: true, ..RunOptions::default() };
+        let mut timed = engine.context(&timed).unwrap();
+        let started = std::time::Instant::now();
+        timed.run(&[("x", &[8, 4], &[0; 128])], &mut |_, _, _| {}).unwrap();
+        let times = timed.times().unwrap();
+        assert!(times.compute > std::time::Duration::ZERO);
+        assert!(times.copy_in + times.compute + times.copy_out <= started.elapsed());
         let zeros = [0u8; 16];
         for (inputs, want) in [
             (vec![], "not given"),
@@ -292,6 +300,43 @@ fn running(folder: &Path, library: Arc<Library>) {
     let a100 = HostDevice::open(ComputeCapability { major: 8, minor: 0 }, 1 << 20);
     let text = prepare(&TensorRtBackend::new(Arc::clone(&library), a100)).err().unwrap().to_string();
     assert!(text.contains("compute_capability is 8.7 and must be 8.0"), "{text}");
+    assert_eq!(alive(&library), 0);
+}
+
+/// TensorRT-RTX compiles kernels when it sees shapes; they are kept beside the engine and taken from there again.
+#[test]
+fn kernels_of_rtx_are_kept_beside_the_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fake(folder.path(), &["rtx"], "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1");
+    let library = Arc::new(load(&path, ORIN));
+    assert_eq!(library.abi(), Abi::Rtx17);
+    let file = folder.path().join("m.engine");
+    std::fs::write(&file, b"vtrt a fake engine").unwrap();
+    let kept = runtime_cache_path(&file);
+    let device = HostDevice::open(ORIN, 1 << 20);
+    let run = |options: &RunOptions, rows: &[i64]| {
+        let engine = TrtEngine::load(&library, &device, &file, false).unwrap();
+        let mut context = engine.context(options).unwrap();
+        for &rows in rows {
+            let bytes = vec![0; 16 * rows as usize];
+            context.run(&[("x", &[rows, 4], &bytes)], &mut |_, _, _| {}).unwrap();
+        }
+    };
+    let kernels = |rows: &[u8]| [b"fake kernels:".as_slice(), rows].concat();
+    run(&RunOptions { runtime_cache: false, ..RunOptions::default() }, &[1]);
+    assert!(!kept.exists());
+    run(&RunOptions::default(), &[1, 3, 1]);
+    assert_eq!(std::fs::read(&kept).unwrap(), kernels(&[1, 3]));
+    run(&RunOptions::default(), &[3, 8]);
+    assert_eq!(std::fs::read(&kept).unwrap(), kernels(&[1, 3, 8]));
+    // Those of another machine are refused by the library, and replaced.
+    std::fs::write(&kept, b"of another driver").unwrap();
+    run(&RunOptions::default(), &[2]);
+    assert_eq!(std::fs::read(&kept).unwrap(), kernels(&[2]));
+    // A folder that cannot be written stops nothing.
+    std::fs::remove_file(&kept).unwrap();
+    std::fs::create_dir(&kept).unwrap();
+    run(&RunOptions::default(), &[2]);
     assert_eq!(alive(&library), 0);
 }
 

@@ -10,7 +10,7 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, by_name};
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, Guide, ImageSpec, LatentSpec,
     LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
@@ -70,6 +70,7 @@ fn manifest() -> Manifest {
             steps: 4,
             guidance: 2.0,
             prediction: dit.prediction,
+            guide: Guide::Warp,
         },
         provenance: Provenance {
             source: "trained".into(),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, ImageSpec, LatentSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, Guide, ImageSpec, LatentSpec,
     Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
@@ -120,6 +120,7 @@ fn source(target: &Path) {
             steps: 4,
             guidance: 5.0,
             prediction: Prediction::Velocity,
+            guide: Guide::None,
         },
         provenance: Provenance { source: "noise".into(), ..Provenance::default() },
         dit: dit(),

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mindseye_builder::onnx::{
-    GraphBuilder, MemoryWeights, WeightSource, codec_encoder_graph, denoiser_graph, text_encoder_graph,
-    vae_encoder_graph, write_denoiser,
+    GraphBuilder, MemoryWeights, Way, WeightSource, codec_graph, denoiser_graph, text_encoder_graph,
+    vae_graph, write_denoiser,
 };
 use mindseye_engines::backend::{Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::Bundle;
@@ -205,7 +205,7 @@ fn passes_keep_the_results_of_text_encoder_and_autoencoder() {
     let text_weights = fill(&text.params());
     let model = text_encoder_graph(&text, 6, text_weights.clone()).unwrap();
     assert_eq!(count(&model, "Transpose"), 2 * 5, "of attention, none of weights");
-    let model = vae_encoder_graph(&vae, [2, 4], Chunk::Next, fill(&vae.params())).unwrap();
+    let model = vae_graph(&vae, [2, 4], Way::Encode, Chunk::Next, fill(&vae.params())).unwrap();
     for node in model.graph.nodes.iter().filter(|n| n.op_type == "Conv") {
         assert!(model.graph.initializer(&node.inputs[1]).is_some(), "{} reads a stored weight", node.name);
     }
@@ -296,7 +296,7 @@ fn shipped_graphs_come_out_the_same() {
     let new = denoiser_graph(dit, weights.clone(), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
     assert!(same_graph(&new.graph, &old("denoiser").graph) > 500);
     let codec = bundle.manifest().networks.codec.unwrap();
-    let new = codec_encoder_graph(&codec, weights).unwrap();
+    let new = codec_graph(&codec, Way::Encode, weights).unwrap();
     same_graph(&new.graph, &old("vae_encoder").graph);
 }
 

@@ -288,6 +288,47 @@ fn a_checkpoint_becomes_a_bundle_that_answers() {
     }
 }
 
+/// One weight that is not a number, in each part in turn: the import names it.
+#[test]
+fn imports_refuse_a_weight_that_is_no_number_in_every_part() {
+    let dit: DitConfig = table("dit").try_into().unwrap();
+    let umt5: Umt5Config = table("umt5").try_into().unwrap();
+    let parts: [(Part, &str, Vec<ParamSpec>); 3] = [
+        (Part::Denoiser, "transformer", dit_params(&dit)),
+        (Part::Vae, "vae", vae().params()),
+        (Part::TextEncoder, "text_encoder", umt5.params()),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.toml");
+    std::fs::write(&model, MODEL).unwrap();
+    for (part, folder, params) in parts {
+        let from = dir.path().join(folder);
+        std::fs::create_dir_all(from.join(folder)).unwrap();
+        let file = from.join(folder).join("model.safetensors");
+        write_weights(&file, &params, 1);
+        // The last value of the file belongs to the last weight.
+        let mut bytes = std::fs::read(&file).unwrap();
+        let at = bytes.len() - 4;
+        bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        let out = dir.path().join("out");
+        let error = mindseye_tools::import::run(ImportArgs {
+            dir: from,
+            out: out.clone(),
+            model: Some(model.clone()),
+            parts: vec![part],
+            lora: None,
+            lora_strength: None,
+            license: "Apache-2.0".to_owned(),
+            json: false,
+        });
+        let text = format!("{:#}", error.unwrap_err());
+        let name = &params.last().unwrap().name;
+        assert!(text.contains(name.as_str()) && text.contains("NaN"), "{folder}: {name}: {text}");
+        assert!(!out.exists(), "{folder}");
+    }
+}
+
 #[test]
 fn weights_are_refused_with_the_way_on() {
     let _alone = alone();

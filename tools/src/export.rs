@@ -12,8 +12,8 @@ use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_builder::checkpoint::names::Component;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::onnx::{
-    CheckpointWeights, GraphBuilder, WeightSource, codec_decoder_graph, codec_encoder_graph,
-    text_encoder_graph, vae_decoder_graph, vae_encoder_graph,
+    CheckpointWeights, GraphBuilder, Way, WeightSource, codec_graph, step_component, text_encoder_graph,
+    vae_graph,
 };
 use mindseye_engines::backend::{DataType, Elements, PrepareOptions, Tensor, by_name};
 use mindseye_engines::bundle::{Bundle, BundleWriter, ComponentFormat, MANIFEST};
@@ -222,6 +222,8 @@ fn weights_of(bundle: &Bundle, name: &str) -> anyhow::Result<Option<Arc<dyn Weig
     Ok(Some(Arc::new(CheckpointWeights::plain(checkpoint))))
 }
 
+const WAYS: [Way; 2] = [Way::Encode, Way::Decode];
+
 fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()> {
     let bundle = Bundle::load(&args.source)?;
     // Graphs are written in f32, whatever the weights are stored in; `engine build` lowers them.
@@ -254,16 +256,13 @@ fn export_bundle(args: &ExportArgs, options: &SaveOptions) -> anyhow::Result<()>
     if let Some(weights) = weights_of(&bundle, "vae")? {
         let latent = [manifest.latent.height, manifest.latent.width];
         if let Some(cfg) = &manifest.networks.vae {
-            for chunk in [Chunk::First, Chunk::Next] {
-                let suffix = if chunk == Chunk::First { "first" } else { "next" };
-                let encoder = vae_encoder_graph(cfg, latent, chunk, weights.clone())?;
-                graph(&format!("vae_encoder_{suffix}"), encoder)?;
-                let decoder = vae_decoder_graph(cfg, latent, chunk, weights.clone())?;
-                graph(&format!("vae_decoder_{suffix}"), decoder)?;
+            for (chunk, way) in [Chunk::First, Chunk::Next].into_iter().flat_map(|c| WAYS.map(|w| (c, w))) {
+                graph(&step_component(way, chunk), vae_graph(cfg, latent, way, chunk, weights.clone())?)?;
             }
         } else if let Some(cfg) = &manifest.networks.codec {
-            graph("vae_encoder", codec_encoder_graph(cfg, weights.clone())?)?;
-            graph("vae_decoder", codec_decoder_graph(cfg, weights)?)?;
+            for way in WAYS {
+                graph(way.component(), codec_graph(cfg, way, weights.clone())?)?;
+            }
         } else {
             bail!("{}: a VAE without networks.vae or networks.codec", args.source.display());
         }

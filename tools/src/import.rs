@@ -27,7 +27,7 @@ use mindseye_builder::checkpoint::{
 };
 use mindseye_engines::{
     bundle::{
-        BoundingBoxSpec, BundleWriter, CameraSpec, ComponentFormat, Evaluation, FORMAT, ImageSpec,
+        BoundingBoxSpec, BundleWriter, CameraSpec, ComponentFormat, Evaluation, FORMAT, Guide, ImageSpec,
         LatentSpec, LayoutSpec, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
     },
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig},
@@ -536,6 +536,7 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
             steps: model.sampler.steps,
             guidance: model.sampler.guidance,
             prediction: model.dit.prediction,
+            guide: Guide::None,
         },
         provenance: Provenance {
             source: format!(

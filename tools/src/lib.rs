@@ -7,6 +7,7 @@ pub mod export;
 pub mod golden;
 pub mod import;
 pub mod model;
+pub mod replayable;
 pub mod retrain;
 pub mod ship;
 pub mod train;

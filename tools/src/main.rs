@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mindseye_tools::{curate, eval, export, golden, import, model, ship, train, world};
+use mindseye_tools::{curate, eval, export, golden, import, model, replayable, ship, train, world};
 
 /// World rendering, training, export, evaluation and checks for mindseye.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Indoor scans to grounding clips.
     Curate(curate::CurateArgs),
+    /// A recording of a dataset as a bag that the runtime replays.
+    Bag(replayable::BagArgs),
     /// Compare with vectors of the reference implementations.
     Golden(golden::GoldenArgs),
 }
@@ -121,6 +123,7 @@ fn main() -> ExitCode {
         }
         Command::Eval(args) => eval::run(args),
         Command::Curate(args) => curate::run(args),
+        Command::Bag(args) => replayable::run(&args),
         Command::Golden(args) => golden::run(args),
     };
     result.unwrap_or_else(|e| {

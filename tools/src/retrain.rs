@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use mindseye_builder::onnx::{
-    DeclaredWeights, WeightSource, codec_encoder_graph, denoiser_graph, text_encoder_graph,
+    DeclaredWeights, Way, WeightSource, codec_graph, denoiser_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::Bundle;
 use mindseye_engines::count::count_denoiser;
@@ -67,7 +67,7 @@ fn written_anew(bundle: &Bundle, component: &str) -> anyhow::Result<Model> {
         }
         "vae_encoder" => {
             let cfg = networks.codec.as_ref().with_context(|| missing("codec"))?;
-            codec_encoder_graph(cfg, declared(&cfg.params()))?
+            codec_graph(cfg, Way::Encode, declared(&cfg.params()))?
         }
         _ => {
             let weights = declared(count_denoiser(dit, 2, 0, 2).params());

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_builder::onnx::{
-    MemoryWeights, WeightSource, codec_decoder_graph, codec_encoder_graph, depth_graph, text_encoder_graph,
+    MemoryWeights, Way, WeightSource, codec_graph, depth_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::{
-    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, ImageSpec, LatentSpec,
-    LayoutSpec, LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
-    TextSpec,
+    BoundingBoxSpec, Bundle, BundleWriter, CameraSpec, ComponentFormat, Evaluation, Guide, ImageSpec,
+    LatentSpec, LayoutSpec, LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec,
+    SamplerSpec, TextSpec,
 };
 use mindseye_engines::model::depth::DepthConfig;
 use mindseye_engines::onnx::{Dim, Model, SaveOptions};
@@ -134,8 +134,8 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
         graph(kind.component(), denoiser_graph(&exported, dit.clone(), *kind, Dim::Fixed(1))?)?;
     }
     graph("text_encoder", text_encoder_graph(&model.umt5(), model.dit.text_len, text)?)?;
-    graph("vae_encoder", codec_encoder_graph(&model.codec, codec.clone())?)?;
-    graph("vae_decoder", codec_decoder_graph(&model.codec, codec)?)?;
+    graph("vae_encoder", codec_graph(&model.codec, Way::Encode, codec.clone())?)?;
+    graph("vae_decoder", codec_graph(&model.codec, Way::Decode, codec)?)?;
     if let Some((_, model)) = depth {
         graph("depth", model)?;
     }
@@ -250,6 +250,7 @@ fn manifest(
             steps: options.steps.or(config.distill.as_ref().map(|d| d.steps)).unwrap_or(12),
             guidance: options.guidance.unwrap_or(if config.distill.is_some() { 1.0 } else { 2.0 }),
             prediction: model.dit.prediction,
+            guide: Guide::Warp,
         },
         provenance: Provenance {
             source: "trained".into(),

@@ -433,7 +433,8 @@ fn camera_isometry(rotation: [[f64; 3]; 3], translation: [f64; 3]) -> Isometry3<
     )
 }
 
-fn channel<T: RosType>(
+/// A channel for a message type, as a driver offers it.
+pub(crate) fn channel<T: RosType>(
     writer: &mut McapWriter,
     topic: &str,
     transient_local: bool,

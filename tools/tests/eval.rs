@@ -62,6 +62,32 @@ fn the_shipped_model_finds_named_things_in_rooms_that_it_never_saw() -> Outcome 
     Ok(())
 }
 
+/// The drive decides: the same goals with the same memory, but other pictures in the drive.
+#[test]
+fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
+    let args = ["grounding", "--quick", "--destroyed", "--houses", "3", "--seed", "424242"];
+    let d = document(&[&args[..], &["--json"]].concat())?;
+    let outcomes = d["outcomes"].as_array().ok_or("no outcomes")?;
+    let found = outcomes.iter().filter(|o| o["status"] == "found").count();
+    assert!(found >= 2, "{found} of 3 true drives are believed");
+    let mut reasons = String::new();
+    for o in outcomes.iter().filter(|o| o["status"] == "found") {
+        let kinds = o["destroyed"].as_object().ok_or("nothing was destroyed")?;
+        assert_eq!(kinds.len(), 4);
+        for (kind, answer) in kinds {
+            assert_eq!(answer["status"], "inconsistent", "{kind}: {o}");
+            let reason = answer["reason"].as_str().ok_or("no reason")?;
+            assert!(reason.contains("the imagined drive"), "{kind}: {reason}");
+            reasons += reason;
+        }
+    }
+    assert!(reasons.contains("shows nothing") && reasons.contains("frame"), "{reasons}");
+    for kind in ["zeros", "noise", "house", "end"] {
+        assert_eq!(value(&d, &format!("/rows/destroyed_{kind}/found/value")), 0.0, "{kind}");
+    }
+    Ok(())
+}
+
 #[test]
 fn bad_requests_are_refused_in_one_line() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ModelSpec, Plan, PlanOptions, SpecError, plan};
+use crate::plan::{self, ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
-    self, CalibrationSource, Checks, Float16, QuantConfig, QuantError, Quantised, Ranges, Report, TaskChange,
-    TaskEvaluation, Work,
+    self, CalibrationSource, Checks, Float16, QuantConfig, QuantError, Quantised, Ranges, Report, Runner,
+    TaskChange, TaskEvaluation, Work,
 };
 use crate::state::narrow_state;
 use mindseye_base::file::sha256_of_file;
-use mindseye_engines::backend::{Backend, BackendError};
+use mindseye_engines::backend::BackendError;
 use mindseye_engines::bundle::{Bundle, BundleError, ComponentFormat};
 use mindseye_engines::onnx::{DataType, Dim, Model, OnnxError, SaveOptions};
 use mindseye_engines::passport::{
@@ -71,8 +71,11 @@ pub struct Settings {
     pub optimization_level: Option<u8>,
 }
 
+/// What calibration inputs are called that are no path.
+const GIVEN_NAMES: [&str; 2] = ["noise", "scenes"];
+
 fn noise() -> String {
-    "noise".into()
+    GIVEN_NAMES[0].into()
 }
 
 impl Settings {
@@ -130,8 +133,8 @@ pub struct Request<'a> {
     pub library: Option<&'a Library>,
     /// Quantise and check only: the folder gets ONNX graphs, and engines are built from the bundle on the target.
     pub graphs_only: bool,
-    /// Backend for calibration and checks.
-    pub cpu: &'a dyn Backend,
+    /// Runs graphs for calibration and checks.
+    pub runner: &'a Runner,
     /// Calibration inputs of the denoiser.
     pub calibration: &'a mut dyn CalibrationSource,
     /// Inputs for the comparison with fp32; others than those of the calibration.
@@ -396,8 +399,18 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
             return Err(PipelineError::Cancelled);
         }
     }
-    let settings =
-        Settings { bundle: relative_to(request.out, &request.settings.bundle), ..request.settings.clone() };
+    // What is a path works from elsewhere, too; names of targets and kinds of inputs stay.
+    let there = |text: &String, is_path: bool| match is_path {
+        true => relative_to(request.out, Path::new(text)).display().to_string(),
+        false => text.clone(),
+    };
+    let (target, inputs) = (&request.settings.target, &request.settings.calibration);
+    let settings = Settings {
+        bundle: relative_to(request.out, &request.settings.bundle),
+        target: there(target, Path::new(target).is_file()),
+        calibration: there(inputs, !GIVEN_NAMES.contains(&inputs.as_str()) && Path::new(inputs).exists()),
+        ..request.settings.clone()
+    };
     let settings = serde_json::to_string_pretty(&settings)
         .map_err(|e| PipelineError::Refused(format!("{SETTINGS_FILE}: {e}")))?;
     let path = staging.0.join(SETTINGS_FILE);
@@ -498,10 +511,10 @@ fn lower(
         !cancel.load(Ordering::Relaxed)
     };
     let samples = request.settings.verify_items.max(1);
-    quant::check_weights(fp32).map_err(failed)?;
-    let high =
-        high_of(request.bundle, component, fp32, float, request.cpu, request.held_out, samples, &mut tell)
-            .map_err(failed)?;
+    let runner = request.runner.of_graph(&graph_hash(request.bundle, component)?);
+    quant::check_weights(fp32, &mut tell).map_err(failed)?;
+    let high = high_of(request.bundle, component, fp32, float, &runner, request.held_out, samples, &mut tell)
+        .map_err(failed)?;
     let convert = |model: &Model| match float {
         Precision::Fp32 => Ok(model.clone()),
         _ => Float16::new(model, float, &high).map(|low| low.deploy),
@@ -517,12 +530,12 @@ fn lower(
                 "{component} in {wanted} needs the joint denoiser in the bundle: its ranges are measured there"
             ))
         })?;
-        let quantised = quant::quantise_half(fp32, &config, ranges).map_err(failed)?;
+        let quantised = quant::quantise_half(fp32, &config, ranges, &mut tell).map_err(failed)?;
         let model = convert(&quantised.deploy).map_err(failed)?;
         return Ok(Low { model, quantised: Some(quantised), report: None, precision: wanted });
     }
     let mut checks = Checks {
-        backend: request.cpu,
+        runner: &runner,
         calibration: &mut *request.calibration,
         held_out: &mut *request.held_out,
         samples,
@@ -549,6 +562,11 @@ fn lower(
     Ok(Low { model, quantised: Some(quantised), report: Some(report), precision: wanted })
 }
 
+/// Hash of all files of a component.
+fn graph_hash(bundle: &Bundle, component: &str) -> Result<String, BundleError> {
+    Ok(bundle.component(component)?.files.iter().map(|f| f.sha256.as_str()).collect())
+}
+
 /// Whether a part is quantised in this precision; others get its float format.
 fn quantises(wanted: Precision, component: &str) -> bool {
     matches!(wanted, Precision::Int8 | Precision::Fp8 | Precision::Int4w) && component.starts_with("denoiser")
@@ -567,7 +585,7 @@ fn high_of(
     component: &str,
     fp32: &Model,
     float: Precision,
-    backend: &dyn Backend,
+    runner: &Runner,
     joint: &mut dyn CalibrationSource,
     samples: u64,
     tell: &mut quant::Tell<'_>,
@@ -575,8 +593,8 @@ fn high_of(
     if float != Precision::Fp16 {
         return Ok(HashSet::new());
     }
-    let mut inputs = quant::part_inputs(bundle, component, fp32, backend, joint, samples)?;
-    quant::kept_high(fp32, float, backend, inputs.as_mut(), samples, tell)
+    let mut inputs = quant::part_inputs(bundle, component, fp32, runner, joint, samples)?;
+    quant::kept_high(fp32, float, runner, inputs.as_mut(), samples, tell)
 }
 
 /// Quantises and compares with fp32.
@@ -586,11 +604,13 @@ fn quantised_within(
     limits: &Limits,
     checks: &mut Checks<'_>,
 ) -> Result<(Quantised, Report), QuantError> {
-    let quantised = quant::quantise(fp32, config, checks.backend, checks.calibration, checks.tell)?;
+    let observed = quant::observe_for(fp32, config, checks)?;
+    let (runner, inputs) = (checks.runner, &mut *checks.calibration);
+    let quantised = quant::quantise_observed(fp32, config, observed.as_ref(), runner, inputs, checks.tell)?;
     let emulated = &quantised.emulated;
-    let report = quant::verify(fp32, emulated, checks.backend, checks.held_out, checks.samples, checks.tell)?;
+    let report = quant::verify(fp32, emulated, checks.runner, checks.held_out, checks.samples, checks.tell)?;
     if let Some((what, got, limit)) = report.past(limits) {
-        let worst = quant::sensitivities(fp32, config, &quantised.layers, checks)?;
+        let worst = quant::sensitivities(fp32, config, observed.as_ref(), &quantised.layers, checks)?;
         return Err(QuantError::Limit { what, got, limit, worst: quant::name_worst(&worst) });
     }
     Ok((quantised, report))
@@ -772,7 +792,13 @@ pub fn settings_of(folder: &Path) -> Result<Settings, PipelineError> {
     let settings: Settings = serde_json::from_str(&text)
         .map_err(|e| PipelineError::Refused(format!("{}: {e}", path.display())))?;
     // Relative to the folder of engines, whatever the working directory is.
-    Ok(Settings { bundle: folder.join(&settings.bundle), ..settings })
+    let found = |text: &String| {
+        let path = folder.join(text);
+        let is_path = !GIVEN_NAMES.contains(&text.as_str()) && path.exists();
+        if is_path { path.display().to_string() } else { text.clone() }
+    };
+    let (target, calibration) = (found(&settings.target), found(&settings.calibration));
+    Ok(Settings { bundle: folder.join(&settings.bundle), target, calibration, ..settings })
 }
 
 /// What [`verify_built`] found.
@@ -790,6 +816,25 @@ pub struct Verified {
     pub inputs: String,
     /// Limits passed, if any: name, figure, limit.
     pub past: Option<(String, f64, f64)>,
+    /// Its layers, where they were asked for.
+    pub layers: Vec<LayerReport>,
+}
+
+/// One layer of a built part: a weight that takes part in products.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerReport {
+    /// Name of the layer.
+    pub name: String,
+    /// Precision of its products.
+    pub precision: Precision,
+    /// Bytes of its weights in the engine, the bias aside.
+    pub bytes: u64,
+    /// 10^9 operations in one call at the largest sizes.
+    pub gigaflop: f64,
+    /// Relative L2 error of the outputs (the largest among them) when this layer alone is quantised.
+    pub error: Option<f64>,
+    /// Its part in the sum of all layers' squared errors, 0 to 1.
+    pub error_share: Option<f64>,
 }
 
 /// What [`verify_built`] works with.
@@ -802,6 +847,47 @@ pub struct Verify<'a> {
     pub checks: Checks<'a>,
     /// The task, where it is to be run.
     pub task: Option<&'a dyn TaskEvaluation>,
+    /// Report each layer, and measure what each quantised one adds to the error.
+    pub layers: bool,
+}
+
+/// Error of the outputs when one layer alone is quantised, by layer.
+type LayerErrors = Vec<(String, f64)>;
+
+/// The layers of a part, with what was measured of them.
+fn layer_reports(
+    with: &Verify<'_>,
+    settings: &Settings,
+    passport: &Passport,
+    errors: &[(String, f64)],
+) -> Result<Vec<LayerReport>, PipelineError> {
+    let mut model = spec_of(with.bundle, settings)?;
+    model.workload.cached_context &= passport.component != DenoiserKind::Joint.component();
+    let options = PlanOptions {
+        keep_first_blocks: settings.keep_first_blocks as u64,
+        keep_last_blocks: settings.keep_last_blocks as u64,
+        ..PlanOptions::default()
+    };
+    let squares: f64 = errors.iter().map(|(_, e)| e * e).sum();
+    let all = plan::layers(&model, with.target, settings.precision, &options)?;
+    Ok(all
+        .into_iter()
+        .filter(|layer| layer.component == passport.component)
+        .map(|layer| {
+            let name = layer.name.trim_end_matches(".weight").to_owned();
+            let error = errors.iter().find(|(n, _)| *n == name).map(|(_, e)| *e);
+            let kept = passport.kept_high.contains(&name);
+            let precision = if kept { passport.precision.float() } else { layer.precision };
+            LayerReport {
+                bytes: (layer.parameters as f64 * precision.weight_bytes()) as u64,
+                gigaflop: layer.gigaflop,
+                error_share: error.filter(|_| squares > 0.0).map(|e| e * e / squares),
+                name,
+                precision,
+                error,
+            }
+        })
+        .collect())
 }
 
 /// Puts every part of the bundle into the folder's precision again, as its settings say, checks that scales are those of
@@ -820,28 +906,41 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         let component = passport.component.as_str();
         let failed = |source| failed_in(component, source);
         let fp32 = Model::load(bundle.path(component)?)?;
-        quant::check_weights(&fp32).map_err(failed)?;
+        let runner = with.checks.runner.of_graph(&graph_hash(bundle, component)?);
+        quant::check_weights(&fp32, with.checks.tell).map_err(failed)?;
         let config = settings.quant(bundle.manifest().dit.head_dim);
-        all.push(if !quantises(passport.precision, component) {
-            verify_floats(&passport, &fp32, &mut with).map_err(failed)?
+        let mut errors = LayerErrors::new();
+        let mut verified = if !quantises(passport.precision, component) {
+            verify_floats(&passport, &fp32, &runner, &mut with).map_err(failed)?
         } else if component == DenoiserKind::Joint.component() {
-            let (quantised, verified) = verify_joint(&engine, &passport, &fp32, config, &mut with)?;
+            let (quantised, verified, measured) =
+                verify_joint(&engine, &passport, &fp32, config, &runner, &mut with)?;
             ranges = Some(quantised.ranges);
+            errors = measured;
             verified
         } else {
             let ranges = ranges.as_ref().ok_or_else(|| {
                 PipelineError::Refused(format!("{component} cannot be verified without the joint denoiser"))
             })?;
-            let quantised = quant::quantise_half(&fp32, &config, ranges).map_err(failed)?;
+            let quantised = quant::quantise_half(&fp32, &config, ranges, with.checks.tell).map_err(failed)?;
             check_scales(&engine, &passport, &quantised)?;
-            compare_part(&passport, &fp32, &quantised.emulated, &mut with).map_err(failed)?
-        });
+            compare_part(&passport, &fp32, &quantised.emulated, &runner, &mut with).map_err(failed)?
+        };
+        if with.layers {
+            verified.layers = layer_reports(&with, &settings, &passport, &errors)?;
+        }
+        all.push(verified);
     }
     Ok(all)
 }
 
 /// Compares a part in a 16-bit float format with fp32, each value rounded as the format rounds it.
-fn verify_floats(passport: &Passport, fp32: &Model, with: &mut Verify<'_>) -> Result<Verified, QuantError> {
+fn verify_floats(
+    passport: &Passport,
+    fp32: &Model,
+    runner: &Runner,
+    with: &mut Verify<'_>,
+) -> Result<Verified, QuantError> {
     let float = passport.precision;
     if float == Precision::Fp32 {
         return Ok(Verified {
@@ -851,14 +950,14 @@ fn verify_floats(passport: &Passport, fp32: &Model, with: &mut Verify<'_>) -> Re
             without_smoothing: None,
             inputs: "the bundle's own graph: nothing to round".into(),
             past: None,
+            layers: Vec::new(),
         });
     }
     let checks = &mut with.checks;
     let (component, samples) = (passport.component.as_str(), checks.samples.max(1));
-    let high =
-        high_of(with.bundle, component, fp32, float, checks.backend, checks.held_out, samples, checks.tell)?;
+    let high = high_of(with.bundle, component, fp32, float, runner, checks.held_out, samples, checks.tell)?;
     let low = Float16::new(fp32, float, &high)?.emulated()?;
-    compare_part(passport, fp32, &low, with)
+    compare_part(passport, fp32, &low, runner, with)
 }
 
 /// Compares a part's emulation with fp32 on the part's own inputs.
@@ -866,12 +965,13 @@ fn compare_part(
     passport: &Passport,
     fp32: &Model,
     emulated: &Model,
+    runner: &Runner,
     with: &mut Verify<'_>,
 ) -> Result<Verified, QuantError> {
     let (component, checks) = (passport.component.as_str(), &mut with.checks);
-    let (backend, samples) = (checks.backend, checks.samples.max(1));
-    let mut inputs = quant::part_inputs(with.bundle, component, fp32, backend, checks.held_out, samples)?;
-    let report = quant::verify(fp32, emulated, backend, inputs.as_mut(), samples, checks.tell)?;
+    let samples = checks.samples.max(1);
+    let mut inputs = quant::part_inputs(with.bundle, component, fp32, runner, checks.held_out, samples)?;
+    let report = quant::verify(fp32, emulated, runner, inputs.as_mut(), samples, checks.tell)?;
     Ok(Verified {
         component: component.to_owned(),
         precision: passport.precision,
@@ -879,6 +979,7 @@ fn compare_part(
         report,
         without_smoothing: None,
         inputs: inputs.describe(),
+        layers: Vec::new(),
     })
 }
 
@@ -907,33 +1008,34 @@ fn verify_joint(
     passport: &Passport,
     fp32: &Model,
     config: QuantConfig,
+    runner: &Runner,
     with: &mut Verify<'_>,
-) -> Result<(Quantised, Verified), PipelineError> {
+) -> Result<(Quantised, Verified, LayerErrors), PipelineError> {
     let failed = |source| failed_in(&passport.component, source);
     let checks = &mut with.checks;
     let observed = match config.precision {
         Precision::Int4w => None,
         _ => {
-            let all = quant::observe_all(fp32, &config, checks.backend, checks.calibration, checks.tell);
+            let all = quant::observe_all(fp32, &config, runner, checks.calibration, checks.tell);
             Some(all.map_err(failed)?)
         }
     };
     let quantise = |config: &QuantConfig, checks: &mut Checks<'_>| {
-        let (backend, inputs) = (checks.backend, &mut *checks.calibration);
-        quant::quantise_observed(fp32, config, observed.as_ref(), backend, inputs, checks.tell)
+        let inputs = &mut *checks.calibration;
+        quant::quantise_observed(fp32, config, observed.as_ref(), runner, inputs, checks.tell)
     };
     let done = quantise(&config, checks).map_err(failed)?;
     check_scales(engine, passport, &done)?;
     let samples = checks.samples.max(1);
-    let reference = quant::Reference::new(fp32, checks.backend, checks.held_out, samples, &mut |_| true);
+    let reference = quant::Reference::new(fp32, runner, checks.held_out, samples, checks.tell);
     let reference = reference.map_err(failed)?;
     let compare = |graph: &Model, checks: &mut Checks<'_>| {
-        reference.compare(graph, checks.backend, checks.held_out, checks.tell)
+        reference.compare(graph, runner, checks.held_out, checks.tell)
     };
     let mut report = compare(&done.emulated, checks).map_err(failed)?;
     let mut without_smoothing = None;
     if config.precision == Precision::Int8 && config.smooth_alpha.is_some() {
-        let plain = QuantConfig { smooth_alpha: None, ..config };
+        let plain = QuantConfig { smooth_alpha: None, ..config.clone() };
         let plain = quantise(&plain, checks).map_err(failed)?;
         without_smoothing = Some(compare(&plain.emulated, checks).map_err(failed)?);
     }
@@ -949,8 +1051,13 @@ fn verify_joint(
         report,
         without_smoothing,
         inputs,
+        layers: Vec::new(),
     };
-    Ok((done, verified))
+    let errors = match with.layers {
+        true => quant::sensitivities(fp32, &config, observed.as_ref(), &done.layers, &mut with.checks),
+        false => Ok(Vec::new()),
+    };
+    Ok((done, verified, errors.map_err(failed)?))
 }
 
 #[cfg(test)]
@@ -974,5 +1081,14 @@ mod tests {
         assert_eq!(read.bundle.canonicalize().unwrap(), bundle.canonicalize().unwrap());
         assert_eq!(mindseye_engines::residency::keep_of(&out).unwrap(), Keep::Halves);
         assert!(relative_to(Path::new("/one/engines"), Path::new("/two/bundle")).is_absolute());
+        // Target files and bags, too; names stay names.
+        assert_eq!((read.target.as_str(), read.calibration.as_str()), ("a100", "noise"));
+        std::fs::write(folder.path().join("mine.toml"), "").unwrap();
+        std::fs::create_dir(folder.path().join("models/bag")).unwrap();
+        settings.target = relative_to(&out, &folder.path().join("mine.toml")).display().to_string();
+        settings.calibration = relative_to(&out, &folder.path().join("models/bag")).display().to_string();
+        std::fs::write(out.join(SETTINGS_FILE), serde_json::to_vec(&settings).unwrap()).unwrap();
+        let read = settings_of(&out).unwrap();
+        assert!(Path::new(&read.target).is_file() && Path::new(&read.calibration).is_dir(), "{read:?}");
     }
 }

@@ -22,6 +22,7 @@ pub use self::rten::RtenBackend;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cuda::CudaBackend;
 pub use crate::onnx::{DataType, Dim};
@@ -290,8 +291,24 @@ impl State {
     }
 }
 
+/// How long the steps of one run took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunTimes {
+    /// Inputs to the device.
+    pub copy_in: Duration,
+    /// The work itself.
+    pub compute: Duration,
+    /// Outputs from the device.
+    pub copy_out: Duration,
+}
+
 /// One thread's way to run an engine.
 pub trait Session: Send {
+    /// How long the steps of the last run took; none where they are not told apart.
+    fn times(&self) -> Option<RunTimes> {
+        None
+    }
+
     /// Runs once. `outputs` names what is wanted; each tensor there is overwritten, its memory reused where the
     /// backend can.
     ///

@@ -43,12 +43,16 @@ impl OrtBackend {
     /// # Errors
     /// [`BackendError::Unavailable`] with the places looked in, or why the library cannot be used.
     pub fn open() -> Result<Self, BackendError> {
-        static OPENED: OnceLock<Result<OrtBackend, String>> = OnceLock::new();
+        static OPENED: OnceLock<Result<OrtBackend, OpenError>> = OnceLock::new();
         OPENED
             .get_or_init(|| {
                 let library = find()?;
-                let builder = ort::init_from(&library).map_err(|e| e.to_string())?;
-                let environment = builder.with_name("mindseye").build().map_err(|e| e.to_string())?;
+                let refused = |e: &dyn std::fmt::Display| OpenError::Refused {
+                    library: library.clone(),
+                    what: e.to_string(),
+                };
+                let builder = ort::init_from(&library).map_err(|e| refused(&e))?;
+                let environment = builder.with_name("mindseye").build().map_err(|e| refused(&e))?;
                 Ok(OrtBackend { environment, library })
             })
             .clone()
@@ -62,15 +66,25 @@ impl OrtBackend {
     }
 }
 
-/// The library's file, or its bare name where the loader knows it.
-fn find() -> Result<PathBuf, String> {
+/// Why the library cannot be used; the same at each call.
+#[derive(Clone, Debug, thiserror::Error)]
+enum OpenError {
+    #[error("{PATH_VARIABLE} names {}, which is not a file", .0.display())]
+    NoFile(PathBuf),
+    #[error(
+        "libonnxruntime.so was not found; `pip install onnxruntime`, or set {PATH_VARIABLE} (looked in {})",
+        .0.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    NotFound(Vec<PathBuf>),
+    #[error("{}: {what}", library.display())]
+    Refused { library: PathBuf, what: String },
+}
+
+/// The library's file.
+fn find() -> Result<PathBuf, OpenError> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()) {
         let path = PathBuf::from(path);
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(format!("{PATH_VARIABLE} names {}, which is not a file", path.display()))
-        };
+        return if path.is_file() { Ok(path) } else { Err(OpenError::NoFile(path)) };
     }
     let mut folders: Vec<PathBuf> = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/onnxruntime/lib"]
         .into_iter()
@@ -86,10 +100,7 @@ fn find() -> Result<PathBuf, String> {
             return Ok(file);
         }
     }
-    Err(format!(
-        "libonnxruntime.so was not found; `pip install onnxruntime`, or set {PATH_VARIABLE} (looked in {})",
-        folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
-    ))
+    Err(OpenError::NotFound(folders))
 }
 
 /// `libonnxruntime.so`, or the newest `libonnxruntime.so.1.x`.

@@ -159,6 +159,12 @@ pub struct LiftParams {
     pub localisation_max_m: f64,
     /// Smallest consistency figure that is believed, 0..1.
     pub consistency_min: f64,
+    /// What the sampled drive has to show.
+    pub drive: DriveRule,
+    /// What the drive's pictures are worth when they are registered against what was seen. Absent where it was not
+    /// measured: then they are only compared with the nearest remembered view.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registration: Option<RegistrationParams>,
     /// What the variances of the place are multiplied by, so that the 90 % ellipse holds 90 % of true goals: witnesses
     /// read the same pictures and are not independent. 1 before it is measured.
     pub variance_scale: f64,
@@ -175,6 +181,50 @@ pub struct LiftParams {
     pub without_odometry: Option<Spreads>,
     /// Standoffs by a word of the goal, where they differ from [`Self::standoff_m`], metres.
     pub standoff_by_word_m: BTreeMap<String, f64>,
+}
+
+/// What the sampled drive has to show for a pose to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveRule {
+    /// A drive was sampled and shows the thing, in its place, and a way there through what was seen. Where the deadline
+    /// left no time to sample one, the other witnesses answer, and the answer says so.
+    Required,
+    /// A drive that shows something else makes the answer less consistent.
+    Optional,
+}
+
+/// How well the pictures of right drives are registered. Errors are shares of a picture that are not explained, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrationParams {
+    /// Standard deviation of the object's place as the drive's end tells it, metres.
+    pub sigma_m: f64,
+    /// Standard deviation of the end's heading, radians.
+    pub yaw_sigma_rad: f64,
+    /// Largest error of the last pictures.
+    pub end_error_max: f64,
+    /// Largest error of the worst picture on the way.
+    pub way_error_max: f64,
+    /// Largest error of what the box holds.
+    pub thing_error_max: f64,
+    /// The drive's end and the other witnesses may differ by this many of their combined spreads.
+    pub agree_max: f64,
+}
+
+impl RegistrationParams {
+    /// Values to begin with, before calibration.
+    #[must_use]
+    pub fn uncalibrated() -> Self {
+        Self {
+            sigma_m: 0.2,
+            yaw_sigma_rad: 0.1,
+            end_error_max: 0.4,
+            way_error_max: 0.5,
+            thing_error_max: 0.6,
+            agree_max: 5.0,
+        }
+    }
 }
 
 /// Spreads of plan and memory when nothing but the pose head places the context.
@@ -221,6 +271,8 @@ impl LiftParams {
             localisation_sigma_m: 0.4,
             localisation_max_m: 1.2,
             consistency_min: 0.2,
+            drive: DriveRule::Required,
+            registration: Some(RegistrationParams::uncalibrated()),
             variance_scale: 1.0,
             reconstruction_max: None,
             arrival_error_max: None,
@@ -257,6 +309,19 @@ impl LiftParams {
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return Err(field(format!("lift.{name}"), "a positive number", value));
+        }
+        if let Some(r) = &self.registration {
+            let positive = [
+                ("sigma_m", r.sigma_m),
+                ("yaw_sigma_rad", r.yaw_sigma_rad),
+                ("end_error_max", r.end_error_max),
+                ("way_error_max", r.way_error_max),
+                ("thing_error_max", r.thing_error_max),
+                ("agree_max", r.agree_max),
+            ];
+            if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+                return Err(field(format!("lift.registration.{name}"), "a positive number", value));
+            }
         }
         if !(0.0..=1.0).contains(&self.consistency_min) {
             return Err(field("lift.consistency_min", "a number from 0 to 1", self.consistency_min));
@@ -437,6 +502,18 @@ pub struct SamplerSpec {
     pub guidance: f64,
     /// What the network predicts; the same as the denoiser's own field.
     pub prediction: Prediction,
+    /// What the drive that is shown is held to.
+    pub guide: Guide,
+}
+
+/// What the drive that is shown is held to while it is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Guide {
+    /// Remembered pictures, carried into its views by their depth and poses; where these are unknown, nothing.
+    Warp,
+    /// Nothing: the drive is the network's alone.
+    None,
 }
 
 /// Where a bundle comes from.
@@ -913,12 +990,18 @@ mod tests {
                             assert!(error.to_string().contains(part), "{error}");
                         }
                     };
-                    // The number of images of a recording and the codec's limit and the spreads without odometry are the only optional keys.
-                    let optional =
-                        ["recording_images", "reconstruction_max", "arrival_error_max", "without_odometry"]
-                            .contains(&key.as_str())
-                            || ["networks", "evaluation"].contains(&name.as_str())
-                            || (name.is_empty() && key == "lift");
+                    // The number of images of a recording, the codec's limit, registration, what arrivals are compared by and
+                    // the spreads without odometry are the only optional keys.
+                    let optional = [
+                        "recording_images",
+                        "reconstruction_max",
+                        "registration",
+                        "arrival_error_max",
+                        "without_odometry",
+                    ]
+                    .contains(&key.as_str())
+                        || ["networks", "evaluation"].contains(&name.as_str())
+                        || (name.is_empty() && key == "lift");
                     if !open {
                         let misspelt = format!("{key}x");
                         check("misspelt", &misspelt, &|table| {
@@ -980,6 +1063,7 @@ mod tests {
                 "dir/bundle.toml: [networks.text.closed.words] 0: wanted a string, got integer 3",
             ),
             ("format = 2", "format = 1", "bundle: format: wanted 2, got 1"),
+            ("drive = \"required\"", "drive = \"perhaps\"", "dir/bundle.toml: [lift] drive: wanted"),
             (
                 "agree_max = 6.504",
                 "agree_max = nan",

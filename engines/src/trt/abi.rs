@@ -62,6 +62,8 @@ pub struct Slots {
     pub config_set_progress_monitor: usize,
     /// Only TensorRT-RTX can build for a compute capability that is not the machine's.
     pub config_compute_capabilities: Option<ComputeCapabilitySlots>,
+    /// Only TensorRT-RTX compiles kernels while an engine runs, and keeps them.
+    pub runtime_cache: Option<RuntimeCacheSlots>,
     pub network_get_nb_layers: usize,
     pub network_get_nb_inputs: usize,
     pub network_get_input: usize,
@@ -117,6 +119,19 @@ pub struct ComputeCapabilitySlots {
     pub set: usize,
 }
 
+/// Slots of the cache of kernels, which exists in TensorRT-RTX only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RuntimeCacheSlots {
+    pub engine_create_runtime_config: usize,
+    pub engine_create_context: usize,
+    pub config_set_allocation_strategy: usize,
+    pub config_create_cache: usize,
+    pub config_set_cache: usize,
+    pub cache_serialize: usize,
+    pub cache_deserialize: usize,
+}
+
 /// Slot of the deleting destructor of every class that begins with `INoCopy`.
 pub const DELETE_SLOT: usize = 1;
 
@@ -137,6 +152,7 @@ pub const V10: Slots = Slots {
     config_set_hardware_compatibility: 49,
     config_set_progress_monitor: 56,
     config_compute_capabilities: None,
+    runtime_cache: None,
     network_get_nb_layers: 12,
     network_get_nb_inputs: 14,
     network_get_input: 15,
@@ -200,6 +216,7 @@ pub const V11: Slots = Slots {
     config_set_hardware_compatibility: 38,
     config_set_progress_monitor: 45,
     config_compute_capabilities: None,
+    runtime_cache: None,
     tensor_get_type: 6,
     profile_is_valid: 7,
     runtime_set_host_code_allowed: 20,
@@ -230,6 +247,15 @@ pub const V11: Slots = Slots {
 /// TensorRT-RTX 1.7.
 pub const RTX17: Slots = Slots {
     config_compute_capabilities: Some(ComputeCapabilitySlots { set_count: 55, set: 57 }),
+    runtime_cache: Some(RuntimeCacheSlots {
+        engine_create_runtime_config: 48,
+        engine_create_context: 47,
+        config_set_allocation_strategy: 3,
+        config_create_cache: 5,
+        config_set_cache: 6,
+        cache_serialize: 2,
+        cache_deserialize: 3,
+    }),
     context_set_device_memory: 48,
     ..V11
 };
@@ -420,6 +446,21 @@ mod tests {
                     v("VBuilderConfig", "setNbComputeCapabilities"),
                     v("VBuilderConfig", "setComputeCapability")
                 ))
+            );
+            assert_eq!(
+                s.runtime_cache,
+                (abi == Abi::Rtx17).then(|| RuntimeCacheSlots {
+                    engine_create_runtime_config: v("VCudaEngine", "createRuntimeConfig"),
+                    engine_create_context: v("VCudaEngine", "createExecutionContextWithRuntimeConfig"),
+                    config_set_allocation_strategy: v(
+                        "VRuntimeConfig",
+                        "setExecutionContextAllocationStrategy"
+                    ),
+                    config_create_cache: v("VRuntimeConfig", "createRuntimeCache"),
+                    config_set_cache: v("VRuntimeConfig", "setRuntimeCache"),
+                    cache_serialize: v("VRuntimeCache", "serialize"),
+                    cache_deserialize: v("VRuntimeCache", "deserialize"),
+                })
             );
         }
     }

@@ -7,8 +7,8 @@ use super::abi::Abi;
 use super::library::{Library, LoadOptions};
 use super::run::{Arenas, DType, DeviceState, Io, RunError, RunOptions, TrtContext, TrtEngine};
 use crate::backend::{
-    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, State, Tensor, check_inputs,
-    is_state,
+    Backend, BackendError, Elements, Engine, Port, PrepareOptions, RunTimes, Session, State, Tensor,
+    check_inputs, is_state,
 };
 use crate::cuda::{CudaDevice, Device};
 use crate::onnx::{DataType, Dim};
@@ -166,6 +166,10 @@ fn run_error(e: &RunError) -> BackendError {
 }
 
 impl Session for TrtSession {
+    fn times(&self) -> Option<RunTimes> {
+        self.context.times()
+    }
+
     fn engine(&self) -> &dyn Engine {
         &self.owner
     }

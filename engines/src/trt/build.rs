@@ -521,7 +521,7 @@ fn add_profiles(
     }
 }
 
-fn host_memory<'a>(slots: &Slots, memory: &'a Object) -> Option<&'a [u8]> {
+pub(super) fn host_memory<'a>(slots: &Slots, memory: &'a Object) -> Option<&'a [u8]> {
     type Data = unsafe extern "C" fn(NonNull<c_void>) -> *const u8;
     type Size = unsafe extern "C" fn(NonNull<c_void>) -> usize;
     let this = memory.implementation();

@@ -23,6 +23,7 @@ pub use build::{BuildError, BuildOptions, Built, InputProfile, Progress, build};
 pub use library::{LIB_DIR_VARIABLE, Library, LibraryError, LoadOptions, Probe};
 pub use run::{
     Arenas, DType, DeviceState, InputBytes, Io, OutputSink, RunError, RunOptions, TrtContext, TrtEngine,
+    runtime_cache_path,
 };
 
 /// First bytes of an engine file of TensorRT-RTX: what 1.7.1 writes, and compares a file with when it loads it.

@@ -3,15 +3,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
+use std::time::Instant;
 
-use super::abi::Slots;
+use super::abi::{RuntimeCacheSlots, Slots};
 use super::ffi::{self, Dims, Object, method};
 use super::library::{Library, LibraryError};
-use crate::backend::{is_state, state_input};
+use crate::backend::{RunTimes, is_state, state_input};
 use crate::cuda::{CudaError, Device, Memory, Pinned};
 
 /// Element types, numbered as TensorRT numbers them.
@@ -85,11 +86,25 @@ pub struct RunOptions {
     pub cuda_graphs: bool,
     /// Memory that contexts share which run one after the other; none: each context has its own.
     pub arenas: Option<Arc<Arenas>>,
+    /// TensorRT-RTX compiles kernels when shapes are first seen: keep them beside the engine ([`runtime_cache_path`]) for
+    /// the next start.
+    pub runtime_cache: bool,
+    /// Wait after each step of a run, so that [`TrtContext::times`] tells copies from work.
+    pub timed: bool,
+}
+
+/// Where kernels of TensorRT-RTX are kept: `<engine>.kernels`. The library refuses those of another version, device or
+/// driver.
+#[must_use]
+pub fn runtime_cache_path(engine: &Path) -> PathBuf {
+    let mut name = engine.file_name().unwrap_or_default().to_owned();
+    name.push(".kernels");
+    engine.with_file_name(name)
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        RunOptions { memory_limit: None, cuda_graphs: true, arenas: None }
+        RunOptions { memory_limit: None, cuda_graphs: true, arenas: None, runtime_cache: true, timed: false }
     }
 }
 
@@ -276,6 +291,7 @@ pub struct TrtEngine {
     io: Vec<Io>,
     activation_bytes: u64,
     layers: u32,
+    path: PathBuf,
 }
 
 // SAFETY: methods of ICudaEngine used through `&self` are the const getters and `createExecutionContext`, which
@@ -342,6 +358,7 @@ impl TrtEngine {
             io,
             activation_bytes: u64::try_from(size).unwrap_or(0),
             layers: u32::try_from(layers).unwrap_or(0),
+            path: path.to_owned(),
         }))
     }
 
@@ -438,8 +455,9 @@ struct Place {
 
 /// A way to run an engine: own shapes and CUDA graphs, own or shared memory. One thread at a time.
 pub struct TrtContext {
-    // Dropped in this order: graphs (in Drop), context, memory.
+    // Dropped in this order: graphs (in Drop), context, kernels, memory.
     context: Object,
+    kernels: Option<Kernels>,
     engine: Arc<TrtEngine>,
     /// Its own arena, or that of the thread which ran it last.
     lane: Option<Lane>,
@@ -451,6 +469,8 @@ pub struct TrtContext {
     bound_scratch: u64,
     places: Vec<Place>,
     graphs: Graphs,
+    timed: bool,
+    times: Option<RunTimes>,
 }
 
 /// Recorded work, for the present shapes, by the addresses that it reads and writes.
@@ -491,7 +511,7 @@ struct Edges<'a> {
 impl TrtContext {
     fn new(engine: &Arc<TrtEngine>, options: &RunOptions) -> Result<TrtContext, RunError> {
         let library = &engine.library;
-        let context = create_context(engine)?;
+        let (context, kernels) = create_context(engine, options.runtime_cache)?;
         let mut places = Vec::new();
         for io in &engine.io {
             let c_name = CString::new(io.name.as_bytes())
@@ -525,6 +545,7 @@ impl TrtContext {
         };
         Ok(TrtContext {
             context,
+            kernels,
             engine: Arc::clone(engine),
             lane,
             arenas: options.arenas.clone(),
@@ -533,6 +554,8 @@ impl TrtContext {
             bound_scratch: 0,
             places,
             graphs: Graphs { wanted: options.cuda_graphs, known: Vec::new() },
+            timed: options.timed,
+            times: None,
         })
     }
 
@@ -546,6 +569,12 @@ impl TrtContext {
     #[must_use]
     pub fn uses_graph(&self) -> bool {
         self.graphs.known.iter().any(|(_, r)| matches!(r, Recorded::Ready(_)))
+    }
+
+    /// How long the steps of the last run took, where runs are timed ([`RunOptions::timed`]).
+    #[must_use]
+    pub fn times(&self) -> Option<RunTimes> {
+        self.times
     }
 
     /// Runs once. `inputs`: name, shape and little-endian bytes of every input, in any order. `output` is called for
@@ -600,6 +629,9 @@ impl TrtContext {
         }
         self.queue(base, staging, &edges)?;
         engine.device.synchronize()?;
+        if let Some(kernels) = &mut self.kernels {
+            kernels.keep(&engine);
+        }
         for (i, (io, place)) in
             engine.io.iter().zip(&self.places).enumerate().filter(|(_, (io, _))| !io.input)
         {
@@ -679,6 +711,9 @@ impl TrtContext {
         if changed {
             // TensorRT's own state follows the shapes: what was recorded before is void.
             self.forget_graphs();
+            if let Some(kernels) = &mut self.kernels {
+                kernels.changed = true;
+            }
         }
         Ok(())
     }
@@ -759,18 +794,36 @@ impl TrtContext {
     /// Queues copies in, the work, and copies out.
     fn queue(&mut self, base: u64, staging: &mut Pinned, edges: &Edges<'_>) -> Result<(), RunError> {
         let engine = Arc::clone(&self.engine);
+        let started = Instant::now();
+        // The time since the start, when all that was queued is done; zero where runs are not timed.
+        let timed = self.timed;
+        let waited = || -> Result<_, CudaError> {
+            if timed {
+                engine.device.synchronize()?;
+            }
+            Ok(started.elapsed())
+        };
         self.copy(true, base, staging)?;
         for &(to, bytes) in &edges.host_state {
             // SAFETY: `to` has room for them, and the caller's bytes live until `synchronize`.
             unsafe { engine.device.copy_in(to, bytes.as_ptr(), bytes.len())? };
         }
+        let copied_in = waited()?;
         // Passing memory is another one each time: nothing is gained by recording it.
         if self.graphs.wanted && edges.passing.is_empty() {
             self.run_recorded()?;
         } else {
             self.enqueue_or_fail()?;
         }
-        self.copy(false, base, staging)
+        let computed = waited()?;
+        self.copy(false, base, staging)?;
+        let done = waited()?;
+        self.times = timed.then(|| RunTimes {
+            copy_in: copied_in,
+            compute: computed.saturating_sub(copied_in),
+            copy_out: done.saturating_sub(computed),
+        });
+        Ok(())
     }
 
     /// Runs by the graph of the present addresses; records it the second time they are seen, since TensorRT wants one
@@ -858,17 +911,104 @@ impl TrtContext {
     }
 }
 
-fn create_context(engine: &TrtEngine) -> Result<Object, RunError> {
+/// Kernels that TensorRT-RTX compiled for the shapes that it saw, and the file that they are kept in.
+struct Kernels {
+    cache: Object,
+    config: Object,
+    slots: RuntimeCacheSlots,
+    path: PathBuf,
+    /// Bytes of what is in the file.
+    kept: usize,
+    /// New shapes were seen since.
+    changed: bool,
+}
+
+impl Kernels {
+    /// Configuration with a cache that holds what the file of an engine has; none where the library keeps none.
+    fn new(engine: &TrtEngine) -> Option<Kernels> {
+        type Create = unsafe extern "C" fn(NonNull<c_void>) -> *mut c_void;
+        type SetStrategy = unsafe extern "C" fn(NonNull<c_void>, i32);
+        type SetCache = unsafe extern "C" fn(NonNull<c_void>, NonNull<c_void>) -> bool;
+        type Deserialize = unsafe extern "C" fn(NonNull<c_void>, *const u8, usize) -> bool;
+        let slots = engine.library.abi().slots().runtime_cache?;
+        let this = engine.engine.implementation();
+        // SAFETY: `IRuntimeConfig* createRuntimeConfig()` and `IRuntimeCache* createRuntimeCache()` are ours;
+        // `setExecutionContextAllocationStrategy(kUSER_MANAGED = 2)`; `bool setRuntimeCache(IRuntimeCache const&)`: the
+        // cache lives as long as the configuration.
+        let (config, cache) = unsafe {
+            let config = Object::own(method::<Create>(this, slots.engine_create_runtime_config)(this))?;
+            let this = config.implementation();
+            method::<SetStrategy>(this, slots.config_set_allocation_strategy)(this, USER_MANAGED);
+            let cache = Object::own(method::<Create>(this, slots.config_create_cache)(this))?;
+            method::<SetCache>(this, slots.config_set_cache)(this, cache.pointer())
+                .then_some((config, cache))?
+        };
+        let path = runtime_cache_path(&engine.path);
+        let known = match std::fs::metadata(&path) {
+            Ok(m) if m.len() <= MAX_KERNEL_BYTES => std::fs::read(&path).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let this = cache.implementation();
+        // SAFETY: `bool deserialize(void const*, size_t)` copies what it takes, and refuses what is not for this machine.
+        let taken = !known.is_empty()
+            && unsafe {
+                method::<Deserialize>(this, slots.cache_deserialize)(this, known.as_ptr(), known.len())
+            };
+        if !known.is_empty() && !taken {
+            tracing::info!("{}: of another version, device or driver; made again", path.display());
+        }
+        let kept = if taken { known.len() } else { 0 };
+        Some(Kernels { cache, config, slots, path, kept, changed: true })
+    }
+
+    /// Writes what was compiled since, at best effort: without it the next start compiles again.
+    fn keep(&mut self, engine: &TrtEngine) {
+        type Serialize = unsafe extern "C" fn(NonNull<c_void>) -> *mut c_void;
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let this = self.cache.implementation();
+        // SAFETY: `IHostMemory* serialize()`; the result is ours.
+        let blob = unsafe { Object::own(method::<Serialize>(this, self.slots.cache_serialize)(this)) };
+        let slots = engine.library.abi().slots();
+        let Some(bytes) = blob.as_ref().and_then(|b| super::build::host_memory(slots, b)) else { return };
+        // Kernels are only ever added.
+        if bytes.len() == self.kept {
+            return;
+        }
+        match mindseye_base::file::replace(&self.path, bytes) {
+            Ok(()) => self.kept = bytes.len(),
+            Err(e) => tracing::warn!("{}: compiled kernels are not kept: {e}", self.path.display()),
+        }
+    }
+}
+
+/// Files of kernels larger than this are not read.
+const MAX_KERNEL_BYTES: u64 = 1 << 30;
+/// `ExecutionContextAllocationStrategy::kUSER_MANAGED`.
+const USER_MANAGED: i32 = 2;
+
+/// A context, with a cache of kernels where one is wanted and the library keeps one.
+fn create_context(engine: &TrtEngine, cache: bool) -> Result<(Object, Option<Kernels>), RunError> {
     type Create = unsafe extern "C" fn(NonNull<c_void>, i32) -> *mut c_void;
-    const USER_MANAGED: i32 = 2;
+    type CreateWith = unsafe extern "C" fn(NonNull<c_void>, NonNull<c_void>) -> *mut c_void;
     let this = engine.engine.implementation();
-    let slot = engine.library.abi().slots().engine_create_context;
-    // SAFETY: `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`; the result is ours.
-    let context = unsafe { Object::own(method::<Create>(this, slot)(this, USER_MANAGED)) };
-    context.ok_or_else(|| RunError::Run {
+    let kernels = if cache { Kernels::new(engine) } else { None };
+    // SAFETY: `IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy)`, or with an
+    // `IRuntimeConfig*` that lives as long as the context; the result is ours.
+    let context = unsafe {
+        Object::own(match &kernels {
+            Some(k) => method::<CreateWith>(this, k.slots.engine_create_context)(this, k.config.pointer()),
+            None => {
+                method::<Create>(this, engine.library.abi().slots().engine_create_context)(this, USER_MANAGED)
+            }
+        })
+    };
+    let context = context.ok_or_else(|| RunError::Run {
         what: "create an execution context".into(),
         log: engine.library.errors_text(),
-    })
+    })?;
+    Ok((context, kernels))
 }
 
 /// Offsets of inputs and outputs at their largest shapes: inputs by profile, outputs as the context infers them. State

@@ -169,6 +169,26 @@ impl Camera {
         Self { focal: self.focal * factor, ..*self }
     }
 
+    /// The same camera behind another's lens.
+    #[must_use]
+    pub fn with_lens_of(&self, other: &Self) -> Self {
+        Self { distortion: other.distortion, ..*self }
+    }
+
+    /// The camera of the largest middle part of its picture that has this shape, at this size (pixels).
+    #[must_use]
+    pub fn filling(&self, width: u32, height: u32) -> Self {
+        let middle = |w: u32, h: u32| Vector2::new(0.5 * (f64::from(w) - 1.0), 0.5 * (f64::from(h) - 1.0));
+        let fill = (f64::from(self.width) / f64::from(width)).min(f64::from(self.height) / f64::from(height));
+        Self {
+            width,
+            height,
+            focal: self.focal / fill,
+            centre: (self.centre - middle(self.width, self.height)) / fill + middle(width, height),
+            distortion: self.distortion,
+        }
+    }
+
     /// The camera of the same picture at another size.
     #[must_use]
     pub fn resized(&self, width: u32, height: u32) -> Self {

@@ -16,7 +16,8 @@
 //! # Ok::<(), mindseye_landmarks::CameraError>(())
 //! ```
 //!
-//! [`GeometricLift`] judges imagined drives with it and makes goal poses of them.
+//! [`GeometricLift`] judges imagined drives with it and makes goal poses of them. [`ObjectMap`] makes things in the map of
+//! the boxes that a detector draws in such frames.
 //!
 //! For pictures too small for features, [`Carrier`] carries remembered pictures with their depth into other views, and
 //! [`Placer`] finds the place from which that looks most like a picture.
@@ -38,6 +39,7 @@ mod grid;
 mod index;
 pub mod lift;
 pub mod map;
+pub mod objects;
 pub mod place;
 pub mod pnp;
 pub mod register;
@@ -46,7 +48,11 @@ pub mod triangulate;
 pub use camera::{Camera, CameraError, Distortion};
 pub use carry::{Carried, Carrier, CarryConfig, CarryError, Remembered};
 pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint};
-pub use lift::{GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift};
+pub use lift::{
+    GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift, Standing,
+    stand_before,
+};
 pub use map::{Inserted, Landmark, LandmarkMap, MapConfig, MapCounts};
+pub use objects::{MapObject, ObjectConfig, ObjectCounts, ObjectMap, SeenBox};
 pub use place::{Look, PlaceConfig, Placed, Placer};
 pub use register::{RegisterConfig, Registration, Unregistered};

@@ -359,32 +359,53 @@ impl GeometricLift<'_> {
             place + both * lever.transpose() + lever * both.transpose() + lever * turn * lever.transpose();
         let to_map = placed.map_from_camera.rotation.to_rotation_matrix();
         let object_covariance = to_map.matrix() * (own + camera) * to_map.matrix().transpose();
-        let eye = placed.map_from_camera.translation.vector;
-        let (dx, dy) = (object.x - eye.x, object.y - eye.y);
-        let distance = dx.hypot(dy);
-        if distance < 1e-3 || !distance.is_finite() {
-            return None;
-        }
-        let yaw = dy.atan2(dx);
-        let standoff = self.config.standoff_m;
-        let base = [object.x - standoff * yaw.cos(), object.y - standoff * yaw.sin(), yaw];
-        // The heading is as uncertain as the direction from the last camera to the object.
-        let across = Vector3::new(-dy, dx, 0.0) / distance;
-        let yaw_variance = (across.transpose() * object_covariance * across)[0] / (distance * distance);
-        let mut covariance = Matrix6::zeros();
-        covariance.fixed_view_mut::<2, 2>(0, 0).copy_from(&object_covariance.fixed_view::<2, 2>(0, 0));
-        let swing = Vector2::new(yaw.sin(), -yaw.cos()) * standoff;
-        let turned = swing * swing.transpose() * yaw_variance;
-        for i in 0..2 {
-            for j in 0..2 {
-                covariance[(i, j)] += turned[(i, j)];
-            }
-            covariance[(i, 5)] = swing[i] * yaw_variance;
-            covariance[(5, i)] = swing[i] * yaw_variance;
-        }
-        covariance[(5, 5)] = yaw_variance;
+        let eye = Point3::from(placed.map_from_camera.translation.vector);
+        let Standing { base, covariance } =
+            stand_before(&object, &object_covariance, &eye, self.config.standoff_m)?;
         Some(LiftedGoal { object, object_covariance, base, covariance, points: depths.len() })
     }
+}
+
+/// Where the base stands before an object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// x, y (metres), yaw (radians), facing the object.
+    pub base: [f64; 3],
+    /// Covariance in the order x, y, z, roll, pitch, yaw; what a planar pose does not have is 0.
+    pub covariance: Matrix6<f64>,
+}
+
+/// The pose before an object on the line from where it is seen; z is up. `None` right above or below it.
+#[must_use]
+pub fn stand_before(
+    object: &Point3<f64>,
+    object_covariance: &Matrix3<f64>,
+    eye: &Point3<f64>,
+    standoff_m: f64,
+) -> Option<Standing> {
+    let (dx, dy) = (object.x - eye.x, object.y - eye.y);
+    let distance = dx.hypot(dy);
+    if distance < 1e-3 || !distance.is_finite() {
+        return None;
+    }
+    let yaw = dy.atan2(dx);
+    let base = [object.x - standoff_m * yaw.cos(), object.y - standoff_m * yaw.sin(), yaw];
+    // The heading is as uncertain as the direction from the camera to the object.
+    let across = Vector3::new(-dy, dx, 0.0) / distance;
+    let yaw_variance = (across.transpose() * object_covariance * across)[0] / (distance * distance);
+    let mut covariance = Matrix6::zeros();
+    covariance.fixed_view_mut::<2, 2>(0, 0).copy_from(&object_covariance.fixed_view::<2, 2>(0, 0));
+    let swing = Vector2::new(yaw.sin(), -yaw.cos()) * standoff_m;
+    let turned = swing * swing.transpose() * yaw_variance;
+    for i in 0..2 {
+        for j in 0..2 {
+            covariance[(i, j)] += turned[(i, j)];
+        }
+        covariance[(i, 5)] = swing[i] * yaw_variance;
+        covariance[(5, i)] = swing[i] * yaw_variance;
+    }
+    covariance[(5, 5)] = yaw_variance;
+    Some(Standing { base, covariance })
 }
 
 /// Whether a triangulated point is known to a fifth of its distance.

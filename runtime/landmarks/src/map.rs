@@ -100,7 +100,7 @@ pub struct Landmark {
 }
 
 /// A frame whose features are kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct KeptFrame {
     pub(crate) id: u64,
     pub(crate) map_from_camera: Isometry3<f64>,
@@ -146,7 +146,7 @@ pub struct MapCounts {
 }
 
 /// Landmarks, bounded in number, and the features of the frames that they come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LandmarkMap {
     pub(crate) config: MapConfig,
     pub(crate) frames: VecDeque<KeptFrame>,

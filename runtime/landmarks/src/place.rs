@@ -25,8 +25,10 @@ pub struct PlaceConfig {
     pub margin_m: f64,
     /// Most places.
     pub places_max: usize,
-    /// Places from which a picture is refined.
+    /// Surveyed places that are looked at more closely.
     pub starts: usize,
+    /// Places from which a picture is refined, the most alike of these and of the caller's.
+    pub refined: usize,
     /// Rounds of refinement, each of which carries the memory once.
     pub rounds: usize,
     /// Colour difference (0..1, root mean square over the channels) that is half explained.
@@ -37,7 +39,16 @@ pub struct PlaceConfig {
 
 impl Default for PlaceConfig {
     fn default() -> Self {
-        Self { spacing_m: 0.45, margin_m: 4.0, places_max: 400, starts: 6, rounds: 4, half: 0.1, unseen: 0.5 }
+        Self {
+            spacing_m: 0.45,
+            margin_m: 4.0,
+            places_max: 400,
+            starts: 6,
+            refined: 3,
+            rounds: 4,
+            half: 0.1,
+            unseen: 0.5,
+        }
     }
 }
 
@@ -277,10 +288,9 @@ impl Placer {
         }
     }
 
-    /// What the camera would see from a base pose.
-    pub fn carry(&mut self, memory: &Remembered, pose: Pose2) -> &mut Carried {
-        let map_from_camera = isometry(pose) * self.base_from_camera;
-        self.carrier.carry(memory, &self.camera, &map_from_camera)
+    /// What the camera would see from a pose.
+    pub fn carry(&mut self, memory: &Remembered, map_from_camera: &Isometry3<f64>) -> &mut Carried {
+        self.carrier.carry(memory, &self.camera, map_from_camera)
     }
 
     /// Looks around from a grid of places within reach of the remembered views. Without it pictures are compared with the
@@ -324,19 +334,39 @@ impl Placer {
             return None;
         }
         self.score_survey(look);
-        let mut from: Vec<Pose2> = starts.to_vec();
+        let mut from = starts.to_vec();
         from.extend(self.best_of_survey());
-        let mut refined: Vec<Placed> = from.into_iter().map(|p| self.refine(memory, look, p)).collect();
+        let compared = self.compared(memory, look, from);
+        let mut refined: Vec<Placed> = compared
+            .iter()
+            .take(self.config.refined.max(1))
+            .map(|(_, pose)| self.refine(memory, look, *pose))
+            .collect();
         refined.sort_by(|a, b| a.error.total_cmp(&b.error));
         let mut best = *refined.first()?;
-        best.elsewhere = refined.iter().find(|p| !same_place(p.pose, best.pose)).map(|p| p.error);
+        let others = refined.iter().map(|p| (p.error, p.pose)).chain(compared);
+        let elsewhere = others.filter(|(_, pose)| !same_place(*pose, best.pose)).map(|(error, _)| error);
+        best.elsewhere = elsewhere.min_by(f64::total_cmp);
         best.distinct = self.distinct(best.pose);
         Some(best)
     }
 
-    /// As [`Self::place`], near one pose only, and without a word on how distinct it is (0).
-    pub fn place_near(&mut self, memory: &Remembered, look: &Look, start: Pose2) -> Option<Placed> {
-        (self.fits(look) && !memory.is_empty()).then(|| self.refine(memory, look, start))
+    /// As [`Self::place`], near the one of these poses that explains the picture best, and without a word on how distinct
+    /// it is (0).
+    pub fn place_near(&mut self, memory: &Remembered, look: &Look, starts: &[Pose2]) -> Option<Placed> {
+        if !self.fits(look) || memory.is_empty() {
+            return None;
+        }
+        let start = self.compared(memory, look, starts.to_vec()).first()?.1;
+        Some(self.refine(memory, look, start))
+    }
+
+    /// The poses with the errors there, the least first.
+    fn compared(&mut self, memory: &Remembered, look: &Look, poses: Vec<Pose2>) -> Vec<(f64, Pose2)> {
+        let mut out: Vec<(f64, Pose2)> =
+            poses.into_iter().map(|pose| (self.compare(memory, look, pose).0, pose)).collect();
+        out.sort_by(|a, b| a.0.total_cmp(&b.0));
+        out
     }
 
     /// How much of a picture is not explained by what would be seen from a pose (0..1), and how much of it is covered.

@@ -6,6 +6,7 @@
 
 use super::picture::{Picture, VIEW, draw};
 use super::progress::ProgressBar;
+use super::view::{Page, ViewArgs};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene, Stage};
@@ -61,6 +62,8 @@ pub struct DemoArgs {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 /// File names in `--out`.
@@ -268,8 +271,13 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let sweep = world::exploration_sweep(&house, &mut rng, poses);
     progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
-    let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop)?;
+    let page = args.view.open("sim", Some(&pipeline))?;
+    let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, &page)?;
     let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
+    if page.is_open() && story.is_ok() {
+        progress.line("the page stays open: ask there, the robot drives; Ctrl-C ends");
+        demo.stay(&mut progress)?;
+    }
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
     let Demo { session, robot, node, recorder, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
@@ -373,6 +381,7 @@ impl Demo {
         start: world::Pose2,
         pipeline: &Pipeline,
         stop: Arc<AtomicBool>,
+        page: &Page,
     ) -> anyhow::Result<Self> {
         let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;
         let runtime_side = session.another_node("mindseye", "/")?;
@@ -384,12 +393,16 @@ impl Demo {
         let shown: Arc<Mutex<Shown>> = Arc::default();
         let (events_in, events) = channel();
         let observed = shown.clone();
+        let viewed = page.observer();
+        let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
+        config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
         let parts = NodeParts {
-            config: RobotConfig { robot: "sim".into(), ..RobotConfig::default() },
+            config,
             mind: pipeline.mind(args.seed)?,
             encoder: pipeline.encoder()?,
             record: recorder.sender(),
             observer: Some(Box::new(move |event| {
+                viewed.iter().for_each(|observer| observer(event));
                 // The demo's own end of the channel may be gone already.
                 let _ = match event {
                     NodeEvent::Evidence(grounded) => {
@@ -406,6 +419,7 @@ impl Demo {
             })),
         };
         let node = Node::start(&runtime_side, parts)?;
+        page.serve(&node);
         if !robot.image.wait_for_subscribers(Duration::from_secs(5)) {
             bail!("the runtime's subscription did not appear on the in-process session");
         }
@@ -413,6 +427,24 @@ impl Demo {
         let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
         static_tf.publish(&TFMessage { transforms: vec![mount] })?;
         Ok(Self { session, robot, node, recorder, ask, goals, events, shown, stop, _static_tf: static_tf })
+    }
+
+    /// Stands, and drives to whatever goal poses come, until it is stopped.
+    fn stay(&mut self, progress: &mut ProgressBar) -> anyhow::Result<()> {
+        let Self { robot, node, stop, goals, .. } = self;
+        while !stop.load(Ordering::Relaxed) {
+            robot.tick(0.0, 0.0, node, stop)?;
+            if robot.fast {
+                std::thread::sleep(Duration::from_secs_f64(1.0 / RATE_HZ));
+            }
+            if let Some(goal) = goals.try_recv()? {
+                let driven = drive(robot, goal_in_plane(&goal.message.pose)?, node, stop, progress);
+                if !stop.load(Ordering::Relaxed) {
+                    driven?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Explores along `sweep`, asks for `goal` (or something of its own choice), and drives to the pose that comes
@@ -446,14 +478,11 @@ impl Demo {
         let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
         let received = if answer.status == Status::Found {
             let received = self.goals.recv_timeout(Duration::from_secs(2))?;
-            received.map(|r| r.message.pose.isometry()).transpose()?
+            received.map(|r| goal_in_plane(&r.message.pose)).transpose()?
         } else {
             None
         };
-        if let Some(goal_in_odom) = received {
-            let forward = goal_in_odom.rotation * nalgebra::Vector3::x();
-            let t = goal_in_odom.translation;
-            let target = world::Pose2::unwrapped(t.x, t.y, forward.y.atan2(forward.x));
+        if let Some(target) = received {
             drive(robot, target, node, stop, progress)?;
         }
         let arrived = received.is_some() && object.is_some_and(|i| stands_before(robot, i));
@@ -536,6 +565,13 @@ fn wait_for_answer(
             std::thread::sleep(Duration::from_secs_f64(1.0 / RATE_HZ));
         }
     }
+}
+
+/// A goal pose as the controller takes it.
+fn goal_in_plane(pose: &Pose) -> anyhow::Result<world::Pose2> {
+    let pose = pose.isometry()?;
+    let (t, forward) = (pose.translation, pose.rotation * nalgebra::Vector3::x());
+    Ok(world::Pose2::unwrapped(t.x, t.y, forward.y.atan2(forward.x)))
 }
 
 /// Drives by the robot's own odometry until the controller is content.

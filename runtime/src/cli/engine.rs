@@ -15,12 +15,17 @@ use clap::{Args, Subcommand};
 use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
-    CalibrationSource, Calibrator, Checks, Inputs, Report, Spooled, SyntheticDenoiser, TaskChange, Work,
+    CalibrationSource, Calibrator, Checks, Inputs, MEMORY_BYTES, Report, Runner, Spooled, SyntheticDenoiser,
+    TaskChange, Work, frames_within, part_inputs,
 };
-use mindseye_engines::backend::{Backend, PrepareOptions, RtenBackend, Session, Tensor, by_name};
-use mindseye_engines::bundle::{Bundle, MANIFEST};
+use mindseye_engines::backend::{
+    Backend, PrepareOptions, RtenBackend, Session, State, Tensor, by_name, is_state,
+};
+use mindseye_engines::bundle::{Bundle, MANIFEST, TextSpec};
+use mindseye_engines::onnx::Model;
 use mindseye_engines::passport::{Passport, engines_in};
 use mindseye_engines::residency::Keep;
+use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::target::{Precision, PrecisionRequest, Target};
 use mindseye_engines::trt::{Library, LoadOptions, Progress, TensorRtBackend};
 use serde_json::json;
@@ -76,6 +81,24 @@ struct TaskArgs {
 }
 
 #[derive(Args, Debug)]
+struct CacheArgs {
+    /// Folder in which what was measured is kept, so that a stopped calibration goes on and a finished one is not made
+    /// again [default: mindseye/calibration in XDG_CACHE_HOME or ~/.cache].
+    #[arg(long, value_name = "DIR")]
+    calibration_cache: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    fn folder(&self) -> Option<PathBuf> {
+        self.calibration_cache.clone().or_else(|| {
+            let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+            let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+            Some(cache.join("mindseye/calibration"))
+        })
+    }
+}
+
+#[derive(Args, Debug)]
 struct VerifyArgs {
     /// Folder of engines.
     dir: PathBuf,
@@ -88,6 +111,11 @@ struct VerifyArgs {
     /// CPU backend that runs both graphs.
     #[arg(long, default_value = "rten")]
     backend: String,
+    /// Also every layer: its precision, what it adds to the error, bytes and arithmetic.
+    #[arg(long)]
+    layers: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     task: TaskArgs,
     /// Print one JSON document.
@@ -244,6 +272,8 @@ struct BuildArgs {
     /// Leave the quantised ONNX graphs beside the engines.
     #[arg(long)]
     keep_onnx: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     task: TaskArgs,
     /// Print one JSON document.
@@ -422,12 +452,17 @@ fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow:
 const SCENES: &str = "scenes";
 const NOISE: &str = "noise";
 
+/// Bytes of the denoiser's weights.
+fn denoiser_bytes(bundle: &Bundle) -> u64 {
+    let files = |c| bundle.component(c).map_or(0, |c| c.files.iter().map(|f| f.bytes).sum());
+    files(DenoiserKind::Joint.component())
+}
+
 /// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
-fn default_calibration(directory: &Path, screen: &Mutex<ProgressBar>) -> String {
-    let why = match Pipeline::load(directory, "rten", 0) {
-        Ok(pipeline) if scenes::knows_houses(&pipeline) => return SCENES.into(),
-        Ok(_) => "the bundle does not know the things of the rendered houses".to_owned(),
-        Err(e) => e.to_string(),
+fn default_calibration(bundle: &Bundle, screen: &Mutex<ProgressBar>) -> String {
+    let why = match &bundle.manifest().networks.text {
+        Some(TextSpec::Closed { words }) if scenes::knows_houses(words) => return SCENES.into(),
+        _ => "the bundle does not know the things of the rendered houses",
     };
     lock(screen).line(&format!(
         "calibrating with noise, not with scenes: {why}; a bag is better: --calibrate-with BAG"
@@ -437,21 +472,46 @@ fn default_calibration(directory: &Path, screen: &Mutex<ProgressBar>) -> String 
 
 type Source = Box<dyn CalibrationSource>;
 
-/// Inputs for the calibration, and others for the comparison.
-fn sources(bundle: &Bundle, settings: &Settings) -> anyhow::Result<(Source, Source)> {
+/// Inputs for the calibration, and others for the comparison. Noise has the sizes that were asked for, else those of the
+/// training, as far as they fit into the memory that measuring may take.
+fn sources(
+    bundle: &Bundle,
+    settings: &Settings,
+    screen: &Mutex<ProgressBar>,
+) -> anyhow::Result<(Source, Source)> {
     use scenes::Share::{Calibration, HeldOut};
     let (items, held_out, seed) =
         (settings.calibration_items, settings.verify_items.max(1), settings.calibration_seed);
+    let m = bundle.manifest();
     if settings.calibration == NOISE {
-        let m = bundle.manifest();
-        let (context, targets) = (m.limits.context_trained.max(1), m.limits.target_trained.max(1));
+        let context = settings.context_latents.unwrap_or(m.limits.context_trained).max(1);
+        let targets = settings.target_latents.unwrap_or(m.limits.target_trained).max(1);
+        let frames = frames_within(&m.dit, context + targets, MEMORY_BYTES);
+        let targets = targets.min(frames - 1);
+        if frames - targets < context {
+            lock(screen).line(&format!(
+                "noise of {} + {targets} latents: more do not fit into the {} GB that measuring may take",
+                frames - targets,
+                MEMORY_BYTES / 1_000_000_000
+            ));
+        }
+        let context = frames - targets;
         let noise =
             |items, seed| SyntheticDenoiser::new(m.dit.clone(), context, targets, m.rope.gap, items, seed);
         return Ok((Box::new(noise(items, seed)), Box::new(noise(held_out, !seed))));
     }
+    // Scenes and bags are answered by the whole network, on the CPU.
+    if denoiser_bytes(bundle) > MEMORY_BYTES / 4 {
+        bail!(
+            "the denoiser's {:.1} GB cannot answer goals within the {} GB that calibration may take: use \
+             --calibrate-with noise",
+            denoiser_bytes(bundle) as f64 / 1e9,
+            MEMORY_BYTES / 1_000_000_000
+        );
+    }
     let pipeline = Pipeline::load(bundle.directory(), "rten", 0)?;
     let (calibration, held_out) = if settings.calibration == SCENES {
-        if !scenes::knows_houses(&pipeline) {
+        if !scenes::knows_houses(pipeline.words()) {
             bail!(
                 "{} does not know the things of the rendered houses: use --calibrate-with BAG or noise",
                 bundle.directory().display()
@@ -492,7 +552,11 @@ fn size(n: u64) -> usize {
 /// Shows work on the screen.
 fn show(screen: &Mutex<ProgressBar>, work: Work) {
     let (what, done, of) = match work {
+        Work::Weights { done, of } => ("read weights", done, of),
+        Work::Inputs { done, of } => ("make inputs", done, of.unwrap_or(done)),
         Work::Calibrate { done, of } => ("calibrate", done, of.unwrap_or(done)),
+        Work::Smooth { done, of } => ("smooth", done, of),
+        Work::Pack { done, of } => ("pack weights", done, of),
         Work::Compare { done, of } => ("compare with fp32", done, of),
         Work::Layers { done, of } => ("look for the worst layers", done, of),
         // The houses have a bar of their own.
@@ -570,12 +634,11 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     pipeline::check_library(&target, library.as_ref(), args.graphs_only)?;
     settings.calibration = match (&args.calibrate_with, precision) {
         (Some(with), _) => with.clone(),
-        (None, Precision::Int8 | Precision::Fp8 | Precision::Int4w) => {
-            default_calibration(&args.bundle, &screen)
-        }
+        (None, Precision::Int8 | Precision::Fp8 | Precision::Int4w) => default_calibration(&bundle, &screen),
         (None, _) => NOISE.into(),
     };
-    let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
+    let (mut calibration, mut held_out) = sources(&bundle, &settings, &screen)?;
+    let runner = Runner::new(Arc::new(RtenBackend)).keeping(args.cache.folder());
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);
     let built = pipeline::build_bundle(Request {
@@ -585,7 +648,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         out: &args.out,
         library: library.as_ref(),
         graphs_only: args.graphs_only,
-        cpu: &RtenBackend,
+        runner: &runner,
         calibration: calibration.as_mut(),
         held_out: held_out.as_mut(),
         task: task.as_ref().map(|t| t as _),
@@ -745,7 +808,8 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let screen = Arc::new(Mutex::new(ProgressBar::new(args.json)));
-    let (mut calibration, mut held_out) = sources(&bundle, &settings)?;
+    let (mut calibration, mut held_out) = sources(&bundle, &settings, &screen)?;
+    let runner = Runner::new(Arc::clone(&cpu)).keeping(args.cache.folder());
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);
     let mut tell = |work| {
@@ -753,7 +817,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         !cancel.load(Ordering::Relaxed)
     };
     let checks = Checks {
-        backend: cpu.as_ref(),
+        runner: &runner,
         calibration: calibration.as_mut(),
         held_out: held_out.as_mut(),
         samples: settings.verify_items.max(1),
@@ -761,7 +825,13 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     };
     let all = pipeline::verify_built(
         &args.dir,
-        Verify { bundle: &bundle, target: &target, checks, task: task.as_ref().map(|t| t as _) },
+        Verify {
+            bundle: &bundle,
+            target: &target,
+            checks,
+            task: task.as_ref().map(|t| t as _),
+            layers: args.layers,
+        },
     )?;
     if args.json {
         document(&json!({ "backend": cpu.name(), "limits": target.limits, "verified": all }))?;
@@ -786,15 +856,28 @@ fn print_verified(v: &Verified) -> anyhow::Result<()> {
             .map_or(String::new(), |e| format!(" (without SmoothQuant {e:.5})"));
         out(&format!("  {name}: relative L2 {error:.5}{plain}"))?;
     }
+    for l in &v.layers {
+        let share = l.error_share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share));
+        out(&format!(
+            "  {:<46} {:<5} {:>8} of the error {:>10.3} MB {:>12.3} GFLOP",
+            l.name,
+            l.precision.name(),
+            share,
+            l.bytes as f64 / 1e6,
+            l.gigaflop
+        ))?;
+    }
     print_task(&v.report)
 }
 
-/// Times of one engine, milliseconds.
+/// Times of one engine, milliseconds, sorted.
 struct Timed {
     component: String,
     precision: Precision,
     backend: &'static str,
     millis: Vec<f64>,
+    /// Copies in, work, copies out, where the backend tells them apart.
+    steps: Option<[Vec<f64>; 3]>,
     /// Of the bundle's own fp32 graph, in turns with the engine (CPU only).
     fp32_millis: Option<Vec<f64>>,
 }
@@ -803,79 +886,158 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) as f64 * p) as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Times one engine; a graph in turns with the bundle's own.
-fn time_engine(
-    args: &BenchArgs,
-    bundle: &Bundle,
-    settings: &Settings,
-    file: &Path,
-    passport: Passport,
-) -> anyhow::Result<Timed> {
-    let cpu = by_name(&args.backend)?;
-    let graph = passport.library == "onnx";
-    let backend: Arc<dyn Backend> = if graph {
-        cpu.clone()
-    } else {
-        Arc::new(TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?)
-    };
-    let session = |backend: &dyn Backend, file: &Path| -> anyhow::Result<Box<dyn Session>> {
-        Ok(backend.prepare(file, &PrepareOptions::default())?.session()?)
-    };
-    let mut engine = session(backend.as_ref(), file)?;
-    let mut fp32 = match graph {
-        true => Some(session(cpu.as_ref(), &bundle.path(&passport.component)?)?),
-        false => None,
-    };
-    let inputs = bench_inputs(bundle, settings)?;
-    let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let once = |session: &mut dyn Session| -> anyhow::Result<f64> {
-        let started = Instant::now();
-        session.run(&views)?;
-        Ok(started.elapsed().as_secs_f64() * 1e3)
-    };
-    let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
-    for run in 0..args.runs.max(1) + 3 {
-        let (time, other) = (once(engine.as_mut())?, fp32.as_mut().map(|s| once(s.as_mut())).transpose()?);
-        // The first runs warm up and record the graph.
-        if run >= 3 {
-            millis.push(time);
-            of_fp32.extend(other);
+/// What engines are timed with.
+struct Bench<'a> {
+    bundle: &'a Bundle,
+    settings: Settings,
+    engines: Vec<(PathBuf, Passport)>,
+    runner: Runner,
+    /// TensorRT, where there are engines of it.
+    gpu: Option<TensorRtBackend>,
+    runs: usize,
+}
+
+/// The part that leaves the state which a part reads.
+fn maker(component: &str) -> Option<String> {
+    if component == DenoiserKind::Cached.component() {
+        return Some(DenoiserKind::Prefill.component().into());
+    }
+    component.strip_suffix("_next").map(|part| format!("{part}_first"))
+}
+
+impl Bench<'_> {
+    fn backend(&self, passport: &Passport) -> &dyn Backend {
+        match &self.gpu {
+            Some(gpu) if passport.library != "onnx" => gpu,
+            _ => self.runner.backend(),
         }
     }
-    millis.sort_by(f64::total_cmp);
-    of_fp32.sort_by(f64::total_cmp);
-    Ok(Timed {
-        component: passport.component,
-        precision: passport.precision,
-        backend: backend.name(),
-        millis,
-        fp32_millis: fp32.map(|_| of_fp32),
-    })
+
+    fn session(&self, component: &str) -> anyhow::Result<Box<dyn Session>> {
+        let found = self.engines.iter().find(|(_, p)| p.component == component);
+        let (file, passport) = found.with_context(|| format!("there is no engine of {component:?}"))?;
+        Ok(self.backend(passport).prepare(file, &PrepareOptions::default())?.session()?)
+    }
+
+    /// Inputs of a part, state aside: noise of the sizes that were built for, as far as the training knows them.
+    fn inputs(&self, component: &str) -> anyhow::Result<Inputs> {
+        let fp32 = Model::load(self.bundle.path(component)?)?;
+        let settings = Settings { calibration: NOISE.into(), ..self.settings.clone() };
+        let (mut joint, _) = sources(self.bundle, &settings, &Mutex::new(ProgressBar::new(true)))?;
+        let mut source = part_inputs(self.bundle, component, &fp32, &self.runner, joint.as_mut(), 1)?;
+        let mut inputs = source.next().map_err(anyhow::Error::msg)?.context("no inputs")?;
+        inputs.retain(|(name, _)| !is_state(name));
+        Ok(inputs)
+    }
+
+    /// Times one engine; a graph in turns with the bundle's own. State stays where the backend keeps it.
+    fn time(&self, passport: &Passport) -> anyhow::Result<Timed> {
+        let component = passport.component.as_str();
+        let inputs = self.inputs(component)?;
+        let mut engine = Timing::new(self.session(component)?);
+        let mut fp32 = None;
+        if passport.library == "onnx" {
+            let file = self.bundle.path(component)?;
+            fp32 = Some(Timing::new(
+                self.runner.backend().prepare(&file, &PrepareOptions::default())?.session()?,
+            ));
+        }
+        if let Some(before) = maker(component) {
+            let inputs = self.inputs(&before)?;
+            for timing in std::iter::once(&mut engine).chain(&mut fp32) {
+                let mut first = Timing::new(self.session(&before)?);
+                first.run(&inputs)?;
+                timing.from = first.to;
+            }
+        }
+        let (mut millis, mut of_fp32) = (Vec::new(), Vec::new());
+        let mut steps: [Vec<f64>; 3] = Default::default();
+        for run in 0..self.runs.max(1) + 3 {
+            let time = engine.run(&inputs)?;
+            let other = fp32.as_mut().map(|s| s.run(&inputs)).transpose()?;
+            // The first runs warm up and record the graph.
+            if run >= 3 {
+                millis.push(time);
+                of_fp32.extend(other);
+                if let Some(t) = engine.session.times() {
+                    let of = [t.copy_in, t.compute, t.copy_out];
+                    steps.iter_mut().zip(of).for_each(|(all, d)| all.push(d.as_secs_f64() * 1e3));
+                }
+            }
+        }
+        let sorted = |mut all: Vec<f64>| {
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        Ok(Timed {
+            component: component.to_owned(),
+            precision: passport.precision,
+            backend: self.backend(passport).name(),
+            millis: sorted(millis),
+            steps: (!steps[0].is_empty()).then(|| steps.map(sorted)),
+            fp32_millis: fp32.map(|_| sorted(of_fp32)),
+        })
+    }
+}
+
+/// A session that is timed, with the state that it reads and leaves.
+struct Timing {
+    session: Box<dyn Session>,
+    outputs: Vec<(String, Tensor)>,
+    from: State,
+    to: State,
+}
+
+impl Timing {
+    fn new(session: Box<dyn Session>) -> Self {
+        let ports = session.engine().outputs().iter().filter(|p| !is_state(&p.name));
+        let outputs = ports.map(|p| (p.name.clone(), Tensor::empty())).collect();
+        Self { session, outputs, from: State::default(), to: State::default() }
+    }
+
+    /// Milliseconds of one run.
+    fn run(&mut self, inputs: &Inputs) -> anyhow::Result<f64> {
+        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let mut outputs: Vec<(&str, &mut Tensor)> =
+            self.outputs.iter_mut().map(|(n, t)| (n.as_str(), t)).collect();
+        let leaves = self.session.engine().outputs().iter().any(|p| is_state(&p.name));
+        let (from, to) = ((!self.from.is_empty()).then_some(&self.from), leaves.then_some(&mut self.to));
+        let started = Instant::now();
+        self.session.run_with_state(&views, &mut outputs, from, to)?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
+    }
 }
 
 fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let settings = pipeline::settings_of(&args.dir)?;
     let place = bundle_of(&settings, args.bundle.as_deref())?;
     let bundle = Bundle::load_manifest(&place)?;
-    let mut rows = Vec::new();
-    for (file, passport) in engines_in(&args.dir)? {
-        // Only denoisers have inputs that can be made without a stream before them.
-        if passport.component == "denoiser" {
-            rows.push(time_engine(args, &bundle, &settings, &file, passport)?);
-        }
+    let engines = engines_in(&args.dir)?;
+    let mut gpu = None;
+    if engines.iter().any(|(_, p)| p.library != "onnx") {
+        let mut backend = TensorRtBackend::open(&LoadOptions::at(args.lib.clone()), 0)?;
+        backend.options.timed = true;
+        gpu = Some(backend);
     }
+    let runner = Runner::new(by_name(&args.backend)?);
+    let bench = Bench { bundle: &bundle, settings, engines, runner, gpu, runs: args.runs };
+    let rows: Vec<Timed> =
+        bench.engines.iter().map(|(_, passport)| bench.time(passport)).collect::<anyhow::Result<_>>()?;
     if rows.is_empty() {
-        bail!("{} holds no denoiser: only denoisers are timed", args.dir.display());
+        bail!("{} holds no engines", args.dir.display());
     }
     let ratio = |r: &Timed| r.fp32_millis.as_ref().map(|f| percentile(&r.millis, 0.5) / percentile(f, 0.5));
+    let steps = |r: &Timed| r.steps.as_ref().map(|s| s.each_ref().map(|all| percentile(all, 0.5)));
     if args.json {
         let all: Vec<_> = rows
             .iter()
             .map(|r| {
                 let at = |p| percentile(&r.millis, p);
+                let [copy_in, compute, copy_out] = steps(r).map_or([None; 3], |s| s.map(Some));
                 json!({ "component": r.component, "precision": r.precision, "backend": r.backend,
                         "millis_p50": at(0.5), "millis_p99": at(0.99), "millis_max": at(1.0),
-                        "to_fp32": ratio(r) })
+                        "copy_in_millis_p50": copy_in, "compute_millis_p50": compute,
+                        "copy_out_millis_p50": copy_out, "to_fp32": ratio(r) })
             })
             .collect();
         document(&json!({ "runs": args.runs, "engines": all }))?;
@@ -884,8 +1046,11 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     for r in &rows {
         let at = |p| percentile(&r.millis, p);
         let to_fp32 = ratio(r).map_or(String::new(), |x| format!("  {x:.2} of fp32"));
+        let steps = steps(r).map_or(String::new(), |[i, c, o]| {
+            format!("  (copy in {i:.2}, compute {c:.2}, copy out {o:.2} ms)")
+        });
         out(&format!(
-            "{:<16} {:<5} {:<11} p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms{to_fp32}",
+            "{:<18} {:<5} {:<11} p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms{steps}{to_fp32}",
             r.component,
             r.precision,
             r.backend,
@@ -895,11 +1060,4 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         ))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Noise of the sizes that the bundle was trained for.
-fn bench_inputs(bundle: &Bundle, settings: &Settings) -> anyhow::Result<Inputs> {
-    let settings = Settings { calibration: NOISE.into(), ..settings.clone() };
-    let (mut source, _) = sources(bundle, &settings)?;
-    source.next().map_err(anyhow::Error::msg)?.context("no inputs")
 }

@@ -17,11 +17,13 @@ mod replay;
 mod run;
 #[cfg(feature = "engine")]
 mod scenes;
+mod view;
 
-use crate::mind::{Pipeline, find_bundle};
+use crate::config::RobotConfig;
+use crate::mind::{LoadError, Pipeline, find_bundle};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The command that a newcomer tries first, where it is built in.
@@ -81,9 +83,34 @@ struct ModelArgs {
     threads: usize,
 }
 
+/// The bundle's folder; `None` where there is none, none was asked for, and a detector is configured, which can answer alone.
+fn found_or_detecting(
+    found: Result<PathBuf, LoadError>,
+    config: &RobotConfig,
+) -> Result<Option<PathBuf>, LoadError> {
+    match found {
+        // Several places were looked through: none was named.
+        Err(LoadError::NotFound { looked }) if looked.len() > 1 && config.detector.is_some() => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 impl ModelArgs {
+    /// The model; `None` where there is none and a detector answers alone.
+    fn load_or_detect(&self, config: &RobotConfig) -> anyhow::Result<Option<Pipeline>> {
+        let found = find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok());
+        match found_or_detecting(found, config)? {
+            Some(directory) => self.load_from(&directory).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    #[cfg(any(feature = "demo", feature = "engine"))]
     fn load(&self) -> anyhow::Result<Pipeline> {
-        let directory = find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok())?;
+        self.load_from(&find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok())?)
+    }
+
+    fn load_from(&self, directory: &Path) -> anyhow::Result<Pipeline> {
         if self.backend == "tensorrt" {
             anyhow::bail!(
                 "--backend tensorrt: TensorRT runs engines; build them with `mindseye engine build` and give their \
@@ -91,8 +118,8 @@ impl ModelArgs {
             );
         }
         match &self.engines {
-            Some(engines) => Ok(Pipeline::load_engines(&directory, engines, &self.backend, self.threads)?),
-            None => Ok(Pipeline::load(&directory, &self.backend, self.threads)?),
+            Some(engines) => Ok(Pipeline::load_engines(directory, engines, &self.backend, self.threads)?),
+            None => Ok(Pipeline::load(directory, &self.backend, self.threads)?),
         }
     }
 }

@@ -3,14 +3,16 @@
 
 use super::goal::in_words;
 use super::progress::ProgressBar;
+use super::view::ViewArgs;
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
-use crate::node::MonotonicClock;
-use crate::replay::{Replay, Told, replay};
+use crate::no_model::no_model;
+use crate::node::{MonotonicClock, NodeEvent};
+use crate::replay::{Replay, Told, replay, replay_without_model};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
-use mindseye_bridge::answer::Status;
+use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::TimeDelta;
 use std::path::PathBuf;
@@ -52,6 +54,9 @@ pub struct ReplayArgs {
     /// The topic of odometry instead of the configuration's.
     #[arg(long, value_name = "TOPIC")]
     odom: Option<String>,
+    /// An object detector (ONNX) that sees things in the frames, instead of the configuration's.
+    #[arg(long, value_name = "ONNX")]
+    detector: Option<PathBuf>,
     /// Print p50, p99 and maximum per stage.
     #[arg(long)]
     profile: bool,
@@ -63,13 +68,16 @@ pub struct ReplayArgs {
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let config = match &args.config {
+    let mut config = match &args.config {
         Some(path) => RobotConfig::load(path)?,
         None => RobotConfig::default(),
     };
+    config.detect_with(args.detector.as_deref());
     let mut goal = match &args.goal {
         Some(text) => Some(Goal::text("replay", text)?),
         None => None,
@@ -83,8 +91,9 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
-    let mut pipeline = args.model.load()?;
-    if let Some(latents) = args.context_latents.or(config.model.context_latents) {
+    let mut pipeline = args.model.load_or_detect(&config)?;
+    let latents = args.context_latents.or(config.model.context_latents);
+    if let (Some(pipeline), Some(latents)) = (&mut pipeline, latents) {
         pipeline.look_at(latents)?;
     }
     let asked = Replay {
@@ -95,13 +104,19 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         at_secs: args.at,
         deadline: args.deadline_ms.map(TimeDelta::from_millis),
     };
+    let page = args.view.open("replay", pipeline.as_ref())?;
+    let observer = page.observer();
     let mut tell = |told: Told<'_>| match told {
         Told::Line(line) => progress.line(&line),
         Told::Bar(what, done, of) => progress.bar(what, done, of),
+        Told::Event(event) => observer.iter().for_each(|observer| observer(event)),
     };
     let go_on = || !stop.load(Ordering::Relaxed);
-    let replayed = replay(&pipeline, &asked, &MonotonicClock, &mut tell, &go_on)
-        .with_context(|| args.bag.display().to_string())?;
+    let replayed = match &pipeline {
+        Some(pipeline) => replay(pipeline, &asked, &MonotonicClock, &mut tell, &go_on),
+        None => replay_without_model(&asked, &MonotonicClock, &mut tell, &go_on),
+    };
+    let mut replayed = replayed.with_context(|| args.bag.display().to_string())?;
     let answer = &replayed.answer;
     if args.json {
         let mut document = serde_json::json!({
@@ -116,6 +131,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             "refused_messages": replayed.refused,
             "odometry": replayed.odometry,
             "camera_info": replayed.camera_info,
+            "study": replayed.study,
             "answer": answer,
         });
         if args.profile {
@@ -139,5 +155,21 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
+    if page.is_open() {
+        eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
+        let mut mind = match &pipeline {
+            Some(pipeline) => pipeline.mind(args.seed)?,
+            None => no_model().0,
+        };
+        page.answer_goals(&stop, |goal, cancelled| {
+            let go_on = || !stop.load(Ordering::Relaxed) && !cancelled.load(Ordering::Relaxed);
+            let asked =
+                replayed.ask(mind.as_mut(), &goal, asked.deadline, &MonotonicClock, &mut tell, &go_on);
+            if asked.is_err() {
+                let answer = Answer::new(&goal.id, Status::Cancelled, Some("cancelled by a viewer".into()));
+                tell(Told::Event(NodeEvent::Answered(&answer)));
+            }
+        });
+    }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

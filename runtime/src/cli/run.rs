@@ -1,8 +1,10 @@
 //! `mindseye run`: the node, until a signal stops it.
 
-use super::{say, stop_flag};
+use super::view::ViewArgs;
+use super::{found_or_detecting, say, stop_flag};
 use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
+use crate::no_model::no_model;
 use crate::node::{Node, NodeParts};
 use crate::record::Recorder;
 use crate::topics::{Offered, TopicWatch, Wanted, adapt, published};
@@ -42,6 +44,9 @@ pub struct RunArgs {
     /// The topic of odometry instead of the configuration's.
     #[arg(long, value_name = "TOPIC")]
     odom: Option<String>,
+    /// An object detector (ONNX) that sees things in the frames, instead of the configuration's.
+    #[arg(long, value_name = "ONNX")]
+    detector: Option<PathBuf>,
     /// Record what comes in and goes out.
     #[arg(long, value_name = "MCAP")]
     record: Option<PathBuf>,
@@ -51,6 +56,8 @@ pub struct RunArgs {
     /// At the end, print counts and stage times as one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 /// The configuration with what the command line overrides.
@@ -106,12 +113,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
+    config.detect_with(args.detector.as_deref());
     let stop = stop_flag()?;
     let given = args.bundle.as_ref().or(config.model.bundle.as_ref());
-    let directory = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok())?;
+    let found = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok());
+    let directory = found_or_detecting(found, &config)?;
     let backend = args.backend.as_ref().unwrap_or(&config.model.backend);
-    let mut pipeline = Pipeline::load(&directory, backend, config.model.threads)?;
-    if let Some(latents) = config.model.context_latents {
+    let load = |dir: &PathBuf| Pipeline::load(dir, backend, config.model.threads);
+    let mut pipeline = directory.as_ref().map(load).transpose()?;
+    if let (Some(pipeline), Some(latents)) = (&mut pipeline, config.model.context_latents) {
         pipeline.look_at(latents)?;
     }
     let session = RosSession::open(&config.ros).context("cannot open the Zenoh session")?;
@@ -123,17 +133,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut watch = TopicWatch::new(config.topics.clone(), wanted);
     let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
     let robot = config.robot.clone();
+    let (mind, encoder) = match &pipeline {
+        Some(pipeline) => (pipeline.mind(config.model.seed)?, pipeline.encoder()?),
+        None => no_model(),
+    };
+    let page = args.view.open(&robot, pipeline.as_ref())?;
     let node = Node::start(
         &session,
         NodeParts {
-            mind: pipeline.mind(config.model.seed)?,
-            encoder: pipeline.encoder()?,
+            mind,
+            encoder,
             config,
             record: recorder.as_ref().and_then(Recorder::sender),
-            observer: None,
+            observer: page.observer(),
         },
     )?;
-    eprintln!("mindseye: serving {robot:?} with {}; Ctrl-C stops", directory.display());
+    page.serve(&node);
+    let model = directory.map_or("a detector alone".into(), |dir| dir.display().to_string());
+    eprintln!("mindseye: serving {robot:?} with {model}; Ctrl-C stops");
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");
 
     let began = Instant::now();

@@ -20,12 +20,13 @@ use mindseye_bridge::bag::{CdrConverter, OpenOptions, ReadOptions, open};
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::Timestamp;
 use mindseye_builder::quant::{
-    CalibrationSource, Inputs, SuppliedError, TaskAnswer, TaskEvaluation, TaskFigures, denoiser_inputs,
+    CalibrationSource, Inputs, SuppliedError, TaskAnswer, TaskEvaluation, TaskFigures,
 };
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::plucker::Intrinsics;
+use mindseye_engines::session_denoiser::step_tensors;
 use mindseye_world as world;
 use nalgebra::Isometry3;
 use std::collections::{HashMap, VecDeque};
@@ -52,9 +53,9 @@ pub enum Share {
     HeldOut,
 }
 
-/// Whether the bundle's words are those of the rendered houses.
-pub fn knows_houses(pipeline: &Pipeline) -> bool {
-    let known = |name: &str| pipeline.words().iter().any(|w| w == name);
+/// Whether the words of a bundle are those of the rendered houses.
+pub fn knows_houses(words: &[String]) -> bool {
+    let known = |name: &str| words.iter().any(|w| w == name);
     world::Colour::ALL.iter().all(|c| known(c.name())) && world::Shape::ALL.iter().all(|s| known(s.name()))
 }
 
@@ -140,6 +141,14 @@ impl Mind for Recorder {
         self.mind.decode(latents)
     }
 
+    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.depth(picture)
+    }
+
+    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
+        self.mind.encode_frames(frames)
+    }
+
     fn decodes_alone(&self) -> bool {
         self.mind.decodes_alone()
     }
@@ -164,7 +173,7 @@ impl Denoise for Recorder {
 
     fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
         if self.keep.contains(&self.seen) {
-            let inputs = denoiser_inputs(&self.config, step)?;
+            let inputs = step_tensors(&self.config, step)?;
             self.kept.push(inputs);
         }
         self.seen += 1;
@@ -320,7 +329,7 @@ pub fn from_bag(
 fn bag_scenes(pipeline: &Pipeline, path: &Path, moments: u64, shift: f64) -> anyhow::Result<Vec<Scene>> {
     let config = RobotConfig::default();
     let spec = pipeline.spec();
-    let mut senses = Senses::new(config.senses(spec.frame_period), spec.camera, pipeline.encoder()?);
+    let mut senses = Senses::new(config.senses(spec), spec.camera, pipeline.encoder()?);
     let bag = open(path, &OpenOptions::default()).with_context(|| path.display().to_string())?;
     let info = bag.info().clone();
     let topics = topics(&bag, path, &config, &Wanted::default(), &mut |_| {})?;
@@ -374,7 +383,7 @@ impl HouseTask {
 
     fn run(&self, denoiser: &Path) -> anyhow::Result<TaskFigures> {
         let mut pipeline = Pipeline::load(&self.bundle, "rten", 1)?;
-        if !knows_houses(&pipeline) {
+        if !knows_houses(pipeline.words()) {
             bail!(
                 "{} does not know the things of the rendered houses: there is no task to run it on",
                 self.bundle.display()

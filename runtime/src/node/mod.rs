@@ -33,6 +33,7 @@ use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{ContextHandle, Outcome, Sense, Senses};
+use crate::study::{self, Study};
 use agent_loop::AgentLoop;
 use figures::Figures;
 use mindseye_bridge::answer::Answer;
@@ -40,6 +41,7 @@ use mindseye_bridge::clock;
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::ros::{RosError, RosSession};
 use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::detector::DetectorError;
 use navigate::{Command, Navigator};
 use publish::Outputs;
 use pump::{OdometryNews, Replaced, SensesPump};
@@ -173,6 +175,9 @@ pub enum NodeError {
     /// Zenoh or a topic.
     #[error(transparent)]
     Ros(#[from] RosError),
+    /// The detector cannot be used.
+    #[error(transparent)]
+    Detector(#[from] DetectorError),
     /// The system gave no thread.
     #[error("cannot start the {0} thread: {1}")]
     Thread(&'static str, std::io::Error),
@@ -197,7 +202,12 @@ impl Node {
         let diary = Diary::new(&config, record.clone());
 
         let spec = mind.spec();
-        let senses = Senses::new(config.senses(spec.frame_period), spec.camera, encoder);
+        let mut senses = Senses::new(config.senses(spec), spec.camera, encoder);
+        if let Some((study, detector)) = study::wanted(&config, spec)? {
+            let study = Study::threaded(study, detector, MonotonicClock)
+                .map_err(|e| NodeError::Thread("study", e))?;
+            senses = senses.with_study(study);
+        }
         let context = senses.context();
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -273,7 +283,11 @@ impl Node {
 
     /// Durations per stage so far.
     pub fn profile(&self) -> Profile {
-        self.figures.profile()
+        let mut profile = self.figures.profile();
+        if let Some(study) = self.context.study() {
+            profile.absorb(&study.profile());
+        }
+        profile
     }
 
     /// What the goals can see.

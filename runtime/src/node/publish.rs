@@ -157,6 +157,7 @@ impl StatusSource<'_> {
                 "frames": *lock(&self.figures.context),
                 "segment": *lock(&self.figures.segments),
             },
+            "study": self.context.study().map(|study| study.counts()),
             "recording_dropped": self.record.map(RecordSender::dropped),
             "stages_ms": self.figures.profile().summary(),
         })

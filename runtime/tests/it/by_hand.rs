@@ -131,11 +131,13 @@ fn scene(values: &[f32]) -> Scene {
             },
             latent: vec![*v; LATENT],
             picture: picture.clone(),
+            detail: None,
         })
         .collect();
     Scene {
         memory,
         newest: picture,
+        newest_detail: None,
         captured_at: stamp(values.len()),
         odom_from_base: Some(here),
         odom_frame: "odom".into(),
@@ -143,6 +145,7 @@ fn scene(values: &[f32]) -> Scene {
         base_from_camera: None,
         intrinsics: None,
         odometry_noise: OdometryNoise::default(),
+        studied: Default::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use mindseye::context::{EncodeError, GroupEncoder};
 use mindseye::ground::{Mind, MindError, MindSpec, RaysError};
 use mindseye::image::{ModelCamera, RgbImage};
 use mindseye::imagine::{Dropped, RolloutSettings, Rope};
-use mindseye::lift::LiftParams;
+use mindseye::lift::{DriveRule, LiftParams};
 use mindseye::node::{Node, NodeParts};
 use mindseye::planar::Pose2;
 use mindseye_bridge::msg::{Header, Image, Odometry, Pose, PoseWithCovariance};
@@ -140,6 +140,8 @@ impl FakeMind {
             localisation_sigma_m: 0.3,
             localisation_max_m: 1.0,
             consistency_min: 0.3,
+            drive: DriveRule::Optional,
+            registration: None,
             variance_scale: 1.0,
             reconstruction_max: None,
             arrival_error_max: None,
@@ -170,6 +172,8 @@ impl FakeMind {
                 seed: 0,
             },
             lift: Some(lift),
+            detail: None,
+            guide: mindseye::ground::Guide::None,
             box_min: 0.2,
             box_latents: 1,
             bundle_sha256: "fake".into(),

@@ -5,9 +5,13 @@
 
 mod bags;
 mod by_hand;
+mod detector;
 mod engine;
 mod fake;
 mod flat;
+mod geometry;
 mod links;
 mod node;
 mod shipped;
+#[cfg(feature = "view")]
+mod view;

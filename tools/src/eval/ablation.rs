@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mindseye::context::spread;
+use mindseye::ground::Mind;
 use mindseye::imagine::{
     Budget, ContextLatents, Dropped, Flow, NoClock, Prompt, RolloutSettings, Rope, choose_context, imagine,
     pick,

@@ -33,9 +33,13 @@ pub struct GroundingArgs {
     /// Only ask for things that are not there, and report how often a pose is given all the same.
     #[arg(long)]
     pub absent: bool,
-    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names.
-    #[arg(long, conflicts_with_all = ["absent", "calibrate"])]
+    /// Only the model's own figures: no examiner (so no SD), no controls, no absent names (but those that --calibrate
+    /// needs).
+    #[arg(long, conflicts_with = "absent")]
     pub quick: bool,
+    /// With --quick: destroyed drives too.
+    #[arg(long, requires = "quick")]
+    pub destroyed: bool,
     /// Candidates per goal instead of the runtime's.
     #[arg(long)]
     pub candidates: Option<u32>,
@@ -74,7 +78,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
         let all = bench.each(&args.common, |tools, seed| absent_goal(&setup, tools, seed, kind))?;
         Ok(all.into_iter().flatten().collect())
     };
-    let (absent, swapped) = if args.quick {
+    let (absent, swapped) = if args.quick && args.calibrate.is_none() {
         (Vec::new(), Vec::new())
     } else {
         (absent_of(AbsentKind::Any)?, absent_of(AbsentKind::Swapped)?)
@@ -89,7 +93,8 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     }
     let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
     if let Some(directory) = &args.calibrate {
-        calibrate(directory, args.odometry, &outcomes, &absent)?;
+        let not_there = [&absent[..], &swapped[..]].concat();
+        calibrate(directory, args.odometry, &outcomes, &not_there)?;
     }
     let figures = Figures::of(&outcomes, &absent, &swapped, examiner.as_ref().map(|e| e.quality));
     let model = model_figures(&figures)?;

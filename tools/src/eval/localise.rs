@@ -186,7 +186,7 @@ pub fn run(args: &LocaliseArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The recording of this name, or the only one.
-pub(super) fn chosen<'a>(dataset: &'a Dataset, name: Option<&str>) -> anyhow::Result<&'a Recording> {
+pub(crate) fn chosen<'a>(dataset: &'a Dataset, name: Option<&str>) -> anyhow::Result<&'a Recording> {
     let all: Vec<&Recording> = dataset.recordings().collect();
     let names = || all.iter().map(|r| r.id.as_str()).collect::<Vec<_>>().join(", ");
     match (name, &all[..]) {

@@ -24,6 +24,7 @@
 //! Intervals are 95 % (Wilson for shares, bootstrap for medians, means and areas).
 
 pub mod ablation;
+pub mod altered;
 pub mod compare;
 pub mod degrade;
 pub mod examiner;
@@ -32,6 +33,7 @@ pub mod grounding;
 pub mod judge;
 pub mod localise;
 pub mod navigation;
+pub mod objects;
 pub mod picture;
 pub mod plot;
 pub mod report;
@@ -77,6 +79,11 @@ enum EvalCommand {
         after_help = "Example: mindseye-tools eval localise kitchen --context 0:700:10 --query 705:1000:15 --width 416"
     )]
     Localise(localise::LocaliseArgs),
+    /// Place things from a detector's boxes, against depth.
+    #[command(
+        after_help = "Example: mindseye-tools eval objects kitchen --context 0:500:5 --query 505:1000:5 --detector d.onnx"
+    )]
+    Objects(objects::ObjectsArgs),
 }
 
 /// Runs `eval`.
@@ -90,5 +97,6 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
         EvalCommand::Ablation(args) => ablation::run(&args),
         EvalCommand::Compare(args) => compare::run(&args),
         EvalCommand::Localise(args) => localise::run(&args),
+        EvalCommand::Objects(args) => objects::run(&args),
     }
 }

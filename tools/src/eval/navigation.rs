@@ -2,6 +2,8 @@
 //!
 //! * **PSNR, SSIM, LPIPS** of the imagined images against the true ones, beside two trivial answers: a copy of the first
 //!   image, and for each pose the remembered image whose pose (oracle odometry) is nearest to it (metres plus radians).
+//!   The drive of the video alone, the one that is held to what was seen, and what was seen, carried into the given views
+//!   without a network, stand beside each other.
 //! * **Following**: how far the imagined drive is from the poses that were given, at the last image of each latent, twice:
 //!   by the model's own pose head, and by registering its images in the true house (see [`super::space`]), which the
 //!   model has no say in. Registered true images say what registration itself is worth.
@@ -11,9 +13,15 @@ use std::time::Instant;
 
 use anyhow::Context;
 use mindseye::context::GROUP;
+use mindseye::ground::Mind;
+use mindseye::guide::{Carry, HeldMind};
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt, imagine};
+use mindseye::imagine::{
+    Budget, ContextLatents, Flow, NoClock, Prompt, RolloutSettings, imagine, roll_out_held,
+};
+use mindseye::recall::{Recall, RecallView, views_of};
 use mindseye_bridge::geometry::planar_isometry;
+use mindseye_bridge::time::TimeDelta;
 use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -22,7 +30,7 @@ use super::picture::{Lpips, LpipsSession, motion, psnr, squared_difference, ssim
 use super::report::{Table, write_atomically};
 use super::space::Space;
 use super::stats::{Figure, mean, median};
-use super::visit::{Bench, CommonArgs, Tools, picture, plain_pose, visit, world_pose};
+use super::visit::{Bench, CommonArgs, Tools, Visit, picture, plain_pose, visit, world_pose};
 
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Likeness {
@@ -37,7 +45,12 @@ type Off = [f64; 2];
 #[derive(Clone, Debug, Serialize)]
 struct FollowedPath {
     house: u64,
+    /// From the video alone.
     model: Likeness,
+    /// Held to what was seen; where the model reads depth.
+    guided: Option<Likeness>,
+    /// What was seen, carried.
+    warp: Option<Likeness>,
     copy_first: Likeness,
     nearest_remembered: Likeness,
     /// Mean absolute difference of neighbouring images, 0..1: imagined and true.
@@ -113,6 +126,9 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
         likeness(&pairs, &mut lpips)
     };
     let model = compare(frames.iter().skip(GROUP).collect())?;
+    let held = guided(bench, tools, &v, (&seen, prompt, &settings), &along)?;
+    let warp = held.as_ref().map(|(_, carried)| compare(carried.iter().collect())).transpose()?;
+    let guided = held.as_ref().map(|(frames, _)| compare(frames.iter().skip(GROUP).collect())).transpose()?;
     let copy_first = compare(vec![&v.newest; images - 1])?;
     let nearest_remembered = compare(nearest.iter().skip(1).copied().collect())?;
 
@@ -137,6 +153,8 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     Ok(FollowedPath {
         house: seed,
         model,
+        guided,
+        warp,
         copy_first,
         nearest_remembered,
         motion: [motion(&frames[GROUP - 1..]), motion(&truth)],
@@ -146,12 +164,39 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     })
 }
 
+/// The drive held to what was seen, and what was carried alone; none where the model reads no depth.
+fn guided(
+    bench: &Bench,
+    tools: &mut Tools,
+    v: &Visit,
+    (seen, prompt, settings): (&ContextLatents, Prompt<'_>, &RolloutSettings),
+    along: &[nalgebra::Isometry3<f64>],
+) -> anyhow::Result<Option<(Vec<RgbImage>, Vec<RgbImage>)>> {
+    tools.mind.learn_depth(&[v], &bench.camera);
+    let spec = tools.mind.spec().clone();
+    let (Some(mounting), Some(_)) = (spec.mounting, spec.detail) else { return Ok(None) };
+    let scene = v.scene();
+    let here = plain_pose(v.here);
+    let (mut views, _) = views_of(&scene.memory, (scene.captured_at, here), here);
+    views.push(RecallView { picture: &v.newest_detail, here_from_base: Default::default() });
+    let Some(mut recall) = Recall::new(&mut tools.mind, &views, &mounting)? else { return Ok(None) };
+    let carry = Carry::new(&mut recall, along, 0);
+    let mut held = HeldMind { mind: &mut tools.mind, carry: &carry };
+    let budget = (Budget { clock: &NoClock, until: None }, TimeDelta(1));
+    let go_on = &mut |_: usize, _: &[f32]| Flow::Continue;
+    let rollout = roll_out_held(&mut held, seen, prompt, settings, 0, budget, go_on)?;
+    let rollout = rollout.context("no drive was sampled")?;
+    Ok(Some((tools.mind.decode(&rollout.latents)?, carry.pictures())))
+}
+
 /// Ways to make images, with the likeness of each to the true ones.
-type Kind = (&'static str, &'static str, fn(&FollowedPath) -> Likeness);
-const KINDS: [Kind; 3] = [
-    ("model", "the model", |d| d.model),
-    ("copy_first", "copy of the first image", |d| d.copy_first),
-    ("nearest_remembered", "nearest remembered image (oracle poses)", |d| d.nearest_remembered),
+type Kind = (&'static str, &'static str, fn(&FollowedPath) -> Option<Likeness>);
+const KINDS: [Kind; 5] = [
+    ("model", "the model, video only", |d| Some(d.model)),
+    ("copy_first", "copy of the first image", |d| Some(d.copy_first)),
+    ("nearest_remembered", "nearest remembered image (oracle poses)", |d| Some(d.nearest_remembered)),
+    ("guided", "the model, held to what was seen", |d| d.guided),
+    ("warp", "what was seen, carried into the views, no network", |d| d.warp),
 ];
 
 /// Ways to say where images were taken, with their errors against the given poses.
@@ -167,8 +212,11 @@ struct Figures {
     gain_over_copy: Figure,
     gain_over_nearest: Figure,
     motion: Figure,
+    /// The same of the guided drive and of what was carried alone.
+    guided_gain_over_copy: Figure,
+    warp_gain_over_copy: Figure,
     /// PSNR (dB), SSIM and LPIPS in the order of [`KINDS`].
-    likeness: [[Figure; 3]; 3],
+    likeness: [[Figure; 3]; 5],
     /// Heading (degrees) and place (m), medians over all latents and at the end, in the order of [`WAYS`].
     following: [[Figure; 4]; 3],
 }
@@ -176,13 +224,22 @@ struct Figures {
 impl Figures {
     fn of(paths: &[FollowedPath]) -> Self {
         let of = |get: &dyn Fn(&FollowedPath) -> f64| mean(paths.iter().map(get));
+        let gain = |get: fn(&FollowedPath) -> Option<Likeness>| {
+            mean(paths.iter().filter_map(|d| Some(get(d)?.psnr - d.copy_first.psnr)))
+        };
         Self {
+            guided_gain_over_copy: gain(|d| d.guided),
+            warp_gain_over_copy: gain(|d| d.warp),
             gain_over_copy: of(&|d| d.model.psnr - d.copy_first.psnr),
             gain_over_nearest: of(&|d| d.model.psnr - d.nearest_remembered.psnr),
             motion: of(&|d| d.motion[0] / d.motion[1].max(1e-9)),
             likeness: KINDS.map(|(_, _, get)| {
-                let lpips = mean(paths.iter().filter_map(|d| get(d).lpips));
-                [of(&|d| get(d).psnr), of(&|d| get(d).ssim), lpips]
+                let all = || paths.iter().filter_map(get);
+                [
+                    mean(all().map(|l| l.psnr)),
+                    mean(all().map(|l| l.ssim)),
+                    mean(all().filter_map(|l| l.lpips)),
+                ]
             }),
             following: WAYS.map(|(_, _, get)| {
                 let all = |k: usize| median(paths.iter().flat_map(get).map(|o| o[k]));
@@ -200,9 +257,11 @@ impl Figures {
         }
         text += &t.text();
         text += &format!(
-            "\nPSNR over copying the first image: {} dB; over the nearest remembered one: {} dB. Motion over true \
-             motion: {}.\n\n",
+            "\nPSNR over copying the first image: {} dB (guided: {}, carried alone: {}); over the nearest remembered one: \
+             {} dB. Motion over true motion: {}.\n\n",
             self.gain_over_copy.text(2),
+            self.guided_gain_over_copy.text(2),
+            self.warp_gain_over_copy.text(2),
             self.gain_over_nearest.text(2),
             self.motion.text(2)
         );
@@ -236,12 +295,14 @@ impl Figures {
             KINDS.iter().zip(&self.likeness).map(|(k, f)| (k.0.to_owned(), likeness(f))).collect();
         let ways: Map<String, Value> =
             WAYS.iter().zip(&self.following).map(|(w, f)| (w.0.to_owned(), following(f))).collect();
-        let [model, copy_first, nearest] = &self.likeness;
+        let [model, copy_first, nearest, ..] = &self.likeness;
         let document = json!({
             "psnr_db": model[0],
             "psnr_copy_first_db": copy_first[0],
             "psnr_nearest_context_db": nearest[0],
             "gain_over_copy_first_db": self.gain_over_copy,
+            "guided_gain_over_copy_first_db": self.guided_gain_over_copy,
+            "warp_gain_over_copy_first_db": self.warp_gain_over_copy,
             "gain_over_nearest_context_db": self.gain_over_nearest,
             "motion_over_true_motion": self.motion,
             "rows": rows,
@@ -320,6 +381,8 @@ mod tests {
         let path = |model: f64, copy: f64, nearest: f64, motion: [f64; 2], head: [f64; 3]| FollowedPath {
             house: 0,
             model: like(model),
+            guided: Some(like(model + 5.0)),
+            warp: None,
             copy_first: like(copy),
             nearest_remembered: like(nearest),
             motion,
@@ -333,6 +396,7 @@ mod tests {
         ];
         let f = Figures::of(&paths);
         assert_eq!((f.gain_over_copy.value, f.gain_over_nearest.value), (5.0, 0.0));
+        assert_eq!((f.guided_gain_over_copy.value, f.warp_gain_over_copy.n), (10.0, 0));
         assert_eq!((f.likeness[0][0].value, f.likeness[1][0].value), (21.0, 16.0));
         assert!((f.motion.value - 1.0).abs() < 1e-12, "{:?}", f.motion);
         // 1, 2, 3, 4, 7, 9: the upper middle is 4; at the ends 7 and 9: 9.

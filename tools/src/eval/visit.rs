@@ -17,6 +17,7 @@ use mindseye_world::{
     render_with,
 };
 
+use super::altered::Altered;
 use super::examiner::{self, Coder, Effort, Examiner};
 use super::examiner_cache::{default_folder, kept_or_trained};
 
@@ -49,6 +50,9 @@ pub struct CommonArgs {
     /// Guidance instead of the bundle's; 1 is none.
     #[arg(long)]
     pub guidance: Option<f32>,
+    /// Read depth from the houses themselves in place of the bundle's depth reader, off by this many percent.
+    #[arg(long, value_name = "PERCENT")]
+    pub true_depth: Option<f64>,
     /// ONNX file of LPIPS (two pictures in, one number out); without it LPIPS is left out.
     #[arg(long)]
     pub lpips: Option<PathBuf>,
@@ -151,7 +155,7 @@ pub fn swapped_name(house: &House, rng: &mut Rng) -> Option<String> {
 /// What one thread works with.
 pub struct Tools {
     /// The model.
-    pub mind: Box<dyn Mind>,
+    pub mind: Altered,
     /// Its encoder.
     pub encoder: Box<dyn GroupEncoder + Send>,
     /// For the examiner's networks.
@@ -185,6 +189,22 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// The latents of decoded frames (groups of four): what the codec makes of them again.
+    ///
+    /// # Errors
+    /// When the codec fails.
+    pub fn latents_of(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<f32>> {
+        let mut latents = Vec::new();
+        for group in frames.chunks_exact(GROUP) {
+            let mut latent = vec![0.0; self.encoder.latent_len()];
+            self.encoder.encode_group(group, &mut latent)?;
+            latents.extend(latent);
+        }
+        Ok(latents)
+    }
+}
+
 impl Coder for Tools {
     fn coded(&mut self, frames: &[RgbImage]) -> anyhow::Result<Vec<RgbImage>> {
         let mut latent = vec![0.0; self.encoder.latent_len()];
@@ -203,6 +223,8 @@ pub struct Bench {
     pub camera: Camera,
     /// Images of a recording.
     pub images: usize,
+    /// What true depth is off by, as a share, where it takes the place of the bundle's.
+    pub true_depth: Option<f64>,
 }
 
 impl Bench {
@@ -222,7 +244,8 @@ impl Bench {
         pipeline.adjust(args.steps, args.guidance);
         let image = &pipeline.bundle().manifest().image;
         let camera = Camera::new(image.width, image.height);
-        Ok(Self { pipeline, difficulty, camera, images: SWEEP })
+        let true_depth = args.true_depth.map(|percent| percent / 100.0);
+        Ok(Self { pipeline, difficulty, camera, images: SWEEP, true_depth })
     }
 
     /// Sessions for one thread.
@@ -230,8 +253,12 @@ impl Bench {
     /// # Errors
     /// When the backend fails.
     pub fn tools(&self) -> anyhow::Result<Tools> {
+        let mind = Altered::new(self.pipeline.mind(0)?);
         Ok(Tools {
-            mind: self.pipeline.mind(0)?,
+            mind: match self.true_depth {
+                Some(error) => mind.with_true_depth(error),
+                None => mind,
+            },
             encoder: self.pipeline.encoder()?,
             eager: Eager::new(std::sync::Arc::default(), false),
         })

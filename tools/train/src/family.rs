@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mindseye_engines::model::ConfigError;
 use mindseye_engines::model::codec::LinearCodecConfig;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
@@ -115,8 +116,8 @@ pub enum LoadModelError {
 #[non_exhaustive]
 pub enum ModelError {
     /// Sizes of the denoiser or of the codec.
-    #[error("{0}")]
-    Sizes(String),
+    #[error(transparent)]
+    Sizes(#[from] ConfigError),
     /// Latents of the codec are not those of the denoiser.
     #[error("codec latents are {}x{}, dit expects {}x{}", .codec[0], .codec[1], .dit[0], .dit[1])]
     LatentSize {
@@ -165,8 +166,8 @@ impl HouseModel {
     /// # Errors
     /// [`ModelError`] names the field.
     pub fn validate(&self) -> Result<(), ModelError> {
-        self.dit.validate().map_err(|e| ModelError::Sizes(e.to_string()))?;
-        self.codec.validate().map_err(|e| ModelError::Sizes(e.to_string()))?;
+        self.dit.validate()?;
+        self.codec.validate()?;
         let (height, width) = self.codec.latent_size();
         let dit = [self.dit.latent_height, self.dit.latent_width];
         if [height, width] != dit {

@@ -30,12 +30,15 @@ pub struct RenderOptions {
     pub ids: bool,
     /// How samples are lit.
     pub quality: Quality,
+    /// In fast light: grain on every surface, so that pictures of some hundred pixels have features everywhere. What is
+    /// rendered without it is the same to the bit.
+    pub grain: bool,
 }
 
 impl Default for RenderOptions {
     /// 2x2 supersampling, colour, depth and ids, fast light.
     fn default() -> Self {
-        Self { supersample: 2, rgb: true, depth: true, ids: true, quality: Quality::Fast }
+        Self { supersample: 2, rgb: true, depth: true, ids: true, quality: Quality::Fast, grain: false }
     }
 }
 
@@ -148,6 +151,10 @@ pub fn render_from(
         let scale = 1.0 / (ss * ss) as f32;
         let rows = frame.w.chunks_exact(grid.nx * ss).zip(frame.code.chunks_exact(grid.nx * ss));
         for (row, (w, code)) in rows.enumerate() {
+            if options.grain && options.quality == Quality::Fast {
+                scene.shade_row_grained(house, &Samples { grid: &grid, ss, w, code }, row, &mut frame.rgb);
+                continue;
+            }
             if options.quality == Quality::Fast {
                 scene.shade_row(house, &Samples { grid: &grid, ss, w, code }, row, &mut frame.rgb);
                 continue;
@@ -275,6 +282,26 @@ fn hash(a: i32, b: i32) -> f32 {
     h = h.wrapping_mul(0x2c1b_3c6d);
     h ^= h >> 12;
     (h & 0xffff) as f32 * (1.0 / 65536.0)
+}
+
+/// Smooth noise in space, 0 to 1.
+fn noise(p: [f32; 3], size: f32, salt: i32) -> f32 {
+    let at = p.map(|v| v / size);
+    let cell = at.map(floor_i);
+    let ease = |k: usize| {
+        let f = at[k] - cell[k] as f32;
+        f * f * (3.0 - 2.0 * f)
+    };
+    let e = [ease(0), ease(1), ease(2)];
+    let corner = |i: i32, j: i32, k: i32| {
+        hash(
+            (cell[0] + i).wrapping_mul(73_856_093) ^ (cell[1] + j).wrapping_mul(19_349_663),
+            (cell[2] + k) ^ salt,
+        )
+    };
+    let along = |j, k| corner(0, j, k) + (corner(1, j, k) - corner(0, j, k)) * e[0];
+    let across = |k| along(0, k) + (along(1, k) - along(0, k)) * e[1];
+    across(0) + (across(1) - across(0)) * e[2]
 }
 
 fn tinted(palette: &Palette, colour: usize, tint: Tint) -> [f32; 3] {
@@ -642,6 +669,40 @@ impl Scene {
             }
             out.extend(colour.map(|c| (c / count + 0.5) as u8));
         }
+    }
+
+    /// As [`Scene::shade_row`], every sample by itself and with grain.
+    fn shade_row_grained(&self, house: &House, samples: &Samples, row: usize, out: &mut Vec<u8>) {
+        let Samples { grid, ss, w, code } = *samples;
+        for k in 0..grid.nx / ss {
+            let mut colour = [0.0f32; 3];
+            for j in 0..ss {
+                let v = grid.v0 + (row * ss + j) as f32 * grid.du;
+                for i in k * ss..(k + 1) * ss {
+                    let (code, t) = (code[j * grid.nx + i], 1.0 / w[j * grid.nx + i]);
+                    let u = grid.u0 + i as f32 * grid.du;
+                    let plain = self.fast(house, grid, code, u, v, t);
+                    let gain = 0.7 + 0.6 * self.grain(code, u, v, t);
+                    for (sum, value) in colour.iter_mut().zip(plain) {
+                        *sum += (value * gain).min(255.0);
+                    }
+                }
+            }
+            out.extend(colour.map(|c| (c / (ss * ss) as f32 + 0.5) as u8));
+        }
+    }
+
+    /// Grain of a surface where a sample meets it, 0 to 1: smooth noise of three grains in space. It goes with the house
+    /// and, on things, with the thing.
+    fn grain(&self, code: u32, u: f32, v: f32, t: f32) -> f32 {
+        let (p, local_p) = self.place(code, u, v, t);
+        let (p, salt) = match code.checked_sub(self.part_base) {
+            None => (p, 0),
+            Some(k) => (local_p, self.parts.get((k / 6) as usize).map_or(0, |part| 1 + part.object as i32)),
+        };
+        let (x, y) = (self.origin[0] * 64.0, self.origin[1] * 64.0);
+        let salt = salt + 31 * floor_i(x) + 977 * floor_i(y);
+        0.4 * noise(p, 0.31, salt) + 0.35 * noise(p, 0.13, salt + 7001) + 0.25 * noise(p, 0.06, salt + 15_013)
     }
 
     /// The colour of a sample in fast light, 0 to 255.

@@ -3,9 +3,9 @@
 //! | component | inputs | outputs |
 //! |---|---|---|
 //! | `text_encoder` | `ids` i64 `[1, length]`, `mask_bias` `[1, 1, 1, length]`, `keep` `[1, length, 1]` | `rows` `[1, length, d_model]` |
+//! | `depth` | `picture` `[1, 3, H, W]` | `log_depth` `[1, H, W]` |
 //! | `vae_encoder` (linear codec) | `frames` `[groups, 4, 3, H, W]` | `latent` `[groups, C, 1, h, w]` |
 //! | `vae_decoder` (linear codec) | `latent` `[groups, C, 1, h, w]` | `frames` `[groups, 4, 3, H, W]` |
-//! | `depth` | `picture` `[1, 3, H, W]` | `log_depth` `[1, H, W]` |
 //! | `vae_encoder_first` | `frames` `[1, 3, H, W]` | `latent` `[1, z, h, w]`, `new_cache.{i}` |
 //! | `vae_encoder_next` | `frames` `[4, 3, H, W]`, `cache.{i}` | `latent`, `new_cache.{i}` |
 //! | `vae_decoder_first` | `latent` `[1, z, h, w]` | `frames` `[1, 3, H, W]`, `new_cache.{i}` |
@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::{GraphBuilder, NodeValue, WeightSource};
+use super::{GraphBuilder, WeightSource};
 use mindseye_engines::model::codec::{self, GROUP, LinearCodecConfig};
 use mindseye_engines::model::depth::{self, DepthConfig};
 use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
@@ -45,42 +45,49 @@ pub fn text_encoder_graph(
     ops.finish()
 }
 
-/// The linear codec's encoder.
+/// Which way a codec goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Frames to latents.
+    Encode,
+    /// Latents to frames.
+    Decode,
+}
+
+impl Way {
+    /// Name of the component in a bundle.
+    #[must_use]
+    pub fn component(self) -> &'static str {
+        match self {
+            Way::Encode => "vae_encoder",
+            Way::Decode => "vae_decoder",
+        }
+    }
+}
+
+/// One way of the linear codec.
 ///
 /// # Errors
 /// As [`text_encoder_graph`].
-pub fn codec_encoder_graph(
+pub fn codec_graph(
     cfg: &LinearCodecConfig,
+    way: Way,
     weights: Arc<dyn WeightSource>,
 ) -> Result<Model, OnnxError> {
-    let mut ops = GraphBuilder::new("vae_encoder", weights);
-    let (frames_dims, latent_dims) = codec_dims(cfg);
-    let frames = ops.input("frames", &frames_dims);
-    let latent = codec::encode(&mut ops, cfg, &frames);
-    ops.output("latent", &latent, &latent_dims);
-    ops.finish()
-}
-
-/// The linear codec's decoder.
-///
-/// # Errors
-/// As [`text_encoder_graph`].
-pub fn codec_decoder_graph(
-    cfg: &LinearCodecConfig,
-    weights: Arc<dyn WeightSource>,
-) -> Result<Model, OnnxError> {
-    let mut ops = GraphBuilder::new("vae_decoder", weights);
-    let (frames_dims, latent_dims) = codec_dims(cfg);
-    let latent = ops.input("latent", &latent_dims);
-    let frames = codec::decode(&mut ops, cfg, &latent);
-    ops.output("frames", &frames, &frames_dims);
-    ops.finish()
-}
-
-fn codec_dims(cfg: &LinearCodecConfig) -> (Vec<Dim>, Vec<Dim>) {
+    let mut ops = GraphBuilder::new(way.component(), weights);
     let (h, w) = cfg.latent_size();
     let groups = |rest: &[usize]| [vec![Dim::from("groups")], fixed(rest)].concat();
-    (groups(&[GROUP, 3, cfg.height, cfg.width]), groups(&[cfg.channels, 1, h, w]))
+    let (frames, latent) = (groups(&[GROUP, 3, cfg.height, cfg.width]), groups(&[cfg.channels, 1, h, w]));
+    if way == Way::Encode {
+        let input = ops.input("frames", &frames);
+        let out = codec::encode(&mut ops, cfg, &input);
+        ops.output("latent", &out, &latent);
+    } else {
+        let input = ops.input("latent", &latent);
+        let out = codec::decode(&mut ops, cfg, &input);
+        ops.output("frames", &out, &frames);
+    }
+    ops.finish()
 }
 
 /// The depth reader, for one picture.
@@ -95,65 +102,52 @@ pub fn depth_graph(cfg: &DepthConfig, weights: Arc<dyn WeightSource>) -> Result<
     ops.finish()
 }
 
-fn caches(ops: &mut GraphBuilder, chunk: Chunk, shapes: &[[usize; 4]]) -> Vec<NodeValue> {
-    if chunk == Chunk::First {
-        return Vec::new();
-    }
-    shapes.iter().enumerate().map(|(i, s)| ops.input(&format!("cache.{i}"), &fixed(s))).collect()
+/// Name of one step of a streaming codec in a bundle.
+#[must_use]
+pub fn step_component(way: Way, chunk: Chunk) -> String {
+    let step = if chunk == Chunk::First { "first" } else { "next" };
+    format!("{}_{step}", way.component())
 }
 
-fn put_caches(ops: &mut GraphBuilder, new: &[NodeValue], shapes: &[[usize; 4]]) {
-    for (i, (cache, shape)) in new.iter().zip(shapes).enumerate() {
+/// One step of the streaming VAE, for latents of height and width `latent`.
+///
+/// # Errors
+/// As [`text_encoder_graph`].
+pub fn vae_graph(
+    cfg: &VaeConfig,
+    latent: [usize; 2],
+    way: Way,
+    chunk: Chunk,
+    weights: Arc<dyn WeightSource>,
+) -> Result<Model, OnnxError> {
+    let mut ops = GraphBuilder::new(&step_component(way, chunk), weights);
+    let count = if chunk == Chunk::First { 1 } else { cfg.temporal_factor() };
+    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
+    let frames_dims = fixed(&[count, 3, height, width]);
+    let latent_dims = fixed(&[1, cfg.z_dim, latent[0], latent[1]]);
+    let (input, shapes) = match way {
+        Way::Encode => (ops.input("frames", &frames_dims), cfg.encoder_caches(latent)),
+        Way::Decode => (ops.input("latent", &latent_dims), cfg.decoder_caches(latent)),
+    };
+    let mut old = Vec::new();
+    if chunk == Chunk::Next {
+        let caches = shapes.iter().enumerate();
+        old = caches.map(|(i, s)| ops.input(&format!("cache.{i}"), &fixed(s))).collect();
+    }
+    let new = match way {
+        Way::Encode => {
+            let out = vae::encode(&mut ops, cfg, latent, chunk, &input, &old);
+            ops.output("latent", &out.latent, &latent_dims);
+            out.caches
+        }
+        Way::Decode => {
+            let out = vae::decode(&mut ops, cfg, latent, chunk, &input, &old);
+            ops.output("frames", &out.frames, &frames_dims);
+            out.caches
+        }
+    };
+    for (i, (cache, shape)) in new.iter().zip(&shapes).enumerate() {
         ops.output(&format!("new_cache.{i}"), cache, &fixed(shape));
     }
-}
-
-/// One step of the streaming VAE encoder, for latents of height and width `latent`.
-///
-/// # Errors
-/// As [`text_encoder_graph`].
-pub fn vae_encoder_graph(
-    cfg: &VaeConfig,
-    latent: [usize; 2],
-    chunk: Chunk,
-    weights: Arc<dyn WeightSource>,
-) -> Result<Model, OnnxError> {
-    let (name, count) = match chunk {
-        Chunk::First => ("vae_encoder_first", 1),
-        Chunk::Next => ("vae_encoder_next", cfg.temporal_factor()),
-    };
-    let mut ops = GraphBuilder::new(name, weights);
-    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
-    let frames = ops.input("frames", &fixed(&[count, 3, height, width]));
-    let shapes = cfg.encoder_caches(latent);
-    let old = caches(&mut ops, chunk, &shapes);
-    let out = vae::encode(&mut ops, cfg, latent, chunk, &frames, &old);
-    ops.output("latent", &out.latent, &fixed(&[1, cfg.z_dim, latent[0], latent[1]]));
-    put_caches(&mut ops, &out.caches, &shapes);
-    ops.finish()
-}
-
-/// One step of the streaming VAE decoder, for latents of height and width `latent`.
-///
-/// # Errors
-/// As [`text_encoder_graph`].
-pub fn vae_decoder_graph(
-    cfg: &VaeConfig,
-    latent: [usize; 2],
-    chunk: Chunk,
-    weights: Arc<dyn WeightSource>,
-) -> Result<Model, OnnxError> {
-    let (name, count) = match chunk {
-        Chunk::First => ("vae_decoder_first", 1),
-        Chunk::Next => ("vae_decoder_next", cfg.temporal_factor()),
-    };
-    let mut ops = GraphBuilder::new(name, weights);
-    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
-    let z = ops.input("latent", &fixed(&[1, cfg.z_dim, latent[0], latent[1]]));
-    let shapes = cfg.decoder_caches(latent);
-    let old = caches(&mut ops, chunk, &shapes);
-    let out = vae::decode(&mut ops, cfg, latent, chunk, &z, &old);
-    ops.output("frames", &out.frames, &fixed(&[count, 3, height, width]));
-    put_caches(&mut ops, &out.caches, &shapes);
     ops.finish()
 }

@@ -28,8 +28,5 @@ mod weights;
 
 pub use build::{GraphBuilder, IndexValue, NodeValue};
 pub use denoiser::{denoiser_graph, write_denoiser};
-pub use graphs::{
-    codec_decoder_graph, codec_encoder_graph, depth_graph, text_encoder_graph, vae_decoder_graph,
-    vae_encoder_graph,
-};
+pub use graphs::{Way, codec_graph, depth_graph, step_component, text_encoder_graph, vae_graph};
 pub use weights::{CheckpointWeights, DeclaredWeights, MemoryWeights, WeightMeta, WeightSource};

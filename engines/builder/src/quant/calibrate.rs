@@ -1,6 +1,7 @@
 //! Ranges of activations: seen while the fp32 graph runs over calibration inputs.
 
 use super::QuantError;
+use mindseye_engines::backend::{Elements, Tensor};
 
 /// How a per-tensor range is chosen from what was seen.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -31,6 +32,34 @@ pub(super) struct Observer {
 impl Observer {
     pub(super) fn new(channels: usize) -> Self {
         Observer { channel_max: vec![0.0; channels], max: 0.0, bins: vec![0; BINS], range: 0.0, total: 0 }
+    }
+
+    /// As tensors.
+    pub(super) fn save(&self) -> [(String, Tensor); 4] {
+        let floats = |v: &[f32]| Tensor::f32(&[v.len()], v.to_vec());
+        let counts: Vec<i64> = self.bins.iter().map(|n| n.cast_signed()).collect();
+        [
+            ("channels".into(), floats(&self.channel_max)),
+            ("range".into(), floats(&[self.max, self.range])),
+            ("bins".into(), Tensor::i64(&[BINS], counts)),
+            ("total".into(), Tensor::i64(&[1], vec![self.total.cast_signed()])),
+        ]
+    }
+
+    /// What [`Observer::save`] gave; none where the tensors are others or of another number of channels.
+    pub(super) fn load(&self, tensors: &[(String, Tensor)]) -> Option<Observer> {
+        let data = |i: usize| tensors.get(i).map(|(_, t)| &t.data);
+        let (Elements::F32(channels), Elements::F32(range)) = (data(0)?, data(1)?) else { return None };
+        let (Elements::I64(bins), Elements::I64(total)) = (data(2)?, data(3)?) else { return None };
+        let (&[max, range], &[total]) = (range.as_slice(), total.as_slice()) else { return None };
+        let fits = channels.len() == self.channel_max.len() && bins.len() == BINS;
+        fits.then(|| Observer {
+            channel_max: channels.clone(),
+            max,
+            bins: bins.iter().map(|n| n.cast_unsigned()).collect(),
+            range,
+            total: total.cast_unsigned(),
+        })
     }
 
     /// Adds values laid out with the channels last.

@@ -312,32 +312,48 @@ impl Caster {
 
     /// Element type of a node's first output; changes `Cast` to the float format of the graph.
     fn result_type(&self, node: &mut Node, float: DataType) -> DataType {
-        let of = |i: usize| node.inputs.get(i).and_then(|n| self.types.get(n)).copied();
-        match node.op_type.as_str() {
-            "Cast" => {
-                let code = node.int("to").unwrap_or(1);
-                let to = DataType::from_code(code).unwrap_or(DataType::F32);
-                if to == DataType::F32 && float != DataType::F32 {
-                    node.attributes = vec![Attribute::int("to", float as i64)];
-                    return float;
-                }
-                to
-            }
-            "QuantizeLinear" => of(2).unwrap_or(DataType::U8),
-            "DequantizeLinear" => float,
-            "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Not"
-            | "IsNaN" => DataType::Bool,
-            "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" => DataType::I64,
-            "Where" => {
-                let t = of(1).unwrap_or(float);
-                if is_float(t) { float } else { t }
-            }
-            _ => match of(0) {
-                Some(t) if !is_float(t) => t,
-                _ => float,
-            },
+        let result = result_type(node, &self.types, float);
+        if node.op_type == "Cast" && result == DataType::F32 && float != DataType::F32 {
+            node.attributes = vec![Attribute::int("to", float as i64)];
+            return float;
         }
+        result
     }
+}
+
+/// Element type of a node's first output where floats are `float`.
+fn result_type(node: &Node, types: &HashMap<String, DataType>, float: DataType) -> DataType {
+    let of = |i: usize| node.inputs.get(i).and_then(|n| types.get(n)).copied();
+    match node.op_type.as_str() {
+        "Cast" => DataType::from_code(node.int("to").unwrap_or(1)).unwrap_or(DataType::F32),
+        "QuantizeLinear" => of(2).unwrap_or(DataType::U8),
+        "DequantizeLinear" => float,
+        "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Not" | "IsNaN" => {
+            DataType::Bool
+        }
+        "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" => DataType::I64,
+        "Where" => {
+            let t = of(1).unwrap_or(float);
+            if is_float(t) { float } else { t }
+        }
+        _ => match of(0) {
+            Some(t) if !is_float(t) => t,
+            _ => float,
+        },
+    }
+}
+
+/// Element types of the values of an fp32 graph.
+pub(super) fn value_types(model: &Model) -> HashMap<String, DataType> {
+    let inputs = model.graph.inputs.iter().map(|i| (i.name.clone(), i.dtype.unwrap_or(DataType::F32)));
+    let constants = model.graph.initializers.iter().map(|i| (i.name.clone(), i.dtype));
+    let mut types: HashMap<String, DataType> = inputs.chain(constants).collect();
+    for node in &model.graph.nodes {
+        let result = result_type(node, &types, DataType::F32);
+        let of = |slot| if slot == 0 { result } else { DataType::F32 };
+        types.extend(node.outputs.iter().enumerate().map(|(slot, o)| (o.clone(), of(slot))));
+    }
+    types
 }
 
 fn is_float(t: DataType) -> bool {

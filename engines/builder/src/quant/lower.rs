@@ -2,34 +2,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{CalibrationSource, HalfInputs, MEASURED_LIMIT, PartInputs, QuantError, Tell, session};
-use mindseye_engines::backend::Backend;
+use super::float::value_types;
+use super::pieces::{Measured, Runner};
+use super::{CalibrationSource, HalfInputs, Inputs, MEASURED_LIMIT, PartInputs, QuantError, Tell, session};
+use mindseye_engines::backend::Tensor;
 use mindseye_engines::bundle::Bundle;
 use mindseye_engines::onnx::{Attribute, DataType, Model, Node, ValueInfo};
 use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::target::Precision;
 
-/// fp32 weights up to which values are measured before a part is put into halves; in larger parts only the layers that
-/// are known to overflow stay in fp32. The graph is run on the CPU, with its weights in memory.
-const MEASURED_BYTES: u64 = 8 << 30;
 /// Seed of the inputs around the denoiser.
 const SEED: u64 = 20_260_728;
-/// Operators that make no floats.
-const NO_FLOATS: [&str; 12] = [
-    "Shape",
-    "Size",
-    "NonZero",
-    "ArgMax",
-    "ArgMin",
-    "Equal",
-    "Less",
-    "LessOrEqual",
-    "Greater",
-    "GreaterOrEqual",
-    "And",
-    "Not",
-];
-
 /// Inputs for a part: those of the joint denoiser, the same cut in two for its cached halves, and seeded ones for
 /// everything else. Streaming halves of a codec get the caches that their first half makes.
 ///
@@ -39,14 +22,14 @@ pub fn part_inputs<'a>(
     bundle: &Bundle,
     component: &str,
     fp32: &Model,
-    backend: &dyn Backend,
+    runner: &Runner,
     joint: &'a mut dyn CalibrationSource,
     items: u64,
 ) -> Result<Box<dyn CalibrationSource + 'a>, QuantError> {
     let tokens = bundle.manifest().dit.tokens_per_frame();
     let open = |component: &str| -> Result<_, QuantError> {
         let path = bundle.path(component).map_err(|e| QuantError::Unsupported(e.to_string()))?;
-        session(&Model::load(path)?, backend)
+        session(&Model::load(path)?, runner.backend())
     };
     Ok(if component == DenoiserKind::Joint.component() {
         Box::new(Forwarded(joint))
@@ -88,55 +71,77 @@ impl CalibrationSource for Forwarded<'_> {
 /// [`QuantError::NotFinite`] naming the first value that is NaN or infinite in fp32 itself; the backend or the source.
 pub fn large_values(
     fp32: &Model,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     samples: u64,
     tell: &mut Tell<'_>,
 ) -> Result<HashSet<String>, QuantError> {
     let mut graph = fp32.clone();
-    let mut values: Vec<String> = Vec::new();
+    let types = value_types(fp32);
     for node in &fp32.graph.nodes {
-        if NO_FLOATS.contains(&node.op_type.as_str()) || node.op_type == "Cast" {
+        let Some(value) = node.outputs.first().filter(|v| types.get(*v) == Some(&DataType::F32)) else {
             continue;
-        }
-        let Some(value) = node.outputs.first() else { continue };
-        let (size, most) = (format!("{value}/measured.size"), format!("{value}/measured.most"));
+        };
+        let (size, most) = (format!("{value}/measured.size"), format!("{value}{MEASURED}"));
         graph.graph.nodes.push(Node::new(&size, "Abs", &[value], &[&size]));
         let reduce = Node::new(&most, "ReduceMax", &[&size], &[&most]).with(Attribute::int("keepdims", 0));
         graph.graph.nodes.push(reduce);
         graph.graph.outputs.push(ValueInfo { name: most, dtype: Some(DataType::F32), shape: Some(vec![]) });
-        values.push(value.clone());
     }
-    let mut session = session(&graph, backend)?;
-    source.restart().map_err(QuantError::Source)?;
-    let mut large = HashSet::new();
-    for sample in 0..samples {
-        let Some(inputs) = source.next().map_err(QuantError::Source)? else { break };
-        let views: Vec<_> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        for (name, tensor) in session.run(&views)? {
-            let Some(value) = name.strip_suffix("/measured.most") else { continue };
+    graph.graph.outputs.retain(|o| o.name.ends_with(MEASURED));
+    graph.graph.drop_dead_nodes();
+    let mut largest = Largest::default();
+    runner.measure(&graph, source, samples, tell, &mut largest)?;
+    let large = largest.0.into_iter().filter(|(_, most)| *most >= MEASURED_LIMIT);
+    Ok(large.map(|(value, _)| value).collect())
+}
+
+/// End of the names of outputs that hold a value's largest magnitude.
+const MEASURED: &str = "/measured.most";
+
+/// The largest magnitude of each value.
+#[derive(Default)]
+struct Largest(BTreeMap<String, f32>);
+
+impl Measured for Largest {
+    fn kind(&self) -> &'static str {
+        "largest magnitude"
+    }
+
+    fn add(&mut self, outputs: Vec<(String, Tensor)>) -> Result<(), QuantError> {
+        for (name, tensor) in outputs {
+            let Some(value) = name.strip_suffix(MEASURED) else { continue };
             let most = tensor.as_f32().and_then(|v| v.first().copied()).unwrap_or_default();
             if !most.is_finite() {
                 return Err(QuantError::NotFinite { value: value.to_owned() });
             }
-            if most >= MEASURED_LIMIT {
-                large.insert(value.to_owned());
-            }
+            let known = self.0.entry(value.to_owned()).or_default();
+            *known = most.max(*known);
         }
-        super::go_on(tell, super::Work::Calibrate { done: sample + 1, of: Some(samples) })?;
+        Ok(())
     }
-    Ok(large)
+
+    fn save(&self) -> Inputs {
+        self.0.iter().map(|(value, most)| (value.clone(), Tensor::f32(&[1], vec![*most]))).collect()
+    }
+
+    fn load(&mut self, tensors: Inputs) -> bool {
+        let all = tensors.into_iter().map(|(value, t)| Some((value, t.as_f32()?.first().copied()?)));
+        let Some(all) = all.collect::<Option<_>>() else { return false };
+        self.0 = all;
+        true
+    }
 }
 
-/// What of a part must stay in fp32 when its floats are put into `float`: [`large_values`] for halves, unless its
-/// weights are too many to be run on the CPU; nothing for other formats.
+/// What of a part must stay in fp32 when its floats are put into `float`: [`large_values`] for halves, nothing for other
+/// formats.
 ///
 /// # Errors
 /// As [`large_values`].
 pub fn kept_high(
     fp32: &Model,
     float: Precision,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     samples: u64,
     tell: &mut Tell<'_>,
@@ -144,12 +149,5 @@ pub fn kept_high(
     if float != Precision::Fp16 {
         return Ok(HashSet::new());
     }
-    if fp32.weight_bytes() > MEASURED_BYTES {
-        tracing::warn!(
-            graph = fp32.graph.name,
-            "too large to measure: only layers known to overflow stay in fp32"
-        );
-        return Ok(HashSet::new());
-    }
-    large_values(fp32, backend, source, samples, tell)
+    large_values(fp32, runner, source, samples, tell)
 }

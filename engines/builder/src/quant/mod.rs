@@ -20,9 +20,9 @@ mod calibrate;
 mod float;
 mod lower;
 mod parts;
+mod pieces;
 mod rewrite;
 mod spool;
-mod synthetic;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -30,17 +30,17 @@ mod verify;
 pub use calibrate::Calibrator;
 pub use float::{Float16, MEASURED_LIMIT, to_float16};
 pub use lower::{kept_high, large_values, part_inputs};
-pub use parts::{HalfInputs, PartInputs};
+pub use parts::{HalfInputs, PartInputs, SyntheticDenoiser};
+pub use pieces::{MEMORY_BYTES, Runner, frames_within};
 pub use rewrite::{
     Observed, QuantConfig, Quantised, Ranges, ScaleRecord, calibrate_and_quantise as quantise, check_weights,
     layers, observe_all, quantise_half, quantise_observed,
 };
 pub use spool::Spooled;
-pub use synthetic::{SyntheticDenoiser, denoiser_inputs};
 pub(crate) use verify::name_worst;
 pub use verify::{
     Checks, Reference, Report, TaskAnswer, TaskChange, TaskEvaluation, TaskFigures, auto_exclude,
-    sensitivities, verify,
+    observe_for, sensitivities, verify,
 };
 
 use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
@@ -50,8 +50,16 @@ use mindseye_engines::onnx::{ExternalData, Model, OnnxError, SaveOptions};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // done and of count items, layers or tries
 pub enum Work {
-    /// The fp32 graph is run over calibration inputs.
+    /// Weights are read and looked at.
+    Weights { done: u64, of: u64 },
+    /// Inputs are made.
+    Inputs { done: u64, of: Option<u64> },
+    /// The fp32 graph is run over calibration inputs; counts pieces of a graph that runs in pieces.
     Calibrate { done: u64, of: Option<u64> },
+    /// Factors of SmoothQuant are worked out.
+    Smooth { done: u64, of: u64 },
+    /// Weights are packed.
+    Pack { done: u64, of: u64 },
     /// Both graphs are run over inputs and compared.
     Compare { done: u64, of: u64 },
     /// Each layer alone is quantised, to find those that lose most.

@@ -1,13 +1,17 @@
-//! Inputs for every part of a bundle, so that each can be compared with fp32: seeded ones for what surrounds the
-//! denoiser, and the joint denoiser's, cut in two, for its cached halves.
+//! Inputs for every part of a bundle without a recording: seeded noise of the right shapes for the denoiser and for what
+//! surrounds it, and the joint denoiser's inputs, cut in two, for its cached halves. Good enough to build, compare and
+//! time; ranges that matter come from rendered scenes or bags.
 
 use std::collections::BTreeMap;
 
 use super::{CalibrationSource, Inputs, SuppliedError};
-use mindseye_base::random::Rng;
+use mindseye_base::random::{Rng, SplitMix64};
 use mindseye_engines::backend::{Elements, Session, Tensor};
+use mindseye_engines::denoise::DenoiseStep;
+use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5;
 use mindseye_engines::onnx::{DataType, Dim, Model};
+use mindseye_engines::session_denoiser::step_tensors;
 
 /// Seeded inputs of a graph around the denoiser: noise for images and latents, random tokens of random lengths for
 /// texts, and for the streaming halves of a codec the caches that its first half gives for such inputs.
@@ -216,5 +220,84 @@ impl CalibrationSource for HalfInputs<'_> {
         let mut targets = self.cut(&item, given, frames);
         targets.extend(made.into_iter().filter(|(name, _)| name.starts_with("memory.")));
         Ok(Some(targets))
+    }
+}
+
+/// Inputs of the joint denoiser: normal latents and text rows, context clean, targets at a random timestep.
+#[derive(Clone, Debug)]
+pub struct SyntheticDenoiser {
+    config: DitConfig,
+    context: usize,
+    targets: usize,
+    gap: f64,
+    items: u64,
+    seed: u64,
+    position: u64,
+}
+
+impl SyntheticDenoiser {
+    /// `items` inputs of `context` and `targets` latents.
+    #[must_use]
+    pub fn new(config: DitConfig, context: usize, targets: usize, gap: f64, items: u64, seed: u64) -> Self {
+        SyntheticDenoiser { config, context, targets, gap, items, seed, position: 0 }
+    }
+}
+
+fn normal(mix: &mut SplitMix64, n: usize) -> Vec<f32> {
+    (0..n).map(|_| mix.normal_pair().0 as f32).collect()
+}
+
+impl CalibrationSource for SyntheticDenoiser {
+    fn describe(&self) -> String {
+        format!(
+            "synthetic noise, {} items of {} + {} latents, seed {}",
+            self.items, self.context, self.targets, self.seed
+        )
+    }
+
+    fn count(&self) -> Option<u64> {
+        Some(self.items)
+    }
+
+    fn restart(&mut self) -> Result<(), SuppliedError> {
+        self.position = 0;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
+        if self.position == self.items {
+            return Ok(None);
+        }
+        self.position += 1;
+        let c = &self.config;
+        let mut noise = SplitMix64::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.position));
+        let frames = self.context + self.targets;
+        let latents = normal(&mut noise, frames * c.in_channels * c.latent_height * c.latent_width);
+        let text = normal(&mut noise, c.text_len * c.text_dim);
+        let camera = normal(&mut noise, frames * c.tokens_per_frame() * c.camera_channels);
+        // Targets have carried latents, trusted anywhere between not at all and wholly.
+        let mut guide = normal(&mut noise, frames * c.tokens_per_frame() * c.guide_channels());
+        for (i, token) in guide.chunks_exact_mut(c.guide_channels().max(1)).enumerate() {
+            if i < self.context * c.tokens_per_frame() {
+                token.fill(0.0);
+            } else if let Some(trust) = token.last_mut() {
+                *trust = 0.5 + 0.5 * trust.tanh();
+            }
+        }
+        let timesteps = [0.0, 1000.0 * noise.unit_above_zero()];
+        let rows: Vec<usize> = (0..frames).map(|f| usize::from(f >= self.context)).collect();
+        let t_index: Vec<f64> = (0..frames)
+            .map(|f| if f < self.context { f as f64 } else { f as f64 - 1.0 + self.gap })
+            .collect();
+        let step = DenoiseStep {
+            latents: &latents,
+            timesteps: &timesteps,
+            rows: &rows,
+            t_index: &t_index,
+            text: &text,
+            camera: (c.camera_channels > 0).then_some(&camera),
+            guide: (c.guide_channels() > 0).then_some(&guide),
+        };
+        step_tensors(c, &step).map(Some).map_err(SuppliedError::new)
     }
 }

@@ -9,9 +9,10 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::calibrate::{Calibrator, Observer};
-use super::{CalibrationSource, Inputs, QuantError, SuppliedError, Tell, Work, e4m3, session};
+use super::pieces::{Measured, Runner};
+use super::{CalibrationSource, Inputs, QuantError, SuppliedError, Tell, Work, e4m3, go_on};
 use mindseye_base::file::hex;
-use mindseye_engines::backend::{Backend, Elements};
+use mindseye_engines::backend::{Elements, Tensor};
 use mindseye_engines::onnx::{
     Attribute, DataType, Dim, Initializer, LazyTensor, Model, Node, TensorData, ValueInfo,
 };
@@ -256,7 +257,7 @@ struct Group {
     softmax: bool,
 }
 
-fn hash_inputs(hash: &mut Sha256, inputs: &Inputs) {
+pub(super) fn hash_inputs(hash: &mut Sha256, inputs: &Inputs) {
     for (name, tensor) in inputs {
         hash.update(name.as_bytes());
         for d in &tensor.shape {
@@ -270,42 +271,55 @@ fn hash_inputs(hash: &mut Sha256, inputs: &Inputs) {
     }
 }
 
+/// What is seen of values while a graph runs.
+struct Observers {
+    /// By name of the output that was added for the value: the value and what was seen.
+    seen: BTreeMap<String, (String, Observer)>,
+}
+
+impl Measured for Observers {
+    fn kind(&self) -> &'static str {
+        "largest magnitude of each channel, histogram of 2048 bins"
+    }
+
+    fn add(&mut self, outputs: Vec<(String, Tensor)>) -> Result<(), QuantError> {
+        for (name, tensor) in outputs {
+            if let (Some((value, observer)), Some(values)) = (self.seen.get_mut(&name), tensor.as_f32()) {
+                observer.add(value, values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Inputs {
+        self.seen.values().flat_map(|(_, observer)| observer.save()).collect()
+    }
+
+    fn load(&mut self, tensors: Inputs) -> bool {
+        let saved = tensors.chunks(4).zip(self.seen.values());
+        let all: Option<Vec<Observer>> = saved.map(|(part, (_, observer))| observer.load(part)).collect();
+        let Some(all) = all.filter(|all| all.len() == self.seen.len()) else { return false };
+        self.seen.values_mut().zip(all).for_each(|((_, observer), loaded)| *observer = loaded);
+        true
+    }
+}
+
 /// Runs the fp32 graph over the calibration inputs and observes values.
 fn observe(
     model: &Model,
     values: &[(String, Option<usize>)],
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     tell: &mut Tell<'_>,
 ) -> Result<(Vec<Observer>, String), QuantError> {
-    let (augmented, names) = with_outputs(model, values);
-    let mut session = session(&augmented, backend)?;
-    let mut observers: Vec<Observer> = values.iter().map(|(_, w)| Observer::new(w.unwrap_or(1))).collect();
-    source.restart().map_err(QuantError::Source)?;
-    let mut hash = Sha256::new();
-    let mut done = 0;
-    while let Some(inputs) = source.next().map_err(QuantError::Source)? {
-        for (name, tensor) in &inputs {
-            if tensor.as_f32().is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
-                return Err(QuantError::InputNotFinite { input: name.clone() });
-            }
-        }
-        hash_inputs(&mut hash, &inputs);
-        let views: Vec<_> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let results = session.run(&views)?;
-        for ((name, observer), (value, _)) in names.iter().zip(&mut observers).zip(values) {
-            let seen = results.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.as_f32());
-            observer.add(value, seen.unwrap_or(&[]))?;
-        }
-        done += 1;
-        super::go_on(tell, Work::Calibrate { done, of: source.count() })?;
-    }
-    drop(session);
-    crate::memory::release_freed_memory();
-    if done == 0 {
-        return Err(QuantError::Source(SuppliedError::new("the source gave no inputs")));
-    }
-    Ok((observers, hex(&hash.finalize())))
+    let (mut augmented, names) = with_outputs(model, values);
+    augmented.graph.outputs.retain(|o| names.contains(&o.name));
+    augmented.graph.drop_dead_nodes();
+    let new = |(value, width): &(String, Option<usize>)| (value.clone(), Observer::new(width.unwrap_or(1)));
+    let mut all = Observers { seen: names.iter().cloned().zip(values.iter().map(new)).collect() };
+    let sha256 = runner.measure(&augmented, source, u64::MAX, tell, &mut all)?;
+    let observers = names.iter().filter_map(|name| all.seen.remove(name)).map(|(_, observer)| observer);
+    Ok((observers.collect(), sha256))
 }
 
 /// What was seen of a graph's values over calibration inputs, for any choice of layers to quantise.
@@ -324,7 +338,7 @@ pub struct Observed {
 pub fn observe_all(
     model: &Model,
     config: &QuantConfig,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     tell: &mut Tell<'_>,
 ) -> Result<Observed, QuantError> {
@@ -343,7 +357,7 @@ pub fn observe_all(
             }
         }
     }
-    let (observers, sha256) = observe(model, &values, backend, source, tell)?;
+    let (observers, sha256) = observe(model, &values, runner, source, tell)?;
     let values = values.into_iter().map(|(v, _)| v).zip(observers).collect();
     Ok(Observed { values, sha256, description: source.describe() })
 }
@@ -355,16 +369,16 @@ pub fn observe_all(
 pub fn calibrate_and_quantise(
     model: &Model,
     config: &QuantConfig,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     tell: &mut Tell<'_>,
 ) -> Result<Quantised, QuantError> {
     config.check()?;
     let observed = match config.precision {
         Precision::Int4w => None,
-        _ => Some(observe_all(model, config, backend, source, tell)?),
+        _ => Some(observe_all(model, config, runner, source, tell)?),
     };
-    quantise_observed(model, config, observed.as_ref(), backend, source, tell)
+    quantise_observed(model, config, observed.as_ref(), runner, source, tell)
 }
 
 /// Rewrites with ranges that were observed before. The inputs are run through once more only where ranges of smoothed
@@ -376,7 +390,7 @@ pub fn quantise_observed(
     model: &Model,
     config: &QuantConfig,
     observed: Option<&Observed>,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     tell: &mut Tell<'_>,
 ) -> Result<Quantised, QuantError> {
@@ -385,9 +399,9 @@ pub fn quantise_observed(
     let parts = Parts::new(model, config)?;
     let ranges = match observed.filter(|_| config.precision != Precision::Int4w) {
         None => Ranges::default(),
-        Some(observed) => parts.ranges(model, config, observed, backend, source, tell)?,
+        Some(observed) => parts.ranges(model, config, observed, runner, source, tell)?,
     };
-    parts.rewritten(model, config, ranges)
+    parts.rewritten(model, config, ranges, tell)
 }
 
 /// Quantises a graph with the layers of another one that was quantised before, with the same ranges: the cached halves
@@ -395,9 +409,14 @@ pub fn quantise_observed(
 ///
 /// # Errors
 /// [`QuantError::Unsupported`] naming a layer that the other graph has not quantised.
-pub fn quantise_half(model: &Model, config: &QuantConfig, ranges: &Ranges) -> Result<Quantised, QuantError> {
+pub fn quantise_half(
+    model: &Model,
+    config: &QuantConfig,
+    ranges: &Ranges,
+    tell: &mut Tell<'_>,
+) -> Result<Quantised, QuantError> {
     config.check()?;
-    Parts::new(model, config)?.rewritten(model, config, ranges.clone())
+    Parts::new(model, config)?.rewritten(model, config, ranges.clone(), tell)
 }
 
 /// Refuses names to keep that no layer has: a layer would be quantised that was meant to be kept.
@@ -474,7 +493,7 @@ impl Parts {
         model: &Model,
         config: &QuantConfig,
         observed: &Observed,
-        backend: &dyn Backend,
+        runner: &Runner,
         source: &mut dyn CalibrationSource,
         tell: &mut Tell<'_>,
     ) -> Result<Ranges, QuantError> {
@@ -490,7 +509,7 @@ impl Parts {
                     .ok_or_else(|| QuantError::Source(SuppliedError::new(format!("{v:?} was not observed"))))
             })
             .collect::<Result<_, _>>()?;
-        let smoothing = smoothing(model, config, groups, &measured, &self.chosen, &observers)?;
+        let smoothing = smoothing(model, config, groups, &measured, &self.chosen, &observers, tell)?;
         // Smoothed values have other ranges: known exactly for the largest magnitude, else seen again.
         let ranges: Vec<f32> = match (config.calibrator, config.precision) {
             (Calibrator::Max, _) | (_, Precision::Fp8) => observers
@@ -503,7 +522,7 @@ impl Parts {
                 .collect(),
             (calibrator, _) => {
                 let (smoothed, values) = smoothed_values(model, &values, &smoothing);
-                let (observers, _) = observe(&smoothed, &values, backend, source, tell)?;
+                let (observers, _) = observe(&smoothed, &values, runner, source, tell)?;
                 observers.iter().map(|o| o.range(calibrator)).collect()
             }
         };
@@ -522,7 +541,19 @@ impl Parts {
     }
 
     /// Both graphs, with these ranges.
-    fn rewritten(self, model: &Model, config: &QuantConfig, ranges: Ranges) -> Result<Quantised, QuantError> {
+    fn rewritten(
+        self,
+        model: &Model,
+        config: &QuantConfig,
+        ranges: Ranges,
+        tell: &mut Tell<'_>,
+    ) -> Result<Quantised, QuantError> {
+        let of = self.chosen.len() as u64;
+        let mut done = 0;
+        let mut packed = || {
+            done += 1;
+            go_on(tell, Work::Pack { done, of })
+        };
         let mut build = Rewriter::new(model, config.precision);
         let missing = |what: String| {
             QuantError::Unsupported(format!("{what} was not calibrated: the joint denoiser lacks it"))
@@ -542,6 +573,7 @@ impl Parts {
             build.activation(group, one.range, one.smooth.as_deref());
             for &s in &group.sites {
                 build.weight(model, &self.chosen[s], one.smooth.as_deref())?;
+                packed()?;
             }
         }
         for group in self.groups.iter().filter(|g| g.softmax) {
@@ -550,6 +582,7 @@ impl Parts {
         if config.precision == Precision::Int4w {
             for site in &self.chosen {
                 build.weight_int4(model, site, config.block)?;
+                packed()?;
             }
         }
         let attention_products = self.products.len();
@@ -576,8 +609,10 @@ impl Parts {
 ///
 /// # Errors
 /// [`QuantError::WeightNotFinite`] naming the first one; a constant that cannot be read.
-pub fn check_weights(model: &Model) -> Result<(), QuantError> {
-    for constant in &model.graph.initializers {
+pub fn check_weights(model: &Model, tell: &mut Tell<'_>) -> Result<(), QuantError> {
+    let of = model.graph.initializers.len() as u64;
+    for (done, constant) in model.graph.initializers.iter().enumerate() {
+        go_on(tell, Work::Weights { done: done as u64, of })?;
         let is_float =
             matches!(constant.dtype, DataType::F32 | DataType::F16 | DataType::BF16 | DataType::F64);
         if is_float && constant.to_f32()?.iter().any(|v| !v.is_finite()) {
@@ -637,6 +672,7 @@ fn smoothing(
     measured: &[usize],
     chosen: &[Site],
     observers: &[&Observer],
+    tell: &mut Tell<'_>,
 ) -> Result<Vec<Option<Vec<f32>>>, QuantError> {
     let Some(alpha) = config.smooth_alpha.filter(|_| config.precision == Precision::Int8) else {
         return Ok(vec![None; measured.len()]);
@@ -650,6 +686,7 @@ fn smoothing(
         }
         let mut weight_max = vec![0f32; observer.channel_max.len()];
         for &s in &group.sites {
+            go_on(tell, Work::Smooth { done: all.len() as u64, of: measured.len() as u64 })?;
             let values = weight(model, &chosen[s])?;
             for (row, m) in values.chunks(chosen[s].n.max(1)).zip(&mut weight_max) {
                 *m = row.iter().fold(*m, |m, v| m.max(v.abs()));

@@ -57,7 +57,7 @@ impl CalibrationSource for Spooled {
     fn next(&mut self) -> Result<Option<Inputs>, SuppliedError> {
         if let Some(&start) = self.starts.get(self.position) {
             self.file.seek(SeekFrom::Start(start)).map_err(|e| failed(&e))?;
-            let item = read(&mut BufReader::new(&self.file)).map_err(|e| failed(&e))?;
+            let item = read_tensors(&mut BufReader::new(&self.file)).map_err(|e| failed(&e))?;
             self.position += 1;
             return Ok(Some(item));
         }
@@ -70,7 +70,7 @@ impl CalibrationSource for Spooled {
         };
         let start = self.file.seek(SeekFrom::End(0)).map_err(|e| failed(&e))?;
         let mut sink = BufWriter::new(&self.file);
-        write(&mut sink, &item).and_then(|()| sink.flush()).map_err(|e| failed(&e))?;
+        write_tensors(&mut sink, &item).and_then(|()| sink.flush()).map_err(|e| failed(&e))?;
         self.starts.push(start);
         self.position += 1;
         Ok(Some(item))
@@ -78,7 +78,7 @@ impl CalibrationSource for Spooled {
 }
 
 /// Number of tensors; for each its name, element type, shape and values, all little-endian with lengths before them.
-fn write(sink: &mut impl Write, item: &Inputs) -> std::io::Result<()> {
+pub(super) fn write_tensors(sink: &mut impl Write, item: &Inputs) -> std::io::Result<()> {
     let number = |sink: &mut dyn Write, n: usize| sink.write_all(&(n as u64).to_le_bytes());
     number(sink, item.len())?;
     for (name, tensor) in item {
@@ -105,7 +105,8 @@ fn write(sink: &mut impl Write, item: &Inputs) -> std::io::Result<()> {
     Ok(())
 }
 
-fn read(from: &mut impl Read) -> std::io::Result<Inputs> {
+/// What [`write_tensors`] wrote.
+pub(super) fn read_tensors(from: &mut impl Read) -> std::io::Result<Inputs> {
     fn number(from: &mut impl Read) -> std::io::Result<usize> {
         let mut bytes = [0; 8];
         from.read_exact(&mut bytes)?;
@@ -116,7 +117,8 @@ fn read(from: &mut impl Read) -> std::io::Result<Inputs> {
         count: usize,
         of: fn([u8; N]) -> T,
     ) -> std::io::Result<Vec<T>> {
-        let mut all = Vec::with_capacity(count);
+        // A damaged count is found at the end of the file.
+        let mut all = Vec::with_capacity(count.min(1 << 24));
         let mut bytes = [0; N];
         for _ in 0..count {
             from.read_exact(&mut bytes)?;

@@ -1,11 +1,14 @@
 //! The whole way on a small transformer: calibrate, rewrite, run on the CPU, compare.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::onnx::{MemoryWeights, denoiser_graph};
-use mindseye_engines::backend::RtenBackend;
+use mindseye_engines::backend::{Engine, Port, RtenBackend, Tensor};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::onnx::{DataType, Dim, Graph, Initializer, Node, ValueInfo};
@@ -70,6 +73,10 @@ fn model(outliers: bool) -> Model {
     denoiser_graph(&cfg, Arc::new(weights), DenoiserKind::Joint, Dim::Fixed(1)).unwrap()
 }
 
+fn runner() -> Runner {
+    Runner::new(Arc::new(RtenBackend))
+}
+
 fn source(items: u64) -> SyntheticDenoiser {
     SyntheticDenoiser::new(config(), 3, 2, 50.0, items, 7)
 }
@@ -81,8 +88,8 @@ fn held_out() -> SyntheticDenoiser {
 /// Compared on the inputs of the calibration: this is about the arithmetic, not about how well four inputs of noise stand for
 /// others.
 fn run(config: &QuantConfig, model: &Model) -> (Quantised, Report) {
-    let q = quantise(model, config, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
-    let report = verify(model, &q.emulated, &RtenBackend, &mut source(4), 4, &mut |_| true).unwrap();
+    let q = quantise(model, config, &runner(), &mut source(4), &mut |_| true).unwrap();
+    let report = verify(model, &q.emulated, &runner(), &mut source(4), 4, &mut |_| true).unwrap();
     (q, report)
 }
 
@@ -111,7 +118,7 @@ fn every_precision_stays_close_and_writes_sound_scales() {
             _ => DataType::I4,
         };
         assert!(q.deploy.graph.initializers.iter().any(|i| i.dtype == packed && i.shape.len() == 2));
-        let again = quantise(&fp32, &c, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
+        let again = quantise(&fp32, &c, &runner(), &mut source(4), &mut |_| true).unwrap();
         assert_eq!(again.scales_sha256, q.scales_sha256);
         assert_eq!(again.calibration_sha256, q.calibration_sha256);
         // The deployed graph converts to both 16-bit formats.
@@ -163,7 +170,7 @@ fn limits_are_met_by_keeping_the_worst_layers() {
     let mut seen = Vec::new();
     let search = |limits: &Limits, tell: &mut Tell<'_>| {
         let mut checks = Checks {
-            backend: &RtenBackend,
+            runner: &runner(),
             calibration: &mut source(2),
             held_out: &mut held_out(),
             samples: 4,
@@ -192,7 +199,7 @@ fn bad_calibration_is_refused() {
     let c = QuantConfig::new(Precision::Int8);
     let mut empty = InMemory::new("nothing", vec![]);
     let text = |source: &mut dyn CalibrationSource| {
-        quantise(&fp32, &c, &RtenBackend, source, &mut |_| true).unwrap_err().to_string()
+        quantise(&fp32, &c, &runner(), source, &mut |_| true).unwrap_err().to_string()
     };
     assert!(text(&mut empty).contains("no inputs"));
     let mut item = source(1).next().unwrap().unwrap();
@@ -202,18 +209,19 @@ fn bad_calibration_is_refused() {
     let message = text(&mut InMemory::new("nan", vec![item]));
     assert!(message.contains("latents") && message.contains("NaN"), "{message}");
     let mut second = |work| !matches!(work, Work::Calibrate { done: 2.., .. });
-    let stopped = quantise(&fp32, &c, &RtenBackend, &mut source(3), &mut second).unwrap_err();
+    let stopped = quantise(&fp32, &c, &runner(), &mut source(3), &mut second).unwrap_err();
     assert!(matches!(stopped, QuantError::Cancelled));
     let mut early = |work| !matches!(work, Work::Layers { .. });
     let mut checks = Checks {
-        backend: &RtenBackend,
+        runner: &runner(),
         calibration: &mut source(1),
         held_out: &mut held_out(),
         samples: 1,
         tell: &mut early,
     };
     let middle: Vec<String> = layers(&fp32).into_iter().filter(|l| l.starts_with("blocks.1.")).collect();
-    let stopped = sensitivities(&fp32, &c, &middle, &mut checks).unwrap_err();
+    let observed = observe_for(&fp32, &c, &mut checks).unwrap();
+    let stopped = sensitivities(&fp32, &c, observed.as_ref(), &middle, &mut checks).unwrap_err();
     assert!(matches!(stopped, QuantError::Cancelled));
 }
 
@@ -312,7 +320,7 @@ fn packed_weights_of_one_layer() {
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         (c.keep_first_blocks, c.keep_last_blocks, c.smooth_alpha, c.block) = (0, 0, None, 64);
-        let q = quantise(&model, &c, &RtenBackend, &mut source, &mut |_| true).unwrap();
+        let q = quantise(&model, &c, &runner(), &mut source, &mut |_| true).unwrap();
         let find = |end: &str| {
             let i = q.deploy.graph.initializers.iter().find(|i| i.name.ends_with(end)).unwrap();
             i.bytes().unwrap().into_owned()
@@ -360,11 +368,11 @@ fn halves_take_the_ranges_of_the_joint_graph() {
     for (precision, limit) in [(Precision::Int8, 0.05), (Precision::Fp8, 0.15), (Precision::Int4w, 0.3)] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(16);
-        let whole = quantise(&joint, &c, &RtenBackend, &mut source(4), &mut |_| true).unwrap();
+        let whole = quantise(&joint, &c, &runner(), &mut source(4), &mut |_| true).unwrap();
         let tokens = config().tokens_per_frame();
         for kind in [DenoiserKind::Prefill, DenoiserKind::Cached] {
             let fp32 = graph(kind);
-            let half = quantise_half(&fp32, &c, &whole.ranges).unwrap();
+            let half = quantise_half(&fp32, &c, &whole.ranges, &mut |_| true).unwrap();
             let count = |m: &Model, op: &str| m.graph.nodes.iter().filter(|n| n.op_type == op).count();
             assert!(count(&half.deploy, "DequantizeLinear") > 0, "{precision} {kind:?}");
             if precision != Precision::Int4w {
@@ -387,8 +395,7 @@ fn halves_take_the_ranges_of_the_joint_graph() {
                 let prefill = session(&graph(DenoiserKind::Prefill), &RtenBackend).unwrap();
                 Box::new(HalfInputs::targets(&mut inner, tokens, prefill))
             };
-            let report =
-                verify(&fp32, &half.emulated, &RtenBackend, inputs.as_mut(), 2, &mut |_| true).unwrap();
+            let report = verify(&fp32, &half.emulated, &runner(), inputs.as_mut(), 2, &mut |_| true).unwrap();
             for (name, error) in &report.outputs {
                 assert!(*error < limit, "{precision} {kind:?} {name}: {error}");
             }
@@ -402,7 +409,7 @@ fn a_layer_to_keep_that_does_not_exist_is_named() {
     let mut c = QuantConfig::new(Precision::Int8);
     c.keep = vec!["attn2.to_k".into(), "atn1.to_q".into()];
     let error =
-        quantise(&graph(DenoiserKind::Joint), &c, &RtenBackend, &mut source(1), &mut |_| true).unwrap_err();
+        quantise(&graph(DenoiserKind::Joint), &c, &runner(), &mut source(1), &mut |_| true).unwrap_err();
     assert!(matches!(&error, QuantError::NoSuchLayer { name, .. } if name == "atn1.to_q"), "{error}");
     assert!(error.to_string().contains("blocks.0.attn1.to_q"), "{error}");
 }
@@ -410,7 +417,7 @@ fn a_layer_to_keep_that_does_not_exist_is_named() {
 #[test]
 fn weights_that_are_no_numbers_are_named() {
     let good = graph(DenoiserKind::Joint);
-    check_weights(&good).unwrap();
+    check_weights(&good, &mut |_| true).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut broken = good.clone();
         let at = broken.graph.initializers.iter().position(|i| i.name == "proj_out.weight.T").unwrap();
@@ -418,7 +425,7 @@ fn weights_that_are_no_numbers_are_named() {
         let mut values = tensor.to_f32().unwrap();
         *values.last_mut().unwrap() = bad;
         *tensor = Initializer::from_f32(tensor.name.clone(), &tensor.shape.clone(), &values);
-        let error = check_weights(&broken).unwrap_err();
+        let error = check_weights(&broken, &mut |_| true).unwrap_err();
         assert!(matches!(&error, QuantError::WeightNotFinite { weight } if weight == "proj_out.weight.T"));
         let error = to_float16(&broken, Precision::Fp16).unwrap_err();
         assert!(error.to_string().contains("proj_out.weight.T"), "{error}");
@@ -462,9 +469,9 @@ fn values_too_large_for_halves_stay_in_fp32() {
     }
     let fp32 = text_encoder_graph(&cfg, 6, Arc::new(weights)).unwrap();
     let inputs = || PartInputs::new(&fp32, &BTreeMap::new(), 3, 1);
-    let compare = |low: &Model| verify(&fp32, low, &RtenBackend, &mut inputs(), 3, &mut |_| true);
+    let compare = |low: &Model| verify(&fp32, low, &runner(), &mut inputs(), 3, &mut |_| true);
     for float in [Precision::Fp16, Precision::Bf16] {
-        let high = kept_high(&fp32, float, &RtenBackend, &mut inputs(), 3, &mut |_| true).unwrap();
+        let high = kept_high(&fp32, float, &runner(), &mut inputs(), 3, &mut |_| true).unwrap();
         let low = Float16::new(&fp32, float, &high).unwrap();
         let report = compare(&low.emulated().unwrap()).unwrap();
         let error = report.outputs["rows"];
@@ -481,9 +488,171 @@ fn values_too_large_for_halves_stay_in_fp32() {
     let blind = Float16::new(&renamed, Precision::Fp16, &Default::default()).unwrap();
     let error = compare(&blind.emulated().unwrap()).unwrap_err();
     assert!(matches!(&error, QuantError::OutputNotFinite { output } if output == "rows"), "{error}");
-    let high = kept_high(&renamed, Precision::Fp16, &RtenBackend, &mut inputs(), 3, &mut |_| true).unwrap();
+    let high = kept_high(&renamed, Precision::Fp16, &runner(), &mut inputs(), 3, &mut |_| true).unwrap();
     assert!(!high.is_empty());
     let low = Float16::new(&renamed, Precision::Fp16, &high).unwrap();
     let error = compare(&low.emulated().unwrap()).unwrap().outputs["rows"];
     assert!(error > 1e-6 && error < 0.05, "{error}");
+}
+
+/// The CPU backend, counting runs and taking at least so long for each.
+#[derive(Clone, Default)]
+struct Counted {
+    runs: Arc<AtomicUsize>,
+    at_least: Duration,
+}
+
+struct CountedEngine(Counted, Arc<dyn Engine>);
+
+struct CountedSession(Counted, Box<dyn Session>);
+
+impl Backend for Counted {
+    fn name(&self) -> &'static str {
+        RtenBackend.name()
+    }
+    fn version(&self) -> String {
+        RtenBackend.version()
+    }
+    fn prepare(&self, path: &Path, options: &PrepareOptions) -> Result<Arc<dyn Engine>, BackendError> {
+        Ok(Arc::new(CountedEngine(self.clone(), RtenBackend.prepare(path, options)?)))
+    }
+}
+
+impl Engine for CountedEngine {
+    fn inputs(&self) -> &[Port] {
+        self.1.inputs()
+    }
+    fn outputs(&self) -> &[Port] {
+        self.1.outputs()
+    }
+    fn session(&self) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(CountedSession(self.0.clone(), self.1.session()?)))
+    }
+}
+
+impl Session for CountedSession {
+    fn run_into(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut [(&str, &mut Tensor)],
+    ) -> Result<(), BackendError> {
+        self.0.runs.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(self.0.at_least);
+        self.1.run_into(inputs, outputs)
+    }
+    fn engine(&self) -> &dyn Engine {
+        self.1.engine()
+    }
+}
+
+fn in_pieces(backend: impl Backend + 'static) -> Runner {
+    let mut runner = Runner::new(Arc::new(backend));
+    runner.whole_bytes = 0;
+    runner
+}
+
+/// Block by block, with what lies between the blocks on disk, everything is as in one run of the whole graph.
+#[test]
+fn pieces_give_the_ranges_and_errors_of_the_whole() {
+    let fp32 = model(true);
+    for (precision, calibrator) in [
+        (Precision::Int8, Calibrator::Max),
+        (Precision::Int8, Calibrator::Entropy),
+        (Precision::Fp8, Calibrator::Max),
+    ] {
+        let mut c = QuantConfig::new(precision);
+        (c.calibrator, c.attention_head_dim) = (calibrator, Some(16));
+        let (whole, report) = run(&c, &fp32);
+        let cut = Counted::default();
+        let cut_runner = in_pieces(cut.clone());
+        let q = quantise(&fp32, &c, &cut_runner, &mut source(4), &mut |_| true).unwrap();
+        // Four blocks and what comes before them; the smoothed graph is not run past the last block that is quantised.
+        let pieces = if calibrator == Calibrator::Max { 5 } else { 5 + 4 };
+        assert_eq!(cut.runs.load(Ordering::SeqCst), 4 * pieces, "{precision}");
+        assert_eq!(q.calibration_sha256, whole.calibration_sha256);
+        for (a, b) in q.scales.iter().zip(&whole.scales) {
+            let close = |x: f32, y: f32| (x - y).abs() <= 1e-6 * y.abs();
+            assert!(a.name == b.name && close(a.min, b.min) && close(a.max, b.max), "{a:?} {b:?}");
+        }
+        assert_eq!(q.scales_sha256, whole.scales_sha256, "{precision} {calibrator:?}");
+        let compared = verify(&fp32, &q.emulated, &cut_runner, &mut source(4), 4, &mut |_| true).unwrap();
+        for (name, error) in report.outputs.iter().chain(&report.blocks) {
+            let got = compared.outputs.get(name).or_else(|| compared.blocks.get(name)).unwrap();
+            assert!((got - error).abs() <= 1e-6 * error, "{name}: {got} {error}");
+        }
+    }
+    let values = |runner: &Runner| {
+        kept_high(&fp32, Precision::Fp16, runner, &mut source(2), 2, &mut |_| true).unwrap()
+    };
+    assert_eq!(values(&in_pieces(RtenBackend)), values(&runner()));
+}
+
+#[test]
+fn a_stopped_calibration_goes_on_and_a_finished_one_is_kept() {
+    let fp32 = model(false);
+    let c = QuantConfig::new(Precision::Int8);
+    let folder = tempfile::tempdir().unwrap();
+    let counted = Counted::default();
+    let runs = || counted.runs.swap(0, Ordering::SeqCst);
+    let kept = || in_pieces(counted.clone()).keeping(Some(folder.path().to_owned())).of_graph("one");
+    let quantised = |runner: &Runner, items: u64, tell: &mut Tell<'_>| {
+        quantise(&fp32, &c, runner, &mut source(items), tell)
+    };
+    // Stopped in the fourth of five pieces.
+    let mut stop = |work| !matches!(work, Work::Calibrate { done: 14.., .. });
+    assert!(matches!(quantised(&kept(), 4, &mut stop), Err(QuantError::Cancelled)));
+    let first = runs();
+    assert_eq!(first, 14);
+    let waiting = || {
+        let work = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path().join("work");
+        std::fs::read_dir(work).unwrap().count()
+    };
+    assert!(waiting() >= 4, "what the fourth piece reads");
+    let went_on = quantised(&kept(), 4, &mut |_| true).unwrap();
+    assert_eq!(runs(), 8, "two pieces");
+    assert_eq!(waiting(), 0);
+    let plain = quantised(&runner(), 4, &mut |_| true).unwrap();
+    assert_eq!(went_on.scales_sha256, plain.scales_sha256);
+    let again = quantised(&kept(), 4, &mut |_| true).unwrap();
+    assert_eq!((runs(), again.scales_sha256), (0, plain.scales_sha256), "kept");
+    // Other data, another graph, and values that are missing are measured anew.
+    quantised(&kept(), 3, &mut |_| true).unwrap();
+    assert_eq!(runs(), 15);
+    quantised(&kept().of_graph("two"), 4, &mut |_| true).unwrap();
+    assert_eq!(runs(), 20);
+    let mut stop = |work| !matches!(work, Work::Calibrate { done: 8.., .. });
+    quantised(&kept().of_graph("three"), 4, &mut stop).unwrap_err();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        for file in std::fs::read_dir(entry.unwrap().path().join("work")).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    }
+    runs();
+    quantised(&kept().of_graph("three"), 4, &mut |_| true).unwrap();
+    assert_eq!(runs(), 20);
+    // A damaged file is no measurement.
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        std::fs::write(entry.unwrap().path().join("measured"), b"\x01\0\0\0\0\0\0\0damaged").unwrap();
+    }
+    let again = quantised(&kept(), 4, &mut |_| true).unwrap();
+    assert_eq!((runs(), again.scales_sha256), (20, went_on.scales_sha256));
+}
+
+#[test]
+fn a_stop_is_seen_while_a_graph_runs() {
+    let fp32 = model(false);
+    let slow = Counted { at_least: Duration::from_secs(20), ..Counted::default() };
+    let runs = Arc::clone(&slow.runs);
+    let started = Instant::now();
+    let mut asked = None;
+    let mut tell = |_| {
+        if runs.load(Ordering::SeqCst) > 0 {
+            asked.get_or_insert_with(Instant::now);
+        }
+        asked.is_none()
+    };
+    let c = QuantConfig::new(Precision::Int8);
+    let stopped = quantise(&fp32, &c, &in_pieces(slow), &mut source(1), &mut tell);
+    assert!(matches!(stopped, Err(QuantError::Cancelled)));
+    assert!(asked.unwrap().elapsed() < Duration::from_secs(1) && started.elapsed() < Duration::from_secs(10));
 }

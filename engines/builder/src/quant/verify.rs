@@ -1,13 +1,19 @@
 //! Checking a quantised graph against fp32, on the CPU.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::rewrite::{QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs};
-use super::{CalibrationSource, QuantError, SuppliedError, Tell, Work, go_on, session};
-use mindseye_engines::backend::{Backend, Tensor};
+use super::pieces::Runner;
+use super::rewrite::{
+    Observed, QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs,
+};
+use super::spool::{read_tensors, write_tensors};
+use super::{CalibrationSource, QuantError, Scratch, SuppliedError, Tell, Work, go_on};
+use mindseye_engines::backend::Tensor;
 use mindseye_engines::onnx::Model;
 use mindseye_engines::passport::Verification;
 use mindseye_engines::target::{Limits, Precision};
@@ -179,12 +185,43 @@ fn block_ends(model: &Model) -> Vec<(String, Option<usize>)> {
         .collect()
 }
 
+/// Outputs of a graph over some inputs, in a temporary file: those of a large graph are more than memory holds.
+struct Store {
+    file: File,
+    /// Where each begins.
+    starts: HashMap<(u64, String), u64>,
+    _folder: Scratch,
+}
+
+impl Store {
+    fn new() -> std::io::Result<Store> {
+        let folder = Scratch::new()?;
+        let file = File::options().create_new(true).read(true).write(true).open(folder.0.join("outputs"))?;
+        Ok(Store { file, starts: HashMap::new(), _folder: folder })
+    }
+
+    fn put(&mut self, item: u64, name: String, tensor: Tensor) -> std::io::Result<()> {
+        self.starts.insert((item, name), self.file.seek(SeekFrom::End(0))?);
+        let mut sink = BufWriter::new(&self.file);
+        write_tensors(&mut sink, &vec![(String::new(), tensor)])?;
+        sink.flush()
+    }
+
+    fn get(&self, item: u64, name: &str) -> std::io::Result<Option<Tensor>> {
+        let Some(&start) = self.starts.get(&(item, name.to_owned())) else { return Ok(None) };
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(read_tensors(&mut BufReader::new(file))?.pop().map(|(_, tensor)| tensor))
+    }
+}
+
 /// What the fp32 graph gives for some inputs: its outputs and the values at the ends of its blocks.
 pub struct Reference {
     values: Vec<(String, Option<usize>)>,
     /// Names of the added outputs, in the order of `values`.
     names: Vec<String>,
-    wanted: Vec<Vec<(String, Tensor)>>,
+    wanted: Store,
+    samples: u64,
 }
 
 impl Reference {
@@ -194,71 +231,84 @@ impl Reference {
     /// The backend or the source fails, or the source gives nothing.
     pub fn new(
         fp32: &Model,
-        backend: &dyn Backend,
+        runner: &Runner,
         source: &mut dyn CalibrationSource,
         limit: u64,
         tell: &mut Tell<'_>,
     ) -> Result<Reference, QuantError> {
         let values = block_ends(fp32);
         let (graph, names) = with_outputs(fp32, &values);
-        let mut wanted = Vec::new();
+        let mut all = Reference { values, names, wanted: Store::new()?, samples: 0 };
         // One graph at a time: the weights of two large ones may not fit side by side.
-        run_all(&graph, backend, source, limit, tell, &mut |_, outputs| wanted.push(outputs))?;
-        for (name, tensor) in wanted.iter().flatten() {
-            if tensor.as_f32().is_some_and(|v| v.iter().any(|x| !x.is_finite())) {
-                let added = names.iter().position(|n| n == name);
-                let value = added.map_or(name, |i| &values[i].0).clone();
-                return Err(QuantError::NotFinite { value });
+        runner.run(&graph, source, limit, tell, compared, &mut |item, outputs| {
+            for (name, tensor) in outputs {
+                if !is_finite(&tensor) {
+                    return Err(QuantError::NotFinite { value: all.value_of(&name).to_owned() });
+                }
+                all.wanted.put(item, name, tensor)?;
             }
-        }
-        if wanted.is_empty() {
+            all.samples = all.samples.max(item + 1);
+            Ok(())
+        })?;
+        if all.samples == 0 {
             return Err(QuantError::Source(SuppliedError::new("the source gave no inputs")));
         }
-        Ok(Reference { values, names, wanted })
+        Ok(all)
+    }
+
+    /// The value behind an output: that at the end of a block, or the output itself.
+    fn value_of<'a>(&'a self, output: &'a str) -> &'a str {
+        let added = self.names.iter().position(|n| n == output);
+        added.map_or(output, |i| &self.values[i].0)
     }
 
     /// Runs another graph over the same inputs and compares.
     ///
     /// # Errors
-    /// The backend or the source fails.
+    /// The backend or the source fails; an output is not a number.
     pub fn compare(
         &self,
         quantised: &Model,
-        backend: &dyn Backend,
+        runner: &Runner,
         source: &mut dyn CalibrationSource,
         tell: &mut Tell<'_>,
     ) -> Result<Report, QuantError> {
         let (graph, _) = with_outputs(quantised, &self.values);
         let mut errors: BTreeMap<String, Error> = BTreeMap::new();
         let mut not_finite = None;
-        let samples = self.wanted.len() as u64;
-        run_all(&graph, backend, source, samples, tell, &mut |sample, got| {
-            for ((name, w), (_, g)) in self.wanted[sample].iter().zip(&got) {
-                if let (Some(w), Some(g)) = (w.as_f32(), g.as_f32()) {
-                    if g.iter().any(|v| !v.is_finite()) {
-                        let added = self.names.iter().position(|n| n == name);
-                        let output = added.map_or(name, |i| &self.values[i].0);
-                        not_finite.get_or_insert(output.clone());
+        runner.run(&graph, source, self.samples, tell, compared, &mut |item, outputs| {
+            for (name, got) in outputs {
+                let wanted = self.wanted.get(item, &name)?;
+                if let (Some(w), Some(g)) = (wanted.as_ref().and_then(Tensor::as_f32), got.as_f32()) {
+                    if !is_finite(&got) {
+                        not_finite.get_or_insert_with(|| self.value_of(&name).to_owned());
                     }
-                    errors.entry(name.clone()).or_default().add(w, g);
+                    errors.entry(name).or_default().add(w, g);
                 }
             }
+            Ok(())
         })?;
         if let Some(output) = not_finite {
             return Err(QuantError::OutputNotFinite { output });
         }
-        let mut report = Report { samples, ..Report::default() };
+        let mut report = Report { samples: self.samples, ..Report::default() };
         for (name, error) in errors {
-            match self.names.iter().position(|n| *n == name) {
-                Some(i) => {
-                    let block = self.values[i].0.trim_end_matches(".out").to_owned();
-                    report.blocks.insert(block, error.relative())
-                }
-                None => report.outputs.insert(name, error.relative()),
+            let value = self.value_of(&name);
+            match value == name {
+                true => report.outputs.insert(name, error.relative()),
+                false => report.blocks.insert(value.trim_end_matches(".out").to_owned(), error.relative()),
             };
         }
         Ok(report)
     }
+}
+
+fn compared(done: u64, of: u64) -> Work {
+    Work::Compare { done, of }
+}
+
+fn is_finite(tensor: &Tensor) -> bool {
+    tensor.as_f32().is_none_or(|v| v.iter().all(|x| x.is_finite()))
 }
 
 /// Runs both graphs over the source, at most `limit` items.
@@ -268,41 +318,18 @@ impl Reference {
 pub fn verify(
     fp32: &Model,
     quantised: &Model,
-    backend: &dyn Backend,
+    runner: &Runner,
     source: &mut dyn CalibrationSource,
     limit: u64,
     tell: &mut Tell<'_>,
 ) -> Result<Report, QuantError> {
-    Reference::new(fp32, backend, source, limit, &mut |_| true)?.compare(quantised, backend, source, tell)
-}
-
-/// Runs a graph over at most `limit` items.
-fn run_all(
-    model: &Model,
-    backend: &dyn Backend,
-    source: &mut dyn CalibrationSource,
-    limit: u64,
-    tell: &mut Tell<'_>,
-    each: &mut dyn FnMut(usize, Vec<(String, Tensor)>),
-) -> Result<(), QuantError> {
-    let mut session = session(model, backend)?;
-    source.restart().map_err(QuantError::Source)?;
-    let of = source.count().map_or(limit, |count| count.min(limit));
-    for sample in 0..usize::try_from(limit).unwrap_or(usize::MAX) {
-        let Some(inputs) = source.next().map_err(QuantError::Source)? else { break };
-        let views: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        each(sample, session.run(&views)?);
-        go_on(tell, Work::Compare { done: sample as u64 + 1, of })?;
-    }
-    drop(session);
-    crate::memory::release_freed_memory();
-    Ok(())
+    Reference::new(fp32, runner, source, limit, tell)?.compare(quantised, runner, source, tell)
 }
 
 /// What graphs are calibrated and compared with.
 pub struct Checks<'a> {
     /// Runs the graphs.
-    pub backend: &'a dyn Backend,
+    pub runner: &'a Runner,
     /// Calibration inputs.
     pub calibration: &'a mut dyn CalibrationSource,
     /// Inputs for the comparison with fp32: others than those of the calibration.
@@ -313,6 +340,21 @@ pub struct Checks<'a> {
     pub tell: &'a mut Tell<'a>,
 }
 
+/// What was seen over the calibration inputs; none where the precision needs none.
+///
+/// # Errors
+/// As [`observe_all`].
+pub fn observe_for(
+    model: &Model,
+    config: &QuantConfig,
+    checks: &mut Checks<'_>,
+) -> Result<Option<Observed>, QuantError> {
+    if config.precision == Precision::Int4w {
+        return Ok(None);
+    }
+    observe_all(model, config, checks.runner, checks.calibration, checks.tell).map(Some)
+}
+
 /// Error of the outputs (the largest among them) when one layer alone is quantised, for each of `quantised_layers`,
 /// worst first. One held-out input is used for the comparison.
 ///
@@ -321,15 +363,12 @@ pub struct Checks<'a> {
 pub fn sensitivities(
     model: &Model,
     config: &QuantConfig,
+    observed: Option<&Observed>,
     quantised_layers: &[String],
     checks: &mut Checks<'_>,
 ) -> Result<Vec<(String, f64)>, QuantError> {
     let all = layers(model);
-    let observed = match config.precision {
-        Precision::Int4w => None,
-        _ => Some(observe_all(model, config, checks.backend, checks.calibration, checks.tell)?),
-    };
-    let reference = Reference::new(model, checks.backend, checks.held_out, 1, &mut |_| true)?;
+    let reference = Reference::new(model, checks.runner, checks.held_out, 1, checks.tell)?;
     let mut found = Vec::new();
     for (i, layer) in quantised_layers.iter().enumerate() {
         let mut alone = config.clone();
@@ -340,10 +379,11 @@ pub fn sensitivities(
             continue;
         }
         alone.attention_head_dim = None;
-        let quiet = &mut |_| true;
-        let (backend, calibration) = (checks.backend, &mut *checks.calibration);
-        let one = quantise_observed(model, &alone, observed.as_ref(), backend, calibration, quiet)?;
-        let report = reference.compare(&one.emulated, backend, checks.held_out, quiet)?;
+        let work = Work::Layers { done: i as u64, of: quantised_layers.len() as u64 };
+        let tell = &mut |_| (checks.tell)(work);
+        let (runner, calibration) = (checks.runner, &mut *checks.calibration);
+        let one = quantise_observed(model, &alone, observed, runner, calibration, tell)?;
+        let report = reference.compare(&one.emulated, runner, checks.held_out, tell)?;
         found.push((layer.clone(), report.outputs.values().copied().fold(0.0, f64::max)));
         go_on(checks.tell, Work::Layers { done: i as u64 + 1, of: quantised_layers.len() as u64 })?;
     }
@@ -363,22 +403,19 @@ pub fn auto_exclude(
     checks: &mut Checks<'_>,
 ) -> Result<(Quantised, Report, QuantConfig), QuantError> {
     let mut config = config.clone();
-    let observed = match config.precision {
-        Precision::Int4w => None,
-        _ => Some(observe_all(model, &config, checks.backend, checks.calibration, checks.tell)?),
-    };
-    let reference = Reference::new(model, checks.backend, checks.held_out, checks.samples, &mut |_| true)?;
+    let observed = observe_for(model, &config, checks)?;
+    let reference = Reference::new(model, checks.runner, checks.held_out, checks.samples, checks.tell)?;
     let attempt = |config: &QuantConfig, checks: &mut Checks<'_>| {
-        let (backend, calibration) = (checks.backend, &mut *checks.calibration);
-        let made = quantise_observed(model, config, observed.as_ref(), backend, calibration, checks.tell)?;
-        let report = reference.compare(&made.emulated, backend, checks.held_out, checks.tell)?;
+        let (runner, calibration) = (checks.runner, &mut *checks.calibration);
+        let made = quantise_observed(model, config, observed.as_ref(), runner, calibration, checks.tell)?;
+        let report = reference.compare(&made.emulated, runner, checks.held_out, checks.tell)?;
         Ok::<_, QuantError>((made, report))
     };
     let (first, mut report) = attempt(&config, checks)?;
     if report.past(limits).is_none() {
         return Ok((first, report, config));
     }
-    let worst = sensitivities(model, &config, &first.layers, checks)?;
+    let worst = sensitivities(model, &config, observed.as_ref(), &first.layers, checks)?;
     drop(first);
     let step = (worst.len() / 10).max(1);
     for end in (step..=worst.len() / 2).step_by(step) {

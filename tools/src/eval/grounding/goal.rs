@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use anyhow::bail;
 use mindseye::context::GROUP;
-use mindseye::ground::{Grounded, ground};
+use mindseye::ground::{Grounded, Mind, ground};
 use mindseye::image::{RgbImage, mean_difference};
 use mindseye::imagine::{Flow, NoClock};
-use mindseye::lift::Witness;
+use mindseye::lift::{Registered, Witness};
 use mindseye_bridge::answer::{FramedPose2, Status};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_world::{
@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::GroundingArgs;
 use super::calibrate::ELLIPSE_90;
 use super::odometry::{Regime, Told};
+use crate::eval::altered::Replacement;
 use crate::eval::degrade::{blurred_to, noisy_to};
 use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
@@ -93,6 +94,14 @@ pub struct Outcome {
     pub mask_max: f64,
     /// Distance of plan and memory in spreads.
     pub disagreement: Option<f64>,
+    /// What the drive's pictures show.
+    pub registered: Option<Registered>,
+    /// Distance of the drive's end from plan and memory in spreads.
+    pub drive_apart: Option<f64>,
+    /// Why the pose was refused, or what else was said.
+    pub reason: Option<String>,
+    /// What came of the same goal when its drives were destroyed, by the names in [`ROWS`].
+    pub destroyed: BTreeMap<&'static str, Destroyed>,
     /// How far the network misplaces its own context (m).
     pub localisation_m: Option<f64>,
     /// From the robot to the object (m).
@@ -119,11 +128,30 @@ pub struct Outcome {
     pub rows: BTreeMap<&'static str, Row>,
 }
 
+/// What came of a goal whose drives were destroyed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Destroyed {
+    /// What was answered.
+    pub status: Status,
+    /// Why.
+    pub reason: Option<String>,
+    /// What the pictures showed.
+    pub registered: Option<Registered>,
+    /// Distance of the drive's end from plan and memory in spreads.
+    pub drive_apart: Option<f64>,
+}
+
 /// Kinds of drives, with what they are.
-pub const ROWS: [(&str, &str); 10] = [
-    ("model", "the model"),
+pub const ROWS: [(&str, &str); 16] = [
+    ("model", "the model: guided where it was, else video only"),
+    ("video_only", "the model, video only: the witness"),
+    ("warp", "what was seen, carried into the guided drive's views, no network"),
     ("wrong_context", "control: memories of another house, first picture true"),
     ("wrong_room", "control: another house altogether"),
+    ("destroyed_zeros", "drive destroyed: zeros"),
+    ("destroyed_noise", "drive destroyed: noise"),
+    ("destroyed_house", "drive destroyed: the drive of another house"),
+    ("destroyed_end", "drive destroyed: its last latents of another room"),
     ("random_object", "chance: true drive to a random object"),
     ("nearest_remembered", "baseline: nearest remembered picture (oracle poses)"),
     ("copy_first", "baseline: copy of the first picture"),
@@ -164,7 +192,7 @@ fn ask(
     let told = Told::of(scene, args.odometry, seed);
     let began = Instant::now();
     let goal = text_goal(seed, name, args.candidates);
-    let out = ground(tools.mind.as_mut(), &told.scene, &goal, &NoClock, None, &mut |_| Flow::Continue)?;
+    let out = ground(&mut tools.mind, &told.scene, &goal, &NoClock, None, &mut |_| Flow::Continue)?;
     if out.answer.status == Status::Failed {
         bail!("{}", out.answer.reason.as_deref().unwrap_or("failed"));
     }
@@ -336,6 +364,7 @@ pub(super) fn absent_goal(
         AbsentKind::Any => Some(absent_name(&v.house, &mut v.rng)),
     };
     let Some(name) = name else { return Ok(None) };
+    tools.mind.learn_depth(&[&v], &bench.camera);
     let Asked { out, .. } = ask(tools, &v, seed, &name, s.args)?;
     let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
     Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
@@ -386,6 +415,7 @@ pub(super) fn present_goal(
     let targets = spec.settings.target_latents;
     // Without lift heads boxes and poses cannot be judged.
     calibration(&spec)?;
+    tools.mind.learn_depth(&[&v], camera);
     let asked = ask(tools, &v, seed, &name, s.args)?;
     let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
     // Draws what follows from its own copy, since the house is borrowed from the visit.
@@ -403,10 +433,25 @@ pub(super) fn present_goal(
     if let Some(row) = rows.rows.get_mut("model") {
         (row.reached, row.found) = (Some(closed.reached), Some(asked.out.answer.pose.is_some()));
     }
+    let video_only = asked.out.guided.as_ref().map_or(&asked.out.frames, |guided| &guided.video_only);
+    rows.add("video_only", video_only, Pose::None, tools)?;
+    if let Some(guided) = &asked.out.guided {
+        rows.add("warp", &guided.carried, Pose::None, tools)?;
+    }
     let mut truth_frames = Vec::new();
-    if !s.args.quick {
+    let mut destroyed = BTreeMap::new();
+    let other = if s.args.quick && !s.args.destroyed {
+        None
+    } else {
         let other_seed = other_house(bench, seed, &name);
-        let other = visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+        Some(visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?)
+    };
+    if let Some(other) = &other {
+        tools.mind.learn_depth(&[&v, other], camera);
+        let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
+        destroyed = destroyed_drives(&mut rows, tools, &v, other, seed, ask)?;
+    }
+    if let Some(other) = other.filter(|_| !s.args.quick) {
         let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
         controls(&mut rows, tools, &v, &other, ask)?;
         let random = rng.below(v.house.objects.len());
@@ -420,6 +465,7 @@ pub(super) fn present_goal(
     }
     let rows = rows.rows;
     let outcome = Outcome {
+        destroyed,
         reconstruction_error: reconstruction_error(tools, &v)?,
         ..outcome(&case, &v, &asked, (seed, name), closed, rows)
     };
@@ -484,6 +530,50 @@ fn reconstruction_error(tools: &mut Tools, v: &Visit) -> anyhow::Result<Option<f
     Ok((!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64))
 }
 
+/// The control that the drive decides: the same goal with the same memory, but other pictures in the drive.
+fn destroyed_drives(
+    rows: &mut Rows<'_, '_>,
+    tools: &mut Tools,
+    v: &Visit,
+    other: &Visit,
+    seed: u64,
+    ask: impl Fn(&mut Tools, &Visit) -> anyhow::Result<Asked>,
+) -> anyhow::Result<BTreeMap<&'static str, Destroyed>> {
+    let there = ask(tools, other)?.out;
+    let (len, targets) = (tools.mind.spec().latent_len, tools.mind.spec().settings.target_latents);
+    let other_house = tools.latents_of(&there.frames)?;
+    let mut rng = mindseye_world::Rng::new(seed ^ 0xde57);
+    let noise = (0..targets * len).map(|_| rng.normal() as f32).collect();
+    // The end is the last motion and the box.
+    let end = targets.saturating_sub(2);
+    let kinds = [
+        ("destroyed_zeros", 0, vec![0.0; targets * len]),
+        ("destroyed_noise", 0, noise),
+        ("destroyed_house", 0, other_house.clone()),
+        ("destroyed_end", end, other_house.get(end * len..).unwrap_or_default().to_vec()),
+    ];
+    let mut out = BTreeMap::new();
+    for (key, first, values) in kinds {
+        tools.mind.replacement = Some(Replacement { latents: first..targets, values });
+        let asked = ask(tools, v);
+        tools.mind.replacement = None;
+        let asked = asked?;
+        rows.add(key, &[], Pose::Answer(asked.pose()), tools)?;
+        let answer = asked.out;
+        let lifted = answer.lifted.as_ref();
+        out.insert(
+            key,
+            Destroyed {
+                status: answer.answer.status,
+                reason: answer.answer.reason.clone(),
+                registered: lifted.and_then(|l| l.registered),
+                drive_apart: lifted.and_then(|l| l.drive_apart),
+            },
+        );
+    }
+    Ok(out)
+}
+
 /// Controls: the memories of a house without such a thing; with and without the true first picture.
 fn controls(
     rows: &mut Rows<'_, '_>,
@@ -497,6 +587,7 @@ fn controls(
         memory: other.memory.clone(),
         sweep: v.sweep.clone(),
         newest: v.newest.clone(),
+        newest_detail: v.newest_detail.clone(),
         here: v.here,
         rng: v.rng.clone(),
     };
@@ -619,6 +710,10 @@ fn outcome(
         mask_max: lifted.map_or(f64::NAN, |l| l.estimate.mask_max),
         disagreement: lifted.and_then(|l| l.estimate.disagreement),
         localisation_m: lifted.and_then(|l| l.estimate.localisation_m),
+        registered: lifted.and_then(|l| l.registered),
+        drive_apart: lifted.and_then(|l| l.drive_apart),
+        reason: out.answer.reason.clone(),
+        destroyed: BTreeMap::new(),
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
         groups_with_it,

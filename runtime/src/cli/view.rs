@@ -1,0 +1,131 @@
+//! `--view`: the live page beside `demo`, `run` and `replay`.
+
+use crate::mind::Pipeline;
+use crate::node::{Node, Observer};
+use clap::Args;
+
+#[cfg(feature = "view")]
+pub use live::{Page, ViewArgs};
+#[cfg(not(feature = "view"))]
+pub use none::{Page, ViewArgs};
+
+#[cfg(feature = "view")]
+mod live {
+    use super::*;
+    use crate::context::GROUP;
+    use crate::view::{About, DEFAULT_ADDRESS, Request, RequestError, View, ViewConfig, to_node};
+    use mindseye_bridge::goal::Goal;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::{Receiver, sync_channel};
+    use std::time::Duration;
+
+    /// Where the page is, and who may do what.
+    #[derive(Args, Clone, Debug)]
+    pub struct ViewArgs {
+        /// Serve a live page for browsers: what the robot sees, remembers and imagines [default address:
+        /// 127.0.0.1:8642]. On other addresses than loopback a token is needed, which is printed.
+        #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = DEFAULT_ADDRESS)]
+        view: Option<SocketAddr>,
+        /// Let viewers ask and cancel on an address that is not loopback, too.
+        #[arg(long, requires = "view")]
+        view_control: bool,
+    }
+
+    impl ViewArgs {
+        /// Begins to serve the page, where it is wanted; without a model there is nothing imagined to show.
+        pub fn open(&self, robot: &str, pipeline: Option<&Pipeline>) -> anyhow::Result<Page> {
+            let Some(address) = self.view else { return Ok(Page(None)) };
+            let about = About {
+                robot: robot.to_owned(),
+                model: pipeline.map_or("a detector alone".into(), |p| p.bundle().manifest().name.clone()),
+                words: pipeline.map_or_else(Vec::new, |p| p.words().to_vec()),
+                boxed_frames: pipeline.map_or(0, |p| p.spec().box_latents * GROUP),
+            };
+            let decoder = pipeline.map(Pipeline::latent_decoder).transpose()?.flatten();
+            let view = View::start(ViewConfig { address, control: self.view_control, about, decoder })?;
+            eprintln!("mindseye: the page is at {}", view.url());
+            Ok(Page(Some(view)))
+        }
+    }
+
+    /// The page, if there is one.
+    pub struct Page(Option<View>);
+
+    impl Page {
+        pub fn is_open(&self) -> bool {
+            self.0.is_some()
+        }
+
+        /// What a node is to be watched with.
+        pub fn observer(&self) -> Option<Observer> {
+            let tap = self.0.as_ref()?.tap();
+            Some(Box::new(move |event| tap.hear(event)))
+        }
+
+        /// Viewers ask this node.
+        pub fn serve(&self, node: &Node) {
+            if let Some(view) = &self.0 {
+                view.handle_requests(to_node(node.requester()));
+            }
+        }
+
+        /// Viewers' goals one after the other, each with a flag that says that it was cancelled, until `stop`.
+        pub fn answer_goals(&self, stop: &AtomicBool, mut each: impl FnMut(Goal, &AtomicBool)) {
+            let Some(view) = &self.0 else { return };
+            let (goals_in, goals): (_, Receiver<Goal>) = sync_channel(4);
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let cancel = cancelled.clone();
+            view.handle_requests(Box::new(move |request| match request {
+                Request::Ask(goal) => goals_in.try_send(goal).map_err(|_| RequestError::Busy),
+                Request::Cancel => {
+                    cancel.store(true, Ordering::Relaxed);
+                    Ok(())
+                }
+            }));
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok(goal) = goals.recv_timeout(Duration::from_millis(100)) {
+                    cancelled.store(false, Ordering::Relaxed);
+                    each(goal, &cancelled);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "view"))]
+mod none {
+    use super::*;
+
+    /// This program has no page.
+    #[derive(Args, Clone, Debug)]
+    pub struct ViewArgs {}
+
+    impl ViewArgs {
+        pub fn open(&self, _: &str, _: Option<&Pipeline>) -> anyhow::Result<Page> {
+            Ok(Page)
+        }
+    }
+
+    pub struct Page;
+
+    impl Page {
+        pub fn is_open(&self) -> bool {
+            false
+        }
+
+        pub fn observer(&self) -> Option<Observer> {
+            None
+        }
+
+        pub fn serve(&self, _: &Node) {}
+
+        pub fn answer_goals(
+            &self,
+            _: &std::sync::atomic::AtomicBool,
+            _: impl FnMut(mindseye_bridge::goal::Goal, &std::sync::atomic::AtomicBool),
+        ) {
+        }
+    }
+}

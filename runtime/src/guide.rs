@@ -1,0 +1,128 @@
+//! The drive that is shown, held to what was seen.
+//!
+//! Once it is known where a drive leads, what was seen can be carried into each of its views ([`crate::recall`]). While the
+//! drive is sampled, each step's estimate is decoded, the carried pixels take the place of the network's as far as they
+//! are to be trusted, and the frames are encoded again: `x0 = E(m * carried + (1 - m) * D(x0))`. Holes, seams, what was
+//! never seen and the red box are the network's.
+//!
+//! A drive that was led along the answer's own path is no witness of the place: it is what a person sees of the way. The
+//! place is told by drives that were sampled from the video alone.
+
+use crate::boxes::find_box;
+use crate::context::GROUP;
+use crate::ground::Mind;
+use crate::image::RgbImage;
+use crate::imagine::{Held, ImagineError};
+use crate::planar::{Pose2, between, wrap_angle};
+use crate::recall::{Outline, Recall};
+use mindseye_engines::denoise::Denoise;
+use mindseye_landmarks::Carried;
+use nalgebra::Isometry3;
+
+/// The poses of the frames of a drive, one for the given first frame (here) and one for each of the [`GROUP`] of each other
+/// latent: `path` has one pose per latent, the first one here; the last `boxed` latents stand at the end. The path is
+/// bent so that it ends at `end`.
+pub fn along(path: &[Pose2], boxed: usize, end: Option<Pose2>) -> Vec<Pose2> {
+    let Some(last) = path.len().checked_sub(1) else { return Vec::new() };
+    let arrives = last.saturating_sub(boxed).max(1).min(last);
+    let claimed = path[last];
+    // What the end is off by is spread over the way.
+    let bent: Vec<Pose2> = (0..=last)
+        .map(|i| {
+            let part = (i as f64 / arrives as f64).min(1.0);
+            let Some(end) = end else { return path[i] };
+            if part >= 1.0 {
+                return end;
+            }
+            let (dx, dy) = (end.x - claimed.x, end.y - claimed.y);
+            let turn = wrap_angle(end.yaw - claimed.yaw);
+            Pose2::new(path[i].x + part * dx, path[i].y + part * dy, path[i].yaw + part * turn)
+        })
+        .collect();
+    let steps = (1..=GROUP).map(|k| k as f64 / GROUP as f64);
+    let on_the_way = bent.windows(2).flat_map(|w| steps.clone().map(|part| between(w[0], w[1], part)));
+    std::iter::once(bent[0]).chain(on_the_way).collect()
+}
+
+/// What was seen, carried into the views of a drive.
+#[derive(Clone, Debug)]
+pub struct Carry {
+    /// One for each frame after the given first one; holes are filled.
+    views: Vec<Carried>,
+    /// Frames at the end that show the box.
+    boxed: usize,
+}
+
+impl Carry {
+    /// For a drive along these poses of the camera, relative to here (the first one being here), of which the last `boxed`
+    /// frames show a box.
+    pub fn new(recall: &mut Recall, cameras: &[Isometry3<f64>], boxed: usize) -> Self {
+        let views = cameras.iter().skip(1).map(|here_from_camera| {
+            let carried = recall.carry(here_from_camera);
+            carried.fill();
+            carried.clone()
+        });
+        Self { views: views.collect(), boxed }
+    }
+
+    /// The carried pictures alone: what a drive looks like that no network had a part in.
+    pub fn pictures(&self) -> Vec<RgbImage> {
+        self.views.iter().map(Carried::picture).collect()
+    }
+
+    /// Puts carried pixels in the place of those of decoded frames (the given first one [`GROUP`] times, then one for each
+    /// view), as far as they are to be trusted. The outline of the box in the last frames stays, where there is one of at
+    /// least `box_min`.
+    pub fn hold(&self, frames: &mut [RgbImage], box_min: f64) {
+        let last = frames.len().saturating_sub(self.boxed);
+        let tail: Vec<&RgbImage> = frames[last..].iter().collect();
+        let found = find_box(&frames[last..]).filter(|b| self.boxed > 0 && b.score >= box_min);
+        let outline = found.map(|b| Outline::of(&b, &tail));
+        for (i, (frame, view)) in frames.iter_mut().skip(GROUP).zip(&self.views).enumerate() {
+            let shows_box = i + GROUP >= last;
+            let pixels = frame.data.chunks_exact_mut(3).zip(view.rgb.iter().zip(&view.trust)).enumerate();
+            for (at, (pixel, (carried, trust))) in pixels {
+                let (x, y) = (at % view.width, at / view.width);
+                if shows_box && outline.as_ref().is_some_and(|o| o.holds(x, y)) {
+                    continue;
+                }
+                for (own, carried) in pixel.iter_mut().zip(carried) {
+                    let held = trust * carried * 255.0 + (1.0 - trust) * f32::from(*own);
+                    *own = held.round().clamp(0.0, 255.0) as u8;
+                }
+            }
+        }
+    }
+}
+
+/// A mind whose estimates are held to what was seen.
+pub struct HeldMind<'a> {
+    /// The mind.
+    pub mind: &'a mut dyn Mind,
+    /// What was seen.
+    pub carry: &'a Carry,
+}
+
+impl Held for HeldMind<'_> {
+    fn denoiser(&mut self) -> &mut dyn Denoise {
+        self.mind.denoiser()
+    }
+
+    fn hold(&mut self, clean: &mut [f32]) -> Result<(), ImagineError> {
+        let box_min = self.mind.spec().box_min;
+        let mut frames = self.mind.decode(clean).map_err(|e| ImagineError::Hold(e.into()))?;
+        self.carry.hold(&mut frames, box_min);
+        let given = self.mind.spec().latent_len;
+        let others = frames.get(GROUP..).unwrap_or_default();
+        let held = self.mind.encode_frames(others).map_err(|e| ImagineError::Hold(e.into()))?;
+        // A codec that cannot encode them by themselves leaves the estimate as it is.
+        if let Some(held) = held.filter(|held| held.len() + given == clean.len()) {
+            clean[given..].copy_from_slice(&held);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "guide_tests.rs"]
+mod tests;

@@ -1,0 +1,383 @@
+//! HTTP/1.1 and the WebSocket of the page: one thread for each connection, of which there are few.
+
+use super::hub::{Hub, Known, Payload, Seat, VIEWERS_MAX};
+use super::story::Past;
+use super::websocket::{Incoming, Received, accept_key, binary_frame, text_frame};
+use super::{Handler, Request, RequestError};
+use mindseye_bridge::goal::Goal;
+use serde_json::{Value, json};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A viewer gets new contents this often at most.
+const PERIOD: Duration = Duration::from_millis(100);
+/// A viewer that takes longer for one content, or for its request, is let go of.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Largest head of a request, bytes.
+const HEAD_MAX: usize = 16 << 10;
+/// Connections at a time, viewers among them.
+const CONNECTIONS_MAX: usize = 64;
+/// Holds the token after the first page.
+const COOKIE: &str = "mindseye_token";
+
+/// The page's files, embedded.
+const FILES: [(&str, &str, &str); 3] = [
+    ("/", "text/html; charset=utf-8", include_str!("page.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("page.css")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("page.js")),
+];
+
+/// For every answer: nothing from elsewhere, in no frame of another page, kept by nobody.
+const HEADERS: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; \
+     img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
+     X-Content-Type-Options: nosniff\r\n\
+     X-Frame-Options: DENY\r\n\
+     Referrer-Policy: no-referrer\r\n\
+     Cache-Control: no-store\r\n\
+     Connection: close\r\n";
+
+pub(super) struct Server {
+    pub hub: Arc<Hub>,
+    pub past: Past,
+    pub handler: Arc<OnceLock<Handler>>,
+    pub token: Option<String>,
+    pub is_loopback: bool,
+    pub may_ask: bool,
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The head of a request.
+struct Head {
+    method: String,
+    path: String,
+    query: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Head {
+    /// `None`: not HTTP.
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.split("\r\n");
+        let mut words = lines.next()?.split(' ');
+        let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+        if !version.starts_with("HTTP/1.") || words.next().is_some() || !target.starts_with('/') {
+            return None;
+        }
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let header = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+        };
+        let headers = lines.take_while(|line| !line.is_empty()).map(header).collect::<Option<_>>()?;
+        Some(Self { method: method.into(), path: path.into(), query: query.into(), headers })
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The token in the address.
+    fn token(&self) -> Option<&str> {
+        self.query.split('&').find_map(|pair| pair.strip_prefix("token="))
+    }
+
+    /// Whether the request comes from a page of this server, or from no page at all.
+    fn is_own_origin(&self) -> bool {
+        let Some(origin) = self.get("origin") else { return true };
+        let host = self.get("host").unwrap_or_default();
+        origin.strip_prefix("http://").is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+    }
+}
+
+/// Compares without telling by the time taken where two texts differ.
+fn same(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |all, (x, y)| all | (x ^ y)) == 0
+}
+
+/// Whether a host's name, with or without a port, is this machine's own.
+fn is_local_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads the head of a request; `None` when it does not come in time, is too long, or is not HTTP.
+fn read_head(stream: &mut TcpStream) -> Option<Head> {
+    let until = Instant::now() + PATIENCE;
+    let (mut bytes, mut piece) = (Vec::new(), [0; 1024]);
+    loop {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        stream.set_read_timeout(Some(left)).ok()?;
+        let read = stream.read(&mut piece).ok().filter(|n| *n > 0)?;
+        bytes.extend_from_slice(&piece[..read]);
+        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            return Head::parse(std::str::from_utf8(&bytes[..end + 2]).ok()?);
+        }
+        if bytes.len() > HEAD_MAX {
+            return None;
+        }
+    }
+}
+
+fn respond(stream: &mut TcpStream, status: &str, kind: &str, more: &str, body: &str) -> std::io::Result<()> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{HEADERS}{more}\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())
+}
+
+fn refuse(stream: &mut TcpStream, status: &str, why: &str) -> std::io::Result<()> {
+    respond(stream, status, "text/plain; charset=utf-8", "", &format!("{why}\n"))
+}
+
+/// A connection's place; given back when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    /// Until it is told to stop.
+    pub fn serve(self, listener: TcpListener) {
+        let server = Arc::new(self);
+        let connections = Arc::new(AtomicUsize::new(0));
+        while !server.stop.load(Ordering::Relaxed) {
+            let mut stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if error.kind() != ErrorKind::WouldBlock {
+                        tracing::debug!(%error, "a connection to the page failed");
+                    }
+                    std::thread::sleep(PERIOD / 5);
+                    continue;
+                }
+            };
+            let more = |n: usize| (n < CONNECTIONS_MAX).then_some(n + 1);
+            let patient =
+                stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+            if patient.is_err() {
+                continue;
+            }
+            if connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+                // Whoever is refused may be gone already.
+                let _ = refuse(&mut stream, "503 Service Unavailable", "too many connections");
+                continue;
+            }
+            let (server, place) = (server.clone(), Place(connections.clone()));
+            let spawned = std::thread::Builder::new().name("viewer".into()).spawn(move || {
+                let _place = place;
+                if let Err(error) = server.connection(stream) {
+                    tracing::debug!(%error, "a viewer is gone");
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(%error, "no thread for a viewer");
+            }
+        }
+    }
+
+    fn connection(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let Some(head) = read_head(&mut stream) else {
+            return refuse(&mut stream, "400 Bad Request", "this is no request");
+        };
+        if self.is_loopback && !is_local_name(head.get("host").unwrap_or_default()) {
+            let why = "this page is served to this machine only, under its own names";
+            return refuse(&mut stream, "403 Forbidden", why);
+        }
+        if !head.is_own_origin() {
+            return refuse(&mut stream, "403 Forbidden", "pages of other origins get nothing here");
+        }
+        if !self.admits(&head) {
+            let why = "wrong or missing token: use the address that was printed at the start";
+            return refuse(&mut stream, "401 Unauthorized", why);
+        }
+        if head.method != "GET" {
+            return refuse(&mut stream, "405 Method Not Allowed", "only GET is known");
+        }
+        if head.path == "/live" {
+            return self.live(stream, &head);
+        }
+        if let Some(number) = head.path.strip_prefix("/goal/") {
+            let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            let document = number.parse().ok().and_then(|number: u64| past.get(&number).cloned());
+            drop(past);
+            return match document {
+                Some(document) => respond(&mut stream, "200 OK", "application/json", "", &document),
+                None => refuse(&mut stream, "404 Not Found", "this goal is not kept, or not over"),
+            };
+        }
+        let cookie = self.token.as_ref().filter(|_| head.token().is_some());
+        let cookie = cookie
+            .map(|token| format!("Set-Cookie: {COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/\r\n"))
+            .unwrap_or_default();
+        match FILES.iter().find(|(path, ..)| *path == head.path) {
+            Some((_, kind, text)) => respond(&mut stream, "200 OK", kind, &cookie, text),
+            None => refuse(&mut stream, "404 Not Found", "there is no such page"),
+        }
+    }
+
+    /// Whether whoever asks may look.
+    fn admits(&self, head: &Head) -> bool {
+        let Some(token) = &self.token else { return true };
+        let cookie =
+            || head.get("cookie")?.split(';').find_map(|c| c.trim().strip_prefix(COOKIE)?.strip_prefix('='));
+        head.token().or_else(cookie).is_some_and(|given| same(given, token))
+    }
+
+    fn live(&self, mut stream: TcpStream, head: &Head) -> std::io::Result<()> {
+        let is_websocket = head.get("upgrade").is_some_and(|u| u.eq_ignore_ascii_case("websocket"));
+        let key = head.get("sec-websocket-key").filter(|_| is_websocket);
+        let (Some(key), Some("13")) = (key, head.get("sec-websocket-version")) else {
+            return refuse(&mut stream, "400 Bad Request", "this address speaks WebSocket, version 13");
+        };
+        let Some(seat) = self.hub.enter() else {
+            let why = format!("there are {VIEWERS_MAX} viewers already; close one of their pages");
+            return refuse(&mut stream, "503 Service Unavailable", &why);
+        };
+        let accept = accept_key(key);
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes())?;
+        self.watch(stream, seat)
+    }
+
+    /// Serves one viewer until it goes, or is too slow.
+    fn watch(&self, mut stream: TcpStream, _seat: Seat) -> std::io::Result<()> {
+        let (mut known, mut incoming, mut bytes) = (Known::new(), Incoming::default(), [0; 4096]);
+        let mut due = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                due = Instant::now() + PERIOD;
+                for payload in self.hub.newer(&mut known) {
+                    stream.write_all(&match payload {
+                        Payload::Document(text) => text_frame(&text),
+                        Payload::Picture(file) => binary_frame(&file),
+                    })?;
+                }
+                continue;
+            }
+            stream.set_read_timeout(Some(left))?;
+            match stream.read(&mut bytes) {
+                Ok(0) => return Ok(()),
+                Ok(n) => incoming.push(&bytes[..n]),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+            while let Some(received) = incoming.next() {
+                let binary = || refusal("binary messages mean nothing here");
+                match received {
+                    Received::Text(text) => stream.write_all(&text_frame(&self.reply(&text).to_string()))?,
+                    Received::Binary => stream.write_all(&text_frame(&binary().to_string()))?,
+                    Received::Pong(frame) => stream.write_all(&frame)?,
+                    Received::Close(frame) => return stream.write_all(&frame),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what a viewer wants; gives what to tell it.
+    fn reply(&self, text: &str) -> Value {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        if !self.may_ask {
+            return refusal("asking is switched off here; the runtime was started without --view-control");
+        }
+        let wanted: Value = match serde_json::from_str(text) {
+            Ok(value) => value,
+            Err(error) => return refusal(&format!("not JSON: {error}")),
+        };
+        let request = match (wanted.get("ask"), wanted.get("cancel")) {
+            (Some(Value::String(text)), None) => {
+                let id = format!("page-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+                match Goal::text(id, text) {
+                    Ok(goal) => Request::Ask(goal),
+                    Err(error) => return refusal(&error.to_string()),
+                }
+            }
+            (None, Some(Value::Bool(true))) => Request::Cancel,
+            _ => return refusal("known requests: {\"ask\": TEXT} and {\"cancel\": true}"),
+        };
+        let id = if let Request::Ask(goal) = &request { Some(goal.id.clone()) } else { None };
+        let handled = self.handler.get().ok_or(RequestError::Closed).and_then(|handle| handle(request));
+        match handled {
+            Ok(()) => json!({"kind": "reply", "ok": true, "id": id}),
+            Err(error) => refusal(&error.to_string()),
+        }
+    }
+}
+
+fn refusal(why: &str) -> Value {
+    json!({"kind": "reply", "ok": false, "reason": why})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        for host in ["localhost", "LOCALHOST:8642", "127.0.0.1:80", "127.3.4.5", "[::1]:8642", "[::1]"] {
+            assert!(is_local_name(host), "{host}");
+        }
+        for host in
+            ["", "evil.example:8642", "127.0.0.1.evil.example", "10.0.0.1:8642", "[::2]:1", "localhost.evil"]
+        {
+            assert!(!is_local_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn only_pages_of_this_server_get_in() {
+        let of = |origin: &str| {
+            let text = format!("GET /live HTTP/1.1\r\nHost: 127.0.0.1:8642\r\n{origin}\r\n");
+            Head::parse(&text).unwrap().is_own_origin()
+        };
+        assert!(of(""));
+        assert!(of("Origin: http://127.0.0.1:8642\r\n"));
+        for origin in
+            ["null", "http://127.0.0.1:9", "http://evil.example", "https://127.0.0.1:8642", "file://", ""]
+        {
+            assert!(!of(&format!("ORIGIN: {origin}\r\n")), "{origin}");
+        }
+    }
+
+    #[test]
+    fn heads_are_read_or_refused() {
+        let head =
+            Head::parse("GET /goal/3?x=1&token=abcd HTTP/1.1\r\nHost:  h \r\nCookie: a=b\r\n").unwrap();
+        assert_eq!(
+            (head.path.as_str(), head.token(), head.get("host")),
+            ("/goal/3", Some("abcd"), Some("h"))
+        );
+        for text in [
+            "",
+            "GET",
+            "GET / HTTP/2\r\n",
+            "GET http://x/ HTTP/1.1\r\n",
+            "GET / x HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\nno colon\r\n",
+            "\u{0}\u{1}",
+        ] {
+            assert!(Head::parse(text).is_none(), "{text:?}");
+        }
+        assert!(same("abcd", "abcd") && !same("abcd", "abce") && !same("abc", "abcd") && !same("", "a"));
+    }
+}
