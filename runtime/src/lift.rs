@@ -914,7 +914,7 @@ mod tests {
         assert!((without.variances[0] - 2.0 * (0.0098 + 0.0625)).abs() < 1e-3, "{}", without.variances[0]);
         // Where none were measured the others stay.
         let bare = LiftParams { without_odometry: None, ..params.clone() };
-        assert_eq!(sigmas(&lift(&[glance.clone()], &[None], &[], &bare)), sigmas(&with));
+        assert_eq!(sigmas(&lift(std::slice::from_ref(&glance), &[None], &[], &bare)), sigmas(&with));
     }
 
     #[test]
