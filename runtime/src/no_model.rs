@@ -5,6 +5,7 @@ use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, RolloutSettings, Rope};
 use mindseye_bridge::time::TimeDelta;
+use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::plucker::Intrinsics;
@@ -45,6 +46,8 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
         lift: None,
         box_min: 1.0,
         box_latents: 1,
+        detail: None,
+        guide: Guide::None,
         bundle_sha256: String::new(),
         engine_sha256: String::new(),
     };

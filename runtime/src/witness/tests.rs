@@ -43,6 +43,7 @@ fn scene(places: &[[f64; 2]]) -> Scene {
         newest_detail: None,
         memory: Vec::new(),
         newest: RgbImage::filled(1, 1, [0; 3]),
+        newest_detail: None,
         captured_at: Timestamp(7),
         odom_from_base: Some(Pose2::new(1.0, 0.0, 0.0)),
         odom_frame: "odom".into(),
@@ -80,6 +81,7 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         path: Vec::new(),
         object,
         geometry: None,
+        guided: None,
         step_ms: Vec::new(),
         reconstruction_error: None,
     }

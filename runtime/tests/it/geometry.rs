@@ -107,8 +107,6 @@ fn true_renders(frames: Vec<RgbImage>, camera: &Camera) -> TrueRenders {
         seed: 0,
     };
     let spec = MindSpec {
-        detail: None,
-        guide: mindseye::ground::Guide::None,
         camera: ModelCamera { width: SIZE.0, height: SIZE.1, focal_px: Some(camera.focal_px()) },
         mounting: None,
         frame_period: TimeDelta::from_millis(100),
@@ -119,6 +117,8 @@ fn true_renders(frames: Vec<RgbImage>, camera: &Camera) -> TrueRenders {
         lift: None,
         box_min: 0.2,
         box_latents: 1,
+        detail: None,
+        guide: mindseye_engines::bundle::Guide::None,
         bundle_sha256: "true renders".into(),
         engine_sha256: "true renders".into(),
     };
@@ -184,9 +184,9 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
     let here = path[path.len() - 1];
     let info = LatentInfo { index: 1, segment: 0, captured_at, odom_from_base: Some(plain(here)) };
     let scene = Scene {
-        newest_detail: None,
         memory: vec![ContextLatent { info, latent: vec![0.0; 12], picture: newest.clone(), detail: None }],
         newest,
+        newest_detail: None,
         captured_at,
         odom_from_base: Some(plain(here)),
         odom_frame: "odom".into(),
