@@ -114,16 +114,21 @@ impl Program {
             }
         }
         steps.reverse();
-        let products = products(&steps);
+        let fits = |weight: &str| {
+            finder.constants.get(weight).is_some_and(|c| c.shape.iter().all(|size| size.is_multiple_of(8)))
+        };
+        let products = products(&steps, &fits);
         Ok(Program { steps, products })
     }
 }
 
-/// What products read, and what that is a part or another form of.
-fn products(steps: &[Step]) -> HashSet<String> {
+/// What products read, and what that is a part or another form of. Layers whose weights do not fit the tensor cores
+/// gain nothing from bf16 and are left out.
+fn products(steps: &[Step], fits: &dyn Fn(&str) -> bool) -> HashSet<String> {
     let mut found: HashSet<String> = HashSet::new();
     for step in steps.iter().rev() {
         let read = match &step.op {
+            Op::Linear(_) if !fits(&step.inputs[1]) => &[],
             Op::Linear(_) | Op::MatMul => &step.inputs[..2],
             Op::Attention { .. } => &step.inputs[..3],
             Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat { .. }
@@ -522,7 +527,7 @@ mod tests {
     #[test]
     fn activations_join_their_layer_where_alone() {
         let constants = || {
-            vec![Initializer::from_f32("w", &[4, 8], &[0.5; 32]), Initializer::from_f32("b", &[8], &[1.0; 8])]
+            vec![Initializer::from_f32("w", &[8, 8], &[0.5; 64]), Initializer::from_f32("b", &[8], &[1.0; 8])]
         };
         let mut nodes = vec![
             Node::new("m", "MatMul", &["x", "w"], &["m"]),
