@@ -34,8 +34,6 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
         seed: 0,
     };
     let spec = MindSpec {
-        detail: None,
-        guide: crate::ground::Guide::None,
         camera: ModelCamera::any(PICTURE.0, PICTURE.1),
         mounting: None,
         frame_period: TimeDelta::from_millis(100),

@@ -40,7 +40,6 @@ fn things(places: &[[f64; 2]]) -> Vec<MapObject> {
 fn scene(places: &[[f64; 2]]) -> Scene {
     let classes: Vec<String> = ["cup", "chair"].map(String::from).to_vec();
     Scene {
-        newest_detail: None,
         memory: Vec::new(),
         newest: RgbImage::filled(1, 1, [0; 3]),
         newest_detail: None,
@@ -69,7 +68,6 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         answer.covariance = Some(vec![0.01; 36]);
     }
     Grounded {
-        guided: None,
         answer,
         lifted: None,
         frames: Vec::new(),
