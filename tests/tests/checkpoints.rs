@@ -190,8 +190,12 @@ guidance = 5.0
 
 /// Imports `dir`; the bundle's directory is beside it.
 fn import(dir: &Path, parts: &[Part]) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    import_as(dir, parts, MODEL)
+}
+
+fn import_as(dir: &Path, parts: &[Part], text: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let model = dir.with_extension("toml");
-    std::fs::write(&model, MODEL)?;
+    std::fs::write(&model, text)?;
     let out = dir.with_extension("bundle");
     run(ImportArgs {
         dir: dir.to_owned(),
@@ -464,7 +468,10 @@ fn imports_as_golden(name: &str, make: impl Fn(&Path, &[Raw])) {
     let dir = temp.path().join(name);
     std::fs::create_dir_all(&dir).unwrap();
     make(&dir, &raw("set2/dit/weights.safetensors"));
-    let bundle = import(&dir, &[Part::Denoiser]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    // A model file of earlier versions.
+    let text = MODEL.replace("[bounding_box]\nscore_min = 0.2", "[lift]\nbox_min = 0.2");
+    assert!(text != MODEL);
+    let bundle = import_as(&dir, &[Part::Denoiser], &text).unwrap_or_else(|e| panic!("{name}: {e}"));
     same_values(&bundle, "denoiser", "set2/dit/weights.safetensors");
 }
 

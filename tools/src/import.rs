@@ -121,9 +121,18 @@ struct Model {
     umt5: Umt5Config,
     layout: ModelLayout,
     sampler: ModelSampler,
-    bounding_box: BoundingBoxSpec,
+    /// Model files of earlier versions have `[lift] box_min` here.
+    #[serde(alias = "lift")]
+    bounding_box: ModelBox,
     text: Option<ModelText>,
     camera: Option<CameraSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelBox {
+    #[serde(alias = "box_min")]
+    score_min: f64,
 }
 
 #[derive(Deserialize)]
@@ -566,7 +575,7 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
             umt5: Some(model.umt5.clone()),
             depth: None,
         },
-        bounding_box: model.bounding_box,
+        bounding_box: BoundingBoxSpec { score_min: model.bounding_box.score_min },
         lift: None,
         evaluation: Evaluation::default(),
         component: BTreeMap::new(),
