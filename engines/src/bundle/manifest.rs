@@ -1065,7 +1065,7 @@ mod tests {
             ("format = 2", "format = 1", "bundle: format: wanted 2, got 1"),
             ("drive = \"required\"", "drive = \"perhaps\"", "dir/bundle.toml: [lift] drive: wanted"),
             (
-                "agree_max = 6.504",
+                "agree_max = 3.968",
                 "agree_max = nan",
                 "bundle: lift.agree_max: wanted a positive number, got NaN",
             ),

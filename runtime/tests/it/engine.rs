@@ -407,7 +407,7 @@ fn verify_reports_every_part_in_every_precision() {
         let out = folder.path().join(precision);
         let args = ["build", text(&bundle), "--target", "l4", "--precision", precision, "--out", text(&out)];
         document(
-            &[&args[..], &["--graphs-only", "--calibration-items", "8", "--verify-items", "2"]].concat(),
+            &[&args[..], &["--graphs-only", "--calibration-items", "16", "--verify-items", "4"]].concat(),
         );
         let verified = document(&["verify", text(&out), "--layers"]);
         let all = verified["verified"].as_array().unwrap();
