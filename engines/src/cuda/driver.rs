@@ -1,14 +1,19 @@
 //! The CUDA driver: its library, found and opened by ourselves, and a device behind it.
 //!
 //! Every function is looked up when the library is opened, so that what is missing is an error with its name, once,
-//! and not a panic in the middle of a goal. The types are those of `cuda.h`: handles are pointers or integers, results
-//! are numbers of `CUresult`.
+//! and not a panic in the middle of a goal (as it is in `cudarc`'s loader, of which the bindings' constants are used
+//! here, not the loader). The types are those of `cuda.h`: handles are pointers or integers, results are numbers of
+//! `CUresult`.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::{Arc, OnceLock};
+
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction_attribute, CUresult, CUstream_flags, CUstreamCaptureMode,
+};
 
 use super::kernels::{Kernel, Launch, PTX};
 use super::{CudaError, Device, DeviceInfo, DriverInfo};
@@ -32,21 +37,18 @@ const FOLDERS: [&str; 9] = [
     "/usr/local/cuda/compat",
 ];
 
-/// `CUDA_ERROR_OUT_OF_MEMORY` and `CUDA_ERROR_NO_DEVICE`.
-const OUT_OF_MEMORY: c_int = 2;
-const NO_DEVICE: c_int = 100;
+const OUT_OF_MEMORY: c_int = CUresult::CUDA_ERROR_OUT_OF_MEMORY as c_int;
+const NO_DEVICE: c_int = CUresult::CUDA_ERROR_NO_DEVICE as c_int;
 
-/// `CU_DEVICE_ATTRIBUTE_*`.
-const MULTIPROCESSORS: c_int = 16;
-const CAPABILITY_MAJOR: c_int = 75;
-const CAPABILITY_MINOR: c_int = 76;
-/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
-const DYNAMIC_SHARED_BYTES: c_int = 8;
+const MULTIPROCESSORS: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int;
+const CAPABILITY_MAJOR: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int;
+const CAPABILITY_MINOR: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
+const DYNAMIC_SHARED_BYTES: c_int =
+    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
 /// Shared memory that a kernel may use without asking.
 const SHARED_BYTES_ALWAYS: u32 = 48 << 10;
-/// `CU_STREAM_NON_BLOCKING`, `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
-const NON_BLOCKING: c_uint = 1;
-const CAPTURE_THREAD_LOCAL: c_int = 1;
+const NON_BLOCKING: c_uint = CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+const CAPTURE_THREAD_LOCAL: c_int = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
 /// What the PTX is written for: version 8.5, compute capability 8.0.
 const PTX_CUDA_VERSION: i32 = 12_050;
 
