@@ -500,7 +500,7 @@ pub fn losses(
     (sum, grads)
 }
 
-/// Fresh weights of a model, see [`initialise`].
+/// Fresh weights of a model: `N(0, 1/fan_in)` matrices, zero output layers and modulation, ones for norms.
 #[must_use]
 pub fn init(model: &HouseModel, seed: u64) -> Params {
     initialise(&collect(model), seed)
