@@ -15,8 +15,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use mindseye_base::sync::lock;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, BackendError, Engine, Port, PrepareOptions, Session, State, Tensor};
@@ -182,11 +183,6 @@ struct Loaded {
 
 type Slot = Arc<Mutex<Option<Loaded>>>;
 
-fn lock(slot: &Mutex<Option<Loaded>>) -> MutexGuard<'_, Option<Loaded>> {
-    // A panic while a part was loaded leaves the slot with that part or empty: both are whole.
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Prepares parts as a [`Keep`] says: parts that take turns are loaded when they run.
 pub struct Residency {
     parts: Vec<Part>,
@@ -343,7 +339,7 @@ impl Session for TurnSession {
         let Some(remembered) = &self.engine.remembered else {
             return self.engine.run(inputs, outputs, None, None);
         };
-        let mut known = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(remembered);
         if recall(&known, inputs, outputs) {
             return Ok(());
         }

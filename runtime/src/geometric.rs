@@ -13,8 +13,8 @@ use crate::study::FEATURE_WIDTH_MIN;
 use mindseye_bridge::answer::{FramedPose2, FramedPose3, Status};
 use mindseye_bridge::geometry::{Covariance6, planar_isometry, planar_pose};
 use mindseye_landmarks::{
-    Camera, CameraError, Extractor, ExtractorConfig, GeometricLift, Gray, ImaginedFrame, Lift, LiftConfig,
-    PictureLift, RegisterConfig,
+    Camera, Extractor, ExtractorConfig, GeometricLift, Gray, ImaginedFrame, Lift, LiftConfig, PictureLift,
+    RegisterConfig,
 };
 
 /// Why imagined frames are not placed at all.
@@ -35,9 +35,6 @@ pub enum NoGeometry {
         /// What became of the frames.
         why: String,
     },
-    /// The camera of the imagined frames is none.
-    #[error(transparent)]
-    Camera(#[from] CameraError),
 }
 
 /// Places the imagined frames of a drive whose last `boxed` frames show the box that was found, and answers by that.
@@ -57,17 +54,10 @@ pub fn answer(grounded: &mut Grounded, scene: &Scene, spec: &MindSpec, boxed: us
 }
 
 /// The camera that a model's pictures are of, where it looks through this one.
-///
-/// # Errors
-/// [`CameraError`] for a picture without pixels.
-pub fn model_camera(model: ModelCamera, source: &Camera) -> Result<Camera, CameraError> {
-    let (w, h) = (model.width as u32, model.height as u32);
-    match model.focal_px {
-        Some(focal) => {
-            let middle = |n: u32| 0.5 * (f64::from(n) - 1.0);
-            Ok(Camera::pinhole(w, h, focal, focal, middle(w), middle(h))?.with_lens_of(source))
-        }
-        None => Ok(source.filling(w, h)),
+pub fn model_camera(model: ModelCamera, source: &Camera) -> Camera {
+    match model.pinhole() {
+        Some(own) => own.with_lens_of(source),
+        None => source.filling(model.width as u32, model.height as u32),
     }
 }
 
@@ -87,7 +77,7 @@ fn place(
         let why = studied.fault.clone().unwrap_or_else(|| studied.counts.to_string());
         return Err(NoGeometry::NoLandmarks { why });
     };
-    let camera = model_camera(spec.camera, source)?;
+    let camera = model_camera(spec.camera, source);
     let mut extractor = Extractor::new(ExtractorConfig::default());
     // The last frame of each latent, as they are shown.
     let shown = (GROUP - 1..frames.len()).step_by(GROUP);
@@ -174,10 +164,10 @@ mod tests {
     fn a_models_camera_sees_what_its_lens_takes_of_a_frame() {
         let source = Camera::pinhole(416, 312, 341.0, 341.0, 207.5, 155.5).unwrap();
         let fixed = ModelCamera { width: 208, height: 128, focal_px: Some(104.0) };
-        let camera = model_camera(fixed, &source).unwrap();
+        let camera = model_camera(fixed, &source);
         assert_eq!((camera.size(), camera.focal()), ((208, 128), (104.0, 104.0)));
         // 208 x 128 has another shape: the full width at half size, the middle 256 rows.
-        let camera = model_camera(ModelCamera::any(208, 128), &source).unwrap();
+        let camera = model_camera(ModelCamera::any(208, 128), &source);
         assert_eq!((camera.size(), camera.focal()), ((208, 128), (170.5, 170.5)));
         let ray = camera.ray(nalgebra::Vector2::new(103.5, 63.5)).unwrap();
         assert!(ray.norm() < 1e-12, "the middle stays the middle: {ray}");

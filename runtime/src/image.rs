@@ -1,8 +1,10 @@
 //! Small RGB pictures: resampling camera frames to what the model looks at, and writing pictures.
 
 pub use mindseye_base::picture::RgbImage;
+use mindseye_base::scale::{Scaler, Taps};
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_engines::plucker::Intrinsics;
+use mindseye_landmarks::Camera;
 
 /// The pin-hole camera that the model was trained with. Pixel centres are at integer coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +36,14 @@ impl ModelCamera {
         Self { width, height, focal_px: None }
     }
 
+    /// As pictures are placed with it; `None` where it has no focal length of its own, or no pixel.
+    pub fn pinhole(&self) -> Option<Camera> {
+        let focal = self.focal_px?;
+        let middle = |n: usize| 0.5 * (n as f64 - 1.0);
+        let (width, height) = (u32::try_from(self.width).ok()?, u32::try_from(self.height).ok()?);
+        Camera::pinhole(width, height, focal, focal, middle(self.width), middle(self.height)).ok()
+    }
+
     /// Its pin-hole, where it has one of its own.
     pub fn intrinsics(&self) -> Option<Intrinsics> {
         let (cx, cy) = (self.width as f64 / 2.0, self.height as f64 / 2.0);
@@ -41,8 +51,8 @@ impl ModelCamera {
     }
 }
 
-/// What one model pixel covers along one axis of the source: cells and their shares.
-fn coverage(out: usize, out_focal: f64, source: usize, source_focal: f64, source_centre: f64) -> Vec<Span> {
+/// What each model pixel covers along one axis of the source.
+fn coverage(out: usize, out_focal: f64, source: usize, source_focal: f64, source_centre: f64) -> Vec<Taps> {
     let ratio = source_focal / out_focal;
     let middle = (out as f64 - 1.0) / 2.0;
     (0..out)
@@ -50,34 +60,9 @@ fn coverage(out: usize, out_focal: f64, source: usize, source_focal: f64, source
             // Edges of the model pixel, as source coordinates with cell k covering [k, k + 1).
             let from = source_centre + 0.5 + (i as f64 - 0.5 - middle) * ratio;
             let to = source_centre + 0.5 + (i as f64 + 0.5 - middle) * ratio;
-            Span::new(from, to, source)
+            Taps::covering(from, to, source)
         })
         .collect()
-}
-
-#[derive(Debug)]
-struct Span {
-    first: usize,
-    weights: Vec<f32>,
-    /// Share of the model pixel that lies inside the source, 0..1.
-    inside: f32,
-}
-
-impl Span {
-    fn new(from: f64, to: f64, cells: usize) -> Self {
-        let (a, b) = (from.max(0.0), to.min(cells as f64));
-        if b <= a {
-            return Self { first: 0, weights: Vec::new(), inside: 0.0 };
-        }
-        let first = (a.floor() as usize).min(cells - 1);
-        let last = ((b.ceil() as usize).max(first + 1)).min(cells);
-        let length = to - from;
-        let weights: Vec<f32> = (first..last)
-            .map(|k| (((b.min(k as f64 + 1.0) - a.max(k as f64)).max(0.0)) / length) as f32)
-            .collect();
-        let inside = weights.iter().sum();
-        Self { first, weights, inside }
-    }
 }
 
 /// The picture does not suit the calibration, or has no pixels.
@@ -102,18 +87,22 @@ pub struct Misfit {
 #[derive(Debug)]
 pub struct Lens {
     camera: ModelCamera,
-    /// What the spans are for: width, height, intrinsics.
+    /// What is scaled with what: width, height, intrinsics.
     source: Option<(usize, usize, Option<CameraIntrinsics>)>,
-    columns: Vec<Span>,
-    rows: Vec<Span>,
-    /// One weighted row of the source.
-    line: Vec<f32>,
+    scaler: Scaler,
+    /// What each pixel is brightened by: one that lies mostly inside the source keeps its brightness; one outside is black.
+    gains: Vec<f32>,
 }
 
 impl Lens {
     /// A lens of the model's camera.
     pub fn new(camera: ModelCamera) -> Self {
-        Self { camera, source: None, columns: Vec::new(), rows: Vec::new(), line: Vec::new() }
+        Self {
+            camera,
+            source: None,
+            scaler: Scaler::with_taps((0, 0), Vec::new(), Vec::new()),
+            gains: Vec::new(),
+        }
     }
 
     /// Intrinsics of the pictures that it makes; `None` before the first one, and for a model without a camera of its
@@ -156,38 +145,23 @@ impl Lens {
             self.source.as_ref().is_some_and(|(w, h, k)| (*w, *h, k.as_ref()) == (width, height, intrinsics));
         if !known {
             let (model_focal, [fx, fy, cx, cy]) = line_up(camera, width, height, intrinsics).ok_or(misfit)?;
-            self.columns = coverage(camera.width, model_focal, width, fx, cx);
-            self.rows = coverage(camera.height, model_focal, height, fy, cy);
-            self.line.resize(width * 3, 0.0);
+            let columns = coverage(camera.width, model_focal, width, fx, cx);
+            let rows = coverage(camera.height, model_focal, height, fy, cy);
+            let pairs =
+                rows.iter().flat_map(|row| columns.iter().map(|column| row.inside() * column.inside()));
+            self.gains = pairs.map(|inside| if inside > 0.5 { 1.0 / inside } else { 1.0 }).collect();
+            self.scaler = Scaler::with_taps((width, height), columns, rows);
             self.source = Some((width, height, intrinsics.cloned()));
         }
         (out.width, out.height) = (camera.width, camera.height);
         out.data.clear();
         out.data.reserve(camera.width * camera.height * 3);
-        // Rows first: one weighted source row per model row, then columns.
-        for row in &self.rows {
-            self.line.fill(0.0);
-            for (k, weight) in row.weights.iter().enumerate() {
-                let source = &rgb[(row.first + k) * width * 3..][..width * 3];
-                for (sum, value) in self.line.iter_mut().zip(source) {
-                    *sum += weight * f32::from(*value);
-                }
-            }
-            for column in &self.columns {
-                let mut sum = [0.0f32; 3];
-                for (k, weight) in column.weights.iter().enumerate() {
-                    let at = (column.first + k) * 3;
-                    for (s, v) in sum.iter_mut().zip(&self.line[at..at + 3]) {
-                        *s += weight * v;
-                    }
-                }
-                // A pixel that lies mostly inside keeps its brightness; one outside is black.
-                let covered = row.inside * column.inside;
-                let gain = if covered > 0.5 { 1.0 / covered } else { 1.0 };
-                out.data.extend(sum.map(|s| (s * gain).round().clamp(0.0, 255.0) as u8));
-            }
-        }
-        Ok(())
+        let mut gains = self.gains.iter();
+        let put = |sum: [f32; 3]| {
+            let gain = gains.next().copied().unwrap_or(1.0);
+            out.data.extend(sum.map(|s| (s * gain).round().clamp(0.0, 255.0) as u8));
+        };
+        self.scaler.scale(rgb, put).map_err(|_| misfit)
     }
 }
 

@@ -15,7 +15,7 @@
 //! * [`guide`]: the drive that is shown, held to what was seen;
 //! * [`lift`], [`boxes`]: where the base should stand, and whether to believe it;
 //! * [`geometric`]: the same for models without heads, by landmarks;
-//! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`];
+//! * [`ground`]: one goal from end to end, over a model behind [`ground::Mind`]; [`interpose`]: what watches or changes one;
 //! * [`agent`]: goals, pre-emption, staleness, deadlines, drives and arrivals as a step function;
 //! * [`senses`]: ROS messages to memory, for live robots and bags alike, with [`topics`] (which are which), [`stamps`] (one
 //!   clock), [`frames`] (names in the transform tree) and [`watch`] (frozen cameras); [`replay`]: a whole bag and one goal.
@@ -40,6 +40,7 @@ pub mod ground;
 pub mod guide;
 pub mod image;
 pub mod imagine;
+pub mod interpose;
 pub mod lift;
 pub mod mind;
 mod no_model;

@@ -5,6 +5,7 @@
 
 pub use mindseye_base::planar::OdometryNoise;
 pub use mindseye_bridge::geometry::{Pose2, wrap_angle};
+use mindseye_bridge::time::TimeDelta;
 use nalgebra::Isometry3;
 
 /// Maps a point given in the axes of `world_from_body` (metres) into the world.
@@ -22,6 +23,16 @@ pub fn is_finite(pose: Pose2) -> bool {
 /// arc.
 pub fn between(a: Pose2, b: Pose2, part: f64) -> Pose2 {
     Pose2::new(a.x + part * (b.x - a.x), a.y + part * (b.y - a.y), a.yaw + part * wrap_angle(b.yaw - a.yaw))
+}
+
+/// What odometry may correct at once (m, rad), and how fast no robot with wheels drives or turns (m/s, rad/s).
+const CORRECTION: [f64; 2] = [0.5, 0.5];
+const SPEED_MAX: [f64; 2] = [5.0, 6.0];
+
+/// Whether odometry jumped: no robot drives `metres`, or turns by `radians`, in the time between two poses.
+pub fn is_jump(metres: f64, radians: f64, elapsed: TimeDelta) -> bool {
+    let secs = elapsed.as_secs_f64().max(0.0);
+    metres > CORRECTION[0] + SPEED_MAX[0] * secs || radians.abs() > CORRECTION[1] + SPEED_MAX[1] * secs
 }
 
 /// A pose that a [`PoseHistory`] can hold.

@@ -12,23 +12,16 @@
 use crate::boxes::FoundBox;
 use crate::context::{ContextLatent, GROUP};
 use crate::ground::{Mind, MindError};
-use crate::image::{ModelCamera, RgbImage};
+use crate::image::RgbImage;
 use crate::lift::Registered;
-use crate::planar::{Pose2, wrap_angle};
+use crate::planar::{Pose2, is_jump, wrap_angle};
 use mindseye_bridge::geometry::{planar_isometry, planar_pose};
 use mindseye_bridge::time::Timestamp;
-use mindseye_landmarks::{Camera, Carried, Look, PlaceConfig, Placed, Placer, Remembered};
+use mindseye_landmarks::{Carried, Look, PlaceConfig, Placed, Placer, Remembered};
 use nalgebra::Isometry3;
 
 /// Most views that are carried; of more an even spread.
 pub const VIEWS_MAX: usize = 32;
-
-/// Faster than this no robot with wheels drives (m/s) or turns (rad/s): odometry has jumped.
-const SPEED_MAX_MPS: f64 = 5.0;
-const TURN_RATE_MAX_RADPS: f64 = 6.0;
-/// What odometry may correct at once (m, rad).
-const CORRECTION_MAX_M: f64 = 0.5;
-const CORRECTION_MAX_RAD: f64 = 0.5;
 
 /// How far from the end's pose a thing may be looked at (metres, radians).
 const THING_AHEAD_M: f64 = 0.12;
@@ -47,10 +40,8 @@ pub struct RecallView<'a> {
 /// first. A robot stands or drives between two of them; what cannot be driven in the time between is a jump.
 pub fn since_jump(poses: &[(Timestamp, Pose2)]) -> usize {
     let jumped = |pair: &[(Timestamp, Pose2)]| {
-        let secs = pair[1].0.since(pair[0].0).as_secs_f64().max(0.0);
-        let turn = wrap_angle(pair[1].1.yaw - pair[0].1.yaw).abs();
-        pair[0].1.distance(pair[1].1) > CORRECTION_MAX_M + SPEED_MAX_MPS * secs
-            || turn > CORRECTION_MAX_RAD + TURN_RATE_MAX_RADPS * secs
+        let [(before, a), (after, b)] = [pair[0], pair[1]];
+        is_jump(a.distance(b), wrap_angle(b.yaw - a.yaw), after.since(before))
     };
     let after = poses.windows(2).rposition(jumped).map_or(0, |i| i + 1);
     poses.len() - after
@@ -67,21 +58,6 @@ pub struct Recall {
     size: (usize, usize),
 }
 
-fn pinhole(camera: &ModelCamera) -> Option<Camera> {
-    let middle = |n: usize| (n as f64 - 1.0) / 2.0;
-    let focal = camera.focal_px?;
-    let size = |n: usize| u32::try_from(n).ok();
-    Camera::pinhole(
-        size(camera.width)?,
-        size(camera.height)?,
-        focal,
-        focal,
-        middle(camera.width),
-        middle(camera.height),
-    )
-    .ok()
-}
-
 impl Recall {
     /// Reads the depth of remembered views (at most [`VIEWS_MAX`], an even spread of more) for a camera that sits so on its
     /// base. `None` when the model reads no depth, when its camera is any, and without a view.
@@ -94,14 +70,14 @@ impl Recall {
         base_from_camera: &Isometry3<f64>,
     ) -> Result<Option<Self>, MindError> {
         let camera = mind.spec().camera;
-        let Some(target) = pinhole(&camera) else { return Ok(None) };
+        let Some(target) = camera.pinhole() else { return Ok(None) };
         let chosen = crate::context::spread(views.len(), VIEWS_MAX);
         let pixels: usize = chosen.iter().map(|i| views[*i].picture.data.len() / 3).sum();
         let (mut fine, mut memory) = (Remembered::new(pixels), Remembered::new(pixels));
         for view in chosen.into_iter().map(|i| &views[i]) {
             let picture = view.picture;
             let Some(depth) = mind.depth(picture)? else { return Ok(None) };
-            let Some(source) = pinhole(&camera.resized(picture.width, picture.height)) else {
+            let Some(source) = camera.resized(picture.width, picture.height).pinhole() else {
                 return Ok(None);
             };
             let here_from_camera = planar_isometry(view.here_from_base) * base_from_camera;

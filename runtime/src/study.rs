@@ -11,8 +11,10 @@ use crate::config::RobotConfig;
 use crate::context::SegmentReason;
 use crate::ground::MindSpec;
 use crate::imagine::Clock;
+use crate::planar::is_jump;
 use crate::profile::Profile;
 use mindseye_base::scale::Scaler;
+use mindseye_base::sync::lock;
 use mindseye_bridge::camera::CameraIntrinsics;
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::detector::{Detector, DetectorError};
@@ -22,7 +24,7 @@ use mindseye_landmarks::{
 };
 use nalgebra::Isometry3;
 use serde::Serialize;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// What kept frames are studied for. Nothing by default.
@@ -151,10 +153,6 @@ pub fn camera_of(known: &CameraIntrinsics, size: (usize, usize)) -> Result<Camer
 const FEATURE_WIDTH_MAX: usize = 416;
 /// Smallest one: below it pictures say nothing.
 pub const FEATURE_WIDTH_MIN: usize = 160;
-/// Poses that are further apart than this are of two odometries: metres and radians at once, and metres and radians a second
-/// beyond that.
-const JUMP: [(f64, f64); 2] = [(1.0, 5.0), (1.0, 6.0)];
-
 /// Looks at frames; what comes of it is shared.
 struct Student {
     config: StudyConfig,
@@ -198,11 +196,6 @@ struct Desk {
     stop: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a panicking holder left behind is whole: every change is one store.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Student {
     fn study(&mut self, frame: &FullFrame, epoch: u64, clock: &dyn Clock) {
         if self.jumped(frame) || epoch != self.epoch {
@@ -234,16 +227,11 @@ impl Student {
     fn jumped(&mut self, frame: &FullFrame) -> bool {
         let Some((at, before)) = self.last else { return false };
         let apart = before.inverse() * frame.odom_from_camera;
-        let secs = frame.captured_at.since(at).as_secs_f64().max(0.0);
-        let most = |k: usize| JUMP[k].0 + JUMP[k].1 * secs;
-        let jumped =
-            apart.translation.vector.norm() > most(0) || (apart.rotation.angle() > most(1) && secs < 0.35);
+        let metres = apart.translation.vector.norm();
+        let jumped = is_jump(metres, apart.rotation.angle(), frame.captured_at.since(at));
         if jumped {
             lock(&self.shared.state).counts.jumps += 1;
-            tracing::warn!(
-                "odometry jumped by {:.1} m: landmarks and things are forgotten",
-                apart.translation.vector.norm()
-            );
+            tracing::warn!("odometry jumped by {metres:.1} m: landmarks and things are forgotten");
         }
         jumped
     }

@@ -43,6 +43,7 @@ pub use keys::{
     Attachment, Durability, EndpointKind, History, KeyError, Qos, Reliability, Token, gid_of, service_key,
     topic_key,
 };
+pub(crate) use mindseye_base::sync::lock;
 pub use publisher::{Publisher, RawPublisher};
 pub use queue::QueuePolicy;
 pub use service::{PendingReply, ServiceClient, ServiceRequest, ServiceServer};
@@ -52,11 +53,6 @@ pub use zenoh::bytes::ZBytes;
 
 use crate::cdr::CdrError;
 use std::time::Duration;
-
-/// A mutex whose holder panicked still guards usable data here: every change is one store.
-pub(crate) fn lock<T>(m: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// What a session, a topic or a service could not do.
 #[derive(Debug, thiserror::Error)]

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::Instant;
+
+use mindseye_base::sync::lock;
 
 use super::abi::{RuntimeCacheSlots, Slots};
 use super::ffi::{self, Dims, Object, method};
@@ -132,11 +134,6 @@ impl Arena {
 }
 
 type Lane = Arc<Mutex<Arena>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Arenas hold no invariant that a panic could break: each run writes what it reads.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// One arena for each thread that runs engines, as large as the largest context that ran on it: parts that a thread
 /// runs one after the other need no memory of their own.

@@ -1,11 +1,35 @@
 //! Pictures at another size: averaged where they become smaller, interpolated where they become larger.
 
-/// What goes into one pixel along one axis: the first source pixel, and a weight for it and each that follows. The weights
-/// sum to one.
-#[derive(Clone, Debug, PartialEq)]
-struct Taps {
-    first: usize,
-    weights: Vec<f32>,
+/// What goes into one pixel along one axis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taps {
+    /// The first source pixel.
+    pub first: usize,
+    /// A weight for it and each that follows.
+    pub weights: Vec<f32>,
+}
+
+impl Taps {
+    /// The source pixels, of `count`, that the stretch from `from` to `to` covers, source pixel `k` being the stretch from
+    /// `k` to `k + 1`: each with its share of the whole stretch. What lies outside has no weight.
+    #[must_use]
+    pub fn covering(from: f64, to: f64, count: usize) -> Self {
+        let (a, b) = (from.max(0.0), to.min(count as f64));
+        if b <= a {
+            return Self::default();
+        }
+        let first = (a.floor() as usize).min(count - 1);
+        let last = ((b.ceil() as usize).max(first + 1)).min(count);
+        let length = to - from;
+        let share = |k: usize| (((b.min(k as f64 + 1.0) - a.max(k as f64)).max(0.0)) / length) as f32;
+        Self { first, weights: (first..last).map(share).collect() }
+    }
+
+    /// The sum of the weights: the share of the stretch that lies inside.
+    #[must_use]
+    pub fn inside(&self) -> f32 {
+        self.weights.iter().sum()
+    }
 }
 
 /// From one size to another; what goes into each pixel is found once.
@@ -32,12 +56,14 @@ impl Scaler {
     #[must_use]
     pub fn new(from: (usize, usize), to: (usize, usize)) -> Self {
         let from = (from.0.max(1), from.1.max(1));
-        Self {
-            from,
-            columns: taps(from.0, to.0.max(1)),
-            rows: taps(from.1, to.1.max(1)),
-            line: vec![0.0; from.0 * 3],
-        }
+        Self::with_taps(from, taps(from.0, to.0.max(1)), taps(from.1, to.1.max(1)))
+    }
+
+    /// For pictures of `from` (width, height) pixels, with what goes into each column and row of the scaled picture: source
+    /// pixels that there are.
+    #[must_use]
+    pub fn with_taps(from: (usize, usize), columns: Vec<Taps>, rows: Vec<Taps>) -> Self {
+        Self { from, columns, rows, line: vec![0.0; from.0 * 3] }
     }
 
     /// Width and height of its pictures.
@@ -88,20 +114,17 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
     let step = from as f64 / to as f64;
     (0..to)
         .map(|i| {
-            // Source pixel k covers [k, k + 1) and has its centre at k + 1/2.
+            // A source pixel's centre is at k + 1/2.
             let (a, b) = if step >= 1.0 {
                 (i as f64 * step, (i + 1) as f64 * step)
             } else {
                 let centre = (i as f64 + 0.5) * step;
                 (centre - 0.5, centre + 0.5)
             };
-            let first = (a.floor().max(0.0) as usize).min(from - 1);
-            let last = (b.ceil().max(1.0) as usize).clamp(first + 1, from);
-            let mut weights: Vec<f32> =
-                (first..last).map(|k| ((b.min(k as f64 + 1.0) - a.max(k as f64)).max(0.0)) as f32).collect();
-            let sum: f32 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w /= sum.max(1e-9));
-            Taps { first, weights }
+            let mut taps = Taps::covering(a, b, from);
+            let inside = taps.inside().max(1e-9);
+            taps.weights.iter_mut().for_each(|w| *w /= inside);
+            taps
         })
         .collect()
 }

@@ -1,6 +1,6 @@
 //! Which poses may be published, and with which stamp.
 
-use crate::planar::Pose2;
+use crate::planar::{Pose2, is_jump};
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use serde::Deserialize;
@@ -31,15 +31,11 @@ pub struct OdometryHeard {
     pub pose: Pose2,
 }
 
-/// Metres between two messages of odometry that no robot drives: this much, and this much more a second.
-const JUMP_M: (f64, f64) = (0.5, 5.0);
-
 impl OdometryHeard {
     /// How far, metres, the robot would have had to jump; `None` when it can have driven.
     pub(super) fn jumped_from(&self, before: &Self) -> Option<f64> {
-        let secs = (self.stamp - before.stamp).abs().as_secs_f64();
         let by = self.pose.distance(before.pose);
-        (by > JUMP_M.0 + JUMP_M.1 * secs).then_some(by)
+        is_jump(by, 0.0, (self.stamp - before.stamp).abs()).then_some(by)
     }
 }
 

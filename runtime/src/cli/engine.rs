@@ -7,11 +7,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use mindseye_base::sync::lock;
 use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
@@ -539,10 +540,6 @@ fn calibrator(text: &str) -> anyhow::Result<Calibrator> {
         Some(("percentile", p)) => Ok(Calibrator::Percentile(p.parse().context("--calibrator percentile")?)),
         _ => bail!("--calibrator {text}: use max, entropy or percentile:99.99"),
     }
-}
-
-fn lock(screen: &Mutex<ProgressBar>) -> std::sync::MutexGuard<'_, ProgressBar> {
-    screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn size(n: u64) -> usize {

@@ -3,10 +3,10 @@
 //! that comes out is right.
 
 use crate::config::RobotConfig;
-use crate::context::{EncodeError, GroupEncoder};
-use crate::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground, settings_for};
-use crate::image::RgbImage;
+use crate::context::GroupEncoder;
+use crate::ground::{Grounded, Scene, ground, settings_for};
 use crate::imagine::{Flow, NoClock};
+use crate::interpose::{Interpose, Interposed};
 use crate::mind::Pipeline;
 use crate::planar::Pose2;
 use crate::profile::Profile;
@@ -24,11 +24,8 @@ use mindseye_builder::quant::{
 };
 use mindseye_engines::backend::RtenBackend;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
-use mindseye_engines::model::dit::DitConfig;
-use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::session_denoiser::step_tensors;
 use mindseye_world as world;
-use nalgebra::Isometry3;
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,10 +99,9 @@ fn camera(pipeline: &Pipeline) -> world::Camera {
     world::Camera::new(image.width, image.height)
 }
 
-/// A mind that keeps some of what its denoiser is given.
+/// Keeps some of what a denoiser is given.
+#[derive(Default)]
 struct Recorder {
-    mind: Box<dyn Mind>,
-    config: DitConfig,
     /// Evaluations of the present goal so far, and those to keep.
     seen: usize,
     keep: Vec<usize>,
@@ -124,60 +120,14 @@ fn chosen(goal: u64, evaluations: usize) -> Vec<usize> {
     keep
 }
 
-impl Mind for Recorder {
-    fn spec(&self) -> &MindSpec {
-        self.mind.spec()
-    }
-
-    fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
-        self.mind.encode_text(text)
-    }
-
-    fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
-        self.mind.encode_still(frame)
-    }
-
-    fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        self.mind.decode(latents)
-    }
-
-    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
-        self.mind.depth(picture)
-    }
-
-    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
-        self.mind.encode_frames(frames)
-    }
-
-    fn decodes_alone(&self) -> bool {
-        self.mind.decodes_alone()
-    }
-
-    fn camera_rays(
-        &self,
-        here_from_camera: &[Isometry3<f64>],
-        intrinsics: Option<&Intrinsics>,
-    ) -> Result<Vec<f32>, RaysError> {
-        self.mind.camera_rays(here_from_camera, intrinsics)
-    }
-
-    fn denoiser(&mut self) -> &mut dyn Denoise {
-        self
-    }
-}
-
-impl Denoise for Recorder {
-    fn config(&self) -> &DitConfig {
-        &self.config
-    }
-
-    fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
+impl Interpose for Recorder {
+    fn denoise(&mut self, denoiser: &mut dyn Denoise, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
         if self.keep.contains(&self.seen) {
-            let inputs = step_tensors(&self.config, step)?;
+            let inputs = step_tensors(denoiser.config(), step)?;
             self.kept.push(inputs);
         }
         self.seen += 1;
-        self.mind.denoiser().denoise(step)
+        denoiser.denoise(step)
     }
 }
 
@@ -187,7 +137,7 @@ type Scenes = dyn FnMut(u64) -> Result<(Scene, Goal), SuppliedError>;
 /// Denoiser inputs as they come up while goals are grounded. To be used through
 /// [`Spooled`](mindseye_builder::quant::Spooled): making them takes a goal's time for every four.
 struct GroundingInputs {
-    recorder: Recorder,
+    mind: Interposed<Recorder>,
     scenes: Box<Scenes>,
     goals: u64,
     items: u64,
@@ -204,14 +154,8 @@ impl GroundingInputs {
         scenes: Box<Scenes>,
         description: String,
     ) -> anyhow::Result<Self> {
-        let recorder = Recorder {
-            mind: pipeline.mind(seed)?,
-            config: pipeline.bundle().manifest().dit.clone(),
-            seen: 0,
-            keep: Vec::new(),
-            kept: Vec::new(),
-        };
-        Ok(Self { recorder, scenes, goals: 0, items, given: 0, ready: VecDeque::new(), description })
+        let mind = Interposed::new(pipeline.mind(seed)?, Recorder::default());
+        Ok(Self { mind, scenes, goals: 0, items, given: 0, ready: VecDeque::new(), description })
     }
 }
 
@@ -240,13 +184,14 @@ impl CalibrationSource for GroundingInputs {
             let (scene, mut goal) = (self.scenes)(self.goals)?;
             // One drive shows the denoiser all noise levels.
             goal.candidates = Some(1);
-            let settings = settings_for(self.recorder.spec(), &goal);
-            let (memory, part) = (scene.memory.len(), self.recorder.spec().context_max);
-            let looks = if memory > part && self.recorder.config.lift { memory.div_ceil(part) } else { 0 };
+            let settings = settings_for(&self.mind.spec, &goal);
+            let (memory, part) = (scene.memory.len(), self.mind.spec.context_max);
+            let looks =
+                if memory > part && self.mind.spec.lift.is_some() { memory.div_ceil(part) } else { 0 };
             let branches = if settings.guidance == 1.0 { 1 } else { 2 };
-            self.recorder.keep = chosen(self.goals, looks + 1 + branches * settings.steps);
-            (self.recorder.seen, self.recorder.kept) = (0, Vec::new());
-            let out = ground(&mut self.recorder, &scene, &goal, &NoClock, None, &mut |_| Flow::Continue)
+            self.mind.by.keep = chosen(self.goals, looks + 1 + branches * settings.steps);
+            (self.mind.by.seen, self.mind.by.kept) = (0, Vec::new());
+            let out = ground(&mut self.mind, &scene, &goal, &NoClock, None, &mut |_| Flow::Continue)
                 .map_err(SuppliedError::new)?;
             if out.answer.status == Status::Failed {
                 return Err(SuppliedError::new(
@@ -254,7 +199,7 @@ impl CalibrationSource for GroundingInputs {
                 ));
             }
             self.goals += 1;
-            self.ready.extend(std::mem::take(&mut self.recorder.kept));
+            self.ready.extend(std::mem::take(&mut self.mind.by.kept));
         }
         self.given += 1;
         match self.ready.pop_front() {

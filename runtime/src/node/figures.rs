@@ -4,9 +4,10 @@ use super::NodeCounts;
 use crate::context::ContextCounts;
 use crate::profile::Profile;
 use crate::senses::{ContextHandle, SenseFaults};
+pub(super) use mindseye_base::sync::lock;
 use mindseye_bridge::ros::SubscriberCounts;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Figures that the threads share.
 #[derive(Default)]
@@ -44,9 +45,4 @@ impl Figures {
             bad_messages: self.bad_messages.load(Ordering::Relaxed),
         }
     }
-}
-
-/// What a panicking holder left behind is whole: every change is one store.
-pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,20 +3,18 @@
 //! * [`Altered::replacement`] takes the place of what the denoiser predicts for the video; what the heads say stays the
 //!   network's own. So the sampler ends with a drive that shows nothing, noise, another house, or the right way to another
 //!   place, while all other witnesses are what they were: the control that the drive decides.
-//! * [`Altered::with_true_depth`] reads depth from the house itself, with a given error, in place of the bundle's reader.
+//! * [`Altered::mind`] with an error reads depth from the house itself, with a given error, in place of the bundle's reader.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-use mindseye::context::EncodeError;
-use mindseye::ground::{Mind, MindError, MindSpec, RaysError};
+use mindseye::ground::{Mind, MindError};
 use mindseye::image::RgbImage;
+use mindseye::interpose::{Interpose, Interposed};
 use mindseye::visit::Visit;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
-use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::plucker::Intrinsics;
+use mindseye_engines::model::dit::Prediction;
 use mindseye_world::{Camera, Frame, RenderOptions, Rng, render_with};
-use nalgebra::Isometry3;
 
 /// What takes the place of a part of a drive.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,29 +33,27 @@ struct TrueDepth {
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Altered {
-    mind: Box<dyn Mind>,
-    spec: MindSpec,
-    config: DitConfig,
     depth: Option<TrueDepth>,
+    /// Latents of a rollout.
+    targets: usize,
     /// What takes the place of a part of all drives that are sampled from now on.
     pub replacement: Option<Replacement>,
 }
 
 impl Altered {
-    /// The mind as it is.
+    /// A mind as it is. With an error (a share of the distance), depth is that of the visited houses
+    /// ([`Self::learn_depth`]).
     #[must_use]
-    pub fn new(mut mind: Box<dyn Mind>) -> Self {
-        let (spec, config) = (mind.spec().clone(), mind.denoiser().config().clone());
-        Self { mind, spec, config, depth: None, replacement: None }
-    }
-
-    /// Depth is that of the visited houses ([`Self::learn_depth`]), off by this share.
-    #[must_use]
-    pub fn with_true_depth(mut self, error: f64) -> Self {
-        self.depth = Some(TrueDepth { error, known: HashMap::new() });
-        self.spec.detail = Some((2 * self.spec.camera.width, 2 * self.spec.camera.height));
-        self
+    pub fn mind(mind: Box<dyn Mind>, depth_error: Option<f64>) -> Interposed<Self> {
+        let mut mind = Interposed::new(mind, Self::default());
+        mind.by.targets = mind.spec.settings.target_latents;
+        if let Some(error) = depth_error {
+            mind.by.depth = Some(TrueDepth { error, known: HashMap::new() });
+            mind.spec.detail = Some((2 * mind.spec.camera.width, 2 * mind.spec.camera.height));
+        }
+        mind
     }
 
     /// Learns the depth of a visit's pictures, where depth is true; forgets those of others before.
@@ -86,71 +82,29 @@ impl Altered {
     }
 }
 
-impl Mind for Altered {
-    fn spec(&self) -> &MindSpec {
-        &self.spec
-    }
-
-    fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
-        self.mind.encode_text(text)
-    }
-
-    fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
-        self.mind.encode_still(frame)
-    }
-
-    fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
-        self.mind.decode(latents)
-    }
-
-    fn depth(&mut self, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
-        match &self.depth {
-            Some(depth) => Ok(depth.known.get(&picture.data).cloned()),
-            None => self.mind.depth(picture),
-        }
-    }
-
-    fn encode_frames(&mut self, frames: &[RgbImage]) -> Result<Option<Vec<f32>>, MindError> {
-        self.mind.encode_frames(frames)
-    }
-
-    fn decodes_alone(&self) -> bool {
-        self.mind.decodes_alone()
-    }
-
-    fn camera_rays(
-        &self,
-        here_from_camera: &[Isometry3<f64>],
-        intrinsics: Option<&Intrinsics>,
-    ) -> Result<Vec<f32>, RaysError> {
-        self.mind.camera_rays(here_from_camera, intrinsics)
-    }
-
-    fn denoiser(&mut self) -> &mut dyn Denoise {
-        self
-    }
-}
-
-impl Denoise for Altered {
-    fn config(&self) -> &DitConfig {
-        &self.config
-    }
-
-    fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
-        let mut out = self.mind.denoiser().denoise(step)?;
+impl Interpose for Altered {
+    fn denoise(&mut self, denoiser: &mut dyn Denoise, step: &DenoiseStep) -> Result<Denoised, DenoiseError> {
+        let mut out = denoiser.denoise(step)?;
         let Some(replacement) = &self.replacement else { return Ok(out) };
-        let frame = self.config.in_channels * self.config.latent_height * self.config.latent_width;
-        let targets = self.spec.settings.target_latents;
-        let first = step.frames().saturating_sub(targets) + replacement.latents.start;
+        let config = denoiser.config();
+        let frame = config.in_channels * config.latent_height * config.latent_width;
+        let first = step.frames().saturating_sub(self.targets) + replacement.latents.start;
         let sigma = step.timesteps.last().map_or(1.0, |t| (t / 1000.0) as f32).max(1e-6);
         let values = replacement.values.iter().take(replacement.latents.len() * frame);
         for (at, value) in values.enumerate().map(|(i, v)| (first * frame + i, v)) {
             let (Some(out), Some(x)) = (out.prediction.get_mut(at), step.latents.get(at)) else { break };
-            *out = match self.config.prediction {
+            *out = match config.prediction {
                 Prediction::X0 => *value,
                 Prediction::Velocity => (x - value) / sigma,
             };
         }
         Ok(out)
+    }
+
+    fn depth(&mut self, mind: &mut dyn Mind, picture: &RgbImage) -> Result<Option<Vec<f32>>, MindError> {
+        match &self.depth {
+            Some(depth) => Ok(depth.known.get(&picture.data).cloned()),
+            None => mind.depth(picture),
+        }
     }
 }

@@ -172,7 +172,7 @@ fn guided(
     (seen, prompt, settings): (&ContextLatents, Prompt<'_>, &RolloutSettings),
     along: &[nalgebra::Isometry3<f64>],
 ) -> anyhow::Result<Option<(Vec<RgbImage>, Vec<RgbImage>)>> {
-    tools.mind.learn_depth(&[v], &bench.camera);
+    tools.mind.by.learn_depth(&[v], &bench.camera);
     let spec = tools.mind.spec().clone();
     let (Some(mounting), Some(_)) = (spec.mounting, spec.detail) else { return Ok(None) };
     let scene = v.scene();

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use mindseye::context::{GROUP, GroupEncoder};
 use mindseye::ground::{Mind, MindSpec};
 use mindseye::image::RgbImage;
+use mindseye::interpose::Interposed;
 use mindseye::lift::LiftParams;
 use mindseye::mind::{Pipeline, find_bundle};
 use mindseye::visit::SWEEP;
@@ -155,7 +156,7 @@ pub fn swapped_name(house: &House, rng: &mut Rng) -> Option<String> {
 /// What one thread works with.
 pub struct Tools {
     /// The model.
-    pub mind: Altered,
+    pub mind: Interposed<Altered>,
     /// Its encoder.
     pub encoder: Box<dyn GroupEncoder + Send>,
     /// For the examiner's networks.
@@ -253,12 +254,8 @@ impl Bench {
     /// # Errors
     /// When the backend fails.
     pub fn tools(&self) -> anyhow::Result<Tools> {
-        let mind = Altered::new(self.pipeline.mind(0)?);
         Ok(Tools {
-            mind: match self.true_depth {
-                Some(error) => mind.with_true_depth(error),
-                None => mind,
-            },
+            mind: Altered::mind(self.pipeline.mind(0)?, self.true_depth),
             encoder: self.pipeline.encoder()?,
             eager: Eager::new(std::sync::Arc::default(), false),
         })

@@ -364,7 +364,7 @@ pub(super) fn absent_goal(
         AbsentKind::Any => Some(absent_name(&v.house, &mut v.rng)),
     };
     let Some(name) = name else { return Ok(None) };
-    tools.mind.learn_depth(&[&v], &bench.camera);
+    tools.mind.by.learn_depth(&[&v], &bench.camera);
     let Asked { out, .. } = ask(tools, &v, seed, &name, s.args)?;
     let mask_max = out.lifted.as_ref().map_or(f64::NAN, |l| l.estimate.mask_max);
     Ok(Some(Absent { house: seed, goal: name, status: out.answer.status, mask_max }))
@@ -415,7 +415,7 @@ pub(super) fn present_goal(
     let targets = spec.settings.target_latents;
     // Without lift heads boxes and poses cannot be judged.
     calibration(&spec)?;
-    tools.mind.learn_depth(&[&v], camera);
+    tools.mind.by.learn_depth(&[&v], camera);
     let asked = ask(tools, &v, seed, &name, s.args)?;
     let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
     // Draws what follows from its own copy, since the house is borrowed from the visit.
@@ -447,7 +447,7 @@ pub(super) fn present_goal(
         Some(visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?)
     };
     if let Some(other) = &other {
-        tools.mind.learn_depth(&[&v, other], camera);
+        tools.mind.by.learn_depth(&[&v, other], camera);
         let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
         destroyed = destroyed_drives(&mut rows, tools, &v, other, seed, ask)?;
     }
@@ -554,9 +554,9 @@ fn destroyed_drives(
     ];
     let mut out = BTreeMap::new();
     for (key, first, values) in kinds {
-        tools.mind.replacement = Some(Replacement { latents: first..targets, values });
+        tools.mind.by.replacement = Some(Replacement { latents: first..targets, values });
         let asked = ask(tools, v);
-        tools.mind.replacement = None;
+        tools.mind.by.replacement = None;
         let asked = asked?;
         rows.add(key, &[], Pose::Answer(asked.pose()), tools)?;
         let answer = asked.out;
