@@ -53,6 +53,8 @@ pub mod replay;
 pub mod senses;
 pub mod stamps;
 pub mod study;
+#[cfg(feature = "top")]
+pub mod top;
 pub mod topics;
 #[cfg(feature = "view")]
 pub mod view;

@@ -86,23 +86,25 @@ pub fn encode_jpeg(picture: &RgbImage, quality: u8) -> Option<Vec<u8>> {
 
 /// 16 x 16 pixels as luminance and two chrominances about zero; beyond the picture its last pixels go on.
 fn unit(picture: &RgbImage, left: usize, top: usize) -> [[f32; 256]; 3] {
-    let mut planes = [[0.0; 256]; 3];
-    for i in 0..256 {
+    let pixels: [[f32; 3]; 256] = std::array::from_fn(|i| {
         let (x, y) = ((left + i % 16).min(picture.width - 1), (top + i / 16).min(picture.height - 1));
-        let [r, g, b] = picture.pixel(x, y).map(f32::from);
-        let luma = 0.299 * r + 0.587 * g + 0.114 * b;
-        planes[0][i] = luma - 128.0;
-        planes[1][i] = 0.564 * (b - luma);
-        planes[2][i] = 0.713 * (r - luma);
-    }
-    planes
+        picture.pixel(x, y).map(f32::from)
+    });
+    let luma = |[r, g, b]: [f32; 3]| 0.299 * r + 0.587 * g + 0.114 * b;
+    [
+        pixels.map(|rgb| luma(rgb) - 128.0),
+        pixels.map(|rgb| 0.564 * (rgb[2] - luma(rgb))),
+        pixels.map(|rgb| 0.713 * (rgb[0] - luma(rgb))),
+    ]
 }
 
-/// `[frequency][place]` of the one-dimensional transform.
+/// `[place][frequency]` of the one-dimensional transform.
 fn cosines() -> [[f32; 8]; 8] {
-    std::array::from_fn(|u| {
-        let norm = if u == 0 { 0.125f32.sqrt() } else { 0.5 };
-        std::array::from_fn(|x| norm * ((2 * x + 1) as f32 * u as f32 * std::f32::consts::PI / 16.0).cos())
+    std::array::from_fn(|x| {
+        std::array::from_fn(|u| {
+            let norm = if u == 0 { 0.125f32.sqrt() } else { 0.5 };
+            norm * ((2 * x + 1) as f32 * u as f32 * std::f32::consts::PI / 16.0).cos()
+        })
     })
 }
 
@@ -161,13 +163,20 @@ struct Scan {
 impl Scan {
     /// Writes one block; gives its first coefficient, which the next one is counted from. `codes`: DC, AC.
     fn block(&mut self, pixels: &[f32; 64], steps: &[u8; 64], before: i32, codes: [&Codes; 2]) -> i32 {
-        let mut rows = [0.0; 64];
-        for i in 0..64 {
-            rows[i] = (0..8).map(|x| self.cosines[i % 8][x] * pixels[i / 8 * 8 + x]).sum();
+        // Sums side by side, so that the compiler makes vectors of them.
+        let add = |sums: &mut [f32; 8], factor: f32, values: &[f32; 8]| {
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
+        };
+        let (mut rows, mut all) = ([[0.0; 8]; 8], [[0.0; 8]; 8]);
+        for (row, pixels) in rows.iter_mut().zip(pixels.chunks_exact(8)) {
+            pixels.iter().zip(&self.cosines).for_each(|(pixel, cosines)| add(row, *pixel, cosines));
+        }
+        for (row, cosines) in rows.iter().zip(&self.cosines) {
+            all.iter_mut().zip(cosines).for_each(|(sums, cosine)| add(sums, *cosine, row));
         }
         let coefficient = |at: usize| {
-            let sum: f32 = (0..8).map(|y| self.cosines[at / 8][y] * rows[y * 8 + at % 8]).sum();
-            (sum / f32::from(steps[at])).round() as i32
+            let steps = all[at / 8][at % 8] / f32::from(steps[at]);
+            (steps + 0.5f32.copysign(steps)) as i32
         };
         let values = self.order.map(coefficient);
         self.number(0, values[0] - before, codes[0]);

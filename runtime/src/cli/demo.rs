@@ -6,7 +6,7 @@
 
 use super::picture::{Picture, VIEW, draw};
 use super::progress::ProgressBar;
-use super::view::{Page, Report, ReportArgs, ViewArgs, both};
+use super::view::{Channels, Page, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene, Stage};
@@ -216,6 +216,7 @@ struct Demo {
     robot: Robot,
     node: Node,
     recorder: Recorder,
+    channels: Channels,
     ask: Publisher<StringMsg>,
     goals: Subscriber<PoseStamped>,
     events: Receiver<Work>,
@@ -277,14 +278,19 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let report = args.report.open("sim", Some(&pipeline))?;
     let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, (&page, &report))?;
     let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
-    if page.is_open() && story.is_ok() {
-        progress.line("the page stays open: ask there, the robot drives; Ctrl-C ends");
+    if (page.is_open() || demo.channels.is_live()) && story.is_ok() {
+        progress.line(if page.is_open() {
+            "the page stays open: ask there, the robot drives; Ctrl-C ends"
+        } else {
+            "Foxglove's channels stay open; Ctrl-C ends"
+        });
         demo.stay(&mut progress)?;
     }
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
-    let Demo { session, robot, node, recorder, goals, shown, .. } = demo;
+    let Demo { session, robot, node, recorder, channels, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
     node.stop();
+    drop(channels); // what they have left to record
     // Whatever is still on its way is not waited for.
     let _ = session.close();
     let recorded = recorder.finish();
@@ -426,7 +432,8 @@ impl Demo {
         let shown: Arc<Mutex<Shown>> = Arc::default();
         let (events_in, events) = channel();
         let observed = shown.clone();
-        let viewed = both(page.observer(), report.observer());
+        let channels = args.view.channels(recorder.sender(), "odom")?;
+        let viewed = both(both(page.observer(), report.observer()), channels.observer());
         let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
         config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
         let parts = NodeParts {
@@ -459,7 +466,8 @@ impl Demo {
         let mount = mounting(&robot.camera);
         let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
         static_tf.publish(&TFMessage { transforms: vec![mount] })?;
-        Ok(Self { session, robot, node, recorder, ask, goals, events, shown, stop, _static_tf: static_tf })
+        let _static_tf = static_tf;
+        Ok(Self { session, robot, node, recorder, channels, ask, goals, events, shown, stop, _static_tf })
     }
 
     /// Stands, and drives to whatever goal poses come, until it is stopped.

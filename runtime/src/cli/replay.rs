@@ -9,7 +9,7 @@ use crate::config::RobotConfig;
 use crate::mind::Pipeline;
 use crate::no_model::no_model;
 use crate::node::{MonotonicClock, NodeEvent};
-use crate::replay::{Replay, Replayed, Told, replay, replay_without_model};
+use crate::replay::{Replay, Replayed, Told, replay, replay_without_model, watch_rest};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -109,7 +109,8 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     let page = args.view.open("replay", pipeline.as_ref())?;
     let report = args.report.open("replay", pipeline.as_ref())?;
-    let observer = both(page.observer(), report.observer());
+    let channels = args.view.channels(None, &asked.config.frames.odom)?;
+    let observer = both(both(page.observer(), report.observer()), channels.observer());
     let mut tell = |told: Told<'_>| match told {
         Told::Line(line) => progress.line(&line),
         Told::Bar(what, done, of) => progress.bar(what, done, of),
@@ -158,6 +159,9 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             None => eprintln!("mindseye: nothing was imagined: no picture to write"),
         }
     }
+    if let Some(observer) = report.observer() {
+        watch_rest(&asked, &MonotonicClock, &mut |event| observer(event), &go_on)?;
+    }
     write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
     let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
     if page.is_open() {
@@ -177,6 +181,11 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         });
         // With what was asked on the page.
         write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
+    } else if channels.is_live() {
+        eprintln!("mindseye: Foxglove's channels stay open; Ctrl-C ends");
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -1,6 +1,6 @@
 //! `mindseye run`: the node, until a signal stops it.
 
-use super::view::ViewArgs;
+use super::view::{ViewArgs, both};
 use super::{found_or_detecting, say, stop_flag};
 use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
@@ -138,14 +138,16 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         None => no_model(),
     };
     let page = args.view.open(&robot, pipeline.as_ref())?;
+    let record = || recorder.as_ref().and_then(Recorder::sender);
+    let channels = args.view.channels(record(), &config.frames.odom)?;
     let node = Node::start(
         &session,
         NodeParts {
             mind,
             encoder,
             config,
-            record: recorder.as_ref().and_then(Recorder::sender),
-            observer: page.observer(),
+            record: record(),
+            observer: both(page.observer(), channels.observer()),
         },
     )?;
     page.serve(&node);
@@ -167,6 +169,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (counts, profile) = (node.counts(), node.profile());
     node.stop();
+    drop(channels);
     if let Err(error) = session.close() {
         tracing::warn!(%error, "the session did not close cleanly");
     }
