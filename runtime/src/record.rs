@@ -93,7 +93,20 @@ impl Recorder {
     /// # Errors
     /// The file cannot be created.
     pub fn start(path: &Path) -> Result<Self, WriteBagError> {
-        let writer = McapWriter::create(path)?;
+        Self::write(McapWriter::create(path)?, path)
+    }
+
+    /// Starts recording what is not ROS's to a file beside `path`: `NAME.foxglove.mcap`. rosbag2 refuses a file whose
+    /// topics are encoded differently.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn start_beside(path: &Path) -> Result<Self, WriteBagError> {
+        let path = path.with_extension("foxglove.mcap");
+        Self::write(McapWriter::create_with_profile(&path, "")?, &path)
+    }
+
+    fn write(writer: McapWriter, path: &Path) -> Result<Self, WriteBagError> {
         let (sender, receiver) = sync_channel(QUEUE);
         let failed = Arc::new(AtomicBool::new(false));
         let flag = failed.clone();

@@ -24,6 +24,6 @@ status=0
 kill -INT "$pid"
 wait "$pid" || status=1
 pid=
-"$venv/bin/python" "$here/foxglove.py" "$work/demo.mcap" || status=1
+"$venv/bin/python" "$here/foxglove.py" "$work/demo.foxglove.mcap" || status=1
 [ "$status" = 0 ] || cat "$work/log"
 exit $status

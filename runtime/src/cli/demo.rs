@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 #[command(
     after_help = "Examples:\n  mindseye demo\n  mindseye demo --seed 7 --goal \"find the red chair\" --out out/\n  \
                         mindseye demo --fast --json\n\n\
-                        Writes imagination.png and demo.mcap (opens in Foxglove)."
+                        Writes imagination.png, demo.mcap, and demo.foxglove.mcap (the same as Foxglove's schemas)."
 )]
 pub struct DemoArgs {
     /// Seed of the house, the drive and the imagination.
@@ -216,6 +216,7 @@ struct Demo {
     robot: Robot,
     node: Node,
     recorder: Recorder,
+    beside: Recorder,
     channels: Channels,
     ask: Publisher<StringMsg>,
     goals: Subscriber<PoseStamped>,
@@ -287,13 +288,13 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         demo.stay(&mut progress)?;
     }
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
-    let Demo { session, robot, node, recorder, channels, goals, shown, .. } = demo;
+    let Demo { session, robot, node, recorder, beside, channels, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
     node.stop();
     drop(channels); // what they have left to record
     // Whatever is still on its way is not waited for.
     let _ = session.close();
-    let recorded = recorder.finish();
+    let (recorded, beside) = (recorder.finish(), beside.finish());
     let recording = args.out.join(RECORDING);
     let story = match story {
         Ok(story) => story,
@@ -333,6 +334,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     }
     // The answer is out; what could not be written is a failure all the same.
     recorded?;
+    beside?;
     painted?;
     reported?;
     Ok(if story.answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -432,7 +434,8 @@ impl Demo {
         let shown: Arc<Mutex<Shown>> = Arc::default();
         let (events_in, events) = channel();
         let observed = shown.clone();
-        let channels = args.view.channels(recorder.sender(), "odom")?;
+        let beside = Recorder::start_beside(&args.out.join(RECORDING))?;
+        let channels = args.view.channels(beside.sender(), "odom")?;
         let viewed = both(both(page.observer(), report.observer()), channels.observer());
         let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
         config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
@@ -467,7 +470,20 @@ impl Demo {
         let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
         static_tf.publish(&TFMessage { transforms: vec![mount] })?;
         let _static_tf = static_tf;
-        Ok(Self { session, robot, node, recorder, channels, ask, goals, events, shown, stop, _static_tf })
+        Ok(Self {
+            session,
+            robot,
+            node,
+            recorder,
+            beside,
+            channels,
+            ask,
+            goals,
+            events,
+            shown,
+            stop,
+            _static_tf,
+        })
     }
 
     /// Stands, and drives to whatever goal poses come, until it is stopped.

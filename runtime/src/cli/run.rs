@@ -47,7 +47,7 @@ pub struct RunArgs {
     /// An object detector (ONNX) that sees things in the frames, instead of the configuration's.
     #[arg(long, value_name = "ONNX")]
     detector: Option<PathBuf>,
-    /// Record what comes in and goes out.
+    /// Record what comes in and goes out; the same as Foxglove's schemas goes to NAME.foxglove.mcap beside it.
     #[arg(long, value_name = "MCAP")]
     record: Option<PathBuf>,
     /// Stop by itself after so many seconds.
@@ -139,7 +139,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     let page = args.view.open(&robot, pipeline.as_ref())?;
     let record = || recorder.as_ref().and_then(Recorder::sender);
-    let channels = args.view.channels(record(), &config.frames.odom)?;
+    let beside = args.record.as_deref().filter(|_| cfg!(feature = "view"));
+    let beside = beside.map(Recorder::start_beside).transpose()?;
+    let channels = args.view.channels(beside.as_ref().and_then(Recorder::sender), &config.frames.odom)?;
     let node = Node::start(
         &session,
         NodeParts {
@@ -174,6 +176,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!(%error, "the session did not close cleanly");
     }
     let recorded = recorder.map(Recorder::finish).transpose()?;
+    beside.map(Recorder::finish).transpose()?;
     if args.json {
         let document = serde_json::json!({
             "robot": robot,

@@ -13,7 +13,5 @@ mod geometry;
 mod links;
 mod node;
 mod shipped;
-#[cfg(feature = "top")]
-mod top;
 #[cfg(feature = "view")]
 mod view;

@@ -1,4 +1,4 @@
-//! The same as Foxglove's standard schemas, for who has that tool: in recordings, and live for its WebSocket.
+//! The same as Foxglove's standard schemas, for who has that tool: in a file beside recordings, and live for its WebSocket.
 //!
 //! | topic | schema | what |
 //! |---|---|---|
