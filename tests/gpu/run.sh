@@ -70,7 +70,30 @@ else
     echo "SKIP: $python has no torch; nothing to compare with"
 fi
 
-# Part 2: training on a GPU goes here. There is none yet.
+# Part 2: training by libtorch, stopped when its time is up; what it has learnt by then is shipped and evaluated.
+trainer=${MINDSEYE_TORCH_PROGRAM:-tools/train/torch/target/release/mindseye-tools}
+config=${MINDSEYE_TRAIN_CONFIG:-configs/train/house-tiny-gpu.toml}
+train() {
+    timeout --signal=TERM "$1" "$trainer" train "$config" --out "$out/run" --device "$2" "${@:3}"
+    local code=$?
+    [ "$code" = 124 ] || return "$code"
+}
+export -f train
+export trainer config out
+if [ ! -x "$trainer" ]; then
+    echo "SKIP: no $trainer: build it with tools/train/torch/build.sh; nothing is trained"
+else
+    if $rehearse; then
+        config=tests/data/train/train.toml
+        part 120 "training, in small" bash -c 'train 100 cpu'
+    else
+        part 540 "training" bash -c 'train 520 cuda:0 --init models/house-tiny'
+    fi
+    part 60 "what was learnt, as a bundle" "$trainer" ship "$out/run" --config "$config" --out "$out/bundle"
+    if ! $rehearse; then
+        part 120 "goals in unseen houses" "$trainer" eval grounding --bundle "$out/bundle" --houses 50 --quick
+    fi
+fi
 
 printf '\nwritten to %s\n' "$out"
 exit $failed
