@@ -11,6 +11,9 @@ use mindseye_engines::model::Ops;
 
 use crate::eager::{Eager, IndexVar, Params, Var};
 
+/// Outputs with their gradients.
+pub type OutputGrads<T> = Vec<(T, Vec<f32>)>;
+
 /// An interpreter that computes gradients of weights.
 ///
 /// A failure of its device, such as a lack of memory, is no value of an operation: an interpreter then unwinds with a
@@ -36,7 +39,7 @@ pub trait Autograd: Ops {
 
     /// Goes back from outputs and their gradients, once for what was computed since [`Autograd::restart`]; the gradients
     /// of weights are added to those of earlier calls.
-    fn backward(&mut self, outputs: Vec<(Self::Tensor, Vec<f32>)>);
+    fn backward(&mut self, outputs: OutputGrads<Self::Tensor>);
 
     /// The summed gradients, one vector per weight in the order of [`Params`] (empty = none); they start again from
     /// nothing.
@@ -149,7 +152,7 @@ impl Autograd for Eager {
         Cow::Borrowed(Self::value(self, *x).1)
     }
 
-    fn backward(&mut self, outputs: Vec<(Var, Vec<f32>)>) {
+    fn backward(&mut self, outputs: OutputGrads<Var>) {
         Self::backward(self, outputs);
     }
 

@@ -7,7 +7,7 @@ use mindseye_engines::model::dit::{self, DitInputs, Prediction};
 use mindseye_engines::model::umt5::{self, Umt5Inputs};
 use mindseye_world::Rng;
 
-use crate::autograd::Autograd;
+use crate::autograd::{Autograd, OutputGrads};
 use crate::data::{Known, SEEN_SHARE, Sample, Task};
 use crate::eager::{Eager, Params};
 use crate::family::{END, HouseModel};
@@ -451,7 +451,7 @@ pub fn losses<A: Autograd>(
     out: &Forward<A::Tensor>,
     weights: &LossWeights,
     total: usize,
-) -> (Losses, Vec<(A::Tensor, Vec<f32>)>) {
+) -> (Losses, OutputGrads<A::Tensor>) {
     let [video, pose, mask, locate] = [&out.sample, &out.pose, &out.mask, &out.locate].map(|v| e.value(v));
     let attributes = out.attributes.as_ref().map(|v| e.value(v));
     let zeros = |values: &[f32]| vec![0.0f32; values.len()];

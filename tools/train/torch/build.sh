@@ -38,8 +38,8 @@ ln -s "$torch/include" "$view/include"
 ln -s "$torch"/lib/libtorch.so "$torch"/lib/libtorch_cpu.so "$torch"/lib/libc10.so "$view/lib/"
 export LIBTORCH=$view LIBTORCH_BYPASS_VERSION_CHECK=1 MINDSEYE_LIBTORCH_LIB=$torch/lib
 if [ $# = 0 ]; then
-    cargo build --release --locked
+    cargo build --release
     echo "$target/release/mindseye-tools"
 else
-    cargo "$1" --release --locked "${@:2}"
+    cargo "$1" --release "${@:2}"
 fi

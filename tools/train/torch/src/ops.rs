@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mindseye_engines::model::Ops;
-use mindseye_train::autograd::{Autograd, DeviceError, Settings};
+use mindseye_train::autograd::{Autograd, DeviceError, OutputGrads, Settings};
 use mindseye_train::eager::{Params, is_chosen};
 use tch::{Kind, TchError, Tensor};
 
@@ -358,7 +358,7 @@ impl Autograd for TorchOps {
         Cow::Owned(out)
     }
 
-    fn backward(&mut self, outputs: Vec<(Var, Vec<f32>)>) {
+    fn backward(&mut self, outputs: OutputGrads<Var>) {
         let outputs: Vec<(usize, Tensor)> = outputs
             .into_iter()
             .filter(|(x, _)| self.nodes[x.0].needs)

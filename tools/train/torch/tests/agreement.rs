@@ -10,7 +10,7 @@ use mindseye_engines::model::dit::{self, DitConfig, DitInputs, Prediction};
 use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
 use mindseye_engines::model::vae::{self, Chunk, VaeConfig};
 use mindseye_torch::TorchDevice;
-use mindseye_train::autograd::{Autograd, Device, EagerDevice, Settings};
+use mindseye_train::autograd::{Autograd, Device, EagerDevice, OutputGrads, Settings};
 use mindseye_train::checkpoint::State;
 use mindseye_train::codec_fit::codec_of;
 use mindseye_train::config::TrainConfig;
@@ -71,7 +71,7 @@ fn agree(params: &Params, got: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64)
 
 /// Gradients of a pass by the eager interpreter, and by libtorch with and without checkpoints.
 trait Pass {
-    fn run<A: Autograd>(&self, e: &mut A) -> Vec<(A::Tensor, Vec<f32>)>;
+    fn run<A: Autograd>(&self, e: &mut A) -> OutputGrads<A::Tensor>;
 }
 
 fn gradients<A: Autograd>(e: &mut A, params: &Arc<Params>, pass: &impl Pass) -> Vec<Vec<f32>> {
@@ -131,7 +131,7 @@ fn gradients_of_the_shipped_model() {
         &'a [Draw],
     );
     impl Pass for House<'_> {
-        fn run<A: Autograd>(&self, e: &mut A) -> Vec<(A::Tensor, Vec<f32>)> {
+        fn run<A: Autograd>(&self, e: &mut A) -> OutputGrads<A::Tensor> {
             let Self(config, model, samples, draws) = self;
             let out = net::forward(e, model, samples, draws);
             net::losses(e, model, samples, draws, &out, &config.loss, samples.len()).1
@@ -203,7 +203,7 @@ impl Wan {
 }
 
 impl Pass for Wan {
-    fn run<A: Autograd>(&self, e: &mut A) -> Vec<(A::Tensor, Vec<f32>)> {
+    fn run<A: Autograd>(&self, e: &mut A) -> OutputGrads<A::Tensor> {
         let (cfg, mut noise) = (&self.dit, Noise(3));
         let [height, width] = LATENT.map(|s| s * self.vae.spatial_factor());
         // A clip of nine frames: latents of three, decoded again.
