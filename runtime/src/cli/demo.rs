@@ -252,7 +252,7 @@ impl Story {
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let Some(difficulty) = world::Difficulty::named(&args.difficulty) else {
-        bail!("--difficulty {:?}: known are plain and house", args.difficulty);
+        bail!("--difficulty {:?}: known are {}", args.difficulty, world::Difficulty::NAMES.join(", "));
     };
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
