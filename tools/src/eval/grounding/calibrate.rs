@@ -287,7 +287,7 @@ mod tests {
         std::fs::write(dir.path().join(MANIFEST), &before).expect("it is written");
         let halves = |d: f64| vec![Outcome { squared_spreads: Some(d), ..present[0].clone() }; 2];
         let measured =
-            [(Regime::Exact, halves(1.0)), (Regime::Five, halves(9.21)), (Regime::None, halves(2.3025))];
+            [(Regime::Exact, halves(1.0)), (Regime::Five, halves(9.21)), (Regime::None, halves(9.21 / 4.0))];
         calibrate_scales(dir.path(), &measured).expect("it is calibrated");
         let read = |text: &str| Manifest::from_toml(text, Path::new("bundle.toml")).expect("a manifest");
         let (mut before, after) = (read(&before), std::fs::read_to_string(dir.path().join(MANIFEST)));
