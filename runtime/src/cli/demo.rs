@@ -640,7 +640,7 @@ fn drive(
 fn stands_before(robot: &Robot, object: usize) -> bool {
     let o = &robot.house.objects[object];
     let pose = robot.body.pose;
-    let edge = (pose.x - o.x).hypot(pose.y - o.y) - o.radius;
+    let edge = o.distance(pose.x, pose.y);
     let seen = world::visible_fraction(&robot.house, pose, &robot.camera, object);
     edge <= ARRIVED_M && seen >= 0.2
 }

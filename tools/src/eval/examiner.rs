@@ -409,7 +409,8 @@ impl Examiner {
         };
         let (width, height) = (camera.width, camera.height);
         // Examiners of plain worlds do not say how many nouns they know.
-        let nouns = about.get("nouns").and_then(|n| n.parse().ok()).filter(|n| *n <= Shape::ALL.len());
+        let nouns =
+            about.get("nouns").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n <= Shape::ALL.len());
         let nouns = nouns.unwrap_or(Shape::PLAIN.len());
         let (depth, name) = (take(Shape3::depth(width * height))?, take(Shape3::name(nouns))?);
         let out = Self { depth, name, width, height, nouns, quality };

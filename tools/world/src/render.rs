@@ -1074,7 +1074,7 @@ impl Scene {
     fn bare(&self, code: u32) -> bool {
         self.hung.len() == 4
             && (2..WALL_BASE).contains(&code)
-            && self.hung.get([0, 1, 2, 3][(code as usize - 2) & 3]).is_some_and(|h| h[0] == h[1])
+            && self.hung.get(code as usize - 2).is_some_and(|h| h[0] == h[1])
     }
 
     /// The colour of a sample of a furnished house in fast light, 0 to 255; `du` is the samples' distance.
