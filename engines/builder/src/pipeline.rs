@@ -898,8 +898,7 @@ fn layer_reports(
 }
 
 /// Puts every part of the bundle into the folder's precision again, as its settings say, checks that scales are those of
-/// the passport, and compares each with fp32 on the CPU. Parts in fp32 are the bundle's own graphs: their report is
-/// empty.
+/// the passport, and compares each with fp32 on the CPU.
 ///
 /// # Errors
 /// The bundle, the passport's hashes, or a backend; a part that gives NaN or infinity, by name.
@@ -918,7 +917,7 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         let config = settings.quant(bundle.manifest().dit.head_dim);
         let mut errors = LayerErrors::new();
         let mut verified = if !quantises(passport.precision, component) {
-            verify_floats(&passport, &fp32, &runner, &mut with).map_err(failed)?
+            verify_floats(&engine, &passport, &fp32, &runner, &mut with).map_err(failed)?
         } else if component == DenoiserKind::Joint.component() {
             let (quantised, verified, measured) =
                 verify_joint(&engine, &passport, &fp32, config, &runner, &mut with)?;
@@ -941,8 +940,10 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
     Ok(all)
 }
 
-/// Compares a part in a 16-bit float format with fp32, each value rounded as the format rounds it.
+/// Compares a part in a float format with fp32, each value rounded as a 16-bit format rounds it. In fp32 it is the graph that
+/// was written that is run, where there is one.
 fn verify_floats(
+    engine: &Path,
     passport: &Passport,
     fp32: &Model,
     runner: &Runner,
@@ -950,15 +951,8 @@ fn verify_floats(
 ) -> Result<Verified, QuantError> {
     let float = passport.precision;
     if float == Precision::Fp32 {
-        return Ok(Verified {
-            component: passport.component.clone(),
-            precision: float,
-            report: Report::default(),
-            without_smoothing: None,
-            inputs: "the bundle's own graph: nothing to round".into(),
-            past: None,
-            layers: Vec::new(),
-        });
+        let built = if passport.library == "onnx" { Model::load(engine)? } else { fp32.clone() };
+        return compare_part(passport, fp32, &built, runner, with);
     }
     let checks = &mut with.checks;
     let (component, samples) = (passport.component.as_str(), checks.samples.max(1));
