@@ -483,7 +483,7 @@ fn values_too_large_for_halves_stay_in_fp32() {
     };
     let mut rng = mindseye_base::random::Rng::new(5);
     let mut weights = MemoryWeights::new();
-    for p in count_text(&cfg, 4).params() {
+    for p in count_text(&cfg, 4).params().to_vec() {
         let factor = match p.name.as_str() {
             name if name.contains("DenseReluDense.wo") => 2e4,
             name if name.contains("DenseReluDense.wi") => 4.0,
