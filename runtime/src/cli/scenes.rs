@@ -362,7 +362,7 @@ impl HouseTask {
             for handle in handles {
                 match handle.join() {
                     Ok(part) => all.extend(part?),
-                    Err(_) => bail!("a scene broke down"),
+                    Err(_) => bail!("a scene panicked"),
                 }
             }
             Ok(())
