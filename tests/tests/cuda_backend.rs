@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mindseye_builder::checkpoint::names::{umt5_params, vae_params};
 use mindseye_builder::onnx::{
     DeclaredWeights, GraphBuilder, MemoryWeights, Way, denoiser_graph, step_component, text_encoder_graph,
     vae_graph,
@@ -216,7 +217,7 @@ fn the_shipped_model_agrees_with_rten() {
 #[test]
 fn the_video_autoencoder_agrees_with_rten() {
     let (dir, cfg, latent) = (tempfile::tempdir().unwrap(), vae(), [2, 4]);
-    let weights = weights(&cfg.params());
+    let weights = weights(&vae_params(&cfg));
     let file = |way: Way, chunk: Chunk| {
         let model = vae_graph(&cfg, latent, way, chunk, weights.clone()).unwrap();
         saved(dir.path(), &step_component(way, chunk), model)
@@ -277,7 +278,7 @@ fn text_and_large_heads_agree_with_rten() {
         max_distance: 128,
         eps: 1e-6,
     };
-    let graph = text_encoder_graph(&cfg, 20, weights(&cfg.params())).unwrap();
+    let graph = text_encoder_graph(&cfg, 20, weights(&umt5_params(&cfg))).unwrap();
     agrees_with_rten(&saved(dir.path(), "text_encoder", graph), &[]);
 
     let mut ops = GraphBuilder::new("heads", Arc::new(MemoryWeights::new()));

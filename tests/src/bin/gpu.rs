@@ -12,7 +12,7 @@ use mindseye_engines::backend::{
     Backend, BackendError, PrepareOptions, RtenBackend, Session, State, Tensor, is_state,
 };
 use mindseye_engines::bundle::Bundle;
-use mindseye_engines::count::count_denoiser;
+use mindseye_engines::count::{count_denoiser, count_vae_decoder, count_vae_encoder};
 use mindseye_engines::cuda::{
     CudaBackend, CudaDevice, Device, Memory, Pinned, check_kernels, library, probe,
 };
@@ -167,8 +167,11 @@ fn video_autoencoder(
     let (mut errors, mut same_bytes) = (Map::new(), true);
     let (mut millis, mut first_ms) = (Map::new(), Map::new());
     for way in [Way::Encode, Way::Decode] {
-        let params = if way == Way::Encode { cfg.encoder_params() } else { cfg.decoder_params() };
-        let weights = Arc::new(random_weights(&params));
+        let counted = match way {
+            Way::Encode => count_vae_encoder(cfg, [1, 1], Chunk::Next),
+            Way::Decode => count_vae_decoder(cfg, [1, 1], Chunk::Next),
+        };
+        let weights = Arc::new(random_weights(counted.params()));
         let mut files = Vec::new();
         for chunk in [Chunk::First, Chunk::Next] {
             let file = folder.join(format!("{}.onnx", step_component(way, chunk)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use mindseye_engines::count::{count_denoiser, count_depth};
+use mindseye_engines::count::{count_codec_encoder, count_denoiser, count_depth};
 use mindseye_engines::cuda::{CudaError, GraphNeeds, graph_needs};
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::vae::Chunk;
@@ -14,6 +14,7 @@ use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::target::Precision;
 
 use super::ModelSpec;
+use crate::checkpoint::names::{umt5_params, vae_params};
 use crate::onnx::{
     DeclaredWeights, Way, WeightSource, codec_graph, denoiser_graph, depth_graph, step_component,
     text_encoder_graph, vae_graph,
@@ -64,18 +65,19 @@ pub fn declared_graphs(model: &ModelSpec) -> Result<Vec<(String, Model)>, OnnxEr
         graphs.push((kind.component().to_owned(), denoiser_graph(dit, weights, kind, Dim::Fixed(1))?));
     }
     if let Some(cfg) = &model.text_encoder {
-        let graph = text_encoder_graph(cfg, dit.text_len, declared(&cfg.params()))?;
+        let graph = text_encoder_graph(cfg, dit.text_len, declared(&umt5_params(cfg)))?;
         graphs.push(("text_encoder".into(), graph));
     }
     for way in [Way::Encode, Way::Decode] {
         if let Some(cfg) = &model.codec {
-            graphs.push((way.component().into(), codec_graph(cfg, way, declared(&cfg.params()))?));
+            let weights = declared(count_codec_encoder(cfg, 1).params());
+            graphs.push((way.component().into(), codec_graph(cfg, way, weights)?));
         }
         let steps = [Chunk::First, Chunk::Next];
         for (chunk, cfg) in steps.into_iter().flat_map(|chunk| model.vae.iter().map(move |cfg| (chunk, cfg)))
         {
             let latent = [dit.latent_height, dit.latent_width];
-            let graph = vae_graph(cfg, latent, way, chunk, declared(&cfg.params()))?;
+            let graph = vae_graph(cfg, latent, way, chunk, declared(&vae_params(cfg)))?;
             graphs.push((step_component(way, chunk), graph));
         }
     }
