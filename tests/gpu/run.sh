@@ -5,12 +5,25 @@
 #   cargo build --release -p mindseye-tests --bin gpu     # where the sources are compiled
 #   tests/gpu/run.sh                                      # where the GPU is
 #   tests/gpu/run.sh --rehearse                           # anywhere: every step on the CPU, in small
+#   tests/gpu/run.sh --rehearse --whole                   # and the shipped model at its whole size (minutes)
+#
+# With the program itself (cargo build --release) a whole goal is asked, too.
 #
 # Output goes to $OUT, or to docs/gpu/ of this tree: one JSON document by card and date, and the log.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 rehearse=false
-[ "${1:-}" = --rehearse ] && rehearse=true
+whole=
+for argument in "$@"; do
+    case $argument in
+        --rehearse) rehearse=true ;;
+        --whole) whole=--whole ;;
+        *)
+            echo "$argument is not known: --rehearse and --whole are"
+            exit 2
+            ;;
+    esac
+done
 out=${OUT:-docs/gpu}
 $rehearse && out=$(mktemp -d)
 mkdir -p "$out"
@@ -30,7 +43,7 @@ part() {
 
 if $rehearse; then
     card=rehearsal
-    arguments=(--small)
+    arguments=(--small $whole)
     driver=$(mktemp -d)
     if ! command -v g++ >/dev/null; then
         echo "SKIP: g++ is missing, which compiles the emulator"
@@ -57,7 +70,24 @@ fi
 if ! $rehearse; then
     part 10 "the card" nvidia-smi
 fi
-part 200 "kernels, the shipped model, blocks of the large one" "$gpu" "${arguments[@]}" --out "$out/$card-$date.json"
+limit=300
+[ -n "$whole" ] && limit=1800
+part $limit "kernels, the shipped model, blocks of the large one" "$gpu" "${arguments[@]}" --out "$out/$card-$date.json"
+mindseye=${MINDSEYE_PROGRAM:-target/release/mindseye}
+if [ -x "$mindseye" ]; then
+    part 60 "doctor" "$mindseye" doctor
+    part 30 "the large model's memory" "$mindseye" engine plan configs/models/wan22-5b.toml --backend cuda
+    if $rehearse; then
+        echo "SKIP: a whole goal of the shipped model takes too long in the emulator"
+    else
+        goal=$(mktemp -d)
+        part 60 "a whole goal by rten" "$mindseye" demo --fast --json --out "$goal"
+        part 60 "the same goal by cuda" "$mindseye" demo --fast --json --out "$goal" --backend cuda
+        part 60 "the same goal by cuda again" "$mindseye" demo --fast --json --out "$goal" --backend cuda
+    fi
+else
+    echo "SKIP: no $mindseye; no whole goal was asked"
+fi
 python=${PYTHON:-python3}
 if "$python" -c 'import torch' 2>/dev/null; then
     if $rehearse; then

@@ -32,12 +32,18 @@ fn value(of: &Value, pointer: &str) -> f64 {
 
 #[test]
 fn the_same_houses_give_the_same_figures() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let report = dir.path().join("report.html").display().to_string();
     let args = ["grounding", "--quick", "--houses", "2", "--json"];
-    let (a, b) = (document(&args)?, document(&args)?);
+    let (a, b) = (document(&args)?, document(&[&args[..], &["--report", &report]].concat())?);
     assert_eq!(a["rows"], b["rows"]);
     assert_eq!(a["goal_pose"], b["goal_pose"]);
     assert_eq!(a["outcomes"].as_array().map(Vec::len), Some(2));
     assert!(a["rows"]["model"]["sd_m"]["value"].is_null(), "no examiner, no SD");
+    // Every house is a row that opens, with its drive, the true one and the map.
+    let report = fs::read_to_string(report)?;
+    assert_eq!((report.matches("<details>").count(), report.matches("<img ").count()), (2, 6));
+    assert!(report.contains("house 900000") && report.contains("find the ") && !report.contains("<script"));
     Ok(())
 }
 
@@ -56,6 +62,9 @@ fn the_shipped_model_finds_named_things_in_rooms_that_it_never_saw() -> Outcome 
         let (heading, position) = (heading.ok_or("no heading")?, position.ok_or("no position")?);
         assert!(heading < 25.0 && position < 0.6, "{heading} degrees, {position} m: {o}");
         near += usize::from(position < 0.3);
+        // Where the drive ends the thing is looked at once more: the goal is here, or it is asked again.
+        let off = o["looked_off_m"].as_f64().ok_or("nothing was seen at the end")?;
+        assert!(off < 0.5 && (off <= 0.1 || o["reasked"] == true), "{off} m: {o}");
     }
     assert!(near >= 5, "{near} of {HOUSES} within 0.3 m");
     assert!(value(&d, "/rows/model/arrived/value") >= 0.8, "{}", d["rows"]["model"]);
