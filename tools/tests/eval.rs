@@ -113,6 +113,17 @@ fn bad_requests_are_refused_in_one_line() -> Outcome {
 }
 
 #[test]
+fn true_renders_are_placed_by_landmarks_and_another_house_is_not() -> Outcome {
+    let d = document(&["landmarks", "--houses", "1", "--json"])?;
+    assert!(value(&d, "/position_m/median") < 0.1 && value(&d, "/heading_deg/median") < 3.0, "{d}");
+    let accepted = |of: &str, kind: usize| value(&d, &format!("/accepted_{of}/{kind}/share/value"));
+    assert!(accepted("frames", 0) >= 0.8 && accepted("drives", 0) == 1.0, "{d}");
+    assert!(accepted("frames", 1) == 0.0 && accepted("drives", 1) == 0.0, "another house: {d}");
+    assert!(accepted("drives", 2) == 0.0, "a thing painted in: {d}");
+    Ok(())
+}
+
+#[test]
 #[ignore = "slow: trains the examiner, half a minute or more"]
 fn controls_stand_beside_the_model() -> Outcome {
     let dir = tempfile::tempdir()?;
