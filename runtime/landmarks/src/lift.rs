@@ -449,7 +449,7 @@ fn depths_in(
 /// Kept frames whose landmarks a picture should show.
 const NEAREST_FRAMES: usize = 3;
 /// Their cameras are at most this far away (metres), and look at most this far aside (radians).
-const NEAREST_MAX: (f64, f64) = (1.5, 0.9);
+const NEAREST_MAX: (f64, f64) = (0.8, 0.6);
 /// Fewest landmarks of a region that is judged, and fewest features whose share counts.
 const MISSING_MIN: usize = 10;
 const STRANGE_MIN: usize = 6;
