@@ -1,9 +1,11 @@
 //! Export, shipping, evaluation, curation and golden checks; training lives in `mindseye-train`.
 
+pub mod cli;
 pub mod clips;
 pub mod curate;
 pub mod eval;
 pub mod export;
+pub mod furniture;
 pub mod golden;
 pub mod import;
 pub mod model;

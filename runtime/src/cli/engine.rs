@@ -14,10 +14,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use mindseye_base::sync::lock;
 use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
-use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
+use mindseye_builder::plan::{self, CudaNeeds, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
-    CalibrationSource, Calibrator, Checks, Inputs, MEMORY_BYTES, Report, Runner, Spooled, SyntheticDenoiser,
-    TaskChange, Work, frames_within, part_inputs,
+    CalibrationSource, Calibrator, Checks, Inputs, Report, Runner, Spooled, SyntheticDenoiser, TaskChange,
+    Work, frames_within, part_inputs,
 };
 use mindseye_engines::backend::{
     Backend, PrepareOptions, RtenBackend, Session, State, Tensor, by_name, is_state,
@@ -134,7 +134,7 @@ struct BenchArgs {
     /// TensorRT's library or its folder.
     #[arg(long, value_name = "PATH")]
     lib: Option<PathBuf>,
-    /// CPU backend for graphs.
+    /// Backend for graphs: rten, onnxruntime, cuda or cuda-f32.
     #[arg(long, default_value = "rten")]
     backend: String,
     /// Runs that are timed.
@@ -150,8 +150,11 @@ struct PlanArgs {
     /// A bundle's folder, or a model file (configs/models/*.toml).
     bundle: PathBuf,
     /// Machine: a name of `engine targets`, or a target file. With --compare: all machines where none is named.
-    #[arg(long, required_unless_present = "compare")]
+    #[arg(long, required_unless_present_any = ["compare", "backend"])]
     target: Option<String>,
+    /// Instead of engines that are built: what cuda (products in bf16) or cuda-f32 needs to run the graphs.
+    #[arg(long, value_name = "cuda|cuda-f32", conflicts_with_all = ["compare", "layers"])]
+    backend: Option<String>,
     /// fp32, fp16, bf16, int8, int4w, fp8 or auto.
     #[arg(long, default_value = "auto")]
     precision: String,
@@ -243,6 +246,10 @@ struct BuildArgs {
     /// Seed of the calibration items.
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     calibration_seed: u64,
+    /// Most memory for calibration and checks, GB: scenes and bags need four times the denoiser's weights, noise is made
+    /// of as many latents as fit.
+    #[arg(long, default_value_t = 8.0, value_name = "GB")]
+    calibration_memory: f64,
     /// Items that the check runs over; others than those of the calibration.
     #[arg(long, default_value_t = 8, value_name = "N")]
     verify_items: u64,
@@ -390,6 +397,9 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     if args.compare {
         return compare(&model, args, &options);
     }
+    if let Some(backend) = &args.backend {
+        return cuda_plan(&model, backend, args);
+    }
     let name = args.target.as_deref().context("--target is missing")?;
     let (target, precision) = resolve(name, &args.precision)?;
     let planned = plan(&model, &target, precision, &options)?;
@@ -419,6 +429,46 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     match names.as_slice() {
         [] => bail!("{refusal}; no other precision, kept context or shorter context fits either"),
         names => bail!("{refusal}; what would fit: {}", names.join(", or ")),
+    }
+}
+
+/// What the CUDA engine of our own needs: nothing is built for it, so there are graphs and memory to plan only.
+fn cuda_plan(model: &ModelSpec, backend: &str, args: &PlanArgs) -> anyhow::Result<ExitCode> {
+    let precision = match backend {
+        "cuda" => Precision::Bf16,
+        "cuda-f32" => Precision::Fp32,
+        other => bail!("--backend {other}: cuda and cuda-f32 are planned for; TensorRT by --target"),
+    };
+    let target = args.target.as_deref().map(Target::named).transpose()?;
+    let all = plan::cuda_needs(model, precision)?;
+    let bytes = |c: &plan::CudaNeeds| c.needs.weight_bytes + c.needs.arena_bytes + c.needs.state_bytes;
+    let total: u64 = all.iter().map(bytes).sum();
+    let refusal = target.filter(|t| total > t.memory_bytes).map(|t| {
+        let (wanted, there) = (total as f64 / 1e9, t.memory_bytes as f64 / 1e9);
+        format!("{} does not fit on {}: {wanted:.2} GB wanted, {there:.0} GB there", model.name, t.name)
+    });
+    if args.json {
+        document(&json!({ "backend": backend, "components": all, "bytes": total, "refusal": refusal }))?;
+    } else {
+        out(&format!(
+            "{:<20} {:>12} {:>12} {:>12} {:>8}",
+            "component", "weights, MB", "values, MB", "state, MB", "kernels"
+        ))?;
+        for CudaNeeds { component, needs: n } in &all {
+            let mb = |bytes: u64| bytes as f64 / 1e6;
+            out(&format!(
+                "{component:<20} {:>12.1} {:>12.1} {:>12.1} {:>8}",
+                mb(n.weight_bytes),
+                mb(n.arena_bytes),
+                mb(n.state_bytes),
+                n.launches
+            ))?;
+        }
+        out(&format!("all of it at once: {:.2} GB", total as f64 / 1e9))?;
+    }
+    match refusal {
+        None => Ok(ExitCode::SUCCESS),
+        Some(refusal) => bail!("{refusal}"),
     }
 }
 
@@ -452,6 +502,9 @@ fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow:
 
 const SCENES: &str = "scenes";
 const NOISE: &str = "noise";
+/// Memory of answering goals on the CPU, per byte of the denoiser: its weights as read and as the kernels want them, and the
+/// rest of the model.
+const DENOISER_COPIES: f64 = 4.0;
 
 /// Bytes of the denoiser's weights.
 fn denoiser_bytes(bundle: &Bundle) -> u64 {
@@ -483,17 +536,17 @@ fn sources(
     use scenes::Share::{Calibration, HeldOut};
     let (items, held_out, seed) =
         (settings.calibration_items, settings.verify_items.max(1), settings.calibration_seed);
-    let m = bundle.manifest();
+    let (m, memory) = (bundle.manifest(), settings.calibration_memory as f64 / 1e9);
     if settings.calibration == NOISE {
         let context = settings.context_latents.unwrap_or(m.limits.context_trained).max(1);
         let targets = settings.target_latents.unwrap_or(m.limits.target_trained).max(1);
-        let frames = frames_within(&m.dit, context + targets, MEMORY_BYTES);
+        let frames = frames_within(&m.dit, context + targets, settings.calibration_memory);
         let targets = targets.min(frames - 1);
         if frames - targets < context {
             lock(screen).line(&format!(
-                "noise of {} + {targets} latents: more do not fit into the {} GB that measuring may take",
-                frames - targets,
-                MEMORY_BYTES / 1_000_000_000
+                "noise of {} + {targets} latents: more do not fit into the {memory:.1} GB that measuring may take \
+                 (--calibration-memory)",
+                frames - targets
             ));
         }
         let context = frames - targets;
@@ -502,12 +555,11 @@ fn sources(
         return Ok((Box::new(noise(items, seed)), Box::new(noise(held_out, !seed))));
     }
     // Scenes and bags are answered by the whole network, on the CPU.
-    if denoiser_bytes(bundle) > MEMORY_BYTES / 4 {
+    let needed = DENOISER_COPIES * denoiser_bytes(bundle) as f64 / 1e9;
+    if needed > memory {
         bail!(
-            "the denoiser's {:.1} GB cannot answer goals within the {} GB that calibration may take: use \
-             --calibrate-with noise",
-            denoiser_bytes(bundle) as f64 / 1e9,
-            MEMORY_BYTES / 1_000_000_000
+            "answering goals takes about {needed:.1} GB with this denoiser, of {memory:.1} GB that calibration may take: \
+             allow more with --calibration-memory, or use --calibrate-with noise"
         );
     }
     let pipeline = Pipeline::load(bundle.directory(), "rten", 0)?;
@@ -606,6 +658,10 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
     settings.calibration_goals.clone_from(&args.calibration_goal);
     settings.calibration_items = args.calibration_items.max(1);
     settings.calibration_seed = args.calibration_seed;
+    if !(args.calibration_memory.is_finite() && args.calibration_memory > 0.0) {
+        bail!("--calibration-memory {} is not a positive number of GB", args.calibration_memory);
+    }
+    settings.calibration_memory = (args.calibration_memory * 1e9) as u64;
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
@@ -638,6 +694,13 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let runner = Runner::new(Arc::new(RtenBackend)).keeping(args.cache.folder());
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);
+    if !args.json {
+        let with = match precision {
+            Precision::Int8 | Precision::Fp8 => format!(", calibrated with {}", calibration.describe()),
+            _ => String::new(),
+        };
+        out(&format!("{} in {precision} for {}{with}", bundle.manifest().name, target.name))?;
+    }
     let built = pipeline::build_bundle(Request {
         bundle: &bundle,
         settings,
@@ -685,9 +748,6 @@ fn print_built(b: &BuiltComponent) -> anyhow::Result<()> {
             out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
         }
         print_task(report)?;
-    }
-    if let Some(inputs) = &b.calibration {
-        out(&format!("  calibrated with {inputs}"))?;
     }
     Ok(())
 }
@@ -839,7 +899,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     match all.iter().find_map(|v| v.past.as_ref()) {
         None => Ok(ExitCode::SUCCESS),
-        Some((what, got, limit)) => bail!("{what} has relative L2 error {got:.4}, the limit is {limit}"),
+        Some((what, got, limit)) => bail!("{what} has relative L2 error {got:.4}, the limit is {limit:.3}"),
     }
 }
 
