@@ -45,6 +45,7 @@ pub mod lift;
 pub mod mind;
 mod no_model;
 pub mod node;
+pub mod overview;
 pub mod planar;
 pub mod profile;
 pub mod recall;

@@ -699,6 +699,11 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
     let large = world::Camera::new(VIEW.0, VIEW.1);
     world::render_with(&robot.house, robot.body.pose, &large, world::RenderOptions::picture(), &mut real);
     let view = RgbImage::from_rgb(large.width, large.height, real.rgb);
+    let studied = scene.as_ref().and_then(|s| s.studied.landmarks.as_ref());
+    let landmarks: Vec<(f64, f64)> =
+        studied.iter().flat_map(|m| m.landmarks()).map(|l| (l.position.x, l.position.y)).collect();
+    let lifted = evidence.as_ref().and_then(|e| e.geometry.as_ref());
+    let placed = lifted.map(crate::overview::placed_cameras).unwrap_or_default();
     let picture = draw(&Picture {
         goal,
         lines: &lines,
@@ -715,6 +720,8 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
         answer: answer.pose.as_ref().map(|p| p.pose2()),
         truth: truth.map(planar),
         object: evidence.as_ref().and_then(|e| e.object),
+        landmarks: &landmarks,
+        placed: &placed,
     })
     .context("the picture has no size")?;
     picture.save_png(path).with_context(|| path.display().to_string())
