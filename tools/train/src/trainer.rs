@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use mindseye_world::{Difficulty, Rng};
+use mindseye_world::{Colour, Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Pending, State};
@@ -70,6 +70,23 @@ pub struct OpenOptions {
     pub other_configuration: bool,
 }
 
+/// Ids of words are made from the indices of colours and kinds: the model's list has to be in their order.
+fn check_words(name: &str, difficulty: &Difficulty, words: &[String]) -> Result<(), TrainError> {
+    let wanted = Colour::ALL.iter().map(|c| c.name()).chain(difficulty.nouns().iter().map(|k| k.name()));
+    for (at, wanted) in wanted.enumerate() {
+        let found = words.get(at).map_or("", String::as_str);
+        if found != wanted {
+            return Err(TrainError::Words {
+                difficulty: name.to_owned(),
+                at,
+                found: found.to_owned(),
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
 impl Trainer {
     /// Opens a run: goes on from its checkpoint, or starts.
     ///
@@ -102,6 +119,9 @@ impl Trainer {
         };
         fs::create_dir_all(out).map_err(io(out))?;
         let difficulty = config.world()?;
+        if clips.is_none() {
+            check_words(&config.difficulty, &difficulty, &model.text.words)?;
+        }
         let checkpoint = out.join(CHECKPOINT);
         let identity = clips.as_ref().map_or_else(String::new, |c| c.identity().to_owned());
         let mut state = if checkpoint.exists() {
