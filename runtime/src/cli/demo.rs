@@ -256,7 +256,7 @@ impl Story {
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let Some(difficulty) = world::Difficulty::named(&args.difficulty) else {
-        bail!("--difficulty {:?}: known are plain and house", args.difficulty);
+        bail!("--difficulty {:?}: known are {}", args.difficulty, world::Difficulty::NAMES.join(", "));
     };
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
@@ -664,7 +664,7 @@ fn drive(
 fn stands_before(robot: &Robot, object: usize) -> bool {
     let o = &robot.house.objects[object];
     let pose = robot.body.pose;
-    let edge = (pose.x - o.x).hypot(pose.y - o.y) - o.radius;
+    let edge = o.distance(pose.x, pose.y);
     let seen = world::visible_fraction(&robot.house, pose, &robot.camera, object);
     edge <= ARRIVED_M && seen >= 0.2
 }
