@@ -456,6 +456,9 @@ const STRANGE_MIN: usize = 6;
 /// Regions per side; each is twice as wide and high as its step.
 const REGIONS: usize = 6;
 
+/// Where something is in a picture (pixels), and whether it found its counterpart.
+type Judged = (Vector2<f64>, bool);
+
 impl LandmarkMap {
     /// The region of a placed picture in which the fewest of the landmarks are found that the nearest kept frames saw, and the
     /// fewest features are those of a landmark. `None` where there is no such frame near, or too few landmarks in every
@@ -479,7 +482,7 @@ impl LandmarkMap {
         camera: &Camera,
         map_from_camera: &Isometry3<f64>,
     ) -> Vec<Hole> {
-        let (wanted, own) = self.found_and_explained(features, camera, map_from_camera);
+        let [wanted, own] = self.found_and_explained(features, camera, map_from_camera);
         // A picture that hardly shows anything again is for the registration to judge.
         let share = |of: &[(Vector2<f64>, bool)]| {
             (of.iter().filter(|s| s.1).count() as f64 / of.len().max(1) as f64).clamp(0.05, 0.9)
@@ -522,7 +525,7 @@ impl LandmarkMap {
         features: &Features,
         camera: &Camera,
         map_from_camera: &Isometry3<f64>,
-    ) -> (Vec<(Vector2<f64>, bool)>, Vec<(Vector2<f64>, bool)>) {
+    ) -> [Vec<Judged>; 2] {
         let mut near: Vec<(f64, usize)> = self
             .frames
             .iter()
@@ -560,6 +563,6 @@ impl LandmarkMap {
             }
         }
         let place = |k: &crate::features::Keypoint| Vector2::new(f64::from(k.x), f64::from(k.y));
-        (wanted, features.keypoints.iter().map(place).zip(explained).collect())
+        [wanted, features.keypoints.iter().map(place).zip(explained).collect()]
     }
 }

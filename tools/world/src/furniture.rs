@@ -314,8 +314,10 @@ pub fn write(models: &[Model]) -> Vec<u8> {
     for m in models {
         m.extent.iter().for_each(|e| out.extend(e.to_le_bytes()));
         for (p, open) in m.points.iter().zip(&m.open) {
-            for k in 0..3 {
-                let share = p[k] / m.extent[k] + if k < 2 { 0.5 } else { 0.0 };
+            for (at, extent, from) in
+                [(p[0], m.extent[0], 0.5), (p[1], m.extent[1], 0.5), (p[2], m.extent[2], 0.0)]
+            {
+                let share = at / extent + from;
                 out.extend(((share.clamp(0.0, 1.0) * 65_535.0 + 0.5) as u16).to_le_bytes());
             }
             out.push((open.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);

@@ -368,6 +368,9 @@ impl Quadric {
     }
 }
 
+/// An edge that may be collapsed: the bits of its cost, its vertices, and their stamps when it was costed.
+type Edge = (u64, u32, u32, u32, u32);
+
 struct Collapser {
     points: Vec<[f64; 3]>,
     quadrics: Vec<Quadric>,
@@ -375,7 +378,7 @@ struct Collapser {
     around: Vec<Vec<u32>>,
     faces: Vec<Option<[u32; 3]>>,
     stamp: Vec<u32>,
-    heap: BinaryHeap<Reverse<(u64, u32, u32, u32, u32)>>,
+    heap: BinaryHeap<Reverse<Edge>>,
 }
 
 fn minus(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {

@@ -1037,7 +1037,7 @@ impl Scene {
                 (0..ss).all(|j| code[j * nx + k * ss..][..ss].iter().all(|c| same(*c)))
             };
             let one = every(&|c| c == first);
-            let bare = first < 2 || first >= MESH_BASE || self.bare(first);
+            let bare = !(2..MESH_BASE).contains(&first) || self.bare(first);
             if one && bare && ss > 1 && !grain {
                 let sum: f32 = (0..ss).map(|j| w[j * nx + k * ss..][..ss].iter().sum::<f32>()).sum();
                 let t = (ss * ss) as f32 / sum;
