@@ -12,6 +12,7 @@ mod flat;
 mod geometry;
 mod links;
 mod node;
+mod served;
 mod shipped;
 #[cfg(feature = "view")]
 mod view;
