@@ -11,7 +11,10 @@
 //! `_NV21`, to the bit). `8UC3` and `8UC4` carry BGR order, as OpenCV writes them.
 
 mod jpeg;
+mod jpeg_encode;
 mod rvl;
+
+pub use jpeg_encode::encode_jpeg;
 
 use std::io::Cursor;
 

@@ -302,6 +302,8 @@ pub struct Grounded {
     pub candidate: usize,
     /// The base where the rollout begins, in the answer's frame; `None` without odometry: it begins at the newest frame.
     pub origin: Option<Pose2>,
+    /// How much of a picture of the sampled drive what was seen explains: frame, 0 to 1; empty where it was not registered.
+    pub explained: Vec<(usize, f64)>,
     /// The box in the last frames.
     pub found_box: Option<FoundBox>,
     /// Positions in the scene's memory that were used.
@@ -328,6 +330,8 @@ impl Grounded {
 /// What a guided drive was made of.
 #[derive(Clone, Debug)]
 pub struct Guided {
+    /// Which of the sampled drives that is, from 0.
+    pub candidate: usize,
     /// Frames of the drive that was sampled from the video alone: the witness.
     pub video_only: Vec<RgbImage>,
     /// What was seen, carried into the drive's views, holes filled: no network had a part in it. As many frames as the
@@ -472,6 +476,7 @@ fn ground_by(
         end: None,
         candidate: 0,
         origin: None,
+        explained: Vec::new(),
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
@@ -560,6 +565,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     report.grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
     report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
     report.grounded.frames = drive.frames;
+    report.grounded.explained = drive.explained;
     report.grounded.reconstruction_error = match params.and_then(|params| params.reconstruction_max) {
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, &view)?,
         _ => None,
@@ -595,6 +601,8 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     } else {
         let way = recall.as_mut().and_then(|r| r.follow(&report.grounded.frames, &request.cameras));
         follow(&mut lifted, &imagined, &request.route, way.as_deref(), params);
+        let explained = way.iter().flatten().map(|(frame, error, _)| (*frame, 1.0 - error));
+        report.grounded.explained = explained.collect();
     }
     if let Some(recall) = recall.as_mut().filter(|_| lifted.decision == Decision::Found) {
         guide(mind, job, (&request, &view), (&imagined, best), (&lifted, recall), report)?;
@@ -683,6 +691,8 @@ struct Shown {
     registered: Option<Registered>,
     /// Where its pictures were taken: one pose per latent; empty when they were not registered.
     path: Vec<Pose2>,
+    /// See [`Grounded::explained`].
+    explained: Vec<(usize, f64)>,
 }
 
 /// Decodes the sampled drives and reads them; `end` is a pose to begin looking for their ends from.
@@ -705,8 +715,16 @@ fn look_at(
         let starts: Vec<Pose2> = end.into_iter().chain(way.last().copied()).collect();
         let boxed = if job.by_text() { job.boxed_frames() } else { GROUP };
         let read = recall.as_mut().and_then(|r| r.read(&frames, boxed, found.as_ref(), &starts, &way));
-        let (registered, path) = read.map_or((None, Vec::new()), |(shown, path)| (Some(shown), path));
-        out.push(Shown { frames, clearest, registered, path });
+        let shown = Shown { frames, clearest, ..Shown::default() };
+        out.push(match read {
+            Some(read) => Shown {
+                registered: Some(read.registered),
+                path: read.path,
+                explained: read.explained,
+                ..shown
+            },
+            None => shown,
+        });
     }
     Ok(out)
 }
@@ -827,7 +845,7 @@ fn guide(
     let carried = carried.collect();
     grounded.candidate = candidates;
     let video_only = std::mem::replace(&mut grounded.frames, frames);
-    grounded.guided = Some(Guided { video_only, carried });
+    grounded.guided = Some(Guided { candidate, video_only, carried });
     Ok(())
 }
 

@@ -47,6 +47,17 @@ pub fn since_jump(poses: &[(Timestamp, Pose2)]) -> usize {
     poses.len() - after
 }
 
+/// What a drive's pictures show.
+pub struct Read {
+    /// Its end, and what the rest rests on.
+    pub registered: Registered,
+    /// Where its pictures were taken: one pose per latent.
+    pub path: Vec<Pose2>,
+    /// How much of a picture (its place among the frames) what was seen explains, 0 to 1: the last one of each latent on
+    /// the way, and the end.
+    pub explained: Vec<(usize, f64)>,
+}
+
 /// See the module.
 pub struct Recall {
     /// As the model reads depth: for pictures that are shown.
@@ -124,7 +135,7 @@ impl Recall {
         found: Option<&FoundBox>,
         starts: &[Pose2],
         way: &[Pose2],
-    ) -> Option<(Registered, Vec<Pose2>)> {
+    ) -> Option<Read> {
         let last = frames.len().checked_sub(boxed.max(1))?;
         let tail: Vec<&RgbImage> = frames.get(last..)?.iter().collect();
         let first = tail.first()?;
@@ -141,16 +152,17 @@ impl Recall {
             self.thing_error(&thing, end.pose)
         });
         let mut path = vec![Pose2::default()];
-        let (mut worst, mut sum, mut n) = ((frames.len() - 1, 0.0), 0.0, 0);
+        let mut errors: Vec<(usize, f64)> = Vec::new();
         for (latent, at) in (2 * GROUP..=last).step_by(GROUP).enumerate() {
             let placed = self.place_on_way(&frames[at - 1], &path, way.get(latent + 1))?;
-            if placed.error > worst.1 {
-                worst = (at - 1, placed.error);
-            }
-            (sum, n) = (sum + placed.error, n + 1);
+            errors.push((at - 1, placed.error));
             path.push(placed.pose);
         }
         path.extend(std::iter::repeat_n(end.pose, boxed / GROUP));
+        // The first of the worst.
+        let worse = |worst: (usize, f64), next: &(usize, f64)| if next.1 > worst.1 { *next } else { worst };
+        let worst = errors.iter().fold((frames.len() - 1, 0.0), worse);
+        errors.push((frames.len() - 1, end.error));
         let registered = Registered {
             pose: end.pose,
             end_frame: last,
@@ -160,11 +172,12 @@ impl Recall {
             elsewhere: end.elsewhere,
             way_frame: worst.0,
             way_error: worst.1,
-            mean_error: (sum + end.error) / f64::from(n + 1),
+            mean_error: errors.iter().map(|(_, error)| error).sum::<f64>() / errors.len() as f64,
             box_score: found.map(|b| b.score),
             thing_error,
         };
-        Some((registered, path))
+        let explained = errors.into_iter().map(|(at, error)| (at, 1.0 - error)).collect();
+        Some(Read { registered, path, explained })
     }
 
     /// The least error of what a box holds from poses near the end's: the whole picture says where the end is to within a

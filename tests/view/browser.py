@@ -1,4 +1,4 @@
-"""The live page in headless Chromium, driven by the DevTools protocol over a pipe (standard library only)."""
+"""The live page, and reports, in headless Chromium, driven by the DevTools protocol over a pipe (standard library only)."""
 
 import base64
 import json
@@ -43,7 +43,8 @@ class Browser:
         self.buffer, self.number, self.session, self.errors = b"", 0, None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ["Page", "Runtime", "Log"]:
+        self.fetched = []
+        for domain in ["Page", "Runtime", "Log", "Network"]:
             self.call(f"{domain}.enable")
 
     def message(self, timeout=60):
@@ -68,6 +69,8 @@ class Browser:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
+            if message.get("method") == "Network.requestWillBeSent":
+                self.fetched.append(message["params"]["request"]["url"])
             if message.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(message["params"]["exceptionDetails"])[:400])
             if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
@@ -161,7 +164,7 @@ def over(browser, words, seconds=120):
 
 
 def demo(browser, port, work):
-    process = start("demo", f"--view=127.0.0.1:{port}", "--out", work, cwd=work)
+    process = start("demo", f"--view=127.0.0.1:{port}", "--out", work, "--report", f"{work}/demo.html", cwd=work)
     try:
         browser.size(1100, 800)
         browser.scheme("dark")
@@ -251,7 +254,8 @@ def restart(browser, port, work):
     check("the page says that the runtime is gone", browser.wait("$('link').classList.contains('lost')", 20))
     errors = len(browser.errors)
     bag = f"{root}/tests/data/runtime/room.mcap"
-    process = start("replay", bag, "--goal", "find the yellow cone", f"--view=127.0.0.1:{port}", cwd=work)
+    process = start("replay", bag, "--goal", "find the yellow cone", f"--view=127.0.0.1:{port}",
+                    "--report", f"{work}/replay.html", cwd=work)
     try:
         check("it connects again", browser.wait("$('link').textContent === 'connected'", 60))
         check("and shows the other runtime's goal", browser.wait("$('robot').textContent.startsWith('replay')", 60))
@@ -265,6 +269,54 @@ def restart(browser, port, work):
     del browser.errors[errors:]
 
 
+def report(browser, path, goals):
+    """A report opens from the disk, without a network, and says what the page said."""
+    name = os.path.basename(path)
+    check(f"{name} is there", os.path.exists(path))
+    size = os.path.getsize(path)
+    check(f"{name} is under 5 MB", size < 5_000_000, size)
+    browser.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    browser.size(1100, 800)
+    browser.scheme("light")
+    browser.errors, browser.fetched = [], []
+    browser.call("Page.navigate", url=f"file://{path}")
+    check("it opens", browser.wait("state.report && state.live && state.live.over", 20))
+    check("it names itself", browser.js("document.title") == "mindseye: report")
+    check("it has the answer in words", browser.js("$('verdict').textContent") not in ("", "Waiting ..."))
+    check("and what it rests on", browser.js("$('evidence').children.length") >= 3)
+    check("candidates are side by side, one chosen", browser.wait("""document.querySelectorAll('#candidates figure').length >= 2
+          && document.querySelectorAll('#candidates figure.used').length === 1""", 10), browser.js("$('candidates').textContent"))
+    check("picture by picture", browser.js("$('explained').children.length") >= 3)
+    check("the map has a way", browser.js("state.map.path.length") > 10)
+    check("there is no field to ask in", browser.js("$('ask').hidden"))
+    check("the command is there", browser.js("$('command').textContent").startswith("mindseye "))
+    check("with hashes and versions", browser.js("$('facts').textContent.includes('SHA-256')"))
+    check("the recording is there", browser.wait("$('video').naturalWidth > 0", 10) and browser.js("state.video.frames.length") > 20)
+    check("the keyboard plays it", browser.tab_to("videoplay"))
+    before = browser.js("state.videoAt")
+    browser.key(" ", "Space", 32, " ")
+    check("and it moves", browser.wait(f"state.videoAt > {before} + 3", 10))
+    check("imagined pictures stand beside those that were really seen",
+          browser.wait("$('seennote').textContent.startsWith('seen: ')", 20), browser.js("$('seennote').textContent"))
+    browser.shot(name.replace(".html", "-report.png"))
+    if goals > 1:
+        check("the keyboard reaches past goals", browser.tab_to("past"))
+        browser.key("Home", "Home", 36)
+        check("which are in the file", browser.wait("state.shown !== null", 10), browser.js("$('pastnote').textContent"))
+        browser.key("End", "End", 35)
+    browser.size(400, 800)
+    browser.scheme("dark")
+    browser.js("window.dispatchEvent(new Event('resize'))")
+    time.sleep(0.5)
+    wide = browser.js("document.documentElement.scrollWidth")
+    check("it is no wider than a phone", wide <= 400, wide)
+    browser.shot(name.replace(".html", "-report-phone.png"))
+    elsewhere = [url for url in browser.fetched if not url.startswith(("file:", "data:"))]
+    check("nothing is fetched", not elsewhere, elsewhere)
+    check("no error in the console", not browser.errors, browser.errors)
+    browser.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+
+
 def main():
     with tempfile.TemporaryDirectory() as work:
         browser = Browser(os.path.join(work, "profile"))
@@ -274,6 +326,8 @@ def main():
             browser.errors = [e for e in browser.errors if "WebSocket connection" not in e and "ERR_CONNECTION" not in e]
             check("no error in the browser's console", not browser.errors, browser.errors)
             restart(browser, port, work)
+            report(browser, f"{work}/demo.html", 4)
+            report(browser, f"{work}/replay.html", 2)
         finally:
             browser.close()
             if failures:

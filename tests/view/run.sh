@@ -1,5 +1,6 @@
 #!/bin/sh
-# The live page in a real browser: `mindseye demo --view` and `replay --view` in headless Chromium, by the keyboard only.
+# The live page in a real browser: `mindseye demo --view` and `replay --view` in headless Chromium, by the keyboard only;
+# then the reports that they wrote, offline.
 # Usage: run.sh [FOLDER]. With a folder, screenshots are left there. Without Chromium or Python it says SKIP and ends with
 # status 0.
 set -eu

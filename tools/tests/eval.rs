@@ -32,12 +32,18 @@ fn value(of: &Value, pointer: &str) -> f64 {
 
 #[test]
 fn the_same_houses_give_the_same_figures() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let report = dir.path().join("report.html").display().to_string();
     let args = ["grounding", "--quick", "--houses", "2", "--json"];
-    let (a, b) = (document(&args)?, document(&args)?);
+    let (a, b) = (document(&args)?, document(&[&args[..], &["--report", &report]].concat())?);
     assert_eq!(a["rows"], b["rows"]);
     assert_eq!(a["goal_pose"], b["goal_pose"]);
     assert_eq!(a["outcomes"].as_array().map(Vec::len), Some(2));
     assert!(a["rows"]["model"]["sd_m"]["value"].is_null(), "no examiner, no SD");
+    // Every house is a row that opens, with its drive, the true one and the map.
+    let report = fs::read_to_string(report)?;
+    assert_eq!((report.matches("<details>").count(), report.matches("<img ").count()), (2, 6));
+    assert!(report.contains("house 900000") && report.contains("find the ") && !report.contains("<script"));
     Ok(())
 }
 

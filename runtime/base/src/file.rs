@@ -59,7 +59,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// SHA-256 of bytes, 64 lowercase hexadecimal digits.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(&sha256_bytes(bytes))
+}
+
+/// SHA-256 of bytes.
+#[must_use]
+pub fn sha256_bytes(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// SHA-256 of a file's content, 64 lowercase hexadecimal digits; the file is read in pieces.

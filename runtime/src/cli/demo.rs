@@ -6,7 +6,7 @@
 
 use super::picture::{Picture, VIEW, draw};
 use super::progress::ProgressBar;
-use super::view::{Page, ViewArgs};
+use super::view::{Page, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene, Stage};
@@ -64,6 +64,8 @@ pub struct DemoArgs {
     model: ModelArgs,
     #[command(flatten)]
     view: ViewArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// File names in `--out`.
@@ -272,7 +274,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
     let page = args.view.open("sim", Some(&pipeline))?;
-    let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, &page)?;
+    let report = args.report.open("sim", Some(&pipeline))?;
+    let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, (&page, &report))?;
     let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
     if page.is_open() && story.is_ok() {
         progress.line("the page stays open: ask there, the robot drives; Ctrl-C ends");
@@ -308,6 +311,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         let (picture, recording) = (picture.display(), recording.display());
         progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
     }
+    let reported = report.write(|| facts(args, &story, &pipeline));
+    if let Ok(Some(path)) = &reported {
+        progress.line(&format!("wrote {}", path.display()));
+    }
     if args.json {
         let files: Vec<String> = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)]
             .into_iter()
@@ -321,6 +328,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     // The answer is out; what could not be written is a failure all the same.
     recorded?;
     painted?;
+    reported?;
     Ok(if story.answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -332,6 +340,31 @@ fn described(house: &world::House) -> String {
         n => format!("{n} rooms"),
     };
     format!("{rooms} with {}", names.join(", "))
+}
+
+/// What the report says of how it came about.
+#[cfg(feature = "view")]
+fn facts(args: &DemoArgs, story: &Story, pipeline: &Pipeline) -> super::view::Facts {
+    let row = |name: &str, value: String| (name.to_owned(), value);
+    let error = story.error().map(|(metres, degrees)| format!("{metres:.2} m, {degrees:.0}°"));
+    let mut question = vec![
+        row("goal", story.goal.clone()),
+        row("seed", args.seed.to_string()),
+        row("difficulty", args.difficulty.clone()),
+        row("answer", story.answer.to_json()),
+        row("off the truth by", error.unwrap_or_else(|| "not known: no pose, or no such thing".into())),
+        row("arrived", if story.arrived { "yes" } else { "no" }.into()),
+    ];
+    question
+        .push(row("repeatable", "the robot drives in real time: another run may see other pictures".into()));
+    let mut tables = vec![("Question".to_owned(), question)];
+    tables.extend(super::facts::program(Some(pipeline)));
+    tables
+}
+
+#[cfg(not(feature = "view"))]
+fn facts(_: &DemoArgs, _: &Story, _: &Pipeline) -> super::view::Facts {
+    Vec::new()
 }
 
 /// The story as one JSON document.
@@ -381,7 +414,7 @@ impl Demo {
         start: world::Pose2,
         pipeline: &Pipeline,
         stop: Arc<AtomicBool>,
-        page: &Page,
+        (page, report): (&Page, &Report),
     ) -> anyhow::Result<Self> {
         let session = RosSession::open(&RosConfig::in_process("simulated_robot"))?;
         let runtime_side = session.another_node("mindseye", "/")?;
@@ -393,7 +426,7 @@ impl Demo {
         let shown: Arc<Mutex<Shown>> = Arc::default();
         let (events_in, events) = channel();
         let observed = shown.clone();
-        let viewed = page.observer();
+        let viewed = both(page.observer(), report.observer());
         let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
         config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
         let parts = NodeParts {

@@ -9,6 +9,8 @@ mod demo;
 mod doctor;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "view")]
+mod facts;
 mod goal;
 #[cfg(feature = "demo")]
 mod picture;

@@ -5,13 +5,13 @@ use super::goal::in_words;
 use super::progress::ProgressBar;
 use super::run::configure;
 use super::serve::MindArgs;
-use super::view::ViewArgs;
+use super::view::{Facts, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::mind::Pipeline;
 use crate::no_model::no_model;
 use crate::node::{MonotonicClock, NodeEvent};
-use crate::replay::{Replay, Told, replay_with, replay_without_model};
+use crate::replay::{Replay, Replayed, Told, replay_with, replay_without_model};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -79,6 +79,8 @@ pub struct ReplayArgs {
     mind: MindArgs,
     #[command(flatten)]
     view: ViewArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
@@ -122,7 +124,8 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         deadline: args.deadline_ms.map(TimeDelta::from_millis),
     };
     let page = args.view.open("replay", pipeline.as_ref())?;
-    let observer = page.observer();
+    let report = args.report.open("replay", pipeline.as_ref())?;
+    let observer = both(page.observer(), report.observer());
     let mut tell = |told: Told<'_>| match told {
         Told::Line(line) => progress.line(&line),
         Told::Bar(what, done, of) => progress.bar(what, done, of),
@@ -174,6 +177,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             None => eprintln!("mindseye: nothing was imagined: no picture to write"),
         }
     }
+    write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
     let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
     if page.is_open() {
         eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
@@ -190,6 +194,57 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
                 tell(Told::Event(NodeEvent::Answered(&answer)));
             }
         });
+        // With what was asked on the page.
+        write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Writes the report, where one is wanted.
+fn write_report(
+    report: &Report,
+    args: &ReplayArgs,
+    config: &RobotConfig,
+    replayed: &Replayed,
+    pipeline: Option<&Pipeline>,
+) -> anyhow::Result<()> {
+    if let Some(path) = report.write(|| facts(args, config, replayed, pipeline))? {
+        eprintln!("mindseye: wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// What the report says of how it came about.
+#[cfg(feature = "view")]
+fn facts(args: &ReplayArgs, config: &RobotConfig, replayed: &Replayed, pipeline: Option<&Pipeline>) -> Facts {
+    let mut recording = super::facts::recording(&args.bag);
+    let counts = &replayed.counts;
+    let topics: Vec<String> =
+        replayed.topics.iter().map(|(name, sense)| format!("{name} ({sense:?})")).collect();
+    let row = |name: &str, value: String| (name.to_owned(), value);
+    recording.1.extend([
+        row("topics", topics.join(", ")),
+        row(
+            "pictures",
+            format!("{} seen, {} kept, {} out of order", counts.offered, counts.kept, counts.late),
+        ),
+        row("messages that could not be used", replayed.refused.to_string()),
+        row("segments", replayed.segments.join("; ")),
+    ]);
+    let question = vec![
+        row("goal", args.goal.clone().unwrap_or_default()),
+        row("seed", args.seed.to_string()),
+        row("asked", args.at.map_or("at the end".into(), |at| format!("{at} s after the start"))),
+        row("backend", format!("{}, {} threads", args.model.backend, args.model.threads)),
+        row("answer", replayed.answer.as_ref().map(Answer::to_json).unwrap_or_default()),
+    ];
+    let mut tables = vec![("Question".to_owned(), question), recording];
+    tables.push(super::facts::configuration(config, args.config.as_deref()));
+    tables.extend(super::facts::program(pipeline));
+    tables
+}
+
+#[cfg(not(feature = "view"))]
+fn facts(_: &ReplayArgs, _: &RobotConfig, _: &Replayed, _: Option<&Pipeline>) -> Facts {
+    Facts::new()
 }

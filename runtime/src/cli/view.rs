@@ -1,21 +1,39 @@
-//! `--view`: the live page beside `demo`, `run` and `replay`.
+//! `--view`: the live page beside `demo`, `run` and `replay`; `--report`: the same as a file, of `demo` and `replay`.
 
 use crate::mind::Pipeline;
 use crate::node::{Node, Observer};
 use clap::Args;
 
 #[cfg(feature = "view")]
-pub use live::{Page, ViewArgs};
+pub use live::{Page, Report, ReportArgs, ViewArgs};
 #[cfg(not(feature = "view"))]
-pub use none::{Page, ViewArgs};
+pub use none::{Page, Report, ReportArgs, ViewArgs};
+
+/// Titled tables of a report.
+pub type Facts = Vec<(String, Vec<(String, String)>)>;
+
+/// Both hear everything.
+pub fn both(a: Option<Observer>, b: Option<Observer>) -> Option<Observer> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(Box::new(move |event| {
+            a(event);
+            b(event);
+        })),
+        (a, b) => a.or(b),
+    }
+}
 
 #[cfg(feature = "view")]
 mod live {
     use super::*;
     use crate::context::GROUP;
-    use crate::view::{About, DEFAULT_ADDRESS, Request, RequestError, View, ViewConfig, to_node};
+    use crate::view::{
+        About, DEFAULT_ADDRESS, ReportFacts, Reporter, Request, RequestError, View, ViewConfig, to_node,
+    };
+    use anyhow::Context;
     use mindseye_bridge::goal::Goal;
     use std::net::SocketAddr;
+    use std::path::PathBuf;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, sync_channel};
@@ -37,16 +55,58 @@ mod live {
         /// Begins to serve the page, where it is wanted; without a model there is nothing imagined to show.
         pub fn open(&self, robot: &str, pipeline: Option<&Pipeline>) -> anyhow::Result<Page> {
             let Some(address) = self.view else { return Ok(Page(None)) };
-            let about = About {
-                robot: robot.to_owned(),
-                model: pipeline.map_or("a detector alone".into(), |p| p.bundle().manifest().name.clone()),
-                words: pipeline.map_or_else(Vec::new, |p| p.words().to_vec()),
-                boxed_frames: pipeline.map_or(0, |p| p.spec().box_latents * GROUP),
-            };
+            let about = about(robot, pipeline);
             let decoder = pipeline.map(Pipeline::latent_decoder).transpose()?.flatten();
             let view = View::start(ViewConfig { address, control: self.view_control, about, decoder })?;
             eprintln!("mindseye: the page is at {}", view.url());
             Ok(Page(Some(view)))
+        }
+    }
+
+    fn about(robot: &str, pipeline: Option<&Pipeline>) -> About {
+        About {
+            robot: robot.to_owned(),
+            model: pipeline.map_or("a detector alone".into(), |p| p.bundle().manifest().name.clone()),
+            words: pipeline.map_or_else(Vec::new, |p| p.words().to_vec()),
+            boxed_frames: pipeline.map_or(0, |p| p.spec().box_latents * GROUP),
+        }
+    }
+
+    /// Where the report goes.
+    #[derive(Args, Clone, Debug)]
+    pub struct ReportArgs {
+        /// Write what was seen, imagined and answered as one HTML file that opens anywhere.
+        #[arg(long, value_name = "HTML")]
+        report: Option<PathBuf>,
+    }
+
+    impl ReportArgs {
+        /// Begins to hear, where a report is wanted.
+        pub fn open(&self, robot: &str, pipeline: Option<&Pipeline>) -> anyhow::Result<Report> {
+            let Some(path) = &self.report else { return Ok(Report(None)) };
+            let decoder = pipeline.map(Pipeline::latent_decoder).transpose()?.flatten();
+            Ok(Report(Some((path.clone(), Arc::new(Reporter::new(&about(robot, pipeline), decoder))))))
+        }
+    }
+
+    /// A report, if one is wanted.
+    pub struct Report(Option<(PathBuf, Arc<Reporter>)>);
+
+    impl Report {
+        /// What a node is to be watched with.
+        pub fn observer(&self) -> Option<Observer> {
+            let reporter = self.0.as_ref()?.1.clone();
+            Some(Box::new(move |event| reporter.hear(event)))
+        }
+
+        /// Writes it, whole or not at all; `tables` are asked for only where it is wanted. Gives its path.
+        pub fn write(&self, tables: impl FnOnce() -> Facts) -> anyhow::Result<Option<PathBuf>> {
+            let Some((path, reporter)) = &self.0 else { return Ok(None) };
+            let command = super::super::facts::command(std::env::args_os());
+            let html = reporter.html(&ReportFacts { command, tables: tables() });
+            mindseye_base::file::replace(path, html.as_bytes())
+                .with_context(|| path.display().to_string())?;
+            Ok(Some(path.clone()))
         }
     }
 
@@ -105,6 +165,28 @@ mod none {
     impl ViewArgs {
         pub fn open(&self, _: &str, _: Option<&Pipeline>) -> anyhow::Result<Page> {
             Ok(Page)
+        }
+    }
+
+    /// This program writes no report.
+    #[derive(Args, Clone, Debug)]
+    pub struct ReportArgs {}
+
+    impl ReportArgs {
+        pub fn open(&self, _: &str, _: Option<&Pipeline>) -> anyhow::Result<Report> {
+            Ok(Report)
+        }
+    }
+
+    pub struct Report;
+
+    impl Report {
+        pub fn observer(&self) -> Option<Observer> {
+            None
+        }
+
+        pub fn write(&self, _: impl FnOnce() -> Facts) -> anyhow::Result<Option<std::path::PathBuf>> {
+            Ok(None)
         }
     }
 

@@ -11,14 +11,20 @@
 //! Who may ask and cancel: on a loopback address the same, elsewhere nobody unless the control was switched on. Pages of
 //! other origins are refused, and so are names of other hosts on a loopback address (a web page can point its own name
 //! at this machine). The page loads nothing from elsewhere.
+//!
+//! A [`Reporter`] hears the same events and keeps what a viewer would have been sent, with a recording of the camera: the
+//! page as one file.
 
 mod hub;
+mod report;
 mod server;
 mod story;
 mod tap;
 mod websocket;
+mod words;
 
 pub use hub::{VIEWERS_MAX, ViewerCounts};
+pub use report::{ReportFacts, Reporter, data_url, still_page};
 pub use story::GOALS_KEPT;
 pub use tap::Tap;
 
@@ -145,9 +151,7 @@ impl View {
         let may_ask = is_loopback || control;
 
         let hub = Arc::new(Hub::default());
-        let hello = serde_json::json!({"kind": "hello", "about": about, "control": may_ask,
-                                       "version": env!("CARGO_PKG_VERSION"), "goal_chars_max": MAX_TEXT_CHARS});
-        hub.put(Slot::Hello, Payload::Document(hello.to_string().into()));
+        hub.put(Slot::Hello, hello(&about, may_ask));
         let tap = Arc::new(Tap::new(hub.clone(), decoder.is_some()));
         let past = story::Past::default();
         let handler = Arc::new(OnceLock::new());
@@ -213,6 +217,13 @@ impl Drop for View {
             }
         }
     }
+}
+
+/// What is told first.
+fn hello(about: &About, may_ask: bool) -> Payload {
+    let hello = serde_json::json!({"kind": "hello", "about": about, "control": may_ask,
+                                   "version": env!("CARGO_PKG_VERSION"), "goal_chars_max": MAX_TEXT_CHARS});
+    Payload::Document(hello.to_string().into())
 }
 
 /// 128 random bits of the system.

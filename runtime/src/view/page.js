@@ -1,5 +1,6 @@
 "use strict";
 // One page, no libraries. Everything that comes from outside is shown as text (textContent), never as HTML.
+// The same page is a report when the document holds one: what a viewer would have been sent, and a recording.
 
 const $ = (id) => document.getElementById(id);
 const state = {
@@ -7,6 +8,7 @@ const state = {
   live: null, drives: new Map(), // the newest goal, and its candidates' drives
   shown: null, shownDrives: null, // a past goal, when one is looked at
   came: 0, frame: 0, playing: true, socket: null, retry: 500,
+  report: null, video: null, videoAt: 0, videoTime: 0, videoPlaying: false, moments: null,
 };
 const goal = () => state.shown || state.live;
 const drives = () => (state.shown ? state.shownDrives : state.drives);
@@ -38,6 +40,52 @@ function linked(text, lost) {
   $("link").textContent = text;
   $("link").classList.toggle("lost", lost);
   buttons();
+}
+
+// A file that somebody sent: nothing is connected, everything is there.
+function openReport(report) {
+  state.report = report;
+  for (const e of document.querySelectorAll(".report")) e.hidden = false;
+  for (const e of document.querySelectorAll(".live")) e.hidden = true;
+  $("pastgoals").hidden = Object.keys(report.goals).length === 0;
+  document.title = "mindseye: report";
+  $("link").textContent = `a report, made ${new Date(report.made_ms).toLocaleString()}; it loads nothing from elsewhere`;
+  $("command").textContent = report.command;
+  $("facts").replaceChildren(...report.facts.map(([title, rows]) => {
+    const details = document.createElement("details");
+    const table = document.createElement("table");
+    details.append(Object.assign(document.createElement("summary"), { textContent: title }), table);
+    table.append(rowsOf(rows));
+    return details;
+  }));
+  state.video = report.video;
+  const n = state.video.frames.length;
+  $("videoat").max = Math.max(n - 1, 0);
+  $("videoat").disabled = $("videoplay").disabled = n < 2;
+  showVideo(0);
+  report.messages.forEach(hear);
+}
+
+function showVideo(at) {
+  const { frames, asked_s } = state.video;
+  state.videoAt = at;
+  $("videoat").value = at;
+  if (!frames.length) { $("videonote").textContent = "The recording holds no picture that could be read."; return; }
+  const [seconds, , url] = frames[at];
+  $("video").src = url;
+  const asked = asked_s == null ? "" : `; asked at ${fixed(asked_s, 1)} s`;
+  $("videonote").textContent = `${fixed(seconds, 1)} of ${fixed(frames.at(-1)[0], 1)} s${asked}`;
+  drawMap();
+}
+
+function playVideo(passed_s) {
+  if (!state.videoPlaying) return;
+  const { frames } = state.video;
+  state.videoTime += passed_s;
+  let at = state.videoAt;
+  while (at + 1 < frames.length && frames[at + 1][0] <= state.videoTime) at += 1;
+  if (at !== state.videoAt) showVideo(at);
+  if (at + 1 === frames.length) $("videoplay").click();
 }
 
 function hear(m) {
@@ -139,6 +187,7 @@ function draw() {
   $("verdict").textContent = words;
   $("verdict").className = kind;
   $("reason").textContent = reason || "";
+  $("evidence").replaceChildren(...((g && g.evidence) || []).map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   times();
   parts();
   candidates();
@@ -183,6 +232,17 @@ function parts() {
     li.append(bar);
     return li;
   }));
+  const explained = (g && g.explained) || [];
+  $("explained").hidden = $("explainedhead").hidden = !explained.length;
+  $("explained").replaceChildren(...explained.map(([frame, value]) => {
+    const column = document.createElement("i");
+    column.style.height = `${100 * value}%`;
+    column.title = `picture ${frame + 1}: ${Math.round(100 * value)} %`;
+    return column;
+  }));
+  const worst = explained.reduce((a, b) => (a && a[1] <= b[1] ? a : b), null);
+  $("explainednote").textContent = worst ? `Least: picture ${worst[0] + 1}, ${Math.round(100 * worst[1])} %.` : "";
+  $("explained").setAttribute("aria-label", explained.map(([f, v]) => `picture ${f + 1}: ${Math.round(100 * v)} %`).join(", "));
 }
 
 // --- pictures side by side in one file ------------------------------------------------------------------------------
@@ -224,6 +284,7 @@ async function remembered() {
   if (!m) return;
   const [image, gone] = await Promise.all([picture(m.pictures.url), picture(m.evicted_pictures.url)]);
   if (turn !== memoryTurn) return;
+  state.moments = { image, strip: m.pictures, moments: m.moments };
   const newest = m.moments.length ? m.moments.at(-1)[2] : 0;
   const caption = ([, , stamp]) => (newest - stamp < 0.05 ? "newest" : `${(newest - stamp).toFixed(1)} s before`);
   const strip = $("memory");
@@ -243,9 +304,10 @@ function candidates() {
     return;
   }
   $("candidates").replaceChildren(...all.map(([index, d]) => {
-    const chosen = g.chosen === index;
-    const rejected = g.over || g.chosen != null;
-    const words = chosen ? "chosen" : rejected ? "not chosen" : d.steps ? `step ${d.step} of ${d.steps}` : "";
+    const chosen = g.witness === index;
+    const settled = g.over || g.chosen != null;
+    const words = chosen ? "chosen" : g.chosen === index ? "the chosen way, held to what was seen"
+      : settled ? "rejected" : d.steps ? `step ${d.step} of ${d.steps}` : "";
     return figure(d.image, d.drive, d.drive.frames - 1, `${index + 1}: ${words}`, chosen);
   }));
 }
@@ -266,7 +328,7 @@ function playDrive() {
   const slider = $("frame");
   canvas.hidden = !d;
   slider.disabled = !d;
-  if (!d) return;
+  if (!d) { $("drivenow").textContent = ""; $("seen").hidden = true; return; }
   const n = d.drive.frames;
   slider.max = n - 1;
   if (state.playing) state.frame = (state.frame + 1) % (n + 3); // the last picture stands for a moment
@@ -276,12 +338,53 @@ function playDrive() {
   const context = frameOf(d.image, d.drive, at, canvas, scale);
   const g = goal();
   const box = g.answer && g.answer.box && g.chosen === d.candidate ? g.answer.box : null;
-  if (box && at >= n - state.hello.about.boxed_frames) {
+  // Long drives leave out frames: which one of all this is.
+  const of = d.drive.total || n;
+  const index = of - 1 - (n - 1 - at) * (d.drive.every || 1);
+  if (box && index >= of - state.hello.about.boxed_frames) {
     context.strokeStyle = "#ff2222";
     context.lineWidth = Math.max(2, scale / 4);
     context.strokeRect(box[0] * scale, box[1] * scale, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
   }
-  canvas.setAttribute("aria-label", `The imagined drive, picture ${at + 1} of ${n}`);
+  canvas.setAttribute("aria-label", `The imagined drive, picture ${index + 1} of ${of}`);
+  $("drivenow").textContent = `imagined: picture ${index + 1} of ${of}`;
+  ((g && g.explained) || []).forEach(([frame], i) => {
+    const column = $("explained").children[i];
+    if (column) column.classList.toggle("now", index <= frame && (i === 0 || index > g.explained[i - 1][0]));
+  });
+  showSeen(g.chosen === d.candidate ? poseOf(g, index) : null);
+}
+
+// Where the base stands in a picture of the imagined drive: the path has a pose for the last of every four.
+function poseOf(g, index) {
+  const path = g.imagined || [];
+  if (path.length < 2) return null;
+  const along = Math.min(Math.max((index + 1) / 4 - 1, 0), path.length - 1);
+  const before = Math.min(Math.floor(along), path.length - 2);
+  const [a, b, t] = [path[before], path[before + 1], along - before];
+  return [a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]), a[2] + t * turned(b[2] - a[2])];
+}
+
+const turned = (angle) => Math.atan2(Math.sin(angle), Math.cos(angle));
+
+// The picture that was really taken nearest to a pose: of the recording, or of the memory.
+function showSeen(pose) {
+  const all = state.video ? state.video.frames.map((f) => f[1]) : state.moments ? state.moments.moments.map((m) => m[3]) : [];
+  let best = null;
+  all.forEach((p, i) => {
+    if (!pose || !p) return;
+    const [away, turn] = [Math.hypot(p[0] - pose[0], p[1] - pose[1]), Math.abs(turned(p[2] - pose[2]))];
+    if (away < 0.4 && turn < 0.35 && (!best || away + turn < best.cost)) best = { i, away, turn, cost: away + turn };
+  });
+  $("seen").hidden = !pose || !all.length;
+  const canvas = $("seenpicture");
+  canvas.hidden = !best;
+  if (!best) { $("seennote").textContent = "never seen from there"; return; }
+  $("seennote").textContent = `seen: ${fixed(best.away)} m and ${Math.round((best.turn * 180) / Math.PI)}° away`;
+  if (!state.video) { frameOf(state.moments.image, state.moments.strip, best.i, canvas, 8); return; }
+  picture(state.video.frames[best.i][2]).then((image) => {
+    if (image) frameOf(image, { width: image.naturalWidth, height: image.naturalHeight }, 0, canvas, 1);
+  });
 }
 
 // --- map ------------------------------------------------------------------------------------------------------------
@@ -298,7 +401,8 @@ function drawMap() {
   const colour = (name) => css.getPropertyValue(`--${name}`).trim();
   const g = goal();
   const driven = state.shown ? g.path : state.map.path;
-  const here = state.shown ? null : state.map.here;
+  const filmed = state.video && state.video.frames[state.videoAt];
+  const here = filmed ? filmed[1] : state.shown ? null : state.map.here;
   const imagined = (g && g.imagined) || [];
   const answer = g && (g.answer || g.draft);
   const pose = answer && answer.pose;
@@ -307,6 +411,8 @@ function drawMap() {
   if (pose) all.push([pose.x, pose.y]);
   if (g && g.object) all.push(g.object);
   for (const w of (g && g.witnesses) || []) all.push(w.object);
+  const things = (g && g.things) || [];
+  for (const [, x, y] of things) all.push([x, y]);
   if (!all.length) return;
   const xs = all.map((p) => p[0]);
   const ys = all.map((p) => p[1]);
@@ -342,6 +448,15 @@ function drawMap() {
     c.stroke();
     c.setLineDash([]);
   };
+  c.fillStyle = colour("soft");
+  for (const [px, py] of ((g && g.landmarks) || []).map(at)) c.fillRect(px - 1, py - 1, 2, 2);
+  for (const [name, tx, ty] of things) {
+    const [px, py] = at([tx, ty]);
+    c.beginPath();
+    c.arc(px, py, 4, 0, 2 * Math.PI);
+    c.fill();
+    c.fillText(name, px + 7, py + 4);
+  }
   line(driven, "driven", []);
   line(imagined, "imagined", [6, 4]);
   const arrow = (p, yaw, name) => {
@@ -405,13 +520,19 @@ function counts() {
     if (node.recording_dropped != null) rows.push(["recording dropped", node.recording_dropped]);
     if (node.drive) rows.push(["drive", node.drive.state]);
   }
-  rows.push(["viewers of this page", view.viewers], ["pictures that viewers skipped", view.skipped], ["page events dropped", events_dropped]);
-  $("counts").tBodies[0].replaceChildren(...rows.filter(([, value]) => value != null).map(([name, value]) => {
+  if (!state.report) rows.push(["viewers of this page", view.viewers], ["pictures that viewers skipped", view.skipped], ["page events dropped", events_dropped]);
+  $("counts").replaceChildren(rowsOf(rows.filter(([, value]) => value != null)));
+  $("faults").replaceChildren(...((node && node.faults) || []).map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+}
+
+function rowsOf(rows) {
+  const body = document.createElement("tbody");
+  body.append(...rows.map((cells) => {
     const row = document.createElement("tr");
-    for (const text of [name, String(value)]) row.append(Object.assign(document.createElement("td"), { textContent: text }));
+    for (const text of cells) row.append(Object.assign(document.createElement("td"), { textContent: String(text) }));
     return row;
   }));
-  $("faults").replaceChildren(...((node && node.faults) || []).map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  return body;
 }
 
 function past() {
@@ -446,9 +567,13 @@ function back() {
 async function showPast() {
   const entry = state.history[Number($("past").value)];
   if (!entry || Number($("past").value) === state.history.length - 1) { back(); return; }
-  const answer = await fetch(`/goal/${entry[0]}`);
-  if (!answer.ok) { $("pastnote").textContent = (await answer.text()).trim(); return; }
-  const whole = await answer.json();
+  let whole = state.report && state.report.goals[entry[0]];
+  if (!state.report) {
+    const answer = await fetch(`/goal/${entry[0]}`);
+    if (!answer.ok) { $("pastnote").textContent = (await answer.text()).trim(); return; }
+    whole = await answer.json();
+  }
+  if (!whole) { $("pastnote").textContent = "This goal did not fit into the report."; return; }
   const pictures = await Promise.all(whole.drives.map((d) => picture(d.drive.url)));
   state.shown = whole;
   state.shownDrives = new Map(whole.drives.map((d, i) => [d.candidate, { ...d, image: pictures[i] }]));
@@ -458,7 +583,7 @@ async function showPast() {
 }
 
 // --- hands ----------------------------------------------------------------------------------------------------------
-const send = (request) => state.socket.readyState === WebSocket.OPEN && state.socket.send(JSON.stringify(request));
+const send = (request) => state.socket && state.socket.readyState === WebSocket.OPEN && state.socket.send(JSON.stringify(request));
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   back();
@@ -477,7 +602,21 @@ $("frame").addEventListener("input", () => {
 $("past").addEventListener("input", pastNote);
 $("past").addEventListener("change", showPast);
 $("newest").addEventListener("click", back);
+$("videoplay").addEventListener("click", () => {
+  state.videoPlaying = !state.videoPlaying;
+  if (state.videoPlaying && state.videoAt + 1 === state.video.frames.length) showVideo(0);
+  if (state.videoPlaying) state.videoTime = state.video.frames[state.videoAt][0];
+  $("videoplay").textContent = state.videoPlaying ? "Pause" : "Play";
+  $("videoplay").setAttribute("aria-pressed", String(state.videoPlaying));
+});
+$("videoat").addEventListener("input", () => {
+  if (state.videoPlaying) $("videoplay").click();
+  showVideo(Number($("videoat").value));
+});
 window.addEventListener("resize", drawMap);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
 setInterval(() => { playDrive(); if (!state.shown && state.live && !state.live.over) times(); }, 200);
-connect();
+if ($("report")) {
+  setInterval(() => playVideo(0.05), 50);
+  openReport(JSON.parse($("report").textContent));
+} else connect();

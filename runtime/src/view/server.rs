@@ -2,20 +2,28 @@
 
 use super::hub::{Hub, Known, Payload, Seat, VIEWERS_MAX};
 use super::story::Past;
-use super::websocket::{Incoming, Received, accept_key, binary_frame, text_frame};
+use super::websocket::{Incoming, Received, accept_key, binary_frame, ping_frame, text_frame};
 use super::{Handler, Request, RequestError};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use mindseye_bridge::goal::Goal;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A viewer gets new contents this often at most.
 const PERIOD: Duration = Duration::from_millis(100);
-/// A viewer that takes longer for one content, or for its request, is let go of.
+/// A viewer that takes longer for one content is let go of.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A request's head must have come within this.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// A viewer of whom nothing was heard for so long is asked whether it is there, and after three times as long let go of.
+const SILENCE: Duration = Duration::from_secs(20);
+/// What a client still sends after an answer is read for so long at most: closing on it would destroy the answer.
+const LINGER: Duration = Duration::from_millis(500);
 /// Largest head of a request, bytes.
 const HEAD_MAX: usize = 16 << 10;
 /// Connections at a time, viewers among them.
@@ -71,10 +79,17 @@ impl Head {
             let (name, value) = line.split_once(':')?;
             Some((name.to_ascii_lowercase(), value.trim().to_owned()))
         };
-        let headers = lines.take_while(|line| !line.is_empty()).map(header).collect::<Option<_>>()?;
+        let headers: Vec<(String, String)> =
+            lines.take_while(|line| !line.is_empty()).map(header).collect::<Option<_>>()?;
+        // What decides who gets in must be said once.
+        let once = |wanted: &str| headers.iter().filter(|(name, _)| name == wanted).count() <= 1;
+        if !(once("host") && once("origin")) {
+            return None;
+        }
         Some(Self { method: method.into(), path: path.into(), query: query.into(), headers })
     }
 
+    /// The first header of this name.
     fn get(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
@@ -107,20 +122,60 @@ fn is_local_name(host: &str) -> bool {
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Reads the head of a request; `None` when it does not come in time, is too long, or is not HTTP.
-fn read_head(stream: &mut TcpStream) -> Option<Head> {
-    let until = Instant::now() + PATIENCE;
+/// Reads the head of a request, and what came after it; `None` when it does not come in time, is too long, or is not
+/// HTTP.
+fn read_head(stream: &mut TcpStream) -> Option<(Head, Vec<u8>)> {
+    let until = Instant::now() + HEAD_WITHIN;
     let (mut bytes, mut piece) = (Vec::new(), [0; 1024]);
     loop {
         let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
         stream.set_read_timeout(Some(left)).ok()?;
         let read = stream.read(&mut piece).ok().filter(|n| *n > 0)?;
+        // The end may lie across two pieces.
+        let looked_at = bytes.len().saturating_sub(3);
         bytes.extend_from_slice(&piece[..read]);
-        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
-            return Head::parse(std::str::from_utf8(&bytes[..end + 2]).ok()?);
+        if let Some(at) = bytes[looked_at..].windows(4).position(|w| w == b"\r\n\r\n") {
+            let rest = bytes.split_off(looked_at + at + 4);
+            let head = bytes.get(..bytes.len() - 2)?;
+            return Some((Head::parse(std::str::from_utf8(head).ok()?)?, rest));
         }
         if bytes.len() > HEAD_MAX {
             return None;
+        }
+    }
+}
+
+/// Sends all of it within [`PATIENCE`], however slowly the other side takes it.
+fn send(stream: &mut TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !bytes.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Ends a connection so that what was sent last arrives.
+fn part(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    let (until, mut piece) = (Instant::now() + LINGER, [0; 4096]);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        stream.set_read_timeout(Some(left))?;
+        if stream.read(&mut piece)? == 0 {
+            return Ok(());
         }
     }
 }
@@ -130,8 +185,8 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, more: &str, body: &
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{HEADERS}{more}\r\n"
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
+    send(stream, head.as_bytes())?;
+    send(stream, body.as_bytes())
 }
 
 fn refuse(stream: &mut TcpStream, status: &str, why: &str) -> std::io::Result<()> {
@@ -164,9 +219,7 @@ impl Server {
                 }
             };
             let more = |n: usize| (n < CONNECTIONS_MAX).then_some(n + 1);
-            let patient =
-                stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-            if patient.is_err() {
+            if stream.set_nonblocking(false).is_err() {
                 continue;
             }
             if connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
@@ -177,7 +230,8 @@ impl Server {
             let (server, place) = (server.clone(), Place(connections.clone()));
             let spawned = std::thread::Builder::new().name("viewer".into()).spawn(move || {
                 let _place = place;
-                if let Err(error) = server.connection(stream) {
+                let served = server.connection(&mut stream).and_then(|()| part(stream));
+                if let Err(error) = served {
                     tracing::debug!(%error, "a viewer is gone");
                 }
             });
@@ -187,34 +241,34 @@ impl Server {
         }
     }
 
-    fn connection(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let Some(head) = read_head(&mut stream) else {
-            return refuse(&mut stream, "400 Bad Request", "this is no request");
+    fn connection(&self, stream: &mut TcpStream) -> std::io::Result<()> {
+        let Some((head, rest)) = read_head(stream) else {
+            return refuse(stream, "400 Bad Request", "this is no request");
         };
         if self.is_loopback && !is_local_name(head.get("host").unwrap_or_default()) {
             let why = "this page is served to this machine only, under its own names";
-            return refuse(&mut stream, "403 Forbidden", why);
+            return refuse(stream, "403 Forbidden", why);
         }
         if !head.is_own_origin() {
-            return refuse(&mut stream, "403 Forbidden", "pages of other origins get nothing here");
+            return refuse(stream, "403 Forbidden", "pages of other origins get nothing here");
         }
         if !self.admits(&head) {
             let why = "wrong or missing token: use the address that was printed at the start";
-            return refuse(&mut stream, "401 Unauthorized", why);
+            return refuse(stream, "401 Unauthorized", why);
         }
         if head.method != "GET" {
-            return refuse(&mut stream, "405 Method Not Allowed", "only GET is known");
+            return refuse(stream, "405 Method Not Allowed", "only GET is known");
         }
         if head.path == "/live" {
-            return self.live(stream, &head);
+            return self.live(stream, &head, &rest);
         }
         if let Some(number) = head.path.strip_prefix("/goal/") {
             let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             let document = number.parse().ok().and_then(|number: u64| past.get(&number).cloned());
             drop(past);
             return match document {
-                Some(document) => respond(&mut stream, "200 OK", "application/json", "", &document),
-                None => refuse(&mut stream, "404 Not Found", "this goal is not kept, or not over"),
+                Some(document) => respond(stream, "200 OK", "application/json", "", &document),
+                None => refuse(stream, "404 Not Found", "this goal is not kept, or not over"),
             };
         }
         let cookie = self.token.as_ref().filter(|_| head.token().is_some());
@@ -222,8 +276,8 @@ impl Server {
             .map(|token| format!("Set-Cookie: {COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/\r\n"))
             .unwrap_or_default();
         match FILES.iter().find(|(path, ..)| *path == head.path) {
-            Some((_, kind, text)) => respond(&mut stream, "200 OK", kind, &cookie, text),
-            None => refuse(&mut stream, "404 Not Found", "there is no such page"),
+            Some((_, kind, text)) => respond(stream, "200 OK", kind, &cookie, text),
+            None => refuse(stream, "404 Not Found", "there is no such page"),
         }
     }
 
@@ -235,45 +289,59 @@ impl Server {
         head.token().or_else(cookie).is_some_and(|given| same(given, token))
     }
 
-    fn live(&self, mut stream: TcpStream, head: &Head) -> std::io::Result<()> {
+    fn live(&self, stream: &mut TcpStream, head: &Head, rest: &[u8]) -> std::io::Result<()> {
         let is_websocket = head.get("upgrade").is_some_and(|u| u.eq_ignore_ascii_case("websocket"));
-        let key = head.get("sec-websocket-key").filter(|_| is_websocket);
+        let is_key = |key: &&str| STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16);
+        let key = head.get("sec-websocket-key").filter(|_| is_websocket).filter(is_key);
         let (Some(key), Some("13")) = (key, head.get("sec-websocket-version")) else {
-            return refuse(&mut stream, "400 Bad Request", "this address speaks WebSocket, version 13");
+            return refuse(stream, "400 Bad Request", "this address speaks WebSocket, version 13");
         };
         let Some(seat) = self.hub.enter() else {
             let why = format!("there are {VIEWERS_MAX} viewers already; close one of their pages");
-            return refuse(&mut stream, "503 Service Unavailable", &why);
+            return refuse(stream, "503 Service Unavailable", &why);
         };
         let accept = accept_key(key);
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n\r\n"
         );
-        stream.write_all(answer.as_bytes())?;
-        self.watch(stream, seat)
+        send(stream, answer.as_bytes())?;
+        self.watch(stream, rest, seat)
     }
 
     /// Serves one viewer until it goes, or is too slow.
-    fn watch(&self, mut stream: TcpStream, _seat: Seat) -> std::io::Result<()> {
+    fn watch(&self, stream: &mut TcpStream, rest: &[u8], _seat: Seat) -> std::io::Result<()> {
         let (mut known, mut incoming, mut bytes) = (Known::new(), Incoming::default(), [0; 4096]);
+        incoming.push(rest);
         let mut due = Instant::now();
+        let (mut heard, mut asked) = (due, due);
         while !self.stop.load(Ordering::Relaxed) {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 due = Instant::now() + PERIOD;
                 for payload in self.hub.newer(&mut known) {
-                    stream.write_all(&match payload {
+                    let frame = match payload {
                         Payload::Document(text) => text_frame(&text),
                         Payload::Picture(file) => binary_frame(&file),
-                    })?;
+                    };
+                    send(stream, &frame)?;
+                }
+                if heard.elapsed() > 3 * SILENCE {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                if heard.elapsed() > SILENCE && asked.elapsed() > SILENCE {
+                    asked = Instant::now();
+                    send(stream, &ping_frame())?;
                 }
                 continue;
             }
             stream.set_read_timeout(Some(left))?;
             match stream.read(&mut bytes) {
                 Ok(0) => return Ok(()),
-                Ok(n) => incoming.push(&bytes[..n]),
+                Ok(n) => {
+                    heard = Instant::now();
+                    incoming.push(&bytes[..n]);
+                }
                 Err(e)
                     if matches!(
                         e.kind(),
@@ -284,10 +352,11 @@ impl Server {
             while let Some(received) = incoming.next() {
                 let binary = || refusal("binary messages mean nothing here");
                 match received {
-                    Received::Text(text) => stream.write_all(&text_frame(&self.reply(&text).to_string()))?,
-                    Received::Binary => stream.write_all(&text_frame(&binary().to_string()))?,
-                    Received::Pong(frame) => stream.write_all(&frame)?,
-                    Received::Close(frame) => return stream.write_all(&frame),
+                    Received::Text(text) => send(stream, &text_frame(&self.reply(&text).to_string()))?,
+                    Received::Binary => send(stream, &text_frame(&binary().to_string()))?,
+                    Received::Pong(frame) => send(stream, &frame)?,
+                    Received::Alive => {}
+                    Received::Close(frame) => return send(stream, &frame),
                 }
             }
         }
@@ -374,6 +443,8 @@ mod tests {
             "GET http://x/ HTTP/1.1\r\n",
             "GET / x HTTP/1.1\r\n",
             "GET / HTTP/1.1\r\nno colon\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\nhost: evil.example\r\n",
+            "GET / HTTP/1.1\r\nOrigin: http://a\r\nOrigin: http://b\r\n",
             "\u{0}\u{1}",
         ] {
             assert!(Head::parse(text).is_none(), "{text:?}");

@@ -2,17 +2,17 @@
 //! its own makes them out of what the [`Tap`] took.
 
 use super::hub::{Hub, Payload, Slot};
-use super::tap::{Estimate, Evidence, GoalEvent, Remembered, Tap, Waiting, small};
+use super::report::data_url;
+use super::tap::{Estimate, Evidence, GoalEvent, Remembered, Surroundings, Tap, Waiting, no_wider, small};
+use super::words::evidence_in_words;
 use crate::image::RgbImage;
 use crate::lift::Witness;
 use crate::mind::LatentDecoder;
 use crate::planar::{Pose2, point_from};
 use crate::senses::Sense;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
-use mindseye_bridge::image::{Limits, RawImage, decode_compressed_rgb8, decode_raw_rgb8};
+use mindseye_bridge::image::{Limits, RawImage, decode_compressed_rgb8, decode_raw_rgb8, encode_jpeg};
 use mindseye_bridge::msg::{CompressedImageView, ImageView};
 use mindseye_bridge::time::TimeDelta;
 use serde_json::{Value, json};
@@ -30,8 +30,14 @@ const CANDIDATES_SHOWN: usize = 8;
 const DRIVE_PIXELS_MAX: usize = 300_000;
 /// Moments that are shown after they were evicted.
 const EVICTED_SHOWN: usize = 12;
+/// Strips of more pixels are JPEG files: small pictures side by side would run into each other.
+const STRIP_PNG_PIXELS_MAX: usize = 40_000;
+/// The camera's pictures of more pixels are JPEG files: of fewer every pixel counts.
+pub(super) const CAMERA_PNG_PIXELS_MAX: usize = 8_000;
+/// Quality of pictures that are made for people.
+const JPEG_QUALITY: u8 = 80;
 /// Widest camera picture that is sent, and the largest file that is sent as it came.
-const CAMERA_WIDTH: usize = 320;
+pub(super) const CAMERA_WIDTH: usize = 320;
 const CAMERA_BYTES_MAX: usize = 300_000;
 /// New contents are made this often at most.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -40,7 +46,7 @@ const IDLE_PERIOD: Duration = Duration::from_millis(500);
 /// Decoding an estimate may take this share of the time.
 const DECODE_SHARE: u32 = 10;
 
-/// Pictures side by side in one PNG file, as the page takes them.
+/// Pictures side by side in one file, as the page takes them.
 #[derive(Clone, Debug, Default)]
 struct Strip {
     url: Arc<str>,
@@ -60,9 +66,8 @@ impl Strip {
         for (i, picture) in pictures.iter().enumerate() {
             all.paste_scaled(picture, i * width, 0, 1);
         }
-        let png = all.to_png().unwrap_or_default();
-        let url = format!("data:image/png;base64,{}", STANDARD.encode(png)).into();
-        Self { url, frames: pictures.len(), width, height }
+        let (kind, file) = picture_file(&all, STRIP_PNG_PIXELS_MAX).unwrap_or_default();
+        Self { url: data_url(kind, &file).into(), frames: pictures.len(), width, height }
     }
 
     fn document(&self) -> Value {
@@ -70,19 +75,35 @@ impl Strip {
     }
 }
 
-/// Every so many frames, so that all together are not too large.
-fn thinned(frames: &[RgbImage]) -> impl Iterator<Item = &RgbImage> {
-    let pixels: usize = frames.iter().map(|f| f.width * f.height).sum();
-    let every = pixels.div_ceil(DRIVE_PIXELS_MAX).max(1);
-    // The last frame shows where the drive ends.
-    frames.iter().rev().step_by(every).collect::<Vec<_>>().into_iter().rev()
+/// The frames of a drive, or every so many of them.
+#[derive(Clone, Debug, Default)]
+struct Drive {
+    strip: Strip,
+    every: usize,
+    total: usize,
+}
+
+impl Drive {
+    fn of(frames: &[RgbImage]) -> Self {
+        let pixels: usize = frames.iter().map(|f| f.width * f.height).sum();
+        let every = pixels.div_ceil(DRIVE_PIXELS_MAX).max(1);
+        // The last frame shows where the drive ends.
+        let kept: Vec<&RgbImage> = frames.iter().rev().step_by(every).collect();
+        Self { strip: Strip::of(kept.into_iter().rev()), every, total: frames.len() }
+    }
+
+    fn document(&self) -> Value {
+        let mut document = self.strip.document();
+        (document["every"], document["total"]) = (self.every.into(), self.total.into());
+        document
+    }
 }
 
 #[derive(Debug)]
 struct Candidate {
     step: usize,
     steps: usize,
-    drive: Strip,
+    drive: Drive,
 }
 
 /// One goal.
@@ -100,6 +121,7 @@ struct Record {
     /// Stages in the order in which they began: what, done, of, milliseconds since the goal came.
     stages: Vec<(&'static str, usize, usize, f64)>,
     memory: Vec<u64>,
+    surroundings: Surroundings,
     planned: usize,
     candidates: BTreeMap<usize, Candidate>,
     draft: Option<Box<Answer>>,
@@ -120,13 +142,13 @@ fn points(path: &[Pose2]) -> Vec<[f64; 2]> {
     path.iter().map(|p| [rounded(p.x), rounded(p.y)]).collect()
 }
 
-fn pose(p: Pose2) -> [f64; 3] {
+pub(super) fn pose(p: Pose2) -> [f64; 3] {
     [rounded(p.x), rounded(p.y), rounded(p.yaw)]
 }
 
 impl Record {
     fn bytes(&self) -> usize {
-        self.used.url.len() + self.candidates.values().map(|c| c.drive.url.len()).sum::<usize>()
+        self.used.url.len() + self.candidates.values().map(|c| c.drive.strip.url.len()).sum::<usize>()
     }
 
     /// Without pictures of drives.
@@ -134,6 +156,7 @@ impl Record {
         let end = self.ended.unwrap_or(now);
         let millis = |t: TimeDelta| (t - self.asked).as_millis_f64().round();
         let evidence = self.evidence.as_deref();
+        let shown = evidence.filter(|e| !e.frames.is_empty());
         let lifted = evidence.and_then(|e| e.lifted.as_ref());
         let origin = evidence.and_then(|e| e.origin).unwrap_or_default();
         let witness = |name: &str, w: Option<Witness>| {
@@ -169,14 +192,20 @@ impl Record {
             "used_index": self.used_index,
             "planned": self.planned,
             "candidates": self.candidates.iter().map(|(i, c)| json!([i, c.step, c.steps])).collect::<Vec<_>>(),
-            "chosen": evidence.filter(|e| !e.frames.is_empty()).map(|e| e.candidate),
+            "chosen": shown.map(|e| e.candidate),
+            "witness": shown.map(|e| e.guided.unwrap_or(e.candidate)),
+            "evidence": evidence.map(|e| evidence_in_words(e, self.answer.as_deref())),
+            "explained": evidence.map(|e| e.explained.iter().map(|(at, v)| json!([at, rounded(*v)])).collect::<Vec<_>>()),
             "draft": self.draft.as_ref().filter(|_| self.answer.is_none()),
             "answer": self.answer,
             "parts": lifted.map(|l| l.parts),
             "witnesses": witnesses,
-            "imagined": evidence.map(|e| points(&e.path)),
+            "imagined": evidence.map(|e| e.path.iter().copied().map(pose).collect::<Vec<_>>()),
             "object": evidence.and_then(|e| e.object).map(|(x, y)| [rounded(x), rounded(y)]),
             "path": points(&self.path),
+            "landmarks": self.surroundings.landmarks.iter().map(|(x, y)| [rounded(*x), rounded(*y)]).collect::<Vec<_>>(),
+            "things": self.surroundings.things.iter()
+                .map(|(class, (x, y))| json!([class, rounded(*x), rounded(*y)])).collect::<Vec<_>>(),
         })
     }
 
@@ -217,7 +246,6 @@ pub(super) struct Story {
     dropped: u64,
     next_decode: Instant,
     estimates: BTreeMap<usize, Estimate>,
-    pixels: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -248,7 +276,6 @@ impl Story {
             dropped: 0,
             next_decode: Instant::now(),
             estimates: BTreeMap::new(),
-            pixels: Vec::new(),
         }
     }
 
@@ -269,6 +296,19 @@ impl Story {
     }
 
     fn take(&mut self, waiting: Waiting, watched: bool) {
+        let camera = self.absorb(waiting);
+        self.decode_estimate(watched);
+        if !watched {
+            return;
+        }
+        if let Some(picture) = camera.and_then(|(sense, cdr)| self.camera(sense, &cdr)) {
+            self.hub.put(Slot::Camera, Payload::Picture(picture.into()));
+        }
+        self.show();
+    }
+
+    /// Takes in what waits; gives the camera's message among it.
+    pub fn absorb(&mut self, waiting: Waiting) -> Option<(Sense, Vec<u8>)> {
         for change in waiting.memory {
             self.remember(change);
         }
@@ -281,16 +321,20 @@ impl Story {
             self.goal(at, event);
         }
         self.estimates.extend(waiting.estimates);
-        self.decode_estimate(watched);
         if let Some(status) = waiting.status.and_then(|text| serde_json::from_str(&text).ok()) {
             (self.status, self.status_changed) = (Some(status), true);
         }
-        if !watched {
-            return;
-        }
-        if let Some(picture) = waiting.camera.and_then(|(sense, cdr)| self.camera(sense, &cdr)) {
-            self.hub.put(Slot::Camera, Payload::Picture(picture.into()));
-        }
+        waiting.camera
+    }
+
+    /// Decodes what is left of the newest goal's candidates, and shows everything.
+    pub fn finish(&mut self) {
+        while self.decode_one(|e| e.step == e.steps) {}
+        self.show();
+    }
+
+    /// Shows what has changed.
+    fn show(&mut self) {
         if std::mem::take(&mut self.memory_changed) {
             self.put(Slot::Memory, &self.memory_document());
         }
@@ -369,13 +413,14 @@ impl Story {
     fn goal(&mut self, at: TimeDelta, event: GoalEvent) {
         match event {
             GoalEvent::Asked { id, words } => self.open(id, words, at),
-            GoalEvent::Begun { id, words, until, memory } => {
+            GoalEvent::Begun { id, words, until, memory, surroundings } => {
                 if self.of_id(&id).is_none() {
                     self.open(id.clone(), words, at);
                 }
                 self.estimates.clear();
                 if let Some(goal) = self.of_id(&id) {
                     (goal.begun, goal.until, goal.memory) = (Some(at), until, memory);
+                    goal.surroundings = surroundings;
                 }
             }
             GoalEvent::Done { what, done, of, draft } => {
@@ -402,7 +447,7 @@ impl Story {
     }
 
     fn evidence(&mut self, evidence: Box<Evidence>) {
-        let drive = Strip::of(thinned(&evidence.frames));
+        let drive = Drive::of(&evidence.frames);
         let number = match self.current() {
             Some(goal) => goal.number,
             None => return,
@@ -413,7 +458,7 @@ impl Story {
         let used = Strip::of(index.iter().filter_map(|i| self.memory.get(i)).map(|m| &m.picture));
         let goal = &mut self.goals[place];
         (goal.used, goal.used_index) = (used, index);
-        if drive.frames > 0 {
+        if drive.strip.frames > 0 {
             let candidate = evidence.candidate;
             let steps = goal.candidates.get(&candidate).map_or(0, |c| c.steps);
             goal.candidates.insert(candidate, Candidate { step: steps, steps, drive });
@@ -433,23 +478,30 @@ impl Story {
             return;
         }
         // Without a viewer only what a candidate ended as is of use.
-        let is_due = |e: &Estimate| watched || e.step == e.steps;
+        if self.decode_one(|e| watched || e.step == e.steps) {
+            self.next_decode = Instant::now() + began.elapsed() * DECODE_SHARE;
+        }
+    }
+
+    /// Shows what the last candidate that is due looks like so far; false when none was decoded.
+    fn decode_one(&mut self, is_due: impl Fn(&Estimate) -> bool) -> bool {
         let due = self.estimates.iter().filter(|(_, e)| is_due(e)).map(|(i, _)| *i).next_back();
-        let Some((candidate, estimate)) = due.and_then(|i| self.estimates.remove_entry(&i)) else { return };
-        let Some(decoder) = &mut self.decoder else { return };
+        let Some((candidate, estimate)) = due.and_then(|i| self.estimates.remove_entry(&i)) else {
+            return false;
+        };
+        let Some(decoder) = &mut self.decoder else { return false };
         let frames: Vec<RgbImage> = match decoder(&estimate.latents) {
             Ok(frames) => frames.iter().map(small).collect(),
             Err(error) => {
                 tracing::debug!(%error, "an estimate cannot be shown");
-                return;
+                return true;
             }
         };
-        self.next_decode = Instant::now() + began.elapsed() * DECODE_SHARE;
-        let drive = Strip::of(thinned(&frames));
-        let Some(goal) = self.goals.iter_mut().rev().find(|g| g.begun.is_some()) else { return };
+        let drive = Drive::of(&frames);
+        let Some(goal) = self.goals.iter_mut().rev().find(|g| g.begun.is_some()) else { return true };
         let settled = goal.evidence.as_ref().is_some_and(|e| e.candidate == candidate);
         if settled || candidate >= CANDIDATES_SHOWN {
-            return;
+            return true;
         }
         let Estimate { step, steps, candidates, .. } = estimate;
         goal.planned = candidates;
@@ -458,6 +510,7 @@ impl Story {
             self.put(Slot::Candidate(candidate), &document);
         }
         self.show_goal();
+        true
     }
 
     /// The newest goal, and the list of all.
@@ -486,23 +539,37 @@ impl Story {
 
     /// A camera message as a file that a browser reads.
     fn camera(&mut self, sense: Sense, cdr: &[u8]) -> Option<Vec<u8>> {
-        let limits = Limits::default();
-        let size = if sense == Sense::Image {
-            let image = ImageView::decode(cdr).ok()?;
-            decode_raw_rgb8(&RawImage::from(&image), &limits, &mut self.pixels).ok()?
-        } else {
-            let image = CompressedImageView::decode(cdr).ok()?;
-            if image.data.len() <= CAMERA_BYTES_MAX && browsers_read(image.data) {
-                return Some(image.data.to_vec());
-            }
-            decode_compressed_rgb8(image.data, &limits, &mut self.pixels).ok()?
-        };
-        let (width, height) = (size.width as usize, size.height as usize);
-        let picture = RgbImage::from_rgb(width, height, std::mem::take(&mut self.pixels))?;
-        let shown = super::tap::no_wider(&picture, CAMERA_WIDTH);
-        self.pixels = picture.data;
-        shown.to_png().ok()
+        if sense == Sense::Compressed
+            && let Ok(image) = CompressedImageView::decode(cdr)
+            && image.data.len() <= CAMERA_BYTES_MAX
+            && browsers_read(image.data)
+        {
+            return Some(image.data.to_vec());
+        }
+        Some(picture_file(&camera_picture(sense, cdr, CAMERA_WIDTH)?, CAMERA_PNG_PIXELS_MAX)?.1)
     }
+}
+
+/// A picture as a file, and its kind: PNG up to so many pixels, JPEG above.
+pub(super) fn picture_file(picture: &RgbImage, png_pixels_max: usize) -> Option<(&'static str, Vec<u8>)> {
+    if picture.width * picture.height <= png_pixels_max {
+        return Some(("png", picture.to_png().ok()?));
+    }
+    Some(("jpeg", encode_jpeg(picture, JPEG_QUALITY)?))
+}
+
+/// The picture of a camera message, reduced where it is wider than `most`; `None` where it cannot be read.
+pub(super) fn camera_picture(sense: Sense, cdr: &[u8], most: usize) -> Option<RgbImage> {
+    let (limits, mut pixels) = (Limits::default(), Vec::new());
+    let size = if sense == Sense::Image {
+        let image = ImageView::decode(cdr).ok()?;
+        decode_raw_rgb8(&RawImage::from(&image), &limits, &mut pixels).ok()?
+    } else {
+        let image = CompressedImageView::decode(cdr).ok()?;
+        decode_compressed_rgb8(image.data, &limits, &mut pixels).ok()?
+    };
+    let picture = RgbImage::from_rgb(size.width as usize, size.height as usize, pixels)?;
+    Some(no_wider(&picture, most))
 }
 
 /// PNG, or JPEG with its own Huffman tables.

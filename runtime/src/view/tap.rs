@@ -9,6 +9,7 @@ use crate::lift::Lifted;
 use crate::node::{MonotonicClock, NodeEvent, goal_in_words};
 use crate::planar::Pose2;
 use crate::senses::{Outcome, Sense, is_camera};
+use crate::study::Studied;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::time::TimeDelta;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,8 @@ const PATH_MAX: usize = 2000;
 const PATH_STEP: (f64, f64) = (0.03, 0.2);
 /// Events of goals that wait to be shown.
 const GOALS_WAITING: usize = 256;
+/// Most landmarks of a goal that are shown: an even choice of more.
+const LANDMARKS_SHOWN: usize = 250;
 /// Moments that wait to be shown.
 const MOMENTS_WAITING: usize = 256;
 
@@ -51,6 +54,7 @@ pub(super) enum GoalEvent {
         words: String,
         until: Option<TimeDelta>,
         memory: Vec<u64>,
+        surroundings: Surroundings,
     },
     Done {
         what: &'static str,
@@ -60,6 +64,31 @@ pub(super) enum GoalEvent {
     },
     Evidence(Box<Evidence>),
     Answered(Box<Answer>),
+}
+
+/// What studying frames has given, on the plane.
+#[derive(Debug, Default)]
+pub(super) struct Surroundings {
+    pub landmarks: Vec<(f64, f64)>,
+    /// Class and middle of each thing that the detector saw.
+    pub things: Vec<(String, (f64, f64))>,
+}
+
+impl Surroundings {
+    fn of(studied: &Studied) -> Self {
+        let landmarks: Vec<(f64, f64)> = studied
+            .landmarks
+            .iter()
+            .flat_map(|map| map.landmarks())
+            .map(|l| (l.position.x, l.position.y))
+            .collect();
+        let things = studied.objects.iter().map(|thing| {
+            let class = studied.classes.as_ref().and_then(|names| names.get(thing.class));
+            (class.cloned().unwrap_or_default(), (thing.position.x, thing.position.y))
+        });
+        let shown = crate::context::spread(landmarks.len(), LANDMARKS_SHOWN);
+        Self { landmarks: shown.into_iter().map(|i| landmarks[i]).collect(), things: things.collect() }
+    }
 }
 
 /// What is shown of a [`Grounded`](crate::ground::Grounded), with small frames.
@@ -73,6 +102,11 @@ pub(super) struct Evidence {
     pub path: Vec<Pose2>,
     pub object: Option<(f64, f64)>,
     pub lifted: Option<Lifted>,
+    /// By frame of the sampled drive.
+    pub explained: Vec<(usize, f64)>,
+    /// Which of the sampled drives the shown one was held along.
+    pub guided: Option<usize>,
+    pub reconstruction_error: Option<f64>,
 }
 
 /// An estimate of a candidate's drive.
@@ -156,7 +190,8 @@ impl Tap {
             NodeEvent::Begun { goal, until, scene } => {
                 let memory = scene.memory.iter().map(|c| c.info.index).collect();
                 let (id, words) = (goal.id.clone(), goal_in_words(goal));
-                self.goal(GoalEvent::Begun { id, words, until, memory });
+                let surroundings = Surroundings::of(&scene.studied);
+                self.goal(GoalEvent::Begun { id, words, until, memory, surroundings });
             }
             NodeEvent::Stage(stage) => self.stage(stage),
             NodeEvent::Evidence(grounded) => {
@@ -168,6 +203,9 @@ impl Tap {
                     path: grounded.path.clone(),
                     object: grounded.object,
                     lifted: grounded.lifted.clone(),
+                    explained: grounded.explained.clone(),
+                    guided: grounded.guided.as_ref().map(|guided| guided.candidate),
+                    reconstruction_error: grounded.reconstruction_error,
                 })));
             }
             NodeEvent::Answered(answer) => self.goal(GoalEvent::Answered(Box::new(answer.clone()))),

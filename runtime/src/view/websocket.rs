@@ -44,6 +44,11 @@ pub(super) fn text_frame(text: &str) -> Vec<u8> {
     frame(TEXT, text.as_bytes())
 }
 
+/// What a client is asked to answer when nothing was heard of it for long.
+pub(super) fn ping_frame() -> Vec<u8> {
+    frame(PING, &[])
+}
+
 /// A binary message as it goes out.
 pub(super) fn binary_frame(content: &[u8]) -> Vec<u8> {
     frame(BINARY, content)
@@ -56,6 +61,8 @@ pub(super) enum Received {
     Binary,
     /// To be sent back.
     Pong(Vec<u8>),
+    /// It is there still.
+    Alive,
     /// The end; a frame to be sent before.
     Close(Vec<u8>),
 }
@@ -65,7 +72,8 @@ pub(super) enum Received {
 pub(super) struct Incoming {
     bytes: Vec<u8>,
     message: Vec<u8>,
-    is_text: bool,
+    /// Whether the message that has begun is a text; none has begun.
+    open: Option<bool>,
 }
 
 /// Length of the content, place of the mask; `None` when more bytes are needed.
@@ -83,17 +91,27 @@ impl Incoming {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next message that is complete. What breaks the protocol, or is too long, is a [`Received::Close`].
+    /// The next message that is complete. What breaks the protocol, or is too long, is a [`Received::Close`], and nothing
+    /// may be asked for after one.
     pub fn next(&mut self) -> Option<Received> {
         let close = |code: u16| Some(Received::Close(frame(CLOSE, &code.to_be_bytes())));
         loop {
             let (length, mask_at) = head(&self.bytes)?;
             let (first, second) = (self.bytes[0], self.bytes[1]);
+            let (is_last, opcode) = (first & 0x80 != 0, first & 0x0f);
+            let allowed = match opcode {
+                // These come whole, between the parts of a message, too.
+                CLOSE | PING | PONG => is_last && length <= 125,
+                CONTINUATION => self.open.is_some(),
+                TEXT | BINARY => self.open.is_none(),
+                _ => false,
+            };
             // Clients mask, and extensions were not agreed on.
-            if second & 0x80 == 0 || first & 0x70 != 0 {
+            if second & 0x80 == 0 || first & 0x70 != 0 || !allowed {
                 return close(1002);
             }
-            if length + self.message.len() as u64 > MESSAGE_MAX as u64 {
+            // A part is never longer than what is left of a message: no sum can overflow.
+            if length > MESSAGE_MAX.saturating_sub(self.message.len()) as u64 {
                 return close(1009);
             }
             let end = mask_at + 4 + length as usize;
@@ -104,21 +122,26 @@ impl Incoming {
             let whole = std::mem::replace(&mut self.bytes, rest);
             let (mask, masked) = (&whole[mask_at..mask_at + 4], &whole[mask_at + 4..]);
             let content = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-            let (is_last, opcode) = (first & 0x80 != 0, first & 0x0f);
             match opcode {
-                CLOSE => return close(1000),
-                PING => return Some(Received::Pong(frame(PONG, &content.collect::<Vec<_>>()))),
-                PONG => continue,
-                TEXT | BINARY => {
-                    self.message = content.collect();
-                    self.is_text = opcode == TEXT;
+                CLOSE => {
+                    // The code that came goes back; its words do not.
+                    let content: Vec<u8> = content.collect();
+                    return match content.len() {
+                        0 => Some(Received::Close(frame(CLOSE, &[]))),
+                        1 => close(1002),
+                        _ => Some(Received::Close(frame(CLOSE, &content[..2]))),
+                    };
                 }
-                CONTINUATION => self.message.extend(content),
-                _ => return close(1002),
+                PING => return Some(Received::Pong(frame(PONG, &content.collect::<Vec<_>>()))),
+                PONG => return Some(Received::Alive),
+                _ => {
+                    self.message.extend(content);
+                    self.open = self.open.or(Some(opcode == TEXT));
+                }
             }
             if is_last {
                 let message = std::mem::take(&mut self.message);
-                if !self.is_text {
+                if self.open.take() == Some(false) {
                     return Some(Received::Binary);
                 }
                 return match String::from_utf8(message) {
@@ -155,12 +178,14 @@ mod tests {
         let mut stream = masked(0x81, b"hello");
         stream.extend(masked(0x89, b"p"));
         stream.extend(masked(0x01, b"ab"));
+        stream.extend(masked(0x8a, b""));
         stream.extend(masked(0x80, b"cd"));
         stream.extend(masked(0x82, &[1, 2]));
         stream.extend(masked(0x81, long.as_bytes()));
         let want = [
             Received::Text("hello".into()),
             Received::Pong(vec![0x8a, 1, b'p']),
+            Received::Alive,
             Received::Text("abcd".into()),
             Received::Binary,
             Received::Text(long),
@@ -180,12 +205,26 @@ mod tests {
     fn what_breaks_the_protocol_ends_it() {
         let mut huge = vec![0x81, 0xff];
         huge.extend(u64::MAX.to_be_bytes());
+        // The rest of a message that has begun, so long that the sum of both would overflow.
+        let overflowing = [&masked(0x01, b"a")[..], &[0x80, 0xff], &u64::MAX.to_be_bytes(), &[0; 8]].concat();
+        let halves = |second: u8| [masked(0x01, b"a"), masked(second, b"b")].concat();
         let cases = [
             (frame(TEXT, b"not masked"), 1002),
             (masked(0xc1, b"an extension"), 1002),
             (masked(0x83, b"no such opcode"), 1002),
             (masked(0x81, &[0xff, 0xfe]), 1007),
-            (masked(0x88, b""), 1000),
+            (masked(0x88, &1000u16.to_be_bytes()), 1000),
+            (masked(0x88, b"\x03\xe9going away"), 1001),
+            (masked(0x88, b"1"), 1002),
+            (masked(0x80, b"the rest of nothing"), 1002),
+            (halves(0x81), 1002),
+            (halves(0x82), 1002),
+            (masked(0x09, b"a ping in parts"), 1002),
+            (masked(0x89, &[0; 126]), 1002),
+            (masked(0x88, &[0; 126]), 1002),
+            (masked(0x82, &[0; MESSAGE_MAX + 1]), 1009),
+            ([masked(0x02, &[0; MESSAGE_MAX]), masked(0x80, b"x")].concat(), 1009),
+            (overflowing, 1009),
             (huge, 1009),
         ];
         for (bytes, code) in cases {
@@ -194,6 +233,12 @@ mod tests {
             let want = frame(CLOSE, &u16::to_be_bytes(code));
             assert_eq!(incoming.next(), Some(Received::Close(want)), "{code}");
         }
+        let mut incoming = Incoming::default();
+        incoming.push(&masked(0x88, b""));
+        assert_eq!(incoming.next(), Some(Received::Close(frame(CLOSE, b""))), "no code, none back");
+        let mut whole = Incoming::default();
+        whole.push(&masked(0x82, &[0; MESSAGE_MAX]));
+        assert_eq!(whole.next(), Some(Received::Binary), "the longest message");
         for length in [0, 125, 126, 0xffff, 0x1_0000] {
             let out = frame(BINARY, &vec![7; length]);
             assert_eq!(head(&out).map(|(n, at)| (n as usize, at + length)), Some((length, out.len())));

@@ -74,6 +74,7 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         end: None,
         candidate: 0,
         origin: None,
+        explained: Vec::new(),
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),

@@ -8,7 +8,9 @@ use mindseye::image::RgbImage;
 use mindseye::node::{Node, NodeEvent, NodeParts};
 use mindseye::planar::Pose2;
 use mindseye::senses::{Outcome, Sense};
-use mindseye::view::{About, Request, RequestError, VIEWERS_MAX, View, ViewConfig, ViewError, to_node};
+use mindseye::view::{
+    About, ReportFacts, Reporter, Request, RequestError, VIEWERS_MAX, View, ViewConfig, ViewError, to_node,
+};
 use mindseye_bridge::msg::RosType;
 use mindseye_bridge::ros::RosSession;
 use mindseye_bridge::time::Timestamp;
@@ -238,6 +240,79 @@ fn a_viewer_sees_asks_and_is_answered() {
     let history = read_until(&mut late, &mut 0, |d| kind(d, "history"));
     assert_eq!(history["goals"][2][2], "cancelled", "{history}");
     assert_eq!((history["goals"].as_array().unwrap().len(), &history["goals"][0][2]), (3, &"found".into()));
+}
+
+/// The document that a report holds.
+fn reported(html: &str) -> Value {
+    let (_, rest) = html.split_once("id=\"report\">").unwrap();
+    serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
+}
+
+#[test]
+fn a_report_is_what_a_viewer_would_have_seen() {
+    let about = About { robot: "test".into(), boxed_frames: 4, ..About::default() };
+    let decoder = |latents: &[f32]| Ok(vec![RgbImage::filled(24, 16, [200, 90, 10]); latents.len() / 12 * 4]);
+    let reporter = Arc::new(Reporter::new(&about, Some(Box::new(decoder))));
+    let port = free_port();
+    let session_of_node = session("mindseye", Some(port), None);
+    let (hears, answered) = (reporter.clone(), Arc::new(Mutex::new(0)));
+    let answers = answered.clone();
+    let parts = NodeParts {
+        config: config(),
+        mind: Box::new(FakeMind::new(Duration::from_millis(1))),
+        encoder: Box::new(FakeEncoder),
+        record: None,
+        observer: Some(Box::new(move |event| {
+            hears.hear(event);
+            *answers.lock().unwrap() += u32::from(matches!(event, NodeEvent::Answered(_)));
+        })),
+    };
+    let node = Node::start(&session_of_node, parts).unwrap();
+    let client = session("client", None, Some(port));
+    let _robot = FakeRobot::start(&client, 30.0);
+    wait_for_latents(&node, 2);
+    let words = "find the </script><b> chair";
+    let goals = ["find the table", words];
+    for (i, goal) in (1..).zip(goals) {
+        node.requester().ask(mindseye_bridge::goal::Goal::text(format!("g{i}"), goal).unwrap()).unwrap();
+        let began = Instant::now();
+        while *answered.lock().unwrap() < i {
+            assert!(began.elapsed() < Duration::from_secs(20), "{goal} is answered");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let tables = vec![("Model".to_owned(), vec![("name".to_owned(), "<i>x</i>".to_owned())])];
+    let html = reporter.html(&ReportFacts { command: "mindseye replay 'a b'".into(), tables });
+    assert!(html.len() < 5_000_000, "{}", html.len());
+    let report = reported(&html);
+    assert_eq!(
+        (&report["command"], &report["facts"][0][1][0][1]),
+        (&"mindseye replay 'a b'".into(), &"<i>x</i>".into())
+    );
+    let of = |name: &str| {
+        let all = report["messages"].as_array().unwrap();
+        all.iter().filter(|m| m["kind"] == name).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(of("hello")[0]["about"]["robot"], "test");
+    let goal = &of("goal")[0];
+    assert_eq!((&goal["words"], &goal["answer"]["status"]), (&words.into(), &"found".into()));
+    assert!(goal["evidence"].as_array().unwrap().len() >= 2, "{goal}");
+    // Every candidate is there although nobody looked while they were imagined.
+    let drives = of("candidate");
+    assert!(
+        !drives.is_empty() && drives.iter().all(|d| d["drive"]["frames"] == 12 && d["drive"]["total"] == 12)
+    );
+    assert!(of("memory")[0]["moments"].as_array().unwrap().len() >= 2 && of("map").len() == 1);
+    assert_eq!(report["goals"]["1"]["words"], goals[0]);
+    let video = report["video"]["frames"].as_array().unwrap();
+    assert!(video.len() >= 4, "{} pictures", video.len());
+    assert!(
+        video.windows(2).all(|w| w[1][0].as_f64() >= w[0][0].as_f64().map(|s| s + 0.099)),
+        "ten a second"
+    );
+    assert!(video.iter().all(|v| v[2].as_str().unwrap().starts_with("data:image/")));
+    assert_eq!(video.last().unwrap()[1], serde_json::json!([1.0, 2.0, 1.571]));
+    assert!(report["video"]["asked_s"].as_f64() > Some(0.0));
 }
 
 #[test]

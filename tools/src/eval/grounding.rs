@@ -3,6 +3,7 @@
 mod calibrate;
 mod figures;
 mod goal;
+mod html;
 mod odometry;
 mod render;
 
@@ -58,6 +59,9 @@ pub struct GroundingArgs {
     /// Write a picture of the first houses' imaginations.
     #[arg(long)]
     pub sheet: Option<PathBuf>,
+    /// Write the figures as one HTML file, in which every house is a row that opens.
+    #[arg(long, value_name = "HTML", conflicts_with_all = ["absent", "regimes"])]
+    pub report: Option<PathBuf>,
 }
 
 /// Runs `eval grounding`.
@@ -91,7 +95,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.sheet {
         render::sheet(path, &results, &bench)?;
     }
-    let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
+    let outcomes: Vec<Outcome> = results.iter().map(|(o, _)| o.clone()).collect();
     if let Some(directory) = &args.calibrate {
         let not_there = [&absent[..], &swapped[..]].concat();
         calibrate(directory, args.odometry, &outcomes, &not_there)?;
@@ -113,6 +117,9 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     let text = render::markdown(&head, &figures, lpips.is_some(), examiner_secs);
     if let Some(path) = &args.common.markdown {
         write_atomically(path, text.as_bytes())?;
+    }
+    if let Some(path) = &args.report {
+        html::report(path, &text, &results)?;
     }
     if args.common.json {
         let rows: BTreeMap<&str, &Summary> = figures.rows.iter().map(|(key, _, s)| (*key, s)).collect();

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use super::GroundingArgs;
 use super::calibrate::ELLIPSE_90;
+use super::html::map;
 use super::odometry::{Regime, Told};
 use crate::eval::altered::Replacement;
 use crate::eval::degrade::{blurred_to, noisy_to};
@@ -213,11 +214,11 @@ impl Asked {
     }
 }
 
-struct Case<'a> {
-    house: &'a House,
-    here: Pose2,
+pub(super) struct Case<'a> {
+    pub(super) house: &'a House,
+    pub(super) here: Pose2,
     object: usize,
-    truth: Option<Pose2>,
+    pub(super) truth: Option<Pose2>,
     camera: &'a Camera,
     odometry: Regime,
 }
@@ -323,6 +324,14 @@ pub(super) struct SheetRow {
     pub(super) newest: RgbImage,
     pub(super) frames: Vec<RgbImage>,
     pub(super) truth: Vec<RgbImage>,
+    /// From above, for a report.
+    pub(super) map: Option<RgbImage>,
+}
+
+/// What is drawn into the map of a report.
+pub(super) struct MapSheet {
+    pub(super) path: Vec<Pose2>,
+    pub(super) answer: Option<Pose2>,
 }
 
 /// What all goals are asked with.
@@ -464,12 +473,19 @@ pub(super) fn present_goal(
         }
     }
     let rows = rows.rows;
+    let map = s.args.report.is_some().then(|| {
+        if truth_frames.is_empty() {
+            truth_frames = true_drive(&v.house, v.here, object, &rules, targets);
+        }
+        let path = asked.out.path.iter().map(|p| asked.told.in_map(&FramedPose2::new("", *p))).collect();
+        map(&case, &MapSheet { path, answer: asked.pose() })
+    });
     let outcome = Outcome {
         destroyed,
         reconstruction_error: reconstruction_error(tools, &v)?,
         ..outcome(&case, &v, &asked, (seed, name), closed, rows)
     };
-    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: asked.out.frames, truth: truth_frames }))
+    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: asked.out.frames, truth: truth_frames, map }))
 }
 
 /// What came of driving to the model's answer.
