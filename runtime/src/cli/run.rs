@@ -157,7 +157,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         },
     )?;
     page.serve(&node);
-    let _feed = served.as_ref().map(|served| Feed::start(served.link(), node.context()));
+    let feed = served.as_ref().map(|served| Feed::start(served.link(), node.context()));
+    let _feed = feed.transpose()?;
     let model = directory.map_or("a detector alone".into(), |dir| dir.display().to_string());
     eprintln!("mindseye: serving {robot:?} with {model}; Ctrl-C stops");
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");

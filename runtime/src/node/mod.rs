@@ -33,6 +33,7 @@ use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{ContextHandle, Outcome, Sense, Senses};
+use crate::served::ServedError;
 use crate::served::shared::{Share, ShareConfig};
 use crate::study::{self, Study};
 use agent_loop::AgentLoop;
@@ -180,6 +181,9 @@ pub enum NodeError {
     /// The detector cannot be used.
     #[error(transparent)]
     Detector(#[from] DetectorError),
+    /// Memories cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ServedError),
     /// The system gave no thread.
     #[error("cannot start the {0} thread: {1}")]
     Thread(&'static str, std::io::Error),

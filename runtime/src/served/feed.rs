@@ -3,6 +3,7 @@
 
 use super::link::Link;
 use super::wire::Seen;
+use super::{ServedError, spawn};
 use crate::senses::ContextHandle;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +23,13 @@ pub struct Feed {
 
 impl Feed {
     /// Sends what `context` holds, and what it will hold.
-    pub fn start(link: Arc<Link>, context: ContextHandle) -> Self {
+    ///
+    /// # Errors
+    /// [`ServedError::Thread`].
+    pub fn start(link: Arc<Link>, context: ContextHandle) -> Result<Self, ServedError> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
+        let thread = spawn("feed", move || {
             let mut last = None;
             while !stopped.load(Ordering::Relaxed) {
                 let new = context.seen_after(last, TOGETHER);
@@ -40,8 +44,8 @@ impl Feed {
                     .collect();
                 link.send_latents(seen);
             }
-        });
-        Self { stop, thread: Some(thread) }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Servers are looked for this long, with a fallback and without.
 const PATIENCE: [TimeDelta; 2] = [TimeDelta::from_millis(500), TimeDelta::from_millis(3000)];
@@ -110,11 +110,17 @@ impl Link {
     /// The first offer of any server; `None` when nobody offers within a second.
     pub fn first_offer(&self) -> Option<Offer> {
         let (offers_in, offers) = channel();
-        self.look(move |heard| drop(offers_in.send(heard)));
-        match offers.recv_timeout(OFFER_WITHIN + TICK) {
-            Ok(Heard::Offer(offer)) => Some(offer),
-            _ => None,
+        let began = Instant::now();
+        // A session that was opened just now does not know who is there yet.
+        while began.elapsed() < OFFER_WITHIN {
+            let offers_in = offers_in.clone();
+            self.look(move |heard| drop(offers_in.send(heard)));
+            if let Ok(Heard::Offer(offer)) = offers.recv_timeout(OFFER_WITHIN) {
+                return Some(offer);
+            }
+            std::thread::sleep(TICK);
         }
+        None
     }
 
     fn key(&self, end: &str) -> String {

@@ -61,6 +61,7 @@ use mindseye_bridge::ros::RosError;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::sampler::Step;
+use std::thread::JoinHandle;
 
 /// Why a server's work could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -103,18 +104,18 @@ pub enum ServedError {
         /// Its words.
         reason: String,
     },
-    /// A message cannot be read.
-    #[error("server {name:?}: {source}")]
-    Wire {
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        #[source]
-        source: wire::WireError,
-    },
     /// The network refused.
     #[error(transparent)]
     Ros(#[from] RosError),
+    /// The system gave no thread.
+    #[error("cannot start the {0} thread: {1}")]
+    Thread(&'static str, #[source] std::io::Error),
+}
+
+/// Starts a thread.
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServedError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+    thread.map_err(|error| ServedError::Thread(name, error))
 }
 
 fn because(busy: &bool) -> &'static str {

@@ -8,13 +8,13 @@
 
 use super::server::{About, Do, Heard, Limits, Server, ServerCounts, Task};
 use super::wire::{Cancel, Job, Kind, Latents, MESSAGE_MAX, Network, Told, Word, Work, trimmed};
-use super::{Imagine, News};
+use super::{Imagine, News, ServedError, spawn};
 use crate::ground::Mind;
 use crate::imagine::{Budget, Clock, ContextLatents, Flow, ImagineError, Prompt, Stage};
 use crate::node::MonotonicClock;
 use mindseye_base::sync::lock;
 use mindseye_bridge::clock;
-use mindseye_bridge::ros::{Declared, Question, RosError, RosSession};
+use mindseye_bridge::ros::{Declared, Question, RosSession};
 use mindseye_engines::sampler::Step;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -56,21 +56,20 @@ pub struct Serving {
     threads: Vec<JoinHandle<()>>,
     declared: Vec<Declared>,
     counts: Arc<Mutex<ServerCounts>>,
+    /// What is declared ends with its session.
+    _session: RosSession,
 }
 
 impl Serving {
     /// Serves what these minds imagine, each at one job at a time; all of one bundle.
     ///
     /// # Errors
-    /// [`RosError`] where a key cannot be declared.
-    ///
-    /// # Panics
-    /// When the system gives no thread.
+    /// [`ServedError::Ros`] where a key cannot be declared, [`ServedError::Thread`].
     pub fn start(
         session: &RosSession,
         config: &ServingConfig,
         minds: Vec<Box<dyn Mind>>,
-    ) -> Result<Self, RosError> {
+    ) -> Result<Self, ServedError> {
         static STARTED: AtomicU64 = AtomicU64::new(1);
         let server = format!("{}-{}", session.zid(), STARTED.fetch_add(1, Ordering::Relaxed));
         let spec = minds.first().map(|mind| mind.spec().clone());
@@ -90,19 +89,19 @@ impl Serving {
             let wanted: Arc<Mutex<Option<(u64, u64)>>> = Arc::default();
             let (tasks_in, tasks) = sync_channel::<Box<Task>>(1);
             let hand = Worker { mind, tasks, wanted: wanted.clone(), inbox: inbox.clone() };
-            threads.push(std::thread::spawn(move || hand.run()));
+            threads.push(spawn("mind", move || hand.run())?);
             hands.push(Hand { tasks: tasks_in, wanted });
         }
         let mut posts = Vec::new();
         for _ in 0..POSTS {
             let (post, letters) = sync_channel::<(Arc<Question>, Arc<Vec<u8>>)>(POST_WAITING);
-            threads.push(std::thread::spawn(move || {
+            threads.push(spawn("post", move || {
                 while let Ok((question, bytes)) = letters.recv() {
                     if let Err(error) = question.reply(bytes.to_vec()) {
                         tracing::debug!(%error, "a robot is gone before its reply");
                     }
                 }
-            }));
+            })?);
             posts.push(post);
         }
         let core = Core {
@@ -113,7 +112,7 @@ impl Serving {
             stop: stop.clone(),
             counts: counts.clone(),
         };
-        threads.push(std::thread::spawn(move || core.run()));
+        threads.push(spawn("serve", move || core.run())?);
 
         let base = format!("mindseye/served/{}", config.name);
         let own = format!("{base}/{server}");
@@ -134,7 +133,7 @@ impl Serving {
             // Last: whoever sees it can ask.
             session.be_here(&format!("{own}/here"))?,
         ];
-        Ok(Self { stop, threads, declared, counts })
+        Ok(Self { stop, threads, declared, counts, _session: session.clone() })
     }
 
     /// Counts so far.

@@ -22,13 +22,14 @@
 //! [`Answer::eyes`]: mindseye_bridge::answer::Answer::eyes
 
 use super::wire::{MESSAGE_MAX, WireError, read, write};
+use super::{ServedError, spawn};
 use crate::context::{ContextLatent, ContextMemory, LatentInfo, StoreError};
 use crate::ground::{MindSpec, Scene};
 use crate::image::RgbImage;
 use crate::planar::{Pose2, is_finite};
 use crate::senses::ContextHandle;
 use mindseye_base::sync::lock;
-use mindseye_bridge::ros::{Declared, Question, RosError, RosSession};
+use mindseye_bridge::ros::{Declared, Question, RosSession};
 use mindseye_bridge::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -348,7 +349,7 @@ impl Share {
             last: None,
             refused: 0,
         };
-        let thread = Some(std::thread::spawn(move || sharer.run()));
+        let thread = Some(spawn("share", move || sharer.run())?);
         Ok(Self { stop, thread, _declared: declared })
     }
 }

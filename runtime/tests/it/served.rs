@@ -16,7 +16,7 @@ use mindseye::visit::{SWEEP, Visit, picture, plain_pose};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::clock;
 use mindseye_bridge::goal::Goal;
-use mindseye_bridge::ros::RosSession;
+use mindseye_bridge::ros::{Mode, RosConfig, RosSession, ZenohSettings};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_world::{Camera, Difficulty, Frame, House, Rng, goal_pose};
 use std::path::{Path, PathBuf};
@@ -53,6 +53,18 @@ fn scene(robot: usize) -> Scene {
     }
 }
 
+/// A router, as robots and servers meet at one.
+fn router() -> (RosSession, u16) {
+    let port = free_port();
+    let zenoh = ZenohSettings {
+        mode: Some(Mode::Router),
+        listen: Some(vec![format!("tcp/127.0.0.1:{port}")]),
+        connect: Some(vec![]),
+        ..ZenohSettings::default()
+    };
+    (RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process("router") }).unwrap(), port)
+}
+
 fn serve(session: &RosSession, delay_ms: u64) -> Serving {
     let config = ServingConfig { name: "hall".into(), limits: Limits::default() };
     Serving::start(session, &config, vec![Box::new(FakeMind::new(Duration::from_millis(delay_ms)))]).unwrap()
@@ -78,8 +90,8 @@ fn ask(
 
 #[test]
 fn a_served_goal_is_answered_as_one_at_home() {
-    let port = free_port();
-    let server = session("server", Some(port), None);
+    let (_router, port) = router();
+    let server = session("server", None, Some(port));
     let serving = serve(&server, 0);
     let client = session("robot", None, Some(port));
     let mut served = robot("r1", &client, "fake", None);
@@ -132,8 +144,8 @@ fn a_served_goal_is_answered_as_one_at_home() {
 
 #[test]
 fn a_server_that_dies_in_mid_goal_is_replaced_by_another_or_by_the_fallback() {
-    let port = free_port();
-    let hub = session("hub", Some(port), None);
+    let (_router, port) = router();
+    let hub = session("hub", None, Some(port));
     let dying = session("dying", None, Some(port));
     let serving = serve(&dying, 10);
     let fleet: Vec<_> = (0..3)
@@ -343,14 +355,14 @@ fn shared_memories_are_checked_and_bounded() {
 /// Two nodes: the second one, which comes later, is told what the first has seen.
 #[test]
 fn nodes_share_what_they_see() {
-    let port = free_port();
+    let (_router, port) = router();
     let start = |robot: &str, session: &RosSession| {
         let mut config = config();
         (config.robot, config.context.share) = (robot.into(), "odom".into());
         let (mind, encoder) = (Box::new(FakeMind::new(Duration::ZERO)), Box::new(FakeEncoder));
         Node::start(session, NodeParts { config, mind, encoder, record: None, observer: None }).unwrap()
     };
-    let (first, second) = (session("a", Some(port), None), session("b", None, Some(port)));
+    let (first, second) = (session("a", None, Some(port)), session("b", None, Some(port)));
     let a = start("a", &first);
     let client = session("client", None, Some(port));
     let _robot = FakeRobot::start(&client, 40.0);
