@@ -308,12 +308,12 @@ impl Share {
     /// Publishes what `context` remembers, and joins what others publish to its scenes.
     ///
     /// # Errors
-    /// [`RosError`].
+    /// [`ServedError::Ros`], [`ServedError::Thread`].
     pub fn start(
         session: &RosSession,
         config: ShareConfig,
         context: ContextHandle,
-    ) -> Result<Self, RosError> {
+    ) -> Result<Self, ServedError> {
         let (inbox, messages) = sync_channel(WAITING);
         let own = format!("mindseye/shared/{}", config.robot);
         let seen = |robot: &str| format!("mindseye/shared/{robot}/seen");
