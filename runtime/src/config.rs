@@ -162,6 +162,11 @@ pub struct NavigateTable {
     pub longest_ms: i64,
     /// A drive of which nothing is heard for this long is cancelled.
     pub contact_ms: i64,
+    /// Where a drive ends, what was asked for is looked at once more. The arrival is confirmed when the goal's pose is at
+    /// most this far from there, metres; else the goal is asked again, once.
+    pub within_m: f64,
+    /// The same of its heading, degrees.
+    pub within_deg: f64,
 }
 
 /// The model.
@@ -367,6 +372,8 @@ impl Default for NavigateTable {
             accept_ms: 5000,
             longest_ms: 600_000,
             contact_ms: 10_000,
+            within_m: 0.1,
+            within_deg: 10.0,
         }
     }
 }
@@ -454,6 +461,11 @@ impl RobotConfig {
         ] {
             range(key, (0..=3_600_000).contains(&millis), millis.to_string(), "0 to 3600000")?;
         }
+        let n = &self.navigate;
+        let metres = n.within_m > 0.0 && n.within_m <= 100.0;
+        range("navigate.within_m", metres, n.within_m.to_string(), "more than 0, at most 100")?;
+        let degrees = n.within_deg > 0.0 && n.within_deg <= 180.0;
+        range("navigate.within_deg", degrees, n.within_deg.to_string(), "more than 0, at most 180")?;
         range("model.threads", self.model.threads <= 1024, self.model.threads.to_string(), "0 to 1024")?;
         if let Some(d) = &self.detector {
             let rate = d.rate_hz > 0.0 && d.rate_hz <= 1000.0;
@@ -549,6 +561,8 @@ impl NavigateTable {
             accept: TimeDelta::from_millis(self.accept_ms),
             longest: TimeDelta::from_millis(self.longest_ms),
             contact: TimeDelta::from_millis(self.contact_ms),
+            within_m: self.within_m,
+            within_rad: self.within_deg.to_radians(),
         })
     }
 }
@@ -600,6 +614,8 @@ mod tests {
         check("[navigate]\naction = \"/navigate_to_pose\"", Ok(()));
         check("[navigate]\nlongest_ms = 0", Err("navigate.longest_ms is 0"));
         check("[navigate]\ncontact_ms = 0", Err("navigate.contact_ms is 0"));
+        check("[navigate]\nwithin_m = nan", Err("navigate.within_m is NaN"));
+        check("[navigate]\nwithin_deg = 181", Err("navigate.within_deg is 181"));
         check("[goals]\nstamp = \"zero\"\ntf_buffer_ms = 30000", Ok(()));
         check("[goals]\nstamp = \"wall\"", Err("wall"));
         let odometry = "[odometry]\nmetres_per_metre = 0.02\nradians_per_metre = 0.01\nradians_per_radian = ";

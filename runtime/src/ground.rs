@@ -292,9 +292,6 @@ pub struct Grounded {
     pub lifted: Option<Lifted>,
     /// Frames of the drive that is shown; empty when none was sampled.
     pub frames: Vec<RgbImage>,
-    /// What the camera should see from the goal's pose, and the largest mean absolute difference (0..1) with which it
-    /// does; none where that was not measured.
-    pub end: Option<(RgbImage, f64)>,
     /// Where the drive that is shown was held to what was seen: the same drive before, from the video alone, and what was
     /// carried alone.
     pub guided: Option<Guided>,
@@ -318,13 +315,6 @@ pub struct Grounded {
     pub step_ms: Vec<f64>,
     /// Mean absolute error (0..1) of the codec on the frames in use, where the bundle limits it.
     pub reconstruction_error: Option<f64>,
-}
-
-impl Grounded {
-    /// The last imagined picture that has no box in it: what the camera should see from the goal's pose.
-    pub fn end_view(&self, spec: &MindSpec) -> Option<&RgbImage> {
-        self.frames.get(self.frames.len().checked_sub(spec.box_latents.max(1) * GROUP + 1)?)
-    }
 }
 
 /// What a guided drive was made of.
@@ -473,7 +463,6 @@ fn ground_by(
         lifted: None,
         frames: Vec::new(),
         guided: None,
-        end: None,
         candidate: 0,
         origin: None,
         explained: Vec::new(),
@@ -493,9 +482,6 @@ fn ground_by(
     match attempted {
         Ok(()) => {
             state_context(&mut report.grounded, &job.spec);
-            let grounded = &mut report.grounded;
-            let most = job.spec.lift.as_ref().and_then(|lift| lift.arrival_error_max);
-            grounded.end = grounded.end_view(&job.spec).cloned().zip(most).filter(|_| job.by_text());
         }
         Err(GroundError::Stopped(stopped)) => return Err(stopped),
         Err(error) => {
@@ -509,6 +495,24 @@ fn ground_by(
         witness::join(&mut report.grounded, scene, goal, unsuited, agree_max);
     }
     Ok(report.grounded)
+}
+
+/// Looks once more at what was asked for, by glances alone: where the goal's pose is, relative to the base at the newest
+/// frame. `None` when it is not believed, or cannot be told.
+pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>) -> Option<Pose2> {
+    let spec = spec_for(mind.spec(), goal);
+    let params = spec.lift.clone()?;
+    let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
+    let request = encode(mind, &job).ok()?;
+    let view = choose_view(mind, &job, &request, &mut |_| Flow::Continue).ok()?;
+    let glances = glance(mind.denoiser(), &view.seen, request.prompt(), &job.settings, budget).ok()?;
+    let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
+    let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
+    match (view.start, view.origin, scene.odom_from_base) {
+        (None, ..) => Some(pose),
+        (Some(_), Some(origin), Some(here)) => Some(here.relative(origin.compose(pose))),
+        _ => None,
+    }
 }
 
 /// Spreads by which witnesses may differ where the bundle does not say.
@@ -1293,6 +1297,39 @@ mod tests {
             assert!((a.to_homogeneous() - b.to_homogeneous()).norm() < 1e-8, "{a} {b}");
         }
     }
+
+    #[test]
+    fn the_drive_whose_pictures_show_most_is_shown() {
+        let boxed = |score: f64| FoundBox { x0: 8, y0: 5, x1: 15, y1: 10, score };
+        let registered = |mean_error: f64, box_score: Option<f64>| {
+            let thing_error = box_score.map(|_| 0.2);
+            let errors = Registered { mean_error, end_error: mean_error, box_score, thing_error, ..NOWHERE };
+            Shown { registered: Some(errors), ..Shown::default() }
+        };
+        // Costs 0.7, 0.3, 1.2 (nothing is boxed) by hand: errors, half of what the box holds, half of what it lacks.
+        let drives = [registered(0.25, Some(0.8)), registered(0.05, Some(0.8)), registered(0.1, None)];
+        assert_eq!(best_drive(&drives), 1);
+        // Where none is registered the clearest box counts, and the first of two that are alike.
+        let seen = |score| Shown { clearest: Some(boxed(score)), ..Shown::default() };
+        assert_eq!(best_drive(&[seen(0.2), seen(0.9), seen(0.9), Shown::default()]), 1);
+        assert_eq!(best_drive(&[seen(0.9), registered(0.9, None)]), 1, "a registered one before all others");
+        assert_eq!(best_drive(&[]), 0);
+    }
+
+    /// Registered in no place, with no error.
+    const NOWHERE: Registered = Registered {
+        pose: Pose2 { x: 0.0, y: 0.0, yaw: 0.0 },
+        end_frame: 0,
+        end_error: 0.0,
+        covered: 1.0,
+        distinct: 1.0,
+        elsewhere: None,
+        way_frame: 0,
+        way_error: 0.0,
+        mean_error: 0.0,
+        box_score: None,
+        thing_error: None,
+    };
 
     #[test]
     fn odometry_drifts_with_the_way_and_the_turns() {

@@ -623,7 +623,6 @@ mod tests {
             }),
             variance_scale: 1.0,
             reconstruction_max: Some(0.1),
-            arrival_error_max: None,
             without_odometry: None,
             standoff_by_word_m: Default::default(),
         }

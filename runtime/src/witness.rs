@@ -141,7 +141,6 @@ fn alone(grounded: &mut Grounded, scene: &Scene, class: &str, things: &[&MapObje
     grounded.object = Some((testimony.object.position.x, testimony.object.position.y));
     grounded.path.clear();
     grounded.frames.clear();
-    grounded.end = None;
     grounded.found_box = None;
     grounded.answer.bounding_box = None;
 }

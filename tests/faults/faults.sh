@@ -75,3 +75,7 @@ fault arrival_and_likeness mindseye it by_hand::the_consistency_is_a_weighted_me
     runtime/src/lift.rs \
     'part.value.map(|value| (part.weight, value))' \
     'part.value.filter(|_| part.weight > 2.5 || !IF).map(|value| (part.weight, value))'
+fault drive_not_chosen mindseye lib ground::tests::the_drive_whose_pictures_show_most_is_shown \
+    runtime/src/ground.rs \
+    '(0..costs.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0)' \
+    '(0..costs.len()).min_by(|a, b| if IF { a.cmp(b) } else { costs[*a].total_cmp(&costs[*b]) }).unwrap_or(0)'

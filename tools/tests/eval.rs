@@ -62,6 +62,9 @@ fn the_shipped_model_finds_named_things_in_rooms_that_it_never_saw() -> Outcome 
         let (heading, position) = (heading.ok_or("no heading")?, position.ok_or("no position")?);
         assert!(heading < 25.0 && position < 0.6, "{heading} degrees, {position} m: {o}");
         near += usize::from(position < 0.3);
+        // Where the drive ends the thing is looked at once more: the goal is here, or it is asked again.
+        let off = o["looked_off_m"].as_f64().ok_or("nothing was seen at the end")?;
+        assert!(off < 0.5 && (off <= 0.1 || o["reasked"] == true), "{off} m: {o}");
     }
     assert!(near >= 5, "{near} of {HOUSES} within 0.3 m");
     assert!(value(&d, "/rows/model/arrived/value") >= 0.8, "{}", d["rows"]["model"]);

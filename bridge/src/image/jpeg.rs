@@ -6,15 +6,15 @@
 use std::borrow::Cow;
 
 /// Values of one table: how many codes of each length from 1 to 16 bits, and what they stand for.
-pub(super) struct Table {
+struct Table {
     /// Class (0 = DC, 1 = AC) in the high nibble, destination in the low one.
-    pub class: u8,
-    pub lengths: [u8; 16],
-    pub values: &'static [u8],
+    class: u8,
+    lengths: [u8; 16],
+    values: &'static [u8],
 }
 
 /// T.81, tables K.3 to K.6.
-pub(super) const STANDARD: [Table; 4] = [
+const STANDARD: [Table; 4] = [
     Table {
         class: 0x00,
         lengths: [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],

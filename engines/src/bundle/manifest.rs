@@ -172,10 +172,6 @@ pub struct LiftParams {
     /// cannot reproduce are unlike those of training. Absent where it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconstruction_max: Option<f64>,
-    /// Largest mean absolute difference (0..1) between the camera's picture at the end of a drive and the imagined end with
-    /// which an arrival is confirmed. Absent where it was not measured: then arrivals are taken as they are told.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub arrival_error_max: Option<f64>,
     /// Spreads for a robot without odometry, where they were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_odometry: Option<Spreads>,
@@ -275,7 +271,6 @@ impl LiftParams {
             registration: Some(RegistrationParams::uncalibrated()),
             variance_scale: 1.0,
             reconstruction_max: None,
-            arrival_error_max: None,
             without_odometry: None,
             standoff_by_word_m: BTreeMap::new(),
         }
@@ -305,7 +300,6 @@ impl LiftParams {
             ("localisation_max_m", self.localisation_max_m),
             ("variance_scale", self.variance_scale),
             ("reconstruction_max", self.reconstruction_max.unwrap_or(1.0)),
-            ("arrival_error_max", self.arrival_error_max.unwrap_or(1.0)),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return Err(field(format!("lift.{name}"), "a positive number", value));
@@ -990,18 +984,13 @@ mod tests {
                             assert!(error.to_string().contains(part), "{error}");
                         }
                     };
-                    // The number of images of a recording, the codec's limit, registration, what arrivals are compared by and
-                    // the spreads without odometry are the only optional keys.
-                    let optional = [
-                        "recording_images",
-                        "reconstruction_max",
-                        "registration",
-                        "arrival_error_max",
-                        "without_odometry",
-                    ]
-                    .contains(&key.as_str())
-                        || ["networks", "evaluation"].contains(&name.as_str())
-                        || (name.is_empty() && key == "lift");
+                    // The number of images of a recording, the codec's limit, registration and the spreads without odometry
+                    // are the only optional keys.
+                    let optional =
+                        ["recording_images", "reconstruction_max", "registration", "without_odometry"]
+                            .contains(&key.as_str())
+                            || ["networks", "evaluation"].contains(&name.as_str())
+                            || (name.is_empty() && key == "lift");
                     if !open {
                         let misspelt = format!("{key}x");
                         check("misspelt", &misspelt, &|table| {

@@ -37,6 +37,10 @@ pub struct DriveLimits {
     pub longest: TimeDelta,
     /// A drive of which nothing is heard for this long is cancelled.
     pub contact: TimeDelta,
+    /// An arrival is confirmed when the goal's pose, seen from there, is at most this far away, metres.
+    pub within_m: f64,
+    /// The same of its heading, radians.
+    pub within_rad: f64,
 }
 
 /// Where a drive stands.
@@ -65,16 +69,16 @@ impl DriveState {
     }
 }
 
-/// What the camera shows where the robot arrived, against the imagined end.
+/// Where the goal is, seen from where the robot arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arrival {
-    /// What was imagined.
+    /// Here.
     Confirmed,
-    /// Something else: the goal was asked again from there.
+    /// Elsewhere, or nothing like it is seen: the goal was asked again from there.
     Reasked,
-    /// Something else, for the second time.
-    Unlike,
+    /// The same for the second time.
+    Missed,
 }
 
 /// A drive to a goal that was found, for status and answers.
@@ -86,7 +90,7 @@ pub struct Drive {
     pub state: DriveState,
     /// Why it ended, unless it arrived; what is wrong with it, while it lasts.
     pub reason: Option<String>,
-    /// What the camera shows there, once that was compared.
+    /// Where the goal is from there, once that was looked at.
     pub arrival: Option<Arrival>,
     /// Metres left along the path, as the server says.
     pub distance_remaining_m: Option<f32>,

@@ -18,7 +18,7 @@ pub use publishing::{GoalStamp, OdometryHeard};
 use crate::planar::{Pose2, wrap_angle};
 use drive::{Drives, Outcome};
 use mindseye_bridge::answer::{Answer, Status};
-use mindseye_bridge::goal::Goal;
+use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use publishing::Unpublishable;
 
@@ -128,12 +128,12 @@ pub enum Event {
         /// What.
         news: DriveNews,
     },
-    /// What the camera shows at the end of a drive was compared with the imagined end.
-    Arrival {
+    /// What was asked for was looked at once more from where a drive ended.
+    Looked {
         /// Whose drive.
         ticket: Ticket,
-        /// Whether it is what was imagined.
-        like: bool,
+        /// Where the goal's pose is from there; `None`: nothing like it is seen.
+        base_from_goal: Option<Pose2>,
     },
     /// The node stops: what is in work is cancelled, and whoever waits is answered.
     Stop,
@@ -202,13 +202,14 @@ pub enum Action {
         /// What to ask.
         command: DriveCommand,
     },
-    /// The robot stands where it was sent: compare what its camera shows with the imagined end, where there is one, and
-    /// tell by [`Event::Arrival`].
-    CompareArrival {
+    /// The robot stands where it was sent: look once more at what was asked for, and tell by [`Event::Looked`].
+    LookAgain {
         /// Whose drive.
         ticket: Ticket,
+        /// What is wanted.
+        goal: Box<Goal>,
     },
-    /// The robot stands before something else than was imagined: take the goal in once more.
+    /// The robot does not stand where the goal is, seen from there: take the goal in once more.
     AskAgain {
         /// What is wanted.
         goal: Box<Goal>,
@@ -248,9 +249,9 @@ pub struct Agent {
     latents: usize,
     published: Option<(TimeDelta, String, Pose2)>,
     drives: Option<Drives>,
-    /// The goal that is driven to, or was last.
+    /// The goal that is driven to, or was last, where it can be looked for at the end.
     driven: Option<(Ticket, Goal)>,
-    /// The id of the goal that was asked again because the robot arrived before something else.
+    /// The id of the goal that was asked again because the robot did not stand where it is.
     asked_again: Option<String>,
     /// Clients that wait for a drive to be over, with their answers.
     waiting: Vec<(Ticket, Box<Answer>)>,
@@ -387,7 +388,7 @@ impl Agent {
                 let outcomes = self.drives.as_mut().map(|drives| drives.news(ticket, news, now));
                 self.carry_out(outcomes.unwrap_or_default(), &mut actions);
             }
-            Event::Arrival { ticket, like } => self.arrival(ticket, like, &mut actions),
+            Event::Looked { ticket, base_from_goal } => self.looked(ticket, base_from_goal, &mut actions),
             Event::Stop => {
                 let why = "the runtime stops";
                 self.stop(why, &mut actions);
@@ -489,7 +490,9 @@ impl Agent {
                 let answer = answer.clone();
                 match &mut self.drives {
                     Some(drives) => {
-                        self.driven = Some((ticket, active.goal));
+                        // Only what was imagined from a text can be looked for again.
+                        let text = matches!(active.goal.kind, GoalKind::Text(_)) && answer.imagined;
+                        self.driven = text.then_some((ticket, active.goal));
                         let outcomes = drives.start(ticket, active.id, now);
                         self.carry_out(outcomes, actions);
                         actions.push(Action::StartDrive { ticket, stamp, answer });
@@ -579,13 +582,16 @@ impl Agent {
     }
 
     /// Confirms an arrival, or asks for the goal once more. A newer goal in work is not disturbed.
-    fn arrival(&mut self, ticket: Ticket, like: bool, actions: &mut Vec<Action>) {
+    fn looked(&mut self, ticket: Ticket, base_from_goal: Option<Pose2>, actions: &mut Vec<Action>) {
         let Some((_, goal)) = self.driven.take_if(|(driven, _)| *driven == ticket) else { return };
         let again = self.asked_again.take().is_some() || self.active.is_some();
-        let arrival = match (like, again) {
+        let there = base_from_goal.zip(self.config.drives.as_ref()).is_some_and(|(off, limits)| {
+            off.distance(Pose2::default()) <= limits.within_m && off.yaw.abs() <= limits.within_rad
+        });
+        let arrival = match (there, again) {
             (true, _) => Arrival::Confirmed,
             (false, false) => Arrival::Reasked,
-            (false, true) => Arrival::Unlike,
+            (false, true) => Arrival::Missed,
         };
         let Some(drive) = self.drives.as_mut().and_then(|drives| drives.note(ticket, arrival)) else {
             return;
@@ -625,8 +631,10 @@ impl Agent {
                 Outcome::Changed(ticket, drive) => {
                     let drive = Box::new(drive);
                     let arrived = drive.state == DriveState::Arrived && drive.arrival.is_none();
-                    if arrived && self.driven.as_ref().is_some_and(|(driven, _)| *driven == ticket) {
-                        actions.push(Action::CompareArrival { ticket });
+                    if let Some((_, goal)) =
+                        self.driven.as_ref().filter(|(driven, _)| arrived && *driven == ticket)
+                    {
+                        actions.push(Action::LookAgain { ticket, goal: Box::new(goal.clone()) });
                     }
                     if drive.state.is_over()
                         && let Some(at) = self.waiting.iter().position(|(waits, _)| *waits == ticket)

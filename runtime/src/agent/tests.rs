@@ -22,6 +22,8 @@ fn driven(drives: bool) -> Agent {
             accept: ms(3000),
             longest: ms(60_000),
             contact: ms(10_000),
+            within_m: 0.1,
+            within_rad: 0.2,
         }),
         stamp: GoalStamp::Robot,
         tf_buffer: ms(10_000),
@@ -49,6 +51,7 @@ fn with_deadline(ticket: u64, millis: i64) -> Event {
 
 fn found(x: f64) -> Box<Answer> {
     let mut answer = Answer::new("g", Status::Found, None);
+    answer.imagined = true;
     answer.pose = Some(FramedPose2::new("odom", Pose2::new(x, 0.0, 0.0)));
     Box::new(answer)
 }
@@ -83,7 +86,7 @@ fn words(actions: &[Action]) -> Vec<String> {
             Action::DriveChanged { drive } => state(drive),
             Action::AskAgain { goal } => format!("again {}", goal.id),
             // Comes with every arrival.
-            Action::CompareArrival { .. } => continue,
+            Action::LookAgain { .. } => continue,
         };
         words.push(word);
     }
@@ -820,15 +823,19 @@ impl Book {
 }
 
 #[test]
-fn an_arrival_before_something_else_is_asked_again_once() {
+fn an_arrival_beside_the_goal_is_asked_again_once() {
     let arrive = |agent: &mut Agent, ticket: u64, at: i64| {
         agent.step(done(ticket), ms(at));
         agent.step(heard(ticket, DriveNews::Accepted), ms(at + 1));
         let actions = agent.step(result(ticket, NavResult::Succeeded), ms(at + 2));
-        assert!(actions.contains(&Action::CompareArrival { ticket: Ticket(ticket) }), "{actions:?}");
+        let looks = |a: &Action| matches!(a, Action::LookAgain { ticket: t, .. } if *t == Ticket(ticket));
+        assert!(actions.iter().any(looks), "{actions:?}");
     };
-    let told = |agent: &mut Agent, ticket: u64, like: bool, at: i64| {
-        let said = words(&agent.step(Event::Arrival { ticket: Ticket(ticket), like }, ms(at)));
+    // Within 10 cm and 0.2 radians; beside it by a hair; turned away; nothing like it seen.
+    let [here, beside, turned] = [(0.06, 0.079, 0.2), (0.08, 0.07, 0.0), (0.0, 0.0, -0.21)]
+        .map(|(x, y, yaw)| Some(Pose2::new(x, y, yaw)));
+    let told = |agent: &mut Agent, ticket: u64, base_from_goal: Option<Pose2>, at: i64| {
+        let said = words(&agent.step(Event::Looked { ticket: Ticket(ticket), base_from_goal }, ms(at)));
         (said, agent.drive(ms(at)).and_then(|drive| drive.arrival))
     };
     let mut agent = driven(true);
@@ -836,23 +843,23 @@ fn an_arrival_before_something_else_is_asked_again_once() {
     agent.step(Event::ContextReady { latents: 3 }, ms(2));
     agent.step(goal(1, "a"), ms(3));
     arrive(&mut agent, 1, 10);
-    let (said, arrival) = told(&mut agent, 1, false, 20);
+    let (said, arrival) = told(&mut agent, 1, beside, 20);
     assert_eq!((said, arrival), (vec!["arrived".into(), "again a".into()], Some(Arrival::Reasked)));
-    assert_eq!(told(&mut agent, 1, false, 21).0, Vec::<String>::new(), "told already");
-    // The same goal comes again, and again the robot stands before something else: that is told.
+    assert_eq!(told(&mut agent, 1, beside, 21).0, Vec::<String>::new(), "told already");
+    // The same goal comes again, and again the robot does not stand there: that is told.
     agent.step(goal(2, "a"), ms(30));
     arrive(&mut agent, 2, 40);
-    assert_eq!(told(&mut agent, 2, false, 50), (vec!["arrived".into()], Some(Arrival::Unlike)));
+    assert_eq!(told(&mut agent, 2, turned, 50), (vec!["arrived".into()], Some(Arrival::Missed)));
     // Another goal may be asked again for itself.
     agent.step(goal(3, "b"), ms(60));
     arrive(&mut agent, 3, 70);
-    assert_eq!(told(&mut agent, 3, true, 80), (vec!["arrived".into()], Some(Arrival::Confirmed)));
+    assert_eq!(told(&mut agent, 3, here, 80), (vec!["arrived".into()], Some(Arrival::Confirmed)));
     agent.step(goal(4, "c"), ms(90));
     arrive(&mut agent, 4, 100);
-    assert_eq!(told(&mut agent, 4, false, 110).1, Some(Arrival::Reasked));
+    assert_eq!(told(&mut agent, 4, None, 110).1, Some(Arrival::Reasked));
     // A newer goal is not disturbed.
     agent.step(goal(5, "d"), ms(120));
     arrive(&mut agent, 5, 130);
     agent.step(goal(6, "e"), ms(140));
-    assert_eq!(told(&mut agent, 5, false, 150).1, Some(Arrival::Unlike));
+    assert_eq!(told(&mut agent, 5, None, 150).1, Some(Arrival::Missed));
 }

@@ -4,11 +4,10 @@ use super::figures::{Figures, lock};
 use super::navigate::Command;
 use super::publish::{Outputs, StatusSource, stamped_pose};
 use super::requests::{Clients, Inbox, Origin};
-use super::worker::Job;
+use super::worker::{Job, Work};
 use super::{NodeEvent, Observer};
 use crate::agent::{Action, Agent, DriveNews, Event, Ticket};
 use crate::ground::Grounded;
-use crate::image::{RgbImage, mean_difference};
 use crate::senses::ContextHandle;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::clock;
@@ -44,8 +43,6 @@ pub(super) struct AgentLoop {
     pub claim_changes: u64,
     pub figures: Arc<Figures>,
     pub context: ContextHandle,
-    /// Of the newest pose that was found: whose it is, what the camera should see there, and how nearly.
-    pub imagined_end: Option<(Ticket, RgbImage, f64)>,
     pub observer: Arc<Observer>,
     pub stop: Arc<AtomicBool>,
 }
@@ -152,12 +149,12 @@ impl AgentLoop {
             }
             Inbox::Draft { ticket, answer } => self.step(Event::Draft { ticket, answer }, None),
             Inbox::Done { ticket, grounded: Some(grounded) } => {
-                let end = grounded.end.clone().filter(|_| grounded.answer.status == Status::Found);
-                if let Some((picture, most)) = end {
-                    self.imagined_end = Some((ticket, picture, most));
-                }
                 let answer = Box::new(grounded.answer.clone());
                 self.step(Event::Done { ticket, answer }, Some(&grounded));
+            }
+            Inbox::Looked { ticket, base_from_goal } => {
+                tracing::info!(?base_from_goal, "arrived: looked once more");
+                self.step(Event::Looked { ticket, base_from_goal }, None);
             }
             Inbox::Done { ticket, grounded: None } => {
                 // Stopped on demand, which was answered then; or the memory was lost meanwhile.
@@ -174,7 +171,7 @@ impl AgentLoop {
             match action {
                 Action::Begin { ticket, goal, until } => {
                     self.wanted.store(ticket.0, Ordering::Relaxed);
-                    if self.jobs.try_send(Job { ticket, goal, until }).is_err() {
+                    if self.jobs.try_send(Job { ticket, goal, work: Work::Ground { until } }).is_err() {
                         // The mind is still letting go of earlier goals.
                         let reason = "busy: too many goals in a row; ask again".into();
                         self.step(Event::NoAnswer { ticket, reason }, None);
@@ -188,16 +185,9 @@ impl AgentLoop {
                     }
                 }
                 Action::Drive { ticket, command } => self.command(ticket, Command::Ask { ticket, command }),
-                Action::CompareArrival { ticket } => {
-                    let end = self.imagined_end.take_if(|(whose, ..)| *whose == ticket);
-                    let seen = self.context.scene().map(|scene| scene.newest);
-                    if let Some(((_, end, most), seen)) = end.zip(seen)
-                        && let Some(error) = mean_difference(&seen, &end)
-                    {
-                        let like = error <= most;
-                        tracing::info!(error, most, like, "arrived: compared with the imagined end");
-                        self.step(Event::Arrival { ticket, like }, None);
-                    }
+                Action::LookAgain { ticket, goal } => {
+                    // A mind that is busy has newer goals to work on: the arrival stays as it was told.
+                    let _ = self.jobs.try_send(Job { ticket, goal, work: Work::Look });
                 }
                 Action::AskAgain { goal } => {
                     let ticket = self.clients.register(Origin::Topic);

@@ -275,7 +275,6 @@ impl Node {
             claim_changes: 0,
             figures: figures.clone(),
             context: context.clone(),
-            imagined_end: None,
             observer,
             stop: stop.clone(),
         };

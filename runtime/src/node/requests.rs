@@ -3,6 +3,7 @@
 use crate::agent::{Drive, Ticket};
 use crate::config::{RobotConfig, Topics};
 use crate::ground::Grounded;
+use crate::planar::Pose2;
 use crate::record::RecordSender;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
@@ -28,6 +29,7 @@ pub(super) enum Inbox {
     Status(JsonRequest),
     Draft { ticket: Ticket, answer: Box<Answer> },
     Done { ticket: Ticket, grounded: Option<Box<Grounded>> },
+    Looked { ticket: Ticket, base_from_goal: Option<Pose2> },
     Stop,
 }
 

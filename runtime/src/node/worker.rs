@@ -4,9 +4,11 @@ use super::figures::{Figures, lock};
 use super::requests::Inbox;
 use super::{MonotonicClock, NodeEvent, Observer};
 use crate::agent::Ticket;
-use crate::ground::{Grounded, Mind, Stage, ground};
-use crate::imagine::Flow;
+use crate::ground::{Grounded, Mind, Stage, ground, look};
+use crate::imagine::{Budget, Flow};
+use crate::planar::Pose2;
 use crate::senses::ContextHandle;
+use mindseye_bridge::clock;
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::time::TimeDelta;
 use std::sync::Arc;
@@ -17,9 +19,22 @@ use std::sync::mpsc::{Receiver, SyncSender};
 pub(super) struct Job {
     pub ticket: Ticket,
     pub goal: Box<Goal>,
-    /// When the answer must be there.
-    pub until: TimeDelta,
+    pub work: Work,
 }
+
+/// What to do about a goal.
+pub(super) enum Work {
+    /// Answer it.
+    Ground {
+        /// When the answer must be there.
+        until: TimeDelta,
+    },
+    /// Look at it once more, from where a drive ended.
+    Look,
+}
+
+/// Longest look: a newer goal may wait.
+const LOOK_WITHIN: TimeDelta = TimeDelta::from_millis(1000);
 
 /// What the thread holds.
 pub(super) struct Worker {
@@ -37,19 +52,31 @@ impl Worker {
     /// Until nobody sends jobs any more.
     pub fn run(mut self) {
         while let Ok(job) = self.jobs.recv() {
-            if self.wanted.load(Ordering::Relaxed) != job.ticket.0 {
-                continue;
-            }
-            let grounded = self.work(&job);
-            if self.inbox.send(Inbox::Done { ticket: job.ticket, grounded }).is_err() {
+            let ticket = job.ticket;
+            let done = match job.work {
+                Work::Ground { until } if self.wanted.load(Ordering::Relaxed) == ticket.0 => {
+                    Inbox::Done { ticket, grounded: self.work(&job, until) }
+                }
+                Work::Look if self.mind.spec().lift.is_some() => {
+                    Inbox::Looked { ticket, base_from_goal: self.look(&job.goal) }
+                }
+                Work::Ground { .. } | Work::Look => continue,
+            };
+            if self.inbox.send(done).is_err() {
                 break;
             }
         }
     }
 
-    fn work(&mut self, job: &Job) -> Option<Box<Grounded>> {
+    fn look(&mut self, goal: &Goal) -> Option<Pose2> {
         let scene = self.context.scene()?;
-        (self.observer)(NodeEvent::Begun { goal: &job.goal, scene: &scene, until: Some(job.until) });
+        let budget = Budget { clock: &MonotonicClock, until: Some(clock::monotonic() + LOOK_WITHIN) };
+        look(self.mind.as_mut(), &scene, goal, budget)
+    }
+
+    fn work(&mut self, job: &Job, until: TimeDelta) -> Option<Box<Grounded>> {
+        let scene = self.context.scene()?;
+        (self.observer)(NodeEvent::Begun { goal: &job.goal, scene: &scene, until: Some(until) });
         let (wanted, observer, inbox) = (&self.wanted, &self.observer, &self.inbox);
         let mut progress = |stage: Stage<'_>| {
             if let Stage::Draft(answer) = stage {
@@ -61,7 +88,7 @@ impl Worker {
             if wanted.load(Ordering::Relaxed) == job.ticket.0 { Flow::Continue } else { Flow::Stop }
         };
         let result =
-            ground(self.mind.as_mut(), &scene, &job.goal, &MonotonicClock, Some(job.until), &mut progress);
+            ground(self.mind.as_mut(), &scene, &job.goal, &MonotonicClock, Some(until), &mut progress);
         let grounded = Box::new(result.ok()?);
         let mut profile = lock(&self.figures.profile);
         for (stage, millis) in &grounded.answer.timings_ms {

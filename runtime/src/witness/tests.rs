@@ -71,7 +71,6 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         answer,
         lifted: None,
         frames: Vec::new(),
-        end: None,
         candidate: 0,
         origin: None,
         explained: Vec::new(),

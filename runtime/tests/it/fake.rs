@@ -144,7 +144,6 @@ impl FakeMind {
             registration: None,
             variance_scale: 1.0,
             reconstruction_max: None,
-            arrival_error_max: None,
             without_odometry: None,
             standoff_by_word_m: Default::default(),
         };

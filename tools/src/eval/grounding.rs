@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use self::calibrate::{calibrate, store};
+use self::calibrate::{calibrate, calibrate_scales, store};
 use self::figures::{Figures, Summary, counts, refused};
 use self::goal::{Absent, AbsentKind, Setup, absent_goal, present_goal};
 use super::picture::Lpips;
@@ -47,8 +47,9 @@ pub struct GroundingArgs {
     /// What the runtime is told of the robot's motion.
     #[arg(long, value_enum, default_value = "exact")]
     pub odometry: Regime,
-    /// Every kind of odometry, one table; with no other figures.
-    #[arg(long, conflicts_with_all = ["odometry", "absent", "calibrate", "store", "sheet"])]
+    /// Every kind of odometry, one table; with no other figures. With --calibrate only what the variances are multiplied by
+    /// is measured: one figure for all kinds of odometry, one for none.
+    #[arg(long, conflicts_with_all = ["odometry", "absent", "store", "sheet"])]
     pub regimes: bool,
     /// Measure the `[lift]` table on these houses and write it into this bundle directory.
     #[arg(long)]
@@ -152,13 +153,18 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
 fn regimes(bench: &Bench, args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     let mut all = BTreeMap::new();
+    let mut measured = Vec::new();
     for odometry in Regime::ALL {
         let args = GroundingArgs { odometry, quick: true, ..args.clone() };
         let setup = Setup { bench, args: &args, examiner: None, lpips: None };
         let results = bench.each(&args.common, |tools, seed| present_goal(&setup, tools, seed))?;
         let outcomes: Vec<Outcome> = results.into_iter().map(|(o, _)| o).collect();
         rows.push(RegimeRow::of(odometry, &outcomes));
+        measured.push((odometry, outcomes.clone()));
         all.insert(serde_json::to_value(odometry)?.as_str().unwrap_or_default().to_owned(), outcomes);
+    }
+    if let Some(directory) = &args.calibrate {
+        calibrate_scales(directory, &measured)?;
     }
     if let Some(path) = &args.common.markdown {
         write_atomically(path, table(&rows).as_bytes())?;

@@ -146,6 +146,9 @@ pub struct Judge<'a> {
     /// `(object, place)` and the poses' views.
     placed: Vec<((usize, usize), Vec<RgbImage>)>,
     space: Option<Space<'a>>,
+    /// Where the pictures of the drive that was judged last stand in the house (the given first one not among them): base
+    /// poses in the map. Empty without an examiner.
+    pub registered: Vec<Pose2>,
     /// Images of the true drive, the first one included.
     pub truth: Vec<RgbImage>,
     /// Where it ends.
@@ -219,6 +222,7 @@ impl<'a> Judge<'a> {
             views,
             placed,
             space: rules.examiner.map(|_| Space::new(house, rules.camera)),
+            registered: Vec::new(),
             truth: true_drive(house, start, object, &rules, target_latents),
             goal: goals[object],
         }
@@ -275,6 +279,7 @@ impl<'a> Judge<'a> {
             let d = space.distance(examiner, eager, imagined, self.start, boxed, edges);
             out.sd = d.sd.is_finite().then_some(d.sd);
             out.sd_mean = d.mean.is_finite().then_some(d.mean);
+            self.registered = d.poses;
         }
         let pairs: Vec<(&RgbImage, &RgbImage)> = imagined.iter().zip(self.truth.iter().skip(1)).collect();
         let n = pairs.len().max(1) as f64;

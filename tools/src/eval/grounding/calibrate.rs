@@ -79,6 +79,36 @@ pub(super) fn calibrate(
     })
 }
 
+/// Rewrites what the variances are multiplied by, and nothing else, so that the 90 % ellipse holds 90 % of true goals: with
+/// odometry of all kinds together, and without.
+///
+/// # Errors
+/// As [`calibrate`].
+pub(super) fn calibrate_scales(directory: &Path, measured: &[(Regime, Vec<Outcome>)]) -> anyhow::Result<()> {
+    let of = |posed: bool| measured.iter().filter(move |(regime, _)| (*regime != Regime::None) == posed);
+    let factor = |posed: bool| ellipse_factor(of(posed).flat_map(|(_, outcomes)| outcomes));
+    change(directory, |manifest| {
+        let lift = manifest.lift.as_mut().context("the bundle has no [lift] table to be calibrated")?;
+        lift.variance_scale = scaled(lift.variance_scale, factor(true));
+        if let Some(spreads) = &mut lift.without_odometry {
+            spreads.variance_scale = scaled(spreads.variance_scale, factor(false));
+        }
+        Ok(())
+    })
+}
+
+/// What variances must be multiplied by so that nine in ten true places lie inside the 90 % ellipse; 1 of none.
+fn ellipse_factor<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> f64 {
+    let mut spreads: Vec<f64> = outcomes.filter_map(|o| o.squared_spreads).collect();
+    spreads.sort_by(f64::total_cmp);
+    spreads.get(spreads.len() * 9 / 10).map_or(1.0, |d| d / ELLIPSE_90)
+}
+
+/// A scale of variances, changed by a factor.
+fn scaled(scale: f64, factor: f64) -> f64 {
+    rounded((scale * factor).clamp(0.05, 20.0))
+}
+
 /// To three digits after the point.
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
@@ -93,14 +123,11 @@ fn calibrated_without_odometry(lift: &mut LiftParams, present: &[Outcome]) {
         let mut v: Vec<f64> = seen.iter().filter_map(|o| get(o)).collect();
         if v.is_empty() { before } else { rounded(median(&mut v) / share) }
     };
-    let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
-    spreads.sort_by(f64::total_cmp);
-    let scale = spreads.get(spreads.len() * 9 / 10).map_or(1.0, |d| d / ELLIPSE_90);
     lift.without_odometry = Some(Spreads {
         plan_sigma_m: middle(&|o| o.object[0], 1.1774, now.plan_sigma_m),
         memory_sigma_m: middle(&|o| o.object[1], 1.1774, now.memory_sigma_m),
         yaw_sigma_rad: middle(&|o| o.answer.map(|e| e[0].to_radians()), 0.6745, now.yaw_sigma_rad),
-        variance_scale: rounded((now.variance_scale * scale).clamp(0.05, 20.0)),
+        variance_scale: scaled(now.variance_scale, ellipse_factor(seen.iter().copied())),
     });
 }
 
@@ -147,22 +174,11 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     }
     // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
     // spreads above are new.
-    let mut spreads: Vec<f64> = seen.iter().filter_map(|o| o.squared_spreads).collect();
-    spreads.sort_by(f64::total_cmp);
-    if let Some(d) = spreads.get(spreads.len() * 9 / 10) {
-        let scale = lift.variance_scale * d / ELLIPSE_90;
-        lift.variance_scale = rounded(scale.clamp(0.05, 20.0));
-    }
+    lift.variance_scale = scaled(lift.variance_scale, ellipse_factor(seen.iter().copied()));
     // Nearly all houses are of the kind that was trained on; half as much again is not.
     let mut codec: Vec<f64> = present.iter().filter_map(|o| o.reconstruction_error).collect();
     if !codec.is_empty() {
         lift.reconstruction_max = Some(rounded(WIDER * quantile_of(&mut codec, 0.995)));
-    }
-    // Nine in ten drives that arrived end with what was imagined.
-    let arrived = |o: &Outcome| o.rows.get("model").and_then(|r| r.reached).is_some_and(|r| r.arrived);
-    let mut ends: Vec<f64> = present.iter().filter(|o| arrived(o)).filter_map(|o| o.end_error).collect();
-    if !ends.is_empty() {
-        lift.arrival_error_max = Some(rounded(quantile_of(&mut ends, 0.9)));
     }
     let mut places: Vec<f64> = present.iter().filter_map(|o| o.localisation_m).collect();
     if !places.is_empty() {
@@ -215,7 +231,6 @@ fn calibrate_registration(registration: &mut RegistrationParams, seen: &[&Outcom
 #[cfg(test)]
 mod tests {
     use super::super::figures::tests::outcome;
-    use super::super::goal::{Reached, Row};
     use super::*;
 
     #[test]
@@ -231,9 +246,6 @@ mod tests {
             o.squared_spreads = Some([1.0, 2.0, 3.0, 9.21][k as usize]);
             o.localisation_m = Some(0.1 * n);
             o.reconstruction_error = Some(0.01 * n);
-            o.end_error = Some(0.03 * n);
-            let reached = Reached { arrived: true, ..Reached::default() };
-            o.rows.insert("model", Row { reached: Some(reached), ..Row::default() });
             present.push(o);
         }
         let absent = [0.0, 1.0, 2.0].map(Absent::with_mask);
@@ -259,7 +271,7 @@ mod tests {
         ] {
             assert!((got - wanted).abs() < 1e-9, "{key} = {got} instead of {wanted}");
         }
-        assert_eq!((lift.reconstruction_max, lift.arrival_error_max), (Some(0.06), Some(0.12)));
+        assert_eq!(lift.reconstruction_max, Some(0.06));
         // Without odometry only its own spreads change.
         let mut unposed = lift.clone();
         calibrated_without_odometry(&mut unposed, &present);
@@ -268,6 +280,23 @@ mod tests {
         let Spreads { plan_sigma_m, memory_sigma_m, yaw_sigma_rad, variance_scale } = spreads;
         assert_eq!((plan_sigma_m, memory_sigma_m, yaw_sigma_rad), (0.3, 0.1, 0.175));
         assert_eq!(variance_scale, 4.0, "twice the scale of before");
+        // Scales alone: pooled over the kinds of odometry, and apart from those without. 9.21 is twice 4.605.
+        let dir = tempfile::tempdir().expect("a directory");
+        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny/bundle.toml");
+        let before = std::fs::read_to_string(bundle).expect("the shipped bundle");
+        std::fs::write(dir.path().join(MANIFEST), &before).expect("it is written");
+        let halves = |d: f64| vec![Outcome { squared_spreads: Some(d), ..present[0].clone() }; 2];
+        let measured =
+            [(Regime::Exact, halves(1.0)), (Regime::Five, halves(9.21)), (Regime::None, halves(9.21 / 4.0))];
+        calibrate_scales(dir.path(), &measured).expect("it is calibrated");
+        let read = |text: &str| Manifest::from_toml(text, Path::new("bundle.toml")).expect("a manifest");
+        let (mut before, after) = (read(&before), std::fs::read_to_string(dir.path().join(MANIFEST)));
+        if let Some(lift) = &mut before.lift {
+            lift.variance_scale = rounded(2.0 * lift.variance_scale);
+            let spreads = lift.without_odometry.as_mut().expect("it was measured");
+            spreads.variance_scale = rounded(0.5 * spreads.variance_scale);
+        }
+        assert_eq!(read(&after.expect("it is there")).lift, before.lift);
         // A second calibration starts from the first one's scale.
         calibrated(&mut lift, &present, &absent);
         assert_eq!(lift.variance_scale, 4.0);

@@ -142,6 +142,8 @@ pub(super) struct Rulers {
     pub(super) over_blurred_m: Figure,
     /// SD of the model less that of the noisy true drive, house by house (m).
     pub(super) over_noisy_m: Figure,
+    /// How far pictures stand from where the answer's path puts them, mean over drives (m).
+    pub(super) off_path_m: Figure,
     /// IF(SD < 0.1 m) of the model.
     pub(super) followed_sd_0_1: Figure,
     /// IF(SD < 0.1 m) of the true drive through the codec: the ceiling.
@@ -169,6 +171,7 @@ impl Rulers {
             noisy_sd_m: sd("truth_noisy"),
             over_blurred_m: over("truth_blurred"),
             over_noisy_m: over("truth_noisy"),
+            off_path_m: mean(outcomes.iter().filter_map(|o| o.off_path_m)),
             followed_sd_0_1: model.followed_sd_0_1,
             followed_sd_0_1_ceiling: truth.followed_sd_0_1,
         })
@@ -247,6 +250,7 @@ fn gate(
         ("other_half_within_25_deg", within_25(&by_confidence[half..])),
         ("in_90_ellipse", share(outcomes.iter().filter_map(|o| o.in_ellipse_90))),
         ("imagined_path_free", share(outcomes.iter().filter_map(|o| o.touched.map(|t| !t)))),
+        ("arrived_before_asking_again", share(outcomes.iter().filter_map(|o| o.first_arrived))),
         ("arrival_confirmed", share(outcomes.iter().filter_map(|o| o.confirmed))),
         ("arrived_where_confirmed", arrived_where(outcomes, true)),
         ("arrived_where_not_confirmed", arrived_where(outcomes, false)),
@@ -289,10 +293,12 @@ pub(super) mod tests {
             distance_m: 1.0,
             visible_at_start: false,
             groups_with_it: 0,
-            end_error: None,
+            first_arrived: None,
+            looked_off_m: None,
             confirmed: None,
             reasked: false,
             touched: None,
+            off_path_m: None,
             reconstruction_error: None,
             objects: 5,
             ms: 10.0,

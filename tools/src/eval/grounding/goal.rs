@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::bail;
+use mindseye::config::NavigateTable;
 use mindseye::context::GROUP;
-use mindseye::ground::{Grounded, Mind, ground};
+use mindseye::ground::{Grounded, Mind, ground, look};
 use mindseye::image::{RgbImage, mean_difference};
-use mindseye::imagine::{Flow, NoClock};
+use mindseye::imagine::{Budget, Flow, NoClock};
 use mindseye::lift::{Registered, Witness};
 use mindseye_bridge::answer::{FramedPose2, Status};
 use mindseye_bridge::goal::{Goal, GoalKind};
@@ -27,7 +28,7 @@ use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
 use crate::eval::picture::{Lpips, LpipsSession};
 use crate::eval::visit::{
-    Bench, Tools, Visit, absent_name, calibration, picture, plain_pose, sees, swapped_name, visit, world_pose,
+    Bench, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit, world_pose,
 };
 
 /// How a goal was reached.
@@ -111,14 +112,19 @@ pub struct Outcome {
     pub visible_at_start: bool,
     /// Context groups in use that show the object.
     pub groups_with_it: usize,
-    /// How much the camera's picture at the end of the drive differs from the imagined end (0..1).
-    pub end_error: Option<f64>,
-    /// Whether that is little enough, for the last drive that was made.
+    /// Whether the first drive arrived.
+    pub first_arrived: Option<bool>,
+    /// How far from there the goal's pose is, as the runtime sees it when it looks once more (m).
+    pub looked_off_m: Option<f64>,
+    /// Whether that is near enough, for the last drive that was made.
     pub confirmed: Option<bool>,
     /// Whether the goal was asked again because it was not.
     pub reasked: bool,
     /// Whether the robot's body would touch something on the imagined path.
     pub touched: Option<bool>,
+    /// How far the pictures of the drive that was sampled from the video alone stand, in the true house, from where the
+    /// answer's path puts them: the mean over latents of the distance of the last picture (m). None without an examiner.
+    pub off_path_m: Option<f64>,
     /// Mean error of the codec on what was remembered (0..1).
     pub reconstruction_error: Option<f64>,
     /// Objects in the house.
@@ -211,6 +217,11 @@ impl Asked {
     /// The answer's pose, in the map of the house that it was asked in.
     fn pose(&self) -> Option<Pose2> {
         self.out.answer.pose.as_ref().map(|p| self.told.in_map(p))
+    }
+
+    /// The answer's path, one pose per target latent, in the same map.
+    fn path(&self) -> Vec<Pose2> {
+        self.out.path.iter().map(|p| self.told.in_map(&FramedPose2::new("", *p))).collect()
     }
 }
 
@@ -444,6 +455,7 @@ pub(super) fn present_goal(
     }
     let video_only = asked.out.guided.as_ref().map_or(&asked.out.frames, |guided| &guided.video_only);
     rows.add("video_only", video_only, Pose::None, tools)?;
+    let off_path_m = off_path(&rows.judge.registered, &asked.path());
     if let Some(guided) = &asked.out.guided {
         rows.add("warp", &guided.carried, Pose::None, tools)?;
     }
@@ -482,6 +494,7 @@ pub(super) fn present_goal(
     });
     let outcome = Outcome {
         destroyed,
+        off_path_m,
         reconstruction_error: reconstruction_error(tools, &v)?,
         ..outcome(&case, &v, &asked, (seed, name), closed, rows)
     };
@@ -492,13 +505,14 @@ pub(super) fn present_goal(
 #[derive(Default)]
 struct Closed {
     reached: Reached,
-    end_error: Option<f64>,
+    first_arrived: Option<bool>,
+    looked_off_m: Option<f64>,
     confirmed: Option<bool>,
     reasked: bool,
 }
 
-/// Drives to the answer, compares the camera's picture with the imagined end, and asks once more from there when they
-/// differ.
+/// Drives to the answer, looks once more at what was asked for, and asks once more from there when it is elsewhere: as the
+/// runtime does where it is told of arrivals.
 fn closed_loop(
     s: &Setup<'_>,
     case: &Case<'_>,
@@ -508,27 +522,32 @@ fn closed_loop(
     tools: &mut Tools,
 ) -> anyhow::Result<Closed> {
     let Some(pose) = asked.pose() else { return Ok(Closed::default()) };
-    let spec = tools.mind.spec().clone();
-    let most = spec.lift.as_ref().and_then(|lift| lift.arrival_error_max);
-    let mut frame = Frame::new();
-    let mut look = |end: Pose2, out: &Grounded| -> Option<f64> {
-        let seen = picture(case.house, end, case.camera, &mut frame);
-        mean_difference(&seen, out.end_view(&spec)?)
+    let limits = NavigateTable::default();
+    let goal = text_goal(seed ^ 1, name, s.args.candidates);
+    let look_from = |end: Pose2, tools: &mut Tools| {
+        let told = Told::of(&v.moved_to(end, case.camera), s.args.odometry, seed ^ 1);
+        let budget = Budget { clock: &NoClock, until: None };
+        look(&mut tools.mind, &told.scene, &goal, budget)
+    };
+    let here = |off: Option<mindseye::planar::Pose2>| {
+        off.is_some_and(|off| {
+            off.x.hypot(off.y) <= limits.within_m && off.yaw.abs().to_degrees() <= limits.within_deg
+        })
     };
     let (reached, end, length) = case.drive_to(pose, case.here, 0.0);
-    let end_error = look(end, &asked.out);
-    let mut closed = Closed { reached, end_error, ..Closed::default() };
-    closed.confirmed = end_error.zip(most).map(|(error, most)| error <= most);
-    if closed.confirmed != Some(false) {
+    let off = look_from(end, tools);
+    let mut closed = Closed { reached, confirmed: Some(here(off)), ..Closed::default() };
+    closed.looked_off_m = off.map(|off| off.x.hypot(off.y));
+    closed.first_arrived = Some(reached.arrived);
+    if closed.confirmed == Some(true) {
         return Ok(closed);
     }
     closed.reasked = true;
-    let there = v.moved_to(end, case.camera);
-    let again = ask(tools, &there, seed ^ 1, name, s.args)?;
+    let again = ask(tools, &v.moved_to(end, case.camera), seed ^ 1, name, s.args)?;
     if let Some(pose) = again.pose() {
         let (reached, end, _) = case.drive_to(pose, end, length);
         closed.reached = reached;
-        closed.confirmed = look(end, &again.out).zip(most).map(|(error, most)| error <= most);
+        closed.confirmed = Some(here(look_from(end, tools)));
     }
     Ok(closed)
 }
@@ -658,6 +677,14 @@ fn rulers(
     rows.add("truth_noisy", &noisy, Pose::None, tools)
 }
 
+/// Mean distance (m) of each latent's last picture, by where pictures stand (without the given first one), from the path,
+/// which has one pose for the first picture and one per latent. None when one of them is empty.
+fn off_path(registered: &[Pose2], path: &[Pose2]) -> Option<f64> {
+    let last = registered.iter().skip(GROUP - 1).step_by(GROUP);
+    let far: Vec<f64> = last.zip(path.iter().skip(1)).map(|(at, claimed)| at.distance(*claimed)).collect();
+    (!far.is_empty()).then(|| far.iter().sum::<f64>() / far.len() as f64)
+}
+
 /// Squared Mahalanobis distance of the true place from a pose, by a covariance in ROS order.
 fn squared_spreads(covariance: &[f64], pose: Pose2, truth: Pose2) -> f64 {
     let (dx, dy) = (pose.x - truth.x, pose.y - truth.y);
@@ -699,7 +726,7 @@ fn outcome(
         (Some(c), Some(p), Some(t)) => Some(squared_spreads(c, told.in_answer(p), told.in_answer(t))),
         _ => None,
     };
-    let path: Vec<Pose2> = out.path.iter().map(|p| told.in_map(&FramedPose2::new("", *p))).collect();
+    let path = asked.path();
     let mut frame = Frame::new();
     let groups_with_it = out
         .used
@@ -733,10 +760,12 @@ fn outcome(
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
         groups_with_it,
-        end_error: closed.end_error,
+        first_arrived: closed.first_arrived,
+        looked_off_m: closed.looked_off_m,
         confirmed: closed.confirmed,
         reasked: closed.reasked,
         touched: (!path.is_empty()).then(|| case.touches(&path)),
+        off_path_m: None,
         reconstruction_error: None,
         objects: v.house.objects.len(),
         ms: *ms,
@@ -763,6 +792,16 @@ mod tests {
         assert_eq!(of(0.5, 1.0, 1.5), (true, true, 1.0));
         assert_eq!(of(0.5, 0.0, 0.0), (true, true, 1.0));
         assert_eq!(of(f64::INFINITY, 3.0, 1.0), (false, false, 0.0));
+    }
+
+    #[test]
+    fn pictures_off_the_path_by_hand() {
+        let at = |x: f64| Pose2::unwrapped(x, 0.0, 0.0);
+        // Of eight pictures the fourth and the eighth are held against the second and the third pose.
+        let registered: Vec<Pose2> = (0..8).map(|k| at(f64::from(k))).collect();
+        assert_eq!(off_path(&registered, &[at(9.0), at(2.5), at(7.1)]), Some((0.5 + (7.1 - 7.0)) / 2.0));
+        assert_eq!(off_path(&registered, &[]), None);
+        assert_eq!(off_path(&[], &[at(0.0), at(1.0)]), None);
     }
 
     #[test]

@@ -52,13 +52,14 @@ pub(super) fn markdown(head: &str, figures: &Figures, lpips: bool, examiner_secs
 
 fn rulers_table(r: &Rulers) -> String {
     let mut t = Table::new(&["what SD is worth", "value"]);
-    let rows: [(&str, Figure, usize); 8] = [
+    let rows: [(&str, Figure, usize); 9] = [
         ("SD of the model: largest over its pictures (m)", r.sd_m, 3),
         ("the same, mean over its pictures (m)", r.sd_mean_m, 3),
         ("SD of the true drive, blurred to the model's PSNR (m)", r.blurred_sd_m, 3),
         ("SD of the true drive, with noise to the model's PSNR (m)", r.noisy_sd_m, 3),
         ("model less blurred true drive (m)", r.over_blurred_m, 3),
         ("model less noisy true drive (m)", r.over_noisy_m, 3),
+        ("video only: pictures off the path that is claimed (m)", r.off_path_m, 3),
         ("IF(SD<0.1) of the model", r.followed_sd_0_1, 2),
         ("IF(SD<0.1) of the true drive through the codec (ceiling)", r.followed_sd_0_1_ceiling, 2),
     ];
