@@ -505,7 +505,7 @@ pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>)
     let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
     let request = encode(mind, &job).ok()?;
     let view = choose_view(mind, &job, &request, &mut |_| Flow::Continue).ok()?;
-    let glances = glance(mind.denoiser(), &view.seen, request.prompt(), &job.settings, budget).ok()?;
+    let glances = mind.imaginer().glance(&view.seen, request.prompt(), &job.settings, budget).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
     let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
     match (view.start, view.origin, scene.odom_from_base) {
