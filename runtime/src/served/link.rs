@@ -310,6 +310,8 @@ impl Interpose for ServedImaginer {
     }
 
     fn encode_text(&mut self, mind: &mut dyn Mind, text: &str) -> Result<Vec<f32>, MindError> {
+        // What a goal begins with; one that could not be encoded has ended.
+        self.lost = None;
         if self.has_text {
             return mind.encode_text(text);
         }
