@@ -1,6 +1,6 @@
 //! Imagination served over Zenoh on the loopback: robots and servers of this process, and of others.
 
-use crate::fake::{FakeEncoder, FakeMind, FakeRobot, config, free_port, session, wait_for_latents};
+use crate::fake::{FakeEncoder, FakeMind, FakeRobot, config, free_port, wait_for_latents};
 use crate::shipped::program;
 use mindseye::context::{ContextLatent, LatentInfo};
 use mindseye::ground::{Grounded, Mind, Scene, Stage, ground};
@@ -53,16 +53,21 @@ fn scene(robot: usize) -> Scene {
     }
 }
 
+fn at_router(node: &str, mode: Mode, port: u16) -> RosSession {
+    let here = Some(vec![format!("tcp/127.0.0.1:{port}")]);
+    let (listen, connect) = if mode == Mode::Router { (here, Some(vec![])) } else { (Some(vec![]), here) };
+    let zenoh = ZenohSettings { mode: Some(mode), listen, connect, ..ZenohSettings::default() };
+    RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process(node) }).unwrap()
+}
+
 /// A router, as robots and servers meet at one.
 fn router() -> (RosSession, u16) {
     let port = free_port();
-    let zenoh = ZenohSettings {
-        mode: Some(Mode::Router),
-        listen: Some(vec![format!("tcp/127.0.0.1:{port}")]),
-        connect: Some(vec![]),
-        ..ZenohSettings::default()
-    };
-    (RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process("router") }).unwrap(), port)
+    (at_router("router", Mode::Router, port), port)
+}
+
+fn client(node: &str, port: u16) -> RosSession {
+    at_router(node, Mode::Client, port)
 }
 
 fn serve(session: &RosSession, delay_ms: u64) -> Serving {
@@ -91,10 +96,10 @@ fn ask(
 #[test]
 fn a_served_goal_is_answered_as_one_at_home() {
     let (_router, port) = router();
-    let server = session("server", None, Some(port));
+    let server = client("server", port);
     let serving = serve(&server, 0);
-    let client = session("robot", None, Some(port));
-    let mut served = robot("r1", &client, "fake", None);
+    let at_robot = client("robot", port);
+    let mut served = robot("r1", &at_robot, "fake", None);
     let (mut drafts, mut steps) = (0, 0);
     let got = ask(served.as_mut(), &scene(1), 5000, &mut |stage| {
         drafts += usize::from(matches!(stage, Stage::Draft(_)));
@@ -118,7 +123,7 @@ fn a_served_goal_is_answered_as_one_at_home() {
     assert_eq!(serving.counts().missing, 1);
 
     // Stopped in the middle: the server stops within a step, and takes the next goal.
-    let slow = serve(&session("slow", None, Some(port)), 40);
+    let slow = serve(&client("slow", port), 40);
     drop(serving);
     let mut asked_at = None;
     let stopped = ask(served.as_mut(), &scene(1), 10_000, &mut |stage| match stage {
@@ -135,7 +140,7 @@ fn a_served_goal_is_answered_as_one_at_home() {
     }
 
     // Another bundle is refused by name.
-    let mut other = robot("r2", &client, "0123456789abcdef", None);
+    let mut other = robot("r2", &at_robot, "0123456789abcdef", None);
     let refused = ask(other.as_mut(), &scene(2), 3000, &mut |_| Flow::Continue).unwrap().answer;
     assert_eq!(refused.status, Status::Failed);
     let reason = refused.reason.unwrap();
@@ -145,14 +150,14 @@ fn a_served_goal_is_answered_as_one_at_home() {
 #[test]
 fn a_server_that_dies_in_mid_goal_is_replaced_by_another_or_by_the_fallback() {
     let (_router, port) = router();
-    let hub = session("hub", None, Some(port));
-    let dying = session("dying", None, Some(port));
+    let hub = client("hub", port);
+    let dying = client("dying", port);
     let serving = serve(&dying, 10);
     let fleet: Vec<_> = (0..3)
         .map(|r| {
             std::thread::spawn(move || {
-                let client = session(&format!("r{r}"), None, Some(port));
-                let mut served = robot(&format!("r{r}"), &client, "fake", None);
+                let at_robot = client(&format!("r{r}"), port);
+                let mut served = robot(&format!("r{r}"), &at_robot, "fake", None);
                 let mut answers = Vec::new();
                 for _ in 0..3 {
                     let began = Instant::now();
@@ -164,13 +169,15 @@ fn a_server_that_dies_in_mid_goal_is_replaced_by_another_or_by_the_fallback() {
         })
         .collect();
     // Dead in the middle of the first goals; the next one comes a little later.
+    let began = Instant::now();
     while serving.counts().asked < 3 {
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", serving.counts());
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(serving);
     dying.close().unwrap();
     std::thread::sleep(Duration::from_millis(200));
-    let again = session("again", None, Some(port));
+    let again = client("again", port);
     let serving = serve(&again, 3);
     for robot in fleet {
         let answers = robot.join().unwrap();
@@ -362,10 +369,10 @@ fn nodes_share_what_they_see() {
         let (mind, encoder) = (Box::new(FakeMind::new(Duration::ZERO)), Box::new(FakeEncoder));
         Node::start(session, NodeParts { config, mind, encoder, record: None, observer: None }).unwrap()
     };
-    let (first, second) = (session("a", None, Some(port)), session("b", None, Some(port)));
+    let (first, second) = (client("a", port), client("b", port));
     let a = start("a", &first);
-    let client = session("client", None, Some(port));
-    let _robot = FakeRobot::start(&client, 40.0);
+    let camera = client("camera", port);
+    let _robot = FakeRobot::start(&camera, 40.0);
     wait_for_latents(&a, 4);
     let b = start("b", &second);
     let began = Instant::now();
