@@ -20,7 +20,7 @@ pub fn monotonic() -> TimeDelta {
     TimeDelta::from(START.get_or_init(Instant::now).elapsed())
 }
 
-/// Watches the wall clock against the monotonic one and tells of jumps (NTP steps, a suspended machine,
+/// Watches the wall clock against the monotonic one and reports jumps (NTP steps, a suspended machine,
 /// a restarted simulation).
 ///
 /// A pure core: the caller passes both readings, so jumps can be tested without waiting for one.

@@ -17,7 +17,7 @@ pub fn body_from_optical() -> UnitQuaternion<f64> {
     UnitQuaternion::from_quaternion(Quaternion::new(0.5, -0.5, 0.5, -0.5))
 }
 
-/// Why numbers are no pose.
+/// Why numbers are not a pose.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoseError {
@@ -188,7 +188,7 @@ pub enum TfError {
         /// Newest sample.
         newest_ns: i64,
     },
-    /// The numbers are no transform.
+    /// The numbers are not a transform.
     #[error("transform {parent:?} from {child:?}: {cause}")]
     Invalid {
         /// Parent of the refused edge.

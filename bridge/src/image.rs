@@ -34,7 +34,7 @@ pub struct RawImage<'a> {
     pub height: u32,
     /// Encoding name, for example `rgb8` or `16UC1`.
     pub encoding: &'a str,
-    /// Bytes from the start of one row to the start of the next; 0 stands for rows without padding.
+    /// Bytes from the start of one row to the start of the next; 0 means rows without padding.
     pub step: u32,
     /// Byte order of 16- and 32-bit samples.
     pub is_bigendian: bool,
@@ -117,7 +117,7 @@ pub enum ImageError {
     NotColour {
         /// The name.
         encoding: String,
-        /// Why it is no picture.
+        /// Why it cannot be decoded.
         reason: &'static str,
     },
     /// A known picture format that is not decoded here.
@@ -688,7 +688,7 @@ fn decode_png_rgb8(bytes: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<S
 /// the two parameters of the header (`depth = a / (q - b)`). Unknown depth becomes NaN.
 ///
 /// # Errors
-/// The bytes are no such PNG or RVL, are damaged, or the image is above the limits.
+/// The bytes are not such a PNG or RVL, are damaged, or the image is above the limits.
 pub fn decode_compressed_depth(
     bytes: &[u8],
     format: &str,

@@ -121,7 +121,7 @@ pub struct CountOps {
     buffers: Vec<Buffer>,
     steps: usize,
     edge: Edge,
-    /// Bytes of each input and output that is no state.
+    /// Bytes of each input and output, state aside.
     places: Vec<u64>,
 }
 
@@ -191,7 +191,7 @@ impl CountOps {
         &self.params
     }
 
-    /// FLOP of the products with each weight, in the order of [`CountOps::params`]; zero for those that are no matrix.
+    /// FLOP of the products with each weight, in the order of [`CountOps::params`]; zero for those that are not matrices.
     pub fn products(&self) -> &[f64] {
         &self.products
     }
@@ -657,11 +657,8 @@ pub fn count_depth(cfg: &DepthConfig) -> CountOps {
 /// When `cfg` does not pass [`VaeConfig::validate`].
 pub fn count_vae_encoder(cfg: &VaeConfig, latent: [usize; 2], chunk: Chunk) -> CountOps {
     let mut ops = CountOps::new();
-    let frames = if chunk == Chunk::First { 1 } else { cfg.temporal_factor() };
-    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
-    let caches = caches(&mut ops, chunk, &cfg.encoder_caches(latent));
-    let frames = ops.input(&[frames, 3, height, width]);
-    let out = vae::encode(&mut ops, cfg, latent, chunk, &frames, &caches);
+    let caches = caches(&mut ops, chunk, || vae_encoder_caches(cfg, latent));
+    let out = vae_encoded(&mut ops, cfg, latent, chunk, &caches);
     ops.output(&out.latent);
     out.caches.iter().for_each(|c| ops.keep(c));
     ops
@@ -673,16 +670,60 @@ pub fn count_vae_encoder(cfg: &VaeConfig, latent: [usize; 2], chunk: Chunk) -> C
 /// When `cfg` does not pass [`VaeConfig::validate`].
 pub fn count_vae_decoder(cfg: &VaeConfig, latent: [usize; 2], chunk: Chunk) -> CountOps {
     let mut ops = CountOps::new();
-    let caches = caches(&mut ops, chunk, &cfg.decoder_caches(latent));
-    let latents = ops.input(&[1, cfg.z_dim, latent[0], latent[1]]);
-    let out = vae::decode(&mut ops, cfg, latent, chunk, &latents, &caches);
+    let caches = caches(&mut ops, chunk, || vae_decoder_caches(cfg, latent));
+    let out = vae_decoded(&mut ops, cfg, latent, chunk, &caches);
     ops.output(&out.frames);
     out.caches.iter().for_each(|c| ops.keep(c));
     ops
 }
 
-fn caches(ops: &mut CountOps, chunk: Chunk, shapes: &[[usize; 4]]) -> Vec<Counted> {
-    if chunk == Chunk::First { Vec::new() } else { shapes.iter().map(|s| ops.state(s)).collect() }
+/// Shapes `[frames, channels, height, width]` of the VAE encoder's caches for latents of height and width `latent`, in the
+/// order in which the convolutions run.
+///
+/// # Panics
+/// When `cfg` does not pass [`VaeConfig::validate`].
+pub fn vae_encoder_caches(cfg: &VaeConfig, latent: [usize; 2]) -> Vec<Vec<usize>> {
+    shapes(vae_encoded(&mut CountOps::new(), cfg, latent, Chunk::First, &[]).caches)
+}
+
+/// Shapes of the VAE decoder's caches, as [`vae_encoder_caches`].
+///
+/// # Panics
+/// When `cfg` does not pass [`VaeConfig::validate`].
+pub fn vae_decoder_caches(cfg: &VaeConfig, latent: [usize; 2]) -> Vec<Vec<usize>> {
+    shapes(vae_decoded(&mut CountOps::new(), cfg, latent, Chunk::First, &[]).caches)
+}
+
+fn vae_encoded(
+    ops: &mut CountOps,
+    cfg: &VaeConfig,
+    latent: [usize; 2],
+    chunk: Chunk,
+    caches: &[Counted],
+) -> vae::Encoded<CountOps> {
+    let frames = if chunk == Chunk::First { 1 } else { cfg.temporal_factor() };
+    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
+    let frames = ops.input(&[frames, 3, height, width]);
+    vae::encode(ops, cfg, latent, chunk, &frames, caches)
+}
+
+fn vae_decoded(
+    ops: &mut CountOps,
+    cfg: &VaeConfig,
+    latent: [usize; 2],
+    chunk: Chunk,
+    caches: &[Counted],
+) -> vae::Decoded<CountOps> {
+    let latents = ops.input(&[1, cfg.z_dim, latent[0], latent[1]]);
+    vae::decode(ops, cfg, latent, chunk, &latents, caches)
+}
+
+fn shapes(caches: Vec<Counted>) -> Vec<Vec<usize>> {
+    caches.into_iter().map(|c| c.shape).collect()
+}
+
+fn caches(ops: &mut CountOps, chunk: Chunk, shapes: impl FnOnce() -> Vec<Vec<usize>>) -> Vec<Counted> {
+    if chunk == Chunk::First { Vec::new() } else { shapes().iter().map(|s| ops.state(s)).collect() }
 }
 
 #[cfg(test)]
@@ -739,7 +780,6 @@ mod tests {
             out_channels: 4,
             latent_height: 2,
             latent_width: 2,
-            patch: [1, 1],
             heads: 2,
             head_dim: 6,
             layers: 3,
@@ -747,14 +787,9 @@ mod tests {
             text_dim: 8,
             text_len: 5,
             freq_dim: 8,
-            eps: 1e-6,
-            rope_theta: 1e4,
-            prediction: crate::model::dit::Prediction::X0,
-            camera_channels: 0,
             pooled_text: true,
             lift: true,
-            attributes: 0,
-            guide: None,
+            ..DitConfig::SMALLEST
         };
         // Keys and values: 7 latents of 4 tokens, width 12, 3 layers.
         let (prefill, cached) = (count_prefill(&cfg, 7), count_denoiser(&cfg, 2, 7, 1));
@@ -762,10 +797,20 @@ mod tests {
         assert_eq!(cached.edge().state_in, prefill.edge().state_out);
         assert_eq!(cached.parameters(), prefill.parameters());
         let vae = VaeConfig::wan22();
-        let count = |shapes: Vec<[usize; 4]>| shapes.iter().map(|s| values(s)).sum::<u64>();
-        let next = count_vae_decoder(&vae, [2, 2], Chunk::Next).edge();
-        assert_eq!((next.state_in, next.state_out), (count(vae.decoder_caches([2, 2])), next.state_in));
-        let first = count_vae_encoder(&vae, [2, 2], Chunk::First).edge();
-        assert_eq!((first.state_in, first.state_out), (0, count(vae.encoder_caches([2, 2]))));
+        // Latents of 26 x 16 for images of 416 x 256: 24 caches, 62.7 M values; 32 caches, 190 M values.
+        let count = |shapes: Vec<Vec<usize>>| (shapes.len(), shapes.iter().map(|s| values(s)).sum::<u64>());
+        let (encoder, decoder) = (vae_encoder_caches(&vae, [16, 26]), vae_decoder_caches(&vae, [16, 26]));
+        let ((encoders, encoded), (decoders, decoded)) = (count(encoder), count(decoder));
+        assert_eq!((encoders, (encoded + 50_000) / 100_000), (24, 627), "{encoded}");
+        assert_eq!((decoders, (decoded + 500_000) / 1_000_000), (32, 190), "{decoded}");
+        // A chunk gives caches of the shapes that it reads, whether or not there is a past.
+        for (count, caches) in [
+            (count_vae_encoder as fn(&VaeConfig, [usize; 2], Chunk) -> CountOps, encoded),
+            (count_vae_decoder, decoded),
+        ] {
+            let (first, next) = (count(&vae, [16, 26], Chunk::First), count(&vae, [16, 26], Chunk::Next));
+            assert_eq!((first.edge().state_in, first.edge().state_out), (0, caches));
+            assert_eq!((next.edge().state_in, next.edge().state_out), (caches, caches));
+        }
     }
 }

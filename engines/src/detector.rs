@@ -69,7 +69,7 @@ pub enum DetectorError {
     /// The file cannot be run, or a run failed.
     #[error("detector: {0}")]
     Backend(#[from] BackendError),
-    /// The file is no ONNX model.
+    /// The file is not an ONNX model.
     #[error("detector {}: {source}", path.display())]
     Onnx {
         /// The file.

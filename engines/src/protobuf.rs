@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
     /// The next field, or `None` at the end of the message.
     ///
     /// # Errors
-    /// [`WireError`] where the bytes are no field.
+    /// [`WireError`] where the bytes are not a field.
     #[allow(clippy::should_implement_trait)] // an iterator would hide the message that `message` and `ints` need
     pub fn next(&mut self) -> Result<Option<(u32, Value)>, WireError> {
         if self.position == self.end {

@@ -2,7 +2,7 @@
 //!
 //! Convention (Wan2.2, `wan/utils/fm_solvers_unipc.py`): `x_s = (1 - s) x_0 + s n` with `n ~ N(0, I)` and `s` in
 //! `[0, 1]`; the network
-//! predicts the velocity `v = n - x_0 = dx/ds` and is told the timestep `t = 1000 s`. A [`Schedule`] is the list
+//! predicts the velocity `v = n - x_0 = dx/ds` and is given the timestep `t = 1000 s`. A [`Schedule`] is the list
 //! of sigmas, a [`Sampler`] walks along it. Neither knows the network: the caller evaluates `v` and hands it in.
 //!
 //! ```
@@ -94,7 +94,7 @@ pub enum Solver {
     UniPc,
 }
 
-/// Sigmas to visit and the timesteps that the network is told.
+/// Sigmas to visit and the timesteps that the network is given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// `steps + 1` sigmas, falling, the last one 0.

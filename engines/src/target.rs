@@ -38,7 +38,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// All of them, in the order in which they are listed to people.
+    /// All of them, in display order.
     pub const ALL: [Precision; 6] = [
         Precision::Fp32,
         Precision::Fp16,
@@ -298,7 +298,7 @@ struct Wire {
 pub struct Target {
     /// Name on the command line.
     pub name: String,
-    /// Name for people.
+    /// Display name.
     pub title: String,
     /// Compute capability; none for a CPU.
     pub compute_capability: Option<ComputeCapability>,
@@ -430,7 +430,7 @@ impl Checked<'_> {
         if v >= least && v <= most {
             return Ok(());
         }
-        Err(self.bad(format!("{key} = {v} is not between {least} and {most}")))
+        Err(self.bad(format!("{key} = {v:?} is not between {least} and {most}")))
     }
 
     /// Says which key is wrong and why. Figures are held between a tenth of what the smallest machine has and ten

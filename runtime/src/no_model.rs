@@ -7,7 +7,7 @@ use crate::imagine::{Dropped, RolloutSettings, Rope};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
-use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::plucker::Intrinsics;
 use mindseye_engines::sampler::{Grid, Solver};
 use nalgebra::Isometry3;
@@ -49,28 +49,7 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
         bundle_sha256: String::new(),
         engine_sha256: String::new(),
     };
-    let config = DitConfig {
-        in_channels: 1,
-        out_channels: 1,
-        latent_height: 1,
-        latent_width: 1,
-        patch: [1, 1],
-        heads: 1,
-        head_dim: 2,
-        layers: 0,
-        ffn_dim: 1,
-        text_dim: 1,
-        text_len: 1,
-        freq_dim: 2,
-        eps: 1e-6,
-        rope_theta: 1e4,
-        prediction: Prediction::X0,
-        camera_channels: 0,
-        pooled_text: false,
-        lift: false,
-        attributes: 0,
-        guide: None,
-    };
+    let config = DitConfig { layers: 0, ..DitConfig::SMALLEST };
     (Box::new(NoModel { spec, denoiser: NoDenoiser(config) }), Box::new(NoEncoder))
 }
 

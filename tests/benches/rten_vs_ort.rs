@@ -11,7 +11,7 @@ use mindseye_builder::onnx::MemoryWeights;
 use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{Dim, PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::count::count_denoiser;
-use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::onnx::SaveOptions;
 use mindseye_engines::session_denoiser::DenoiserKind;
 
@@ -33,14 +33,10 @@ fn width_256() -> (DitConfig, usize) {
         text_dim: 128,
         text_len: 32,
         freq_dim: 256,
-        eps: 1e-6,
-        rope_theta: 10000.0,
-        prediction: Prediction::X0,
         camera_channels: 24,
         pooled_text: true,
         lift: true,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     };
     (cfg, 16)
 }

@@ -9,7 +9,8 @@ root=$(cd "$here/../.." && pwd)
 . "$here/venv.sh"
 want "mcap, zenoh, rosbags, xxhash, zenoh_ros2_sdk" -r "$here/requirements.txt"
 # What the tests have built; the whole workspace is named so that nothing is built a second time with other features.
-cargo build --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye --bin ros_peer
+cargo build ${MINDSEYE_CARGO_CONFIG:+--config "$MINDSEYE_CARGO_CONFIG"} --release --quiet --locked \
+    --manifest-path "$root/Cargo.toml" --workspace --bin mindseye --bin ros_peer
 bin=${CARGO_TARGET_DIR:-$root/target}/release
 work=$(mktemp -d)
 pid=

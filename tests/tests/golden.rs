@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use mindseye_builder::checkpoint::Checkpoint;
 use mindseye_engines::{
+    count::vae_encoder_caches,
     model::{
         codec::{self, LinearCodec, LinearCodecConfig},
         vae::{self, Chunk, VaeConfig},
@@ -149,7 +150,7 @@ fn tiny_vae() -> (VaeConfig, Arc<Params>) {
 /// Streams `frames[n, 3, 32, 32]`: one interpreter per chunk, caches carried as plain arrays.
 fn stream(cfg: &VaeConfig, params: &Arc<Params>, frames: &[f32]) -> Vec<Vec<f32>> {
     let frame = 3 * 32 * 32;
-    let shapes = cfg.encoder_caches([2, 2]);
+    let shapes = vae_encoder_caches(cfg, [2, 2]);
     let mut caches: Vec<Vec<f32>> = Vec::new();
     let mut latents = Vec::new();
     let (first, rest) = frames.split_at(frame);

@@ -14,8 +14,8 @@ use mindseye_engines::bundle::{
     LiftParams, Limits, MANIFEST, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
 };
 use mindseye_engines::count::count_denoiser;
-use mindseye_engines::model::dit::{DitConfig, Prediction};
-use mindseye_engines::onnx::{Dim, SaveOptions};
+use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::onnx::{Dim, ExternalData, Model, SaveOptions};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
 
@@ -28,19 +28,12 @@ fn dit() -> DitConfig {
         patch: [1, 2],
         heads: 2,
         head_dim: 12,
-        layers: 1,
         ffn_dim: 32,
         text_dim: 8,
         text_len: 3,
         freq_dim: 16,
-        eps: 1e-6,
-        rope_theta: 10000.0,
-        prediction: Prediction::X0,
-        camera_channels: 0,
-        pooled_text: false,
         lift: true,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     }
 }
 
@@ -208,4 +201,27 @@ fn whatever_does_not_match_is_named() {
     std::fs::remove_file(target.join("tokenizer.model")).unwrap();
     let error = Bundle::load(&target).unwrap_err().to_string();
     assert!(error.contains("tokenizer.model"), "{error}");
+}
+
+/// Weights beside a graph that the manifest does not list would be read without a hash.
+#[test]
+fn weights_that_the_manifest_does_not_list_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, other) = (dir.path().join("b"), dir.path().join("denoiser.onnx"));
+    write(&target);
+    let graph = target.join("denoiser.onnx");
+    let before = std::fs::read(&graph).unwrap();
+    let model = Model::load(&graph).unwrap();
+    model.save(&other, &SaveOptions { external: ExternalData::Always }).unwrap();
+    let after = std::fs::read(&other).unwrap();
+    std::fs::write(&graph, &after).unwrap();
+    std::fs::copy(dir.path().join("denoiser.onnx.data"), target.join("denoiser.onnx.data")).unwrap();
+    let stated = |bytes: &[u8]| {
+        format!("bytes = {}\nsha256 = \"{}\"", bytes.len(), mindseye_base::file::sha256(bytes))
+    };
+    let text = std::fs::read_to_string(target.join(MANIFEST)).unwrap();
+    assert!(text.contains(&stated(&before)), "{text}");
+    std::fs::write(target.join(MANIFEST), text.replace(&stated(&before), &stated(&after))).unwrap();
+    let error = Bundle::load(&target).unwrap_err().to_string();
+    assert!(error.contains("component.denoiser.files: wanted \"denoiser.onnx.data\""), "{error}");
 }

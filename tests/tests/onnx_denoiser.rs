@@ -11,7 +11,7 @@ use mindseye_builder::onnx::denoiser_graph;
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::denoise::{Denoise, DenoiseStep, HostInputs};
-use mindseye_engines::model::dit::{DitConfig, Guide, Prediction};
+use mindseye_engines::model::dit::{DitConfig, Guide};
 use mindseye_engines::onnx::{Dim, SaveOptions};
 use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser};
 
@@ -30,14 +30,11 @@ fn config() -> DitConfig {
         text_dim: 12,
         text_len: 4,
         freq_dim: 16,
-        eps: 1e-6,
-        rope_theta: 10000.0,
-        prediction: Prediction::X0,
         camera_channels: 7,
         pooled_text: true,
         lift: true,
-        attributes: 0,
         guide: Some(Guide::Warp),
+        ..DitConfig::SMALLEST
     }
 }
 

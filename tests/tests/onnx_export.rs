@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use mindseye_builder::checkpoint::names::{umt5_params, vae_params};
 use mindseye_engines::backend::{PrepareOptions, Session, Tensor, by_name};
 use mindseye_engines::bundle::{
     BoundingBoxSpec, Bundle, BundleWriter, ComponentFormat, Evaluation, FORMAT, Guide, ImageSpec, LatentSpec,
@@ -28,19 +29,12 @@ fn dit() -> DitConfig {
         patch: [2, 2],
         heads: 2,
         head_dim: 12,
-        layers: 1,
         ffn_dim: 32,
         text_dim: 8,
         text_len: 5,
         freq_dim: 16,
-        eps: 1e-6,
-        rope_theta: 10000.0,
         prediction: Prediction::Velocity,
-        camera_channels: 0,
-        pooled_text: false,
-        lift: false,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     }
 }
 
@@ -133,7 +127,7 @@ fn source(target: &Path) {
     let mut writer = BundleWriter::create(target, manifest).unwrap();
     let dit_params = count_denoiser(&dit(), 2, 0, 2).params().to_vec();
     for (name, params) in
-        [("denoiser", dit_params), ("vae", vae().params()), ("text_encoder", umt5().params())]
+        [("denoiser", dit_params), ("vae", vae_params(&vae())), ("text_encoder", umt5_params(&umt5()))]
     {
         let file = format!("{name}.safetensors");
         weights(&writer.path(&file), &params);

@@ -86,6 +86,28 @@ fn weights_beside_the_graph() {
     assert!(error.contains("\"w\"") && error.contains("model.onnx.data"), "{error}");
 }
 
+/// A link may stay within the folder; it may not lead out of it.
+#[cfg(unix)]
+#[test]
+fn weights_behind_a_link_out_of_the_folder_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inside, outside) = (folder.path().join("in"), folder.path().join("out"));
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    let (graph, data) = (inside.join("m.onnx"), inside.join("m.onnx.data"));
+    sample().save(&graph, &SaveOptions { external: ExternalData::Always }).unwrap();
+    for (place, fits) in [(inside.join("w"), true), (outside.join("w"), false)] {
+        std::fs::rename(&data, &place).unwrap();
+        std::os::unix::fs::symlink(&place, &data).unwrap();
+        match Model::load(&graph) {
+            Ok(_) => assert!(fits),
+            Err(e) => assert!(!fits && e.to_string().contains("outside of the model's own folder"), "{e}"),
+        }
+        std::fs::remove_file(&data).unwrap();
+        std::fs::rename(&place, &data).unwrap();
+    }
+}
+
 /// One protobuf field of bytes.
 fn field(number: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];

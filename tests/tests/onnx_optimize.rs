@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
+use mindseye_builder::checkpoint::names::{umt5_params, vae_params};
 use mindseye_builder::onnx::{
     GraphBuilder, MemoryWeights, Way, WeightSource, codec_graph, denoiser_graph, text_encoder_graph,
     vae_graph, write_denoiser,
@@ -36,14 +37,11 @@ fn dit() -> DitConfig {
         text_dim: 12,
         text_len: 4,
         freq_dim: 16,
-        eps: 1e-6,
-        rope_theta: 10000.0,
         prediction: Prediction::Velocity,
         camera_channels: 7,
         pooled_text: true,
         lift: true,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     }
 }
 
@@ -202,10 +200,10 @@ fn passes_keep_the_results_of_text_encoder_and_autoencoder() {
         latents_mean: vec![0.1; 4],
         latents_std: vec![0.5; 4],
     };
-    let text_weights = fill(&text.params());
+    let text_weights = fill(&umt5_params(&text));
     let model = text_encoder_graph(&text, 6, text_weights.clone()).unwrap();
     assert_eq!(count(&model, "Transpose"), 2 * 5, "of attention, none of weights");
-    let model = vae_graph(&vae, [2, 4], Way::Encode, Chunk::Next, fill(&vae.params())).unwrap();
+    let model = vae_graph(&vae, [2, 4], Way::Encode, Chunk::Next, fill(&vae_params(&vae))).unwrap();
     for node in model.graph.nodes.iter().filter(|n| n.op_type == "Conv") {
         assert!(model.graph.initializer(&node.inputs[1]).is_some(), "{} reads a stored weight", node.name);
     }

@@ -18,7 +18,7 @@ use mindseye_bridge::msg::{CompressedImage, Header, Image};
 use mindseye_bridge::ros::{Qos, QueuePolicy, RosConfig, RosSession};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_builder::checkpoint::Checkpoint;
-use mindseye_builder::checkpoint::names::dit_params;
+use mindseye_builder::checkpoint::names::{dit_params, umt5_params, vae_params};
 use mindseye_builder::onnx::CheckpointWeights;
 use mindseye_builder::pipeline::{self, Settings};
 use mindseye_builder::plan::{ModelSpec, Plan, PlanOptions, plan};
@@ -147,8 +147,11 @@ impl Made {
         let from = dir.path().join("checkpoint");
         let dit: DitConfig = table("dit").try_into().unwrap();
         let umt5: Umt5Config = table("umt5").try_into().unwrap();
-        let networks =
-            [("transformer", dit_params(&dit)), ("vae", vae().params()), ("text_encoder", umt5.params())];
+        let networks = [
+            ("transformer", dit_params(&dit)),
+            ("vae", vae_params(&vae())),
+            ("text_encoder", umt5_params(&umt5)),
+        ];
         for (i, (folder, params)) in networks.iter().enumerate() {
             std::fs::create_dir_all(from.join(folder)).unwrap();
             write_weights(&from.join(folder).join("model.safetensors"), params, i as u64);
@@ -295,8 +298,8 @@ fn imports_refuse_a_weight_that_is_no_number_in_every_part() {
     let umt5: Umt5Config = table("umt5").try_into().unwrap();
     let parts: [(Part, &str, Vec<ParamSpec>); 3] = [
         (Part::Denoiser, "transformer", dit_params(&dit)),
-        (Part::Vae, "vae", vae().params()),
-        (Part::TextEncoder, "text_encoder", umt5.params()),
+        (Part::Vae, "vae", vae_params(&vae())),
+        (Part::TextEncoder, "text_encoder", umt5_params(&umt5)),
     ];
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model.toml");

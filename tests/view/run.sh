@@ -12,5 +12,5 @@ if [ -z "$chromium" ] || ! command -v python3 >/dev/null; then
     exit 0
 fi
 bin=${CARGO_TARGET_DIR:-$root/target}/release
-[ -x "$bin/mindseye" ] || cargo build --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye
+[ -x "$bin/mindseye" ] || cargo build ${MINDSEYE_CARGO_CONFIG:+--config "$MINDSEYE_CARGO_CONFIG"} --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye
 exec python3 "$here/browser.py" "$chromium" "$bin/mindseye" "$root" "${1:-}"

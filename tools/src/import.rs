@@ -23,7 +23,9 @@ use anyhow::{Context, bail, ensure};
 use mindseye_builder::checkpoint::{
     Checkpoint, CheckpointError, Dtype, is_apple_double,
     lora::Lora,
-    names::{Component, Layout, Located, Location, camera_params, dit_params, locate},
+    names::{
+        Component, Layout, Located, Location, camera_params, dit_params, locate, umt5_params, vae_params,
+    },
 };
 use mindseye_engines::{
     bundle::{
@@ -164,7 +166,7 @@ struct ModelSampler {
 }
 
 /// What was imported, for the report.
-#[derive(serde::Serialize)]
+#[derive(Default, serde::Serialize)]
 struct Imported {
     component: &'static str,
     source: String,
@@ -204,6 +206,26 @@ impl Found {
     /// How zeros are stored: as the tensors beside them.
     fn zeros_dtype(&self) -> Dtype {
         self.location.tensors.first().map_or(Dtype::F32, |tensor| self.dtype(tensor))
+    }
+
+    fn report(&self) -> Imported {
+        let tensors = &self.location.tensors;
+        let mut dtypes = BTreeMap::new();
+        for tensor in tensors {
+            *dtypes.entry(tensor.dtype.name()).or_default() += 1;
+        }
+        Imported {
+            component: self.part.name(),
+            source: self.checkpoint.path().display().to_string(),
+            layout: Some(if self.location.layout == Layout::Diffusers { "diffusers" } else { "original" }),
+            prefix: self.location.prefix,
+            others: self.location.others,
+            zero_filled: self.zeros.iter().map(|z| z.name.clone()).collect(),
+            adapted: self.lora.as_ref().map_or(0, Lora::len),
+            tensors: tensors.len(),
+            parameters: tensors.iter().map(|t| t.spec.shape.iter().product::<usize>() as u64).sum(),
+            dtypes,
+        }
     }
 
     /// How a tensor is stored: one that a LoRA changes as F32, all others without loss.
@@ -275,11 +297,48 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
         "{}: not a directory; expected one with published weights",
         args.dir.display()
     );
-    let text = match &args.model {
+    let model = read_model(args.model.as_deref())?;
+    // Everything is found and checked before anything is written.
+    let wanted = |part: &Part| args.parts.contains(part);
+    let networks = Part::ALL.into_iter().filter(|part| wanted(part) && *part != Part::Tokenizer);
+    let networks: Vec<Found> =
+        networks.map(|part| find_network(args, &model, part)).collect::<anyhow::Result<_>>()?;
+    let tokenizer = wanted(&Part::Tokenizer).then(|| find_vocabulary(&args.dir, &model)).transpose()?;
+
+    let mut writer = BundleWriter::create(&args.out, manifest(&model, args, &networks)?)?;
+    let mut report = Vec::new();
+    for found in &networks {
+        let file = format!("{}.safetensors", found.part.name());
+        write_safetensors(found, &writer.path(&file))?;
+        writer.add(found.part.name(), ComponentFormat::Safetensors, &[&file])?;
+        report.push(found.report());
+    }
+    if let Some((pieces, vocabulary)) = tokenizer {
+        let file = "tokenizer.model";
+        match &pieces {
+            Pieces::File(path) => std::fs::copy(path, writer.path(file)).map(drop),
+            Pieces::Inside(_, bytes) => std::fs::write(writer.path(file), bytes),
+        }
+        .with_context(|| pieces.path().display().to_string())?;
+        writer.add("tokenizer", ComponentFormat::Sentencepiece, &[file])?;
+        report.push(Imported {
+            component: "tokenizer",
+            source: pieces.path().display().to_string(),
+            parameters: vocabulary as u64,
+            ..Imported::default()
+        });
+    }
+    writer.finish()?;
+    Ok(report)
+}
+
+/// The model configuration in `path`, or the preset; its networks fit each other.
+fn read_model(path: Option<&Path>) -> anyhow::Result<Model> {
+    let text = match path {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         None => WAN22.to_owned(),
     };
-    let place = args.model.as_ref().map_or("built-in wan22-5b.toml".to_owned(), |p| p.display().to_string());
+    let place = path.map_or("built-in wan22-5b.toml".to_owned(), |p| p.display().to_string());
     let model: Model = toml::from_str(&text).with_context(|| place.clone())?;
     model
         .dit
@@ -295,101 +354,53 @@ fn import(args: &ImportArgs) -> anyhow::Result<Vec<Imported>> {
         model.dit.text_dim,
         model.dit.in_channels
     );
+    Ok(model)
+}
 
-    // Everything is found and checked before anything is written.
-    let mut networks = Vec::new();
-    let mut tokenizer = None;
-    for part in Part::ALL.into_iter().filter(|part| args.parts.contains(part)) {
-        if part == Part::Tokenizer {
-            let pieces = find_tokenizer(&args.dir)?;
-            let vocabulary = match &pieces {
-                Pieces::File(path) => Tokenizer::open(path)?,
-                Pieces::Inside(_, bytes) => Tokenizer::from_bytes(bytes)?,
-            }
-            .vocabulary();
-            ensure!(
-                vocabulary <= model.umt5.vocab_size,
-                "{}: {vocabulary} pieces, but the text encoder has {} rows",
-                pieces.path().display(),
-                model.umt5.vocab_size
-            );
-            tokenizer = Some((pieces, vocabulary));
-            continue;
-        }
-        let checkpoint = find(&args.dir, part)?;
-        let mut zeros = Vec::new();
-        let (component, specs): (Component, Vec<ParamSpec>) = match part {
-            Part::Denoiser => {
-                let mut specs = dit_params(&model.dit);
-                let camera = camera_params(&model.dit);
-                // A checkpoint that was trained on paths has them.
-                if camera.first().is_some_and(|c| checkpoint.tensors().any(|(n, _)| n.ends_with(&c.name))) {
-                    specs.extend(camera);
-                } else {
-                    zeros = camera;
-                }
-                (Component::Dit, specs)
-            }
-            Part::Vae => (Component::Vae, model.vae.params()),
-            Part::TextEncoder | Part::Tokenizer => (Component::TextEncoder, model.umt5.params()),
-        };
-        let location = locate(component, &specs, &checkpoint)?;
-        let lora = match (part, &args.lora, args.lora_strength) {
-            (Part::Denoiser, Some(path), Some(strength)) => {
-                Some(Lora::read(&Checkpoint::open(path)?, component, &specs, strength)?)
-            }
-            _ => None,
-        };
-        networks.push(Found { part, checkpoint, location, lora, zeros });
-    }
+/// The tokenizer and the number of its pieces, for each of which the text encoder has a row.
+fn find_vocabulary(dir: &Path, model: &Model) -> anyhow::Result<(Pieces, usize)> {
+    let pieces = find_tokenizer(dir)?;
+    let tokenizer = match &pieces {
+        Pieces::File(path) => Tokenizer::open(path)?,
+        Pieces::Inside(_, bytes) => Tokenizer::from_bytes(bytes)?,
+    };
+    let vocabulary = tokenizer.vocabulary();
+    ensure!(
+        vocabulary <= model.umt5.vocab_size,
+        "{}: {vocabulary} pieces, but the text encoder has {} rows",
+        pieces.path().display(),
+        model.umt5.vocab_size
+    );
+    Ok((pieces, vocabulary))
+}
 
-    let mut writer = BundleWriter::create(&args.out, manifest(&model, args, &networks)?)?;
-    let mut report = Vec::new();
-    for found in &networks {
-        let file = format!("{}.safetensors", found.part.name());
-        write_safetensors(found, &writer.path(&file))?;
-        writer.add(found.part.name(), ComponentFormat::Safetensors, &[&file])?;
-        let mut dtypes = BTreeMap::new();
-        let tensors = &found.location.tensors;
-        for tensor in tensors {
-            *dtypes.entry(tensor.dtype.name()).or_default() += 1;
+/// The checkpoint of one network, with all its tensors located.
+fn find_network(args: &ImportArgs, model: &Model, part: Part) -> anyhow::Result<Found> {
+    let checkpoint = find(&args.dir, part)?;
+    let mut zeros = Vec::new();
+    let (component, specs): (Component, Vec<ParamSpec>) = match part {
+        Part::Denoiser => {
+            let mut specs = dit_params(&model.dit);
+            let camera = camera_params(&model.dit);
+            // A checkpoint that was trained on paths has them.
+            if camera.first().is_some_and(|c| checkpoint.tensors().any(|(n, _)| n.ends_with(&c.name))) {
+                specs.extend(camera);
+            } else {
+                zeros = camera;
+            }
+            (Component::Dit, specs)
         }
-        report.push(Imported {
-            component: found.part.name(),
-            source: found.checkpoint.path().display().to_string(),
-            layout: Some(if found.location.layout == Layout::Diffusers { "diffusers" } else { "original" }),
-            prefix: found.location.prefix,
-            others: found.location.others,
-            zero_filled: found.zeros.iter().map(|z| z.name.clone()).collect(),
-            adapted: found.lora.as_ref().map_or(0, Lora::len),
-            tensors: tensors.len(),
-            parameters: tensors.iter().map(|t| t.spec.shape.iter().product::<usize>() as u64).sum(),
-            dtypes,
-        });
-    }
-    if let Some((pieces, vocabulary)) = tokenizer {
-        let file = "tokenizer.model";
-        match &pieces {
-            Pieces::File(path) => std::fs::copy(path, writer.path(file)).map(drop),
-            Pieces::Inside(_, bytes) => std::fs::write(writer.path(file), bytes),
+        Part::Vae => (Component::Vae, vae_params(&model.vae)),
+        Part::TextEncoder | Part::Tokenizer => (Component::TextEncoder, umt5_params(&model.umt5)),
+    };
+    let location = locate(component, &specs, &checkpoint)?;
+    let lora = match (part, &args.lora, args.lora_strength) {
+        (Part::Denoiser, Some(path), Some(strength)) => {
+            Some(Lora::read(&Checkpoint::open(path)?, component, &specs, strength)?)
         }
-        .with_context(|| pieces.path().display().to_string())?;
-        writer.add("tokenizer", ComponentFormat::Sentencepiece, &[file])?;
-        report.push(Imported {
-            component: "tokenizer",
-            source: pieces.path().display().to_string(),
-            layout: None,
-            prefix: "",
-            others: 0,
-            zero_filled: Vec::new(),
-            adapted: 0,
-            tensors: 0,
-            parameters: vocabulary as u64,
-            dtypes: BTreeMap::new(),
-        });
-    }
-    writer.finish()?;
-    Ok(report)
+        _ => None,
+    };
+    Ok(Found { part, checkpoint, location, lora, zeros })
 }
 
 /// Files in a directory whose names, in lower case, a test accepts, sorted. What macOS puts beside them is passed over.
@@ -495,6 +506,7 @@ fn find_tokenizer(dir: &Path) -> anyhow::Result<Pieces> {
     bail!("{}: no tokenizer here; expected tokenizer/ or google/umt5-xxl/ with spiece.model", dir.display())
 }
 
+/// The bundle's manifest without components. Long, since it names every field once.
 fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Result<Manifest> {
     let mut dtypes: Vec<Dtype> = Vec::new();
     for found in networks {

@@ -4,6 +4,7 @@ pub mod clips;
 pub mod curate;
 pub mod eval;
 pub mod export;
+pub mod furniture;
 pub mod golden;
 pub mod import;
 pub mod model;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use mindseye_base::picture::RgbImage;
 use mindseye_bridge::bag::McapWriter;
 use mindseye_bridge::geometry::{Covariance6, body_from_optical};
 use mindseye_bridge::msg::{
@@ -69,6 +70,13 @@ fn up(recording: &Recording) -> Vector3<f64> {
     up.try_normalize(1e-6).unwrap_or_else(Vector3::z)
 }
 
+/// Format and bytes of a picture that is a file of its own: they go into the bag as they are.
+fn stored_picture(path: &Path) -> anyhow::Result<(&'static str, Vec<u8>)> {
+    let png = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+    let data = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok((if png { "png" } else { "jpeg" }, data))
+}
+
 /// Writes frames; returns how many, and how many were left out.
 fn write(
     dataset: &Dataset,
@@ -120,20 +128,12 @@ fn write(
             },
             ..Odometry::default()
         };
-        // The file as it is where it is a picture of its own, else as PNG.
         let stored = dataset.beside(recording, frame, "", "");
         let written_so_far = (|| {
-            let (format, data) = match stored.as_deref().map(|p| (p, std::fs::read(p))) {
-                Some((path, data)) => {
-                    let png = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
-                    (if png { "png" } else { "jpeg" }, data.with_context(|| path.display().to_string())?)
-                }
+            let (format, data) = match stored {
+                Some(path) => stored_picture(&path)?,
                 None => {
-                    let rgb = mindseye_base::picture::RgbImage::from_rgb(
-                        picture.width,
-                        picture.height,
-                        picture.rgb,
-                    );
+                    let rgb = RgbImage::from_rgb(picture.width, picture.height, picture.rgb);
                     ("png", rgb.context("an empty picture")?.to_png()?)
                 }
             };

@@ -8,7 +8,7 @@ use mindseye_builder::onnx::{
     DeclaredWeights, Way, WeightSource, codec_graph, denoiser_graph, text_encoder_graph,
 };
 use mindseye_engines::bundle::Bundle;
-use mindseye_engines::count::count_denoiser;
+use mindseye_engines::count::{count_codec_encoder, count_denoiser, count_text};
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::onnx::{Dim, Model};
 use mindseye_engines::session_denoiser::DenoiserKind;
@@ -63,11 +63,11 @@ fn written_anew(bundle: &Bundle, component: &str) -> anyhow::Result<Model> {
     Ok(match component {
         "text_encoder" => {
             let cfg = networks.umt5.as_ref().with_context(|| missing("umt5"))?;
-            text_encoder_graph(cfg, dit.text_len, declared(&cfg.params()))?
+            text_encoder_graph(cfg, dit.text_len, declared(count_text(cfg, dit.text_len).params()))?
         }
         "vae_encoder" => {
             let cfg = networks.codec.as_ref().with_context(|| missing("codec"))?;
-            codec_graph(cfg, Way::Encode, declared(&cfg.params()))?
+            codec_graph(cfg, Way::Encode, declared(count_codec_encoder(cfg, 1).params()))?
         }
         _ => {
             let weights = declared(count_denoiser(dit, 2, 0, 2).params());

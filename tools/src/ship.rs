@@ -185,6 +185,7 @@ pub fn add_depth(run: &Path, bundle: &Path) -> anyhow::Result<Bundle> {
     Ok(writer.finish()?)
 }
 
+/// The manifest without components. Long, since it names every field once.
 fn manifest(
     config: &TrainConfig,
     model: &HouseModel,

@@ -49,6 +49,8 @@ enum WorldCommand {
     Render(RenderArgs),
     /// A ROS 2 recording of a robot that explores a house, and the truth beside it.
     Record(RecordArgs),
+    /// Makes the furniture file of furnished houses from a library of models.
+    Furniture(crate::furniture::FurnitureArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -60,8 +62,9 @@ struct RenderArgs {
     /// The picture (PNG).
     #[arg(long)]
     out: PathBuf,
-    /// `plain`: one room; `house`: two to four rooms joined by doors.
-    #[arg(long, default_value = "plain", value_parser = ["plain", "house"])]
+    /// `plain`: one room; `house`: two to four rooms joined by doors; `furnished`: one room with real furniture;
+    /// `apartment`: furnished rooms joined by doors.
+    #[arg(long, default_value = "plain", value_parser = Difficulty::NAMES)]
     difficulty: String,
     /// Print one JSON document.
     #[arg(long)]
@@ -82,8 +85,9 @@ struct RecordArgs {
     /// The recording (MCAP).
     #[arg(long)]
     out: PathBuf,
-    /// `plain`: one room; `house`: two to four rooms joined by doors.
-    #[arg(long, default_value = "plain", value_parser = ["plain", "house"])]
+    /// `plain`: one room; `house`: two to four rooms joined by doors; `furnished`: one room with real furniture;
+    /// `apartment`: furnished rooms joined by doors.
+    #[arg(long, default_value = "plain", value_parser = Difficulty::NAMES)]
     difficulty: String,
     /// Size of the camera images (pixels).
     #[arg(long, default_value = "96x64", value_parser = parse_size)]
@@ -132,6 +136,7 @@ pub fn run(args: WorldArgs) -> anyhow::Result<ExitCode> {
                 println!("{}", args.out.display());
             }
         }
+        WorldCommand::Furniture(args) => crate::furniture::run(&args)?,
         WorldCommand::Record(args) => {
             let options = RecordOptions {
                 seed: args.seed,
@@ -155,7 +160,7 @@ pub fn run(args: WorldArgs) -> anyhow::Result<ExitCode> {
 
 fn named(difficulty: &str) -> anyhow::Result<Difficulty> {
     Difficulty::named(difficulty)
-        .with_context(|| format!("difficulty {difficulty:?}: wanted \"plain\" or \"house\""))
+        .with_context(|| format!("difficulty {difficulty:?}: wanted one of {}", Difficulty::NAMES.join(", ")))
 }
 
 // ---------------------------------------------------------------------------------------------------- pictures
@@ -350,7 +355,7 @@ fn label_objects(house: &House, ids: &[u8], view: &mut Canvas) {
 pub struct RecordOptions {
     /// Seed of the house and of the drive.
     pub seed: u64,
-    /// `plain` or `house`.
+    /// One of [`Difficulty::NAMES`].
     pub difficulty: String,
     /// Length (s), 0.5 to 3600.
     pub seconds: f64,

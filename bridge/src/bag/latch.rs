@@ -7,7 +7,7 @@
 
 use super::{BagInfo, QosProfile, RawMessage, TopicInfo};
 
-/// Most publishers that one topic gets; the last one stands for all others.
+/// Most publishers that one topic gets; the last one carries all further ones.
 const SLOTS_MAX: usize = 64;
 
 /// True for topics whose earlier messages matter to those who come later.

@@ -33,9 +33,9 @@ pub(super) struct Piece {
     pub number: u64,
     /// Topics of the file that it may hold; `None`: any.
     pub topics: Option<Vec<u32>>,
-    /// Number of messages, where the index tells.
+    /// Number of messages, where the index states it.
     pub expected: Option<u64>,
-    /// It was read through on opening: what is wrong with it is told already.
+    /// It was scanned on opening, so its damage is reported already.
     pub scanned: bool,
 }
 

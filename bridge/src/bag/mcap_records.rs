@@ -147,7 +147,7 @@ pub(super) fn read_chunk(
     check_crc(data, head.crc)
 }
 
-/// Compares content with the CRC that a chunk gives; 0 stands for none.
+/// Compares content with the CRC that a chunk gives; 0 means none.
 pub(super) fn check_crc(data: &[u8], want: u32) -> Result<(), ReadError> {
     let got = if want == 0 { 0 } else { crc32fast::hash(data) };
     if got == want { Ok(()) } else { Err(ReadError::Crc { got, want }) }

@@ -464,7 +464,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Says that a chunk is lost, with the number of its messages if its index told it.
+    /// Records that a chunk is lost, with the number of its messages if its index states it.
     fn settle(&mut self, lost: &mut Option<(u64, Damage)>) {
         if let Some((count, damage)) = lost.take() {
             let known = (count > 0).then_some(count);

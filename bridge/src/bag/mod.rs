@@ -250,7 +250,7 @@ impl SchemaText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 
-/// One of those who published a topic, as far as the format tells them apart: a ROS 1 connection, an MCAP channel, a
+/// A publisher of a topic, as far as the format distinguishes them: a ROS 1 connection, an MCAP channel, a
 /// row of a sqlite3 bag.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -281,14 +281,14 @@ pub struct TopicInfo {
     pub offered_qos: String,
     /// The publisher keeps its last messages for late subscribers (transient local; ROS 1: latching).
     pub latched: bool,
-    /// Who published it; at least one, but for topics that nobody is known of.
+    /// Its publishers; empty only where none was recorded.
     pub publishers: Vec<PublisherInfo>,
     /// Number of messages: from the index where there is a good one, counted otherwise.
     pub count: u64,
 }
 
 impl TopicInfo {
-    /// A topic of which no more is known.
+    /// A topic of which only name and type are known.
     pub(crate) fn new(name: &str, type_name: &str, encoding: Encoding) -> Self {
         Self {
             name: name.to_owned(),
@@ -546,7 +546,7 @@ struct Opened {
 /// `metadata.yaml` or with such files.
 ///
 /// # Errors
-/// The path cannot be read, is not a bag, or holds nothing that can be recovered. Partial damage is no error:
+/// The path cannot be read, is not a bag, or holds nothing that can be recovered. Partial damage is not an error:
 /// see [`BagInfo::damage`] and [`Messages::damage`].
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Bag, OpenBagError> {
     let path = path.as_ref();
@@ -751,7 +751,7 @@ fn assemble(opened: Vec<Opened>, paths: Vec<PathBuf>, damage: Vec<Damage>) -> Ba
 }
 
 /// Finds the publishers of a topic of another file among those that are known already, and adds those that are not.
-/// Publishers that look the same are told apart by their order.
+/// Publishers with equal metadata are matched by their order.
 fn join_publishers(known: &mut Vec<PublisherInfo>, others: Vec<PublisherInfo>) -> Vec<u32> {
     let mut taken = vec![false; known.len()];
     let mut map = Vec::with_capacity(others.len());

@@ -200,7 +200,7 @@ impl Schedule {
     }
 }
 
-/// Where playing has come to, for people to see.
+/// Playback position, for display.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PlayState {

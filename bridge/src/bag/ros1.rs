@@ -56,7 +56,7 @@ fn time(bytes: &[u8]) -> Option<i64> {
     Some(i64::from(seconds) * 1_000_000_000 + i64::from(nanos))
 }
 
-/// Calls `each` with name and value of every field; `None` when the bytes are no header.
+/// Calls `each` with name and value of every field; `None` when the bytes are not a header.
 fn fields<'a>(mut bytes: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
     while !bytes.is_empty() {
         let n = le32(bytes)? as usize;
@@ -108,7 +108,7 @@ struct Piece {
     cut: bool,
     /// Records outside chunks.
     bare: bool,
-    /// Messages by topic, where the index tells.
+    /// Messages by topic, where the index states it.
     counts: Option<Vec<(u32, u64)>>,
 }
 

@@ -121,7 +121,7 @@ pub(super) fn read_attachment<E: From<io::Error>>(
     Ok(())
 }
 
-/// Private records that are kept of one file, in bytes; later ones are left out, and that is told.
+/// Private records that are kept of one file, in bytes; later ones are dropped, which is reported.
 pub(super) const PRIVATE_BYTES_MAX: usize = 64 << 20;
 
 impl SideRecords {

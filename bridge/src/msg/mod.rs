@@ -17,7 +17,7 @@ pub trait RosType: CdrWrite + for<'a> CdrRead<'a> {
     const NAME: &'static str;
     /// `RIHS01_` and 64 hex digits.
     const HASH: &'static str;
-    /// Whether newer versions of the type append fields, so that bytes after the last field are no error.
+    /// Whether newer versions of the type append fields, so that bytes after the last field are not an error.
     const OPEN_ENDED: bool = false;
 
     /// The message as CDR, header included.
@@ -65,7 +65,7 @@ pub fn dds_name(ros_name: &str) -> String {
     }
 }
 
-/// The way back from [`dds_name`]; `None` when it is no such name.
+/// The way back from [`dds_name`]; `None` when it is not such a name.
 #[must_use]
 pub fn ros_name(dds_name: &str) -> Option<String> {
     let (path, name) = dds_name.split_once("::dds_::")?;

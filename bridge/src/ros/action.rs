@@ -27,7 +27,7 @@ impl RosSession {
     }
 }
 
-/// Drives nav2: sends a goal, follows it, cancels it, tells how it ended.
+/// Client of nav2: sends a goal, follows it, cancels it, reports how it ended.
 #[derive(Debug)]
 pub struct NavigateClient {
     send: ServiceClient<NavigateSendGoalRequest, NavigateSendGoalResponse>,
@@ -66,7 +66,7 @@ pub enum NavResult {
     Unknown,
 }
 
-/// A goal's state as the server's status topic tells it.
+/// A goal's state as published on the server's status topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GoalState {
     /// Taken, not begun.

@@ -135,9 +135,9 @@ pub struct ZenohSettings {
     pub connect: Option<Vec<String>>,
     /// Endpoints to listen on, e.g. `tcp/[::]:0`.
     pub listen: Option<Vec<String>>,
-    /// Looking for others by multicast; off unless asked for.
+    /// Multicast scouting; off by default.
     pub multicast: Option<bool>,
-    /// Shared memory between processes of one machine; off unless asked for.
+    /// Shared memory between processes of one machine; off by default.
     pub shared_memory: Option<bool>,
     /// Further settings as `key=value;key=value` with JSON5 values, as in `ZENOH_CONFIG_OVERRIDE`.
     pub overrides: Option<String>,
@@ -244,7 +244,7 @@ impl RosConfig {
     /// `ZENOH_CONFIG_OVERRIDE`, and `ROS_DISTRO=humble`. The caller passes the way to read a variable,
     /// usually `|name| std::env::var(name).ok()`.
     ///
-    /// A session file named by the environment stands for itself: connect and listen of this
+    /// A session file named by the environment is used as it is: connect and listen of this
     /// configuration then give way to the file's.
     ///
     /// # Errors
@@ -276,7 +276,7 @@ impl RosConfig {
         Ok(self)
     }
 
-    /// The Zenoh configuration that this one stands for. Timestamping is always on, since caches for late
+    /// The Zenoh configuration that results. Timestamping is always on, since caches for late
     /// subscribers need it.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ pub struct JsonQueryable {
     key: String,
 }
 
-/// One request. Dropping it without a reply tells the client nothing came.
+/// One request. A client whose request is dropped without a reply gets none.
 #[derive(Debug)]
 pub struct JsonRequest {
     query: Query,

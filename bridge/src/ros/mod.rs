@@ -63,7 +63,7 @@ pub enum RosError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A name is no topic, service or node name.
+    /// A name is not a valid topic, service or node name.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Zenoh refused; the text is Zenoh's.

@@ -57,6 +57,9 @@ pub struct Settings {
     pub calibration_items: u64,
     /// Seed of the calibration items.
     pub calibration_seed: u64,
+    /// Most memory that measuring may take, bytes.
+    #[serde(default = "default_memory")]
+    pub calibration_memory: u64,
     /// Number of items that the check runs over.
     pub verify_items: u64,
     /// Context latents at most; the bundle's limit where none.
@@ -71,8 +74,12 @@ pub struct Settings {
     pub optimization_level: Option<u8>,
 }
 
-/// What calibration inputs are called that are no path.
+/// Names of calibration inputs that are not paths.
 const GIVEN_NAMES: [&str; 2] = ["noise", "scenes"];
+
+fn default_memory() -> u64 {
+    quant::MEMORY_BYTES
+}
 
 fn noise() -> String {
     GIVEN_NAMES[0].into()
@@ -97,6 +104,7 @@ impl Settings {
             calibration_goals: Vec::new(),
             calibration_items: 16,
             calibration_seed: 1,
+            calibration_memory: quant::MEMORY_BYTES,
             verify_items: 4,
             context_latents: None,
             target_latents: None,
@@ -155,7 +163,7 @@ pub struct Request<'a> {
     pub version_compatible: bool,
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
-    /// Told what is being done.
+    /// Called with progress.
     pub progress: Arc<dyn Fn(BuildEvent) + Send + Sync>,
 }
 
@@ -426,8 +434,7 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
     Ok(built)
 }
 
-/// A path as seen from a folder that need not exist yet: relative where both hang on one tree and lie near each
-/// other, so that they can be moved together and found from any working directory; else absolute.
+/// A path as seen from a folder that need not exist yet: relative where both are below one directory other than the root, so that they can be moved together and found from any working directory; else absolute.
 fn relative_to(folder: &Path, path: &Path) -> PathBuf {
     let whole = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.to_owned());
     let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| whole(p));
@@ -609,9 +616,9 @@ fn quantised_within(
     let quantised = quant::quantise_observed(fp32, config, observed.as_ref(), runner, inputs, checks.tell)?;
     let emulated = &quantised.emulated;
     let report = quant::verify(fp32, emulated, checks.runner, checks.held_out, checks.samples, checks.tell)?;
-    if let Some((what, got, limit)) = report.past(limits) {
+    if let Some(past) = report.past(limits) {
         let worst = quant::sensitivities(fp32, config, observed.as_ref(), &quantised.layers, checks)?;
-        return Err(QuantError::Limit { what, got, limit, worst: quant::name_worst(&worst) });
+        return Err(quant::past_limit(fp32, config, &quantised.ranges, past, &worst, checks)?);
     }
     Ok((quantised, report))
 }
@@ -891,8 +898,7 @@ fn layer_reports(
 }
 
 /// Puts every part of the bundle into the folder's precision again, as its settings say, checks that scales are those of
-/// the passport, and compares each with fp32 on the CPU. Parts in fp32 are the bundle's own graphs: their report is
-/// empty.
+/// the passport, and compares each with fp32 on the CPU.
 ///
 /// # Errors
 /// The bundle, the passport's hashes, or a backend; a part that gives NaN or infinity, by name.
@@ -911,7 +917,7 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
         let config = settings.quant(bundle.manifest().dit.head_dim);
         let mut errors = LayerErrors::new();
         let mut verified = if !quantises(passport.precision, component) {
-            verify_floats(&passport, &fp32, &runner, &mut with).map_err(failed)?
+            verify_floats(&engine, &passport, &fp32, &runner, &mut with).map_err(failed)?
         } else if component == DenoiserKind::Joint.component() {
             let (quantised, verified, measured) =
                 verify_joint(&engine, &passport, &fp32, config, &runner, &mut with)?;
@@ -934,8 +940,10 @@ pub fn verify_built(folder: &Path, mut with: Verify<'_>) -> Result<Vec<Verified>
     Ok(all)
 }
 
-/// Compares a part in a 16-bit float format with fp32, each value rounded as the format rounds it.
+/// Compares a part in a float format with fp32, each value rounded as a 16-bit format rounds it. In fp32 it is the graph that
+/// was written that is run, where there is one.
 fn verify_floats(
+    engine: &Path,
     passport: &Passport,
     fp32: &Model,
     runner: &Runner,
@@ -943,15 +951,8 @@ fn verify_floats(
 ) -> Result<Verified, QuantError> {
     let float = passport.precision;
     if float == Precision::Fp32 {
-        return Ok(Verified {
-            component: passport.component.clone(),
-            precision: float,
-            report: Report::default(),
-            without_smoothing: None,
-            inputs: "the bundle's own graph: nothing to round".into(),
-            past: None,
-            layers: Vec::new(),
-        });
+        let built = if passport.library == "onnx" { Model::load(engine)? } else { fp32.clone() };
+        return compare_part(passport, fp32, &built, runner, with);
     }
     let checks = &mut with.checks;
     let (component, samples) = (passport.component.as_str(), checks.samples.max(1));

@@ -350,7 +350,7 @@ pub struct Plan {
     pub build: BuildPlan,
     /// 10^12 operations of the denoiser in one answer.
     pub denoiser_teraflop_total: f64,
-    /// Seconds of one answer at best: all calls of all components, those of the context's frames, too.
+    /// Seconds of one answer at best: as `seconds_answer`, and the calls for the context's frames.
     pub seconds_total: Option<f64>,
     /// Seconds from goal to answer at best: the context is encoded by then, and parts that take turns are loaded.
     pub seconds_answer: Option<f64>,
@@ -471,8 +471,9 @@ fn plan_of(
         };
         components.iter().zip(&sized).map(one).sum()
     };
-    let seconds_total = time(|p| p.calls + p.intake_calls);
-    let seconds_answer = time(|p| p.calls).map(|s| s + memory.load_seconds);
+    let with_loads = |seconds: Option<f64>| seconds.map(|s| s + memory.load_seconds);
+    let seconds_total = with_loads(time(|p| p.calls + p.intake_calls));
+    let seconds_answer = with_loads(time(|p| p.calls));
     let engine_bytes = components.iter().map(|c| c.engine_bytes).sum::<u64>();
     let largest = sized.iter().map(|s| s.weight_bytes).fold(0.0, f64::max);
     Ok(Plan {
@@ -725,6 +726,7 @@ mod tests {
         let m = wan();
         for (target, precision, fits) in [
             ("orin-nano", Precision::Bf16, false),
+            ("orin-nx", Precision::Int8, false),
             ("orin-agx", Precision::Int8, true),
             ("a100", Precision::Bf16, true),
             ("h200", Precision::Fp8, true),
@@ -734,6 +736,8 @@ mod tests {
             assert_eq!(p.refusal().is_none(), fits);
             let m = &p.memory;
             assert_eq!(m.run_total, m.weights + m.activations + m.state + m.workspace + m.staging);
+            // Parts that take turns are loaded in both cases.
+            assert!(p.seconds_total > p.seconds_answer, "{}", p.table());
         }
         // The text encoder is loaded while it encodes: a plan that keeps every part counts it all the time.
         let all = PlanOptions { keep: Some(Keep::All), ..PlanOptions::default() };

@@ -77,7 +77,7 @@ mod tests {
     use crate::onnx::{MemoryWeights, denoiser_graph};
     use crate::quant::to_float16;
     use mindseye_engines::count::count_denoiser;
-    use mindseye_engines::model::dit::{DitConfig, Prediction};
+    use mindseye_engines::model::dit::DitConfig;
     use mindseye_engines::onnx::Dim;
     use mindseye_engines::session_denoiser::DenoiserKind;
     use mindseye_engines::target::Precision;
@@ -88,7 +88,6 @@ mod tests {
             out_channels: 4,
             latent_height: 2,
             latent_width: 2,
-            patch: [1, 1],
             heads: 2,
             head_dim: 6,
             layers: 2,
@@ -96,14 +95,7 @@ mod tests {
             text_dim: 8,
             text_len: 3,
             freq_dim: 8,
-            eps: 1e-6,
-            rope_theta: 1e4,
-            prediction: Prediction::X0,
-            camera_channels: 0,
-            pooled_text: false,
-            lift: false,
-            attributes: 0,
-            guide: None,
+            ..DitConfig::SMALLEST
         }
     }
 

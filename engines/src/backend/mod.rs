@@ -234,6 +234,38 @@ pub trait Engine: Send + Sync {
     fn session(&self) -> Result<Box<dyn Session>, BackendError>;
 }
 
+/// Indices of the wanted outputs among an engine's.
+///
+/// # Errors
+/// [`BackendError::Output`] for a name that the engine lacks.
+fn wanted_outputs(ports: &[Port], outputs: &[(&str, &mut Tensor)]) -> Result<Vec<usize>, BackendError> {
+    let find = |(name, _): &(&str, &mut Tensor)| {
+        ports.iter().position(|p| p.name == *name).ok_or_else(|| BackendError::Output {
+            name: (*name).to_owned(),
+            expected: format!(
+                "one of {}",
+                ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
+            ),
+            got: "a name that the engine lacks".into(),
+        })
+    };
+    outputs.iter().map(find).collect()
+}
+
+/// Refuses an output that is not of its port's shape.
+fn check_output(port: &Port, out: &Tensor) -> Result<(), BackendError> {
+    let fits = out.shape.len() == port.shape.len()
+        && port.shape.iter().zip(&out.shape).all(|(d, &s)| !matches!(d, Dim::Fixed(n) if *n != s));
+    if fits {
+        return Ok(());
+    }
+    Err(BackendError::Output {
+        name: port.name.clone(),
+        expected: describe(port),
+        got: format!("{} {:?}", out.data.dtype().name(), out.shape),
+    })
+}
+
 /// Whether a tensor of this name is state that one run leaves for later ones: streaming caches (`new_cache.{i}` is the
 /// next run's `cache.{i}`), keys and values of the context (`memory.{i}.k`, `memory.{i}.v`).
 #[must_use]
@@ -247,8 +279,8 @@ pub fn state_input(output: &str) -> String {
     output.strip_prefix("new_").unwrap_or(output).to_owned()
 }
 
-/// State that a run left. Where it lies is its backend's affair: on the host, or on the device, so that it never
-/// crosses between them.
+/// State that a run left. The backend decides where it is stored: on the host, or on the device, so that it is never
+/// copied between them.
 #[derive(Default)]
 pub struct State(StateKind);
 
@@ -304,7 +336,7 @@ pub struct RunTimes {
 
 /// One thread's way to run an engine.
 pub trait Session: Send {
-    /// How long the steps of the last run took; none where they are not told apart.
+    /// How long the steps of the last run took; none where the backend does not time them separately.
     fn times(&self) -> Option<RunTimes> {
         None
     }

@@ -11,7 +11,8 @@ use ort::session::{Session as OrtSession, SessionInputValue};
 use ort::value::{Tensor as OrtTensor, TensorRef};
 
 use super::{
-    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, Tensor, check_inputs, describe,
+    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, Tensor, check_inputs,
+    check_output, wanted_outputs,
 };
 use crate::onnx::{DataType, Model, ValueInfo};
 
@@ -241,16 +242,7 @@ impl Session for OrtRun {
     ) -> Result<(), BackendError> {
         let shared = &*self.engine.0;
         check_inputs(&shared.inputs, inputs)?;
-        for (name, _) in outputs.iter() {
-            if !shared.outputs.iter().any(|p| p.name == *name) {
-                let known: Vec<&str> = shared.outputs.iter().map(|p| p.name.as_str()).collect();
-                return Err(BackendError::Output {
-                    name: (*name).to_owned(),
-                    expected: format!("one of {}", known.join(", ")),
-                    got: "a name that the engine lacks".into(),
-                });
-            }
-        }
+        let wanted = wanted_outputs(&shared.outputs, outputs)?;
         let mut values: Vec<(String, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
             let wanted = shared.inputs.iter().find(|p| p.name == *name).map(|p| p.dtype);
@@ -278,11 +270,11 @@ impl Session for OrtRun {
         }
         let mut session = shared.session.lock().unwrap_or_else(PoisonError::into_inner);
         let results = session.run(values).map_err(run_error)?;
-        for (name, out) in outputs.iter_mut() {
+        for ((name, out), index) in outputs.iter_mut().zip(wanted) {
             let Some(value) = results.get(*name) else {
                 return Err(run_error(format!("output {name:?} did not come back")));
             };
-            let Some(port) = shared.outputs.iter().find(|p| p.name == *name) else { continue };
+            let port = &shared.outputs[index];
             let sizes =
                 |shape: &[i64]| shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect::<Vec<_>>();
             **out = match port.dtype {
@@ -299,13 +291,7 @@ impl Session for OrtRun {
                     Tensor { shape: sizes(shape), data: Elements::F32(v.to_vec()) }
                 }
             };
-            if out.shape.len() != port.shape.len() {
-                return Err(BackendError::Output {
-                    name: (*name).to_owned(),
-                    expected: describe(port),
-                    got: format!("{:?}", out.shape),
-                });
-            }
+            check_output(port, out)?;
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ use rten::{ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, Val
 use rten_tensor::prelude::*;
 
 use super::{
-    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, Tensor, check_inputs, describe,
+    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, Tensor, check_inputs,
+    check_output, describe, wanted_outputs,
 };
 use crate::onnx::{DataType, Model};
 
@@ -59,7 +60,7 @@ impl Backend for RtenBackend {
         // A second copy of the weights in the order of the kernels: a few per cent faster, where there is room.
         let prepack = weight_bytes <= PREPACK_LIMIT;
         let loaded = catch_unwind(|| ModelOptions::with_all_ops().prepack_weights(prepack).load_file(path))
-            .map_err(|_| fail("the loader broke down".into()))?;
+            .map_err(|_| fail("the loader panicked".into()))?;
         let model = loaded.map_err(|e| fail(e.to_string()))?;
         let ids = |ports: &[Port]| -> Result<Vec<NodeId>, BackendError> {
             ports.iter().map(|p| model.node_id(&p.name).map_err(|e| fail(e.to_string()))).collect()
@@ -118,18 +119,7 @@ impl Session for RtenSession {
     ) -> Result<(), BackendError> {
         let shared = &*self.engine.0;
         check_inputs(&shared.inputs, inputs)?;
-        let mut wanted = Vec::with_capacity(outputs.len());
-        for (name, _) in outputs.iter() {
-            let Some(index) = shared.outputs.iter().position(|p| p.name == *name) else {
-                let known: Vec<&str> = shared.outputs.iter().map(|p| p.name.as_str()).collect();
-                return Err(BackendError::Output {
-                    name: (*name).to_owned(),
-                    expected: format!("one of {}", known.join(", ")),
-                    got: "a name that the engine lacks".into(),
-                });
-            };
-            wanted.push(index);
-        }
+        let wanted = wanted_outputs(&shared.outputs, outputs)?;
         self.narrow.resize_with(inputs.len(), Vec::new);
         for ((name, tensor), narrow) in inputs.iter().zip(&mut self.narrow) {
             narrow.clear();
@@ -158,15 +148,10 @@ impl Session for RtenSession {
         let ids: Vec<NodeId> = wanted.iter().map(|&i| shared.output_ids[i]).collect();
         let options = RunOptions::default().with_thread_pool(shared.pool.clone());
         let results = catch_unwind(AssertUnwindSafe(|| shared.model.run(views, &ids, Some(options))))
-            .map_err(|_| run_error("a kernel broke down"))?
+            .map_err(|_| run_error("a kernel panicked"))?
             .map_err(run_error)?;
         for (((name, out), value), &index) in outputs.iter_mut().zip(results).zip(&wanted) {
             let port = &shared.outputs[index];
-            let mismatch = |got: String| BackendError::Output {
-                name: (*name).to_owned(),
-                expected: describe(port),
-                got,
-            };
             **out = match value {
                 Value::FloatTensor(t) if port.dtype == DataType::F32 => {
                     Tensor { shape: t.shape().to_vec(), data: Elements::F32(t.into_data()) }
@@ -181,16 +166,12 @@ impl Session for RtenSession {
                     };
                     Tensor { shape, data }
                 }
-                other => return Err(mismatch(format!("{:?}", other.dtype()))),
+                other => {
+                    let (name, got) = ((*name).to_owned(), format!("{:?}", other.dtype()));
+                    return Err(BackendError::Output { name, expected: describe(port), got });
+                }
             };
-            let fits = out.shape.len() == port.shape.len()
-                && port.shape.iter().zip(&out.shape).all(|(d, &s)| match d {
-                    super::Dim::Fixed(n) => *n == s,
-                    _ => true,
-                });
-            if !fits {
-                return Err(mismatch(format!("{} {:?}", out.data.dtype().name(), out.shape)));
-            }
+            check_output(port, out)?;
         }
         Ok(())
     }

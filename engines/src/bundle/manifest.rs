@@ -194,7 +194,7 @@ pub enum DriveRule {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegistrationParams {
-    /// Standard deviation of the object's place as the drive's end tells it, metres.
+    /// Standard deviation of the object's position as estimated from the drive's end, metres.
     pub sigma_m: f64,
     /// Standard deviation of the end's heading, radians.
     pub yaw_sigma_rad: f64,
@@ -288,65 +288,71 @@ impl LiftParams {
         if let Some((name, value)) = finite.into_iter().find(|(_, v)| !v.is_finite()) {
             return Err(field(format!("lift.{name}"), "a finite number", value));
         }
-        let positive = [
-            ("glance_timestep", self.glance_timestep),
-            ("standoff_m", self.standoff_m),
-            ("plan_sigma_m", self.plan_sigma_m),
-            ("memory_sigma_m", self.memory_sigma_m),
-            ("rollout_sigma_m", self.rollout_sigma_m),
-            ("yaw_sigma_rad", self.yaw_sigma_rad),
-            ("agree_max", self.agree_max),
-            ("localisation_sigma_m", self.localisation_sigma_m),
-            ("localisation_max_m", self.localisation_max_m),
-            ("variance_scale", self.variance_scale),
-            ("reconstruction_max", self.reconstruction_max.unwrap_or(1.0)),
-        ];
-        if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
-            return Err(field(format!("lift.{name}"), "a positive number", value));
-        }
+        positive(
+            "lift.",
+            [
+                ("glance_timestep", self.glance_timestep),
+                ("standoff_m", self.standoff_m),
+                ("plan_sigma_m", self.plan_sigma_m),
+                ("memory_sigma_m", self.memory_sigma_m),
+                ("rollout_sigma_m", self.rollout_sigma_m),
+                ("yaw_sigma_rad", self.yaw_sigma_rad),
+                ("agree_max", self.agree_max),
+                ("localisation_sigma_m", self.localisation_sigma_m),
+                ("localisation_max_m", self.localisation_max_m),
+                ("variance_scale", self.variance_scale),
+                ("reconstruction_max", self.reconstruction_max.unwrap_or(1.0)),
+            ],
+        )?;
         if let Some(r) = &self.registration {
-            let positive = [
-                ("sigma_m", r.sigma_m),
-                ("yaw_sigma_rad", r.yaw_sigma_rad),
-                ("end_error_max", r.end_error_max),
-                ("way_error_max", r.way_error_max),
-                ("thing_error_max", r.thing_error_max),
-                ("agree_max", r.agree_max),
-            ];
-            if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
-                return Err(field(format!("lift.registration.{name}"), "a positive number", value));
-            }
+            positive(
+                "lift.registration.",
+                [
+                    ("sigma_m", r.sigma_m),
+                    ("yaw_sigma_rad", r.yaw_sigma_rad),
+                    ("end_error_max", r.end_error_max),
+                    ("way_error_max", r.way_error_max),
+                    ("thing_error_max", r.thing_error_max),
+                    ("agree_max", r.agree_max),
+                ],
+            )?;
         }
         if !(0.0..=1.0).contains(&self.consistency_min) {
             return Err(field("lift.consistency_min", "a number from 0 to 1", self.consistency_min));
         }
         if let Some(s) = &self.without_odometry {
-            let spreads = [
-                ("plan_sigma_m", s.plan_sigma_m),
-                ("memory_sigma_m", s.memory_sigma_m),
-                ("yaw_sigma_rad", s.yaw_sigma_rad),
-                ("variance_scale", s.variance_scale),
-            ];
-            if let Some((name, value)) = spreads.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
-                return Err(field(format!("lift.without_odometry.{name}"), "a positive number", value));
-            }
+            positive(
+                "lift.without_odometry.",
+                [
+                    ("plan_sigma_m", s.plan_sigma_m),
+                    ("memory_sigma_m", s.memory_sigma_m),
+                    ("yaw_sigma_rad", s.yaw_sigma_rad),
+                    ("variance_scale", s.variance_scale),
+                ],
+            )?;
         }
         for (word, metres) in &self.standoff_by_word_m {
-            let key = format!("lift.standoff_by_word_m.{word}");
             if let Some(TextSpec::Closed { words }) = &networks.text
                 && !words.contains(word)
             {
+                let key = format!("lift.standoff_by_word_m.{word}");
                 return Err(field(
                     key,
                     format!("one of {}", words.join(", ")),
                     "a word that the model lacks",
                 ));
             }
-            if !(metres.is_finite() && *metres > 0.0) {
-                return Err(field(key, "a positive number", metres));
-            }
+            positive("lift.standoff_by_word_m.", [(word.as_str(), *metres)])?;
         }
         Ok(())
+    }
+}
+
+/// Refuses numbers that are not positive and finite, by the names of their table and key.
+fn positive<'a>(table: &str, numbers: impl IntoIterator<Item = (&'a str, f64)>) -> Result<(), BundleError> {
+    match numbers.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+        Some((name, value)) => Err(field(format!("{table}{name}"), "a positive number", value)),
+        None => Ok(()),
     }
 }
 
@@ -696,6 +702,53 @@ impl Manifest {
             }
         }
         self.dit.validate().map_err(|e| field(e.field, e.wanted, e.got))?;
+        self.validate_sizes()?;
+        if let Some(bad) = self.latent.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            return Err(field("latent.std", "positive numbers", bad));
+        }
+        if let Some(bad) = self.latent.mean.iter().find(|m| !m.is_finite()) {
+            return Err(field("latent.mean", "finite numbers", bad));
+        }
+        positive(
+            "",
+            [
+                ("image.frames_per_second", self.image.frames_per_second),
+                ("sampler.shift", self.sampler.shift),
+                ("sampler.guidance", self.sampler.guidance),
+            ],
+        )?;
+        if !(self.rope.gap.is_finite() && self.rope.gap >= 0.0) {
+            return Err(field("rope.gap", "a number from 0 on", self.rope.gap));
+        }
+        if self.sampler.prediction != self.dit.prediction {
+            let name = |p: Prediction| match p {
+                Prediction::Velocity => "velocity",
+                Prediction::X0 => "x0",
+            };
+            return Err(field(
+                "sampler.prediction",
+                name(self.dit.prediction),
+                name(self.sampler.prediction),
+            ));
+        }
+        self.networks.validate()?;
+        if !(0.0..=1.0).contains(&self.bounding_box.score_min) {
+            return Err(field("bounding_box.score_min", "a number from 0 to 1", self.bounding_box.score_min));
+        }
+        match &self.lift {
+            Some(lift) if self.dit.lift => lift.validate(&self.networks)?,
+            None if !self.dit.lift => {}
+            Some(_) => return Err(field("lift", "no table: the denoiser has no lift heads", "a table")),
+            None => return Err(field("lift", "a table: the denoiser has lift heads", "nothing")),
+        }
+        for (name, component) in &self.component {
+            component.validate(name)?;
+        }
+        self.validate_depth()
+    }
+
+    /// Sizes agree with those of the denoiser and with each other.
+    fn validate_sizes(&self) -> Result<(), BundleError> {
         let same = [
             ("latent.channels", self.dit.out_channels, self.latent.channels),
             ("latent.height", self.dit.latent_height, self.latent.height),
@@ -729,50 +782,7 @@ impl Manifest {
                 return Err(field(name, format!("a multiple of {latents} latent pixels"), pixels));
             }
         }
-        if let Some(bad) = self.latent.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return Err(field("latent.std", "positive numbers", bad));
-        }
-        if let Some(bad) = self.latent.mean.iter().find(|m| !m.is_finite()) {
-            return Err(field("latent.mean", "finite numbers", bad));
-        }
-        let positive = [
-            ("image.frames_per_second", self.image.frames_per_second),
-            ("sampler.shift", self.sampler.shift),
-            ("sampler.guidance", self.sampler.guidance),
-        ];
-        for (name, value) in positive {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(field(name, "a positive number", value));
-            }
-        }
-        if !(self.rope.gap.is_finite() && self.rope.gap >= 0.0) {
-            return Err(field("rope.gap", "a number from 0 on", self.rope.gap));
-        }
-        if self.sampler.prediction != self.dit.prediction {
-            let name = |p: Prediction| match p {
-                Prediction::Velocity => "velocity",
-                Prediction::X0 => "x0",
-            };
-            return Err(field(
-                "sampler.prediction",
-                name(self.dit.prediction),
-                name(self.sampler.prediction),
-            ));
-        }
-        self.networks.validate()?;
-        if !(0.0..=1.0).contains(&self.bounding_box.score_min) {
-            return Err(field("bounding_box.score_min", "a number from 0 to 1", self.bounding_box.score_min));
-        }
-        match &self.lift {
-            Some(lift) if self.dit.lift => lift.validate(&self.networks)?,
-            None if !self.dit.lift => {}
-            Some(_) => return Err(field("lift", "no table: the denoiser has no lift heads", "a table")),
-            None => return Err(field("lift", "a table: the denoiser has lift heads", "nothing")),
-        }
-        for (name, component) in &self.component {
-            component.validate(name)?;
-        }
-        self.validate_depth()
+        Ok(())
     }
 
     /// The depth reader sees what the denoiser's images show, in its own number of pixels; its graph is of the sizes that

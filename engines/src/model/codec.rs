@@ -7,7 +7,7 @@
 //!
 //! The codec keeps no state: unlike the VAE it needs no caches between groups.
 
-use crate::model::{ConfigError, Ops, ParamSpec};
+use crate::model::{ConfigError, Ops};
 
 /// Name of the basis among the weights: `[channels, 12 * block * block]`, orthonormal rows.
 pub const BASIS: &str = "codec.basis";
@@ -76,15 +76,6 @@ impl LinearCodecConfig {
     #[must_use]
     pub fn latent_size(&self) -> (usize, usize) {
         (self.height / self.block, self.width / self.block)
-    }
-
-    /// The weights that the codec asks for.
-    #[must_use]
-    pub fn params(&self) -> Vec<ParamSpec> {
-        vec![
-            ParamSpec { name: BASIS.to_owned(), shape: vec![self.channels, self.block_values()] },
-            ParamSpec { name: MEAN.to_owned(), shape: vec![self.block_values()] },
-        ]
     }
 }
 

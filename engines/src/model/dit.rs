@@ -82,6 +82,30 @@ pub struct DitConfig {
 }
 
 impl DitConfig {
+    /// The smallest member, with nothing switched on: what other small ones are written as changes of.
+    pub const SMALLEST: Self = Self {
+        in_channels: 1,
+        out_channels: 1,
+        latent_height: 1,
+        latent_width: 1,
+        patch: [1, 1],
+        heads: 1,
+        head_dim: 2,
+        layers: 1,
+        ffn_dim: 1,
+        text_dim: 1,
+        text_len: 1,
+        freq_dim: 2,
+        eps: 1e-6,
+        rope_theta: 10_000.0,
+        prediction: Prediction::X0,
+        camera_channels: 0,
+        pooled_text: false,
+        lift: false,
+        attributes: 0,
+        guide: None,
+    };
+
     /// Model width.
     #[must_use]
     pub fn dim(&self) -> usize {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Ops, ParamSpec};
+use super::{ConfigError, Ops};
 
 /// Added to the score of a padded key.
 pub const MASKED: f32 = -1e9;
@@ -87,30 +87,6 @@ impl Umt5Config {
             return vec![0; length * length];
         }
         (0..length * length).map(|i| self.bucket((i % length) as i64 - (i / length) as i64)).collect()
-    }
-
-    /// The weights that the encoder asks for.
-    #[must_use]
-    pub fn params(&self) -> Vec<ParamSpec> {
-        let mut out = Vec::new();
-        let mut add = |name: String, shape: &[usize]| out.push(ParamSpec { name, shape: shape.to_vec() });
-        let (d, inner) = (self.d_model, self.num_heads * self.d_kv);
-        add("shared.weight".to_owned(), &[self.vocab_size, d]);
-        for layer in 0..self.num_layers {
-            let name = |part: &str| format!("encoder.block.{layer}.layer.{part}.weight");
-            for part in ["q", "k", "v"] {
-                add(name(&format!("0.SelfAttention.{part}")), &[inner, d]);
-            }
-            add(name("0.SelfAttention.o"), &[d, inner]);
-            add(name("0.SelfAttention.relative_attention_bias"), &[self.buckets, self.num_heads]);
-            add(name("0.layer_norm"), &[d]);
-            add(name("1.DenseReluDense.wi_0"), &[self.d_ff, d]);
-            add(name("1.DenseReluDense.wi_1"), &[self.d_ff, d]);
-            add(name("1.DenseReluDense.wo"), &[d, self.d_ff]);
-            add(name("1.layer_norm"), &[d]);
-        }
-        add("encoder.final_layer_norm.weight".to_owned(), &[d]);
-        out
     }
 }
 
@@ -237,6 +213,5 @@ mod tests {
         let only_embedding =
             Umt5Config { num_layers: 0, d_ff: 0, d_kv: 0, num_heads: 0, buckets: 0, ..config() };
         assert!(only_embedding.validate().is_ok());
-        assert_eq!(only_embedding.params().len(), 2);
     }
 }

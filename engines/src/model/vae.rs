@@ -6,11 +6,11 @@
 //!
 //! A chunk is `[frames, channels, height, width]`, batch 1. A causal 3-D convolution is a 2-D convolution over
 //! three time-shifted copies of the frames joined on the channel axis, so every backend with `Conv` runs it. A cache
-//! always holds two frames (zeros where there is no past); that of a temporal downsampling holds one.
+//! always holds two frames (zeros at the start of a clip); that of a temporal downsampling holds one.
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Ops, ParamSpec};
+use super::{ConfigError, Ops};
 
 /// Sizes of the autoencoder, and the statistics of its latents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,147 +182,6 @@ impl VaeConfig {
         };
         self.dim_mult.iter().rev().enumerate().map(stage).collect()
     }
-
-    /// Shapes `[frames, channels, height, width]` of the encoder's caches for latents of this height and width, in
-    /// the order in which the convolutions run.
-    #[must_use]
-    pub fn encoder_caches(&self, latent: [usize; 2]) -> Vec<[usize; 4]> {
-        let stages = self.encoder_stages();
-        let mut up = 1 << (stages.len() - 1);
-        let mut out = vec![[2, self.image_channels(), latent[0] * up, latent[1] * up]];
-        for s in &stages {
-            self.block_caches(self.num_res_blocks, s, [latent[0] * up, latent[1] * up], &mut out);
-            if s.space {
-                up /= 2;
-            }
-            if s.time {
-                out.push([1, s.to, latent[0] * up, latent[1] * up]);
-            }
-        }
-        let top = self.base_dim * self.dim_mult[self.dim_mult.len() - 1];
-        out.extend([[2, top, latent[0], latent[1]]; 5]);
-        out
-    }
-
-    /// Shapes of the decoder's caches, as [`VaeConfig::encoder_caches`].
-    #[must_use]
-    pub fn decoder_caches(&self, latent: [usize; 2]) -> Vec<[usize; 4]> {
-        let top = self.decoder_base_dim * self.dim_mult[self.dim_mult.len() - 1];
-        let mut out = vec![[2, self.z_dim, latent[0], latent[1]]];
-        out.extend([[2, top, latent[0], latent[1]]; 4]);
-        let mut up = 1;
-        for s in &self.decoder_stages() {
-            self.block_caches(self.num_res_blocks + 1, s, [latent[0] * up, latent[1] * up], &mut out);
-            if s.time {
-                out.push([2, s.to, latent[0] * up, latent[1] * up]);
-            }
-            if s.space {
-                up *= 2;
-            }
-        }
-        out.push([2, self.decoder_base_dim * self.dim_mult[0], latent[0] * up, latent[1] * up]);
-        out
-    }
-
-    fn block_caches(&self, blocks: usize, s: &Stage, [h, w]: [usize; 2], out: &mut Vec<[usize; 4]>) {
-        for block in 0..blocks {
-            out.push([2, if block == 0 { s.from } else { s.to }, h, w]);
-            out.push([2, s.to, h, w]);
-        }
-    }
-
-    /// The weights of encoder and decoder.
-    #[must_use]
-    pub fn params(&self) -> Vec<ParamSpec> {
-        let mut out = self.encoder_params();
-        out.extend(self.decoder_params());
-        out
-    }
-
-    /// The weights that [`encode`] asks for.
-    #[must_use]
-    pub fn encoder_params(&self) -> Vec<ParamSpec> {
-        let mut list = ParamList(Vec::new());
-        let z = self.z_dim;
-        list.conv("encoder.conv_in", &[self.base_dim, self.image_channels(), 3, 3, 3]);
-        for (i, s) in self.encoder_stages().iter().enumerate() {
-            for r in 0..self.num_res_blocks {
-                let from = if r == 0 { s.from } else { s.to };
-                list.residual(&format!("encoder.down_blocks.{i}.resnets.{r}"), from, s.to);
-            }
-            if s.space {
-                list.conv(&format!("encoder.down_blocks.{i}.downsampler.resample.1"), &[s.to, s.to, 3, 3]);
-            }
-            if s.time {
-                list.conv(&format!("encoder.down_blocks.{i}.downsampler.time_conv"), &[s.to, s.to, 3, 1, 1]);
-            }
-        }
-        let top = self.base_dim * self.dim_mult[self.dim_mult.len() - 1];
-        list.middle("encoder.mid_block", top);
-        list.push("encoder.norm_out.gamma", &[top, 1, 1, 1]);
-        list.conv("encoder.conv_out", &[2 * z, top, 3, 3, 3]);
-        list.conv("quant_conv", &[2 * z, 2 * z, 1, 1, 1]);
-        list.0
-    }
-
-    /// The weights that [`decode`] asks for.
-    #[must_use]
-    pub fn decoder_params(&self) -> Vec<ParamSpec> {
-        let mut list = ParamList(Vec::new());
-        let z = self.z_dim;
-        let top = self.decoder_base_dim * self.dim_mult[self.dim_mult.len() - 1];
-        list.conv("post_quant_conv", &[z, z, 1, 1, 1]);
-        list.conv("decoder.conv_in", &[top, z, 3, 3, 3]);
-        list.middle("decoder.mid_block", top);
-        for (i, s) in self.decoder_stages().iter().enumerate() {
-            for r in 0..=self.num_res_blocks {
-                let from = if r == 0 { s.from } else { s.to };
-                list.residual(&format!("decoder.up_blocks.{i}.resnets.{r}"), from, s.to);
-            }
-            if s.time {
-                list.conv(&format!("decoder.up_blocks.{i}.upsampler.time_conv"), &[2 * s.to, s.to, 3, 1, 1]);
-            }
-            if s.space {
-                list.conv(&format!("decoder.up_blocks.{i}.upsampler.resample.1"), &[s.to, s.to, 3, 3]);
-            }
-        }
-        let bottom = self.decoder_base_dim * self.dim_mult[0];
-        list.push("decoder.norm_out.gamma", &[bottom, 1, 1, 1]);
-        list.conv("decoder.conv_out", &[self.image_channels(), bottom, 3, 3, 3]);
-        list.0
-    }
-}
-
-/// Collects weight names.
-struct ParamList(Vec<ParamSpec>);
-
-impl ParamList {
-    fn push(&mut self, name: &str, shape: &[usize]) {
-        self.0.push(ParamSpec { name: name.to_owned(), shape: shape.to_vec() });
-    }
-
-    fn conv(&mut self, name: &str, shape: &[usize]) {
-        self.push(&format!("{name}.weight"), shape);
-        self.push(&format!("{name}.bias"), &shape[..1]);
-    }
-
-    fn residual(&mut self, name: &str, from: usize, to: usize) {
-        self.push(&format!("{name}.norm1.gamma"), &[from, 1, 1, 1]);
-        self.conv(&format!("{name}.conv1"), &[to, from, 3, 3, 3]);
-        self.push(&format!("{name}.norm2.gamma"), &[to, 1, 1, 1]);
-        self.conv(&format!("{name}.conv2"), &[to, to, 3, 3, 3]);
-        if from != to {
-            self.conv(&format!("{name}.conv_shortcut"), &[to, from, 1, 1, 1]);
-        }
-    }
-
-    fn middle(&mut self, name: &str, width: usize) {
-        self.residual(&format!("{name}.resnets.0"), width, width);
-        self.push(&format!("{name}.attentions.0.norm.gamma"), &[width, 1, 1]);
-        self.conv(&format!("{name}.attentions.0.to_qkv"), &[3 * width, width, 1, 1]);
-        self.conv(&format!("{name}.attentions.0.proj"), &[width, width, 1, 1]);
-        self.residual(&format!("{name}.resnets.1"), width, width);
-    }
 }
 
 /// Which part of the stream a chunk is.
@@ -369,7 +228,7 @@ impl<O: Ops> Walk<'_, O> {
     fn cache(&mut self) -> Option<O::Tensor> {
         match self.chunk {
             Chunk::First => None,
-            Chunk::Next => Some(self.old.next().expect("as many caches as the configuration lists").clone()),
+            Chunk::Next => Some(self.old.next().expect("as many caches as an earlier chunk gave").clone()),
         }
     }
 
@@ -579,7 +438,7 @@ impl<O: Ops> Walk<'_, O> {
 /// Frames `[1 or temporal_factor, 3, H, W]` in `[-1, 1]` to one latent of height and width `latent`.
 ///
 /// # Panics
-/// If `caches` are not as many as [`VaeConfig::encoder_caches`] lists (in the first chunk they are not read).
+/// If `caches` are fewer than an earlier chunk gave (in the first one they are not read).
 pub fn encode<O: Ops>(
     o: &mut O,
     cfg: &VaeConfig,
@@ -658,7 +517,7 @@ pub fn encode_clip<O: Ops>(
 /// One normalised latent `[1, z, h, w]` to frames.
 ///
 /// # Panics
-/// If `caches` are not as many as [`VaeConfig::decoder_caches`] lists (in the first chunk they are not read).
+/// If `caches` are fewer than an earlier chunk gave (in the first one they are not read).
 pub fn decode<O: Ops>(
     o: &mut O,
     cfg: &VaeConfig,
@@ -713,16 +572,6 @@ mod tests {
         let cfg = VaeConfig::wan22();
         assert_eq!(cfg.validate(), Ok(()));
         assert_eq!((cfg.spatial_factor(), cfg.temporal_factor()), (16, 4));
-        let count = |p: Vec<ParamSpec>| p.iter().map(|p| p.shape.iter().product::<usize>()).sum::<usize>();
-        assert_eq!(count(cfg.params()), 704_688_668);
-        // Latents of 26x16 for images of 416x256: 24 caches, 62.7 M values; 32 caches, 190 M values.
-        let values = |c: Vec<[usize; 4]>| {
-            (c.len(), c.iter().flat_map(|s| s.iter().copied().reduce(|a, b| a * b)).sum::<usize>())
-        };
-        let (count, total) = values(cfg.encoder_caches([16, 26]));
-        assert_eq!((count, (total + 50_000) / 100_000), (24, 627), "{total}");
-        let (count, total) = values(cfg.decoder_caches([16, 26]));
-        assert_eq!((count, (total + 500_000) / 1_000_000), (32, 190), "{total}");
     }
 
     #[test]

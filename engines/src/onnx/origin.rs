@@ -166,7 +166,7 @@ pub enum OriginError {
         /// As written.
         text: String,
     },
-    /// The shape is no list of sizes.
+    /// The shape is not a list of sizes.
     #[error("{SHAPE}: {text:?} is not a list of sizes")]
     Shape {
         /// As written.

@@ -24,7 +24,7 @@ static ENTITIES: LazyLock<HashMap<&'static str, (String, bool)>> = LazyLock::new
         .collect()
 });
 
-/// What bytes 0x80..=0x9f mean in Windows-1252; unassigned ones stand for themselves.
+/// Code points of bytes 0x80..=0x9f in Windows-1252; unassigned bytes map to themselves.
 const WINDOWS_1252: [char; 32] = [
     '\u{20ac}', '\u{81}', '\u{201a}', '\u{192}', '\u{201e}', '\u{2026}', '\u{2020}', '\u{2021}', '\u{2c6}',
     '\u{2030}', '\u{160}', '\u{2039}', '\u{152}', '\u{8d}', '\u{17d}', '\u{8f}', '\u{90}', '\u{2018}',
@@ -206,7 +206,7 @@ fn unescape(text: &str) -> String {
     out
 }
 
-/// Decodes what follows `&#`; the bytes used, or `None` when it is no number.
+/// Decodes what follows `&#`; the bytes used, or `None` when it is not a number.
 fn numeric(text: &str, out: &mut String) -> Option<usize> {
     let (prefix, radix) = if text.starts_with(['x', 'X']) { (1, 16) } else { (0, 10) };
     let digits = &text[prefix..];
@@ -226,7 +226,7 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
     Some(prefix + count + usize::from(digits[count..].starts_with(';')))
 }
 
-/// Decodes what follows `&`; the bytes used, or `None` when it is no name.
+/// Decodes what follows `&`; the bytes used, or `None` when it is not a known name.
 fn named(text: &str, out: &mut String) -> Option<usize> {
     let stop = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';');
     let mut end = text

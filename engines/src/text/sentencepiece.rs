@@ -39,10 +39,10 @@ pub enum TokenizerError {
         /// Its size.
         bytes: u64,
     },
-    /// The bytes are no protobuf.
+    /// The bytes are not valid protobuf.
     #[error("tokenizer model: {0}")]
     Wire(#[from] WireError),
-    /// The bytes are no SentencePiece model.
+    /// The bytes are not a SentencePiece model.
     #[error("tokenizer model: {0}")]
     Malformed(String),
     /// The model is of a kind that is not supported.
@@ -67,6 +67,36 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// How many of them are not padding.
     pub length: usize,
+}
+
+/// Ids by piece.
+type Ids = HashMap<Vec<u8>, u32>;
+
+/// Ids of the pieces that texts are split into, and of control, unknown and byte pieces.
+fn index(pieces: &[String], kinds: &[Kind]) -> Result<(Ids, Ids), TokenizerError> {
+    let (mut ids, mut reserved) = (Ids::new(), Ids::new());
+    for (at, (piece, kind)) in pieces.iter().zip(kinds).enumerate() {
+        let map = match kind {
+            Kind::Normal | Kind::UserDefined | Kind::Unused => &mut ids,
+            Kind::Unknown | Kind::Control | Kind::Byte => &mut reserved,
+        };
+        if map.insert(piece.clone().into_bytes(), at as u32).is_some() {
+            return Err(malformed(format!("piece {at} is there twice")));
+        }
+    }
+    ids.retain(|_, id| kinds[*id as usize] != Kind::Unused);
+    Ok((ids, reserved))
+}
+
+/// Ids of the byte-fallback pieces, by byte.
+fn byte_pieces(reserved: &Ids) -> Result<Box<[u32; 256]>, TokenizerError> {
+    let mut table = Box::new([0; 256]);
+    for (byte, id) in table.iter_mut().enumerate() {
+        let name = format!("<0x{byte:02X}>");
+        let known = reserved.get(name.as_bytes());
+        *id = *known.ok_or_else(|| malformed(format!("byte fallback without piece {name}")))?;
+    }
+    Ok(table)
 }
 
 /// What the file says, before anything is made of it.
@@ -182,7 +212,7 @@ impl Tokenizer {
     /// Reads a `.model` file.
     ///
     /// # Errors
-    /// When the file cannot be read or is no unigram model.
+    /// When the file cannot be read or is not a unigram model.
     pub fn open(path: &Path) -> Result<Self, TokenizerError> {
         let failed = |source| TokenizerError::Read { path: path.display().to_string(), source };
         let bytes = std::fs::metadata(path).map_err(failed)?.len();
@@ -195,7 +225,7 @@ impl Tokenizer {
     /// Reads a model from memory.
     ///
     /// # Errors
-    /// When the bytes are no unigram model.
+    /// When the bytes are not a unigram model.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let RawModel {
             pieces,
@@ -227,39 +257,9 @@ impl Tokenizer {
         let end = id("end of text", by_name("</s>").unwrap_or(end))?;
         let pad = if pad >= 0 { id("padding", pad)? } else { id("padding", by_name("<pad>").unwrap_or(0))? };
 
-        let mut ids = HashMap::new();
-        let mut reserved = HashMap::new();
-        let (mut min_score, mut max_score) = (f32::MAX, f32::MIN);
-        let mut longest_piece = 0;
-        for (at, (piece, kind)) in pieces.iter().zip(&kinds).enumerate() {
-            if *kind == Kind::Normal {
-                min_score = min_score.min(scores[at]);
-                max_score = max_score.max(scores[at]);
-            }
-            let map = match kind {
-                Kind::Normal | Kind::UserDefined | Kind::Unused => &mut ids,
-                Kind::Unknown | Kind::Control | Kind::Byte => &mut reserved,
-            };
-            if map.insert(piece.clone().into_bytes(), at as u32).is_some() {
-                return Err(malformed(format!("piece {at} is there twice")));
-            }
-        }
-        ids.retain(|_, id| kinds[*id as usize] != Kind::Unused);
-        for piece in ids.keys() {
-            longest_piece = longest_piece.max(piece.len());
-        }
-        let bytes = if byte_fallback {
-            let mut table = Box::new([0; 256]);
-            for (byte, id) in table.iter_mut().enumerate() {
-                let name = format!("<0x{byte:02X}>");
-                *id = *reserved
-                    .get(name.as_bytes())
-                    .ok_or_else(|| malformed(format!("byte fallback without piece {name}")))?;
-            }
-            Some(table)
-        } else {
-            None
-        };
+        let (ids, reserved) = index(&pieces, &kinds)?;
+        let normal = || kinds.iter().zip(&scores).filter(|(kind, _)| **kind == Kind::Normal).map(|(_, s)| *s);
+        let bytes = byte_fallback.then(|| byte_pieces(&reserved)).transpose()?;
         let user_defined: Vec<bool> = kinds.iter().map(|kind| *kind == Kind::UserDefined).collect();
         normalizer.keep = kinds
             .iter()
@@ -270,12 +270,12 @@ impl Tokenizer {
         normalizer.keep.sort_by_key(|piece| std::cmp::Reverse(piece.len()));
         Ok(Self {
             pieces,
+            longest_piece: ids.keys().map(Vec::len).max().unwrap_or(0),
+            min_score: normal().fold(f32::MAX, f32::min),
+            max_score: normal().fold(f32::MIN, f32::max),
             scores,
             ids,
             user_defined,
-            longest_piece,
-            min_score,
-            max_score,
             bytes,
             unknown,
             end,

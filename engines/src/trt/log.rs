@@ -91,6 +91,12 @@ extern "C" fn log(logger: *const Logger, severity: i32, message: *const c_char) 
         }
         // Said once for every input of 64-bit integers, whatever is bound to it. We bind what the engine states.
         2 if message.contains("has Int64 binding") => tracing::debug!(target: "tensorrt", "{message}"),
+        // A text encoder of words alone has no use for the mask that every text encoder is given.
+        2 if message.contains("Unused Input: ")
+            || message.contains("is unused or used only at compile-time") =>
+        {
+            tracing::debug!(target: "tensorrt", "{message}");
+        }
         2 => tracing::warn!(target: "tensorrt", "{message}"),
         3 => tracing::debug!(target: "tensorrt", "{message}"),
         _ => tracing::trace!(target: "tensorrt", "{message}"),

@@ -91,7 +91,7 @@ pub struct RunOptions {
     /// TensorRT-RTX compiles kernels when shapes are first seen: keep them beside the engine ([`runtime_cache_path`]) for
     /// the next start.
     pub runtime_cache: bool,
-    /// Wait after each step of a run, so that [`TrtContext::times`] tells copies from work.
+    /// Wait after each step of a run, so that [`TrtContext::times`] can separate copies from compute.
     pub timed: bool,
 }
 

@@ -16,8 +16,8 @@ use mindseye_base::sync::lock;
 use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
 use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
-    CalibrationSource, Calibrator, Checks, Inputs, MEMORY_BYTES, Report, Runner, Spooled, SyntheticDenoiser,
-    TaskChange, Work, frames_within, part_inputs,
+    CalibrationSource, Calibrator, Checks, Inputs, Report, Runner, Spooled, SyntheticDenoiser, TaskChange,
+    Work, frames_within, part_inputs,
 };
 use mindseye_engines::backend::{
     Backend, PrepareOptions, RtenBackend, Session, State, Tensor, by_name, is_state,
@@ -243,6 +243,10 @@ struct BuildArgs {
     /// Seed of the calibration items.
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     calibration_seed: u64,
+    /// Most memory for calibration and checks, GB: scenes and bags need four times the denoiser's weights, noise is made
+    /// of as many latents as fit.
+    #[arg(long, default_value_t = 8.0, value_name = "GB")]
+    calibration_memory: f64,
     /// Items that the check runs over; others than those of the calibration.
     #[arg(long, default_value_t = 8, value_name = "N")]
     verify_items: u64,
@@ -452,6 +456,9 @@ fn compare(model: &ModelSpec, args: &PlanArgs, options: &PlanOptions) -> anyhow:
 
 const SCENES: &str = "scenes";
 const NOISE: &str = "noise";
+/// Memory of answering goals on the CPU, per byte of the denoiser: its weights as read and as the kernels want them, and the
+/// rest of the model.
+const DENOISER_COPIES: f64 = 4.0;
 
 /// Bytes of the denoiser's weights.
 fn denoiser_bytes(bundle: &Bundle) -> u64 {
@@ -483,17 +490,17 @@ fn sources(
     use scenes::Share::{Calibration, HeldOut};
     let (items, held_out, seed) =
         (settings.calibration_items, settings.verify_items.max(1), settings.calibration_seed);
-    let m = bundle.manifest();
+    let (m, memory) = (bundle.manifest(), settings.calibration_memory as f64 / 1e9);
     if settings.calibration == NOISE {
         let context = settings.context_latents.unwrap_or(m.limits.context_trained).max(1);
         let targets = settings.target_latents.unwrap_or(m.limits.target_trained).max(1);
-        let frames = frames_within(&m.dit, context + targets, MEMORY_BYTES);
+        let frames = frames_within(&m.dit, context + targets, settings.calibration_memory);
         let targets = targets.min(frames - 1);
         if frames - targets < context {
             lock(screen).line(&format!(
-                "noise of {} + {targets} latents: more do not fit into the {} GB that measuring may take",
-                frames - targets,
-                MEMORY_BYTES / 1_000_000_000
+                "noise of {} + {targets} latents: more do not fit into the {memory:.1} GB that measuring may take \
+                 (--calibration-memory)",
+                frames - targets
             ));
         }
         let context = frames - targets;
@@ -502,12 +509,11 @@ fn sources(
         return Ok((Box::new(noise(items, seed)), Box::new(noise(held_out, !seed))));
     }
     // Scenes and bags are answered by the whole network, on the CPU.
-    if denoiser_bytes(bundle) > MEMORY_BYTES / 4 {
+    let needed = DENOISER_COPIES * denoiser_bytes(bundle) as f64 / 1e9;
+    if needed > memory {
         bail!(
-            "the denoiser's {:.1} GB cannot answer goals within the {} GB that calibration may take: use \
-             --calibrate-with noise",
-            denoiser_bytes(bundle) as f64 / 1e9,
-            MEMORY_BYTES / 1_000_000_000
+            "answering goals takes about {needed:.1} GB with this denoiser, of {memory:.1} GB that calibration may take: \
+             allow more with --calibration-memory, or use --calibrate-with noise"
         );
     }
     let pipeline = Pipeline::load(bundle.directory(), "rten", 0)?;
@@ -606,6 +612,10 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
     settings.calibration_goals.clone_from(&args.calibration_goal);
     settings.calibration_items = args.calibration_items.max(1);
     settings.calibration_seed = args.calibration_seed;
+    if !(args.calibration_memory.is_finite() && args.calibration_memory > 0.0) {
+        bail!("--calibration-memory {} is not a positive number of GB", args.calibration_memory);
+    }
+    settings.calibration_memory = (args.calibration_memory * 1e9) as u64;
     settings.verify_items = args.verify_items.max(1);
     settings.context_latents = args.context;
     settings.target_latents = args.targets;
@@ -638,6 +648,13 @@ fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let runner = Runner::new(Arc::new(RtenBackend)).keeping(args.cache.folder());
     let cancel = stop_flag()?;
     let task = task(&args.task, &bundle, &cancel, &screen);
+    if !args.json {
+        let with = match precision {
+            Precision::Int8 | Precision::Fp8 => format!(", calibrated with {}", calibration.describe()),
+            _ => String::new(),
+        };
+        out(&format!("{} in {precision} for {}{with}", bundle.manifest().name, target.name))?;
+    }
     let built = pipeline::build_bundle(Request {
         bundle: &bundle,
         settings,
@@ -685,9 +702,6 @@ fn print_built(b: &BuiltComponent) -> anyhow::Result<()> {
             out(&format!("  {name}: relative L2 {error:.5} against fp32 over {} items", report.samples))?;
         }
         print_task(report)?;
-    }
-    if let Some(inputs) = &b.calibration {
-        out(&format!("  calibrated with {inputs}"))?;
     }
     Ok(())
 }
@@ -839,7 +853,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     match all.iter().find_map(|v| v.past.as_ref()) {
         None => Ok(ExitCode::SUCCESS),
-        Some((what, got, limit)) => bail!("{what} has relative L2 error {got:.4}, the limit is {limit}"),
+        Some((what, got, limit)) => bail!("{what} has relative L2 error {got:.4}, the limit is {limit:.3}"),
     }
 }
 

@@ -53,7 +53,7 @@ pub enum Share {
 /// Whether the words of a bundle are those of the rendered houses.
 pub fn knows_houses(words: &[String]) -> bool {
     let known = |name: &str| words.iter().any(|w| w == name);
-    world::Colour::ALL.iter().all(|c| known(c.name())) && world::Shape::ALL.iter().all(|s| known(s.name()))
+    world::Colour::ALL.iter().all(|c| known(c.name())) && world::Shape::PLAIN.iter().all(|s| known(s.name()))
 }
 
 /// A robot that has looked around a house is asked for a thing in it.
@@ -362,7 +362,7 @@ impl HouseTask {
             for handle in handles {
                 match handle.join() {
                     Ok(part) => all.extend(part?),
-                    Err(_) => bail!("a scene broke down"),
+                    Err(_) => bail!("a scene panicked"),
                 }
             }
             Ok(())

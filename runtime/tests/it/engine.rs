@@ -398,6 +398,23 @@ fn fp8_and_int4w_are_emulated_and_verified_the_same_way() {
 /// The parts of the shipped bundle that are graphs.
 const PARTS: [&str; 5] = ["denoiser", "depth", "text_encoder", "vae_decoder", "vae_encoder"];
 
+/// Sizes that are asked for are those of the calibration inputs, and people are told what they are.
+#[test]
+fn calibration_inputs_have_the_sizes_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bundle, out) = (bundle(), folder.path().join("cpu"));
+    let args = ["build", text(&bundle), "--target", "cpu", "--precision", "int8", "--out", text(&out)];
+    let sizes =
+        ["--calibrate-with", "noise", "--context", "2", "--targets", "2", "--calibration-items", "16"];
+    let output = engine(&[&args[..], &sizes, &["--verify-items", "1"]].concat()).output().unwrap();
+    let (shown, err) = texts(&output);
+    assert!(output.status.success(), "{err}");
+    let want = "in int8 for cpu, calibrated with synthetic noise, 16 items of 2 + 2 latents, seed 1";
+    assert!(shown.contains(want), "{shown}");
+    let little = [&args[..], &["--calibrate-with", "scenes", "--calibration-memory", "0.01"]].concat();
+    refused(&little, "allow more with --calibration-memory");
+}
+
 /// Every part in every precision is compared with fp32.
 #[test]
 fn verify_reports_every_part_in_every_precision() {

@@ -66,7 +66,7 @@ pub struct Quality {
 
 /// Pixels of the cut-out that names are read from.
 const CUT: usize = 10;
-const NAMES: usize = Colour::ALL.len() + Shape::ALL.len();
+const NAMES: usize = Colour::ALL.len() + Shape::PLAIN.len();
 /// Rows of one share of a batch, and shares of a batch.
 const ROWS: usize = 32;
 const SHARES: usize = 2;

@@ -131,7 +131,7 @@ pub fn calibration(spec: &MindSpec) -> anyhow::Result<&LiftParams> {
 /// A colour and shape that the house does not have together.
 pub fn absent_name(house: &House, rng: &mut Rng) -> String {
     loop {
-        let name = format!("{} {}", Colour::ALL[rng.below(6)].name(), Shape::ALL[rng.below(8)].name());
+        let name = format!("{} {}", Colour::ALL[rng.below(6)].name(), Shape::PLAIN[rng.below(8)].name());
         if house.find(&name).is_none() {
             return name;
         }

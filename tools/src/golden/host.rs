@@ -196,26 +196,11 @@ fn rope(v: &Vectors, head: &str, head_dim: usize, index: &[usize], case: &mut Ca
     // Rows and columns are reached by making the grid large enough; only small indices, so that it stays small.
     let side = index.iter().copied().filter(|i| *i <= 200).max().unwrap_or(0) + 1;
     let config = |side: usize| DitConfig {
-        in_channels: 1,
-        out_channels: 1,
         latent_height: side,
         latent_width: side,
-        patch: [1, 1],
-        heads: 1,
         head_dim,
-        layers: 1,
-        ffn_dim: 1,
-        text_dim: 1,
-        text_len: 1,
-        freq_dim: 2,
-        eps: 1e-6,
-        rope_theta: 10_000.0,
         prediction: Prediction::Velocity,
-        camera_channels: 0,
-        pooled_text: false,
-        lift: false,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     };
     let half = head_dim / 2;
     let split = config(1).rotary_split();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use mindseye_engines::{
+    count::{vae_decoder_caches, vae_encoder_caches},
     denoise::sinusoid,
     model::{
         Ops,
@@ -473,14 +474,14 @@ impl<'a> VaeStream<'a> {
         }
         let out = engine.run(&program, &inputs)?;
         let shapes = if self.decode {
-            self.cfg.decoder_caches(self.latent)
+            vae_decoder_caches(self.cfg, self.latent)
         } else {
-            self.cfg.encoder_caches(self.latent)
+            vae_encoder_caches(self.cfg, self.latent)
         };
         self.caches.clear();
         for (i, wanted) in shapes.iter().enumerate() {
             let cache = out.get(&format!("cache_out{i}"))?;
-            ensure!(cache.0 == wanted, "cache {i} has shape {:?}, expected {wanted:?}", cache.0);
+            ensure!(cache.0 == *wanted, "cache {i} has shape {:?}, expected {wanted:?}", cache.0);
             self.caches.push(cache.clone());
         }
         Ok(out)

@@ -61,6 +61,25 @@ impl Denoise for Denoiser<'_> {
     }
 }
 
+fn rollout_settings(v: &Vectors, targets: usize, gap: f64) -> anyhow::Result<RolloutSettings> {
+    Ok(RolloutSettings {
+        target_latents: targets,
+        gap,
+        max_span: None,
+        steps: v.number("steps")? as usize,
+        min_steps: 1,
+        guidance: v.number("cfg_w")? as f32,
+        dropped: Dropped::Both,
+        rope: Rope::Source,
+        grid: Grid::UnipcDiffusers,
+        shift: v.number("shift")?,
+        solver: Solver::UniPc,
+        glance_timestep: 0.0,
+        candidates: 1,
+        seed: 0,
+    })
+}
+
 fn run(dir: &Path, path: &Path, via: Via, case: &mut Case) -> anyhow::Result<()> {
     let v = Vectors::open(path)?;
     let network = |name: &str| {
@@ -98,22 +117,8 @@ fn run(dir: &Path, path: &Path, via: Via, case: &mut Case) -> anyhow::Result<()>
         first: frames("in.first_frame", 1)?,
     };
 
-    let settings = RolloutSettings {
-        target_latents: targets,
-        gap: (target_index[0] - context_index[context_len - 1]) as f64,
-        max_span: None,
-        steps: v.number("steps")? as usize,
-        min_steps: 1,
-        guidance: v.number("cfg_w")? as f32,
-        dropped: Dropped::Both,
-        rope: Rope::Source,
-        grid: Grid::UnipcDiffusers,
-        shift: v.number("shift")?,
-        solver: Solver::UniPc,
-        glance_timestep: 0.0,
-        candidates: 1,
-        seed: 0,
-    };
+    let gap = (target_index[0] - context_index[context_len - 1]) as f64;
+    let settings = rollout_settings(&v, targets, gap)?;
     let schedule = Schedule::new(settings.grid, settings.steps, settings.shift)?;
     case.compare("sigmas", &schedule.sigmas, &v.f32("sigmas")?)?;
     let mut sampler = Sampler::new(schedule, settings.solver);

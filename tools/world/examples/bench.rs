@@ -1,6 +1,6 @@
 //! Prints rendering and generation rates of one core.
 //!
-//! `cargo run --release -p mindseye-world --example bench`
+//! `cargo run --release -p mindseye-world --example bench [DIFFICULTY]`
 
 use mindseye_world::{
     Camera, Difficulty, Frame, House, RenderOptions, Rng, approach, exploration_sweep, project_box_in,
@@ -17,7 +17,9 @@ fn core_secs(start: std::time::Instant) -> f64 {
 fn main() {
     let clock = std::time::Instant::now();
     let now = || core_secs(clock);
-    for (name, difficulty) in [("plain", Difficulty::plain()), ("house", Difficulty::house())] {
+    let only = std::env::args().nth(1);
+    for name in Difficulty::NAMES.into_iter().filter(|n| only.as_deref().is_none_or(|o| o == *n)) {
+        let Some(difficulty) = Difficulty::named(name) else { continue };
         let houses: Vec<House> = (0..16).map(|s| House::generate(s, &difficulty)).collect();
         let mut rng = Rng::new(1);
         let poses: Vec<_> = houses.iter().map(|h| exploration_sweep(h, &mut rng, 96)).collect();

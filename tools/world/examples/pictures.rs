@@ -1,6 +1,6 @@
 //! Writes pictures of a few houses to look at.
 //!
-//! `cargo run --release -p mindseye-world --example pictures -- DIR`
+//! `cargo run --release -p mindseye-world --example pictures -- DIR [furnished]`
 
 use mindseye_world::{
     Camera, Colour, Difficulty, Frame, House, MapView, Pose2, RenderOptions, Rng, Shape, approach,
@@ -44,9 +44,56 @@ impl Sheet {
     }
 }
 
+/// Seeds of the rooms that are shown.
+const ROOMS: [u64; 6] = [2, 3, 4, 5, 8, 9];
+
+/// Every kind of furniture from where an approach to it ends, and rooms.
+fn furnished(dir: &str) -> std::io::Result<()> {
+    let mut frame = Frame::new();
+    let difficulty = Difficulty::furnished();
+    let camera = Camera::new(208, 128);
+    let mut sheet = Sheet { columns: 8, zoom: 1, tile: (208, 128), tiles: Vec::new() };
+    for kind in difficulty.kinds() {
+        let mut sizes: Vec<[i64; 3]> = Vec::new();
+        for seed in 0..400 {
+            let house = House::generate(seed, &difficulty);
+            let Some(k) = house.objects.iter().position(|o| o.shape == *kind) else { continue };
+            let o = &house.objects[k];
+            // Models differ in their proportions.
+            let shape = [1, 2].map(|c| (10.0 * o.size[c] / o.size[0]).round() as i64);
+            if sizes.iter().any(|s| (s[0] - shape[0]).abs() <= 1 && (s[1] - shape[1]).abs() <= 1) {
+                continue;
+            }
+            sizes.push([shape[0], shape[1], 0]);
+            let drive = approach(&house, Pose2::default(), k, 17);
+            render_with(&house, drive.final_pose, &camera, RenderOptions::picture(), &mut frame);
+            sheet.tiles.push(frame.rgb.clone());
+            if sizes.len() == 3 {
+                break;
+            }
+        }
+    }
+    sheet.save(dir, "furnished_kinds")?;
+    // Six rooms for the documentation: 32 steps a channel, so that the file stays small.
+    let camera = Camera::new(416, 256);
+    for (name, options) in [("rooms_fast", RenderOptions::rgb_only()), ("rooms", RenderOptions::picture())] {
+        let mut sheet = Sheet { columns: 2, zoom: 1, tile: (416, 256), tiles: Vec::new() };
+        for seed in ROOMS {
+            let house = House::generate(seed, &difficulty);
+            render_with(&house, scenic_pose(&house, &camera), &camera, options, &mut frame);
+            sheet.tiles.push(frame.rgb.iter().map(|v| v / 8 * 8 + 4).collect());
+        }
+        sheet.save(dir, &format!("furnished_{name}"))?;
+    }
+    Ok(())
+}
+
 fn main() -> std::io::Result<()> {
     let dir = std::env::args().nth(1).unwrap_or_else(|| "/tmp".into());
     std::fs::create_dir_all(&dir)?;
+    if std::env::args().nth(2).is_some_and(|only| only == "furnished") {
+        return furnished(&dir);
+    }
     let mut frame = Frame::new();
     let plain = Difficulty::plain();
     // Every shape from about 2 m, in several colours.
@@ -56,7 +103,7 @@ fn main() -> std::io::Result<()> {
         ("shapes_fine", Camera::new(208, 128), 2, RenderOptions::picture()),
     ] {
         let mut sheet = Sheet { columns: 4, zoom, tile: (camera.width, camera.height), tiles: Vec::new() };
-        for shape in Shape::ALL {
+        for shape in Shape::PLAIN {
             let mut found = 0;
             for seed in 0..2000 {
                 let house = House::generate(seed, &plain);
@@ -79,6 +126,7 @@ fn main() -> std::io::Result<()> {
         }
         sheet.save(&dir, name)?;
     }
+    furnished(&dir)?;
     for (kind, difficulty) in [("plain", plain.clone()), ("house", Difficulty::house())] {
         for seed in 1..4u64 {
             let house = House::generate(seed, &difficulty);

@@ -250,7 +250,12 @@ fn stand(house: &House, grid: &NavGrid, from: Pose2, object: &Object) -> Option<
                 (o.x, o.y) != centre && {
                     let (dx, dy) = (centre.0 - x, centre.1 - y);
                     let k = (((o.x - x) * dx + (o.y - y) * dy) / (dx * dx + dy * dy)).clamp(0.0, 1.0);
-                    (x + k * dx - o.x).hypot(y + k * dy - o.y) < o.radius
+                    let near = (x + k * dx - o.x).hypot(y + k * dy - o.y) < o.radius;
+                    // Furniture hides what its rectangle stands before.
+                    near && (o.mesh.is_none()
+                        || (1..24)
+                            .map(|i| f64::from(i) / 24.0)
+                            .any(|k| o.distance(x + k * dx, y + k * dy) < 0.0))
                 }
             });
             if strict && hidden {

@@ -1,6 +1,8 @@
 //! Seeded houses: rooms, walls, doors and named objects.
 
+use crate::decor::{Decor, decorate};
 use crate::drive::DRIVE_MARGIN_M;
+use crate::furniture::{self, Model};
 use crate::plan::NavGrid;
 use mindseye_base::random::Rng;
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,7 @@ pub const DOOR_HEIGHT_M: f64 = 2.1;
 /// Side of one cell of the floor's shading map (m).
 pub(crate) const SHADE_CELL_M: f64 = 0.05;
 
-/// The eight kinds of object.
+/// The kinds of object: eight plain shapes, then what only furnished houses have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
@@ -37,17 +39,107 @@ pub enum Shape {
     Cone,
     /// A low, long bed with a white pillow.
     Bed,
+    /// A sofa.
+    Couch,
+    /// An armchair.
+    Armchair,
+    /// A writing desk.
+    Desk,
+    /// A refrigerator.
+    Refrigerator,
+    /// A television on a low board.
+    Tv,
+    /// A washbasin.
+    Sink,
+    /// A toilet.
+    Toilet,
+    /// An oven.
+    Oven,
+    /// A bookcase or shelves.
+    Bookcase,
+    /// A wardrobe.
+    Wardrobe,
+    /// A bench.
+    Bench,
+    /// A grand piano.
+    Piano,
+    /// A bedside table.
+    Nightstand,
+    /// A stool.
+    Stool,
+    /// A teddy bear.
+    Teddy,
+    /// A barrel.
+    Barrel,
+    /// A dustbin.
+    Bin,
+    /// A suitcase.
+    Suitcase,
+    /// An electric guitar on its stand.
+    Guitar,
+    /// A loudspeaker.
+    Speaker,
+    /// A folded umbrella.
+    Umbrella,
+    /// A whiteboard on wheels.
+    Whiteboard,
+    /// A cradle.
+    Cradle,
+    /// A radiator.
+    Radiator,
 }
 
 impl Shape {
-    /// All shapes, in index order.
-    pub const ALL: [Self; 8] =
+    /// The eight plain shapes, in index order.
+    pub const PLAIN: [Self; 8] =
         [Self::Chair, Self::Table, Self::Lamp, Self::Plant, Self::Ball, Self::Box, Self::Cone, Self::Bed];
 
-    /// The noun for it.
+    /// All kinds, in index order; the plain ones come first.
+    pub const ALL: [Self; 32] = ALL_SHAPES;
+
+    /// The noun for it: one word, and COCO's class where it has one of a single word.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        ["chair", "table", "lamp", "plant", "ball", "box", "cone", "bed"][self as usize]
+        [
+            "chair",
+            "table",
+            "lamp",
+            "plant",
+            "ball",
+            "box",
+            "cone",
+            "bed",
+            "couch",
+            "armchair",
+            "desk",
+            "refrigerator",
+            "tv",
+            "sink",
+            "toilet",
+            "oven",
+            "bookcase",
+            "wardrobe",
+            "bench",
+            "piano",
+            "nightstand",
+            "stool",
+            "teddy",
+            "barrel",
+            "bin",
+            "suitcase",
+            "guitar",
+            "speaker",
+            "umbrella",
+            "whiteboard",
+            "cradle",
+            "radiator",
+        ][self as usize]
+    }
+
+    /// The kind with this noun.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.name() == name)
     }
 
     /// Position in [`Shape::ALL`].
@@ -56,6 +148,41 @@ impl Shape {
         self as usize
     }
 }
+
+const ALL_SHAPES: [Shape; 32] = [
+    Shape::Chair,
+    Shape::Table,
+    Shape::Lamp,
+    Shape::Plant,
+    Shape::Ball,
+    Shape::Box,
+    Shape::Cone,
+    Shape::Bed,
+    Shape::Couch,
+    Shape::Armchair,
+    Shape::Desk,
+    Shape::Refrigerator,
+    Shape::Tv,
+    Shape::Sink,
+    Shape::Toilet,
+    Shape::Oven,
+    Shape::Bookcase,
+    Shape::Wardrobe,
+    Shape::Bench,
+    Shape::Piano,
+    Shape::Nightstand,
+    Shape::Stool,
+    Shape::Teddy,
+    Shape::Barrel,
+    Shape::Bin,
+    Shape::Suitcase,
+    Shape::Guitar,
+    Shape::Speaker,
+    Shape::Umbrella,
+    Shape::Whiteboard,
+    Shape::Cradle,
+    Shape::Radiator,
+];
 
 /// The six object colours. They are the primary and secondary colours, so that the set (and [`Palette::objects`])
 /// is closed under permutations of the R, G and B channels.
@@ -115,7 +242,7 @@ impl Colour {
 }
 
 /// How hard the world is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difficulty {
     /// Fewest and most rooms.
     pub rooms: (usize, usize),
@@ -129,6 +256,27 @@ pub struct Difficulty {
     pub shared_pair: f64,
     /// Objects are scaled by a factor in this range.
     pub object_scale: (f64, f64),
+    /// Furniture from models in textured rooms with windows and pictures, instead of the plain shapes.
+    #[serde(default)]
+    pub furnished: bool,
+}
+
+/// As derived, without `furnished` where it is false: the text is part of what kept examiners of plain worlds are
+/// known by.
+impl std::fmt::Debug for Difficulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Difficulty");
+        out.field("rooms", &self.rooms)
+            .field("room_side_m", &self.room_side_m)
+            .field("objects_per_room", &self.objects_per_room)
+            .field("textured_walls", &self.textured_walls)
+            .field("shared_pair", &self.shared_pair)
+            .field("object_scale", &self.object_scale);
+        if self.furnished {
+            out.field("furnished", &self.furnished);
+        }
+        out.finish()
+    }
 }
 
 impl Difficulty {
@@ -142,6 +290,7 @@ impl Difficulty {
             textured_walls: false,
             shared_pair: 0.5,
             object_scale: (0.9, 1.1),
+            furnished: false,
         }
     }
 
@@ -155,17 +304,56 @@ impl Difficulty {
             textured_walls: true,
             shared_pair: 0.5,
             object_scale: (0.85, 1.15),
+            furnished: false,
         }
     }
 
-    /// A preset by name: `plain` or `house`.
+    /// One room with 5 to 8 pieces of furniture, textured floor and walls, windows, pictures and sun.
+    #[must_use]
+    pub fn furnished() -> Self {
+        Self {
+            rooms: (1, 1),
+            room_side_m: (5.2, 6.8),
+            objects_per_room: (5, 8),
+            textured_walls: true,
+            shared_pair: 0.5,
+            object_scale: (0.94, 1.06),
+            furnished: true,
+        }
+    }
+
+    /// Two to four furnished rooms joined by doors, with 3 to 5 pieces of furniture in each.
+    #[must_use]
+    pub fn apartment() -> Self {
+        Self { rooms: (2, 4), room_side_m: (5.0, 6.2), objects_per_room: (3, 5), ..Self::furnished() }
+    }
+
+    /// Names of the presets.
+    pub const NAMES: [&'static str; 4] = ["plain", "house", "furnished", "apartment"];
+
+    /// A preset by name, one of [`Difficulty::NAMES`].
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "plain" => Some(Self::plain()),
             "house" => Some(Self::house()),
+            "furnished" => Some(Self::furnished()),
+            "apartment" => Some(Self::apartment()),
             _ => None,
         }
+    }
+
+    /// The kinds of object that there may be.
+    #[must_use]
+    pub fn kinds(&self) -> &'static [Shape] {
+        if self.furnished { furniture::kinds() } else { &Shape::PLAIN }
+    }
+
+    /// Nouns that a model of this world needs, in the order of [`Shape::index`]: up to the last kind that there may be.
+    #[must_use]
+    pub fn nouns(&self) -> &'static [Shape] {
+        let last = self.kinds().iter().map(|k| k.index()).max().unwrap_or(0);
+        &ALL_SHAPES[..=last]
     }
 }
 
@@ -290,12 +478,49 @@ pub struct Object {
     pub yaw: f64,
     /// Extent along its own axes x, y, z (m).
     pub size: [f64; 3],
-    /// Radius of the smallest circle about `(x, y)` that holds its footprint (m); collisions use this circle.
+    /// Radius of the smallest circle about `(x, y)` that holds its footprint (m). Collisions use this circle for plain
+    /// shapes, and the rectangle of `size` for furniture: see [`Object::distance`].
     pub radius: f64,
     /// Index of the room it stands in.
     pub room: usize,
     #[serde(skip)]
     pub(crate) parts: Vec<Part>,
+    /// The model of a piece of furniture, and its scale.
+    #[serde(skip)]
+    pub(crate) mesh: Option<(&'static Model, f32)>,
+}
+
+impl Object {
+    /// Distance of a floor point from the footprint (m), negative inside.
+    #[must_use]
+    pub fn distance(&self, x: f64, y: f64) -> f64 {
+        let (dx, dy) = (x - self.x, y - self.y);
+        if self.mesh.is_none() {
+            return dx.hypot(dy) - self.radius;
+        }
+        let (s, c) = self.yaw.sin_cos();
+        let lx = (c * dx + s * dy).abs() - self.size[0] * 0.5;
+        let ly = (c * dy - s * dx).abs() - self.size[1] * 0.5;
+        lx.max(0.0).hypot(ly.max(0.0)) + lx.max(ly).min(0.0)
+    }
+
+    /// Places along the footprint's edge, `n` on each of its four sides.
+    fn edge(&self, n: usize) -> impl Iterator<Item = (f64, f64)> + '_ {
+        let (s, c) = self.yaw.sin_cos();
+        let (hx, hy) = (self.size[0] * 0.5, self.size[1] * 0.5);
+        (0..4 * n).map(move |k| {
+            let along = 2.0 * (k / 4) as f64 / n as f64 - 1.0;
+            let (lx, ly) = [(along, -1.0), (1.0, along), (-along, 1.0), (-1.0, -along)][k % 4];
+            let (lx, ly) = (lx * hx, ly * hy);
+            (self.x + c * lx - s * ly, self.y + s * lx + c * ly)
+        })
+    }
+
+    /// Distance between two footprints (m), to some centimetres; negative or zero where they overlap.
+    fn gap(&self, other: &Self) -> f64 {
+        let one = |a: &Self, b: &Self| a.edge(8).map(|p| b.distance(p.0, p.1)).fold(f64::MAX, f64::min);
+        one(self, other).min(one(other, self))
+    }
 }
 
 /// An axis-aligned rectangle on the floor (m).
@@ -431,6 +656,9 @@ pub struct House {
     pub(crate) walls: Vec<Wall>,
     #[serde(skip)]
     pub(crate) shade: FloorShade,
+    /// The look of furnished rooms.
+    #[serde(skip)]
+    pub(crate) decor: Option<Decor>,
     #[serde(skip)]
     nav: OnceLock<NavGrid>,
 }
@@ -461,7 +689,11 @@ impl House {
         let mut objects = Vec::new();
         for attempt in 0..8 {
             objects.clear();
-            let wanted = place_objects(&mut rng, difficulty, &rooms, &doors, &mut objects);
+            let wanted = if difficulty.furnished {
+                place_furniture(&mut rng, difficulty, &rooms, &doors, &mut objects)
+            } else {
+                place_objects(&mut rng, difficulty, &rooms, &doors, &mut objects)
+            };
             if objects.len() == wanted || attempt == 7 {
                 break;
             }
@@ -475,15 +707,26 @@ impl House {
             palette: Palette::default(),
             walls,
             shade: FloorShade { cols: 0, rows: 0, cells: Vec::new() },
+            decor: None,
             nav: OnceLock::new(),
         };
         house.shade = house.floor_shade();
+        if difficulty.furnished {
+            house.palette.objects = FURNISHED_COLOURS;
+            house.decor = Some(decorate(&house));
+        }
         house
     }
 
     /// The planning grid of the robot with its margin, made at first use.
     pub fn nav(&self) -> &NavGrid {
         self.nav.get_or_init(|| NavGrid::new(self, ROBOT_RADIUS_M + DRIVE_MARGIN_M))
+    }
+
+    /// The kinds of object that a house like this may have.
+    #[must_use]
+    pub fn kinds(&self) -> &'static [Shape] {
+        if self.decor.is_some() { furniture::kinds() } else { &Shape::PLAIN }
     }
 
     /// The room whose floor holds the point; none inside walls and doorways.
@@ -508,7 +751,7 @@ impl House {
             d = d.min(if w.rect.contains(x, y) { -WALL_THICKNESS_M } else { w.rect.distance(x, y) });
         }
         for o in &self.objects {
-            d = d.min((x - o.x).hypot(y - o.y) - o.radius);
+            d = d.min(o.distance(x, y));
         }
         d
     }
@@ -598,9 +841,13 @@ impl House {
         for o in &self.objects {
             // The blob follows the footprint: a rounded rectangle for square things, a circle for round ones.
             let (s, c) = o.yaw.sin_cos();
-            let round = matches!(o.shape, Shape::Ball | Shape::Plant | Shape::Lamp);
+            let round = o.mesh.is_none() && matches!(o.shape, Shape::Ball | Shape::Plant | Shape::Lamp);
             let (hx, hy) = (o.size[0] * 0.5, o.size[1] * 0.5);
-            let hover = if o.shape == Shape::Ball || o.shape == Shape::Lamp { 0.55 } else { 0.95 };
+            let hover = match o.shape {
+                Shape::Ball | Shape::Lamp => 0.55,
+                _ if o.mesh.is_some() => 0.8,
+                _ => 0.95,
+            };
             let reach = 0.30;
             let e = o.radius + reach;
             stamp(o.x - e, o.y - e, o.x + e, o.y + e, &|x, y| {
@@ -768,7 +1015,7 @@ fn place_objects(
     for (index, room) in rooms.iter().enumerate() {
         let n = rng.between(difficulty.objects_per_room.0, difficulty.objects_per_room.1);
         let share = rng.chance(difficulty.shared_pair) && n >= 2;
-        let kinds = pick_kinds(rng, n, share, &used);
+        let kinds = pick_kinds(rng, n, share, &Shape::PLAIN, &used);
         wanted += n;
         // Long things first: they are the hardest to place.
         let mut made: Vec<Object> = kinds
@@ -813,10 +1060,16 @@ fn place_objects(
 /// Least gap between two objects' circles (m): a robot passes.
 pub(crate) const OBJECT_GAP_M: f64 = 0.5;
 
-fn pick_kinds(rng: &mut Rng, n: usize, share: bool, used: &[[bool; 6]; 8]) -> Vec<(Shape, Colour)> {
+fn pick_kinds(
+    rng: &mut Rng,
+    n: usize,
+    share: bool,
+    of: &[Shape],
+    used: &[[bool; 6]],
+) -> Vec<(Shape, Colour)> {
     let mut best: Vec<(Shape, Colour)> = Vec::new();
     for _ in 0..60 {
-        let mut shapes = Shape::ALL.to_vec();
+        let mut shapes = of.to_vec();
         let mut colours = Colour::ALL.to_vec();
         rng.shuffle(&mut shapes);
         rng.shuffle(&mut colours);
@@ -886,7 +1139,131 @@ fn make_object(rng: &mut Rng, shape: Shape, colour: Colour, scale: (f64, f64), r
         radius: f64::from(radius),
         room,
         parts,
+        mesh: None,
     }
+}
+
+/// Object colours of furnished houses: softer than the plain ones, and as these closed under permutations of R, G and B.
+const FURNISHED_COLOURS: [[u8; 3]; 6] =
+    [[204, 58, 58], [58, 204, 58], [58, 58, 204], [204, 204, 58], [204, 58, 204], [58, 204, 204]];
+
+/// Where a kind of furniture stands.
+fn at_wall(shape: Shape) -> bool {
+    matches!(
+        shape,
+        Shape::Bed
+            | Shape::Couch
+            | Shape::Desk
+            | Shape::Refrigerator
+            | Shape::Tv
+            | Shape::Sink
+            | Shape::Toilet
+            | Shape::Oven
+            | Shape::Bookcase
+            | Shape::Wardrobe
+            | Shape::Nightstand
+            | Shape::Radiator
+            | Shape::Bench
+    )
+}
+
+fn make_furniture(
+    rng: &mut Rng,
+    shape: Shape,
+    colour: Colour,
+    scale: (f64, f64),
+    room: usize,
+) -> Option<Object> {
+    let models: Vec<&'static Model> = furniture::shipped().iter().filter(|m| m.kind == shape).collect();
+    let model = *models.get(rng.below(models.len().max(1)))?;
+    let k = rng.range(scale.0, scale.1);
+    let size = model.extent.map(|e| f64::from(e) * k);
+    Some(Object {
+        name: format!("{} {}", colour.name(), shape.name()),
+        colour,
+        shape,
+        x: 0.0,
+        y: 0.0,
+        z: size[2] * 0.5,
+        yaw: 0.0,
+        size,
+        radius: size[0].hypot(size[1]) * 0.5,
+        room,
+        parts: Vec::new(),
+        mesh: Some((model, k as f32)),
+    })
+}
+
+/// Fills `objects` with furniture, some of it along the walls, and says how much was wanted.
+fn place_furniture(
+    rng: &mut Rng,
+    difficulty: &Difficulty,
+    rooms: &[Room],
+    doors: &[Door],
+    objects: &mut Vec<Object>,
+) -> usize {
+    let kinds = difficulty.kinds();
+    let mut wanted = 0;
+    let mut used = vec![[false; 6]; Shape::ALL.len()];
+    for (index, room) in rooms.iter().enumerate() {
+        let n = rng.between(difficulty.objects_per_room.0, difficulty.objects_per_room.1).min(kinds.len());
+        let share = rng.chance(difficulty.shared_pair) && n >= 2;
+        let picked = pick_kinds(rng, n, share, kinds, &used);
+        wanted += n;
+        let mut made: Vec<Object> = Vec::new();
+        for (shape, colour) in picked {
+            used[shape.index()][colour.index()] = true;
+            made.extend(make_furniture(rng, shape, colour, difficulty.object_scale, index));
+        }
+        made.sort_by(|a, b| b.radius.total_cmp(&a.radius));
+        let first = objects.len();
+        for mut object in made {
+            for _ in 0..300 {
+                stand_furniture(rng, &room.rect, &mut object);
+                if furniture_fits(&object, &room.rect, &objects[first..], doors) {
+                    objects.push(object);
+                    break;
+                }
+            }
+        }
+        let tail = &mut objects[first..];
+        rng.shuffle(tail);
+    }
+    wanted
+}
+
+/// Tries a place for a piece of furniture: its back to a wall, or anywhere.
+fn stand_furniture(rng: &mut Rng, r: &Rect, object: &mut Object) {
+    use std::f64::consts::{FRAC_PI_2, PI};
+    let (hx, hy) = (object.size[0] * 0.5, object.size[1] * 0.5);
+    if !at_wall(object.shape) {
+        object.yaw = rng.range(-PI, PI);
+        let inset = object.radius + 0.08;
+        object.x = rng.range(r.x0 + inset, r.x1 - inset);
+        object.y = rng.range(r.y0 + inset, r.y1 - inset);
+        return;
+    }
+    let side = rng.below(4);
+    // Its front looks away from the wall: east, north, west, south wall.
+    object.yaw = [PI, -FRAC_PI_2, 0.0, FRAC_PI_2][side];
+    let back = hx + rng.range(0.03, 0.08);
+    let (lo, hi) = if side & 1 == 0 { (r.y0, r.y1) } else { (r.x0, r.x1) };
+    let along = rng.range(lo + hy + 0.1, hi - hy - 0.1);
+    (object.x, object.y) =
+        [(r.x1 - back, along), (along, r.y1 - back), (r.x0 + back, along), (along, r.y0 + back)][side];
+}
+
+fn furniture_fits(object: &Object, r: &Rect, others: &[Object], doors: &[Door]) -> bool {
+    let (cx, cy) = r.centre();
+    let (mx, my) = (r.width() / 6.0, r.depth() / 6.0);
+    // The middle third stays free for the sweep.
+    let middle = Rect { x0: cx - mx, y0: cy - my, x1: cx + mx, y1: cy + my };
+    object.edge(8).all(|(x, y)| middle.distance(x, y) > 0.0)
+        && others.iter().all(|o| {
+            let side_by_side = at_wall(object.shape) && at_wall(o.shape);
+            object.gap(o) >= if side_by_side { 0.12 } else { OBJECT_GAP_M }
+        })
+        && doors.iter().all(|d| object.distance(d.x, d.y) >= d.width_m * 0.5 + 0.5)
 }
 
 fn scaled(solid: Solid, k: f32) -> Solid {
@@ -968,5 +1345,7 @@ fn shape_parts(shape: Shape) -> Vec<Part> {
             ball(WHITE, [-0.31, 0.0, 0.38], [0.10, 0.21, 0.06]),
             cuboid(Tint::Light, -0.14, -0.04, -0.295, 0.295, 0.30, 0.368),
         ],
+        // The other kinds are models.
+        _ => Vec::new(),
     }
 }

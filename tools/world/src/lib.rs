@@ -35,12 +35,15 @@
 //! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box; [`scenic_pose`]: a good view for a picture.
 
 mod blind;
+mod decor;
 pub mod draw;
 mod drive;
+pub mod furniture;
 mod geom;
 mod house;
 mod map;
 mod plan;
+mod reduce;
 mod render;
 mod robot;
 mod view;

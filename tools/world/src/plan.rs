@@ -56,7 +56,7 @@ impl NavGrid {
         for o in &house.objects {
             let r = o.radius;
             let area = Rect { x0: o.x - r, y0: o.y - r, x1: o.x + r, y1: o.y + r };
-            stamp(area, &|x, y| (x - o.x).hypot(y - o.y) - r);
+            stamp(area, &|x, y| o.distance(x, y));
         }
         Self { x0: b.x0, y0: b.y0, cols, rows, radius_m, free }
     }

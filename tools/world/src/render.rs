@@ -4,6 +4,8 @@
 //! every plane, so that floors, walls and box faces need no division per sample. Shading happens once per sample,
 //! for the nearest surface only.
 
+use crate::decor::{self, Decor, Hung};
+use crate::furniture::{Model, Paint, cross, dot, sub};
 use crate::geom::{Camera, Pose2};
 use crate::house::{CEILING_M, FloorPattern, House, Palette, SHADE_CELL_M, Solid, Tint, WallPattern};
 
@@ -151,6 +153,11 @@ pub fn render_from(
         let scale = 1.0 / (ss * ss) as f32;
         let rows = frame.w.chunks_exact(grid.nx * ss).zip(frame.code.chunks_exact(grid.nx * ss));
         for (row, (w, code)) in rows.enumerate() {
+            if let (Some(decor), Quality::Fast) = (&house.decor, options.quality) {
+                let samples = Samples { grid: &grid, ss, w, code };
+                scene.shade_row_furnished(house, decor, &samples, row, options.grain, &mut frame.rgb);
+                continue;
+            }
             if options.grain && options.quality == Quality::Fast {
                 scene.shade_row_grained(house, &Samples { grid: &grid, ss, w, code }, row, &mut frame.rgb);
                 continue;
@@ -248,7 +255,45 @@ pub(crate) struct Scene {
     ceiling: [f32; 3],
     frame_colour: [f32; 3],
     origin: [f32; 2],
+    meshes: Vec<Mesh>,
+    triangles: Vec<Seen>,
+    /// Places of a mesh's vertices in the camera's frame.
+    vertices: Vec<[f32; 3]>,
+    sunny: Vec<decor::Sunny>,
+    /// Where the panels of each room's sides begin and end.
+    hung: Vec<[u32; 2]>,
 }
+
+/// A piece of furniture in a scene.
+#[derive(Debug, Clone, Copy)]
+struct Mesh {
+    object: usize,
+    model: &'static Model,
+    /// The object's colour, and the direction to the light in its own frame.
+    colour: [f32; 3],
+    light: [f32; 3],
+    /// First of its triangles in [`Scene::triangles`], and the one after its last.
+    triangles: [u32; 2],
+}
+
+/// A triangle before the camera. Along the ray `(u, v, 1)` it is met where three functions, affine in u and v, are not
+/// negative; their sum is the inverse depth, their shares of it the barycentric weights (Olano and Greer 1997).
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    edges: [[f32; 3]; 3],
+    /// Smallest and largest u, then v.
+    u: [f32; 2],
+    v: [f32; 2],
+    mesh: u32,
+    index: u32,
+    /// -1 where the camera is behind it.
+    facing: f32,
+}
+
+/// Codes from here on are triangles.
+const MESH_BASE: u32 = 1 << 31;
+/// Nearest distance at which a triangle's outline is projected (m).
+const NEAR_M: f32 = 0.02;
 
 const WALL_BASE: u32 = 8;
 /// Structure is lit by the direction of its normal alone: east, north, west, south walls.
@@ -257,10 +302,6 @@ const LIGHT: [f32; 3] = [0.362, 0.259, 0.895];
 
 fn rgb(c: [u8; 3]) -> [f32; 3] {
     c.map(f32::from)
-}
-
-fn dot(a: [f32; 3], b: [f32; 3]) -> f32 {
-    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
 
 fn mix(a: [f32; 3], b: [f32; 3], k: f32) -> [f32; 3] {
@@ -354,12 +395,58 @@ impl Scene {
                 period: room.floor_period_m as f32,
             });
         }
+        self.prepare_meshes(house);
+        self.sunny.clear();
+        self.hung.clear();
+        if let Some(decor) = &house.decor {
+            self.sunny.extend(decor.sunny(&house.rooms));
+            let mut at = 0u32;
+            for place in 0..4 * house.rooms.len() {
+                let more = decor.panels[at as usize..].iter().take_while(|p| 4 * p.room + p.side == place);
+                let end = at + more.count() as u32;
+                self.hung.push([at, end]);
+                at = end;
+            }
+        }
         self.ceiling = rgb(house.palette.neutral[4]);
         self.frame_colour = rgb(house.palette.neutral[5]);
         self.origin = [house.bounds.x0 as f32, house.bounds.y0 as f32];
     }
 
+    /// Triangles of the furniture that is not behind the camera.
+    fn prepare_meshes(&mut self, house: &House) {
+        self.meshes.clear();
+        self.triangles.clear();
+        for (object, o) in house.objects.iter().enumerate() {
+            let Some((model, scale)) = o.mesh else { continue };
+            let (e, c, s) = self.local[object];
+            let rel = [-e.o[0], -e.o[1], o.z as f32 - e.o[2]];
+            if dot(rel, e.f) < -(o.radius.hypot(o.size[2] * 0.5) as f32) {
+                continue;
+            }
+            let turn = |v: [f32; 3]| [c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]];
+            let first = self.triangles.len() as u32;
+            self.vertices.clear();
+            self.vertices.extend(model.points.iter().map(|p| {
+                let p = sub(p.map(|x| x * scale), e.o);
+                [dot(p, e.r), dot(p, e.d), dot(p, e.f)]
+            }));
+            let mesh = self.meshes.len() as u32;
+            for (index, t) in model.triangles.iter().enumerate() {
+                let corners = t.vertices.map(|v| self.vertices[usize::from(v)]);
+                self.triangles.extend(Seen::new(corners, mesh, index as u32));
+            }
+            let colour = rgb(house.palette.objects[o.colour.index()]);
+            let triangles = [first, self.triangles.len() as u32];
+            self.meshes.push(Mesh { object, model, colour, light: turn(LIGHT), triangles });
+        }
+    }
+
     pub(crate) fn instance(&self, code: u32) -> u8 {
+        if code >= MESH_BASE {
+            let mesh = self.triangles.get((code - MESH_BASE) as usize).map_or(0, |t| t.mesh as usize);
+            return self.meshes.get(mesh).map_or(0, |m| (m.object + 1).min(255) as u8);
+        }
         if code < self.part_base {
             0
         } else {
@@ -417,6 +504,21 @@ impl Scene {
                     buffer.frustum(eye, [x, y], [z0, z1], [r0, r1], base)
                 }
                 Solid::Ellipsoid { c, r } => buffer.ellipsoid(eye, c, r, base),
+            }
+        }
+        self.trace_meshes(house, only, &mut buffer);
+    }
+
+    fn trace_meshes(&self, house: &House, only: Option<usize>, buffer: &mut Buffer<'_>) {
+        for mesh in self.meshes.iter().filter(|m| only.is_none_or(|o| o == m.object)) {
+            let eye = &self.local[mesh.object].0;
+            let o = &house.objects[mesh.object];
+            let rel = [-eye.o[0], -eye.o[1], o.z as f32 - eye.o[2]];
+            if !buffer.grid.may_see(eye, rel, o.radius.hypot(o.size[2] * 0.5) as f32) {
+                continue;
+            }
+            for k in mesh.triangles[0]..mesh.triangles[1] {
+                buffer.triangle(&self.triangles[k as usize], MESH_BASE + k);
             }
         }
     }
@@ -597,6 +699,10 @@ impl Scene {
         if code < self.part_base {
             return (p, p);
         }
+        if code >= MESH_BASE {
+            let object = usize::from(self.instance(code)).saturating_sub(1);
+            return (p, at(&self.local[object].0));
+        }
         match self.parts.get(((code - self.part_base) / 6) as usize) {
             Some(part) => (p, at(&self.local[part.object].0)),
             None => (p, p),
@@ -604,8 +710,8 @@ impl Scene {
     }
 
     /// Size on the surface of one sample (m).
-    fn footprint(&self, grid: &Grid, code: u32, t: f32) -> f32 {
-        if code == 0 { grid.du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { grid.du * t }
+    fn footprint(&self, du: f32, code: u32, t: f32) -> f32 {
+        if code == 0 { du * t * (t * 0.5 / self.eye.o[2].max(0.1)).max(1.0) } else { du * t }
     }
 
     /// One row of pixels in fast light. A pixel whose samples all lie on one evenly coloured surface is shaded once,
@@ -696,6 +802,10 @@ impl Scene {
     /// and, on things, with the thing.
     fn grain(&self, code: u32, u: f32, v: f32, t: f32) -> f32 {
         let (p, local_p) = self.place(code, u, v, t);
+        if code >= MESH_BASE {
+            let salt = 1 + i32::from(self.instance(code));
+            return 0.6 * noise(local_p, 0.13, salt) + 0.4 * noise(local_p, 0.06, salt + 15_013);
+        }
         let (p, salt) = match code.checked_sub(self.part_base) {
             None => (p, 0),
             Some(k) => (local_p, self.parts.get((k / 6) as usize).map_or(0, |part| 1 + part.object as i32)),
@@ -730,7 +840,7 @@ impl Scene {
                 z,
             ];
             if code == 0 {
-                let foot = self.footprint(grid, code, t);
+                let foot = self.footprint(grid.du, code, t);
                 // The shading map's cells would show where samples are finer than they are.
                 let shade = if grid.du < 0.012 {
                     self.floor_shade_smooth(house, p[0], p[1])
@@ -761,9 +871,20 @@ impl Scene {
             let u = grid.u0 + i as f32 * grid.du;
             let t = 1.0 / w;
             let (p, local_p) = self.place(code, u, v, t);
-            let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid, code, t));
-            let light = self.lit(house, code, p, n, (i, j), ss);
             let pixel = &mut acc[(i / ss) * 3..(i / ss) * 3 + 3];
+            if let Some(decor) = &house.decor {
+                let look = self.look(house, decor, grid.du, code, (u, v), t, p);
+                let light = match look.glow {
+                    true => [1.0; 3],
+                    false => self.lit_furnished(house, decor, code, &look, p, (i, j), ss),
+                };
+                for c in 0..3 {
+                    pixel[c] += (look.albedo[c] * light[c]).min(255.0);
+                }
+                continue;
+            }
+            let (albedo, n) = self.surface(code, p, local_p, self.footprint(grid.du, code, t));
+            let light = self.lit(house, code, p, n, (i, j), ss);
             for c in 0..3 {
                 pixel[c] += (albedo[c] * light[c]).min(255.0);
             }
@@ -849,7 +970,439 @@ impl Scene {
                 return true;
             }
         }
-        false
+        self.shadowed_by_meshes(house, start, to)
+    }
+
+    /// Whether furniture stands between a place and the one at `to` from it.
+    fn shadowed_by_meshes(&self, house: &House, start: [f32; 3], to: [f32; 3]) -> bool {
+        let len2 = dot(to, to);
+        house.objects.iter().enumerate().any(|(k, o)| {
+            let Some((model, scale)) = o.mesh else { return false };
+            let rel = [o.x as f32 - start[0], o.y as f32 - start[1], o.z as f32 - start[2]];
+            let at = (dot(rel, to) / len2).clamp(0.0, 1.0);
+            let miss = [rel[0] - to[0] * at, rel[1] - to[1] * at, rel[2] - to[2] * at];
+            let reach = o.radius.hypot(o.size[2] * 0.5) as f32;
+            if dot(miss, miss) >= reach * reach {
+                return false;
+            }
+            let (_, c, s) = self.local[k];
+            let (dx, dy) = (start[0] - o.x as f32, start[1] - o.y as f32);
+            let inv = 1.0 / scale;
+            let lo = [(c * dx + s * dy) * inv, (c * dy - s * dx) * inv, start[2] * inv];
+            let ld = [(c * to[0] + s * to[1]) * inv, (c * to[1] - s * to[0]) * inv, to[2] * inv];
+            let [ex, ey, ez] = model.extent;
+            let hull = Solid::Cuboid { min: [-0.5 * ex, -0.5 * ey, 0.0], max: [0.5 * ex, 0.5 * ey, ez] };
+            blocks(&hull, lo, ld) && model_blocks(model, lo, ld)
+        })
+    }
+}
+
+/// What a sample shows of a furnished house, before light.
+struct Look {
+    /// 0 to 255.
+    albedo: [f32; 3],
+    /// In the map.
+    normal: [f32; 3],
+    /// Fast light, and openness to the light of the room.
+    light: f32,
+    open: f32,
+    /// Shines by itself.
+    glow: bool,
+    /// Index of the room.
+    room: usize,
+}
+
+impl Scene {
+    /// As [`Scene::shade_row`], for a furnished house. A pixel whose samples all lie on the floor, on a wall without
+    /// anything on it, or on one triangle is shaded once; one whose samples lie on one thing, twice.
+    fn shade_row_furnished(
+        &self,
+        house: &House,
+        decor: &Decor,
+        samples: &Samples,
+        row: usize,
+        grain: bool,
+        out: &mut Vec<u8>,
+    ) {
+        let Samples { grid, ss, w, code } = *samples;
+        let nx = grid.nx;
+        let count = 1.0 / (ss * ss) as f32;
+        let middle = (ss as f32 - 1.0) * 0.5 * grid.du;
+        let v0 = grid.v0 + (row * ss) as f32 * grid.du;
+        for k in 0..nx / ss {
+            let first = code[k * ss];
+            let u0 = grid.u0 + (k * ss) as f32 * grid.du;
+            let every = |same: &dyn Fn(u32) -> bool| {
+                (0..ss).all(|j| code[j * nx + k * ss..][..ss].iter().all(|c| same(*c)))
+            };
+            let one = every(&|c| c == first);
+            let bare = first < 2 || first >= MESH_BASE || self.bare(first);
+            if one && bare && ss > 1 && !grain {
+                let sum: f32 = (0..ss).map(|j| w[j * nx + k * ss..][..ss].iter().sum::<f32>()).sum();
+                let t = (ss * ss) as f32 / sum;
+                let foot = grid.du * ss as f32;
+                let colour = self.lit_fast(house, decor, foot, first, (u0 + middle, v0 + middle), t);
+                out.extend(colour.map(|c| (c + 0.5) as u8));
+                continue;
+            }
+            let thing = first >= MESH_BASE && {
+                let mesh = self.triangles[(first - MESH_BASE) as usize].mesh;
+                every(&|c| c >= MESH_BASE && self.triangles[(c - MESH_BASE) as usize].mesh == mesh)
+            };
+            let (mut colour, mut n) = ([0.0f32; 3], 0.0f32);
+            for j in 0..ss {
+                let v = v0 + j as f32 * grid.du;
+                for i in 0..ss {
+                    // Every second one, as on a chessboard.
+                    if thing && !grain && (i + j) & 1 == 1 {
+                        continue;
+                    }
+                    let at = j * nx + k * ss + i;
+                    let (u, t) = (u0 + i as f32 * grid.du, 1.0 / w[at]);
+                    let lit = self.lit_fast(house, decor, grid.du, code[at], (u, v), t);
+                    let gain = if grain { 0.7 + 0.6 * self.grain(code[at], u, v, t) } else { 1.0 };
+                    (0..3).for_each(|c| colour[c] += (lit[c] * gain).min(255.0));
+                    n += 1.0;
+                }
+            }
+            let inv = if thing { 1.0 / n } else { count };
+            out.extend(colour.map(|c| (c * inv + 0.5) as u8));
+        }
+    }
+
+    /// Whether nothing hangs on the wall that a code is of.
+    fn bare(&self, code: u32) -> bool {
+        self.hung.len() == 4
+            && (2..WALL_BASE).contains(&code)
+            && self.hung.get(code as usize - 2).is_some_and(|h| h[0] == h[1])
+    }
+
+    /// The colour of a sample of a furnished house in fast light, 0 to 255; `du` is the samples' distance.
+    fn lit_fast(
+        &self,
+        house: &House,
+        decor: &Decor,
+        du: f32,
+        code: u32,
+        (u, v): (f32, f32),
+        t: f32,
+    ) -> [f32; 3] {
+        let e = &self.eye;
+        let p: [f32; 3] = std::array::from_fn(|k| e.o[k] + t * (e.f[k] + v * e.d[k] + u * e.r[k]));
+        let look = self.look(house, decor, du, code, (u, v), t, p);
+        let mut light = [look.light; 3];
+        if !look.glow {
+            let sun = self.sun(decor, &look, p);
+            (0..3).for_each(|c| light[c] += sun * SUN[c]);
+        }
+        [0, 1, 2].map(|c| (look.albedo[c] * light[c]).min(255.0))
+    }
+
+    /// Light of the sun that falls through the windows, without shadows of furniture.
+    fn sun(&self, decor: &Decor, look: &Look, p: [f32; 3]) -> f32 {
+        let cos = dot(look.normal, decor.sun);
+        if cos <= 0.0 || self.sunny.is_empty() {
+            return 0.0;
+        }
+        let lit: f32 = self.sunny.iter().map(|w| w.lights(decor.sun, look.room, p)).sum();
+        cos * lit.min(1.0)
+    }
+
+    fn look(
+        &self,
+        house: &House,
+        decor: &Decor,
+        du: f32,
+        code: u32,
+        (u, v): (f32, f32),
+        t: f32,
+        p: [f32; 3],
+    ) -> Look {
+        if code >= MESH_BASE {
+            return self.mesh_look(house, code, (u, v), t, p);
+        }
+        let foot = self.footprint(du, code, t);
+        match code {
+            0 => {
+                let room = self.room_index(p[0], p[1]);
+                let [light, dark] = self.rooms[room].floor;
+                let shade = self.floor_shade_smooth(house, p[0], p[1]);
+                let rug = decor.rooms[room].rug.as_ref();
+                let albedo = match rug.and_then(|rug| Some((rug.colours, rug.at(p[0], p[1], foot)?))) {
+                    Some((colours, [tone, bright])) => {
+                        let [ground, pattern] = colours.map(|c| rgb(house.palette.walls[c]));
+                        scale(mix(scale(ground, 0.8), pattern, tone), bright)
+                    }
+                    None => {
+                        let texture = decor::floor_texture(decor.rooms[room].floor);
+                        let [tone, bright] = texture.at(p[0], p[1], foot);
+                        scale(mix(light, dark, tone), bright)
+                    }
+                };
+                Look { albedo, normal: [0.0, 0.0, 1.0], light: 1.04 * shade, open: shade, glow: false, room }
+            }
+            1 => {
+                let (albedo, normal) = self.surface(code, p, p, foot);
+                let room = self.room_index(p[0], p[1]);
+                let r = &self.rooms[room];
+                let edge = (p[0] - r.x[0]).min(r.x[1] - p[0]).min(p[1] - r.y[0]).min(r.y[1] - p[1]);
+                let light = 0.90 + 0.08 * (edge * 2.0).clamp(0.0, 1.0);
+                Look { albedo, normal, light, open: 1.0, glow: albedo[1] > 251.0, room }
+            }
+            _ => {
+                let (n, wall) = self.wall_of(code, p);
+                let light = wall_light(n) * self.corner(p);
+                let Some((look, side)) = wall else {
+                    let room = self.room_index(p[0], p[1]);
+                    let albedo = self.frame_colour;
+                    return Look { albedo, normal: n, light, open: 1.0, glow: false, room };
+                };
+                let room = self.room_index(p[0] + n[0] * 0.05, p[1] + n[1] * 0.05);
+                let open = self.wall_corner(look, p, n);
+                let (albedo, glow) = self.wall_look(house, decor, room, side, (u, v), p, foot);
+                let light = if glow { 1.0 } else { 1.08 * light * open };
+                Look { albedo, normal: n, light, open, glow, room }
+            }
+        }
+    }
+
+    fn room_index(&self, x: f32, y: f32) -> usize {
+        if self.rooms.len() == 1 {
+            return 0;
+        }
+        let away =
+            |r: &RoomLook| (r.x[0] - x).max(x - r.x[1]).max(0.0) + (r.y[0] - y).max(y - r.y[1]).max(0.0);
+        let mut best = (0, f32::MAX);
+        for (k, r) in self.rooms.iter().enumerate() {
+            let d = away(r);
+            if d < best.1 {
+                best = (k, d);
+            }
+        }
+        best.0
+    }
+
+    /// The colour of a wall with what hangs on it, and whether it shines.
+    fn wall_look(
+        &self,
+        house: &House,
+        decor: &Decor,
+        room: usize,
+        side: usize,
+        (u, v): (f32, f32),
+        p: [f32; 3],
+        foot: f32,
+    ) -> ([f32; 3], bool) {
+        let s = if side & 1 == 0 { p[1] } else { p[0] };
+        let z = p[2];
+        let mut hung = None;
+        let [first, last] = self.hung.get(4 * room + side).copied().unwrap_or_default();
+        for panel in &decor.panels[first as usize..last as usize] {
+            if s >= panel.s[0] && s < panel.s[1] && z >= panel.z[0] && z < panel.z[1] {
+                hung = Some(panel);
+            }
+        }
+        // Seen from inside, the left end of the east and of the south wall has the larger coordinate.
+        let across = |lo: f32, hi: f32| {
+            let k = (s - lo) / (hi - lo).max(1e-6);
+            if side == 0 || side == 3 { 1.0 - k } else { k }
+        };
+        if let Some(panel) = hung {
+            let edge = (s - panel.s[0]).min(panel.s[1] - s).min(z - panel.z[0]).min(panel.z[1] - z);
+            match panel.what {
+                Hung::Window => {
+                    let middle = (s - 0.5 * (panel.s[0] + panel.s[1])).abs();
+                    if edge < decor::FRAME_M || middle < 0.3 * decor::FRAME_M {
+                        return (scale(self.frame_colour, 1.06), false);
+                    }
+                    let e = &self.eye;
+                    let d: [f32; 3] = std::array::from_fn(|k| e.f[k] + v * e.d[k] + u * e.r[k]);
+                    return (decor::outside(d), true);
+                }
+                Hung::Picture(index) => {
+                    if edge < 0.025 {
+                        let dark = if index & 1 == 0 { [66.0, 48.0, 36.0] } else { [196.0, 168.0, 110.0] };
+                        return (dark, false);
+                    }
+                    let (a, b) =
+                        (across(panel.s[0], panel.s[1]), (z - panel.z[0]) / (panel.z[1] - panel.z[0]));
+                    return (decor::painting(index, a, b, foot < 0.03), false);
+                }
+                Hung::Curtain(colour) => {
+                    let base = rgb(house.palette.walls[colour % house.palette.walls.len()]);
+                    let fold = ((s * 42.0).sin() + 0.4 * (s * 97.0 + 0.6 * z).sin()) * 0.12;
+                    return (scale(base, 0.95 + if foot < 0.05 { fold } else { 0.0 }), false);
+                }
+            }
+        }
+        let base = self.rooms[room].walls[side];
+        if z < 0.10 {
+            return (scale(self.frame_colour, if z > 0.088 { 0.8 } else { 0.97 }), false);
+        }
+        let look = &decor.rooms[room];
+        let panelled = look.panelled && z < decor::PANEL_M;
+        if panelled && z > decor::PANEL_M - 0.05 {
+            return (scale(self.frame_colour, if z > decor::PANEL_M - 0.012 { 1.0 } else { 0.88 }), false);
+        }
+        let texture = decor::wall_texture(if panelled { 4 } else { look.walls[side] });
+        let [tone, bright] = texture.at(s, z, foot);
+        // Light walls get darker patterns, dark ones lighter.
+        let other = if base[1] > 150.0 { scale(base, 0.72) } else { mix(base, [255.0; 3], 0.32) };
+        (scale(mix(base, other, tone), bright).map(|c| c.min(255.0)), false)
+    }
+
+    fn mesh_look(&self, house: &House, code: u32, (u, v): (f32, f32), t: f32, p: [f32; 3]) -> Look {
+        let seen = &self.triangles[(code - MESH_BASE) as usize];
+        let mesh = &self.meshes[seen.mesh as usize];
+        let model = mesh.model;
+        let triangle = &model.triangles[seen.index as usize];
+        let b = seen.edges.map(|e| ((e[0] * u + e[1] * v + e[2]) * t).clamp(0.0, 1.0));
+        let corners = &model.normals[seen.index as usize];
+        let n: [f32; 3] = std::array::from_fn(|k| {
+            (b[0] * corners[0][k] + b[1] * corners[1][k] + b[2] * corners[2][k]) * seen.facing
+        });
+        let open: f32 = (0..3).map(|k| b[k] * model.open[usize::from(triangle.vertices[k])]).sum();
+        let albedo = lattice_colour(model, triangle, b, mesh.colour);
+        let light = (0.68 + 0.09 * n[2] + 0.42 * dot(n, mesh.light).max(0.0)) * (0.45 + 0.55 * open);
+        let (_, c, s) = self.local[mesh.object];
+        let normal = [c * n[0] - s * n[1], s * n[0] + c * n[1], n[2]];
+        let low = 0.86 + 0.14 * (p[2] * 4.0).clamp(0.0, 1.0);
+        Look { albedo, normal, light: light * low, open, glow: false, room: house.objects[mesh.object].room }
+    }
+
+    /// Light of pictures in a furnished house: the room's lamp, the sun and the sky, with shadows.
+    fn lit_furnished(
+        &self,
+        house: &House,
+        decor: &Decor,
+        code: u32,
+        look: &Look,
+        p: [f32; 3],
+        seed: (usize, usize),
+        ss: usize,
+    ) -> [f32; 3] {
+        let n = look.normal;
+        if code == 1 {
+            return [look.light; 3];
+        }
+        let room = &self.rooms[look.room];
+        let (cx, cy) = ((room.x[0] + room.x[1]) * 0.5, (room.y[0] + room.y[1]) * 0.5);
+        // One ray a sample; those of a pixel share the lamp's disc.
+        let (i, j) = seed;
+        let turn = hash((i / ss) as i32, (j / ss) as i32) * std::f32::consts::TAU;
+        let index = ((i % ss) * ss + j % ss) as f32;
+        let (a, r) = (index * 2.399_963 + turn, 0.34 * ((index + 0.5) / (ss * ss) as f32).sqrt());
+        let to = [cx + r * a.cos() - p[0], cy + r * a.sin() - p[1], CEILING_M as f32 - 0.12 - p[2]];
+        let d2 = dot(to, to);
+        let cos = dot(n, to) / d2.sqrt();
+        let lamp = if cos > 0.0 && !self.shadowed(house, p, n, to) { cos * 4.6 / (4.0 + d2) } else { 0.0 };
+        let mut sun = self.sun(decor, look, p);
+        if sun > 0.0 {
+            let to = decor.sun.map(|d| d * 8.0);
+            if self.shadowed(house, p, n, to) {
+                sun = 0.0;
+            }
+        }
+        // Seen sky and the light that the walls give back.
+        let ambient = (0.68 + 0.05 * n[2])
+            * (0.38 + 0.62 * look.open)
+            * if code > 1 && code < self.part_base { self.corner(p) } else { 1.0 };
+        let warm = [1.0, 0.95, 0.86];
+        [0, 1, 2].map(|c| ambient * [1.0, 1.01, 1.04][c] + lamp * 0.62 * warm[c] + 1.15 * sun * SUN[c])
+    }
+}
+
+/// Colour of sunlight on a surface that faces it.
+const SUN: [f32; 3] = [0.80, 0.73, 0.58];
+
+/// The colour of a triangle at barycentric weights: linear between the samples of its lattice.
+fn lattice_colour(
+    model: &Model,
+    triangle: &crate::furniture::Triangle,
+    b: [f32; 3],
+    tint: [f32; 3],
+) -> [f32; 3] {
+    let colour = |k: usize| {
+        let paint = model.lattice.get(triangle.first as usize + k).map(|c| model.paints[usize::from(*c)]);
+        match paint {
+            Some(Paint::Own(c)) => rgb(c),
+            Some(Paint::Tinted(gain)) => scale(tint, gain),
+            None => [0.0; 3],
+        }
+    };
+    if triangle.steps == 0 {
+        return colour(0);
+    }
+    let n = f32::from(triangle.steps);
+    // Row from the first vertex, place in it from the second's side.
+    let (y, x) = ((1.0 - b[0]) * n, b[2] * n);
+    let row = (y as usize).min(usize::from(triangle.steps) - 1);
+    let column = (x as usize).min(row);
+    let (fy, fx) = (y - row as f32, x - column as f32);
+    let at = |i: usize, j: usize| colour(i * (i + 1) / 2 + j.min(i));
+    // The cell is split along the diagonal.
+    let (near, far) = (at(row, column), at(row + 1, column + 1));
+    if fx <= fy {
+        let other = at(row + 1, column);
+        [0, 1, 2].map(|c| near[c] * (1.0 - fy) + other[c] * (fy - fx) + far[c] * fx)
+    } else {
+        let other = at(row, column + 1);
+        [0, 1, 2].map(|c| near[c] * (1.0 - fx) + other[c] * (fx - fy) + far[c] * fy)
+    }
+}
+
+/// Whether the segment `o + t d`, t in (0, 1), meets a model (its own frame and scale).
+fn model_blocks(model: &Model, o: [f32; 3], d: [f32; 3]) -> bool {
+    const NEAR: f32 = 2e-3;
+    model.triangles.iter().any(|t| {
+        let [a, b, c] = t.vertices.map(|v| model.points[usize::from(v)]);
+        let (e1, e2) = (sub(b, a), sub(c, a));
+        let q = cross(d, e2);
+        let det = dot(e1, q);
+        if det.abs() < 1e-12 {
+            return false;
+        }
+        let inv = 1.0 / det;
+        let from = sub(o, a);
+        let u = dot(from, q) * inv;
+        if !(0.0..=1.0).contains(&u) {
+            return false;
+        }
+        let r = cross(from, e1);
+        let v = dot(d, r) * inv;
+        v >= 0.0 && u + v <= 1.0 && {
+            let t = dot(e2, r) * inv;
+            t > NEAR && t < 1.0
+        }
+    })
+}
+
+impl Seen {
+    /// A triangle given in the camera's frame; none when it is behind the camera or seen edge-on.
+    fn new(corners: [[f32; 3]; 3], mesh: u32, index: u32) -> Option<Self> {
+        let [a, b, c] = corners;
+        if a[2].max(b[2]).max(c[2]) < NEAR_M {
+            return None;
+        }
+        let bc = cross(b, c);
+        let det = dot(a, bc);
+        if det.abs() < 1e-9 {
+            return None;
+        }
+        let inv = 1.0 / det;
+        let edges = [scale(bc, inv), scale(cross(c, a), inv), scale(cross(a, b), inv)];
+        let (mut u, mut v) = ([f32::MIN, f32::MAX], [f32::MIN, f32::MAX]);
+        if a[2].min(b[2]).min(c[2]) >= NEAR_M {
+            (u, v) = ([f32::MAX, f32::MIN], [f32::MAX, f32::MIN]);
+            for p in corners {
+                let inv = 1.0 / p[2];
+                let (x, y) = (p[0] * inv, p[1] * inv);
+                u = [u[0].min(x), u[1].max(x)];
+                v = [v[0].min(y), v[1].max(y)];
+            }
+        }
+        // In a frame with x right and y down, the front's corners turn against the clock.
+        Some(Self { edges, u, v, mesh, index, facing: if det < 0.0 { 1.0 } else { -1.0 } })
     }
 }
 
@@ -1098,6 +1651,46 @@ impl Buffer<'_> {
                     *w = if near { here } else { *w };
                     *c = if near { code } else { *c };
                 }
+            }
+        }
+    }
+
+    fn triangle(&mut self, t: &Seen, code: u32) {
+        let g = self.grid;
+        let range = |ends: [f32; 2], first: f32, n: usize| {
+            let lo = ((ends[0] - first) / g.du).ceil().clamp(0.0, n as f32) as usize;
+            (lo, ((ends[1] - first) / g.du + 1.0).floor().clamp(0.0, n as f32) as usize)
+        };
+        let (i0, i1) = range(t.u, g.u0, g.nx);
+        let (j0, j1) = range(t.v, g.v0, g.ny);
+        if i0 >= i1 {
+            return;
+        }
+        let steps = t.edges.map(|e| e[0] * g.du);
+        let sum_step = steps[0] + steps[1] + steps[2];
+        for j in j0..j1 {
+            let v = g.v0 + j as f32 * g.du;
+            let starts = t.edges.map(|e| e[0] * g.u0 + e[1] * v + e[2]);
+            let (mut lo, mut hi) = (i0 as f32, i1 as f32 - 1.0);
+            for k in 0..3 {
+                clip(starts[k], steps[k], &mut lo, &mut hi);
+            }
+            if lo.is_nan() || hi.is_nan() || lo > hi + 2e-3 {
+                continue;
+            }
+            let from = (lo - 1e-3).ceil().max(0.0) as usize;
+            let to = ((hi + 1e-3).floor() as usize + 1).min(g.nx);
+            if from >= to {
+                continue;
+            }
+            let at = j * g.nx;
+            let wa = starts[0] + starts[1] + starts[2] + from as f32 * sum_step;
+            let row = self.w[at + from..at + to].iter_mut().zip(&mut self.code[at + from..at + to]);
+            for (i, (w, c)) in row.enumerate() {
+                let here = wa + i as i32 as f32 * sum_step;
+                let near = here > *w;
+                *w = if near { here } else { *w };
+                *c = if near { code } else { *c };
             }
         }
     }

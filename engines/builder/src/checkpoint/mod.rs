@@ -49,7 +49,7 @@ pub enum CheckpointError {
         /// What is wrong, and where.
         what: String,
     },
-    /// A `.pth` or `.pt` file is no readable archive.
+    /// A `.pth` or `.pt` file is not a readable archive.
     #[error("{path}: {source}")]
     Zip {
         /// The file.
@@ -244,7 +244,7 @@ fn checked_shape(shape: &[u64], dtype: Dtype) -> Option<(Vec<usize>, u64)> {
     Some((out, bytes))
 }
 
-/// Names are shown to people: one that could steer a terminal is refused, with the steering spelt out.
+/// Names are printed: one with control characters, which a terminal would obey, is refused and shown escaped.
 fn check_name(path: &Path, name: &str) -> Result<(), CheckpointError> {
     if name.chars().any(char::is_control) {
         let what = format!("tensor {name:?}: a name with control characters");
@@ -277,7 +277,7 @@ impl Checkpoint {
 
     /// Opens the weights in a directory: an index if there is one, else the only `.safetensors` file, else the only
     /// `.pth` or `.pt` file. A directory with several and no index is refused. What macOS puts beside files on other
-    /// systems' disks (`._name`) is passed over.
+    /// systems' disks (`._name`) is skipped.
     ///
     /// # Errors
     /// See [`CheckpointError`].

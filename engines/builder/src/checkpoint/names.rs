@@ -10,7 +10,9 @@
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, Dtype};
-use mindseye_engines::model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig};
+use mindseye_engines::count::{count_denoiser, count_text, count_vae_decoder, count_vae_encoder};
+use mindseye_engines::model::vae::{Chunk, VaeConfig};
+use mindseye_engines::model::{ParamSpec, dit::DitConfig, umt5::Umt5Config};
 
 /// Most names listed in one error message.
 const MAX_LISTED: usize = 6;
@@ -88,45 +90,18 @@ pub struct Location {
     pub others: usize,
 }
 
-/// Weights of a Wan2.2 diffusion transformer, without the additions of this project (camera, lift).
+/// Weights of a Wan2.2 diffusion transformer, without the additions of this project (camera, lift, guide).
 #[must_use]
 pub fn dit_params(cfg: &DitConfig) -> Vec<ParamSpec> {
-    let dim = cfg.dim();
-    let mut out = Vec::new();
-    let mut add = |name: String, shape: &[usize]| out.push(ParamSpec { name, shape: shape.to_vec() });
-    add("scale_shift_table".to_owned(), &[1, 2, dim]);
-    add("patch_embedding.weight".to_owned(), &[dim, cfg.in_channels, 1, cfg.patch[0], cfg.patch[1]]);
-    add("patch_embedding.bias".to_owned(), &[dim]);
-    let mut dense = |name: String, from: usize, to: usize| {
-        add(format!("{name}.weight"), &[to, from]);
-        add(format!("{name}.bias"), &[to]);
+    let published = DitConfig {
+        camera_channels: 0,
+        pooled_text: false,
+        lift: false,
+        attributes: 0,
+        guide: None,
+        ..cfg.clone()
     };
-    let embedder = |part: &str| format!("condition_embedder.{part}");
-    dense(embedder("time_embedder.linear_1"), cfg.freq_dim, dim);
-    dense(embedder("time_embedder.linear_2"), dim, dim);
-    dense(embedder("time_proj"), dim, 6 * dim);
-    dense(embedder("text_embedder.linear_1"), cfg.text_dim, dim);
-    dense(embedder("text_embedder.linear_2"), dim, dim);
-    dense("proj_out".to_owned(), dim, cfg.out_channels * cfg.patch[0] * cfg.patch[1]);
-    for layer in 0..cfg.layers {
-        let name = |part: &str| format!("blocks.{layer}.{part}");
-        for attention in ["attn1", "attn2"] {
-            for part in ["to_q", "to_k", "to_v", "to_out.0"] {
-                dense(name(&format!("{attention}.{part}")), dim, dim);
-            }
-        }
-        dense(name("ffn.net.0.proj"), dim, cfg.ffn_dim);
-        dense(name("ffn.net.2"), cfg.ffn_dim, dim);
-    }
-    for layer in 0..cfg.layers {
-        let name = |part: &str| format!("blocks.{layer}.{part}");
-        add(name("scale_shift_table"), &[1, 6, dim]);
-        for part in ["attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k", "norm2"] {
-            add(name(&format!("{part}.weight")), &[dim]);
-        }
-        add(name("norm2.bias"), &[dim]);
-    }
-    out
+    count_denoiser(&published, 1, 0, 1).params().to_vec()
 }
 
 /// Weights of the projection of camera rays, which published checkpoints lack; none without camera conditioning.
@@ -143,13 +118,16 @@ pub fn camera_params(cfg: &DitConfig) -> Vec<ParamSpec> {
 /// Weights of an autoencoder.
 #[must_use]
 pub fn vae_params(cfg: &VaeConfig) -> Vec<ParamSpec> {
-    cfg.params()
+    // Chunks after the first one use all of them, at any size of the latents.
+    let (encoder, decoder) =
+        (count_vae_encoder(cfg, [1, 1], Chunk::Next), count_vae_decoder(cfg, [1, 1], Chunk::Next));
+    [encoder.params(), decoder.params()].concat()
 }
 
 /// Weights of a text encoder.
 #[must_use]
 pub fn umt5_params(cfg: &Umt5Config) -> Vec<ParamSpec> {
-    cfg.params()
+    count_text(cfg, 1).params().to_vec()
 }
 
 /// The original name of a canonical one.

@@ -409,7 +409,7 @@ impl Machine<'_> {
         self.push(value)
     }
 
-    /// Executes one opcode; the result at STOP.
+    /// Executes one opcode; the result at STOP. Long, since the protocols have that many opcodes: one arm for each.
     fn step(&mut self) -> Result<Option<Value>, PickleError> {
         let place = self.at;
         let op = self.bytes(1)?[0];
@@ -433,12 +433,8 @@ impl Machine<'_> {
                 let n = self.number(4)? as u32;
                 self.push(Value::Int(i64::from(n.cast_signed())))?;
             }
-            b'K' => {
-                let n = self.number(1)?;
-                self.push(Value::Int(n.cast_signed()))?;
-            }
-            b'M' => {
-                let n = self.number(2)?;
+            b'K' | b'M' => {
+                let n = self.number(if op == b'K' { 1 } else { 2 })?;
                 self.push(Value::Int(n.cast_signed()))?;
             }
             0x8a => {
@@ -455,13 +451,8 @@ impl Machine<'_> {
                 self.bytes(8)?;
                 self.push(Value::Float)?;
             }
-            b'X' => {
-                let len = self.number(4)? as usize;
-                let text = self.text(len)?;
-                self.push(Value::Str(text))?;
-            }
-            0x8c => {
-                let len = self.number(1)? as usize;
+            b'X' | 0x8c => {
+                let len = self.number(if op == b'X' { 4 } else { 1 })? as usize;
                 let text = self.text(len)?;
                 self.push(Value::Str(text))?;
             }
@@ -476,21 +467,13 @@ impl Machine<'_> {
                 };
                 self.push(Value::Global(Global::new(&module, &name)?))?;
             }
-            b'q' => {
-                let key = self.number(1)?;
-                self.memoize(key)?;
-            }
-            b'r' => {
-                let key = self.number(4)?;
+            b'q' | b'r' => {
+                let key = self.number(if op == b'q' { 1 } else { 4 })?;
                 self.memoize(key)?;
             }
             0x94 => self.memoize(self.memo.len() as u64)?,
-            b'h' => {
-                let key = self.number(1)?;
-                self.recall(key)?;
-            }
-            b'j' => {
-                let key = self.number(4)?;
+            b'h' | b'j' => {
+                let key = self.number(if op == b'h' { 1 } else { 4 })?;
                 self.recall(key)?;
             }
             b't' => {

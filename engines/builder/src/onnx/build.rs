@@ -1,6 +1,6 @@
 //! The interpreter that writes a network down as a graph, operation by operation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use mindseye_engines::model::Ops;
@@ -8,6 +8,7 @@ use mindseye_engines::onnx::{
     Attribute, DataType, Dim, Graph, Initializer, Model, Node, OnnxError, Origin, ValueInfo, WeightError,
 };
 
+use super::Names;
 use super::optimize::optimize;
 use super::stored::stored_weight;
 use super::weights::WeightSource;
@@ -46,8 +47,7 @@ pub struct GraphBuilder {
     stored: Vec<Initializer>,
     literals: HashMap<(Vec<usize>, Vec<u32>), usize>,
     integers: HashMap<Vec<i64>, String>,
-    names: HashSet<String>,
-    counters: HashMap<String, usize>,
+    names: Names,
     renamed: HashMap<String, String>,
     /// Where in the network the last weight belongs: nameless nodes are named after it.
     scope: String,
@@ -64,8 +64,7 @@ impl GraphBuilder {
             stored: Vec::new(),
             literals: HashMap::new(),
             integers: HashMap::new(),
-            names: HashSet::new(),
-            counters: HashMap::new(),
+            names: Names::default(),
             renamed: HashMap::new(),
             scope: String::new(),
             error: None,
@@ -83,7 +82,7 @@ impl GraphBuilder {
     }
 
     fn declare(&mut self, name: &str, dtype: DataType, dims: &[Dim]) -> usize {
-        if !self.names.insert(name.to_owned()) {
+        if !self.names.insert(name) {
             self.fail(OnnxError::Graph { what: format!("input {name:?} is declared twice") });
         }
         self.graph.inputs.push(ValueInfo {
@@ -101,7 +100,7 @@ impl GraphBuilder {
     /// When the number of values is not the product of the shape.
     pub fn index_constant(&mut self, shape: &[usize], values: &[i64]) -> IndexValue {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "values of a constant must fill its shape");
-        let name = self.unique("index");
+        let name = self.names.unique("index");
         self.graph.initializers.push(Initializer::from_i64(name.clone(), shape, values));
         IndexValue(self.add_value(name, shape.iter().map(|&s| Some(s)).collect(), false))
     }
@@ -122,7 +121,7 @@ impl GraphBuilder {
             self.graph.nodes.push(Node::new(&format!("{name}/Identity"), "Identity", &[&value], &[name]));
             name.to_owned()
         };
-        self.names.insert(name.to_owned());
+        self.names.insert(name);
         self.graph.outputs.push(ValueInfo {
             name: source,
             dtype: Some(DataType::F32),
@@ -182,26 +181,12 @@ impl GraphBuilder {
         self.values[x.0].name.clone()
     }
 
-    fn unique(&mut self, base: &str) -> String {
-        if self.names.insert(base.to_owned()) {
-            return base.to_owned();
-        }
-        loop {
-            let n = self.counters.entry(base.to_owned()).or_insert(0);
-            *n += 1;
-            let name = format!("{base}_{n}");
-            if self.names.insert(name.clone()) {
-                return name;
-            }
-        }
-    }
-
     fn literal(&mut self, shape: &[usize], data: &[f32]) -> NodeValue {
         let key = (shape.to_vec(), data.iter().map(|v| v.to_bits()).collect());
         if let Some(&id) = self.literals.get(&key) {
             return NodeValue(id);
         }
-        let name = self.unique("const");
+        let name = self.names.unique("const");
         self.graph.initializers.push(Initializer::from_f32(name.clone(), shape, data));
         let id = self.add_value(name, shape.iter().map(|&s| Some(s)).collect(), false);
         self.literals.insert(key, id);
@@ -212,7 +197,7 @@ impl GraphBuilder {
         if let Some(name) = self.integers.get(values) {
             return name.clone();
         }
-        let name = self.unique("shape");
+        let name = self.names.unique("shape");
         self.graph.initializers.push(Initializer::from_i64(name.clone(), &[values.len()], values));
         self.integers.insert(values.to_vec(), name.clone());
         name
@@ -228,10 +213,10 @@ impl GraphBuilder {
         shape: Shape,
     ) -> NodeValue {
         let name = match base {
-            Some(base) => self.unique(&format!("{base}/{op}")),
+            Some(base) => self.names.unique(&format!("{base}/{op}")),
             None => {
                 let base = if self.scope.is_empty() { op.to_owned() } else { format!("{}/{op}", self.scope) };
-                self.unique(&base)
+                self.names.unique(&base)
             }
         };
         let mut node = Node::new(&name, op, inputs, &[&name]);
@@ -317,7 +302,7 @@ impl Ops for GraphBuilder {
         let sizes = shape.iter().map(|&s| Some(s)).collect();
         let known = self.values.iter().position(|v| !v.by_node && v.weight.as_deref() == Some(name));
         let id = known.unwrap_or_else(|| {
-            let stored = self.unique(name);
+            let stored = self.names.unique(name);
             self.stored.push(stored_weight(&stored, Origin::whole(name, shape), &self.weights));
             self.add_value(stored, sizes, false)
         });
@@ -545,7 +530,7 @@ impl Ops for GraphBuilder {
 
     fn mark(&mut self, name: &str, x: &NodeValue) {
         let Value { name: value, by_node, .. } = &self.values[x.0];
-        if *by_node && !self.renamed.contains_key(value) && self.names.insert(name.to_owned()) {
+        if *by_node && !self.renamed.contains_key(value) && self.names.insert(name) {
             self.renamed.insert(value.clone(), name.to_owned());
         }
     }

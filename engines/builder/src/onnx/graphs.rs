@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use super::{GraphBuilder, WeightSource};
+use mindseye_engines::count::{vae_decoder_caches, vae_encoder_caches};
 use mindseye_engines::model::codec::{self, GROUP, LinearCodecConfig};
 use mindseye_engines::model::depth::{self, DepthConfig};
 use mindseye_engines::model::umt5::{self, Umt5Config, Umt5Inputs};
@@ -126,8 +127,8 @@ pub fn vae_graph(
     let frames_dims = fixed(&[count, 3, height, width]);
     let latent_dims = fixed(&[1, cfg.z_dim, latent[0], latent[1]]);
     let (input, shapes) = match way {
-        Way::Encode => (ops.input("frames", &frames_dims), cfg.encoder_caches(latent)),
-        Way::Decode => (ops.input("latent", &latent_dims), cfg.decoder_caches(latent)),
+        Way::Encode => (ops.input("frames", &frames_dims), vae_encoder_caches(cfg, latent)),
+        Way::Decode => (ops.input("latent", &latent_dims), vae_decoder_caches(cfg, latent)),
     };
     let mut old = Vec::new();
     if chunk == Chunk::Next {

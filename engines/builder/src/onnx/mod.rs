@@ -19,6 +19,8 @@
 //! # Ok::<(), mindseye_engines::onnx::OnnxError>(())
 //! ```
 
+use std::collections::{HashMap, HashSet};
+
 mod build;
 mod denoiser;
 mod graphs;
@@ -30,3 +32,33 @@ pub use build::{GraphBuilder, IndexValue, NodeValue};
 pub use denoiser::{denoiser_graph, write_denoiser};
 pub use graphs::{Way, codec_graph, depth_graph, step_component, text_encoder_graph, vae_graph};
 pub use weights::{CheckpointWeights, DeclaredWeights, MemoryWeights, WeightMeta, WeightSource};
+
+/// Names of values and nodes that are taken.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    /// Last number that was put behind each name.
+    numbers: HashMap<String, usize>,
+}
+
+impl Names {
+    /// Takes a name; false where it was taken before.
+    fn insert(&mut self, name: &str) -> bool {
+        self.taken.insert(name.to_owned())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.taken.contains(name)
+    }
+
+    /// `base`, or `base` with a number behind it where that is taken.
+    fn unique(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
+        while !self.taken.insert(name.clone()) {
+            let number = self.numbers.entry(base.to_owned()).or_insert(0);
+            *number += 1;
+            name = format!("{base}_{number}");
+        }
+        name
+    }
+}

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use mindseye_engines::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node, Origin, Step};
 
+use super::Names;
 use super::stored::stored_weight;
 use super::weights::WeightSource;
 
@@ -269,8 +270,7 @@ struct Rewriter<'a> {
     constants: HashMap<String, usize>,
     outputs: HashSet<String>,
     /// All names of nodes and values.
-    names: HashSet<String>,
-    counters: HashMap<String, usize>,
+    names: Names,
     /// Values that were replaced by others.
     aliases: HashMap<String, String>,
     /// Folded weights by origin.
@@ -286,23 +286,24 @@ impl<'a> Rewriter<'a> {
             readers: HashMap::new(),
             constants: HashMap::new(),
             outputs: graph.outputs.iter().map(|o| o.name.clone()).collect(),
-            names: HashSet::new(),
-            counters: HashMap::new(),
+            names: Names::default(),
             aliases: HashMap::new(),
             folded: HashMap::new(),
             tables: HashMap::new(),
             weights,
             graph,
         };
-        out.names.extend(out.graph.inputs.iter().map(|i| i.name.clone()));
+        for input in &out.graph.inputs {
+            out.names.insert(&input.name);
+        }
         for (at, constant) in out.graph.initializers.iter().enumerate() {
-            out.names.insert(constant.name.clone());
+            out.names.insert(&constant.name);
             out.constants.insert(constant.name.clone(), at);
         }
         for (at, node) in out.graph.nodes.iter().enumerate() {
-            out.names.insert(node.name.clone());
+            out.names.insert(&node.name);
             for output in &node.outputs {
-                out.names.insert(output.clone());
+                out.names.insert(output);
                 out.makers.insert(output.clone(), at);
             }
             for input in &node.inputs {
@@ -400,20 +401,6 @@ impl<'a> Rewriter<'a> {
         self.makers.get(value).map(|&at| &self.graph.nodes[at])
     }
 
-    fn unique(&mut self, base: &str) -> String {
-        if self.names.insert(base.to_owned()) {
-            return base.to_owned();
-        }
-        loop {
-            let n = self.counters.entry(base.to_owned()).or_insert(0);
-            *n += 1;
-            let name = format!("{base}_{n}");
-            if self.names.insert(name.clone()) {
-                return name;
-            }
-        }
-    }
-
     fn add_constant(&mut self, constant: Initializer) {
         self.constants.insert(constant.name.clone(), self.graph.initializers.len());
         self.graph.initializers.push(constant);
@@ -427,7 +414,7 @@ impl<'a> Rewriter<'a> {
         if let Some(known) = known {
             return known.name.clone();
         }
-        let name = self.unique("shape");
+        let name = self.names.unique("shape");
         self.add_constant(Initializer::from_i64(name.clone(), &[values.len()], values));
         name
     }
@@ -435,7 +422,7 @@ impl<'a> Rewriter<'a> {
     /// A node named after its operation, beside `place`.
     fn node(&mut self, place: &str, op: &str, inputs: &[&str]) -> Node {
         let base = place.rsplit_once('/').map_or(op.to_owned(), |(scope, _)| format!("{scope}/{op}"));
-        let name = self.unique(&base);
+        let name = self.names.unique(&base);
         Node::new(&name, op, inputs, &[&name])
     }
 
@@ -495,7 +482,7 @@ fn fold(rewriter: &mut Rewriter<'_>, found: &Match) -> Option<Replacement> {
     if let Some(known) = rewriter.folded.get(&key) {
         return Some(Replacement::Alias(known.clone()));
     }
-    let name = rewriter.unique(&origin.weight);
+    let name = rewriter.names.unique(&origin.weight);
     rewriter.add_constant(stored_weight(&name, origin, rewriter.weights));
     rewriter.folded.insert(key, name.clone());
     Some(Replacement::Alias(name))

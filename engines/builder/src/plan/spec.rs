@@ -75,7 +75,7 @@ pub enum SpecError {
     },
 }
 
-/// A model file (`configs/models/*.toml`); tables that a plan does not need are passed over.
+/// A model file (`configs/models/*.toml`); tables that a plan does not need are ignored.
 #[derive(Deserialize)]
 struct Wire {
     name: String,

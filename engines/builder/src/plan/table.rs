@@ -1,4 +1,4 @@
-//! Plans for people: one plan's table, a refusal with what would fit, many plans in one table.
+//! Plans as text: one plan's table, a refusal with what would fit, many plans in one table.
 
 use std::fmt::Write as _;
 
@@ -40,7 +40,7 @@ pub fn workload_line(w: &Workload) -> String {
     )
 }
 
-/// What keeping parts in one way means, for people.
+/// A residency policy in words.
 fn keep_line(keep: Keep) -> &'static str {
     match keep {
         Keep::All => "every part stays loaded",
@@ -133,7 +133,7 @@ impl Plan {
         ))
     }
 
-    /// A table for people.
+    /// The plan as a text table.
     #[must_use]
     pub fn table(&self) -> String {
         let mut out = format!(
@@ -299,7 +299,7 @@ pub fn compared(plans: &[Plan]) -> String {
     out
 }
 
-/// At half of the roofline; loading parts is no arithmetic.
+/// At half of the roofline; the time for loading parts stays as it is.
 fn at_half(p: &Plan) -> Option<f64> {
     p.seconds_answer.map(|s| 2.0 * s - p.memory.load_seconds)
 }

@@ -100,6 +100,14 @@ impl Observer {
         Ok(())
     }
 
+    /// The largest magnitude after each channel is divided by its factor.
+    pub(super) fn smoothed_max(&self, factors: Option<&[f32]>) -> f32 {
+        match factors {
+            None => self.max,
+            Some(factors) => self.channel_max.iter().zip(factors).map(|(m, s)| m / s).fold(0.0, f32::max),
+        }
+    }
+
     /// The range of a calibrator; zero when nothing but zeros was seen.
     pub(super) fn range(&self, calibrator: Calibrator) -> f32 {
         if self.max == 0.0 {

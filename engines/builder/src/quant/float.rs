@@ -165,73 +165,22 @@ fn convert_graph(
 ) -> Result<(Model, HashMap<String, DataType>), QuantError> {
     let mut out = model.clone();
     out.graph.value_infos.clear();
-    let mut builder = Caster { types: HashMap::new(), casts: HashMap::new(), nodes: Vec::new() };
-    for input in &out.graph.inputs {
-        builder.types.insert(input.name.clone(), input.dtype.unwrap_or(DataType::F32));
-    }
-    let constants: HashMap<&str, &Initializer> =
-        model.graph.initializers.iter().map(|i| (i.name.as_str(), i)).collect();
-    for i in constants.values() {
-        builder.types.insert(i.name.clone(), i.dtype);
-    }
-    // Which type each float constant is wanted in; a constant may be wanted in both.
-    let mut wanted: HashMap<String, HashSet<DataType>> = HashMap::new();
-    let outputs: HashMap<String, String> =
-        model.graph.outputs.iter().map(|o| (o.name.clone(), format!("{}/low", o.name))).collect();
+    let mut caster = Caster::new(model, low);
     let high_nodes = high_nodes(model, keep);
-    for (index, node) in std::mem::take(&mut out.graph.nodes).into_iter().enumerate() {
+    for (index, mut node) in std::mem::take(&mut out.graph.nodes).into_iter().enumerate() {
         if node.attributes.iter().any(|a| matches!(a.value, AttributeValue::Graph(_))) {
             return Err(QuantError::Unsupported(format!("node {:?} has a subgraph", node.name)));
         }
         let float = if high_nodes.contains(&index) { DataType::F32 } else { low };
-        let mut node = node;
-        for (slot, input) in node.inputs.iter_mut().enumerate() {
-            if input.is_empty() {
-                continue;
-            }
-            // Scales of Resize are fp32 by definition.
-            let float = if node.op_type == "Resize" && slot > 0 { DataType::F32 } else { float };
-            let have = builder.types.get(input.as_str()).copied().unwrap_or(low);
-            if !matches!(have, DataType::F32 | DataType::F16 | DataType::BF16) {
-                continue;
-            }
-            if constants.contains_key(input.as_str()) {
-                wanted.entry(input.clone()).or_default().insert(float);
-                if float != DataType::F32 {
-                    *input = format!("{input}/low");
-                }
-            } else if have != float {
-                *input = builder.cast(input, float);
-            }
-        }
-        let result = builder.result_type(&mut node, float);
-        for (slot, output) in node.outputs.iter_mut().enumerate() {
-            let dtype = if slot == 0 { result } else { float };
-            if let Some(inner) = outputs.get(output.as_str()).filter(|_| dtype == low) {
-                // Readers inside keep the low value; the graph's output is its fp32 copy.
-                builder.types.insert(inner.clone(), dtype);
-                builder.types.insert(output.clone(), DataType::F32);
-                builder.casts.insert((output.clone(), low), inner.clone());
-                output.clone_from(inner);
-            } else {
-                builder.types.insert(output.clone(), dtype);
-            }
-        }
-        let made: Vec<String> = node.outputs.clone();
-        builder.nodes.push(node);
-        for name in made {
-            if let Some((output, inner)) = outputs.iter().find(|(_, inner)| **inner == name) {
-                let to = Attribute::int("to", DataType::F32 as i64);
-                let cast =
-                    Node::new(&format!("{output}/cast"), "Cast", &[inner.as_str()], &[output.as_str()]);
-                builder.nodes.push(cast.with(to));
-            }
-        }
+        caster.cast_inputs(&mut node, float);
+        let casts = caster.cast_outputs(&mut node, float);
+        caster.nodes.push(node);
+        caster.nodes.extend(casts);
     }
-    out.graph.nodes = builder.nodes;
+    out.graph.nodes = caster.nodes;
     let mut initializers = Vec::new();
     for i in std::mem::take(&mut out.graph.initializers) {
-        let Some(types) = wanted.get(&i.name) else {
+        let Some(types) = caster.wanted.get(&i.name) else {
             initializers.push(i);
             continue;
         };
@@ -244,10 +193,9 @@ fn convert_graph(
     }
     out.graph.initializers = initializers;
     out.graph.drop_unused_initializers();
-    for constant in &out.graph.initializers {
-        builder.types.insert(constant.name.clone(), constant.dtype);
-    }
-    Ok((out, builder.types))
+    let constants = out.graph.initializers.iter().map(|c| (c.name.clone(), c.dtype));
+    caster.types.extend(constants);
+    Ok((out, caster.types))
 }
 
 /// Nodes that compute in fp32: those whose kind asks for it, and those that read or make a value of `keep`.
@@ -291,13 +239,77 @@ fn high_nodes(model: &Model, keep: &HashSet<String>) -> HashSet<usize> {
     high
 }
 
+/// A graph on its way to `low` floats.
 struct Caster {
+    low: DataType,
+    /// Element types of all values so far.
     types: HashMap<String, DataType>,
     casts: HashMap<(String, DataType), String>,
+    /// Types that each float constant is wanted in; it may be both.
+    wanted: HashMap<String, HashSet<DataType>>,
+    constants: HashSet<String>,
+    /// By output of the graph, the name of its value in `low`.
+    outputs: HashMap<String, String>,
     nodes: Vec<Node>,
 }
 
 impl Caster {
+    fn new(model: &Model, low: DataType) -> Self {
+        let graph = &model.graph;
+        let inputs = graph.inputs.iter().map(|i| (i.name.clone(), i.dtype.unwrap_or(DataType::F32)));
+        let constants = graph.initializers.iter().map(|i| (i.name.clone(), i.dtype));
+        Self {
+            low,
+            types: inputs.chain(constants).collect(),
+            casts: HashMap::new(),
+            wanted: HashMap::new(),
+            constants: graph.initializers.iter().map(|i| i.name.clone()).collect(),
+            outputs: graph.outputs.iter().map(|o| (o.name.clone(), format!("{}/low", o.name))).collect(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// Makes a node read its float inputs in `float`.
+    fn cast_inputs(&mut self, node: &mut Node, float: DataType) {
+        for (slot, input) in node.inputs.iter_mut().enumerate().filter(|(_, i)| !i.is_empty()) {
+            // Scales of Resize are fp32 by definition.
+            let float = if node.op_type == "Resize" && slot > 0 { DataType::F32 } else { float };
+            let have = self.types.get(input.as_str()).copied().unwrap_or(self.low);
+            if !is_float(have) {
+                continue;
+            }
+            if self.constants.contains(input.as_str()) {
+                self.wanted.entry(input.clone()).or_default().insert(float);
+                if float != DataType::F32 {
+                    *input = format!("{input}/low");
+                }
+            } else if have != float {
+                *input = self.cast(input, float);
+            }
+        }
+    }
+
+    /// Notes the types of a node's outputs. One in `low` that the graph gives stays low inside, under a name of its own:
+    /// the nodes that make the graph's fp32 copies.
+    fn cast_outputs(&mut self, node: &mut Node, float: DataType) -> Vec<Node> {
+        let result = self.result_type(node, float);
+        let mut casts = Vec::new();
+        for (slot, output) in node.outputs.iter_mut().enumerate() {
+            let dtype = if slot == 0 { result } else { float };
+            let Some(inner) = self.outputs.get(output.as_str()).filter(|_| dtype == self.low) else {
+                self.types.insert(output.clone(), dtype);
+                continue;
+            };
+            self.types.insert(inner.clone(), dtype);
+            self.types.insert(output.clone(), DataType::F32);
+            self.casts.insert((output.clone(), self.low), inner.clone());
+            let cast = Node::new(&format!("{output}/cast"), "Cast", &[inner], &[output]);
+            casts.push(cast.with(Attribute::int("to", DataType::F32 as i64)));
+            output.clone_from(inner);
+        }
+        casts
+    }
+
     fn cast(&mut self, value: &str, to: DataType) -> String {
         if let Some(name) = self.casts.get(&(value.to_owned(), to)) {
             return name.clone();

@@ -37,7 +37,7 @@ pub use rewrite::{
     layers, observe_all, quantise_half, quantise_observed,
 };
 pub use spool::Spooled;
-pub(crate) use verify::name_worst;
+pub(crate) use verify::past_limit;
 pub use verify::{
     Checks, Reference, Report, TaskAnswer, TaskChange, TaskEvaluation, TaskFigures, auto_exclude,
     observe_for, sensitivities, verify,
@@ -46,7 +46,7 @@ pub use verify::{
 use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
 use mindseye_engines::onnx::{ExternalData, Model, OnnxError, SaveOptions};
 
-/// What is being done, told between two steps of it.
+/// Progress of quantising and checking, reported between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // done and of count items, layers or tries
 pub enum Work {
@@ -68,7 +68,7 @@ pub enum Work {
     Task(&'static str),
 }
 
-/// Told about work; returns false to stop it.
+/// Called with progress; returns false to cancel.
 pub type Tell<'a> = dyn FnMut(Work) -> bool + 'a;
 
 fn go_on(tell: &mut Tell<'_>, work: Work) -> Result<(), QuantError> {
@@ -92,7 +92,7 @@ pub type Inputs = Vec<(String, Tensor)>;
 
 /// Where calibration inputs come from: rendered scenes, a bag, recorded tensors. Streamed: only one item is in memory.
 pub trait CalibrationSource {
-    /// For people and for the passport: what the inputs are, with the seed.
+    /// A description of the inputs, with the seed, for reports and for the passport.
     fn describe(&self) -> String;
     /// Number of items, where known.
     fn count(&self) -> Option<u64>;
@@ -211,7 +211,7 @@ pub enum QuantError {
     #[error("temporary file: {0}")]
     Io(#[from] std::io::Error),
     /// The errors are larger than the target allows.
-    #[error("{what} has relative L2 error {got:.4}, the limit is {limit}; worst layers: {worst}")]
+    #[error("{what} has relative L2 error {got:.4}, the limit is {limit:.3}; worst layers: {worst}{advice}")]
     Limit {
         /// Output or block.
         what: String,
@@ -221,6 +221,8 @@ pub enum QuantError {
         limit: f64,
         /// Names and figures.
         worst: String,
+        /// What would help, where that is known; begins with a semicolon.
+        advice: String,
     },
     /// Stopped on request.
     #[error("cancelled")]

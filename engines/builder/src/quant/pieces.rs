@@ -25,8 +25,8 @@ use mindseye_engines::onnx::{
     Attribute, DataType, Dim, ExternalData, Initializer, Model, Node, SaveOptions, TensorData, ValueInfo,
 };
 
-/// Most memory that measuring and comparing may take, bytes. Synthetic inputs are made as large as it allows
-/// ([`frames_within`]).
+/// Most memory that measuring and comparing may take where nobody says otherwise, bytes. Synthetic inputs are made as large
+/// as it allows ([`frames_within`]).
 pub const MEMORY_BYTES: u64 = 8_000_000_000;
 /// Graphs with more bytes of weights run block by block.
 const WHOLE_BYTES: u64 = 256 << 20;
@@ -519,7 +519,7 @@ fn watched<T: Send + 'static>(
             Ok(value) => return Ok(value),
             Err(mpsc::RecvTimeoutError::Timeout) => go_on(tell, work)?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let what = "the thread that runs the graph broke down".into();
+                let what = "the thread that runs the graph panicked".into();
                 return Err(BackendError::Run { backend: "cpu", what }.into());
             }
         }

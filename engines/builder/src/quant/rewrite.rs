@@ -130,6 +130,20 @@ pub struct Ranges {
     calibration: Option<(String, String)>,
 }
 
+impl Ranges {
+    /// The layer whose inputs go furthest past the range that they are quantised with, and how many times that range they
+    /// reach; none where all stay within. `seen` is what was observed of `model`.
+    pub(super) fn exceeded(&self, model: &Model, seen: &Observed) -> Option<(String, f32)> {
+        let reach = |site: Site| {
+            let known = self.layers.get(&site.layer).filter(|known| known.range > 0.0)?;
+            let most = seen.values.get(&site.input)?.smoothed_max(known.smooth.as_deref());
+            Some((site.layer, most / known.range))
+        };
+        let furthest = sites(model).into_iter().filter_map(reach).max_by(|a, b| a.1.total_cmp(&b.1));
+        furthest.filter(|(_, times)| *times > 1.0)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct ActivationRange {
     /// Of the smoothed values.
@@ -512,14 +526,9 @@ impl Parts {
         let smoothing = smoothing(model, config, groups, &measured, &self.chosen, &observers, tell)?;
         // Smoothed values have other ranges: known exactly for the largest magnitude, else seen again.
         let ranges: Vec<f32> = match (config.calibrator, config.precision) {
-            (Calibrator::Max, _) | (_, Precision::Fp8) => observers
-                .iter()
-                .zip(&smoothing)
-                .map(|(o, s)| match s {
-                    None => o.max,
-                    Some(s) => o.channel_max.iter().zip(s).map(|(m, s)| m / s).fold(0.0, f32::max),
-                })
-                .collect(),
+            (Calibrator::Max, _) | (_, Precision::Fp8) => {
+                observers.iter().zip(&smoothing).map(|(o, s)| o.smoothed_max(s.as_deref())).collect()
+            }
             (calibrator, _) => {
                 let (smoothed, values) = smoothed_values(model, &values, &smoothing);
                 let (observers, _) = observe(&smoothed, &values, runner, source, tell)?;

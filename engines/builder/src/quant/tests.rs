@@ -1,4 +1,4 @@
-//! The whole way on a small transformer: calibrate, rewrite, run on the CPU, compare.
+//! End to end on a small transformer: calibrate, rewrite, run on the CPU, compare.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::onnx::{MemoryWeights, denoiser_graph};
-use mindseye_engines::backend::{Engine, Port, RtenBackend, Tensor};
-use mindseye_engines::count::count_denoiser;
+use mindseye_engines::backend::{Elements, Engine, Port, RtenBackend, Tensor};
+use mindseye_engines::count::{count_denoiser, count_text};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::onnx::{DataType, Dim, Graph, Initializer, Node, ValueInfo};
 use mindseye_engines::session_denoiser::DenoiserKind;
@@ -21,7 +21,6 @@ fn config() -> DitConfig {
         out_channels: 8,
         latent_height: 2,
         latent_width: 3,
-        patch: [1, 1],
         heads: 4,
         head_dim: 16,
         layers: 4,
@@ -29,14 +28,9 @@ fn config() -> DitConfig {
         text_dim: 16,
         text_len: 3,
         freq_dim: 32,
-        eps: 1e-6,
-        rope_theta: 10000.0,
         prediction: Prediction::Velocity,
-        camera_channels: 0,
         pooled_text: true,
-        lift: false,
-        attributes: 0,
-        guide: None,
+        ..DitConfig::SMALLEST
     }
 }
 
@@ -191,6 +185,45 @@ fn limits_are_met_by_keeping_the_worst_layers() {
         Limits { output_relative_l2: 1e-9, block_relative_l2: 1.0, int4w_factor: 1.0, fp8_factor: 1.0 };
     let text = search(&impossible, &mut |_| true).unwrap_err().to_string();
     assert!(text.contains("sample") && text.contains("blocks."), "{text}");
+}
+
+/// Where the compared inputs leave the calibrated ranges, the refusal says of which layer, by how much, and what to do.
+#[test]
+fn inputs_past_the_calibrated_ranges_are_named_in_the_refusal() {
+    let fp32 = model(false);
+    let c = QuantConfig::new(Precision::Int8);
+    let quiet = |scale: f32| {
+        let item = source(1).next().unwrap().unwrap().into_iter().map(|(name, mut tensor)| {
+            if let Elements::F32(values) = &mut tensor.data
+                && ["latents", "text"].contains(&name.as_str())
+            {
+                values.iter_mut().for_each(|v| *v *= scale);
+            }
+            (name, tensor)
+        });
+        InMemory::new("one item", vec![item.collect()])
+    };
+    let refusal = |held_out: f32| {
+        let mut checks = Checks {
+            runner: &runner(),
+            calibration: &mut quiet(1.0),
+            held_out: &mut quiet(held_out),
+            samples: 1,
+            tell: &mut |_| true,
+        };
+        let q = quantise(&fp32, &c, &runner(), checks.calibration, &mut |_| true).unwrap();
+        let past = ("sample".to_owned(), 0.5, 0.05);
+        past_limit(&fp32, &c, &q.ranges, past, &[("blocks.1.a".to_owned(), 0.4)], &mut checks)
+            .unwrap()
+            .to_string()
+    };
+    let text = refusal(4.0);
+    assert!(text.contains("worst layers: blocks.1.a (0.4000); other inputs reach "), "{text}");
+    assert!(
+        text.contains(" times the range that blocks.") && text.ends_with("calibrate with more items"),
+        "{text}"
+    );
+    assert!(refusal(1.0).ends_with("worst layers: blocks.1.a (0.4000)"), "{}", refusal(1.0));
 }
 
 #[test]
@@ -450,7 +483,7 @@ fn values_too_large_for_halves_stay_in_fp32() {
     };
     let mut rng = mindseye_base::random::Rng::new(5);
     let mut weights = MemoryWeights::new();
-    for p in cfg.params() {
+    for p in count_text(&cfg, 4).params().to_vec() {
         let factor = match p.name.as_str() {
             name if name.contains("DenseReluDense.wo") => 2e4,
             name if name.contains("DenseReluDense.wi") => 4.0,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::pieces::Runner;
 use super::rewrite::{
-    Observed, QuantConfig, Quantised, layers, observe_all, quantise_observed, with_outputs,
+    Observed, QuantConfig, Quantised, Ranges, layers, observe_all, quantise_observed, with_outputs,
 };
 use super::spool::{read_tensors, write_tensors};
 use super::{CalibrationSource, QuantError, Scratch, SuppliedError, Tell, Work, go_on};
@@ -336,7 +336,7 @@ pub struct Checks<'a> {
     pub held_out: &'a mut dyn CalibrationSource,
     /// Number of inputs of the comparison.
     pub samples: u64,
-    /// Told about the work.
+    /// Called with progress.
     pub tell: &'a mut Tell<'a>,
 }
 
@@ -412,6 +412,7 @@ pub fn auto_exclude(
         Ok::<_, QuantError>((made, report))
     };
     let (first, mut report) = attempt(&config, checks)?;
+    let mut ranges = first.ranges.clone();
     if report.past(limits).is_none() {
         return Ok((first, report, config));
     }
@@ -425,12 +426,38 @@ pub fn auto_exclude(
         if report.past(limits).is_none() {
             return Ok((next, report, config));
         }
+        ranges = next.ranges;
     }
-    let (what, got, limit) = report.past(limits).unwrap_or_default();
-    Err(QuantError::Limit { what, got, limit, worst: name_worst(&worst) })
+    let past = report.past(limits).unwrap_or_default();
+    Err(past_limit(model, &config, &ranges, past, &worst, checks)?)
 }
 
-/// The five worst layers as text.
-pub(crate) fn name_worst(worst: &[(String, f64)]) -> String {
-    worst.iter().take(5).map(|(l, e)| format!("{l} ({e:.4})")).collect::<Vec<_>>().join(", ")
+/// Why a graph was refused: the limit that it passes (name, error, limit), its worst layers, and, where the compared inputs
+/// leave the calibrated ranges, by how much.
+///
+/// # Errors
+/// As [`observe_all`].
+pub(crate) fn past_limit(
+    model: &Model,
+    config: &QuantConfig,
+    ranges: &Ranges,
+    (what, got, limit): (String, f64, f64),
+    worst: &[(String, f64)],
+    checks: &mut Checks<'_>,
+) -> Result<QuantError, QuantError> {
+    let exceeded = match config.precision {
+        Precision::Int4w => None,
+        _ => {
+            let seen = observe_all(model, config, checks.runner, checks.held_out, checks.tell)?;
+            ranges.exceeded(model, &seen)
+        }
+    };
+    let advice = exceeded.map_or(String::new(), |(layer, times)| {
+        format!(
+            "; other inputs reach {times:.2} times the range that {layer} has from {}: calibrate with more items",
+            checks.calibration.describe()
+        )
+    });
+    let worst: Vec<String> = worst.iter().take(5).map(|(l, e)| format!("{l} ({e:.4})")).collect();
+    Ok(QuantError::Limit { what, got, limit, worst: worst.join(", "), advice })
 }
