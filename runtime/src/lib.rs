@@ -46,6 +46,7 @@ pub mod lift;
 pub mod mind;
 mod no_model;
 pub mod node;
+pub mod overview;
 pub mod planar;
 pub mod profile;
 pub mod recall;
@@ -55,6 +56,8 @@ pub mod senses;
 pub mod served;
 pub mod stamps;
 pub mod study;
+#[cfg(feature = "top")]
+pub mod top;
 pub mod topics;
 #[cfg(feature = "view")]
 pub mod view;

@@ -50,8 +50,9 @@ template <class... A> Kernel kernel(const char* name, void (*f)(A...)) {
     return {name, {sizeof(A)...}, [f](void** p) { apply_to(f, p, std::index_sequence_for<A...>{}); }};
 }
 #define KNOWN(name) kernel(#name, name)
-std::vector<Kernel> kernels = {KNOWN(gemm_bf16_128), KNOWN(gemm_bf16_64), KNOWN(gemm_any), KNOWN(attention_bf16_48), KNOWN(attention_bf16_64),
-                               KNOWN(attention_bf16_128), KNOWN(attention_any), KNOWN(norm_rows), KNOWN(softmax_rows), KNOWN(reduce_axis),
+std::vector<Kernel> kernels = {KNOWN(gemm_bf16_128), KNOWN(gemm_bf16_64), KNOWN(gemm_any), KNOWN(conv_bf16_1x1_128), KNOWN(conv_bf16_1x1_64),
+                               KNOWN(conv_bf16_3x3_128), KNOWN(conv_bf16_3x3_64), KNOWN(conv_any), KNOWN(attention_bf16_48), KNOWN(attention_bf16_64),
+                               KNOWN(attention_bf16_128), KNOWN(attention_any), KNOWN(norm_rows), KNOWN(softmax_rows), KNOWN(reduce_axis), KNOWN(norm_channels),
                                KNOWN(rotate_heads), KNOWN(gather_rows), KNOWN(elementwise)};
 
 struct Graph {
@@ -69,6 +70,7 @@ std::map<uint64_t, size_t> allocated;
 std::string module_text;
 bool initialized = false;
 thread_local bool current = false;
+uint64_t copies[2]; // to the device, from it
 
 size_t used() {
     size_t sum = 0;
@@ -98,6 +100,15 @@ int queue(void* stream, std::function<void()> work) {
     ENTER(name)             \
     if (!current) return INVALID_CONTEXT;
 
+// Copies that were queued, each way, since the last time it was asked.
+API emulatorCopies(uint64_t* counts) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    for (int i : {0, 1}) {
+        counts[i] = copies[i];
+        copies[i] = 0;
+    }
+    return OK;
+}
 API cuInit(unsigned) {
     if (settings.fail == "cuInit") return UNKNOWN;
     initialized = true;
@@ -184,11 +195,13 @@ API cuMemFreeHost(void* at) {
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     ENTER_CONTEXT("cuMemcpyHtoDAsync_v2")
     if (!inside(to, bytes)) return INVALID_VALUE;
+    copies[0]++;
     return queue(stream, [=] { memcpy((void*)to, from, bytes); });
 }
 API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     ENTER_CONTEXT("cuMemcpyDtoHAsync_v2")
     if (!inside(from, bytes)) return INVALID_VALUE;
+    copies[1]++;
     return queue(stream, [=] { memcpy(to, (void*)from, bytes); });
 }
 API cuStreamCreate(void** stream, unsigned) {

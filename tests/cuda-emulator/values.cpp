@@ -200,17 +200,17 @@ static void check_norm(int rows, int width, int per_row, bool centred, bool affi
     });
 }
 
-static void check_softmax(int rows, int width) {
-    auto x = Tensor::noise(any_type(), (size_t)rows * width, 3);
+static void check_softmax(int rows, int width, float scale) {
+    auto x = Tensor::noise(any_type(), (size_t)rows * width, 3 / scale);
     Tensor out(any_type(), x.count);
     std::vector<double> wanted(out.count);
     for (int r = 0; r < rows; r++) {
         double total = 0;
-        for (int i = 0; i < width; i++) total += std::exp(x[(size_t)r * width + i]);
-        for (int i = 0; i < width; i++) wanted[(size_t)r * width + i] = std::exp(x[(size_t)r * width + i]) / total;
+        for (int i = 0; i < width; i++) total += std::exp(x[(size_t)r * width + i] * scale);
+        for (int i = 0; i < width; i++) wanted[(size_t)r * width + i] = std::exp(x[(size_t)r * width + i] * scale) / total;
     }
     check("softmax_rows", sizes({rows, width}), out, wanted, tolerance({&out}), [&](Order order) {
-        emulator::launch({blocks(rows, 4), 1, 1}, 128, 0, order, [&] { softmax_rows(x.at(), x.type, out.at(), out.type, rows, width); });
+        emulator::launch({blocks(rows, 4), 1, 1}, 128, 0, order, [&] { softmax_rows(x.at(), x.type, out.at(), out.type, rows, width, scale); });
     });
 }
 
@@ -229,9 +229,75 @@ static void check_reduce(int outer, int size, int inner, bool root) {
         }
     // A mean may cancel: its f32 error is that of its summands.
     check("reduce_axis", sizes({outer, size, inner}), out, wanted, tolerance({&out}, 1e-5), [&](Order order) {
-        emulator::launch({blocks(outer * inner, 4), 1, 1}, 128, 0, order,
+        emulator::launch({blocks(outer * inner, inner < 32 ? 4 : 128), 1, 1}, 128, 0, order,
                          [&] { reduce_axis(x.at(), x.type, out.at(), out.type, outer, size, inner, root); });
     });
+}
+
+static void check_norm_channels(int n, int channels, int pixels, bool with_silu) {
+    auto x = Tensor::noise(any_type(), (size_t)n * channels * pixels), gamma = Tensor::noise(F32, channels);
+    Tensor out(any_type(), x.count);
+    if (n > 1)
+        for (int c = 0; c < channels; c++) store(x.at(), (size_t)c * pixels, x.type, 0); // a pixel without a length
+    std::vector<double> wanted(out.count);
+    for (int i = 0; i < n; i++)
+        for (int p = 0; p < pixels; p++) {
+            double sum = 0;
+            auto at = [&](int c) { return ((size_t)i * channels + c) * pixels + p; };
+            for (int c = 0; c < channels; c++) sum += x[at(c)] * x[at(c)];
+            for (int c = 0; c < channels; c++) {
+                double y = x[at(c)] / std::max(std::sqrt(sum), 1e-12) * gamma[c];
+                wanted[at(c)] = with_silu ? silu(y) : y;
+            }
+        }
+    check("norm_channels", sizes({n, channels, pixels}), out, wanted, tolerance({&out}), [&](Order order) {
+        emulator::launch({blocks(pixels, 32), (unsigned)n, 1}, 128, 512, order,
+                         [&] { norm_channels(x.at(), x.type, gamma.floats(), out.at(), out.type, channels, pixels, 1e-12f, with_silu); });
+    });
+}
+
+// A convolution by all kernels that do it. `apart` is the distance between pictures in channels: less than there are,
+// where windows over time overlap.
+static void check_conv(int n, int channels, int apart, int made, int height, int width, int side, int stride, int pad, int pad_end, int shift, bool with_bias) {
+    int h = height << shift, w = width << shift, oh = (h + pad + pad_end - side) / stride + 1, ow = (w + pad + pad_end - side) / stride + 1;
+    int depth = channels * side * side, pixels = oh * ow;
+    bool tensor_cores = depth % 8 == 0 && (side == 1 || side == 3);
+    int type = tensor_cores ? BF16 : any_type();
+    i64 picture = (i64)apart * height * width;
+    auto x = Tensor::noise(type, (n - 1) * picture + (size_t)channels * height * width);
+    auto weights = Tensor::noise(tensor_cores ? BF16 : any_type(), (size_t)made * depth, 1 / std::sqrt(depth)), bias = Tensor::noise(F32, made);
+    Tensor out(any_type(), (size_t)n * made * pixels);
+    std::vector<double> wanted(out.count);
+    for (int i = 0; i < n; i++)
+        for (int m = 0; m < made; m++)
+            for (int p = 0; p < pixels; p++) {
+                double sum = with_bias ? bias[m] : 0;
+                for (int c = 0; c < channels; c++)
+                    for (int ky = 0; ky < side; ky++)
+                        for (int kx = 0; kx < side; kx++) {
+                            int y = p / ow * stride + ky - pad, xx = p % ow * stride + kx - pad;
+                            if (y < 0 || y >= h || xx < 0 || xx >= w) continue;
+                            sum += weights[((size_t)m * channels + c) * side * side + ky * side + kx] *
+                                   x[i * picture + ((size_t)c * height + (y >> shift)) * width + (xx >> shift)];
+                        }
+                wanted[((size_t)i * made + m) * pixels + p] = sum;
+            }
+    Conv c = {picture, channels, h, w, made, oh, ow, side, side, stride, stride, pad, pad, shift};
+    auto bias_at = with_bias ? bias.floats() : nullptr;
+    std::string shape = sizes({n, channels, height, width, made, side, stride, shift});
+    check("conv_any", shape, out, wanted, tolerance({&out}), [&](Order order) {
+        emulator::launch({blocks(pixels, 64), blocks(made, 64), (unsigned)n}, 256, 8704, order,
+                         [&] { conv_any(x.at(), x.type, weights.at(), weights.type, bias_at, out.at(), out.type, c); });
+    });
+    if (!tensor_cores) return;
+    std::string name = side == 1 ? "conv_bf16_1x1_" : "conv_bf16_3x3_";
+    for (int tile : {128, 64}) {
+        auto kernel = side == 1 ? (tile == 128 ? conv_bf16_1x1_128 : conv_bf16_1x1_64) : tile == 128 ? conv_bf16_3x3_128 : conv_bf16_3x3_64;
+        check(name + std::to_string(tile), shape, out, wanted, tolerance({&out}), [&](Order order) {
+            emulator::launch({blocks(pixels, tile), blocks(made, tile), (unsigned)n}, tile * 2, tile * 256, order,
+                             [&] { kernel(x.halves(), weights.halves(), bias_at, out.at(), out.type, c); });
+        });
+    }
 }
 
 static void check_rotate(int batch, int tokens, int heads, int d) {
@@ -340,6 +406,17 @@ int main(int argc, char** argv) {
         for (int i = 0; i < 8; i++)
             check_gemm_any(between(1, 2), between(1, 3), between(1, 90), between(1, 90), between(1, 70), between(0, 1), between(0, 1), between(0, 2));
     }
+    if (wanted("conv")) {
+        check_conv(1, 8, 8, 1, 1, 1, 1, 1, 0, 0, 0, false);
+        check_conv(2, 24, 8, 70, 5, 7, 3, 1, 1, 1, 0, true); // frames over time, odd pixels
+        check_conv(1, 16, 16, 12, 9, 10, 3, 2, 0, 1, 0, true); // halved
+        check_conv(2, 8, 8, 130, 4, 6, 3, 1, 1, 1, 1, true); // doubled first
+        check_conv(1, 5, 5, 3, 6, 5, 4, 3, 2, 1, 0, true); // no kernel of its own
+        for (int i = 0; i < 6; i++) {
+            int channels = i < 4 ? 8 * between(1, 9) : between(1, 20), side = i & 1 ? 3 : 1;
+            check_conv(between(1, 2), channels, channels, between(1, 140), between(2, 13), between(2, 13), side, between(1, 2), side / 2, side / 2, between(0, 1), between(0, 1));
+        }
+    }
     if (wanted("attention"))
         for (int d : {48, 64, 128}) {
             check_attention(1, 1, 1, 1, d, true, false);
@@ -355,8 +432,9 @@ int main(int argc, char** argv) {
         for (int i = 0; i < 10; i++) {
             int rows = i ? between(1, 20) : 1;
             check_norm(rows, between(i ? 2 : 33, 200), between(1, 7), i & 1, i & 2, i & 4);
-            check_softmax(rows, i ? between(1, 150) : 1);
-            check_reduce(between(1, 5), i ? between(1, 100) : 1, between(1, 9), i & 1);
+            check_softmax(rows, i ? between(1, 150) : 1, i & 1 ? 1 : .25f);
+            check_reduce(between(1, 5), i ? between(1, 100) : 1, i < 6 ? between(1, 9) : between(32, 90), i & 1);
+            check_norm_channels(between(1, 3), i ? between(1, 70) : 1, i ? between(1, 90) : 1, i & 1);
             check_rotate(between(1, 2), between(1, 9), between(1, 4), 2 * between(1, 64));
             int width = between(1, 200);
             check_gather(between(1, 20), width, width + between(0, 30), rows);

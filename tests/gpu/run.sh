@@ -5,12 +5,25 @@
 #   cargo build --release -p mindseye-tests --bin gpu     # where the sources are compiled
 #   tests/gpu/run.sh                                      # where the GPU is
 #   tests/gpu/run.sh --rehearse                           # anywhere: every step on the CPU, in small
+#   tests/gpu/run.sh --rehearse --whole                   # and the shipped model at its whole size (minutes)
+#
+# With the program itself (cargo build --release) a whole goal is asked, too.
 #
 # Output goes to $OUT, or to docs/gpu/ of this tree: one JSON document by card and date, and the log.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 rehearse=false
-[ "${1:-}" = --rehearse ] && rehearse=true
+whole=
+for argument in "$@"; do
+    case $argument in
+        --rehearse) rehearse=true ;;
+        --whole) whole=--whole ;;
+        *)
+            echo "$argument is not known: --rehearse and --whole are"
+            exit 2
+            ;;
+    esac
+done
 out=${OUT:-docs/gpu}
 $rehearse && out=$(mktemp -d)
 mkdir -p "$out"
@@ -30,7 +43,7 @@ part() {
 
 if $rehearse; then
     card=rehearsal
-    arguments=(--small)
+    arguments=(--small $whole)
     driver=$(mktemp -d)
     if ! command -v g++ >/dev/null; then
         echo "SKIP: g++ is missing, which compiles the emulator"
@@ -57,7 +70,24 @@ fi
 if ! $rehearse; then
     part 10 "the card" nvidia-smi
 fi
-part 200 "kernels, the shipped model, blocks of the large one" "$gpu" "${arguments[@]}" --out "$out/$card-$date.json"
+limit=300
+[ -n "$whole" ] && limit=1800
+part $limit "kernels, the shipped model, blocks of the large one" "$gpu" "${arguments[@]}" --out "$out/$card-$date.json"
+mindseye=${MINDSEYE_PROGRAM:-target/release/mindseye}
+if [ -x "$mindseye" ]; then
+    part 60 "doctor" "$mindseye" doctor
+    part 30 "the large model's memory" "$mindseye" engine plan configs/models/wan22-5b.toml --backend cuda
+    if $rehearse; then
+        echo "SKIP: a whole goal of the shipped model takes too long in the emulator"
+    else
+        goal=$(mktemp -d)
+        part 60 "a whole goal by rten" "$mindseye" demo --fast --json --out "$goal"
+        part 60 "the same goal by cuda" "$mindseye" demo --fast --json --out "$goal" --backend cuda
+        part 60 "the same goal by cuda again" "$mindseye" demo --fast --json --out "$goal" --backend cuda
+    fi
+else
+    echo "SKIP: no $mindseye; no whole goal was asked"
+fi
 python=${PYTHON:-python3}
 if "$python" -c 'import torch' 2>/dev/null; then
     if $rehearse; then
@@ -70,7 +100,30 @@ else
     echo "SKIP: $python has no torch; nothing to compare with"
 fi
 
-# Part 2: training on a GPU goes here. There is none yet.
+# Part 2: training by libtorch, stopped when its time is up; what it has learnt by then is shipped and evaluated.
+trainer=${MINDSEYE_TORCH_PROGRAM:-tools/train/torch/target/release/mindseye-tools}
+config=${MINDSEYE_TRAIN_CONFIG:-configs/train/house-tiny-gpu.toml}
+train() {
+    timeout --signal=TERM "$1" "$trainer" train "$config" --out "$out/run" --device "$2" "${@:3}"
+    local code=$?
+    [ "$code" = 124 ] || return "$code"
+}
+export -f train
+export trainer config out
+if [ ! -x "$trainer" ]; then
+    echo "SKIP: no $trainer: build it with tools/train/torch/build.sh; nothing is trained"
+else
+    if $rehearse; then
+        config=tests/data/train/train.toml
+        part 120 "training, in small" bash -c 'train 100 cpu'
+    else
+        part 540 "training" bash -c 'train 520 cuda:0 --init models/house-tiny'
+    fi
+    part 60 "what was learnt, as a bundle" "$trainer" ship "$out/run" --config "$config" --out "$out/bundle"
+    if ! $rehearse; then
+        part 120 "goals in unseen houses" "$trainer" eval grounding --bundle "$out/bundle" --houses 50 --quick
+    fi
+fi
 
 printf '\nwritten to %s\n' "$out"
 exit $failed

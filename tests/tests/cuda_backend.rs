@@ -5,58 +5,32 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, too
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use mindseye_builder::onnx::{MemoryWeights, denoiser_graph};
-use mindseye_engines::backend::{Backend, PrepareOptions, Session, Tensor, by_name};
+use mindseye_builder::checkpoint::names::{umt5_params, vae_params};
+use mindseye_builder::onnx::{
+    DeclaredWeights, GraphBuilder, MemoryWeights, Way, denoiser_graph, step_component, text_encoder_graph,
+    vae_graph,
+};
+use mindseye_builder::plan::{ModelSpec, cuda_needs, declared_graphs};
+use mindseye_engines::backend::{Backend, PrepareOptions, Session, State, Tensor, by_name, is_state};
 use mindseye_engines::count::count_denoiser;
-use mindseye_engines::cuda::{CudaBackend, CudaDevice, Memory, check_kernels};
+use mindseye_engines::cuda::{CudaBackend, CudaDevice, Memory, check_kernels, graph_needs};
 use mindseye_engines::denoise::{Denoise, DenoiseStep};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
+use mindseye_engines::model::umt5::Umt5Config;
+use mindseye_engines::model::vae::{Chunk, VaeConfig};
+use mindseye_engines::model::{Ops, ParamSpec};
 use mindseye_engines::onnx::{Dim, Graph, Initializer, Model, Node, SaveOptions, ValueInfo};
 use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::target::Precision;
 
+#[path = "../cuda-emulator/driver.rs"]
+mod emulated;
+use emulated::driver;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The emulated driver, compiled once; `None`, with the reason printed, where g++ is missing.
-fn driver() -> Option<&'static Path> {
-    static DRIVER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let made = DRIVER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-driver");
-        std::fs::create_dir_all(&folder).unwrap();
-        let (out, emulator) = (folder.join("libcuda.so.1"), root().join("tests/cuda-emulator"));
-        let mut gxx = Command::new("g++");
-        gxx.args([
-            "-O2",
-            "-std=c++17",
-            "-shared",
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-Wno-unknown-pragmas",
-            "-I",
-        ]);
-        gxx.arg(root().join("engines/src/cuda/kernels"))
-            .arg("-I")
-            .arg(&emulator)
-            .arg("-o")
-            .arg(&out)
-            .arg(emulator.join("driver.cpp"));
-        match gxx.output() {
-            Err(e) => {
-                println!("SKIP: kernels are emulated by programs that g++ compiles: {e}");
-                None
-            }
-            Ok(done) => {
-                assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-                Some(out)
-            }
-        }
-    });
-    made.as_deref()
 }
 
 /// A copy of the driver with other settings; a copy has a device of its own.
@@ -115,17 +89,45 @@ fn config() -> DitConfig {
     }
 }
 
-fn denoiser(folder: &Path, cfg: &DitConfig, kind: DenoiserKind) -> PathBuf {
+/// Noise that keeps values in bounds; gains near one.
+fn weights(params: &[ParamSpec]) -> Arc<MemoryWeights> {
     let mut weights = MemoryWeights::new();
-    for (i, p) in count_denoiser(cfg, 2, 0, 2).params().iter().enumerate() {
-        let scale = 1.5 / (*p.shape.last().unwrap() as f32).sqrt();
-        let values = noise(p.shape.iter().product(), i as u64).iter().map(|v| v * scale).collect();
+    for (i, p) in params.iter().enumerate() {
+        let gain = p.name.ends_with("gamma") || p.name.contains("layer_norm");
+        let fan_in = if p.shape.len() > 2 { p.shape[1..].iter().product() } else { *p.shape.last().unwrap() };
+        let scale = if gain { 0.2 } else { 1.5 / (fan_in as f32).sqrt() };
+        let values = noise(p.shape.iter().product(), i as u64);
+        let values = values.iter().map(|v| v * scale + f32::from(u8::from(gain))).collect();
         weights.insert(p.name.clone(), p.shape.clone(), values);
     }
-    let path = folder.join(format!("{}.onnx", kind.component()));
-    let model = denoiser_graph(cfg, Arc::new(weights), kind, Dim::Fixed(1)).unwrap();
+    Arc::new(weights)
+}
+
+fn saved(folder: &Path, name: &str, model: Model) -> PathBuf {
+    let path = folder.join(format!("{name}.onnx"));
     model.save(&path, &SaveOptions::default()).unwrap();
     path
+}
+
+fn denoiser(folder: &Path, cfg: &DitConfig, kind: DenoiserKind) -> PathBuf {
+    let weights = weights(count_denoiser(cfg, 2, 0, 2).params());
+    saved(folder, kind.component(), denoiser_graph(cfg, weights, kind, Dim::Fixed(1)).unwrap())
+}
+
+/// A small video autoencoder of the Wan family, pictures of 64 x 32: widths at which some convolutions fit the tensor
+/// cores and some do not.
+fn vae() -> VaeConfig {
+    VaeConfig {
+        base_dim: 8,
+        decoder_base_dim: 8,
+        z_dim: 4,
+        dim_mult: vec![1, 2, 4, 4],
+        num_res_blocks: 1,
+        temporal_downsample: vec![false, true, true],
+        patch_size: 2,
+        latents_mean: vec![0.0, 0.1, 0.2, 0.3],
+        latents_std: vec![1.0, 1.0, 1.0, 2.0],
+    }
 }
 
 fn session(backend: &dyn Backend, path: &Path) -> Box<dyn Session> {
@@ -210,6 +212,161 @@ fn the_shipped_model_agrees_with_rten() {
     agrees_with_rten(&models.join("vae_decoder.onnx"), &[("groups", 2)]);
 }
 
+/// Pictures through the streaming autoencoder of the Wan family, both ways: the first frame, then groups of four, whose
+/// caches stay on the device, in turns with another stream. And the same bytes when it is done again.
+#[test]
+fn the_video_autoencoder_agrees_with_rten() {
+    let (dir, cfg, latent) = (tempfile::tempdir().unwrap(), vae(), [2, 4]);
+    let weights = weights(&vae_params(&cfg));
+    let file = |way: Way, chunk: Chunk| {
+        let model = vae_graph(&cfg, latent, way, chunk, weights.clone()).unwrap();
+        saved(dir.path(), &step_component(way, chunk), model)
+    };
+    let run = |session: &mut dyn Session, given: &Tensor, from: &State, to: &mut State| -> Tensor {
+        let input = session.engine().inputs().iter().find(|p| !is_state(&p.name)).unwrap().name.clone();
+        let output = session.engine().outputs().iter().find(|p| !is_state(&p.name)).unwrap().name.clone();
+        let mut out = Tensor::empty();
+        session.run_with_state(&[(&input, given)], &mut [(&output, &mut out)], Some(from), Some(to)).unwrap();
+        out
+    };
+    for (way, shapes) in
+        [(Way::Encode, [[1, 3, 32, 64], [4, 3, 32, 64]]), (Way::Decode, [[1, 4, 2, 4], [1, 4, 2, 4]])]
+    {
+        let files = [Chunk::First, Chunk::Next].map(|chunk| file(way, chunk));
+        let stream = |backend: &dyn Backend, seed: u64| {
+            let [mut first, mut next] = files.each_ref().map(|f| session(backend, f));
+            let (mut from, mut to) = (State::default(), State::default());
+            let mut results = Vec::new();
+            for group in 0..3 {
+                let shape = &shapes[usize::from(group > 0)];
+                let given = Tensor::f32(shape, noise(shape.iter().product(), seed + group));
+                let session = if group == 0 { &mut first } else { &mut next };
+                results.push(run(session.as_mut(), &given, &from, &mut to));
+                std::mem::swap(&mut from, &mut to);
+            }
+            results
+        };
+        let wanted = stream(by_name("rten").unwrap().as_ref(), 7);
+        for (precision, limit) in [(Precision::Fp32, 1e-4), (Precision::Bf16, 2e-2)] {
+            let Some(backend) = backend(precision) else { return };
+            let got = stream(&backend, 7);
+            for (group, (got, right)) in got.iter().zip(&wanted).enumerate() {
+                assert_eq!(got.shape, right.shape);
+                let error = relative(got.as_f32().unwrap(), right.as_f32().unwrap());
+                println!("{way:?} {} group {group}: relative L2 {error:.1e}", precision.name());
+                assert!(error < limit, "{way:?} {} group {group}: {error}", precision.name());
+            }
+            if precision == Precision::Bf16 {
+                assert!(stream(&backend, 7) == got, "the same pictures gave other bytes");
+            }
+        }
+    }
+}
+
+/// What a graph of the family has beside the denoiser: the text encoder, and heads too large for one kernel.
+#[test]
+fn text_and_large_heads_agree_with_rten() {
+    let dir = tempfile::tempdir().unwrap();
+    let cfg = Umt5Config {
+        vocab_size: 40,
+        d_model: 32,
+        d_kv: 16,
+        d_ff: 48,
+        num_layers: 2,
+        num_heads: 2,
+        buckets: 32,
+        max_distance: 128,
+        eps: 1e-6,
+    };
+    let graph = text_encoder_graph(&cfg, 20, weights(&umt5_params(&cfg))).unwrap();
+    agrees_with_rten(&saved(dir.path(), "text_encoder", graph), &[]);
+
+    let mut ops = GraphBuilder::new("heads", Arc::new(MemoryWeights::new()));
+    let inputs = ["q", "k", "v"].map(|name| ops.input(name, &[2, 11, 1, 320].map(Dim::Fixed)));
+    let [q, k, v] = &inputs;
+    let out = ops.attention(q, k, v, 0.2, None, 1, 320);
+    ops.output("out", &out, &[2, 11, 320].map(Dim::Fixed));
+    agrees_with_rten(&saved(dir.path(), "heads", ops.finish().unwrap()), &[]);
+}
+
+/// Every operator of every graph of every model configuration has a kernel; and so have the files that ship.
+#[test]
+fn every_exported_graph_has_its_kernels() {
+    let mut operators = std::collections::BTreeMap::<String, usize>::new();
+    let mut count = |model: &Model| {
+        model.graph.nodes.iter().for_each(|n| *operators.entry(n.op_type.clone()).or_default() += 1);
+    };
+    let mut configurations = 0;
+    for entry in std::fs::read_dir(root().join("configs/models")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut spec = ModelSpec::from_toml(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        configurations += 1;
+        // Two blocks say what thirty do, and small latents what large ones do.
+        spec.dit.layers = spec.dit.layers.min(2);
+        if spec.vae.is_some() {
+            (spec.dit.latent_height, spec.dit.latent_width) = (2, 4);
+        }
+        if let Some(text) = &mut spec.text_encoder {
+            text.num_layers = text.num_layers.min(2);
+        }
+        for cached in [false, true] {
+            spec.workload.cached_context = cached;
+            for c in cuda_needs(&spec, Precision::Bf16).unwrap() {
+                assert!(c.needs.launches > 0 && c.needs.arena_bytes > 0, "{}", c.component);
+            }
+        }
+        declared_graphs(&spec).unwrap().iter().for_each(|(_, model)| count(model));
+        let declared = Arc::new(DeclaredWeights::new(count_denoiser(&spec.dit, 2, 0, 2).params()));
+        let masked = denoiser_graph(&spec.dit, declared, DenoiserKind::Masked, Dim::Fixed(1)).unwrap();
+        count(&masked);
+        let tokens = 3 * spec.dit.tokens_per_frame();
+        graph_needs(&masked.graph, Precision::Bf16, &|s| Some(if s == "tokens" { tokens } else { 3 }))
+            .unwrap();
+    }
+    assert!(configurations >= 3);
+    let mut shipped = 0;
+    for entry in std::fs::read_dir(root().join("models/house-tiny")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "onnx") {
+            let model = Model::load(&path).unwrap();
+            count(&model);
+            // Six tokens a frame.
+            let size = |symbol: &str| Some(if symbol == "tokens" { 72 } else { 12 });
+            let needs = graph_needs(&model.graph, Precision::Bf16, &size);
+            needs.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            shipped += 1;
+        }
+    }
+    assert!(shipped >= 4);
+    println!(
+        "{} operators in {configurations} configurations and {shipped} files: {operators:?}",
+        operators.len()
+    );
+    assert!(operators.contains_key("Conv") && operators.contains_key("Resize"));
+}
+
+/// Graphs with integer or 8-bit products are refused by their operators, not run as something else.
+#[test]
+fn quantised_graphs_are_refused_by_name() {
+    let info = |name: &str| ValueInfo {
+        name: name.into(),
+        dtype: Some(mindseye_engines::onnx::DataType::F32),
+        shape: Some(vec![Dim::Fixed(2)]),
+    };
+    let graph = Graph {
+        nodes: vec![
+            Node::new("x/quantise", "QuantizeLinear", &["x", "scale", "zero"], &["q"]),
+            Node::new("x/dequantise", "DequantizeLinear", &["q", "scale", "zero"], &["y"]),
+        ],
+        inputs: vec![info("x")],
+        outputs: vec![info("y")],
+        ..Graph::default()
+    };
+    let error = graph_needs(&graph, Precision::Bf16, &|_| None).unwrap_err().to_string();
+    let named = r#"QuantizeLinear (node "x/quantise"), DequantizeLinear (node "x/dequantise")"#;
+    assert_eq!(error, format!("no CUDA kernel for {named}; use another backend"));
+}
+
 #[test]
 fn the_small_graphs_of_the_shipped_model_agree_with_rten() {
     let models = root().join("models/house-tiny");
@@ -281,6 +438,78 @@ fn contexts_stay_on_the_device() {
     assert_eq!(cuda.prefills(), 2, "each context was computed once");
 }
 
+/// Copies between host and device that the emulated driver has queued, either way, since it was asked last.
+#[allow(unsafe_code)]
+fn copies(library: &Path) -> [u64; 2] {
+    unsafe extern "C" {
+        fn dlopen(name: *const std::ffi::c_char, flags: i32) -> *mut std::ffi::c_void;
+        fn dlsym(handle: *mut std::ffi::c_void, name: *const std::ffi::c_char) -> *mut std::ffi::c_void;
+    }
+    let name = std::ffi::CString::new(library.to_str().unwrap()).unwrap();
+    let mut counts = [0u64; 2];
+    // SAFETY: the library is loaded already and never closed; the symbol is `extern "C" int (uint64_t*)` in driver.cpp,
+    // and writes two integers.
+    unsafe {
+        let symbol = dlsym(dlopen(name.as_ptr(), 2), c"emulatorCopies".as_ptr());
+        assert!(!symbol.is_null());
+        let count: extern "C" fn(*mut u64) -> i32 =
+            std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(*mut u64) -> i32>(symbol);
+        count(counts.as_mut_ptr());
+    }
+    counts
+}
+
+/// What crosses between host and device in a denoising step: what the sampler has changed goes in, what it reads comes
+/// out, and nothing on the way. Text, camera rays, rotary tables, keys and values stay where they are.
+#[test]
+fn a_step_copies_latents_in_and_the_prediction_out() {
+    let Some(_) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let library = driver_with(dir.path(), "").unwrap();
+    let device = CudaDevice::with_kernels(0, Some(&library)).unwrap();
+    let cuda = CudaBackend::on(device, Precision::Fp32).unwrap();
+    let cfg = config();
+    let mut joint =
+        SessionDenoiser::new(cfg.clone(), session(&cuda, &denoiser(dir.path(), &cfg, DenoiserKind::Joint)))
+            .unwrap();
+    let [prefill, cached] = [DenoiserKind::Prefill, DenoiserKind::Cached]
+        .map(|kind| session(&cuda, &denoiser(dir.path(), &cfg, kind)));
+    let mut split = SplitDenoiser::new(CachedDenoiser::new(cfg.clone(), prefill, cached).unwrap());
+    let mut case = Case::new(&cfg, 3, 2);
+    let mut answers = Vec::new();
+    for step in 0..3 {
+        // As the sampler goes on: other latents of the targets, another noise level.
+        let last = case.latents.len() - 1;
+        case.latents[last] = step as f32;
+        let timesteps = [0.0, 700.0 - f64::from(step)];
+        for split_up in [false, true] {
+            let denoiser: &mut dyn Denoise = if split_up { &mut split } else { &mut joint };
+            copies(&library);
+            let given = DenoiseStep { timesteps: &timesteps, ..case.step() };
+            let out = denoiser.denoise(&given).unwrap();
+            let [there, back] = copies(&library);
+            // The context is computed in the first step.
+            if step > 0 {
+                assert_eq!(there, 2, "latents and timesteps, step {step}, split {split_up}");
+                // Prediction, pose, mask and places of the thing.
+                assert_eq!(back, 4, "step {step}, split {split_up}");
+            }
+            answers.push(out);
+        }
+    }
+    // Nothing was left out that had changed.
+    let fresh = || session(&cuda, &dir.path().join("denoiser.onnx"));
+    for step in 0..3 {
+        let last = case.latents.len() - 1;
+        case.latents[last] = step as f32;
+        let timesteps = [0.0, 700.0 - f64::from(step)];
+        let given = DenoiseStep { timesteps: &timesteps, ..case.step() };
+        let mut joint = SessionDenoiser::new(cfg.clone(), fresh()).unwrap();
+        assert!(joint.denoise(&given).unwrap() == answers[2 * step as usize], "step {step}");
+    }
+    std::mem::forget(dir);
+}
+
 /// Shapes that change keep their own graphs, and one run does not disturb another.
 #[test]
 fn changing_shapes_give_the_same_answers() {
@@ -306,7 +535,7 @@ fn kernels_are_called_with_the_right_arguments() {
     let Some(driver) = driver() else { return };
     let device = CudaDevice::with_kernels(0, Some(driver)).unwrap();
     let reports = check_kernels(&device, true).unwrap();
-    assert_eq!(reports.len(), 13);
+    assert_eq!(reports.len(), 19);
     for r in &reports {
         println!("{:<20} {:<40} relative error {:.1e}", r.kernel, r.shape, r.relative_error);
         assert!(r.relative_error < r.allowed, "{}: {}", r.kernel, r.relative_error);

@@ -48,11 +48,12 @@ fn every_kernel_agrees_with_sums_in_f64() {
     println!("{}", text(&output));
     assert!(output.status.success());
     // A kernel that is not tried would be one of which nothing is known.
-    let sources: String = ["gemm.cu", "attention.cu", "rows.cu", "elementwise.cu"]
+    let sources: String = ["gemm.cu", "conv.cu", "attention.cu", "rows.cu", "elementwise.cu"]
         .map(|f| std::fs::read_to_string(kernels().join(f)).unwrap())
         .concat();
-    let written =
-        sources.matches("KERNEL __launch_bounds__").count() - 1 + sources.matches("\nATTENTION(").count();
+    // Two of them are macros, which are used several times.
+    let used = ["\nATTENTION(", "\nCONV("].map(|name| sources.matches(name).count());
+    let written = sources.matches("KERNEL __launch_bounds__").count() - 2 + used.iter().sum::<usize>();
     let tried =
         text(&output).lines().filter(|l| l.contains("shapes, worst") && !l.contains("kernels")).count();
     assert_eq!(tried, written);
@@ -126,6 +127,34 @@ const FAULTS: &[Fault] = &[
         family: "gemm",
     },
     Fault {
+        what: "a convolution without its padding",
+        file: "conv.cu",
+        right: "if (y < 0 || y >= c.height || x < 0 || x >= c.width) return -1;",
+        planted: "if (y < 0 || y >= c.height || (FAULT ? x < -1 : x < 0) || x >= c.width) return -1;",
+        family: "conv",
+    },
+    Fault {
+        what: "windows put where the last stage is still read",
+        file: "conv.cu",
+        right: "bf16* to = stages + step % 2 * STAGE + BM * BK;",
+        planted: "bf16* to = stages + (FAULT ? 0 : step % 2) * STAGE + BM * BK;",
+        family: "conv",
+    },
+    Fault {
+        what: "frames over time taken for frames side by side",
+        file: "conv.cu",
+        right: "    x += blockIdx.z * c.picture;",
+        planted: "    x += blockIdx.z * (FAULT ? (i64)c.channels * (c.height >> c.shift) * (c.width >> c.shift) : c.picture);",
+        family: "conv",
+    },
+    Fault {
+        what: "channels of other warps left out",
+        file: "rows.cu",
+        right: "for (int i = 0; i < 4; i++) sum += sums[32 * i + threadIdx.x % 32];",
+        planted: "for (int i = 0; i < (FAULT ? 3 : 4); i++) sum += sums[32 * i + threadIdx.x % 32];",
+        family: "rows",
+    },
+    Fault {
         what: "lanes that leave before the others sum up",
         file: "rows.cu",
         right: "    float mean = 0.f, square = 0.f;\n",
@@ -137,7 +166,8 @@ const FAULTS: &[Fault] = &[
 #[test]
 fn planted_faults_show() {
     let dir = tempfile::tempdir().unwrap();
-    for file in ["device.h", "gemm.cu", "attention.cu", "rows.cu", "elementwise.cu", "kernels.cu"] {
+    for file in ["device.h", "gemm.cu", "conv.cu", "attention.cu", "rows.cu", "elementwise.cu", "kernels.cu"]
+    {
         let mut source = std::fs::read_to_string(kernels().join(file)).unwrap();
         for (i, fault) in FAULTS.iter().enumerate().filter(|(_, f)| f.file == file) {
             assert_eq!(source.matches(fault.right).count(), 1, "{:?} is not once in {file}", fault.right);
@@ -153,7 +183,7 @@ fn planted_faults_show() {
     let run = |family: &str, fault: usize| {
         Command::new(&values).args([family, &fault.to_string()]).output().unwrap()
     };
-    for family in ["gemm", "gemm_any", "attention", "rows"] {
+    for family in ["gemm", "gemm_any", "conv", "attention", "rows"] {
         let output = run(family, 0);
         assert!(output.status.success(), "{family} without a fault: {}", text(&output));
     }

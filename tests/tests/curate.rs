@@ -699,7 +699,11 @@ fn smallest() -> (String, String) {
 fn train_args(dir: &Path, run: &str) -> TrainArgs {
     TrainArgs {
         config: dir.join("train.toml"),
-        out: dir.join(run),
+        out: Some(dir.join(run)),
+        plan: false,
+        target: "h100".to_owned(),
+        devices: 1,
+        device: train::EAGER.to_owned(),
         init: None,
         until: None,
         prepare: false,

@@ -24,7 +24,7 @@ use mindseye_builder::pipeline::{self, Settings};
 use mindseye_builder::plan::{ModelSpec, Plan, PlanOptions, plan};
 use mindseye_engines::backend::{PrepareOptions, Tensor, by_name, is_state};
 use mindseye_engines::bundle::{Bundle, ComponentFormat};
-use mindseye_engines::cuda::{DeviceInfo, DriverInfo, HostDevice};
+use mindseye_engines::cuda::{CudaBackend, CudaDevice, DeviceInfo, DriverInfo, HostDevice};
 use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::model::umt5::Umt5Config;
@@ -40,6 +40,9 @@ use mindseye_tools::import::{ImportArgs, Part};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+#[path = "../cuda-emulator/driver.rs"]
+mod emulated;
 
 /// Pictures of 64 x 32 pixels, latents of 4 x 2.
 const MODEL: &str = r#"
@@ -740,6 +743,48 @@ fn what_stays_in_memory_changes_no_answer() {
     assert!(load().contains("denoiser_cached.onnx has no passport"), "{}", load());
     std::fs::remove_file(engines.join("denoiser_cached.onnx")).unwrap();
     assert!(load().contains("no engine of \"denoiser_cached\""), "{}", load());
+}
+
+/// A whole goal by the CUDA engine in the emulator: pictures encoded, text, denoising with guidance, pictures decoded. The
+/// answer is rten's, the pictures are within a level of its own, and the same goal again gives the same bytes.
+#[test]
+#[ignore = "slow: a whole goal in the emulator"]
+fn a_whole_goal_by_cuda_agrees_with_rten() {
+    let _alone = alone();
+    let Some(driver) = emulated::driver() else { return };
+    for cached in [false, true] {
+        let made = Made::new(cached);
+        let bundle = Bundle::load(made.graphs()).unwrap();
+        let engines = made.dir.path().join("engines");
+        graphs_as_engines(&bundle, Keep::All, &engines);
+        let by_rten = ask(&made.pipeline(), "find the red chair", 3);
+        let pictures = |r: &Replayed| r.grounded.as_ref().unwrap().frames.clone();
+        // Mean difference of colours, in levels of 255.
+        let apart = |a: &[RgbImage], b: &[RgbImage]| {
+            let bytes = |all: &[RgbImage]| all.iter().flat_map(|f| f.data.clone()).collect::<Vec<u8>>();
+            let (a, b) = (bytes(a), bytes(b));
+            assert_eq!(a.len(), b.len());
+            a.iter().zip(&b).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / a.len() as f64
+        };
+        for (precision, limit) in [(Precision::Fp32, 0.05), (Precision::Bf16, 3.0)] {
+            let device = CudaDevice::with_kernels(0, Some(driver)).unwrap();
+            let cuda = Arc::new(CudaBackend::on(device, precision).unwrap());
+            let pipeline = Pipeline::load_engines_on(&made.graphs(), &engines, cuda, None, 1).unwrap();
+            let began = std::time::Instant::now();
+            let first = ask(&pipeline, "find the red chair", 3);
+            let apart = apart(&pictures(&first), &pictures(&by_rten));
+            println!(
+                "cached {cached}, {}: {:.1} s, pictures {apart:.3} levels from rten's",
+                precision.name(),
+                began.elapsed().as_secs_f64()
+            );
+            assert!(apart < limit, "{apart}");
+            assert_eq!(first.answer.as_ref().unwrap().status, by_rten.answer.as_ref().unwrap().status);
+            let again = ask(&pipeline, "find the red chair", 3);
+            assert!(pictures(&again) == pictures(&first), "the same goal gave other pictures");
+            assert_eq!(without_times(again.answer.unwrap()), without_times(first.answer.unwrap()));
+        }
+    }
 }
 
 /// Copies the graphs of a bundle into a folder, each with a passport.

@@ -1,5 +1,6 @@
 //! Export, shipping, evaluation, curation and golden checks; training lives in `mindseye-train`.
 
+pub mod cli;
 pub mod clips;
 pub mod curate;
 pub mod eval;

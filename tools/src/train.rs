@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
+use mindseye_engines::target::Target;
+use mindseye_train::autograd::{Device, EagerDevice};
 use mindseye_train::clips::Clips;
 use mindseye_train::config::{Kind, TrainConfig};
 use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
 use mindseye_train::evaluation::{Eval, Sharpness};
 use mindseye_train::family::HouseModel;
+use mindseye_train::finetune::FineTuneConfig;
+use mindseye_train::plan::{self, Job};
 use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
 use crate::clips;
@@ -22,13 +26,27 @@ use crate::clips;
                         Run it again to go on after a stop (Ctrl-C, kill, full disk): the run is the same as if it had \
                         not stopped. metrics.jsonl and curve.png are in the directory.\n\
                         With [data] kind = \"clips\", path = \"DIR\" it trains on recorded videos, such as those that \
-                        curate writes. A configuration with a table [depth] trains the depth reader.")]
+                        curate writes. A configuration with a table [depth] trains the depth reader.\n\
+                        mindseye-tools train configs/train/wan22-5b-ground.toml --plan --target h100 --devices 8")]
 pub struct TrainArgs {
     /// Training configuration (TOML).
     pub config: PathBuf,
     /// Directory of the run: checkpoint, metrics, curve.
+    #[arg(long, required_unless_present = "plan")]
+    pub out: Option<PathBuf>,
+    /// Only say what the run would take on devices of a target: memory, arithmetic, time. Refuses what does not fit.
     #[arg(long)]
-    pub out: PathBuf,
+    pub plan: bool,
+    /// The target of --plan: a name of `mindseye engine targets`, or a file.
+    #[arg(long, default_value = "h100", requires = "plan")]
+    pub target: String,
+    /// The number of devices of --plan.
+    #[arg(long, default_value_t = 1, requires = "plan")]
+    pub devices: u64,
+    /// Where to compute: "eager" is this program's own interpreter on the CPU; "cpu" and "cuda:N" are libtorch's, which
+    /// only the program has that tools/train/torch/build.sh builds. A run can go on on another device.
+    #[arg(long, value_name = "DEVICE", default_value = EAGER)]
+    pub device: String,
     /// Begin with the weights of this bundle instead of fresh ones.
     #[arg(long, value_name = "BUNDLE")]
     pub init: Option<PathBuf>,
@@ -41,10 +59,20 @@ pub struct TrainArgs {
     /// Go on from a checkpoint that was written with another configuration or other data.
     #[arg(long)]
     pub other_configuration: bool,
-    /// Print the last metrics (with --prepare: what there is) as one JSON document at the end.
+    /// Print the last metrics (with --prepare: what there is; with --plan: the plan) as one JSON document at the end.
     #[arg(long)]
     pub json: bool,
 }
+
+impl TrainArgs {
+    /// The run's directory.
+    fn out(&self) -> anyhow::Result<&Path> {
+        self.out.as_deref().context("--out: give the run's directory")
+    }
+}
+
+/// Name of the device that is always there.
+pub const EAGER: &str = "eager";
 
 /// Exit status after Ctrl-C or SIGTERM.
 const INTERRUPTED: u8 = 130;
@@ -83,6 +111,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 /// The clips of a configuration, if it asks for any.
 fn open_clips(
     args: &TrainArgs,
+    out: &Path,
     config: &TrainConfig,
     model: &HouseModel,
     stop: &AtomicBool,
@@ -92,7 +121,7 @@ fn open_clips(
     }
     let base = args.config.parent().unwrap_or(Path::new("."));
     let cache = if config.data.cache.as_os_str().is_empty() {
-        args.out.join("images")
+        out.join("images")
     } else {
         base.join(&config.data.cache)
     };
@@ -108,13 +137,37 @@ fn open_clips(
     Ok(Some((clips, report)))
 }
 
-/// Runs `train`.
+/// Runs `train` on the device that every build has.
 ///
 /// # Errors
-/// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk.
+/// Another device; otherwise as [`run_on`].
 pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if args.device != EAGER {
+        bail!(
+            "--device {}: this program has \"{EAGER}\" only; tools/train/torch/build.sh builds the one with libtorch",
+            args.device
+        );
+    }
+    run_on(&EagerDevice, args)
+}
+
+/// Runs `train` on a device.
+///
+/// # Errors
+/// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk, a device that fails.
+pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if args.plan {
+        return plan(args);
+    }
+    let out = args.out()?;
     if DepthTrainConfig::is_meant(&args.config) {
-        return run_depth(args);
+        return run_depth(device, args, out);
+    }
+    if FineTuneConfig::is_meant(&args.config) {
+        bail!(
+            "{}: a fine-tune can only be planned (--plan): there is no trainer for it yet",
+            args.config.display()
+        );
     }
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
@@ -125,7 +178,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         config.decay_from = decays.decay_from;
     }
     let stop = stop_flag()?;
-    let clips = open_clips(args, &config, &model, &stop)?;
+    let clips = open_clips(args, out, &config, &model, &stop)?;
     if args.prepare {
         if args.json {
             println!("{}", serde_json::to_string(&clips.map(|(_, report)| report))?);
@@ -144,7 +197,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         teacher,
         other_configuration: args.other_configuration,
     };
-    let mut trainer = Trainer::open_with(config, model, &args.out, options)?;
+    let mut trainer = Trainer::open_on(device, config, model, out, options)?;
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
         let fresh = trainer.start_from(&crate::retrain::weights_of(bundle)?, bundle)?;
@@ -154,14 +207,16 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let terminal = std::io::stderr().is_terminal();
     let mut last: Option<Metrics> = None;
-    trainer.run(&stop, |m, rate| {
+    trainer.run(&stop, |m, speed| {
+        let rate = speed.samples_per_sec;
         let left = (total - m.step) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
         let l = &m.losses;
         eprintln!(
-            "{}step {} of {total}, {rate:.1} samples/s, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
+            "{}step {} of {total}, {rate:.1} samples/s, waiting {:.0} %, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
              poses {:.3} {:.3}, place {:.3}){}{}",
             if terminal { "\r" } else { "" },
             m.step,
+            100.0 * speed.waiting,
             left / 60.0,
             l.total,
             l.video,
@@ -177,7 +232,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         );
         last = Some(m.clone());
     })?;
-    mindseye_train::curve::plot(&args.out)?;
+    mindseye_train::curve::plot(out)?;
     if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
         eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
         return Ok(ExitCode::from(INTERRUPTED));
@@ -186,6 +241,29 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         && let Some(last) = last
     {
         println!("{}", serde_json::to_string(&last)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what a run would take.
+fn plan(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let target = Target::named(&args.target)?;
+    let plan = if FineTuneConfig::is_meant(&args.config) {
+        let (config, model) = FineTuneConfig::load(&args.config)?;
+        plan::plan(&config.job(&model), &target, args.devices)?
+    } else if DepthTrainConfig::is_meant(&args.config) {
+        bail!("{}: plans are of denoisers; the depth reader is small", args.config.display());
+    } else {
+        let (config, model) = TrainConfig::load(&args.config)?;
+        let TrainConfig { batch, steps, only, optim, .. } = &config;
+        let (latents, batch) = (model.latents(), *batch as u64);
+        let job = Job { model: &model.name, dit: &model.dit, latents, batch, steps: *steps, only, optim };
+        plan::plan(&job, &target, args.devices)?
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&plan)?);
+    } else {
+        print!("{}", plan.table());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -208,7 +286,7 @@ fn unseen(e: &Eval) -> String {
 }
 
 /// Trains the depth reader.
-fn run_depth(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+fn run_depth<D: Device>(device: &D, args: &TrainArgs, out: &Path) -> anyhow::Result<ExitCode> {
     if args.init.is_some() || args.prepare {
         bail!("{}: the depth reader begins with fresh weights and needs no preparing", args.config.display());
     }
@@ -216,12 +294,13 @@ fn run_depth(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let total = config.steps;
     config.steps = config.steps.min(args.until.unwrap_or(total));
     let stop = stop_flag()?;
-    let mut trainer = DepthTrainer::open(config, &args.out, args.other_configuration)?;
+    let mut trainer = DepthTrainer::open_on(device, config, out, args.other_configuration)?;
     trainer.schedule_steps(total);
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let batch = trainer.config.batch as f64;
     let mut last: Option<DepthMetrics> = None;
-    trainer.run(&stop, |m, rate| {
+    trainer.run(&stop, |m, speed| {
+        let (rate, waiting) = (speed.samples_per_sec, 100.0 * speed.waiting);
         let left = (total - m.step) as f64 * batch / rate.max(1e-9) / 60.0;
         let eval = m.eval.map_or_else(String::new, |e| {
             format!(
@@ -233,7 +312,7 @@ fn run_depth(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             )
         });
         eprintln!(
-            "step {} of {total}, {rate:.1} pictures/s, {left:.0} min left, loss {:.4}{eval}",
+            "step {} of {total}, {rate:.1} pictures/s, waiting {waiting:.0} %, {left:.0} min left, loss {:.4}{eval}",
             m.step, m.loss
         );
         last = Some(m.clone());

@@ -17,9 +17,11 @@
 //! assert!(nano.refusal().unwrap().contains("does not fit"));
 //! ```
 
+mod cuda;
 mod spec;
 mod table;
 
+pub use cuda::{CudaNeeds, CudaPlanError, cuda_needs, declared_graphs};
 pub use spec::{ModelSpec, SpecError, Workload};
 pub use table::{Choice, alternatives, compare, compared, compared_document, workload_line};
 

@@ -1,7 +1,10 @@
 //! Our CUDA engine behind the traits of [`crate::backend`].
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
+
+use serde::Serialize;
 
 use super::kernels::{Element, Launch};
 use super::plan::{Plan, Planner, Slot, View};
@@ -11,7 +14,7 @@ use crate::backend::{
     Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, State, Tensor, check_inputs,
     is_state, state_input,
 };
-use crate::onnx::{DataType, Initializer, Model, ValueInfo};
+use crate::onnx::{DataType, Dim, Graph, Initializer, Model, ValueInfo};
 use crate::target::Precision;
 
 /// Shapes whose plans a session keeps, and addresses for which a plan is kept ready to launch.
@@ -139,22 +142,7 @@ impl Weights {
         bf16: bool,
         limit: Option<u64>,
     ) -> Result<Weights, WeightsError> {
-        let read = |name: &str| program.steps.iter().any(|s| s.inputs.iter().any(|i| i == name));
-        let mut all = Vec::new();
-        let mut bytes = 0;
-        for constant in constants.iter().filter(|c| read(&c.name)) {
-            let element = match constant.dtype {
-                DataType::I64 | DataType::I32 => Element::I32,
-                _ if bf16 && program.products.contains(&constant.name) => Element::Bf16,
-                _ => Element::F32,
-            };
-            let count = constant.shape.iter().product::<usize>();
-            all.push((
-                constant,
-                Weight { name: constant.name.clone(), offset: bytes, element, shape: constant.shape.clone() },
-            ));
-            bytes += (count * element.bytes()).next_multiple_of(ALIGNMENT);
-        }
+        let (all, bytes) = layout(constants, program, bf16);
         if let Some(limit) = limit.filter(|&l| bytes as u64 > l) {
             return Err(WeightsError::Limit { bytes: bytes as u64, limit });
         }
@@ -174,11 +162,43 @@ impl Weights {
     }
 }
 
-/// The bytes of a constant as the kernels take them.
-fn encoded(constant: &Initializer, element: Element) -> Result<Vec<u8>, WeightsError> {
-    Ok(match element {
+/// Places of the constants that steps read, one after the other, and how many bytes they take together.
+fn layout<'c>(
+    constants: &'c [Initializer],
+    program: &Program,
+    bf16: bool,
+) -> (Vec<(&'c Initializer, Weight)>, usize) {
+    let read = |name: &str| program.steps.iter().any(|s| s.inputs.iter().any(|i| i == name));
+    let mut all = Vec::new();
+    let mut bytes = 0;
+    for constant in constants.iter().filter(|c| read(&c.name)) {
+        let element = match constant.dtype {
+            DataType::I64 | DataType::I32 => Element::I32,
+            _ if bf16 && program.products.contains(&constant.name) => Element::Bf16,
+            _ => Element::F32,
+        };
+        let count = constant.shape.iter().product::<usize>();
+        all.push((
+            constant,
+            Weight { name: constant.name.clone(), offset: bytes, element, shape: constant.shape.clone() },
+        ));
+        bytes += (count * element.bytes()).next_multiple_of(ALIGNMENT);
+    }
+    (all, bytes)
+}
+
+/// The bytes of a constant as the kernels take them; those of the file where they are that already.
+fn encoded(constant: &Initializer, element: Element) -> Result<Cow<'_, [u8]>, WeightsError> {
+    let as_it_is = match element {
+        Element::F32 => DataType::F32,
+        Element::Bf16 => DataType::BF16,
+        Element::I32 => DataType::I32,
+    };
+    if constant.dtype == as_it_is {
+        return Ok(constant.bytes()?);
+    }
+    Ok(Cow::Owned(match element {
         Element::F32 => constant.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Element::Bf16 if constant.dtype == DataType::BF16 => constant.bytes()?.into_owned(),
         Element::Bf16 => {
             constant.to_f32()?.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect()
         }
@@ -191,6 +211,76 @@ fn encoded(constant: &Initializer, element: Element) -> Result<Vec<u8>, WeightsE
             }
             bytes
         }
+    }))
+}
+
+/// What a graph takes on a device, known without one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GraphNeeds {
+    /// Bytes of its constants, in the types in which they are kept.
+    pub weight_bytes: u64,
+    /// Bytes of everything that one run makes, inputs and outputs included, state left out.
+    pub arena_bytes: u64,
+    /// Bytes of the state that a run leaves for the next.
+    pub state_bytes: u64,
+    /// Kernels of one run.
+    pub launches: usize,
+}
+
+/// Plans one run of a graph, without a device and without reading weights. `size` gives the sizes of its symbols.
+///
+/// # Errors
+/// [`CudaError::Operators`]; [`CudaError::Shapes`], also for a symbol without a size.
+pub fn graph_needs(
+    graph: &Graph,
+    precision: Precision,
+    size: &dyn Fn(&str) -> Option<usize>,
+) -> Result<GraphNeeds, CudaError> {
+    let bf16 = precision == Precision::Bf16;
+    let program = Program::of(graph)?;
+    let (all, weight_bytes) = layout(&graph.initializers, &program, bf16);
+    let mut planner = Planner::new(&program, bf16);
+    for (_, weight) in &all {
+        planner.outside(&weight.name, 0, weight.offset, weight.element, &weight.shape);
+    }
+    for (i, info) in graph.inputs.iter().enumerate().filter(|(_, v)| graph.initializer(&v.name).is_none()) {
+        let wrong = |what: String| CudaError::Shapes { place: info.name.clone(), what };
+        let sizes = info.shape.iter().flatten().map(|dim| match dim {
+            Dim::Fixed(n) => Ok(*n),
+            Dim::Symbol(name) => size(name).ok_or_else(|| wrong(format!("nothing says how large {name} is"))),
+            Dim::Unknown => Err(wrong("a size without a name".into())),
+        });
+        let shape = sizes.collect::<Result<Vec<_>, _>>()?;
+        let integers = matches!(info.dtype, Some(DataType::I64 | DataType::I32));
+        let element = match integers {
+            true => Element::I32,
+            // As a run before would have left it.
+            false if bf16 && program.products.contains(&info.name) && is_state(&info.name) => Element::Bf16,
+            false => Element::F32,
+        };
+        if is_state(&info.name) {
+            planner.outside(&info.name, 1 + i, 0, element, &shape);
+        } else {
+            planner.input(&info.name, element, &shape);
+        }
+    }
+    planner.steps()?;
+    let mut state_bytes = 0;
+    for (i, info) in graph.outputs.iter().enumerate() {
+        if is_state(&info.name) {
+            let (element, shape) = planner.state(&info.name, 1 + graph.inputs.len() + i)?;
+            state_bytes += shape.iter().product::<usize>() * element.bytes();
+        } else {
+            planner.output(&info.name)?;
+        }
+    }
+    let plan = planner.finish();
+    Ok(GraphNeeds {
+        weight_bytes: weight_bytes as u64,
+        arena_bytes: plan.arena_bytes as u64,
+        state_bytes: state_bytes as u64,
+        launches: plan.calls.len(),
     })
 }
 
@@ -248,8 +338,8 @@ struct StateTensor {
 /// What a plan is made for.
 #[derive(Clone, PartialEq)]
 struct PlanKey {
-    /// Shapes of the inputs, in the order of the ports; of state with their elements.
-    shapes: Vec<(Vec<usize>, Element)>,
+    /// Shapes of the inputs, in the order of the ports, their elements, and whether they are state.
+    shapes: Vec<(Vec<usize>, Element, bool)>,
     outputs: Vec<String>,
     leaves_state: bool,
 }
@@ -263,6 +353,8 @@ struct Planned {
     /// State that is left: the input that reads it, elements, shape.
     state: Vec<(String, Element, Vec<usize>)>,
     bindings: Vec<Binding>,
+    /// Whether the last run was one of this plan: its inputs are still on the device, and in the staging memory.
+    fresh: bool,
 }
 
 /// Launches at certain addresses.
@@ -313,7 +405,7 @@ impl CudaSession {
         for weight in &shared.weights.all {
             planner.outside(&weight.name, 0, weight.offset, weight.element, &weight.shape);
         }
-        for (port, (shape, element)) in shared.inputs.iter().zip(&key.shapes) {
+        for (port, (shape, element, _)) in shared.inputs.iter().zip(&key.shapes) {
             match from.0.iter().position(|s| s.name == port.name) {
                 Some(i) => planner.outside(&port.name, 1 + i, 0, *element, shape),
                 None => planner.input(&port.name, *element, shape),
@@ -341,7 +433,7 @@ impl CudaSession {
         {
             drop_graphs(self.device.as_ref(), oldest.bindings);
         }
-        self.plans.insert(0, Planned { key, plan, outputs, state, bindings: Vec::new() });
+        self.plans.insert(0, Planned { key, plan, outputs, state, bindings: Vec::new(), fresh: false });
         Ok(())
     }
 
@@ -419,12 +511,17 @@ fn run_result(backend: &'static str, result: Result<(), CudaError>) -> Result<()
     result.map_err(|e| BackendError::Run { backend, what: e.to_string() })
 }
 
-/// An input as the kernels take it.
-fn write_input(name: &str, data: &Elements, to: &mut [u8]) -> Result<(), BackendError> {
+/// Writes an input as the kernels take it; whether that changed anything.
+fn write_input(name: &str, data: &Elements, to: &mut [u8]) -> Result<bool, BackendError> {
+    let mut changed = false;
+    let mut put = |word: &mut [u8], new: [u8; 4]| {
+        changed |= word != new;
+        word.copy_from_slice(&new);
+    };
     let words = to.chunks_exact_mut(4);
     match data {
-        Elements::F32(values) => words.zip(values).for_each(|(w, v)| w.copy_from_slice(&v.to_le_bytes())),
-        Elements::I32(values) => words.zip(values).for_each(|(w, v)| w.copy_from_slice(&v.to_le_bytes())),
+        Elements::F32(values) => words.zip(values).for_each(|(w, v)| put(w, v.to_le_bytes())),
+        Elements::I32(values) => words.zip(values).for_each(|(w, v)| put(w, v.to_le_bytes())),
         Elements::I64(values) => {
             for (word, &value) in words.zip(values) {
                 let narrow = i32::try_from(value).map_err(|_| BackendError::Input {
@@ -432,11 +529,11 @@ fn write_input(name: &str, data: &Elements, to: &mut [u8]) -> Result<(), Backend
                     expected: "integers of 32 bits".into(),
                     got: value.to_string(),
                 })?;
-                word.copy_from_slice(&narrow.to_le_bytes());
+                put(word, narrow.to_le_bytes());
             }
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Indices that are rows of the table that they are used on.
@@ -488,6 +585,7 @@ impl Session for CudaSession {
         let empty = DeviceState::default();
         let from = match from {
             None => &empty,
+            Some(state) if state.is_empty() => &empty,
             Some(state) => state.device::<DeviceState>().ok_or_else(|| {
                 self.run_error("state that a run of another backend left cannot be read here")
             })?,
@@ -508,10 +606,10 @@ impl Session for CudaSession {
         let mut shapes = Vec::with_capacity(shared.inputs.len());
         for port in &shared.inputs {
             if let Some(state) = from.0.iter().find(|s| s.name == port.name) {
-                shapes.push((state.shape.clone(), state.element));
+                shapes.push((state.shape.clone(), state.element, true));
             } else if let Some((_, tensor)) = inputs.iter().find(|(n, _)| *n == port.name) {
                 let element = if port.dtype == DataType::F32 { Element::F32 } else { Element::I32 };
-                shapes.push((tensor.shape.clone(), element));
+                shapes.push((tensor.shape.clone(), element, false));
             }
         }
         let key = PlanKey {
@@ -524,6 +622,8 @@ impl Session for CudaSession {
 
         // Where inputs and outputs pass through page-locked memory.
         let planned = &self.plans[0];
+        let mut inputs = inputs.to_vec();
+        inputs.sort_by_key(|(name, _)| shared.inputs.iter().position(|p| p.name == *name));
         let mut places: Vec<(View, usize)> = Vec::new();
         let mut staged = 0;
         for view in inputs.iter().filter_map(|(n, _)| planned.plan.values.get(*n)).chain(&planned.outputs) {
@@ -531,6 +631,9 @@ impl Session for CudaSession {
             staged += view.bytes().next_multiple_of(ALIGNMENT);
         }
         let state = planned.state.clone();
+        // What the last run of the same plan was given is not copied again; that run may have been of another plan.
+        let fresh = planned.fresh;
+        self.plans.iter_mut().for_each(|p| p.fresh = false);
         self.reserve(staged)?;
 
         // State is left in the memory of what was left before, where it is large enough.
@@ -555,12 +658,15 @@ impl Session for CudaSession {
             return Err(BackendError::Run { backend, what: "no memory was reserved".into() });
         };
         let base = arena.address();
+        let mut filled = Vec::new();
+        for ((name, tensor), (view, at)) in inputs.iter().zip(&places) {
+            let changed = write_input(name, &tensor.data, &mut staging.bytes_mut()[*at..*at + view.bytes()])?;
+            if view.count() > 0 && (changed || !fresh) {
+                filled.push((view, at));
+            }
+        }
         let plan = &self.plans[0].plan;
         let address = |view: &View| base + (plan.offsets[view.place.slot] + view.place.offset) as u64;
-        for ((name, tensor), (view, at)) in inputs.iter().zip(&places) {
-            write_input(name, &tensor.data, &mut staging.bytes_mut()[*at..*at + view.bytes()])?;
-        }
-        let filled = places[..inputs.len()].iter().filter(|(view, _)| view.count() > 0);
         let queued = filled.into_iter().try_for_each(|(view, at)| {
             // SAFETY: both ranges are `view.bytes()` long; staging is not written before `synchronize`.
             unsafe { self.device.copy_in(address(view), staging.bytes()[*at..].as_ptr(), view.bytes()) }
@@ -581,6 +687,7 @@ impl Session for CudaSession {
         // Also after a failure: nothing may use this memory any more when the caller goes on.
         let synchronised = self.device.synchronize();
         run_result(backend, done.and(synchronised))?;
+        self.plans[0].fresh = true;
         let Some(staging) = &self.staging else { return Ok(()) };
         for ((_, out), (view, at)) in outputs.iter_mut().zip(&places[inputs.len()..]) {
             **out = read_output(view, &staging.bytes()[*at..*at + view.bytes()]);

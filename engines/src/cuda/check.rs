@@ -68,7 +68,7 @@ pub fn check_kernels(device: &Arc<dyn Device>, small: bool) -> Result<Vec<Kernel
         let complete = once.values.len() == wanted.len() && once.kernel == case.kernel;
         let relative_error = if complete { (difference / size).sqrt() } else { f64::INFINITY };
         let (timed_shape, timed) = if small {
-            (&case.inputs, run(device, &case.op, &given, 2)?)
+            (&case.inputs, once)
         } else {
             (&case.timed, run(device, &case.op, &operands(&case.timed, &mut random), 20)?)
         };
@@ -125,6 +125,16 @@ fn cases() -> Vec<Case> {
         inputs: vec![(element, vec![m, k]), (element, vec![k, n]), (F32, vec![n])],
         timed: vec![(element, vec![tm, tk]), (element, vec![tk, tn]), (F32, vec![tn])],
     };
+    // Side of the kernel, channels, height, width, channels made.
+    let conv = |kernel, element, small: [usize; 5], large: [usize; 5]| {
+        let inputs = |[side, channels, height, width, made]: [usize; 5]| {
+            let weights = (element, vec![made, channels, side, side]);
+            vec![(element, vec![1, channels, height, width]), weights, (F32, vec![made])]
+        };
+        let pads = [small[0] / 2; 4];
+        let op = Op::Conv { strides: [1, 1], pads, enlarged: false };
+        Case { op, kernel, inputs: inputs(small), timed: inputs(large) }
+    };
     let attention = |kernel, element, d: usize, n: usize| {
         let three = |nq: usize, nk: usize, heads: usize| {
             [nq, nk, nk].map(|n| (element, vec![1, n, heads, d])).to_vec()
@@ -155,6 +165,11 @@ fn cases() -> Vec<Case> {
         linear(Kernel::GemmBf16x64, Bf16, [70, 136, 72], [64, 3072, 3072]),
         linear(Kernel::GemmBf16x128, Bf16, [1000, 40, 1000], [13_624, 3072, 3072]),
         linear(Kernel::GemmAny, F32, [70, 99, 65], [2048, 2048, 2048]),
+        conv(Kernel::Conv1Bf16x128, Bf16, [1, 8, 64, 64, 130], [1, 1024, 88, 160, 1024]),
+        conv(Kernel::Conv1Bf16x64, Bf16, [1, 40, 9, 7, 70], [1, 1024, 44, 80, 48]),
+        conv(Kernel::Conv3Bf16x128, Bf16, [3, 8, 64, 64, 130], [3, 768, 88, 160, 256]),
+        conv(Kernel::Conv3Bf16x64, Bf16, [3, 24, 9, 7, 70], [3, 3072, 44, 80, 1024]),
+        conv(Kernel::ConvAny, F32, [3, 5, 9, 7, 70], [3, 36, 176, 320, 160]),
         attention(Kernel::AttentionBf16x48, Bf16, 48, 4096),
         attention(Kernel::AttentionBf16x64, Bf16, 64, 4096),
         attention(Kernel::AttentionBf16x128, Bf16, 128, 13_624),
@@ -166,6 +181,12 @@ fn cases() -> Vec<Case> {
             Kernel::ReduceAxis,
             vec![(F32, vec![3, 50, 7])],
             vec![(F32, vec![131, 104, 3072])],
+        ),
+        rows(
+            Op::ChannelNorm { least: 1e-12, silu: true },
+            Kernel::NormChannels,
+            vec![(F32, vec![2, 21, 5, 9]), (F32, vec![1, 21, 1, 1])],
+            vec![(F32, vec![1, 256, 176, 320]), (F32, vec![1, 256, 1, 1])],
         ),
         rows(Op::Rotate, Kernel::RotateHeads, rotate(9, 3, 48), rotate(13_624, 24, 128)),
         rows(
@@ -207,6 +228,7 @@ fn work(op: &Op, inputs: &[(Element, Vec<usize>)], results: usize) -> (f64, &'st
     let size = |i: usize, axis: usize| inputs[i].1[axis] as f64;
     match op {
         Op::Linear(_) => (2e-12 * size(0, 0) * size(0, 1) * size(1, 1), "TFLOP/s"),
+        Op::Conv { .. } => (2e-12 * results as f64 * size(1, 1) * size(1, 2) * size(1, 3), "TFLOP/s"),
         Op::Attention { .. } => (4e-12 * size(0, 1) * size(1, 1) * size(0, 2) * size(0, 3), "TFLOP/s"),
         _ => {
             let all: usize = inputs.iter().map(|(e, s)| s.iter().product::<usize>() * e.bytes()).sum();
@@ -295,6 +317,31 @@ fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
                 out.extend(
                     (0..d).map(|e| (0..nk).map(|j| weights[j] / total * at(2, place(j, e))).sum::<f64>()),
                 );
+            }
+        }
+        Op::Conv { pads, .. } => {
+            let (channels, height, width) = (shape(0)[1], shape(0)[2], shape(0)[3]);
+            let (made, side) = (shape(1)[0], shape(1)[2]);
+            for (m, place) in (0..made).flat_map(|m| (0..height * width).map(move |p| (m, p))) {
+                let mut sum = at(2, m);
+                for (c, k) in (0..channels).flat_map(|c| (0..side * side).map(move |k| (c, k))) {
+                    let (y, x) = (place / width + k / side, place % width + k % side);
+                    if (pads[0]..height + pads[0]).contains(&y) && (pads[1]..width + pads[1]).contains(&x) {
+                        let from = (c * height + y - pads[0]) * width + x - pads[1];
+                        sum += at(0, from) * at(1, (m * channels + c) * side * side + k);
+                    }
+                }
+                out.push(sum);
+            }
+        }
+        Op::ChannelNorm { least, .. } => {
+            let (channels, pixels) = (shape(0)[1], shape(0)[2] * shape(0)[3]);
+            for place in 0..operands[0].values.len() {
+                let (picture, pixel) = (place / (channels * pixels), place % pixels);
+                let squares = (0..channels).map(|c| at(0, (picture * channels + c) * pixels + pixel).powi(2));
+                let length = squares.sum::<f64>().sqrt().max(f64::from(*least));
+                let y = at(0, place) / length * at(1, place / pixels % channels);
+                out.push(y / (1.0 + (-y).exp()));
             }
         }
         Op::Norm { epsilon, .. } => {

@@ -15,6 +15,16 @@ pub enum Kernel {
     GemmBf16x64,
     /// Matrix product in f32, any types, sizes and strides.
     GemmAny,
+    /// Convolution of bf16 on the tensor cores, 1 x 1, blocks of 128 channels by 128 pixels.
+    Conv1Bf16x128,
+    /// The same, blocks of 64 x 64.
+    Conv1Bf16x64,
+    /// Convolution of bf16 on the tensor cores, 3 x 3, blocks of 128 channels by 128 pixels.
+    Conv3Bf16x128,
+    /// The same, blocks of 64 x 64.
+    Conv3Bf16x64,
+    /// Convolution in f32, any types and sizes.
+    ConvAny,
     /// Attention of bf16 on the tensor cores, heads of 48.
     AttentionBf16x48,
     /// The same, heads of 64.
@@ -29,6 +39,8 @@ pub enum Kernel {
     SoftmaxRows,
     /// Means and lengths along one axis.
     ReduceAxis,
+    /// Norm over the channels of pictures.
+    NormChannels,
     /// Rotary positions.
     RotateHeads,
     /// Rows of a table.
@@ -37,15 +49,20 @@ pub enum Kernel {
     Elementwise,
 }
 
-/// Most channels of a head that [`Kernel::AttentionAny`] takes.
+/// Most channels of a head that [`Kernel::AttentionAny`] takes; for larger ones there are products and a softmax.
 pub(super) const HEAD_MOST: usize = 256;
 
 impl Kernel {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Kernel; 13] = [
+    pub const ALL: [Kernel; 19] = [
         Kernel::GemmBf16x128,
         Kernel::GemmBf16x64,
         Kernel::GemmAny,
+        Kernel::Conv1Bf16x128,
+        Kernel::Conv1Bf16x64,
+        Kernel::Conv3Bf16x128,
+        Kernel::Conv3Bf16x64,
+        Kernel::ConvAny,
         Kernel::AttentionBf16x48,
         Kernel::AttentionBf16x64,
         Kernel::AttentionBf16x128,
@@ -53,6 +70,7 @@ impl Kernel {
         Kernel::NormRows,
         Kernel::SoftmaxRows,
         Kernel::ReduceAxis,
+        Kernel::NormChannels,
         Kernel::RotateHeads,
         Kernel::GatherRows,
         Kernel::Elementwise,
@@ -64,6 +82,11 @@ impl Kernel {
             Kernel::GemmBf16x128 => "gemm_bf16_128\0",
             Kernel::GemmBf16x64 => "gemm_bf16_64\0",
             Kernel::GemmAny => "gemm_any\0",
+            Kernel::Conv1Bf16x128 => "conv_bf16_1x1_128\0",
+            Kernel::Conv1Bf16x64 => "conv_bf16_1x1_64\0",
+            Kernel::Conv3Bf16x128 => "conv_bf16_3x3_128\0",
+            Kernel::Conv3Bf16x64 => "conv_bf16_3x3_64\0",
+            Kernel::ConvAny => "conv_any\0",
             Kernel::AttentionBf16x48 => "attention_bf16_48\0",
             Kernel::AttentionBf16x64 => "attention_bf16_64\0",
             Kernel::AttentionBf16x128 => "attention_bf16_128\0",
@@ -71,6 +94,7 @@ impl Kernel {
             Kernel::NormRows => "norm_rows\0",
             Kernel::SoftmaxRows => "softmax_rows\0",
             Kernel::ReduceAxis => "reduce_axis\0",
+            Kernel::NormChannels => "norm_channels\0",
             Kernel::RotateHeads => "rotate_heads\0",
             Kernel::GatherRows => "gather_rows\0",
             Kernel::Elementwise => "elementwise\0",
@@ -86,7 +110,12 @@ impl Kernel {
     /// Threads of a block.
     pub(super) fn threads(self) -> u32 {
         match self {
-            Kernel::GemmBf16x128 | Kernel::GemmAny | Kernel::Elementwise => 256,
+            Kernel::GemmBf16x128
+            | Kernel::GemmAny
+            | Kernel::Conv1Bf16x128
+            | Kernel::Conv3Bf16x128
+            | Kernel::ConvAny
+            | Kernel::Elementwise => 256,
             _ => 128,
         }
     }
@@ -96,7 +125,10 @@ impl Kernel {
         match self {
             Kernel::GemmBf16x128 => 49_152,
             Kernel::GemmBf16x64 => 24_576,
-            Kernel::GemmAny => 8_704,
+            Kernel::GemmAny | Kernel::ConvAny => 8_704,
+            Kernel::Conv1Bf16x128 | Kernel::Conv3Bf16x128 => 32_768,
+            Kernel::Conv1Bf16x64 | Kernel::Conv3Bf16x64 => 16_384,
+            Kernel::NormChannels => 512,
             Kernel::AttentionBf16x48 | Kernel::AttentionBf16x64 => 32_768,
             Kernel::AttentionBf16x128 => 65_536,
             Kernel::AttentionAny => 16 * HEAD_MOST as u32,
@@ -110,6 +142,15 @@ impl Kernel {
             48 => Some(Kernel::AttentionBf16x48),
             64 => Some(Kernel::AttentionBf16x64),
             128 => Some(Kernel::AttentionBf16x128),
+            _ => None,
+        }
+    }
+
+    /// The tensor-core convolutions for a square kernel of this side, with large and with small blocks, where there are.
+    pub(super) fn conv_bf16(side: usize) -> Option<[Kernel; 2]> {
+        match side {
+            1 => Some([Kernel::Conv1Bf16x128, Kernel::Conv1Bf16x64]),
+            3 => Some([Kernel::Conv3Bf16x128, Kernel::Conv3Bf16x64]),
             _ => None,
         }
     }

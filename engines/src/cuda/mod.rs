@@ -26,7 +26,7 @@ mod kernels;
 mod plan;
 mod program;
 
-pub use backend::CudaBackend;
+pub use backend::{CudaBackend, GraphNeeds, graph_needs};
 pub use check::{KernelReport, check_kernels, round_trip};
 pub use driver::{CudaDevice, LIBRARY_VARIABLE, library, probe};
 pub use host::HostDevice;
@@ -97,6 +97,17 @@ pub enum CudaError {
         what: String,
         /// The least that would do.
         needed: &'static str,
+    },
+    /// Operators of a graph that no kernel does, each with the first node that has it.
+    #[error("no CUDA kernel for {}; use another backend", .0.join(", "))]
+    Operators(Vec<String>),
+    /// No plan can be made for these shapes.
+    #[error("{place}: {what}")]
+    Shapes {
+        /// The value that is made, or an input.
+        place: String,
+        /// What does not fit.
+        what: String,
     },
     /// A driver call failed.
     #[error("cuda {call} failed: {reason}")]

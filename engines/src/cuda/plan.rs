@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::CudaError;
 use super::kernels::{Activation, Arguments, Element, ElementOp, HEAD_MOST, Kernel, Launch};
 use super::program::{Op, Program, Step};
 
@@ -13,14 +14,6 @@ use super::program::{Op, Program, Step};
 const MAX_AXES: usize = 8;
 /// Buffers start at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
-
-/// Why no plan can be made for these shapes.
-#[derive(Debug, thiserror::Error)]
-#[error("{place}: {what}")]
-pub(super) struct PlanError {
-    place: String,
-    what: String,
-}
 
 /// A buffer, by its number, and a place in it in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +87,63 @@ impl View {
         });
         std::iter::repeat_n(Some(0), missing).chain(own).collect()
     }
+}
+
+/// Parts side by side as one view, where they lie in memory as they are to be joined: nothing has to be copied then.
+fn side_by_side(parts: &[View], axis: usize) -> Option<View> {
+    let [first, second, ..] = parts else { return None };
+    let alike = |p: &View| {
+        (p.place.slot, p.element) == (first.place.slot, first.element)
+            && p.shape == first.shape
+            && p.strides == first.strides
+    };
+    let apart = second.place.offset.checked_sub(first.place.offset)?;
+    let even = parts.windows(2).all(|w| w[1].place.offset.checked_sub(w[0].place.offset) == Some(apart));
+    let (stride, size) = ((apart / first.element.bytes()) as i64, first.shape[axis]);
+    let whole = size == 1 || stride == size as i64 * first.strides[axis];
+    (parts.iter().all(alike) && even && whole).then(|| {
+        let mut out = first.clone();
+        out.shape[axis] = size * parts.len();
+        if size == 1 {
+            out.strides[axis] = stride;
+        }
+        out
+    })
+}
+
+/// Strides of the same elements under another shape of as many, where nothing has to be copied for it.
+fn strides_under(view: &View, shape: &[usize]) -> Option<Vec<i64>> {
+    let own: Vec<(usize, i64)> =
+        view.shape.iter().copied().zip(view.strides.iter().copied()).filter(|(size, _)| *size != 1).collect();
+    let mut strides = vec![1; shape.len()];
+    let (mut i, mut j) = (0, 0);
+    while j < shape.len() {
+        if shape[j] == 1 {
+            j += 1;
+            continue;
+        }
+        // The fewest axes of both that hold as many elements.
+        let (first, first_new) = (i, j);
+        let (mut old, mut new) = (own.get(i)?.0, shape[j]);
+        (i, j) = (i + 1, j + 1);
+        while old != new {
+            if old < new {
+                old *= own.get(i)?.0;
+                i += 1;
+            } else {
+                new *= shape.get(j)?;
+                j += 1;
+            }
+        }
+        let as_one = own[first..i].windows(2).all(|w| w[0].1 == w[1].1 * w[1].0 as i64);
+        let mut stride = own[i - 1].1;
+        for at in (first_new..j).rev() {
+            strides[at] = stride;
+            stride *= shape[at] as i64;
+        }
+        as_one.then_some(())?;
+    }
+    (i == own.len()).then_some(strides)
 }
 
 /// An argument of a kernel, before addresses are known.
@@ -200,7 +250,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans all steps.
-    pub fn steps(&mut self) -> Result<(), PlanError> {
+    pub fn steps(&mut self) -> Result<(), CudaError> {
         let program = self.program;
         for step in &program.steps {
             self.place.clone_from(&step.output);
@@ -211,7 +261,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A value as the caller copies it out: in order, in f32 where it is no integer.
-    pub fn output(&mut self, name: &str) -> Result<View, PlanError> {
+    pub fn output(&mut self, name: &str) -> Result<View, CudaError> {
         let view = self.value(name)?;
         let element = if view.element == Element::I32 { Element::I32 } else { Element::F32 };
         let mut out = self.ordered(&view, Some(element))?;
@@ -224,7 +274,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Copies a value to memory outside of the arena, in its own element type, which is returned with its shape.
-    pub fn state(&mut self, name: &str, number: usize) -> Result<(Element, Vec<usize>), PlanError> {
+    pub fn state(&mut self, name: &str, number: usize) -> Result<(Element, Vec<usize>), CudaError> {
         let from = self.value(name)?;
         let to = self.outside_view(number, 0, from.element, &from.shape);
         self.copy(&to, &from)?;
@@ -275,11 +325,11 @@ impl<'a> Planner<'a> {
         self.plan
     }
 
-    fn fail<T>(&self, what: impl Into<String>) -> Result<T, PlanError> {
-        Err(PlanError { place: self.place.clone(), what: what.into() })
+    fn fail<T>(&self, what: impl Into<String>) -> Result<T, CudaError> {
+        Err(CudaError::Shapes { place: self.place.clone(), what: what.into() })
     }
 
-    fn value(&self, name: &str) -> Result<View, PlanError> {
+    fn value(&self, name: &str) -> Result<View, CudaError> {
         match self.plan.values.get(name) {
             Some(view) => Ok(view.clone()),
             None => self.fail(format!("reads {name:?}, which nothing makes")),
@@ -303,7 +353,7 @@ impl<'a> Planner<'a> {
         grid: [usize; 3],
         shared_bytes: usize,
         arguments: Vec<Argument>,
-    ) -> Result<(), PlanError> {
+    ) -> Result<(), CudaError> {
         let [x, y, z] = grid;
         if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
             return self.fail(format!("{} on {grid:?} blocks: more than a device takes", kernel.name()));
@@ -316,12 +366,12 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn int(&self, size: usize) -> Result<Argument, PlanError> {
+    fn int(&self, size: usize) -> Result<Argument, CudaError> {
         i32::try_from(size).map(Argument::Int).or_else(|_| self.fail(format!("a size of {size}")))
     }
 
     /// The same elements in order, of a given type; copied only where they are not.
-    fn ordered(&mut self, view: &View, element: Option<Element>) -> Result<View, PlanError> {
+    fn ordered(&mut self, view: &View, element: Option<Element>) -> Result<View, CudaError> {
         let element = element.unwrap_or(view.element);
         if view.is_in_order() && view.element == element {
             return Ok(View::new(view.place, element, &view.shape));
@@ -331,12 +381,12 @@ impl<'a> Planner<'a> {
         Ok(to)
     }
 
-    fn copy(&mut self, to: &View, from: &View) -> Result<(), PlanError> {
+    fn copy(&mut self, to: &View, from: &View) -> Result<(), CudaError> {
         self.element(ElementOp::Copy, to, &[from])
     }
 
     /// One call of the kernel of elements; inputs broadcast to the shape of `to`.
-    fn element(&mut self, op: ElementOp, to: &View, from: &[&View]) -> Result<(), PlanError> {
+    fn element(&mut self, op: ElementOp, to: &View, from: &[&View]) -> Result<(), CudaError> {
         let mut strides = vec![to.strides.clone()];
         for view in from {
             match view.broadcast(&to.shape) {
@@ -374,7 +424,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans one step; long, since it is one short arm for each kind of step.
-    fn step(&mut self, step: &Step) -> Result<View, PlanError> {
+    fn step(&mut self, step: &Step) -> Result<View, CudaError> {
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for name in &step.inputs {
             inputs.push(if name.is_empty() { None } else { Some(self.value(name)?) });
@@ -420,17 +470,18 @@ impl<'a> Planner<'a> {
             Op::Softmax => {
                 let x = self.ordered(x, None)?;
                 let out = self.result(step, &x.shape);
-                let arguments = vec![
-                    address(&x),
-                    kind(&x),
-                    address(&out),
-                    kind(&out),
-                    self.int(x.rows())?,
-                    self.int(x.last())?,
-                ];
-                self.call(Kernel::SoftmaxRows, [x.rows().div_ceil(4), 1, 1], 0, arguments)?;
+                self.softmax(&x, &out, 1.0)?;
                 Ok(out)
             }
+            Op::Conv { strides, pads, enlarged } => {
+                let Some(weights) = given(1) else { return self.fail("has no weights") };
+                self.conv(step, [x, weights], given(2), *strides, *pads, *enlarged)
+            }
+            Op::ChannelNorm { least, silu } => {
+                let Some(gamma) = given(1) else { return self.fail("has no gains") };
+                self.channel_norm(step, x, gamma, *least, *silu)
+            }
+            Op::Enlarge => self.enlarge(step, x),
             Op::Reduce { axis, keep, root_of_squares } => {
                 self.reduce(step, x, *axis, *keep, *root_of_squares)
             }
@@ -449,6 +500,9 @@ impl<'a> Planner<'a> {
             Op::Reshape(sizes) => {
                 let shape = self.sizes(&x.shape, sizes)?;
                 let wanted = self.bf16 && self.program.products.contains(&step.output) && !x.is_in_order();
+                if let Some(strides) = strides_under(x, &shape).filter(|_| !wanted && x.count() > 0) {
+                    return Ok(View { shape, strides, ..x.clone() });
+                }
                 let x =
                     self.ordered(x, wanted.then_some(Element::Bf16).filter(|_| x.element != Element::I32))?;
                 Ok(View::new(x.place, x.element, &shape))
@@ -471,7 +525,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn axis(&self, axis: i64, rank: usize) -> Result<usize, PlanError> {
+    fn axis(&self, axis: i64, rank: usize) -> Result<usize, CudaError> {
         let at = if axis < 0 { axis + rank as i64 } else { axis };
         match usize::try_from(at) {
             Ok(at) if at < rank => Ok(at),
@@ -480,7 +534,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The shape that all broadcast to.
-    fn common(&self, shapes: &[&[usize]]) -> Result<Vec<usize>, PlanError> {
+    fn common(&self, shapes: &[&[usize]]) -> Result<Vec<usize>, CudaError> {
         let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
         let mut out = vec![1; rank];
         for shape in shapes {
@@ -495,7 +549,7 @@ impl<'a> Planner<'a> {
         Ok(out)
     }
 
-    fn sizes(&self, shape: &[usize], wanted: &[i64]) -> Result<Vec<usize>, PlanError> {
+    fn sizes(&self, shape: &[usize], wanted: &[i64]) -> Result<Vec<usize>, CudaError> {
         let total: usize = shape.iter().product();
         let wrong = || format!("{shape:?} cannot become {wanted:?}");
         let mut out = Vec::with_capacity(wanted.len());
@@ -516,7 +570,7 @@ impl<'a> Planner<'a> {
         if out.iter().product::<usize>() == total { Ok(out) } else { self.fail(wrong()) }
     }
 
-    fn slice(&self, x: &View, axis: i64, start: i64, end: i64) -> Result<View, PlanError> {
+    fn slice(&self, x: &View, axis: i64, start: i64, end: i64) -> Result<View, CudaError> {
         let axis = self.axis(axis, x.shape.len())?;
         let size = x.shape[axis] as i64;
         let at = |p: i64| (if p < 0 { p.saturating_add(size) } else { p }).clamp(0, size);
@@ -527,7 +581,7 @@ impl<'a> Planner<'a> {
         Ok(out)
     }
 
-    fn concat(&mut self, step: &Step, parts: &[View], axis: i64) -> Result<View, PlanError> {
+    fn concat(&mut self, step: &Step, parts: &[View], axis: i64) -> Result<View, CudaError> {
         let Some(first) = parts.first() else { return self.fail("joins nothing") };
         let axis = self.axis(axis, first.shape.len())?;
         let fits = |p: &View| {
@@ -536,6 +590,9 @@ impl<'a> Planner<'a> {
         };
         if !parts.iter().all(fits) {
             return self.fail("joins parts of other shapes");
+        }
+        if let Some(view) = side_by_side(parts, axis) {
+            return Ok(view);
         }
         let mut shape = first.shape.clone();
         shape[axis] = parts.iter().map(|p| p.shape[axis]).sum();
@@ -558,7 +615,7 @@ impl<'a> Planner<'a> {
         bias: Option<&View>,
         out: &View,
         activation: Activation,
-    ) -> Result<(), PlanError> {
+    ) -> Result<(), CudaError> {
         let (ra, rb, lead) = (a.shape.len(), b.shape.len(), &out.shape[..out.shape.len().saturating_sub(2)]);
         // A linear layer has its rows in one axis, whatever the shape of its result.
         let lead = if ra == 2 && rb == 2 { &[] } else { lead };
@@ -619,7 +676,12 @@ impl<'a> Planner<'a> {
             return self.call(kernel, [n.div_ceil(tile), m.div_ceil(tile), batch], shared, arguments);
         }
         if sizes.len() > 2 {
-            return self.fail(format!("{} leading axes that cannot be joined", sizes.len()));
+            if a.is_in_order() && b.is_in_order() {
+                return self.fail(format!("{} leading axes that cannot be joined", sizes.len()));
+            }
+            let (a, b) = (self.ordered(a, None)?, self.ordered(b, None)?);
+            let bias = bias.map(|place| View::new(place, Element::F32, &[n]));
+            return self.product(&a, &b, bias.as_ref(), out, activation);
         }
         let inner = sizes.last().copied().unwrap_or(1);
         let operand = |view: &View, of: usize, rank: usize| {
@@ -653,7 +715,7 @@ impl<'a> Planner<'a> {
         [q, k, v]: [&View; 3],
         bias: Option<&View>,
         scale: f32,
-    ) -> Result<View, PlanError> {
+    ) -> Result<View, CudaError> {
         let (&[batch, nq, heads, d], &[kb, nk, kh, kd]) = (&q.shape[..], &k.shape[..]) else {
             return self.fail("queries and keys must have batch, tokens, heads and channels");
         };
@@ -661,7 +723,11 @@ impl<'a> Planner<'a> {
             return self.fail(format!("queries {:?}, keys {:?}, values {:?}", q.shape, k.shape, v.shape));
         }
         if d > HEAD_MOST {
-            return self.fail(format!("heads of {d} channels; attention takes {HEAD_MOST} at most"));
+            if bias.is_some() || scale <= 0.0 {
+                return self
+                    .fail(format!("heads of {d} channels; attention with a bias takes {HEAD_MOST} at most"));
+            }
+            return self.attention_in_products(step, [q, k, v], scale);
         }
         let bias = match bias {
             None => Argument::Structure(Some(None), vec![0; 4]),
@@ -711,6 +777,159 @@ impl<'a> Planner<'a> {
         Ok(out)
     }
 
+    /// Attention of large heads, with its scores in memory.
+    fn attention_in_products(
+        &mut self,
+        step: &Step,
+        [q, k, v]: [&View; 3],
+        scale: f32,
+    ) -> Result<View, CudaError> {
+        let element = if self.bf16 { Element::Bf16 } else { Element::F32 };
+        let turned = |view: &View, order: [usize; 4]| View {
+            shape: order.map(|i| view.shape[i]).to_vec(),
+            strides: order.map(|i| view.strides[i]).to_vec(),
+            ..view.clone()
+        };
+        let q = self.ordered(&turned(q, [0, 2, 1, 3]), Some(element))?;
+        let k = self.ordered(&turned(k, [0, 2, 3, 1]), Some(element))?;
+        let v = self.ordered(&turned(v, [0, 2, 1, 3]), Some(element))?;
+        let shape = [&q.shape[..3], &k.shape[3..]].concat();
+        let scores = self.buffer(Element::F32, &shape);
+        self.product(&q, &k, None, &scores, Activation::None)?;
+        let weights = self.buffer(element, &shape);
+        self.softmax(&scores, &weights, scale)?;
+        let out = self.result(step, &q.shape);
+        self.product(&weights, &v, None, &out, Activation::None)?;
+        Ok(turned(&out, [0, 2, 1, 3]))
+    }
+
+    /// Softmax of the rows of `x`, times `scale`, both in order.
+    fn softmax(&mut self, x: &View, out: &View, scale: f32) -> Result<(), CudaError> {
+        let mut arguments = vec![address(x), kind(x), address(out), kind(out)];
+        arguments.extend([self.int(x.rows())?, self.int(x.last())?, Argument::Float(scale)]);
+        self.call(Kernel::SoftmaxRows, [x.rows().div_ceil(4), 1, 1], 0, arguments)
+    }
+
+    /// A convolution; pictures may overlap in memory, each of them lies in order.
+    fn conv(
+        &mut self,
+        step: &Step,
+        [x, weights]: [&View; 2],
+        bias: Option<&View>,
+        strides: [usize; 2],
+        pads: [usize; 4],
+        enlarged: bool,
+    ) -> Result<View, CudaError> {
+        let (&[n, channels, height, width], &[made, of, kernel_height, kernel_width]) =
+            (&x.shape[..], &weights.shape[..])
+        else {
+            return self.fail(format!("convolves {:?} with {:?}", x.shape, weights.shape));
+        };
+        let (shift, kernel) = (usize::from(enlarged), [kernel_height, kernel_width]);
+        let read = [height << shift, width << shift];
+        let size =
+            |i: usize| Some((read[i] + pads[i] + pads[i + 2]).checked_sub(kernel[i])? / strides[i] + 1);
+        let (Some(out_height), Some(out_width), true) = (size(0), size(1), of == channels) else {
+            return self.fail(format!("convolves {:?} with {:?}", x.shape, weights.shape));
+        };
+        let depth = channels * kernel_height * kernel_width;
+        let special = Kernel::conv_bf16(kernel_height).filter(|_| {
+            let fits = kernel_height == kernel_width && depth.is_multiple_of(8);
+            self.bf16 && fits && weights.element == Element::Bf16
+        });
+        let weights = self.ordered(weights, None)?;
+        let element = special.map_or(x.element, |_| Element::Bf16);
+        let one = View { shape: x.shape[1..].to_vec(), strides: x.strides[1..].to_vec(), ..x.clone() };
+        let as_it_is = one.is_in_order() && x.element == element;
+        let x = if as_it_is { x.clone() } else { self.ordered(x, Some(element))? };
+        let bias = match bias {
+            Some(bias) if bias.count() != made => {
+                return self.fail(format!("a bias of {:?} on {made} channels", bias.shape));
+            }
+            Some(bias) => Some(self.ordered(bias, Some(Element::F32))?.place),
+            None => None,
+        };
+        let out = self.result(step, &[n, made, out_height, out_width]);
+        let pixels = out_height * out_width;
+        for size in [channels * height * width, depth, pixels] {
+            self.int(size)?;
+        }
+        let sizes = [
+            [channels, read[0]],
+            [read[1], made],
+            [out_height, out_width],
+            kernel,
+            strides,
+            [pads[0], pads[1]],
+            [shift, 0],
+        ];
+        let mut words = vec![x.strides[0].cast_unsigned()];
+        words.extend(sizes.map(|[low, high]| low as u64 | (high as u64) << 32));
+        let mut arguments = vec![address(&x)];
+        if special.is_none() {
+            arguments.push(kind(&x));
+        }
+        arguments.push(address(&weights));
+        if special.is_none() {
+            arguments.push(kind(&weights));
+        }
+        arguments.extend([Argument::Address(bias), address(&out), kind(&out)]);
+        arguments.push(Argument::Structure(None, words));
+        let blocks = pixels.div_ceil(128) * made.div_ceil(128) * n;
+        let (kernel, tile) = match special {
+            Some([large, _]) if made > 64 && blocks >= 64 => (large, 128),
+            Some([_, small]) => (small, 64),
+            None => (Kernel::ConvAny, 64),
+        };
+        let shared = kernel.shared_bytes_most() as usize;
+        self.call(kernel, [pixels.div_ceil(tile), made.div_ceil(tile), n], shared, arguments)?;
+        Ok(out)
+    }
+
+    fn channel_norm(
+        &mut self,
+        step: &Step,
+        x: &View,
+        gamma: &View,
+        least: f32,
+        silu: bool,
+    ) -> Result<View, CudaError> {
+        let &[n, channels, height, width] = &x.shape[..] else {
+            return self.fail(format!("normalises the channels of {:?}", x.shape));
+        };
+        if gamma.count() != channels {
+            return self.fail(format!("gains of {:?} for {channels} channels", gamma.shape));
+        }
+        let (x, gamma) = (self.ordered(x, None)?, self.ordered(gamma, Some(Element::F32))?);
+        let out = self.result(step, &x.shape);
+        let pixels = height * width;
+        let arguments = vec![
+            address(&x),
+            kind(&x),
+            address(&gamma),
+            address(&out),
+            kind(&out),
+            self.int(channels)?,
+            self.int(pixels)?,
+            Argument::Float(least),
+            Argument::Int(i32::from(silu)),
+        ];
+        let shared = Kernel::NormChannels.shared_bytes_most() as usize;
+        self.call(Kernel::NormChannels, [pixels.div_ceil(32), n, 1], shared, arguments)?;
+        Ok(out)
+    }
+
+    fn enlarge(&mut self, step: &Step, x: &View) -> Result<View, CudaError> {
+        let (&[n, c, height, width], &[sn, sc, sy, sx]) = (&x.shape[..], &x.strides[..]) else {
+            return self.fail(format!("enlarges {:?}", x.shape));
+        };
+        let out = self.result(step, &[n, c, 2 * height, 2 * width]);
+        let squares = vec![n, c, height, 2, width, 2];
+        let from = View { shape: squares.clone(), strides: vec![sn, sc, sy, 0, sx, 0], ..x.clone() };
+        self.copy(&View::new(out.place, out.element, &squares), &from)?;
+        Ok(out)
+    }
+
     /// Rows of `x` that share one row of modulation, where its shape says so: that of `x`, with 1 for the last axes.
     fn rows_per_modulation(x: &View, modulation: &View) -> Option<usize> {
         let (lead, of) = (x.shape.split_last()?.1, modulation.shape.split_last()?.1);
@@ -727,7 +946,7 @@ impl<'a> Planner<'a> {
         [weight, bias, scale, shift]: [Option<&View>; 4],
         centred: bool,
         epsilon: f32,
-    ) -> Result<View, PlanError> {
+    ) -> Result<View, CudaError> {
         let x = self.ordered(x, None)?;
         let f32_of = |planner: &mut Self, view: Option<&View>| match view {
             Some(v) => planner.ordered(v, Some(Element::F32)).map(Some),
@@ -771,7 +990,7 @@ impl<'a> Planner<'a> {
         Ok(shifted)
     }
 
-    fn rotate(&mut self, step: &Step, x: &View, cos: &View, sin: &View) -> Result<View, PlanError> {
+    fn rotate(&mut self, step: &Step, x: &View, cos: &View, sin: &View) -> Result<View, CudaError> {
         let &[batch, tokens, heads, d] = &x.shape[..] else {
             return self.fail(format!("rotates {:?}", x.shape));
         };
@@ -806,7 +1025,7 @@ impl<'a> Planner<'a> {
         axis: i64,
         keep: bool,
         root: bool,
-    ) -> Result<View, PlanError> {
+    ) -> Result<View, CudaError> {
         let axis = self.axis(axis, x.shape.len())?;
         let x = self.ordered(x, None)?;
         let (outer, inner) =
@@ -828,11 +1047,13 @@ impl<'a> Planner<'a> {
             self.int(inner)?,
             Argument::Int(i32::from(root)),
         ];
-        self.call(Kernel::ReduceAxis, [(outer * inner).div_ceil(4), 1, 1], 0, arguments)?;
+        // As the kernel does it: by a warp, or by a thread where neighbours lie side by side.
+        let of_a_block = if inner < 32 { 4 } else { 128 };
+        self.call(Kernel::ReduceAxis, [(outer * inner).div_ceil(of_a_block), 1, 1], 0, arguments)?;
         Ok(out)
     }
 
-    fn gather(&mut self, step: &Step, table: &View, index: &View) -> Result<View, PlanError> {
+    fn gather(&mut self, step: &Step, table: &View, index: &View) -> Result<View, CudaError> {
         let Some((&rows, row)) = table.shape.split_first() else { return self.fail("a table without rows") };
         if index.element != Element::I32 {
             return self.fail("indices that are no integers");
@@ -929,6 +1150,42 @@ mod tests {
     }
 
     #[test]
+    fn shapes_change_without_a_copy_where_strides_allow_it() {
+        let view = |shape: &[usize], strides: &[i64]| View {
+            place: Place { slot: 0, offset: 0 },
+            element: Element::F32,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+        };
+        let turned = view(&[4, 6], &[1, 4]);
+        assert_eq!(strides_under(&turned, &[2, 2, 1, 3, 2]), Some(vec![2, 1, 1, 8, 4]));
+        assert_eq!(strides_under(&turned, &[24]), None);
+        assert_eq!(strides_under(&turned, &[8, 3]), None);
+        assert_eq!(strides_under(&view(&[2, 3, 4], &[12, 4, 1]), &[6, 4]), Some(vec![4, 1]));
+        // A repeated axis splits, and joins with no other.
+        let repeated = view(&[3, 4, 5], &[5, 0, 1]);
+        assert_eq!(strides_under(&repeated, &[3, 2, 2, 5]), Some(vec![5, 0, 0, 1]));
+        assert_eq!(strides_under(&repeated, &[12, 5]), None);
+        assert_eq!(strides_under(&repeated, &[3, 20]), None);
+    }
+
+    /// Frames over time, joined on the channels, are windows over memory that begin one frame apart.
+    #[test]
+    fn parts_that_lie_side_by_side_are_joined_without_a_copy() {
+        let frames = View::new(Place { slot: 0, offset: 0 }, Element::Bf16, &[4, 2, 3, 5]);
+        let program = Program::default();
+        let planner = Planner::new(&program, true);
+        let tap = |i: i64| planner.slice(&frames, 0, i, i + 2).unwrap();
+        let joined = side_by_side(&[tap(0), tap(1), tap(2)], 1).unwrap();
+        assert_eq!((joined.shape, joined.strides), (vec![2, 6, 3, 5], vec![30, 15, 5, 1]));
+        assert_eq!(side_by_side(&[tap(0), tap(2)], 1), None, "a frame is missing");
+        assert_eq!(side_by_side(&[tap(1), tap(0)], 1), None);
+        let one = |i: i64| planner.slice(&frames, 0, i, i + 1).unwrap();
+        let repeated = side_by_side(&[one(1), one(1), one(1)], 0).unwrap();
+        assert_eq!((repeated.shape[0], repeated.strides[0], repeated.place.offset), (3, 0, 60));
+    }
+
+    #[test]
     fn what_cannot_be_done_is_told_with_its_place() {
         let check = |op: Op, shapes: &[&[usize]], wanted: &str| {
             let inputs: Vec<String> = (0..shapes.len()).map(|i| format!("i{i}")).collect();
@@ -945,9 +1202,15 @@ mod tests {
         let heads: &[usize] = &[1, 4, 2, 320];
         check(
             Op::Attention { scale: 1.0 },
-            &[heads, heads, heads],
-            "out: heads of 320 channels; attention takes 256 at most",
+            &[heads, heads, heads, &[4, 4]],
+            "out: heads of 320 channels; attention with a bias takes 256 at most",
         );
+        let conv = Op::Conv { strides: [1, 1], pads: [0; 4], enlarged: false };
+        let pictures: &[usize] = &[1, 3, 2, 2];
+        let wanted = "out: convolves [1, 3, 2, 2] with [4, 3, 3, 3]";
+        check(conv.clone(), &[pictures, &[4, 3, 3, 3]], wanted);
+        check(conv.clone(), &[pictures, &[4, 2, 1, 1]], "out: convolves [1, 3, 2, 2] with [4, 2, 1, 1]");
+        check(conv, &[pictures, &[4, 3, 1, 1], &[3]], "out: a bias of [3] on 4 channels");
         check(Op::MatMul, &[&[2, 3], &[4, 5]], "out: [2, 3] times [4, 5]");
         check(Op::Element(ElementOp::Add), &[&[2], &[3]], "out: [[2], [3]] do not fit each other");
         check(Op::Reshape(vec![4, -1]), &[&[2, 3]], "out: [2, 3] cannot become [4, -1]");

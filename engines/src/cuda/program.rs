@@ -10,10 +10,13 @@
 //! | norm | the RMS norm spelled out; `LayerNormalization`, times `1 + scale`, plus shift |
 //! | rotation | of the two halves of each head |
 //! | `a + b c` | `Mul` and `Add` |
+//! | convolution | `Conv`, and `Resize` by two before it |
+//! | norm of channels | division by `ReduceL2` (at least `Max`), `Mul` with a constant, `x Sigmoid(x)` |
 
 use std::collections::{HashMap, HashSet};
 
-use super::kernels::{Activation, ElementOp};
+use super::CudaError;
+use super::kernels::{Activation, ElementOp, Kernel};
 use crate::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node};
 
 /// One step; its inputs are names of values, empty where an optional one is left out.
@@ -41,6 +44,20 @@ pub(super) enum Op {
     },
     /// `x [batch, n, heads, d]`, `cos`, `sin` `[n, d / 2]`.
     Rotate,
+    /// `x [n, ci, h, w]`, weights `[co, ci, kh, kw]`, bias `[co]` or nothing. Pads are those of top, left, bottom, right.
+    Conv {
+        strides: [usize; 2],
+        pads: [usize; 4],
+        /// Whether [`Op::Enlarge`] comes first.
+        enlarged: bool,
+    },
+    /// `x [n, c, h, w]` over its length along the channels, which is at least `least`, times `gamma` of `c` elements.
+    ChannelNorm {
+        least: f32,
+        silu: bool,
+    },
+    /// Each pixel of `[n, c, h, w]` becomes a square of two by two.
+    Enlarge,
     /// Over the last axis.
     Softmax,
     /// The mean, or the root of the sum of squares, over one axis.
@@ -66,15 +83,6 @@ pub(super) enum Op {
     },
 }
 
-/// Why a graph cannot become steps.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(super) enum ProgramError {
-    /// No kernel does this.
-    #[error("no CUDA kernel for {}; use another backend", .0.join(", "))]
-    Operators(Vec<String>),
-}
-
 /// Steps in order, and what they read.
 #[derive(Debug, Default)]
 pub(super) struct Program {
@@ -87,8 +95,8 @@ impl Program {
     /// The steps that the outputs of a graph depend on.
     ///
     /// # Errors
-    /// [`ProgramError::Operators`] naming every operator without a kernel, with the first node that has it.
-    pub fn of(graph: &Graph) -> Result<Program, ProgramError> {
+    /// [`CudaError::Operators`] naming every operator without a kernel, with the first node that has it.
+    pub fn of(graph: &Graph) -> Result<Program, CudaError> {
         let mut finder = Finder::new(graph);
         let mut unknown: Vec<(String, String)> = Vec::new();
         for node in &graph.nodes {
@@ -102,7 +110,7 @@ impl Program {
         }
         if !unknown.is_empty() {
             let named = unknown.iter().map(|(op, name)| format!("{op} (node {name:?})")).collect();
-            return Err(ProgramError::Operators(named));
+            return Err(CudaError::Operators(named));
         }
         let mut wanted: HashSet<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
         let mut steps = Vec::new();
@@ -115,7 +123,14 @@ impl Program {
         }
         steps.reverse();
         let fits = |weight: &str| {
-            finder.constants.get(weight).is_some_and(|c| c.shape.iter().all(|size| size.is_multiple_of(8)))
+            finder.constants.get(weight).is_some_and(|c| match &c.shape[..] {
+                &[_, channels, height, width] => {
+                    (channels * height * width).is_multiple_of(8)
+                        && height == width
+                        && Kernel::conv_bf16(height).is_some()
+                }
+                sizes => sizes.iter().all(|size| size.is_multiple_of(8)),
+            })
         };
         let products = products(&steps, &fits);
         Ok(Program { steps, products })
@@ -128,10 +143,10 @@ fn products(steps: &[Step], fits: &dyn Fn(&str) -> bool) -> HashSet<String> {
     let mut found: HashSet<String> = HashSet::new();
     for step in steps.iter().rev() {
         let read = match &step.op {
-            Op::Linear(_) if !fits(&step.inputs[1]) => &[],
-            Op::Linear(_) | Op::MatMul => &step.inputs[..2],
+            Op::Linear(_) | Op::Conv { .. } if !fits(&step.inputs[1]) => &[],
+            Op::Linear(_) | Op::Conv { .. } | Op::MatMul => &step.inputs[..2],
             Op::Attention { .. } => &step.inputs[..3],
-            Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat { .. }
+            Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat { .. } | Op::Enlarge
                 if found.contains(&step.output) =>
             {
                 &step.inputs[..]
@@ -162,7 +177,8 @@ fn either(node: &Node) -> [(&str, &str); 2] {
 /// Fewer inputs than this are a damaged file.
 fn least_inputs(op: &str) -> usize {
     match op {
-        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Pow" | "MatMul" | "Gather" | "Reshape" => 2,
+        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Pow" | "MatMul" | "Gather" | "Reshape" | "Conv" => 2,
+        "Resize" => 3,
         _ => 1,
     }
 }
@@ -250,7 +266,11 @@ impl<'a> Finder<'a> {
                 .or_else(|| self.biased(node))
                 .or_else(|| self.product_added(node))
                 .or_else(|| element(ElementOp::Add)),
-            "Mul" => self.rms_norm(node).or_else(|| self.silu(node)).or_else(|| element(ElementOp::Multiply)),
+            "Mul" => self
+                .rms_norm(node)
+                .or_else(|| self.channel_norm(node))
+                .or_else(|| self.silu(node))
+                .or_else(|| element(ElementOp::Multiply)),
             "Sub" => element(ElementOp::Subtract),
             "Div" => element(ElementOp::Divide),
             "Max" if inputs.len() == 2 => element(ElementOp::Maximum),
@@ -298,8 +318,65 @@ impl<'a> Finder<'a> {
                 steps_by_one.then(|| step(op, &inputs[..1], node))
             }
             "Concat" => Some(step(Op::Concat { axis: node.int("axis")? }, &inputs, node)),
+            "Conv" => self.conv(node),
+            "Resize" => self.doubles(node).then(|| step(Op::Enlarge, &inputs[..1], node)),
             _ => None,
         }
+    }
+
+    /// A convolution of pictures, whole: neither in groups nor dilated.
+    fn conv(&self, node: &Node) -> Option<Step> {
+        let [x, weights] = [0, 1].map(|i| node.inputs[i].as_str());
+        let rank = self.rank_of_constant(weights)?;
+        let plain = ints(node, "dilations").is_none_or(|d| d.iter().all(|&d| d == 1))
+            && node.int("group").unwrap_or(1) == 1
+            && match node.attribute("auto_pad") {
+                None => true,
+                Some(AttributeValue::String(s)) => s == b"NOTSET",
+                Some(_) => false,
+            };
+        let numbers = |name: &str, default: &[usize]| match ints(node, name) {
+            None => Some(default.to_vec()),
+            Some(given) => given.iter().map(|&n| usize::try_from(n).ok()).collect(),
+        };
+        let strides =
+            numbers("strides", &[1, 1])?.try_into().ok().filter(|s: &[usize; 2]| !s.contains(&0))?;
+        let pads = numbers("pads", &[0; 4])?.try_into().ok()?;
+        let enlarged =
+            self.readers.get(x) == Some(&1) && self.steps.get(x).is_some_and(|s| s.op == Op::Enlarge);
+        let from = if enlarged { self.made(x, "Resize")?.inputs[0].as_str() } else { x };
+        let bias = node.inputs.get(2).map_or("", String::as_str);
+        let op = Op::Conv { strides, pads, enlarged };
+        (plain && rank == 4).then(|| step(op, &[from, weights, bias], node))
+    }
+
+    /// Whether a `Resize` doubles height and width by repeating pixels.
+    fn doubles(&self, node: &Node) -> bool {
+        let text = |name: &str, wanted: &str| match node.attribute(name) {
+            Some(AttributeValue::String(s)) => s == wanted.as_bytes(),
+            _ => false,
+        };
+        let scales = self.constants.get(node.inputs[2].as_str()).and_then(|c| c.to_f32().ok());
+        node.inputs.len() == 3
+            && scales.as_deref() == Some(&[1.0, 1.0, 2.0, 2.0])
+            && text("mode", "nearest")
+            && text("coordinate_transformation_mode", "asymmetric")
+            && text("nearest_mode", "floor")
+    }
+
+    /// `x / max(|x|, least) gamma`, the length over the channels of pictures.
+    fn channel_norm(&self, root: &Node) -> Option<Step> {
+        either(root).into_iter().find_map(|(unit, gamma)| {
+            matches!(self.constants.get(gamma)?.shape[..], [1, _, 1, 1]).then_some(())?;
+            let unit = self.made(unit, "Div")?;
+            let (x, most) = (unit.inputs[0].as_str(), self.made(&unit.inputs[1], "Max")?);
+            let (length, least) = either(most)
+                .into_iter()
+                .find_map(|(length, least)| Some((self.made(length, "ReduceL2")?, self.number(least)?)))?;
+            let keeps = length.int("keepdims").unwrap_or(1) == 1;
+            let of_x = length.inputs[0] == x && self.one_integer(length.inputs.get(1)?) == Some(1);
+            (keeps && of_x).then(|| step(Op::ChannelNorm { least, silu: false }, &[x, gamma], root))
+        })
     }
 
     fn layer_norm(&self, node: &Node, [scale, shift]: [&str; 2]) -> Option<Step> {
@@ -430,7 +507,17 @@ impl<'a> Finder<'a> {
     fn silu(&self, root: &Node) -> Option<Step> {
         either(root).into_iter().find_map(|(x, gate)| {
             (self.made(gate, "Sigmoid")?.inputs[0] == x).then_some(())?;
+            let normed = || match self.steps.get(x)? {
+                Step { op: Op::ChannelNorm { least, silu: false }, inputs, .. }
+                    if self.readers.get(x) == Some(&2) =>
+                {
+                    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                    Some(step(Op::ChannelNorm { least: *least, silu: true }, &inputs, root))
+                }
+                _ => None,
+            };
             self.activated(root, x, 2, Activation::Silu)
+                .or_else(normed)
                 .or_else(|| Some(step(Op::Element(ElementOp::Silu), &[x], root)))
         })
     }
@@ -494,12 +581,12 @@ mod tests {
     #[test]
     fn operators_without_a_kernel_are_named_all_at_once() {
         let nodes = vec![
-            Node::new("first", "Conv", &["x", "w"], &["a"]),
-            Node::new("second", "Conv", &["a", "w"], &["b"]),
+            Node::new("first", "Tan", &["x"], &["a"]),
+            Node::new("second", "Tan", &["a"], &["b"]),
             Node::new("third", "Erf", &["b"], &["c"]),
         ];
         let error = Program::of(&graph(nodes, vec![], "c")).unwrap_err().to_string();
-        let wanted = r#"no CUDA kernel for Conv (node "first"), Erf (node "third"); use another backend"#;
+        let wanted = r#"no CUDA kernel for Tan (node "first"), Erf (node "third"); use another backend"#;
         assert_eq!(error, wanted);
     }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use mindseye_base::sync::lock;
 use mindseye_builder::pipeline::{self, BuildEvent, BuiltComponent, Request, Settings, Verified, Verify};
-use mindseye_builder::plan::{self, ModelSpec, PlanOptions, alternatives, plan};
+use mindseye_builder::plan::{self, CudaNeeds, ModelSpec, PlanOptions, alternatives, plan};
 use mindseye_builder::quant::{
     CalibrationSource, Calibrator, Checks, Inputs, Report, Runner, Spooled, SyntheticDenoiser, TaskChange,
     Work, frames_within, part_inputs,
@@ -134,7 +134,7 @@ struct BenchArgs {
     /// TensorRT's library or its folder.
     #[arg(long, value_name = "PATH")]
     lib: Option<PathBuf>,
-    /// CPU backend for graphs.
+    /// Backend for graphs: rten, onnxruntime, cuda or cuda-f32.
     #[arg(long, default_value = "rten")]
     backend: String,
     /// Runs that are timed.
@@ -150,8 +150,11 @@ struct PlanArgs {
     /// A bundle's folder, or a model file (configs/models/*.toml).
     bundle: PathBuf,
     /// Machine: a name of `engine targets`, or a target file. With --compare: all machines where none is named.
-    #[arg(long, required_unless_present = "compare")]
+    #[arg(long, required_unless_present_any = ["compare", "backend"])]
     target: Option<String>,
+    /// Instead of engines that are built: what cuda (products in bf16) or cuda-f32 needs to run the graphs.
+    #[arg(long, value_name = "cuda|cuda-f32", conflicts_with_all = ["compare", "layers"])]
+    backend: Option<String>,
     /// fp32, fp16, bf16, int8, int4w, fp8 or auto.
     #[arg(long, default_value = "auto")]
     precision: String,
@@ -394,6 +397,9 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     if args.compare {
         return compare(&model, args, &options);
     }
+    if let Some(backend) = &args.backend {
+        return cuda_plan(&model, backend, args);
+    }
     let name = args.target.as_deref().context("--target is missing")?;
     let (target, precision) = resolve(name, &args.precision)?;
     let planned = plan(&model, &target, precision, &options)?;
@@ -423,6 +429,46 @@ fn plan_command(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     match names.as_slice() {
         [] => bail!("{refusal}; no other precision, kept context or shorter context fits either"),
         names => bail!("{refusal}; what would fit: {}", names.join(", or ")),
+    }
+}
+
+/// What the CUDA engine of our own needs: nothing is built for it, so there are graphs and memory to plan only.
+fn cuda_plan(model: &ModelSpec, backend: &str, args: &PlanArgs) -> anyhow::Result<ExitCode> {
+    let precision = match backend {
+        "cuda" => Precision::Bf16,
+        "cuda-f32" => Precision::Fp32,
+        other => bail!("--backend {other}: cuda and cuda-f32 are planned for; TensorRT by --target"),
+    };
+    let target = args.target.as_deref().map(Target::named).transpose()?;
+    let all = plan::cuda_needs(model, precision)?;
+    let bytes = |c: &plan::CudaNeeds| c.needs.weight_bytes + c.needs.arena_bytes + c.needs.state_bytes;
+    let total: u64 = all.iter().map(bytes).sum();
+    let refusal = target.filter(|t| total > t.memory_bytes).map(|t| {
+        let (wanted, there) = (total as f64 / 1e9, t.memory_bytes as f64 / 1e9);
+        format!("{} does not fit on {}: {wanted:.2} GB wanted, {there:.0} GB there", model.name, t.name)
+    });
+    if args.json {
+        document(&json!({ "backend": backend, "components": all, "bytes": total, "refusal": refusal }))?;
+    } else {
+        out(&format!(
+            "{:<20} {:>12} {:>12} {:>12} {:>8}",
+            "component", "weights, MB", "values, MB", "state, MB", "kernels"
+        ))?;
+        for CudaNeeds { component, needs: n } in &all {
+            let mb = |bytes: u64| bytes as f64 / 1e6;
+            out(&format!(
+                "{component:<20} {:>12.1} {:>12.1} {:>12.1} {:>8}",
+                mb(n.weight_bytes),
+                mb(n.arena_bytes),
+                mb(n.state_bytes),
+                n.launches
+            ))?;
+        }
+        out(&format!("all of it at once: {:.2} GB", total as f64 / 1e9))?;
+    }
+    match refusal {
+        None => Ok(ExitCode::SUCCESS),
+        Some(refusal) => bail!("{refusal}"),
     }
 }
 

@@ -1,20 +1,25 @@
 //! What is measured on a machine with a GPU, by `tests/gpu/run.sh`: the device, every kernel's error and rate, the shipped
-//! model against rten, and blocks of the large model. Each line is printed as it comes; `--out FILE` keeps all as one
-//! JSON document. `--small` is for the emulator: small sizes, few repetitions, no large model.
+//! model and a small video autoencoder against rten, blocks of the large model and its autoencoder. Each line is printed
+//! as it comes; `--out FILE` keeps all as one JSON document. `--small` is for the emulator: small sizes, few repetitions,
+//! no large model; with `--whole` the shipped model at its whole size all the same (minutes).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mindseye_builder::onnx::{MemoryWeights, denoiser_graph};
-use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, RtenBackend, Session, Tensor};
+use mindseye_builder::onnx::{MemoryWeights, Way, denoiser_graph, step_component, vae_graph};
+use mindseye_engines::backend::{
+    Backend, BackendError, PrepareOptions, RtenBackend, Session, State, Tensor, is_state,
+};
 use mindseye_engines::bundle::Bundle;
-use mindseye_engines::count::count_denoiser;
+use mindseye_engines::count::{count_denoiser, count_vae_decoder, count_vae_encoder};
 use mindseye_engines::cuda::{
     CudaBackend, CudaDevice, Device, Memory, Pinned, check_kernels, library, probe,
 };
 use mindseye_engines::denoise::{Denoise, DenoiseStep};
+use mindseye_engines::model::ParamSpec;
 use mindseye_engines::model::dit::DitConfig;
+use mindseye_engines::model::vae::{Chunk, VaeConfig};
 use mindseye_engines::onnx::{Dim, SaveOptions};
 use mindseye_engines::sampler::Noise;
 use mindseye_engines::session_denoiser::{DenoiserKind, SessionDenoiser};
@@ -75,21 +80,153 @@ fn run() -> Result<bool, Failure> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
     let models = if models.is_dir() { models } else { PathBuf::from("models/house-tiny") };
     for (precision, limit) in [(Precision::Fp32, 1e-4), (Precision::Bf16, 2e-2)] {
-        let figures = shipped_model(&device, precision, &models, small)?;
-        good &= figures["relative_l2"]
-            .as_object()
-            .is_some_and(|all| all.values().all(|e| e.as_f64().is_some_and(|e| e < limit)));
-        good &= figures["same_bytes"] == true;
+        let whole = !small || arguments.iter().any(|a| a == "--whole");
+        let figures = shipped_model(&device, precision, &models, whole, small)?;
+        good &= within(&figures, limit);
         document.add(&format!("house-tiny {}", precision.name()), figures)?;
+        let figures = video_autoencoder(&device, precision, &small_autoencoder(), [2, 4], true)?;
+        good &= within(&figures, limit);
+        document.add(&format!("small video autoencoder {}", precision.name()), figures)?;
     }
     if !small {
         document.add("wan22-5b", large_model(&device)?)?;
+        let large = VaeConfig::wan22();
+        let figures = video_autoencoder(&device, Precision::Bf16, &large, [16, 26], false)?;
+        document.add("wan22 video autoencoder bf16", figures)?;
     }
     println!(
         "{}",
         if good { "all figures are within their limits" } else { "SOME FIGURES ARE PAST THEIR LIMITS" }
     );
     Ok(good)
+}
+
+/// Whether all errors are below their limit, and the same inputs gave the same bytes.
+fn within(figures: &Value, limit: f64) -> bool {
+    let small = |e: &Value| e.as_f64().is_some_and(|e| e < limit);
+    figures["relative_l2"].as_object().is_some_and(|all| all.values().all(small))
+        && figures["same_bytes"] == true
+}
+
+/// L2 of the difference over L2 of what is right.
+fn relative(got: &[f32], right: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v).powi(2);
+    let difference: f64 = got.iter().zip(right).map(|(a, b)| square(a - b)).sum();
+    (difference / right.iter().map(|&v| square(v)).sum::<f64>()).sqrt()
+}
+
+/// Random weights that keep values in bounds, gains near one. One stretch of noise, read from another place for every
+/// weight and repeated: no sampling by the billion.
+fn random_weights(params: &[ParamSpec]) -> MemoryWeights {
+    let mut noise = Noise::new(2, 0);
+    let stretch: Vec<f32> = (0..(1 << 20) + 7).map(|_| noise.sample()).collect();
+    let mut weights = MemoryWeights::new();
+    for (i, p) in params.iter().enumerate() {
+        let (gain, count) = (p.name.ends_with("gamma"), p.shape.iter().product::<usize>());
+        let (scale, middle) = match gain {
+            true => (0.1, 1.0),
+            false => (1.0 / (p.shape[1..].iter().product::<usize>().max(1) as f32).sqrt(), 0.0),
+        };
+        let (before, after) = stretch.split_at(i * 997 % stretch.len());
+        let once = after.iter().chain(before).take(count).map(|v| v * scale + middle);
+        let once: Vec<f32> = once.collect();
+        let mut values = Vec::with_capacity(count);
+        while values.len() < count {
+            values.extend_from_slice(&once[..once.len().min(count - values.len())]);
+        }
+        weights.insert(p.name.clone(), p.shape.clone(), values);
+    }
+    weights
+}
+
+/// The Wan2.2 autoencoder in small: pictures of 64 x 32 for latents of 4 x 2.
+fn small_autoencoder() -> VaeConfig {
+    VaeConfig {
+        base_dim: 8,
+        decoder_base_dim: 8,
+        z_dim: 4,
+        num_res_blocks: 1,
+        latents_mean: vec![0.0; 4],
+        latents_std: vec![1.0; 4],
+        ..VaeConfig::wan22()
+    }
+}
+
+/// Three chunks through the streaming autoencoder, both ways, caches on the device; against rten where `compared`.
+fn video_autoencoder(
+    device: &Arc<dyn Device>,
+    precision: Precision,
+    cfg: &VaeConfig,
+    latent: [usize; 2],
+    compared: bool,
+) -> Result<Value, Failure> {
+    let folder = std::env::temp_dir().join(format!("mindseye-gpu-vae-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let cuda = CudaBackend::on(Arc::clone(device), precision)?;
+    let [height, width] = latent.map(|s| s * cfg.spatial_factor());
+    let (mut errors, mut same_bytes) = (Map::new(), true);
+    let (mut millis, mut first_ms) = (Map::new(), Map::new());
+    for way in [Way::Encode, Way::Decode] {
+        let counted = match way {
+            Way::Encode => count_vae_encoder(cfg, [1, 1], Chunk::Next),
+            Way::Decode => count_vae_decoder(cfg, [1, 1], Chunk::Next),
+        };
+        let weights = Arc::new(random_weights(counted.params()));
+        let mut files = Vec::new();
+        for chunk in [Chunk::First, Chunk::Next] {
+            let file = folder.join(format!("{}.onnx", step_component(way, chunk)));
+            vae_graph(cfg, latent, way, chunk, weights.clone())?.save(&file, &SaveOptions::default())?;
+            files.push(file);
+        }
+        let stream = |backend: &dyn Backend| -> Result<(Vec<Tensor>, Vec<f64>), Failure> {
+            let mut sessions = [session(backend, &files[0])?, session(backend, &files[1])?];
+            let (mut from, mut to) = (State::default(), State::default());
+            let (mut results, mut millis, mut noise) = (Vec::new(), Vec::new(), Noise::new(3, 0));
+            for chunk in 0..6 {
+                let session = &mut sessions[chunk.min(1)];
+                let shape = match way {
+                    Way::Encode => [if chunk == 0 { 1 } else { cfg.temporal_factor() }, 3, height, width],
+                    Way::Decode => [1, cfg.z_dim, latent[0], latent[1]],
+                };
+                let given = Tensor::f32(&shape, noise.draw(shape.iter().product()));
+                let port = |ports: &[mindseye_engines::backend::Port]| {
+                    ports.iter().find(|p| !is_state(&p.name)).map(|p| p.name.clone())
+                };
+                let input = port(session.engine().inputs()).ok_or("no input")?;
+                let output = port(session.engine().outputs()).ok_or("no output")?;
+                let mut out = Tensor::empty();
+                let began = Instant::now();
+                session.run_with_state(
+                    &[(&input, &given)],
+                    &mut [(&output, &mut out)],
+                    Some(&from),
+                    Some(&mut to),
+                )?;
+                millis.push(began.elapsed().as_secs_f64() * 1e3);
+                std::mem::swap(&mut from, &mut to);
+                results.push(out);
+            }
+            Ok((results, millis))
+        };
+        let (got, times) = stream(&cuda)?;
+        same_bytes &= stream(&cuda)?.0 == got;
+        first_ms.insert(way.component().into(), json!(times[0]));
+        // The first of a kind warms up, the second is recorded.
+        millis.insert(way.component().into(), json!(median(times[3..].to_vec())));
+        if compared {
+            let worst = |(got, right): (&Tensor, &Tensor)| {
+                relative(got.as_f32().unwrap_or_default(), right.as_f32().unwrap_or_default())
+            };
+            let (wanted, _) = stream(&RtenBackend)?;
+            let worst = got.iter().zip(&wanted).map(worst).fold(0.0, f64::max);
+            errors.insert(way.component().into(), json!(worst));
+        }
+    }
+    std::fs::remove_dir_all(&folder)?;
+    Ok(json!({
+        "pictures": [width, height], "relative_l2": errors, "same_bytes": same_bytes, "first_chunk_ms": first_ms,
+        "chunk_ms": millis,
+    }))
 }
 
 /// Bytes there and back, and how fast.
@@ -147,9 +284,15 @@ fn shipped_model(
     device: &Arc<dyn Device>,
     precision: Precision,
     models: &Path,
+    whole: bool,
     small: bool,
 ) -> Result<Value, Failure> {
-    let (context, frames, runs) = if small { (2, 4, 3) } else { (25, 45, 50) };
+    let (context, frames) = if whole { (25, 45) } else { (2, 4) };
+    let runs = match (whole, small) {
+        (true, true) => 1,
+        (false, true) => 3,
+        _ => 50,
+    };
     let cfg = Bundle::load(models)?.manifest().dit.clone();
     let file = models.join("denoiser.onnx");
     let mut noise = Noise::new(1, 0);
@@ -176,11 +319,6 @@ fn shipped_model(
     let began = Instant::now();
     let got = cuda.denoise(&step)?;
     let first_ms = began.elapsed().as_secs_f64() * 1e3;
-    let relative = |got: &[f32], right: &[f32]| {
-        let square = |v: f32| f64::from(v).powi(2);
-        let difference: f64 = got.iter().zip(right).map(|(a, b)| square(a - b)).sum();
-        (difference / right.iter().map(|&v| square(v)).sum::<f64>()).sqrt()
-    };
     let errors = json!({
         "sample": relative(&got.prediction, &wanted.prediction),
         "pose": relative(&got.pose.concat(), &wanted.pose.concat()),
@@ -217,16 +355,7 @@ fn large_model(device: &Arc<dyn Device>) -> Result<Value, Failure> {
     std::fs::create_dir_all(&folder)?;
     for layers in [1, 3] {
         let cfg = DitConfig { layers, ..cfg.clone() };
-        let mut weights = MemoryWeights::new();
-        // One stretch of noise, read from another place for every weight: no sampling by the billion.
-        let mut noise = Noise::new(2, 0);
-        let stretch: Vec<f32> = (0..(1 << 20) + 7).map(|_| noise.sample()).collect();
-        for (i, p) in count_denoiser(&cfg, 2, 0, 2).params().iter().enumerate() {
-            let scale = 1.0 / (p.shape[1..].iter().product::<usize>().max(1) as f32).sqrt();
-            let values =
-                stretch.iter().cycle().skip(i * 997).take(p.shape.iter().product()).map(|v| v * scale);
-            weights.insert(p.name.clone(), p.shape.clone(), values.collect());
-        }
+        let weights = random_weights(count_denoiser(&cfg, 2, 0, 2).params());
         let file = folder.join("denoiser.onnx");
         let model = denoiser_graph(&cfg, Arc::new(weights), DenoiserKind::Joint, Dim::Fixed(1))?;
         model.save(&file, &SaveOptions::default())?;

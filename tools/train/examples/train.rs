@@ -15,7 +15,8 @@ fn main() {
     };
     let result = TrainConfig::load(Path::new(config)).map_err(TrainError::from).and_then(|(config, model)| {
         let mut trainer = Trainer::open(config, model, Path::new(out))?;
-        trainer.run(&AtomicBool::new(false), |m, rate| {
+        trainer.run(&AtomicBool::new(false), |m, speed| {
+            let rate = speed.samples_per_sec;
             let l = &m.losses;
             println!(
                 "{:6} {:8} {rate:6.1}/s total {:.3} video {:.4} mask {:.3} ctx {:.3} tgt {:.3} loc {:.3} attr {:.3} norm {:.2} {}",

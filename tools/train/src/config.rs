@@ -149,6 +149,21 @@ pub struct TrainConfig {
     /// Passes per step: a worker's share of the batch is taken in this many parts and the gradients are summed.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Keeps for gradients only what passes between blocks and computes the rest again, where the device can: less memory,
+    /// more arithmetic, the same step.
+    #[serde(default)]
+    pub checkpoint_blocks: bool,
+    /// Products in bfloat16, weights and sums in f32; the eager interpreter refuses it.
+    #[serde(default)]
+    pub bf16: bool,
+    /// Threads per worker that make samples ahead of the step that uses them, which changes nothing but the time that a
+    /// device waits; 0 = the worker makes its own.
+    #[serde(default)]
+    pub render_threads: usize,
+    /// Draws of noise for each sample: a worker's share has this many times fewer samples. A device that is faster than
+    /// rendering waits less and sees each recording more often.
+    #[serde(default = "one")]
+    pub noise_draws: usize,
     /// How varied pictures and recordings are.
     #[serde(default)]
     pub variety: Variety,
@@ -212,6 +227,13 @@ impl TrainConfig {
         let share = batch / workers;
         if accumulate == 0 || !share.is_multiple_of(accumulate) {
             return Err(SettingError::Accumulate { accumulate, share });
+        }
+        if self.noise_draws == 0 || !share.is_multiple_of(self.noise_draws) {
+            return Err(SettingError::Range {
+                name: "noise_draws",
+                value: self.noise_draws.to_string(),
+                expected: "a divisor of batch / workers",
+            });
         }
         for (name, value) in [
             ("log_every", self.log_every),
@@ -368,6 +390,7 @@ impl DistillConfig {
 mod tests {
     use super::*;
     use crate::depth::DepthTrainConfig;
+    use crate::finetune::FineTuneConfig;
 
     fn shipped() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/train")
@@ -380,6 +403,8 @@ mod tests {
             let path = entry.expect("an entry").path();
             let loaded = if DepthTrainConfig::is_meant(&path) {
                 DepthTrainConfig::load(&path).map(|_| ())
+            } else if FineTuneConfig::is_meant(&path) {
+                FineTuneConfig::load(&path).map(|_| ())
             } else {
                 TrainConfig::load(&path).map(|_| ())
             };
@@ -403,6 +428,8 @@ mod tests {
         check(&|c| c.batch = c.workers + 1, "batch =");
         check(&|c| c.workers = 0, "workers = 0");
         check(&|c| c.accumulate = 0, "accumulate = 0 must divide");
+        check(&|c| c.noise_draws = 0, "noise_draws = 0: expected a divisor");
+        check(&|c| c.noise_draws = c.batch + 1, "expected a divisor of batch / workers");
         check(&|c| c.eval_every = 0, "eval_every = 0: expected 1 or more");
         check(
             &|c| c.difficulty = "castle".into(),

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use mindseye_base::stats::median;
 use mindseye_engines::model::depth::{DepthConfig, log_depth};
@@ -16,16 +17,17 @@ use mindseye_world::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::autograd::{Autograd, Device, EagerDevice, Settings};
 use crate::checkpoint::{Pending, State};
 use crate::config::{ConfigError, SettingError};
 use crate::data::Look;
-use crate::eager::{Eager, Params, Var};
+use crate::eager::{Eager, Params};
 use crate::error::{TrainError, io};
 use crate::family::parse;
 use crate::net::{self, Losses};
 use crate::optim::OptimConfig;
-use crate::run::{self, CHECKPOINT, Pace, Run, learning_rate};
-use crate::step::{Change, Share, Total, apply};
+use crate::run::{self, CHECKPOINT, Pace, Run, Speed, learning_rate};
+use crate::step::{Change, Share, Total, apply, joined};
 
 /// `configs/train/*-depth.toml`: a training configuration with a table `[depth]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -213,7 +215,7 @@ fn loss(log_depth: &[f32], truth: impl Iterator<Item = f32>, total: usize) -> (f
 }
 
 /// The network over a batch of pictures.
-fn forward(e: &mut Eager, config: &DepthConfig, samples: &[DepthSample]) -> Var {
+fn forward<A: Autograd>(e: &mut A, config: &DepthConfig, samples: &[DepthSample]) -> A::Tensor {
     let pixels = samples.iter().flat_map(|s| &s.picture).copied().collect();
     let pictures = e.input(&[samples.len(), 3, config.height, config.width], pixels);
     log_depth(e, config, &pictures)
@@ -302,23 +304,38 @@ pub struct DepthMetrics {
 }
 
 /// A run in a directory: `checkpoint.safetensors`, `metrics.jsonl`.
-pub struct DepthTrainer {
+pub struct DepthTrainer<D: Device = EagerDevice> {
     /// Configuration.
     pub config: DepthTrainConfig,
     /// Weights and optimiser.
     pub state: State,
-    workers: Vec<(Eager, DepthSource)>,
+    workers: Vec<(D::Interpreter, DepthSource, Duration)>,
     out: PathBuf,
     schedule: u64,
 }
 
 impl DepthTrainer {
-    /// Opens a run: goes on from its checkpoint, or starts. `other_configuration` goes on even from a checkpoint of
-    /// another configuration, as long as its weights fit.
+    /// Opens a run on the CPU: goes on from its checkpoint, or starts. `other_configuration` goes on even from a
+    /// checkpoint of another configuration, as long as its weights fit.
     ///
     /// # Errors
     /// When the directory cannot be used or holds a checkpoint of another network or configuration.
     pub fn open(config: DepthTrainConfig, out: &Path, other_configuration: bool) -> Result<Self, TrainError> {
+        Self::open_on(&EagerDevice, config, out, other_configuration)
+    }
+}
+
+impl<D: Device> DepthTrainer<D> {
+    /// [`DepthTrainer::open`] on any device.
+    ///
+    /// # Errors
+    /// As [`DepthTrainer::open`].
+    pub fn open_on(
+        device: &D,
+        config: DepthTrainConfig,
+        out: &Path,
+        other_configuration: bool,
+    ) -> Result<Self, TrainError> {
         fs::create_dir_all(out).map_err(io(out))?;
         let (checkpoint, wanted) = (out.join(CHECKPOINT), collect(&config.depth));
         let state = if checkpoint.exists() {
@@ -333,8 +350,10 @@ impl DepthTrainer {
         };
         run::trim_metrics(out, state.step)?;
         let workers = (0..config.workers)
-            .map(|_| (Eager::new(Arc::default(), true), DepthSource::new(&config)))
-            .collect();
+            .map(|_| {
+                Ok((device.interpreter(Settings::default())?, DepthSource::new(&config), Duration::ZERO))
+            })
+            .collect::<Result<_, TrainError>>()?;
         Ok(Self { schedule: config.steps, out: out.to_path_buf(), config, state, workers })
     }
 
@@ -350,7 +369,7 @@ impl DepthTrainer {
     pub fn run(
         &mut self,
         stop: &AtomicBool,
-        progress: impl FnMut(&DepthMetrics, f64),
+        progress: impl FnMut(&DepthMetrics, Speed),
     ) -> Result<(), TrainError> {
         run::drive(self, stop, progress)
     }
@@ -393,7 +412,7 @@ pub fn evaluate(config: &DepthTrainConfig, params: &Arc<Params>, houses: usize) 
     errors(&depth, &truth, config.depth.width, config.depth.height)
 }
 
-impl Run for DepthTrainer {
+impl<D: Device> Run for DepthTrainer<D> {
     type Line = DepthMetrics;
 
     fn pace(&self) -> Pace {
@@ -409,32 +428,35 @@ impl Run for DepthTrainer {
         let (config, params) = (&self.config, &self.state.params);
         let step = self.state.step + 1;
         let (per, total) = (config.batch / config.workers, config.batch * config.depth.pixels());
-        let shares: Vec<Share> = std::thread::scope(|scope| {
+        let shares: Result<Vec<Share>, TrainError> = std::thread::scope(|scope| {
             let handles: Vec<_> = self
                 .workers
                 .iter_mut()
                 .enumerate()
-                .map(|(w, (eager, source))| {
+                .map(|(w, (e, source, waited))| {
                     let mut rng = Rng::new(config.seed ^ (step << 8) ^ w as u64);
                     scope.spawn(move || {
-                        let mut samples: Vec<DepthSample> = Vec::new();
+                        let (mut samples, began): (Vec<DepthSample>, _) = (Vec::new(), Instant::now());
                         while samples.len() < per {
                             samples.extend(source.samples(rng.next_u64(), true));
                         }
                         samples.truncate(per);
-                        eager.restart(params.clone());
-                        let out = forward(eager, &config.depth, &samples);
+                        *waited += began.elapsed();
+                        e.restart(params.clone());
+                        let out = forward(e, &config.depth, &samples);
                         let truth = samples.iter().flat_map(|s| &s.depth).copied();
-                        let (loss, gradient) = loss(eager.value(out).1, truth, total);
-                        eager.backward(vec![(out, gradient)]);
-                        let grads = eager.take_grads();
-                        eager.clear();
+                        let (loss, gradient) = loss(&e.value(&out), truth, total);
+                        e.backward(vec![(out, gradient)]);
+                        let grads = e.take_grads();
+                        e.clear();
                         Share { losses: Losses { total: loss, ..Losses::default() }, grads }
                     })
                 })
                 .collect();
-            handles.into_iter().map(|h| h.join().expect("a training worker panicked")).collect()
+            let done: Vec<_> = handles.into_iter().map(joined).collect();
+            done.into_iter().collect()
         });
+        let shares = shares?;
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -447,6 +469,11 @@ impl Run for DepthTrainer {
         let DepthTrainConfig { optim, ema, workers, .. } = &self.config;
         apply(&mut self.state, &Change { optim, ema: *ema, only: &[], workers: *workers, lr }, total);
         Ok(Some((losses, norm)))
+    }
+
+    fn waited(&mut self) -> Duration {
+        let workers = self.workers.len() as u32;
+        self.workers.iter_mut().map(|(.., waited)| std::mem::take(waited)).sum::<Duration>() / workers
     }
 
     fn line(&mut self, since: Pending) -> Result<DepthMetrics, TrainError> {

@@ -16,9 +16,10 @@ use mindseye_engines::model::dit::Prediction;
 use mindseye_engines::sampler::{Grid, SamplerError, Schedule};
 use mindseye_world::Rng;
 
+use crate::autograd::Autograd;
 use crate::config::DistillConfig;
 use crate::data::{Sample, Task};
-use crate::eager::{Eager, Params};
+use crate::eager::Params;
 use crate::family::HouseModel;
 use crate::net::{self, Draw};
 
@@ -88,11 +89,15 @@ impl Teacher {
     }
 
     /// Chooses the samples that the teacher answers for, puts them on levels of the student and gives them their
-    /// targets. `e` does not record.
+    /// targets.
     ///
     /// # Panics
     /// When samples do not fit the model.
-    pub fn teach(&self, e: &mut Eager, rng: &mut Rng, samples: &[Sample], draws: &mut [Draw]) {
+    pub fn teach<A: Autograd>(&self, e: &mut A, rng: &mut Rng, samples: &[Sample], draws: &mut [Draw]) {
+        e.no_grad(|e| self.answer(e, rng, samples, draws));
+    }
+
+    fn answer<A: Autograd>(&self, e: &mut A, rng: &mut Rng, samples: &[Sample], draws: &mut [Draw]) {
         let parts = self.config.teacher_steps / self.config.steps;
         let chosen: Vec<(usize, usize)> = (0..samples.len())
             .filter(|i| samples[*i].task != Task::Absent && !draws[*i].dropped)
@@ -153,7 +158,13 @@ impl Teacher {
     }
 
     /// Guided clean samples, `[latents, channels, h, w]` each.
-    fn guided(&self, e: &mut Eager, samples: &[Sample], draws: &[Draw], x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    fn guided<A: Autograd>(
+        &self,
+        e: &mut A,
+        samples: &[Sample],
+        draws: &[Draw],
+        x: &[Vec<f32>],
+    ) -> Vec<Vec<f32>> {
         let mut clean = self.clean(e, samples, draws, x);
         if self.config.guidance == 1.0 {
             return clean;
@@ -167,12 +178,18 @@ impl Teacher {
         clean
     }
 
-    fn clean(&self, e: &mut Eager, samples: &[Sample], draws: &[Draw], x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    fn clean<A: Autograd>(
+        &self,
+        e: &mut A,
+        samples: &[Sample],
+        draws: &[Draw],
+        x: &[Vec<f32>],
+    ) -> Vec<Vec<f32>> {
         let cfg = &self.model.dit;
         let (f, c, hw) = (self.model.latents(), cfg.in_channels, cfg.latent_height * cfg.latent_width);
         e.restart(self.params.clone());
         let out = net::forward(e, &self.model, samples, draws);
-        let values = e.value(out.sample).1;
+        let values = e.value(&out.sample);
         draws
             .iter()
             .zip(x)
@@ -207,6 +224,7 @@ mod tests {
     use crate::codec_fit::codec_of;
     use crate::config::TrainConfig;
     use crate::data::Source;
+    use crate::eager::Eager;
     use mindseye_world::Difficulty;
     use std::path::PathBuf;
 

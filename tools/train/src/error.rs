@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::autograd::DeviceError;
 use crate::config::{ConfigError, SettingError};
 use crate::distill::DistillError;
 
@@ -77,6 +78,9 @@ pub enum TrainError {
         /// Where they differ.
         differences: String,
     },
+    /// The device could not go on; the last checkpoint stays.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The loss is not a number any more.
     #[error("step {0}: the loss is not finite; lower optim.lr and resume from the last checkpoint")]
     Diverged(u64),

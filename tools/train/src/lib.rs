@@ -1,8 +1,10 @@
 //! The eager interpreter with gradients, and the trainer. Nothing here is part of the on-device binary.
 //!
-//! From below: [`eager`] computes, [`family`] and [`net`] are the model and its losses, [`data`] and [`clips`] make
+//! From below: [`eager`] computes, [`autograd`] says what else may, [`family`] and [`net`] are the model and its losses, [`data`] and [`clips`] make
 //! samples, [`config`] says how to train, [`checkpoint`] is what a run keeps, [`trainer`] runs.
 
+mod ahead;
+pub mod autograd;
 pub mod checkpoint;
 pub mod clips;
 pub mod codec_fit;
@@ -15,9 +17,11 @@ pub mod eager;
 pub mod error;
 pub mod evaluation;
 pub mod family;
+pub mod finetune;
 pub mod guide;
 pub mod net;
 pub mod optim;
+pub mod plan;
 mod resume;
 pub mod run;
 mod step;

@@ -7,8 +7,9 @@ use mindseye_engines::model::dit::{self, DitInputs, Prediction};
 use mindseye_engines::model::umt5::{self, Umt5Inputs};
 use mindseye_world::Rng;
 
+use crate::autograd::{Autograd, OutputGrads};
 use crate::data::{Known, SEEN_SHARE, Sample, Task};
-use crate::eager::{Eager, Params, Var};
+use crate::eager::{Eager, Params};
 use crate::family::{END, HouseModel};
 
 /// Weights of the losses, all summed.
@@ -116,17 +117,17 @@ impl Draw {
 }
 
 /// The tape values of one forward pass over a batch.
-pub struct Forward {
+pub struct Forward<T> {
     /// `[batch, channels, latents, h, w]`.
-    pub sample: Var,
+    pub sample: T,
     /// `[batch, latents, 4]`.
-    pub pose: Var,
+    pub pose: T,
     /// `[batch, latents, tokens, 1]`.
-    pub mask: Var,
+    pub mask: T,
     /// `[batch, latents, tokens, 2]`.
-    pub locate: Var,
+    pub locate: T,
     /// `[batch, latents, tokens, attributes]`.
-    pub attributes: Option<Var>,
+    pub attributes: Option<T>,
 }
 
 /// What the network is given of a batch, computed on the host.
@@ -208,7 +209,12 @@ fn given_timestep(draw: &Draw) -> f64 {
 ///
 /// # Panics
 /// When samples do not fit the model.
-pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[Draw]) -> Forward {
+pub fn forward<A: Autograd>(
+    e: &mut A,
+    model: &HouseModel,
+    samples: &[Sample],
+    draws: &[Draw],
+) -> Forward<A::Tensor> {
     let (b, f, cfg) = (samples.len(), model.latents(), &model.dit);
     let (c, tokens, context) = (cfg.in_channels, cfg.tokens_per_frame(), model.layout.context_latents);
     let (n, half) = (f * tokens, cfg.head_dim / 2);
@@ -255,7 +261,7 @@ pub fn forward(e: &mut Eager, model: &HouseModel, samples: &[Sample], draws: &[D
 }
 
 /// Rows of text of a batch, from ids `[batch, text_len]`, zero-padded.
-fn encode_text(e: &mut Eager, model: &HouseModel, ids: Vec<usize>) -> Var {
+fn encode_text<A: Autograd>(e: &mut A, model: &HouseModel, ids: Vec<usize>) -> A::Tensor {
     let len = model.dit.text_len;
     let lengths: Vec<usize> =
         ids.chunks_exact(len).map(|row| row.iter().filter(|id| **id != 0).count()).collect();
@@ -437,32 +443,33 @@ impl LossSums<'_> {
 /// Losses of a forward pass and the gradients of its outputs, as means over `total` samples (those of all
 /// threads together).
 #[must_use]
-pub fn losses(
-    e: &Eager,
+pub fn losses<A: Autograd>(
+    e: &A,
     model: &HouseModel,
     samples: &[Sample],
     draws: &[Draw],
-    out: &Forward,
+    out: &Forward<A::Tensor>,
     weights: &LossWeights,
     total: usize,
-) -> (Losses, Vec<(Var, Vec<f32>)>) {
-    let grab = |v: Var| e.value(v).1;
-    let zeros = |v: Var| vec![0.0f32; e.value(v).1.len()];
+) -> (Losses, OutputGrads<A::Tensor>) {
+    let [video, pose, mask, locate] = [&out.sample, &out.pose, &out.mask, &out.locate].map(|v| e.value(v));
+    let attributes = out.attributes.as_ref().map(|v| e.value(v));
+    let zeros = |values: &[f32]| vec![0.0f32; values.len()];
     let mut all = LossSums {
         model,
         weights,
         holes: weights.holes,
         share: 1.0 / total as f32,
-        video: grab(out.sample),
-        pose: grab(out.pose),
-        mask: grab(out.mask),
-        locate: grab(out.locate),
-        attributes: out.attributes.map(grab),
-        g_video: zeros(out.sample),
-        g_pose: zeros(out.pose),
-        g_mask: zeros(out.mask),
-        g_locate: zeros(out.locate),
-        g_attributes: out.attributes.map_or_else(Vec::new, zeros),
+        video: &video,
+        pose: &pose,
+        mask: &mask,
+        locate: &locate,
+        attributes: attributes.as_deref(),
+        g_video: zeros(&video),
+        g_pose: zeros(&pose),
+        g_mask: zeros(&mask),
+        g_locate: zeros(&locate),
+        g_attributes: attributes.as_deref().map_or_else(Vec::new, zeros),
         sum: Losses::default(),
     };
     for (i, (sample, draw)) in samples.iter().zip(draws).enumerate() {
@@ -489,13 +496,13 @@ pub fn losses(
         + sum.locate
         + sum.attributes;
     let mut grads = vec![
-        (out.sample, all.g_video),
-        (out.pose, all.g_pose),
-        (out.mask, all.g_mask),
-        (out.locate, all.g_locate),
+        (out.sample.clone(), all.g_video),
+        (out.pose.clone(), all.g_pose),
+        (out.mask.clone(), all.g_mask),
+        (out.locate.clone(), all.g_locate),
     ];
-    if let Some(v) = out.attributes {
-        grads.push((v, all.g_attributes));
+    if let Some(v) = &out.attributes {
+        grads.push((v.clone(), all.g_attributes));
     }
     (sum, grads)
 }

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 /// Fields that may change while a run goes on: how long, how fast, what is written. Where files lie is no part of
 /// a run either.
-const FREE: [&str; 13] = [
+const FREE: [&str; 15] = [
     "model",
     "steps",
     "warmup",
@@ -16,6 +16,8 @@ const FREE: [&str; 13] = [
     "log_every",
     "eval_every",
     "eval_houses",
+    "checkpoint_blocks",
+    "render_threads",
     "data.path",
     "data.cache",
     "distill.teacher",

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mindseye_base::file::replace;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,16 @@ pub(crate) struct Pace {
     pub(crate) checkpoint_every: u64,
 }
 
+/// How fast a run was since its last line of metrics. It is said and not written: metrics are the same whenever a run is
+/// done again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Samples per second.
+    pub samples_per_sec: f64,
+    /// Share of the time that a worker's device waited for samples, 0 to 1, mean over workers.
+    pub waiting: f64,
+}
+
 /// A run in a directory.
 pub(crate) trait Run {
     /// A line of the metrics file.
@@ -37,6 +47,8 @@ pub(crate) trait Run {
     fn state(&mut self) -> &mut State;
     /// One optimiser step: losses and gradient norm; none when `stop` came in between, and then nothing has changed.
     fn step(&mut self, stop: &AtomicBool) -> Result<Option<(Losses, f64)>, TrainError>;
+    /// How long its workers have waited for samples since the last call, on average.
+    fn waited(&mut self) -> Duration;
     /// The line of the metrics file for the steps since the last one.
     fn line(&mut self, since: Pending) -> Result<Self::Line, TrainError>;
     fn save(&self) -> Result<(), TrainError>;
@@ -45,11 +57,11 @@ pub(crate) trait Run {
 }
 
 /// Runs until the configured number of steps or until `stop`, which takes effect between two passes; the checkpoint is
-/// written then. `progress` gets every line of the metrics file and the samples per second.
+/// written then. `progress` gets every line of the metrics file and the speed.
 pub(crate) fn drive<R: Run>(
     run: &mut R,
     stop: &AtomicBool,
-    mut progress: impl FnMut(&R::Line, f64),
+    mut progress: impl FnMut(&R::Line, Speed),
 ) -> Result<(), TrainError> {
     let pace = run.pace();
     let mut since = (Instant::now(), 0);
@@ -63,11 +75,13 @@ pub(crate) fn drive<R: Run>(
         let step = state.step;
         since.1 += 1;
         if step.is_multiple_of(pace.log_every) {
-            let rate = (since.1 * pace.batch as u64) as f64 / since.0.elapsed().as_secs_f64();
+            let (secs, samples) = (since.0.elapsed().as_secs_f64(), (since.1 * pace.batch as u64) as f64);
+            let waiting = run.waited().as_secs_f64() / secs;
+            let speed = Speed { samples_per_sec: samples / secs, waiting };
             let pending = std::mem::take(&mut run.state().pending);
             let line = run.line(pending)?;
             append(run.directory(), &line)?;
-            progress(&line, rate);
+            progress(&line, speed);
             since = (Instant::now(), 0);
         }
         if step.is_multiple_of(pace.checkpoint_every) {

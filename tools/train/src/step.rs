@@ -1,21 +1,19 @@
-//! One optimiser step: workers make samples and gradients of a fixed share of the batch each, the sums are taken in their
-//! order, and all weights are changed.
+//! One optimiser step: workers take samples and make gradients of a fixed share of the batch each, the sums are taken in
+//! their order, and all weights are changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mindseye_world::Rng;
-
+use crate::ahead::{Made, Supply};
+use crate::autograd::{Autograd, DeviceError};
 use crate::checkpoint::State;
-use crate::clips::Clips;
 use crate::config::TrainConfig;
-use crate::data::{Codec, Sample, Source, Task};
 use crate::distill::Teacher;
 use crate::eager::backward::accumulate;
-use crate::eager::{Eager, Params, is_chosen};
+use crate::eager::{Params, is_chosen};
 use crate::error::TrainError;
 use crate::family::HouseModel;
-use crate::net::{self, Draw, Losses};
+use crate::net::{self, Losses};
 use crate::optim::{self, Moments, OptimConfig};
 
 /// What one worker brings back from a step.
@@ -25,11 +23,17 @@ pub(crate) struct Share {
 }
 
 /// What one worker works with.
-pub(crate) struct Worker {
-    pub(crate) eager: Eager,
-    pub(crate) source: Source,
-    /// For the teacher's passes: records nothing.
-    pub(crate) teaching: Eager,
+pub(crate) struct Worker<A> {
+    pub(crate) interpreter: A,
+    pub(crate) supply: Supply,
+}
+
+/// What a worker's thread brought back; a device that failed unwinds (see [`Autograd`]).
+pub(crate) fn joined<T>(handle: std::thread::ScopedJoinHandle<'_, T>) -> Result<T, TrainError> {
+    handle.join().map_err(|payload| match payload.downcast::<DeviceError>() {
+        Ok(error) => TrainError::Device(*error),
+        Err(payload) => std::panic::resume_unwind(payload),
+    })
 }
 
 /// What all workers of a step read.
@@ -37,15 +41,14 @@ pub(crate) struct Worker {
 pub(crate) struct Recipe<'a> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) model: &'a HouseModel,
-    pub(crate) clips: Option<&'a (Clips, Codec)>,
     pub(crate) teacher: Option<&'a Teacher>,
 }
 
 impl Recipe<'_> {
     /// The shares of all workers in their order; none when `stop` came between two passes.
-    pub(crate) fn shares(
+    pub(crate) fn shares<A: Autograd + Send>(
         self,
-        workers: &mut [Worker],
+        workers: &mut [Worker<A>],
         params: &Arc<Params>,
         step: u64,
         stop: &AtomicBool,
@@ -53,74 +56,46 @@ impl Recipe<'_> {
         std::thread::scope(|scope| {
             let handles: Vec<_> = workers
                 .iter_mut()
-                .enumerate()
-                .map(|(w, worker)| {
+                .map(|worker| {
                     let params = params.clone();
-                    let rng = Rng::new(self.config.seed ^ (step << 8) ^ w as u64);
-                    scope.spawn(move || self.share(worker, &params, rng, stop))
+                    scope.spawn(move || self.share(worker, &params, step, stop))
                 })
                 .collect();
-            handles.into_iter().map(|h| h.join().expect("a training worker panicked")).collect()
+            // All are waited for, whatever the first one says.
+            let done: Vec<_> = handles.into_iter().map(|h| joined(h)?).collect();
+            done.into_iter().collect()
         })
     }
 
-    fn share(
+    fn share<A: Autograd>(
         self,
-        worker: &mut Worker,
+        worker: &mut Worker<A>,
         params: &Arc<Params>,
-        mut rng: Rng,
+        step: u64,
         stop: &AtomicBool,
     ) -> Result<Option<Share>, TrainError> {
         let config = self.config;
-        let per = config.batch / config.workers;
-        let samples: Vec<Sample> =
-            (0..per).map(|_| self.sample(&mut worker.source, &mut rng)).collect::<Result<_, _>>()?;
-        let mut draws: Vec<Draw> = samples
-            .iter()
-            .map(|s| {
-                let (values, c) = (s.latents.len(), config);
-                let draw = Draw::new(&mut rng, values, c.high_noise, c.shift, c.drop, c.one_way);
-                Draw { guided: c.guide.is_some_and(|guide| !rng.chance(guide.dropped)), ..draw }
-            })
-            .collect();
+        let Made { samples, mut draws, mut rng } = worker.supply.take(step)?;
         if let Some(teacher) = self.teacher {
-            teacher.teach(&mut worker.teaching, &mut rng, &samples, &mut draws);
+            teacher.teach(&mut worker.interpreter, &mut rng, &samples, &mut draws);
         }
-        let mut share = Share { losses: Losses::default(), grads: Vec::new() };
-        let part = per / config.accumulate;
-        let eager = &mut worker.eager;
+        let part = samples.len() / config.accumulate;
+        let (mut losses, e) = (Losses::default(), &mut worker.interpreter);
         for (samples, draws) in samples.chunks(part).zip(draws.chunks(part)) {
             if stop.load(Ordering::Relaxed) {
+                // What the parts before have summed belongs to no step.
+                e.take_grads();
                 return Ok(None);
             }
-            eager.restart(params.clone());
-            let out = net::forward(eager, self.model, samples, draws);
-            let (losses, grads) =
-                net::losses(eager, self.model, samples, draws, &out, &config.loss, config.batch);
-            eager.backward(grads);
-            share.losses.add(&losses);
-            add_grads(&mut share.grads, eager.take_grads());
+            e.restart(params.clone());
+            let out = net::forward(e, self.model, samples, draws);
+            let (part, grads) = net::losses(e, self.model, samples, draws, &out, &config.loss, config.batch);
+            e.backward(grads);
+            losses.add(&part);
         }
-        eager.clear();
-        Ok(Some(share))
-    }
-
-    /// One sample of a clip, or of a house where there are no clips or houses are mixed in.
-    fn sample(self, source: &mut Source, rng: &mut Rng) -> Result<Sample, TrainError> {
-        let config = self.config;
-        if let Some((clips, codec)) = self.clips
-            && !(config.data.house > 0.0 && rng.chance(config.data.house))
-        {
-            return clips.sample(rng.next_u64(), config.navigate, true, codec);
-        }
-        let task = if rng.chance(config.navigate) {
-            Task::Navigate
-        } else if rng.chance(config.absent) {
-            Task::Absent
-        } else {
-            Task::Ground
-        };
-        Ok(source.sample(rng.next_u64(), task, true))
+        let grads = e.take_grads();
+        e.clear();
+        Ok(Some(Share { losses, grads }))
     }
 }
 
@@ -220,7 +195,7 @@ pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
     state.step = step;
 }
 
-pub(crate) fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
+fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {
     if sums.is_empty() {
         *sums = grads;
         return;

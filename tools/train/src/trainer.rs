@@ -4,10 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
+use crate::ahead::{Maker, Supply};
+use crate::autograd::{Device, EagerDevice, Settings};
 use crate::checkpoint::{Pending, State};
 use crate::clips::Clips;
 use crate::codec_fit::codec_of;
@@ -19,7 +22,7 @@ use crate::error::{TrainError, io};
 use crate::evaluation::{Eval, evaluate};
 use crate::family::HouseModel;
 use crate::net::{self, Draw, Losses};
-use crate::run::{self, CHECKPOINT, Pace, Run};
+use crate::run::{self, CHECKPOINT, Pace, Run, Speed};
 use crate::step::{Change, Recipe, Total, Worker, apply};
 
 /// One line of the metrics file.
@@ -44,7 +47,7 @@ pub struct Metrics {
 }
 
 /// A run in a directory: `checkpoint.safetensors`, `metrics.jsonl`.
-pub struct Trainer {
+pub struct Trainer<D: Device = EagerDevice> {
     /// Configuration.
     pub config: TrainConfig,
     /// Model.
@@ -52,11 +55,36 @@ pub struct Trainer {
     /// Weights and optimiser.
     pub state: State,
     difficulty: Difficulty,
-    workers: Vec<Worker>,
+    workers: Vec<Worker<D::Interpreter>>,
     teacher: Option<Teacher>,
-    clips: Option<(Clips, Codec)>,
+    clips: Option<(Arc<Clips>, Codec)>,
     out: PathBuf,
     schedule: u64,
+}
+
+/// Where each worker gets its samples from.
+fn supplies(
+    config: &TrainConfig,
+    model: &HouseModel,
+    difficulty: &Difficulty,
+    codec: Option<&Codec>,
+    clips: Option<&(Arc<Clips>, Codec)>,
+) -> Vec<Supply> {
+    let shared = Arc::new(config.clone());
+    (0..config.workers)
+        .map(|worker| {
+            let (config, model, difficulty) = (shared.clone(), model.clone(), difficulty.clone());
+            let (codec, clips) = (codec.cloned(), clips.cloned());
+            Supply::new(shared.render_threads, move || Maker {
+                config: config.clone(),
+                clips: clips.clone(),
+                worker,
+                source: Source::new(&model, difficulty.clone(), codec.clone())
+                    .varied(config.variety)
+                    .guided(config.guide),
+            })
+        })
+        .collect()
 }
 
 /// What a run is opened with, besides its configuration.
@@ -71,19 +99,22 @@ pub struct OpenOptions {
 }
 
 impl Trainer {
-    /// Opens a run: goes on from its checkpoint, or starts.
+    /// Opens a run on the CPU: goes on from its checkpoint, or starts.
     ///
     /// # Errors
     /// When the directory cannot be used or holds a checkpoint of another model, configuration or other data.
     pub fn open(config: TrainConfig, model: HouseModel, out: &Path) -> Result<Self, TrainError> {
-        Self::open_with(config, model, out, OpenOptions::default())
+        Self::open_on(&EagerDevice, config, model, out, OpenOptions::default())
     }
+}
 
-    /// [`Trainer::open`] with options.
+impl<D: Device> Trainer<D> {
+    /// [`Trainer::open`] on any device, with options.
     ///
     /// # Errors
     /// As [`Trainer::open`]; also when the configuration asks for clips and none are given.
-    pub fn open_with(
+    pub fn open_on(
+        device: &D,
         config: TrainConfig,
         model: HouseModel,
         out: &Path,
@@ -118,18 +149,17 @@ impl Trainer {
         state.origin.model = toml::to_string(&model).unwrap_or_default();
         state.origin.data = identity;
         let codec = codec_of(&state.params);
-        let workers = (0..config.workers)
-            .map(|_| {
-                let source = Source::new(&model, difficulty.clone(), codec.clone())
-                    .varied(config.variety)
-                    .guided(config.guide);
-                let [eager, teaching] =
-                    [true, false].map(|train| Eager::new(Arc::default(), train).of_only(&config.only));
-                Worker { eager, source, teaching }
+        let clips = clips.map(Arc::new).zip(codec.clone());
+        let supplies = supplies(&config, &model, &difficulty, codec.as_ref(), clips.as_ref());
+        let workers = supplies
+            .into_iter()
+            .map(|supply| {
+                let TrainConfig { only, checkpoint_blocks, bf16, .. } = &config;
+                let settings = Settings { only, checkpoint_blocks: *checkpoint_blocks, bf16: *bf16 };
+                Ok(Worker { interpreter: device.interpreter(settings)?, supply })
             })
-            .collect();
+            .collect::<Result<_, TrainError>>()?;
         let schedule = config.steps;
-        let clips = clips.zip(codec);
         let out = out.to_path_buf();
         let mut trainer =
             Self { config, model, state, difficulty, workers, teacher: None, clips, out, schedule };
@@ -155,10 +185,10 @@ impl Trainer {
         if let (Some((_, own)), Some(codec)) = (&mut self.clips, &codec) {
             own.clone_from(codec);
         }
-        for worker in &mut self.workers {
-            worker.source = Source::new(&self.model, self.difficulty.clone(), codec.clone())
-                .varied(self.config.variety)
-                .guided(self.config.guide);
+        let supplies =
+            supplies(&self.config, &self.model, &self.difficulty, codec.as_ref(), self.clips.as_ref());
+        for (worker, supply) in self.workers.iter_mut().zip(supplies) {
+            worker.supply = supply;
         }
         Ok(fresh)
     }
@@ -170,11 +200,15 @@ impl Trainer {
 
     /// Runs until the configured number of steps or until `stop`, which takes effect between two passes; the
     /// checkpoint is written then, and a run that goes on from it is the same run. `progress` gets every metrics
-    /// line and the samples per second.
+    /// line and the speed.
     ///
     /// # Errors
     /// When the loss is no longer finite or a file cannot be written.
-    pub fn run(&mut self, stop: &AtomicBool, progress: impl FnMut(&Metrics, f64)) -> Result<(), TrainError> {
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        progress: impl FnMut(&Metrics, Speed),
+    ) -> Result<(), TrainError> {
         run::drive(self, stop, progress)
     }
 
@@ -199,7 +233,7 @@ impl Trainer {
     }
 }
 
-impl Run for Trainer {
+impl<D: Device> Run for Trainer<D> {
     type Line = Metrics;
 
     fn pace(&self) -> Pace {
@@ -213,12 +247,7 @@ impl Run for Trainer {
 
     fn step(&mut self, stop: &AtomicBool) -> Result<Option<(Losses, f64)>, TrainError> {
         let step = self.state.step + 1;
-        let recipe = Recipe {
-            config: &self.config,
-            model: &self.model,
-            clips: self.clips.as_ref(),
-            teacher: self.teacher.as_ref(),
-        };
+        let recipe = Recipe { config: &self.config, model: &self.model, teacher: self.teacher.as_ref() };
         let Some(shares) = recipe.shares(&mut self.workers, &self.state.params, step, stop)? else {
             return Ok(None);
         };
@@ -231,6 +260,11 @@ impl Run for Trainer {
         let lr = self.config.lr(step, self.schedule);
         apply(&mut self.state, &Change { optim, ema: *ema, only, workers: *workers, lr }, total);
         Ok(Some((losses, norm)))
+    }
+
+    fn waited(&mut self) -> Duration {
+        let workers = self.workers.len() as u32;
+        self.workers.iter_mut().map(|w| w.supply.waited()).sum::<Duration>() / workers
     }
 
     fn line(&mut self, since: Pending) -> Result<Metrics, TrainError> {

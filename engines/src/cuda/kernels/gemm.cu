@@ -24,6 +24,28 @@ DEVICE void copy_stage(bf16* sa, bf16* sb, const bf16* a, const bf16* b, int m0,
     }
 }
 
+// sums += a[WM, BK] b[BK, WN] of one stage in shared memory: rows of `a` from `wm`, columns of `b` from `wn`.
+template <int BM, int BN, int WM, int WN>
+DEVICE void multiply_stage(float (*sums)[WN / 8][4], const bf16* sa, int wm, int wn, int lane) {
+    const bf16* sb = sa + BM * BK;
+#pragma unroll
+    for (int kk = 0; kk < BK; kk += 16) {
+        u32 fa[WM / 16][4], fb[WN / 16][4];
+#pragma unroll
+        for (int i = 0; i < WM / 16; i++) load_matrices(fa[i], sa + swizzle4(wm + 16 * i + (lane & 15), kk / 8 + (lane >> 4)));
+#pragma unroll
+        for (int j = 0; j < WN / 16; j++)
+            load_matrices_transposed(fb[j], sb + swizzle8<BN>(kk + (lane & 15), (wn + 16 * j) / 8 + (lane >> 4)));
+#pragma unroll
+        for (int i = 0; i < WM / 16; i++)
+#pragma unroll
+            for (int j = 0; j < WN / 16; j++) {
+                multiply_add(sums[i][2 * j], fa[i], fb[j][0], fb[j][1]);
+                multiply_add(sums[i][2 * j + 1], fa[i], fb[j][2], fb[j][3]);
+            }
+    }
+}
+
 // out[m, n] = activation(a[m, k] b[k, n] + bias[n]) for every z; bf16 operands on the tensor cores, sums in f32.
 // A block makes BM x BN, each of its warps WM x WN. k and n are multiples of 8. Strides between z are in elements.
 template <int BM, int BN, int WM, int WN>
@@ -54,23 +76,7 @@ DEVICE void gemm(unsigned char* raw, const bf16* a, const bf16* b, const float* 
             copy_stage<BM, BN, THREADS>(to, to + BM * BK, a, b, m0, n0, next * BK, m, n, k);
         }
         commit_copies();
-        const bf16 *sa = stages + step % STAGES * STAGE, *sb = sa + BM * BK;
-#pragma unroll
-        for (int kk = 0; kk < BK; kk += 16) {
-            u32 fa[WM / 16][4], fb[WN / 16][4];
-#pragma unroll
-            for (int i = 0; i < WM / 16; i++) load_matrices(fa[i], sa + swizzle4(wm + 16 * i + (lane & 15), kk / 8 + (lane >> 4)));
-#pragma unroll
-            for (int j = 0; j < WN / 16; j++)
-                load_matrices_transposed(fb[j], sb + swizzle8<BN>(kk + (lane & 15), (wn + 16 * j) / 8 + (lane >> 4)));
-#pragma unroll
-            for (int i = 0; i < WM / 16; i++)
-#pragma unroll
-                for (int j = 0; j < WN / 16; j++) {
-                    multiply_add(sums[i][2 * j], fa[i], fb[j][0], fb[j][1]);
-                    multiply_add(sums[i][2 * j + 1], fa[i], fb[j][2], fb[j][3]);
-                }
-        }
+        multiply_stage<BM, BN, WM, WN>(sums, stages + step % STAGES * STAGE, wm, wn, lane);
     }
     i64 base = (i64)blockIdx.z * m * n;
 #pragma unroll

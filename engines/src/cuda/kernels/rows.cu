@@ -1,4 +1,5 @@
-// Kernels over rows: norms, softmax, means, rotation, rows of a table. A warp makes a row; blocks have 128 threads.
+// Kernels over rows and channels: norms, softmax, means, rotation, rows of a table. Blocks have 128 threads; where
+// nothing else is said, a warp makes a row.
 #include "device.h"
 
 // y = x / rms(x) or, where `centred`, (x - mean) / deviation; then times `weight`, plus `bias` (each [width]), then
@@ -30,35 +31,64 @@ KERNEL __launch_bounds__(128) void norm_rows(const void* __restrict__ x, int x_t
     }
 }
 
-// Softmax of each row. Grid: rows / 4.
-KERNEL __launch_bounds__(128) void softmax_rows(const void* __restrict__ x, int x_type, void* __restrict__ out, int out_type, int rows, int width) {
+// Softmax of each row, its elements times `scale` first, which is positive. Grid: rows / 4.
+KERNEL __launch_bounds__(128) void softmax_rows(const void* __restrict__ x, int x_type, void* __restrict__ out, int out_type, int rows, int width,
+                                           float scale) {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     bool on = row < rows;
     i64 at = (i64)(on ? row : 0) * width;
     float most = -3.4e38f, total = 0.f;
     for (int i = lane; i < width; i += 32) most = fmaxf(most, load(x, at + i, x_type));
     most = warp_max(most);
-    for (int i = lane; i < width; i += 32) total += exponential(load(x, at + i, x_type) - most);
+    for (int i = lane; i < width; i += 32) total += exponential((load(x, at + i, x_type) - most) * scale);
     total = 1.f / warp_sum(total);
     if (!on) return;
-    for (int i = lane; i < width; i += 32) store(out, at + i, out_type, exponential(load(x, at + i, x_type) - most) * total);
+    for (int i = lane; i < width; i += 32) store(out, at + i, out_type, exponential((load(x, at + i, x_type) - most) * scale) * total);
 }
 
-// out[outer, inner] from x[outer, size, inner]: the mean over the middle axis, or the root of the sum of squares.
-// Grid: outer * inner / 4.
+// out[outer, inner] from x[outer, size, inner]: the mean over the middle axis, or the root of the sum of squares. A warp
+// makes one result; where `inner` is 32 or more, a thread does, so that a warp reads neighbours. Grid: outer * inner
+// / 4, or / 128.
 KERNEL __launch_bounds__(128) void reduce_axis(const void* __restrict__ x, int x_type, void* __restrict__ out, int out_type, int outer, int size,
                                           int inner, int root_of_squares) {
-    i64 one = (i64)blockIdx.x * 4 + threadIdx.x / 32, count = (i64)outer * inner;
-    int lane = threadIdx.x % 32;
+    int lanes = inner < 32 ? 32 : 1, lane = threadIdx.x % lanes;
+    i64 one = (i64)blockIdx.x * (128 / lanes) + threadIdx.x / lanes, count = (i64)outer * inner;
     bool on = one < count;
     i64 at = on ? one / inner * size * inner + one % inner : 0;
     float sum = 0.f;
-    for (int i = lane; i < size; i += 32) {
+    for (int i = lane; i < size; i += lanes) {
         float v = load(x, at + (i64)i * inner, x_type);
         sum += root_of_squares ? v * v : v;
     }
-    sum = warp_sum(sum);
+    if (lanes == 32) sum = warp_sum(sum);
     if (on && lane == 0) store(out, one, out_type, root_of_squares ? sqrtf(sum) : sum / size);
+}
+
+// y = gamma[c] x / |x|, the length of x[n, c, pixels] over its channels, at least `least`; then y sigmoid(y) where
+// `with_silu`. Threads of a warp have neighbouring pixels, each of the four warps every fourth channel. Grid: pixels /
+// 32, n. 512 bytes.
+KERNEL __launch_bounds__(128) void norm_channels(const void* __restrict__ x, int x_type, const float* __restrict__ gamma, void* __restrict__ out,
+                                            int out_type, int channels, int pixels, float least, int with_silu) {
+    SHARED(raw);
+    float* sums = (float*)raw;
+    int pixel = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+    bool on = pixel < pixels;
+    i64 at = (i64)blockIdx.y * channels * pixels + (on ? pixel : 0);
+    float sum = 0.f;
+    for (int c = warp; c < channels; c += 4) {
+        float v = load(x, at + (i64)c * pixels, x_type);
+        sum += v * v;
+    }
+    sums[threadIdx.x] = sum;
+    block_barrier();
+    sum = 0.f;
+    for (int i = 0; i < 4; i++) sum += sums[32 * i + threadIdx.x % 32];
+    float inverse = 1.f / fmaxf(sqrtf(sum), least);
+    if (!on) return;
+    for (int c = warp; c < channels; c += 4) {
+        float y = load(x, at + (i64)c * pixels, x_type) * inverse * gamma[c];
+        store(out, at + (i64)c * pixels, out_type, with_silu ? y * sigmoid(y) : y);
+    }
 }
 
 // Rotates channels j and j + d / 2 of each head of x[batch, tokens, heads, d] by the angle of cos, sin[tokens, d / 2].

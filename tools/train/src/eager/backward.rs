@@ -121,8 +121,8 @@ impl Eager {
             Op::Conv2d { x, w, b, stride, pads } => self.conv_back([*x, *w], *b, *stride, *pads, &g, grads),
             Op::Upsample2(x) => self.upsample_back(*x, &g, grads),
             Op::Rotate { x, cos, sin } => self.rotate_back(*x, [*cos, *sin], &shape, &g, grads),
-            Op::Attention { q, k, v, scale, weights, heads } => {
-                self.attention_back([*q, *k, *v], *scale, weights, *heads, &g, grads);
+            Op::Attention { q, k, v, bias, scale, weights, heads } => {
+                self.attention_back([*q, *k, *v], *bias, *scale, weights, *heads, &g, grads);
             }
         }
         self.nodes[i].op = op;
@@ -539,6 +539,7 @@ impl Eager {
     fn attention_back(
         &mut self,
         [q, k, v]: [Var; 3],
+        bias: Option<Var>,
         scale: f32,
         weights: &[f32],
         heads: usize,
@@ -552,6 +553,12 @@ impl Eager {
         let (qd, kd, vd): (Arc<Vec<f32>>, _, _) = (self.data(q), self.data(k), self.data(v));
         let (mut dq, mut dk, mut dv) = (self.take(qd.len()), self.take(kd.len()), self.take(vd.len()));
         let mut ds = self.take(nq * nk);
+        // The gradient of the bias is that of the scores, added up where it was broadcast.
+        let mut bias = bias.filter(|b| self.nodes[b.0].needs).map(|b| {
+            let shape = self.nodes[b.0].shape.clone();
+            let plan = Broadcast::new(&[batch, heads, nq, nk], &shape);
+            (b, plan, self.zeros(count(&shape)), self.take(batch * heads * nq * nk))
+        });
         for b in 0..batch {
             for h in 0..heads {
                 let at = (b * heads + h) * nq * nk;
@@ -561,12 +568,28 @@ impl Eager {
                 let sv = View::rows(0, nk);
                 gemm([nk, d, nq], &mut dv, kv, 0.0, weights, wv.t(), g, qv, 1.0);
                 gemm([nq, nk, d], &mut ds, sv, 0.0, g, qv, &vd, kv.t(), 1.0);
-                softmax_back(&mut ds, &weights[at..at + nq * nk], nk, scale);
+                let own = &weights[at..at + nq * nk];
+                if let Some((.., scores)) = &mut bias {
+                    softmax_back(&mut ds, own, nk, 1.0);
+                    scores[at..at + nq * nk].copy_from_slice(&ds);
+                    ds.iter_mut().for_each(|d| *d *= scale);
+                } else {
+                    softmax_back(&mut ds, own, nk, scale);
+                }
                 gemm([nq, d, nk], &mut dq, qv, 0.0, &ds, sv, &kd, kv, 1.0);
                 gemm([nk, d, nq], &mut dk, kv, 0.0, &ds, sv.t(), &qd, qv, 1.0);
             }
         }
         self.give(ds);
+        if let Some((b, plan, mut db, scores)) = bias {
+            plan.rows(|o, _, j, n| {
+                for (i, s) in scores[o..o + n].iter().enumerate() {
+                    db[j + i * plan.step_b] += s;
+                }
+            });
+            self.give(scores);
+            add_into(self, grads, b, db);
+        }
         add_into(self, grads, q, dq);
         add_into(self, grads, k, dk);
         add_into(self, grads, v, dv);

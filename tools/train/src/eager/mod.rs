@@ -166,6 +166,7 @@ enum Op {
         q: Var,
         k: Var,
         v: Var,
+        bias: Option<Var>,
         scale: f32,
         weights: Vec<f32>,
         heads: usize,
@@ -237,6 +238,11 @@ impl Eager {
     pub fn of_only(mut self, only: &[String]) -> Self {
         self.only = only.to_vec();
         self
+    }
+
+    /// Whether what is computed from now on keeps what gradients need; returns whether it was so before.
+    pub(crate) fn record(&mut self, record: bool) -> bool {
+        std::mem::replace(&mut self.train, record)
     }
 
     /// Puts this before the name of every weight that networks ask for from now on: several networks share one
@@ -966,8 +972,8 @@ impl Ops for Eager {
                 );
             }
         }
-        let needs = self.needs(&[*q, *k, *v]);
-        let op = Op::Attention { q: *q, k: *k, v: *v, scale, weights, heads };
+        let needs = self.needs(&[*q, *k, *v]) || bias.is_some_and(|b| self.needs(&[*b]));
+        let op = Op::Attention { q: *q, k: *k, v: *v, bias: bias.copied(), scale, weights, heads };
         self.push(vec![batch, nq, row], out, op, needs)
     }
 

@@ -111,6 +111,12 @@ fn gradients_match_finite_differences() {
         let bias = e.input(&[1, 1, 1, 5], vec![0.0, 0.5, -9.0, 0.0, 0.2]);
         e.attention(&x[0], &x[1], &x[2], 0.7, Some(&bias), 2, 4)
     });
+    // A bias by head and key, and one for every score.
+    for bias in [[1, 2, 1, 5], [2, 2, 3, 5]] {
+        check("attention with a bias", &[&[2, 3, 2, 4], &[2, 5, 2, 4], &[2, 5, 2, 4], &bias], |e, x| {
+            e.attention(&x[0], &x[1], &x[2], 0.7, Some(&x[3]), 2, 4)
+        });
+    }
 }
 
 /// The defaults of the trait and our own faster forms are the same functions.
