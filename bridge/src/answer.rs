@@ -120,6 +120,12 @@ pub struct Answer {
     /// Frames in which the detector saw the thing.
     #[serde(default)]
     pub views: Option<u32>,
+    /// Robots whose memories the answer rests on, beside the robot's own; empty where none were shared.
+    #[serde(default)]
+    pub eyes: Vec<String>,
+    /// Why a small model on the robot answered in the place of a server; `None` where it did not.
+    #[serde(default)]
+    pub fallback: Option<String>,
     /// Goal in the last imagined frame: x0, y0, x1, y1 in its pixels.
     #[serde(rename = "box")]
     pub bounding_box: Option<[f64; 4]>,
@@ -157,6 +163,8 @@ impl Answer {
             imagined: false,
             class: None,
             views: None,
+            eyes: Vec::new(),
+            fallback: None,
             bounding_box: None,
             consistency: None,
             seed: 0,
@@ -197,8 +205,8 @@ mod tests {
         keys.sort();
         assert_eq!(
             keys.join(" "),
-            "box bundle_sha256 camera_pose candidates class consistency context_latents covariance engine_sha256 goal_id \
-             imagined pose reason seed stamp_ns status steps timings_ms views"
+            "box bundle_sha256 camera_pose candidates class consistency context_latents covariance engine_sha256 eyes \
+             fallback goal_id imagined pose reason seed stamp_ns status steps timings_ms views"
         );
         assert_eq!(serde_json::from_value::<Answer>(json).unwrap(), a);
     }

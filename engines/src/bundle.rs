@@ -158,8 +158,20 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`] naming the file or field, the value wanted and the value got.
     pub fn load(directory: impl AsRef<Path>) -> Result<Self, BundleError> {
-        let bundle = Self::load_manifest(directory)?;
-        for (name, component) in &bundle.manifest.component {
+        Self::load_parts(directory, &|_| true)
+    }
+
+    /// As [`Bundle::load`], but only what `wanted` says of a component's name is looked at, and need be there. The hash is
+    /// that of the whole.
+    ///
+    /// # Errors
+    /// As [`Bundle::load`].
+    pub fn load_parts(
+        directory: impl AsRef<Path>,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, BundleError> {
+        let bundle = Self::read(directory, wanted)?;
+        for (name, component) in bundle.manifest.component.iter().filter(|(name, _)| wanted(name)) {
             for file in &component.files {
                 let got = sha256_of_file(&bundle.directory.join(&file.name))?;
                 if !got.eq_ignore_ascii_case(&file.sha256) {
@@ -186,6 +198,10 @@ impl Bundle {
     /// # Errors
     /// As [`Bundle::load`].
     pub fn load_manifest(directory: impl AsRef<Path>) -> Result<Self, BundleError> {
+        Self::read(directory, &|_| true)
+    }
+
+    fn read(directory: impl AsRef<Path>, wanted: &dyn Fn(&str) -> bool) -> Result<Self, BundleError> {
         let directory = directory.as_ref().to_owned();
         let path = directory.join(MANIFEST);
         let io = |source| BundleError::Io { path: path.clone(), source };
@@ -198,7 +214,7 @@ impl Bundle {
         let text =
             String::from_utf8(bytes).map_err(|source| BundleError::Text { file: path.clone(), source })?;
         let manifest = Manifest::from_toml(&text, &path)?;
-        for (name, component) in &manifest.component {
+        for (name, component) in manifest.component.iter().filter(|(name, _)| wanted(name)) {
             for file in &component.files {
                 let path = directory.join(&file.name);
                 let metadata =

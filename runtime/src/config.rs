@@ -123,6 +123,10 @@ pub struct ContextTable {
     /// A camera of which no pixel has changed, or whose stamps have not advanced, for longer is frozen: goals are
     /// answered `stale`. 0 = never, for simulated cameras without noise.
     pub frozen_after_ms: i64,
+    /// The frame that is common to several robots, usually `map`: what is remembered is shared with them, and theirs is
+    /// looked at, too ([`crate::served::shared`]). Empty: nothing is shared. Anybody on the network may read what is shared,
+    /// unless the router's access control says otherwise: see [`RosConfig`]'s module for an example.
+    pub share: String,
 }
 
 /// Defaults for goals.
@@ -342,6 +346,7 @@ impl Default for ContextTable {
             max_gap_ms: 2000,
             pose_slack_ms: 250,
             frozen_after_ms: 5000,
+            share: String::new(),
         }
     }
 }
@@ -498,6 +503,7 @@ impl RobotConfig {
             odometry_noise: self.odometry,
             base_from_camera: self.camera.as_ref().map(CameraTable::mounting),
             frozen_after: TimeDelta::from_millis(c.frozen_after_ms),
+            share: c.share.clone(),
         }
     }
 

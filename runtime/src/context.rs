@@ -17,6 +17,7 @@ use mindseye_bridge::time::{TimeDelta, Timestamp};
 use mindseye_engines::backend::BackendError;
 pub use mindseye_engines::model::codec::GROUP;
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a new segment began. Frames of one latent never come from two segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -511,16 +512,18 @@ impl ContextMemory {
 
     /// A copy of everything, oldest first: what one goal works on while new frames keep coming.
     pub fn snapshot(&self) -> Vec<ContextLatent> {
-        (0..self.len())
-            .filter_map(|i| {
-                Some(ContextLatent {
-                    info: *self.info(i)?,
-                    latent: self.latent(i)?.to_vec(),
-                    picture: self.picture(i)?,
-                    detail: self.detail(i),
-                })
-            })
-            .collect()
+        (0..self.len()).filter_map(|i| self.copy(i)).collect()
+    }
+
+    /// A copy of the latent at `position` (0 = oldest), with its pictures.
+    pub fn copy(&self, position: usize) -> Option<ContextLatent> {
+        Some(ContextLatent {
+            info: *self.info(position)?,
+            latent: self.latent(position)?.to_vec(),
+            picture: self.picture(position)?,
+            detail: self.detail(position),
+            by: None,
+        })
     }
 }
 
@@ -535,6 +538,8 @@ pub struct ContextLatent {
     pub picture: RgbImage,
     /// The same frame in the pixels of which the model reads depth, where it does.
     pub detail: Option<RgbImage>,
+    /// The robot that saw it, where it is not this one.
+    pub by: Option<Arc<str>>,
 }
 
 /// `count` positions out of `0..len`, evenly spread, ascending, with the first and the last among them (the

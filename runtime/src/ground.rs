@@ -17,14 +17,15 @@ use crate::geometric;
 use crate::guide::{self, Carry, HeldMind};
 use crate::image::{ModelCamera, RgbImage, mean_difference};
 use crate::imagine::{
-    Budget, Clock, ContextLatents, Flow, Heads, Imagination, ImagineError, Imagined, Prompt, RolloutSettings,
-    choose_context, glance, pick, roll_out_held,
+    Budget, Clock, ContextLatents, Flow, Heads, ImagineError, Imagined, Prompt, RolloutSettings, pick,
+    roll_out_held,
 };
 use crate::lift::{
     Decision, Drift, DriveRule, Estimate, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify,
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
 use crate::recall::{Recall, RecallView, views_of};
+use crate::served::{Here, Imagine, News, ServedError};
 use crate::study::Studied;
 use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
@@ -38,6 +39,7 @@ use mindseye_engines::plucker::{Intrinsics, PluckerError};
 use mindseye_engines::text::{TokenizerError, UnknownWord, class_of};
 use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
+use std::collections::BTreeSet;
 
 pub use crate::imagine::Stage;
 
@@ -136,6 +138,16 @@ pub trait Mind: Send {
 
     /// The denoiser.
     fn denoiser(&mut self) -> &mut dyn Denoise;
+
+    /// Who imagines with it: the denoiser here, unless imagination is served.
+    fn imaginer(&mut self) -> Box<dyn Imagine + '_> {
+        Box::new(Here(self.denoiser()))
+    }
+
+    /// Asked once after each goal: another mind to answer it with, and why, where this one was out of reach.
+    fn instead(&mut self) -> Option<(&mut dyn Mind, String)> {
+        None
+    }
 }
 
 /// Why the model cannot serve a goal.
@@ -208,6 +220,9 @@ pub enum MindError {
     /// A clip could not be decoded.
     #[error(transparent)]
     Decode(#[from] CodecError),
+    /// What is done elsewhere could not be had.
+    #[error(transparent)]
+    Served(#[from] ServedError),
 }
 
 impl MindError {
@@ -423,6 +438,22 @@ pub fn ground(
     until: Option<TimeDelta>,
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<Grounded, Stopped> {
+    let grounded = ground_by(mind, scene, goal, clock, until, progress)?;
+    let instead = mind.instead().filter(|_| grounded.answer.status == Status::Failed);
+    let Some((other, why)) = instead else { return Ok(grounded) };
+    let mut grounded = ground_by(other, scene, goal, clock, until, progress)?;
+    grounded.answer.fallback = Some(why);
+    Ok(grounded)
+}
+
+fn ground_by(
+    mind: &mut dyn Mind,
+    scene: &Scene,
+    goal: &Goal,
+    clock: &dyn Clock,
+    until: Option<TimeDelta>,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+) -> Result<Grounded, Stopped> {
     let settings = settings_for(mind.spec(), goal);
     let mut answer = Answer::new(&goal.id, Status::Failed, None);
     answer.seed = settings.seed;
@@ -482,7 +513,7 @@ pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>)
     let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
     let request = encode(mind, &job).ok()?;
     let view = choose_view(mind, &job, &request, &mut |_| Flow::Continue).ok()?;
-    let glances = glance(mind.denoiser(), &view.seen, request.prompt(), &job.settings, budget).ok()?;
+    let glances = mind.imaginer().glance(&view.seen, request.prompt(), &job.settings, budget).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
     let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
     match (view.start, view.origin, scene.odom_from_base) {
@@ -524,6 +555,8 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     let view = choose_view(mind, job, &request, report.progress)?;
     report.grounded.used.clone_from(&view.used);
     report.grounded.answer.context_latents = view.used.len() as u32;
+    let eyes = view.used.iter().filter_map(|p| job.scene.memory.get(*p)?.by.as_deref());
+    report.grounded.answer.eyes = eyes.collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect();
     report.grounded.origin = view.origin;
     if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
         report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
@@ -655,10 +688,12 @@ fn imagine(
     view: &View,
     report: &mut Report<'_>,
 ) -> Result<Imagined, GroundError> {
-    let mut imagination =
-        Imagination::new(mind.denoiser(), &view.seen, request.prompt(), &job.settings, job.budget)?;
     let template = report.grounded.answer.clone();
-    imagination.glance(&mut |glances| {
+    let mut progress = |news: News<'_>| {
+        let glances = match news {
+            News::Glanced(glances) => glances,
+            News::Stage(stage) => return (report.progress)(stage),
+        };
         let Some(params) = job.spec.lift.as_ref().filter(|_| job.by_text()) else {
             return (report.progress)(Stage::Encode);
         };
@@ -667,8 +702,9 @@ fn imagine(
         fill(&mut draft, job.scene, view.origin, &verify(estimate, &[], Evidence::default(), params));
         draft.candidates = glances.len() as u32;
         (report.progress)(Stage::Draft(&draft))
-    })?;
-    Ok(imagination.roll_out(report.progress)?)
+    };
+    let prompt = request.prompt();
+    Ok(mind.imaginer().imagine(&view.seen, prompt, &job.settings, job.budget, &mut progress)?)
 }
 
 /// What one sampled drive shows.
@@ -815,8 +851,13 @@ fn guide(
     let mut held = HeldMind { mind, carry: &carry };
     let budget = (job.budget, step);
     let (seen, prompt) = (&view.seen, request.prompt());
-    let rollout = roll_out_held(&mut held, seen, prompt, &job.settings, candidate, budget, &mut stepped)?;
-    let Some(rollout) = rollout else { return Ok(()) };
+    let rollout = roll_out_held(&mut held, seen, prompt, &job.settings, candidate, budget, &mut stepped);
+    // The place is known without it: the drive from the video alone is shown, as where there is no time.
+    let Some(rollout) =
+        rollout.or_else(|e| if matches!(e, ImagineError::Served(_)) { Ok(None) } else { Err(e) })?
+    else {
+        return Ok(());
+    };
     let frames = mind.decode(&rollout.latents)?;
     let grounded = &mut report.grounded;
     let shown = find_box(&frames[frames.len().saturating_sub(boxed)..]);
@@ -964,7 +1005,8 @@ fn drifts(way: &[Option<Pose2>], noise: OdometryNoise) -> Vec<Drift> {
 /// A longer one is looked through in stretches of that length ([`stretches`]): inside each the rollout begins with the
 /// stretch's own last view, whose place odometry knows, so that context and start are what they were in training.
 /// The stretch that would be believed wins; of several, the one with the clearest sight of the thing. This also lets
-/// a model that knows single rooms find things in rooms that the robot has left. Without odometry nothing can be
+/// a model that knows single rooms find things in rooms that the robot has left, and in those that others have seen: their
+/// memories are stretches of their own. Without odometry nothing can be
 /// carried from there to here, and without lift heads nothing tells one stretch from another: then the whole history
 /// is taken, evenly. Waypoints begin here.
 fn choose_view(
@@ -974,13 +1016,22 @@ fn choose_view(
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<View, GroundError> {
     let Job { scene, spec, settings, budget, .. } = job;
-    let index: Vec<u64> = scene.memory.iter().map(|c| c.info.index).collect();
-    let last = index.len().checked_sub(1).ok_or(GroundError::NothingSeen)?;
+    // Without a view of its own the robot has nowhere to begin.
+    scene.memory.last().filter(|newest| newest.by.is_none()).ok_or(GroundError::NothingSeen)?;
     let params = spec.lift.as_ref().filter(|_| scene.odom_from_base.is_some());
-    let all = match (params, settings.max_span) {
-        (Some(_), Some(span)) => stretches(&index, span as u64, spec.context_max),
-        _ => vec![(0, last)],
-    };
+    let mut all = Vec::new();
+    for (begin, end) in robots(&scene.memory) {
+        let index: Vec<u64> = scene.memory[begin..=end].iter().map(|c| c.info.index).collect();
+        match (params, settings.max_span) {
+            (Some(_), Some(span)) => all.extend(
+                stretches(&index, span as u64, spec.context_max)
+                    .into_iter()
+                    .map(|(b, e)| (begin + b, begin + e)),
+            ),
+            _ if all.is_empty() => all.push((begin, end)),
+            _ => {}
+        }
+    }
     let all = if job.by_text() { &all[..] } else { &all[..1] };
     let began = budget.clock.now();
     let mut best: Option<((bool, f64), View)> = None;
@@ -998,7 +1049,7 @@ fn choose_view(
         };
         let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
         let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
-        let glances = glance(mind.denoiser(), &view.seen, request.prompt(), settings, *budget)?;
+        let glances = mind.imaginer().glance(&view.seen, request.prompt(), settings, *budget)?;
         let estimate = view.lift(&glances, params);
         let lifted = verify(estimate, &[], Evidence::default(), params);
         let rank = (lifted.decision == Decision::Found, lifted.estimate.mask_max);
@@ -1008,6 +1059,18 @@ fn choose_view(
         }
     }
     best.map(|(_, view)| view).ok_or(GroundError::NothingSeen)
+}
+
+/// The first and last position of each robot's memories, this robot's own first.
+fn robots(memory: &[ContextLatent]) -> Vec<(usize, usize)> {
+    let mut all: Vec<(usize, usize)> = Vec::new();
+    for (at, seen) in memory.iter().enumerate().rev() {
+        match all.last_mut() {
+            Some((begin, _)) if memory[*begin].by == seen.by => *begin = at,
+            _ => all.push((at, at)),
+        }
+    }
+    all
 }
 
 /// The view from the end of a stretch of the memory, `None` where odometry does not know that place.
@@ -1032,7 +1095,8 @@ fn view_of(
     };
     let count = spec.context_max;
     let chosen = if job.by_text() {
-        choose_context(mind.denoiser(), &memory, request.prompt(), settings, count, *budget, progress)?
+        let mut imaginer = mind.imaginer();
+        imaginer.choose_context(&memory, request.prompt(), settings, count, *budget, progress)?
     } else {
         crate::context::spread(stretch.len(), count)
     };

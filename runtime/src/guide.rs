@@ -15,7 +15,7 @@ use crate::image::RgbImage;
 use crate::imagine::{Held, ImagineError};
 use crate::planar::{Pose2, between, wrap_angle};
 use crate::recall::{Outline, Recall};
-use mindseye_engines::denoise::Denoise;
+use crate::served::Imagine;
 use mindseye_landmarks::Carried;
 use nalgebra::Isometry3;
 
@@ -104,8 +104,8 @@ pub struct HeldMind<'a> {
 }
 
 impl Held for HeldMind<'_> {
-    fn denoiser(&mut self) -> &mut dyn Denoise {
-        self.mind.denoiser()
+    fn imaginer(&mut self) -> Box<dyn Imagine + '_> {
+        self.mind.imaginer()
     }
 
     fn hold(&mut self, clean: &mut [f32]) -> Result<(), ImagineError> {

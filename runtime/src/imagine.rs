@@ -13,6 +13,7 @@
 //! Sources: Video4Spatial equations 1 and 2 and joint guidance ("both dropped together", one weight), Wan2.2's
 //! first-frame conditioning, flow matching `x_s = (1 - s) x_0 + s n`.
 
+use crate::served::{Imagine, ServedError};
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
@@ -20,6 +21,7 @@ use mindseye_engines::model::dit::Prediction;
 use mindseye_engines::sampler::{
     Grid, NOISED_CONTEXT_T, Noise, Sampler, SamplerError, Schedule, Solver, Step, guide,
 };
+use serde::{Deserialize, Serialize};
 
 /// Monotonic time, injected.
 pub trait Clock {
@@ -38,7 +40,7 @@ impl Clock for NoClock {
 }
 
 /// What the unconditional branch of the guidance leaves out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dropped {
     /// Context, first frame and instruction together: joint guidance.
     #[default]
@@ -50,7 +52,7 @@ pub enum Dropped {
 }
 
 /// Where the context's temporal indices come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rope {
     /// From the recording: what lies far apart there is far apart here.
     #[default]
@@ -60,7 +62,8 @@ pub enum Rope {
 }
 
 /// How to imagine. Sampler defaults come from the model bundle.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RolloutSettings {
     /// Latents of one rollout, the given first one included.
     pub target_latents: usize,
@@ -171,6 +174,8 @@ pub struct Imagined {
 pub enum Stage<'a> {
     /// The text is encoded.
     Text,
+    /// A server has it in work, and says nothing new.
+    Waiting,
     /// The context is chosen, or a candidate was glanced at for which there is no draft.
     Encode,
     /// The memory is looked through: part, parts.
@@ -201,6 +206,7 @@ impl Stage<'_> {
     pub fn bar(&self) -> (&'static str, usize, usize) {
         match *self {
             Self::Text => ("text", 1, 1),
+            Self::Waiting => ("wait for the server", 0, 1),
             Self::Encode => ("encode", 1, 1),
             Self::Scan(part, parts) => ("look through memory", part, parts),
             Self::Draft(_) => ("draft", 1, 1),
@@ -251,6 +257,9 @@ pub enum ImagineError {
     /// An estimate could not be held to what was seen.
     #[error("imagination: the drive cannot be held to what was seen: {0}")]
     Hold(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What is imagined elsewhere could not be had.
+    #[error(transparent)]
+    Served(#[from] ServedError),
     /// The network returned numbers that are not finite.
     #[error(
         "imagination: the denoiser returned a value that is not finite; the bundle or the backend is broken"
@@ -431,9 +440,15 @@ impl<'a> Evaluator<'a> {
         Ok(Heads::of(&mut out, self.context()))
     }
 
-    /// The noise that a candidate begins with.
     fn beginning(&self, candidate: usize) -> Vec<f32> {
-        Noise::new(self.settings.seed, 2 * candidate as u64).draw(self.targets_len())
+        beginning(self.settings, candidate, self.frame)
+    }
+
+    /// What takes the place of context and first frame for a candidate, where guidance drops them.
+    fn context_noise(&self, candidate: usize) -> Option<Vec<f32>> {
+        let drops_context = self.is_guided() && self.settings.dropped != Dropped::Instruction;
+        let given = (self.context() + 1) * self.frame;
+        drops_context.then(|| Noise::new(self.settings.seed, 2 * candidate as u64 + 1).draw(given))
     }
 
     /// A glance at a candidate, and how long it took.
@@ -470,6 +485,11 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// The noise that a candidate begins with; `frame` values for each latent.
+fn beginning(settings: &RolloutSettings, candidate: usize, frame: usize) -> Vec<f32> {
+    Noise::new(settings.seed, 2 * candidate as u64).draw(settings.target_latents * frame)
+}
+
 /// The guided velocity `[target_latents, channels, height, width]` of one step, as the rollouts take it, for a target
 /// sample `x` of that shape. `noise` (`seen`'s latents and first frame in size) takes the place of what guidance drops.
 ///
@@ -485,6 +505,28 @@ pub fn guided_velocity(
     noise: &[f32],
 ) -> Result<Vec<f32>, ImagineError> {
     Ok(Evaluator::new(model, seen, prompt, settings)?.guided(x, step, Some(noise))?.0)
+}
+
+/// The guided velocity and what the heads say at one step of a candidate's rollout, for a target sample `x`
+/// `[target_latents, channels, height, width]`: what [`roll_out_held`] evaluates at each step.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn guided(
+    model: &mut dyn Denoise,
+    seen: &ContextLatents,
+    prompt: Prompt<'_>,
+    settings: &RolloutSettings,
+    candidate: usize,
+    (x, step): (&[f32], Step),
+) -> Result<(Vec<f32>, Heads), ImagineError> {
+    let mut evaluator = Evaluator::new(model, seen, prompt, settings)?;
+    let (expected, got) = (evaluator.targets_len(), x.len());
+    if expected != got {
+        return Err(ImagineError::Size { what: "sample", expected, got });
+    }
+    let noise = evaluator.context_noise(candidate);
+    evaluator.guided(x, step, noise.as_deref())
 }
 
 /// Which of many remembered latents to work with: looks at all of them in parts of `count`, one pass each, and
@@ -727,11 +769,7 @@ impl<'a> Imagination<'a> {
     ) -> Result<Sampled, ImagineError> {
         let (evaluator, budget) = (&mut self.evaluator, self.budget);
         let settings = evaluator.settings;
-        let drops_context = evaluator.is_guided() && settings.dropped != Dropped::Instruction;
-        let context_noise = drops_context.then(|| {
-            Noise::new(settings.seed, 2 * candidate as u64 + 1)
-                .draw((evaluator.context() + 1) * evaluator.frame)
-        });
+        let context_noise = evaluator.context_noise(candidate);
         let x = evaluator.beginning(candidate);
         let first = evaluator.seen.first.clone();
         let mut guided = |x: &[f32], step: Step| evaluator.guided(x, step, context_noise.as_deref());
@@ -792,8 +830,8 @@ fn walk(
 
 /// A denoiser whose estimates of the clean sample are put right before the sampler goes on.
 pub trait Held {
-    /// The denoiser.
-    fn denoiser(&mut self) -> &mut dyn Denoise;
+    /// Who evaluates the network.
+    fn imaginer(&mut self) -> Box<dyn Imagine + '_>;
 
     /// Puts an estimate right: `[target_latents, channels, height, width]`, the given first one included.
     ///
@@ -820,14 +858,9 @@ pub fn roll_out_held(
     if steps < settings.min_steps.max(1) {
         return Ok(None);
     }
-    let evaluator = Evaluator::new(held.denoiser(), seen, prompt, settings)?;
-    let given = (evaluator.context() + 1) * evaluator.frame;
-    let drops_context = evaluator.is_guided() && settings.dropped != Dropped::Instruction;
-    let x = evaluator.beginning(candidate);
-    let noise = drops_context.then(|| Noise::new(settings.seed, 2 * candidate as u64 + 1).draw(given));
+    let x = beginning(settings, candidate, seen.first.len());
     let mut guided = |x: &[f32], step: Step| {
-        let mut evaluator = Evaluator::new(held.denoiser(), seen, prompt, settings)?;
-        let (mut v, heads) = evaluator.guided(x, step, noise.as_deref())?;
+        let (mut v, heads) = held.imaginer().guided(seen, prompt, settings, candidate, (x, step))?;
         let mut clean: Vec<f32> = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
         clean[..seen.first.len()].copy_from_slice(&seen.first);
         held.hold(&mut clean)?;

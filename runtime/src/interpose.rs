@@ -4,6 +4,7 @@
 use crate::context::EncodeError;
 use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::RgbImage;
+use crate::served::{Here, Imagine};
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::plucker::Intrinsics;
@@ -16,6 +17,27 @@ pub trait Interpose: Send {
     /// # Errors
     /// As [`Denoise::denoise`].
     fn denoise(&mut self, denoiser: &mut dyn Denoise, step: &DenoiseStep) -> Result<Denoised, DenoiseError>;
+
+    /// Rows of a text; the mind's own where nothing else is said.
+    ///
+    /// # Errors
+    /// As [`Mind::encode_text`].
+    fn encode_text(&mut self, mind: &mut dyn Mind, text: &str) -> Result<Vec<f32>, MindError> {
+        mind.encode_text(text)
+    }
+
+    /// Who imagines; the denoiser, by [`Interpose::denoise`], where nothing else is said.
+    fn imaginer(interposed: &mut Interposed<Self>) -> Box<dyn Imagine + '_>
+    where
+        Self: Sized,
+    {
+        Box::new(Here(interposed))
+    }
+
+    /// As [`Mind::instead`].
+    fn instead(&mut self) -> Option<(&mut dyn Mind, String)> {
+        None
+    }
 
     /// Depth of a picture; the mind's own where nothing else is said.
     ///
@@ -50,7 +72,7 @@ impl<I: Interpose> Mind for Interposed<I> {
     }
 
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
-        self.mind.encode_text(text)
+        self.by.encode_text(self.mind.as_mut(), text)
     }
 
     fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
@@ -83,6 +105,14 @@ impl<I: Interpose> Mind for Interposed<I> {
 
     fn denoiser(&mut self) -> &mut dyn Denoise {
         self
+    }
+
+    fn imaginer(&mut self) -> Box<dyn Imagine + '_> {
+        I::imaginer(self)
+    }
+
+    fn instead(&mut self) -> Option<(&mut dyn Mind, String)> {
+        self.by.instead()
     }
 }
 

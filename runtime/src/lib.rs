@@ -24,6 +24,7 @@
 //!
 //! The shell around it:
 //! * [`mind`]: a model bundle on a backend;
+//! * [`served`]: imagination by a server, and memories of other robots;
 //! * [`node`]: threads, Zenoh and nav2's action; [`record`]: MCAP; [`config`]: robots; [`profile`]: stage times;
 //! * [`visit`]: rendered houses as a robot knows them, for `engine` and evaluations;
 //! * [`cli`]: the `mindseye` command.
@@ -52,6 +53,7 @@ pub mod recall;
 pub mod record;
 pub mod replay;
 pub mod senses;
+pub mod served;
 pub mod stamps;
 pub mod study;
 #[cfg(feature = "top")]

@@ -16,6 +16,7 @@ use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::{ModelCamera, RgbImage};
 use crate::imagine::{Dropped, RolloutSettings, Rope};
 use crate::lift::LiftParams;
+use crate::no_model::NoDenoiser;
 use mindseye_base::file::{sha256, sha256_of_file};
 use mindseye_bridge::geometry::body_from_optical;
 use mindseye_bridge::time::TimeDelta;
@@ -105,6 +106,18 @@ pub enum LoadError {
         /// Allowed by the bundle.
         allowed: usize,
     },
+    /// Two bundles that should share what was seen do not.
+    #[error(
+        "the fallback {} has another codec, or pictures of another size, than {}: what one remembers means nothing to the \
+         other; give a fallback that was trained on the same latents",
+        other.display(), one.display()
+    )]
+    OtherCodec {
+        /// The one.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
     /// There is nothing to calibrate.
     #[error("bundle: this model has no lift heads to be calibrated")]
     NoLift,
@@ -152,6 +165,8 @@ enum DenoiserEngines {
     Joint(Arc<dyn Engine>),
     /// Context once, then targets alone.
     Halves(Arc<dyn Engine>, Arc<dyn Engine>),
+    /// A server has it.
+    Elsewhere,
 }
 
 /// A loaded bundle; sessions for threads are made from it.
@@ -159,7 +174,8 @@ pub struct Pipeline {
     bundle: Bundle,
     spec: MindSpec,
     words: Arc<Words>,
-    text: Arc<dyn Engine>,
+    /// `None`: a server has it.
+    text: Option<Arc<dyn Engine>>,
     encoder: CodecEngines,
     decoder: CodecEngines,
     denoiser: DenoiserEngines,
@@ -180,6 +196,23 @@ impl Pipeline {
         let engine = format!("{} {}", backend.name(), backend.version());
         pipeline.spec.engine_sha256 = engine_hash(pipeline.bundle.manifest(), &engine);
         Ok(pipeline)
+    }
+
+    /// As [`Pipeline::load`], without what a server does in its place: the denoiser, and a text encoder with an open
+    /// vocabulary. Their files need not be there.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_served(directory: &Path, backend: &str, threads: usize) -> Result<Self, LoadError> {
+        let backend = by_name(backend)?;
+        let open = !matches!(
+            Bundle::load_parts(directory, &|_| false)?.manifest().networks.text,
+            Some(TextSpec::Closed { .. })
+        );
+        let elsewhere = |name: &str| name.starts_with("denoiser") || (open && name == "text_encoder");
+        let bundle = Bundle::load_parts(directory, &|name| !elsewhere(name))?;
+        let part = |bundle: &Bundle, name: &str| Ok((backend.clone(), bundle.path(name)?));
+        Self::load_wanted(bundle, Keep::All, threads, &part, &|name| !elsewhere(name))
     }
 
     /// As [`Pipeline::load`], with the engines of a folder that `engine build` wrote in place of the bundle's graphs.
@@ -246,11 +279,22 @@ impl Pipeline {
         threads: usize,
         part: &dyn Fn(&Bundle, &str) -> Result<Part, LoadError>,
     ) -> Result<Self, LoadError> {
+        Self::load_wanted(bundle, keep, threads, part, &|_| true)
+    }
+
+    fn load_wanted(
+        bundle: Bundle,
+        keep: Keep,
+        threads: usize,
+        part: &dyn Fn(&Bundle, &str) -> Result<Part, LoadError>,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, LoadError> {
         let manifest = bundle.manifest();
         check_runnable(&bundle)?;
         let spec = spec_of(&bundle)?;
         let words = match &manifest.networks.text {
             Some(TextSpec::Closed { words }) => Words::Closed(words.clone()),
+            _ if !wanted("text_encoder") => Words::Closed(Vec::new()),
             open => Words::SentencePiece {
                 tokenizer: Box::new(Tokenizer::open(&bundle.path("tokenizer")?)?),
                 prompt: match open {
@@ -260,7 +304,7 @@ impl Pipeline {
             },
         };
         let options = PrepareOptions::default().with_threads(threads);
-        let residency = Residency::new(keep, &|component| bundle.has(component));
+        let residency = Residency::new(keep, &|component| bundle.has(component) && wanted(component));
         let prepare = |component: &str| -> Result<Arc<dyn Engine>, LoadError> {
             let (backend, file) = part(&bundle, component)?;
             let stated = bundle.component(component)?;
@@ -279,9 +323,11 @@ impl Pipeline {
             let part = |name| prepare(&format!("{component}_{name}"));
             Ok(CodecEngines::Stream(part("first")?, part("next")?))
         };
-        let (text, encoder, decoder) =
-            (prepare("text_encoder")?, codec("vae_encoder")?, codec("vae_decoder")?);
-        let denoiser = if bundle.has("denoiser_prefill") && bundle.has("denoiser_cached") {
+        let text = wanted("text_encoder").then(|| prepare("text_encoder")).transpose()?;
+        let (encoder, decoder) = (codec("vae_encoder")?, codec("vae_decoder")?);
+        let denoiser = if !wanted("denoiser") {
+            DenoiserEngines::Elsewhere
+        } else if bundle.has("denoiser_prefill") && bundle.has("denoiser_cached") {
             DenoiserEngines::Halves(prepare("denoiser_prefill")?, prepare("denoiser_cached")?)
         } else {
             DenoiserEngines::Joint(prepare("denoiser")?)
@@ -360,6 +406,29 @@ impl Pipeline {
         }
     }
 
+    /// Whether texts are encoded here.
+    pub fn has_text_encoder(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// Refuses another model whose latents are not this one's.
+    ///
+    /// # Errors
+    /// [`LoadError::Codec`].
+    pub(crate) fn check_same_codec(&self, other: &Self) -> Result<(), LoadError> {
+        let codec = |p: &Self| {
+            let manifest = p.bundle.manifest();
+            let parts = manifest.component.iter().filter(|(name, _)| name.starts_with("vae_"));
+            let files = parts.flat_map(|(_, c)| c.files.iter().map(|f| f.sha256.clone())).collect::<Vec<_>>();
+            (files, manifest.image.width, manifest.image.height, manifest.latent.channels, p.spec.detail)
+        };
+        if codec(self) == codec(other) {
+            return Ok(());
+        }
+        let directory = |p: &Self| p.bundle.directory().to_owned();
+        Err(LoadError::OtherCodec { one: directory(self), other: directory(other) })
+    }
+
     /// Whether frames are encoded as a stream, by a video autoencoder with state.
     pub fn is_streaming(&self) -> bool {
         matches!(self.encoder, CodecEngines::Stream(..))
@@ -403,11 +472,12 @@ impl Pipeline {
                 DenoiserEngines::Halves(prefill, cached) => Box::new(SplitDenoiser::new(
                     CachedDenoiser::new(config, prefill.session()?, cached.session()?)?,
                 )),
+                DenoiserEngines::Elsewhere => Box::new(NoDenoiser(config)),
             };
         Ok(Box::new(Thread {
             spec,
             words: self.words.clone(),
-            text: self.text.session()?,
+            text: self.text.as_ref().map(|text| text.session()).transpose()?,
             encoder: Encoder::new(&self.encoder, manifest)?,
             decoder: Decoder::new(&self.decoder, manifest)?,
             denoiser,
@@ -597,7 +667,7 @@ impl DepthReader {
 struct Thread {
     spec: MindSpec,
     words: Arc<Words>,
-    text: Box<dyn Session>,
+    text: Option<Box<dyn Session>>,
     encoder: Encoder,
     decoder: Decoder,
     denoiser: Box<dyn Denoise + Send>,
@@ -653,11 +723,12 @@ impl Mind for Thread {
         let keep = Tensor::f32(&[1, length, 1], keep);
         // A graph asks only for those inputs that its blocks use.
         let given = [("ids", &ids), ("mask_bias", &bias), ("keep", &keep)];
-        let ports = self.text.engine().inputs().to_vec();
+        let session = self.text.as_mut().ok_or(MindError::NoModel)?;
+        let ports = session.engine().inputs().to_vec();
         let inputs: Vec<(&str, &Tensor)> =
             given.into_iter().filter(|(name, _)| ports.iter().any(|p| p.name == *name)).collect();
         let mut rows = Tensor::empty();
-        self.text.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(MindError::TextEncoder)?;
+        session.run_into(&inputs, &mut [("rows", &mut rows)]).map_err(MindError::TextEncoder)?;
         let rows = rows.into_f32().unwrap_or_default();
         if rows.len() != length * dim {
             return Err(MindError::TextRows { expected: length * dim, got: rows.len() });

@@ -84,7 +84,8 @@ impl Mind for NoModel {
     }
 }
 
-struct NoDenoiser(DitConfig);
+/// A network's sizes without the network.
+pub(crate) struct NoDenoiser(pub DitConfig);
 
 impl Denoise for NoDenoiser {
     fn config(&self) -> &DitConfig {

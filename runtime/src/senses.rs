@@ -4,8 +4,8 @@
 //! measured with the injected one). Frames that subsampling leaves out are not decoded.
 
 use crate::context::{
-    ContextCounts, ContextIntake, ContextMemory, EncodeError, Eviction, FrameSampler, GroupEncoder, Keep,
-    LatentInfo, SegmentReason, StoreError,
+    ContextCounts, ContextIntake, ContextLatent, ContextMemory, EncodeError, Eviction, FrameSampler,
+    GroupEncoder, Keep, LatentInfo, SegmentReason, StoreError,
 };
 use crate::frames::{self, BaseFrames};
 use crate::ground::Scene;
@@ -13,6 +13,7 @@ use crate::image::{Lens, Misfit, ModelCamera, RgbImage};
 use crate::imagine::Clock;
 use crate::planar::{OdometryNoise, Pose2, PoseHistory};
 use crate::profile::Profile;
+use crate::served::shared::Others;
 use crate::stamps::{StampFault, Stamps};
 use crate::study::{FullFrame, Studied, Study, StudyResults, camera_of};
 use crate::watch::{CameraFault, CameraWatch, MotionFault, MotionWatch};
@@ -88,6 +89,8 @@ pub struct SensesConfig {
     pub base_from_camera: Option<Isometry3<f64>>,
     /// A camera whose pixels do not change, or whose stamps do not advance, for longer is frozen; zero: never.
     pub frozen_after: TimeDelta,
+    /// The frame in which memories are shared with other robots; empty: they are not.
+    pub share: String,
 }
 
 impl Default for SensesConfig {
@@ -105,6 +108,7 @@ impl Default for SensesConfig {
             odometry_noise: OdometryNoise::default(),
             base_from_camera: None,
             frozen_after: TimeDelta::from_millis(5000),
+            share: String::new(),
         }
     }
 }
@@ -204,6 +208,10 @@ pub struct Shared {
     base_from_camera: Option<Isometry3<f64>>,
     odometry_noise: OdometryNoise,
     study: Option<StudyResults>,
+    /// Where odometry is in the frame that is shared with other robots, where that is known.
+    frame_from_odom: Option<Pose2>,
+    /// What they have seen.
+    others: Option<Arc<Mutex<Others>>>,
 }
 
 /// A handle on the context: what was seen.
@@ -221,6 +229,7 @@ impl ContextHandle {
         let shared = self.lock();
         let newest = shared.newest.clone()?;
         let study = shared.study.clone();
+        let others = shared.others.clone().zip(shared.frame_from_odom);
         let mut scene = Scene {
             memory: shared.memory.snapshot(),
             newest: newest.picture,
@@ -238,6 +247,9 @@ impl ContextHandle {
         if let Some(study) = study {
             scene.studied = study.studied();
         }
+        if let Some((others, frame_from_odom)) = others {
+            mindseye_base::sync::lock(&others).join(&mut scene, frame_from_odom);
+        }
         Some(scene)
     }
 
@@ -249,6 +261,27 @@ impl ContextHandle {
     /// Latents held now.
     pub fn latents(&self) -> usize {
         self.lock().memory.len()
+    }
+
+    /// Joins what other robots have seen to every scene from now on, while it is known where odometry is in the common frame.
+    pub fn join_others(&self, others: Arc<Mutex<Others>>) {
+        self.lock().others = Some(others);
+    }
+
+    /// Where odometry is in the frame that is shared with other robots; `None` where that is not known, or nothing is shared.
+    pub fn frame_from_odom(&self) -> Option<Pose2> {
+        self.lock().frame_from_odom
+    }
+
+    /// What was remembered after this index, the oldest first, at most so many.
+    pub fn seen_after(&self, index: Option<u64>, at_most: usize) -> Vec<ContextLatent> {
+        let shared = self.lock();
+        let is_new = |i: &usize| {
+            let info = shared.memory.info(*i);
+            info.is_some_and(|info| index.is_none_or(|index| info.index > index))
+        };
+        let new = (0..shared.memory.len()).filter(is_new);
+        new.filter_map(|i| shared.memory.copy(i)).take(at_most).collect()
     }
 
     /// Latents evicted so far.
@@ -346,6 +379,8 @@ impl Senses {
             base_from_camera: config.base_from_camera,
             odometry_noise: config.odometry_noise,
             study: None,
+            frame_from_odom: None,
+            others: None,
         };
         let configured = BaseFrames { odom: config.odom_frame.clone(), base: config.base_frame.clone() };
         Self {
@@ -647,6 +682,7 @@ impl Senses {
             self.poses.clear();
             self.poses_in_space.clear();
             self.name_frames();
+            self.find_common_frame();
         }
         self.pose_came(odometry.header.stamp.timestamp(), received_at, &pose);
         Ok(())
@@ -660,6 +696,7 @@ impl Senses {
     ) -> Result<(), SenseError> {
         let refused = self.tf.insert_message(message, is_static);
         self.name_frames();
+        self.find_common_frame();
         if let (None, Some(found), false) = (&self.base.of_topic, &self.base.of_tf, is_static) {
             let found = found.clone();
             for t in &message.transforms {
@@ -689,6 +726,24 @@ impl Senses {
         self.poses.push(at.as_nanos(), planar_pose(odom_from_base));
         self.poses_in_space.push(at.as_nanos(), *odom_from_base);
         self.settle();
+    }
+
+    /// Finds out where odometry is in the frame that is shared with other robots: the newest that tf says of it.
+    fn find_common_frame(&mut self) {
+        if self.config.share.is_empty() {
+            return;
+        }
+        let mut shared = self.context.lock();
+        let is_odometry = plain(&self.config.share, "") == plain(&shared.odom_frame, "");
+        shared.frame_from_odom = match is_odometry {
+            true => Some(Pose2::default()),
+            false => self
+                .tf
+                .lookup(&self.config.share, &shared.odom_frame, Timestamp::ZERO)
+                .ok()
+                .as_ref()
+                .map(planar_pose),
+        };
     }
 
     /// Finds out how the robot calls odometry's frame and the base, when more of it is known than before.

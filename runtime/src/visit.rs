@@ -87,6 +87,7 @@ impl Visit {
                 latent,
                 picture,
                 detail,
+                by: None,
             }));
         }
         let here = sweep[sweep.len() - 1];

@@ -30,6 +30,37 @@
 //! config.zenoh.listen = None;
 //! let zenoh = config.to_zenoh()?;
 //! assert_eq!(zenoh.get_json("transport/link/tls/enable_mtls")?, "true");
+//! # config.zenoh.config_file = None;
+//!
+//! // The router: robots and their server say and hear everything, a display hears how they are, nobody else anything. Above
+//! // all memories that robots share (`mindseye/shared/**`: pictures of the place) stay among them.
+//! let router_json5 = r#"{
+//!   mode: "router",
+//!   transport: { auth: { usrpwd: { dictionary_file: "/etc/mindseye/users" } } },
+//!   access_control: {
+//!     enabled: true,
+//!     default_permission: "deny",
+//!     rules: [
+//!       { id: "all", permission: "allow", key_exprs: ["**"], flows: ["ingress", "egress"],
+//!         messages: ["put", "delete", "declare_subscriber", "query", "declare_queryable", "reply",
+//!                    "liveliness_token", "declare_liveliness_subscriber", "liveliness_query"] },
+//!       { id: "status", permission: "allow", key_exprs: ["mindseye/*/status"], flows: ["ingress", "egress"],
+//!         messages: ["query", "reply"] },
+//!     ],
+//!     subjects: [
+//!       { id: "robots", usernames: ["robot1", "robot2", "hall"] },
+//!       { id: "displays", usernames: ["display"] },
+//!     ],
+//!     policies: [
+//!       { rules: ["all"], subjects: ["robots"] },
+//!       { rules: ["status"], subjects: ["displays"] },
+//!     ],
+//!   },
+//! }"#;
+//! # let path = dir.join("router.json5");
+//! # std::fs::write(&path, router_json5)?;
+//! # config.zenoh.config_file = Some(path);
+//! # assert_eq!(config.to_zenoh()?.get_json("access_control/default_permission")?, "\"deny\"");
 //! # std::fs::remove_dir_all(&dir)?;
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```

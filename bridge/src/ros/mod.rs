@@ -27,6 +27,7 @@ mod config;
 mod graph;
 mod json;
 mod keys;
+mod plain;
 mod publisher;
 mod queue;
 mod route;
@@ -44,6 +45,7 @@ pub use keys::{
     topic_key,
 };
 pub(crate) use mindseye_base::sync::lock;
+pub use plain::{Declared, Question};
 pub use publisher::{Publisher, RawPublisher};
 pub use queue::QueuePolicy;
 pub use service::{PendingReply, ServiceClient, ServiceRequest, ServiceServer};

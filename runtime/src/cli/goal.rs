@@ -183,6 +183,12 @@ pub fn in_words(answer: &Answer) -> String {
     if let Some(reason) = &answer.reason {
         text += &format!("\n  {reason}");
     }
+    if !answer.eyes.is_empty() {
+        text += &format!("\n  seen by {}", answer.eyes.join(", "));
+    }
+    if let Some(why) = &answer.fallback {
+        text += &format!("\n  answered by the small model here: {why}");
+    }
     if let Some(total) = answer.timings_ms.get("total") {
         text += &format!("\n  {total:.0} ms, {} steps, {} candidates", answer.steps, answer.candidates);
     }

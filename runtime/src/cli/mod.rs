@@ -1,4 +1,4 @@
-//! The command line: `mindseye demo | run | replay | goal | top | bag | engine | doctor`.
+//! The command line: `mindseye demo | run | serve | replay | goal | top | bag | engine | doctor`.
 //!
 //! Every command prints people's text, or with `--json` one document, on stdout; logs and progress go to stderr.
 //! Exit status: 0 done, 1 refused or failed (one clear line), 2 usage.
@@ -19,6 +19,7 @@ mod replay;
 mod run;
 #[cfg(feature = "engine")]
 mod scenes;
+mod serve;
 #[cfg(feature = "top")]
 mod top;
 mod view;
@@ -27,6 +28,7 @@ use crate::config::RobotConfig;
 use crate::mind::{LoadError, Pipeline, find_bundle};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use serve::MindArgs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -56,6 +58,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Serves a robot: topics and queries over Zenoh.
     Run(run::RunArgs),
+    /// Imagines for robots that have no denoiser (`run --mind zenoh:NAME`), over Zenoh.
+    Serve(serve::ServeArgs),
     /// Feeds a recorded bag to the runtime and asks for a thing.
     Replay(replay::ReplayArgs),
     /// Asks a running mindseye.
@@ -104,9 +108,12 @@ fn found_or_detecting(
 
 impl ModelArgs {
     /// The model; `None` where there is none and a detector answers alone.
-    fn load_or_detect(&self, config: &RobotConfig) -> anyhow::Result<Option<Pipeline>> {
+    fn load_or_detect(&self, config: &RobotConfig, mind: &MindArgs) -> anyhow::Result<Option<Pipeline>> {
         let found = find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok());
         match found_or_detecting(found, config)? {
+            Some(directory) if mind.is_served() => {
+                Ok(Some(mind.load(&directory, (&self.backend, self.threads))?))
+            }
             Some(directory) => self.load_from(&directory).map(Some),
             None => Ok(None),
         }
@@ -166,6 +173,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Goal(args) => goal::run(&args),
         #[cfg(feature = "top")]

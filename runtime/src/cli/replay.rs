@@ -3,6 +3,8 @@
 
 use super::goal::in_words;
 use super::progress::ProgressBar;
+use super::run::configure;
+use super::serve::MindArgs;
 use super::view::{Facts, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
@@ -10,12 +12,13 @@ use crate::mind::Pipeline;
 use crate::no_model::no_model;
 use crate::node::{MonotonicClock, NodeEvent};
 use crate::overview::{overview, stacked};
-use crate::replay::{Replay, Replayed, Told, replay, replay_without_model, watch_rest};
+use crate::replay::{Replay, Replayed, Told, replay_with, replay_without_model, watch_rest};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::{Answer, Status};
 use mindseye_bridge::goal::Goal;
+use mindseye_bridge::ros::RosSession;
 use mindseye_bridge::time::TimeDelta;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,8 +71,13 @@ pub struct ReplayArgs {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    /// Endpoint to find the servers of --mind at; may be repeated [default: the configuration's].
+    #[arg(long, value_name = "ENDPOINT", requires = "mind")]
+    connect: Vec<String>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    mind: MindArgs,
     #[command(flatten)]
     view: ViewArgs,
     #[command(flatten)]
@@ -80,9 +88,10 @@ pub struct ReplayArgs {
 const MAP_PX: usize = 480;
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let mut config = match &args.config {
-        Some(path) => RobotConfig::load(path)?,
-        None => RobotConfig::default(),
+    let mut config = match (&args.config, args.mind.is_served()) {
+        (path, true) => configure(path.as_ref(), &args.connect, &[])?,
+        (Some(path), false) => RobotConfig::load(path)?,
+        (None, false) => RobotConfig::default(),
     };
     config.detect_with(args.detector.as_deref());
     let mut goal = match &args.goal {
@@ -98,11 +107,18 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
-    let mut pipeline = args.model.load_or_detect(&config)?;
+    let mut pipeline = args.model.load_or_detect(&config, &args.mind)?;
     let latents = args.context_latents.or(config.model.context_latents);
     if let (Some(pipeline), Some(latents)) = (&mut pipeline, latents) {
         pipeline.look_at(latents)?;
     }
+    let session = args.mind.is_served().then(|| RosSession::open(&config.ros)).transpose()?;
+    let runs = (args.model.backend.as_str(), args.model.threads);
+    let served = args.mind.open(session.as_ref(), &config.robot, pipeline.as_ref(), runs)?;
+    let mind_of = |pipeline: &Pipeline, seed: u64| match &served {
+        Some(served) => served.mind(pipeline, seed),
+        None => pipeline.mind(seed),
+    };
     let asked = Replay {
         bag: args.bag.clone(),
         config,
@@ -122,7 +138,10 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     let go_on = || !stop.load(Ordering::Relaxed);
     let replayed = match &pipeline {
-        Some(pipeline) => replay(pipeline, &asked, &MonotonicClock, &mut tell, &go_on),
+        Some(pipeline) => {
+            let (mind, encoder) = (mind_of(pipeline, 0)?, pipeline.encoder()?);
+            replay_with(mind, encoder, &asked, &MonotonicClock, &mut tell, &go_on)
+        }
         None => replay_without_model(&asked, &MonotonicClock, &mut tell, &go_on),
     };
     let mut replayed = replayed.with_context(|| args.bag.display().to_string())?;
@@ -173,7 +192,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     if page.is_open() {
         eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
         let mut mind = match &pipeline {
-            Some(pipeline) => pipeline.mind(args.seed)?,
+            Some(pipeline) => mind_of(pipeline, args.seed)?,
             None => no_model().0,
         };
         page.answer_goals(&stop, |goal, cancelled| {

@@ -1,12 +1,14 @@
 //! `mindseye run`: the node, until a signal stops it.
 
+use super::serve::MindArgs;
 use super::view::{ViewArgs, both};
 use super::{found_or_detecting, say, stop_flag};
 use crate::config::{RobotConfig, Topics};
-use crate::mind::{Pipeline, find_bundle};
+use crate::mind::find_bundle;
 use crate::no_model::no_model;
 use crate::node::{Node, NodeParts};
 use crate::record::Recorder;
+use crate::served::Feed;
 use crate::topics::{Offered, TopicWatch, Wanted, adapt, published};
 use anyhow::Context;
 use clap::Args;
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  mindseye run --config configs/robots/sim.toml\n  \
-                        mindseye run --connect tcp/robot.local:7447 --record today.mcap\n\n\
+                        mindseye run --connect tcp/robot.local:7447 --record today.mcap\n  \
+                        mindseye run --mind zenoh:hall --fallback models/house-tiny\n\n\
                         Topics and their defaults are in configs/robots/sim.toml. ROS_DOMAIN_ID, \
                         ZENOH_SESSION_CONFIG_URI and ZENOH_CONFIG_OVERRIDE are heeded.")]
 pub struct RunArgs {
@@ -56,6 +59,8 @@ pub struct RunArgs {
     /// At the end, print counts and stage times as one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    mind: MindArgs,
     #[command(flatten)]
     view: ViewArgs,
 }
@@ -119,7 +124,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let found = find_bundle(given.map(PathBuf::as_path), |name| std::env::var(name).ok());
     let directory = found_or_detecting(found, &config)?;
     let backend = args.backend.as_ref().unwrap_or(&config.model.backend);
-    let load = |dir: &PathBuf| Pipeline::load(dir, backend, config.model.threads);
+    let runs = (backend.as_str(), config.model.threads);
+    let load = |dir: &PathBuf| args.mind.load(dir, runs);
     let mut pipeline = directory.as_ref().map(load).transpose()?;
     if let (Some(pipeline), Some(latents)) = (&mut pipeline, config.model.context_latents) {
         pipeline.look_at(latents)?;
@@ -133,9 +139,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut watch = TopicWatch::new(config.topics.clone(), wanted);
     let recorder = args.record.as_deref().map(Recorder::start).transpose()?;
     let robot = config.robot.clone();
-    let (mind, encoder) = match &pipeline {
-        Some(pipeline) => (pipeline.mind(config.model.seed)?, pipeline.encoder()?),
-        None => no_model(),
+    let served = args.mind.open(Some(&session), &robot, pipeline.as_ref(), runs)?;
+    let (mind, encoder) = match (&pipeline, &served) {
+        (Some(pipeline), Some(served)) => (served.mind(pipeline, config.model.seed)?, pipeline.encoder()?),
+        (Some(pipeline), None) => (pipeline.mind(config.model.seed)?, pipeline.encoder()?),
+        (None, _) => no_model(),
     };
     let page = args.view.open(&robot, pipeline.as_ref())?;
     let record = || recorder.as_ref().and_then(Recorder::sender);
@@ -153,6 +161,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         },
     )?;
     page.serve(&node);
+    let feed = served.as_ref().map(|served| Feed::start(served.link(), node.context()));
+    let _feed = feed.transpose()?;
     let model = directory.map_or("a detector alone".into(), |dir| dir.display().to_string());
     eprintln!("mindseye: serving {robot:?} with {model}; Ctrl-C stops");
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");

@@ -33,6 +33,8 @@ use crate::planar::Pose2;
 use crate::profile::Profile;
 use crate::record::RecordSender;
 use crate::senses::{ContextHandle, Outcome, Sense, Senses};
+use crate::served::ServedError;
+use crate::served::shared::{Share, ShareConfig};
 use crate::study::{self, Study};
 use agent_loop::AgentLoop;
 use figures::Figures;
@@ -152,6 +154,7 @@ pub struct Node {
     figures: Arc<Figures>,
     context: ContextHandle,
     replaced: Arc<Mutex<Replaced>>,
+    _share: Option<Share>,
 }
 
 /// What a node needs to start.
@@ -178,6 +181,9 @@ pub enum NodeError {
     /// The detector cannot be used.
     #[error(transparent)]
     Detector(#[from] DetectorError),
+    /// Memories cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ServedError),
     /// The system gave no thread.
     #[error("cannot start the {0} thread: {1}")]
     Thread(&'static str, std::io::Error),
@@ -209,6 +215,11 @@ impl Node {
             senses = senses.with_study(study);
         }
         let context = senses.context();
+        let share = (!config.context.share.is_empty()).then(|| {
+            let share = ShareConfig::of(&config.robot, &config.context.share, spec);
+            Share::start(session, share, context.clone())
+        });
+        let share = share.transpose()?;
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (inbox, requests) = sync_channel(REQUESTS_WAITING);
@@ -272,7 +283,17 @@ impl Node {
         let runtime = requests::runtime().map_err(|e| NodeError::Thread("requests", e))?;
         requests::listen(&runtime, &inbox, &Arc::new(diary), questions);
         let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));
-        Ok(Self { stop, inbox, threads, runtime: Some(runtime), navigator, figures, context, replaced })
+        Ok(Self {
+            stop,
+            inbox,
+            threads,
+            runtime: Some(runtime),
+            navigator,
+            figures,
+            context,
+            replaced,
+            _share: share,
+        })
     }
 
     /// Counts so far.

@@ -19,6 +19,12 @@ pub(super) fn evidence_in_words(evidence: &Evidence, answer: Option<&Answer>) ->
         if !answer.imagined && answer.pose.is_some() {
             say("No imagined drive stands behind the answer.".into());
         }
+        if !answer.eyes.is_empty() {
+            say(format!("It rests on what {} saw.", answer.eyes.join(" and ")));
+        }
+        if let Some(why) = &answer.fallback {
+            say(format!("The small model on the robot answered: {why}."));
+        }
     }
     if !evidence.used.is_empty() {
         say(format!("{} remembered moments were looked at.", evidence.used.len()));

@@ -132,6 +132,7 @@ fn scene(values: &[f32]) -> Scene {
             latent: vec![*v; LATENT],
             picture: picture.clone(),
             detail: None,
+            by: None,
         })
         .collect();
     Scene {

@@ -11,6 +11,7 @@ mod fake;
 mod flat;
 mod links;
 mod node;
+mod served;
 mod shipped;
 #[cfg(feature = "view")]
 mod view;

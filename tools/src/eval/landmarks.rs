@@ -207,7 +207,13 @@ fn visit(seed: u64, camera: &Camera) -> anyhow::Result<Visit> {
     let here = path[path.len() - 1];
     let info = LatentInfo { index: 1, segment: 0, captured_at, odom_from_base: Some(plain(here)) };
     let scene = Scene {
-        memory: vec![ContextLatent { info, latent: vec![0.0; 12], picture: newest.clone(), detail: None }],
+        memory: vec![ContextLatent {
+            info,
+            latent: vec![0.0; 12],
+            picture: newest.clone(),
+            detail: None,
+            by: None,
+        }],
         newest,
         newest_detail: None,
         captured_at,
