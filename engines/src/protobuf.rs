@@ -268,6 +268,12 @@ impl Writer {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
+    /// A `double`.
+    pub fn double(&mut self, field: u32, value: f64) {
+        self.key(field, 1);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
     /// Key and length of a field whose `length` bytes follow.
     pub fn prefix(&mut self, field: u32, length: u64) {
         self.key(field, 2);

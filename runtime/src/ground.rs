@@ -35,7 +35,7 @@ use mindseye_engines::backend::BackendError;
 pub use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::plucker::{Intrinsics, PluckerError};
-use mindseye_engines::text::{TokenizerError, UnknownWord};
+use mindseye_engines::text::{TokenizerError, UnknownWord, class_of};
 use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
 
@@ -354,6 +354,8 @@ enum GroundError {
     Mounting,
     #[error(transparent)]
     Rays(#[from] RaysError),
+    #[error("the camera sees {seen:.2} of what the model looks at; {wanted:.2} is needed")]
+    FieldOfView { seen: f64, wanted: f64 },
 }
 
 impl From<ImagineError> for GroundError {
@@ -446,7 +448,10 @@ pub fn ground(
     let spec = spec_for(mind.spec(), goal);
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
-    let attempted = attempt(mind, &job, &mut report);
+    let attempted = match narrow_view(&job) {
+        Some(narrow) => Err(narrow),
+        None => attempt(mind, &job, &mut report),
+    };
     let mut unsuited = unsuited(&report.grounded, &job.spec);
     match attempted {
         Ok(()) => {
@@ -456,7 +461,10 @@ pub fn ground(
         Err(error) => {
             report.grounded.answer.status = Status::Failed;
             report.grounded.answer.reason = Some(error.to_string());
-            unsuited |= matches!(&error, GroundError::Mind(e) if e.is_about_words());
+            unsuited |= match &error {
+                GroundError::Mind(e) => e.is_about_words(),
+                error => matches!(error, GroundError::FieldOfView { .. }),
+            };
         }
     }
     if job.by_text() {
@@ -486,6 +494,19 @@ pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>)
 
 /// Spreads by which witnesses may differ where the bundle does not say.
 const DEFAULT_AGREE_MAX: f64 = 3.0;
+
+/// Smallest share of what the model looks at that the camera has to see; the rest is black in its pictures.
+const FIELD_SEEN_MIN: f64 = 0.6;
+
+/// That the camera sees too little of what the model looks at, where a detector can answer in the model's place.
+fn narrow_view(job: &Job<'_>) -> Option<GroundError> {
+    let (GoalKind::Text(text), Some(classes)) = (&job.goal.kind, &job.scene.studied.classes) else {
+        return None;
+    };
+    class_of(classes, text).ok()?;
+    let seen = job.scene.studied.camera?.share_seen_of(&job.spec.camera.pinhole()?);
+    (seen < FIELD_SEEN_MIN).then_some(GroundError::FieldOfView { seen, wanted: FIELD_SEEN_MIN })
+}
 
 /// Whether the model has nothing to say of this place: its pictures are unlike those that it was trained on, or nothing of
 /// it gives a pose.

@@ -45,6 +45,7 @@ pub mod lift;
 pub mod mind;
 mod no_model;
 pub mod node;
+pub mod overview;
 pub mod planar;
 pub mod profile;
 pub mod recall;
@@ -53,6 +54,8 @@ pub mod replay;
 pub mod senses;
 pub mod stamps;
 pub mod study;
+#[cfg(feature = "top")]
+pub mod top;
 pub mod topics;
 #[cfg(feature = "view")]
 pub mod view;

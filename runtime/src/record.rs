@@ -2,7 +2,7 @@
 //! runtime. What does not fit into the queue is dropped and counted; after a write error recording ends with one
 //! clear line and the runtime goes on.
 
-use mindseye_bridge::bag::{ChannelId, McapWriter, WriteBagError, schema};
+use mindseye_bridge::bag::{ChannelId, ForeignSchema, McapWriter, WriteBagError, schema};
 use mindseye_bridge::msg::RosType;
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,10 +16,17 @@ const QUEUE: usize = 512;
 
 struct Item {
     topic: String,
-    type_name: &'static str,
-    hash: &'static str,
+    kind: Kind,
     stamp_ns: i64,
-    cdr: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+/// What the bytes are.
+enum Kind {
+    /// CDR of a type with its hash.
+    Cdr(&'static str, &'static str),
+    /// Of another middleware.
+    Foreign(ForeignSchema<'static>),
 }
 
 /// A handle for those who have something to record.
@@ -38,10 +45,19 @@ impl RecordSender {
 
     /// Records one message that is CDR already.
     pub fn cdr(&self, topic: &str, type_name: &'static str, hash: &'static str, stamp_ns: i64, cdr: &[u8]) {
+        self.send(topic, Kind::Cdr(type_name, hash), stamp_ns, cdr.to_vec());
+    }
+
+    /// Records one message of another middleware, or counts it as dropped.
+    pub fn foreign(&self, topic: &str, schema: ForeignSchema<'static>, stamp_ns: i64, bytes: Vec<u8>) {
+        self.send(topic, Kind::Foreign(schema), stamp_ns, bytes);
+    }
+
+    fn send(&self, topic: &str, kind: Kind, stamp_ns: i64, bytes: Vec<u8>) {
         if self.failed.load(Ordering::Relaxed) {
             return;
         }
-        let item = Item { topic: topic.to_owned(), type_name, hash, stamp_ns, cdr: cdr.to_vec() };
+        let item = Item { topic: topic.to_owned(), kind, stamp_ns, bytes };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(item) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -52,8 +68,8 @@ impl RecordSender {
         if self.failed.load(Ordering::Relaxed) {
             return;
         }
-        let cdr = message.encode();
-        let item = Item { topic: topic.to_owned(), type_name: T::NAME, hash: T::HASH, stamp_ns, cdr };
+        let (kind, bytes) = (Kind::Cdr(T::NAME, T::HASH), message.encode());
+        let item = Item { topic: topic.to_owned(), kind, stamp_ns, bytes };
         if self.sender.send(item).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -77,7 +93,20 @@ impl Recorder {
     /// # Errors
     /// The file cannot be created.
     pub fn start(path: &Path) -> Result<Self, WriteBagError> {
-        let writer = McapWriter::create(path)?;
+        Self::write(McapWriter::create(path)?, path)
+    }
+
+    /// Starts recording what is not ROS's to a file beside `path`: `NAME.foxglove.mcap`. rosbag2 refuses a file whose
+    /// topics are encoded differently.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn start_beside(path: &Path) -> Result<Self, WriteBagError> {
+        let path = path.with_extension("foxglove.mcap");
+        Self::write(McapWriter::create_with_profile(&path, "")?, &path)
+    }
+
+    fn write(writer: McapWriter, path: &Path) -> Result<Self, WriteBagError> {
         let (sender, receiver) = sync_channel(QUEUE);
         let failed = Arc::new(AtomicBool::new(false));
         let flag = failed.clone();
@@ -122,13 +151,18 @@ fn write_all(mut writer: McapWriter, receiver: &Receiver<Item>) -> Result<u64, W
         let channel = match channels.get(&item.topic) {
             Some(channel) => *channel,
             None => {
-                let text = schema::ros2msg(item.type_name).unwrap_or_default();
-                let channel = writer.add_channel(&item.topic, item.type_name, text, Some(item.hash), "")?;
+                let channel = match &item.kind {
+                    Kind::Cdr(name, hash) => {
+                        let text = schema::ros2msg(name).unwrap_or_default();
+                        writer.add_channel(&item.topic, name, text, Some(hash), "")?
+                    }
+                    Kind::Foreign(schema) => writer.add_foreign_channel(&item.topic, schema)?,
+                };
                 channels.insert(item.topic.clone(), channel);
                 channel
             }
         };
-        writer.write(channel, item.stamp_ns.max(0), item.stamp_ns.max(0), &item.cdr)?;
+        writer.write(channel, item.stamp_ns.max(0), item.stamp_ns.max(0), &item.bytes)?;
     }
     writer.finish()
 }

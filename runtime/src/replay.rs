@@ -11,7 +11,7 @@ use crate::mind::{LoadError, Pipeline};
 use crate::no_model::no_model;
 use crate::node::NodeEvent;
 use crate::profile::Profile;
-use crate::senses::{Sense, SenseFaults, Senses};
+use crate::senses::{Outcome, Sense, SenseFaults, Senses};
 use crate::study::{Study, StudyCounts, wanted};
 use crate::topics::{ChooseError, Offered, Wanted, choose};
 use mindseye_bridge::answer::{Answer, Status};
@@ -293,6 +293,46 @@ pub fn replay_with(
         replayed.ask(mind.as_mut(), goal, replay.deadline, clock, tell, go_on)?;
     }
     Ok(replayed)
+}
+
+/// Watches what comes in a bag after the goal was asked, with no mind at work: what a report shows of the way that was
+/// really driven. Nothing is told where the goal was asked at the end.
+///
+/// # Errors
+/// [`ReplayError::Bag`], [`ReplayError::Topics`], [`ReplayError::Stopped`].
+pub fn watch_rest(
+    replay: &Replay,
+    clock: &dyn Clock,
+    tell: &mut dyn FnMut(NodeEvent<'_>),
+    go_on: &dyn Fn() -> bool,
+) -> Result<(), ReplayError> {
+    let Some(at_secs) = replay.at_secs else { return Ok(()) };
+    let (mind, encoder) = no_model();
+    let mut senses = Senses::new(replay.config.senses(mind.spec()), mind.spec().camera, encoder);
+    let bag = open(&replay.bag, &OpenOptions::default())?;
+    // What was chosen was said before.
+    let topics = topics(&bag, &replay.bag, &replay.config, &replay.wanted, &mut |_| ())?;
+    let info = bag.info();
+    let options = ReadOptions {
+        topics: Some(topics.keys().map(|id| info.topic(*id).name.clone()).collect()),
+        start_ns: Some(bag.first_stamp_ns().saturating_add((at_secs * 1e9) as i64).saturating_add(1)),
+        ..ReadOptions::default()
+    };
+    let (mut converter, mut profile) = (CdrConverter::new(info), Profile::default());
+    for message in bag.messages(&options) {
+        if !go_on() {
+            return Err(ReplayError::Stopped);
+        }
+        let Some(sense) = topics.get(&message.topic) else { continue };
+        // Messages that cannot be used were counted before the goal; here they show nothing.
+        let Ok(cdr) = converter.convert(&message) else { continue };
+        let logged_at = Timestamp(message.log_time_ns);
+        let Ok(taken) = senses.take(*sense, cdr, logged_at, clock, &mut profile) else { continue };
+        let outcome = Outcome { frame: taken.frame, segment: None, latent: None, eviction: None };
+        let pose = senses.pose().map(|(_, pose)| pose);
+        tell(NodeEvent::Sensed { sense: *sense, cdr, outcome: &outcome, pose, picture: senses.picture() });
+    }
+    Ok(())
 }
 
 /// What reading gave besides what was seen.

@@ -153,6 +153,13 @@ pub fn camera_of(known: &CameraIntrinsics, size: (usize, usize)) -> Result<Camer
 const FEATURE_WIDTH_MAX: usize = 416;
 /// Smallest one: below it pictures say nothing.
 pub const FEATURE_WIDTH_MIN: usize = 160;
+
+/// The size at which features of a picture are looked for (pixels).
+fn feature_size((w, h): (usize, usize)) -> (usize, usize) {
+    let width = w.min(FEATURE_WIDTH_MAX);
+    (width, (h * width).div_ceil(w.max(1)).max(1))
+}
+
 /// Looks at frames; what comes of it is shared.
 struct Student {
     config: StudyConfig,
@@ -204,6 +211,12 @@ impl Student {
             lock(&self.shared.state).clear();
         }
         self.last = Some((frame.captured_at, frame.odom_from_camera));
+        {
+            let (width, height) = feature_size(frame.size);
+            let mut state = lock(&self.shared.state);
+            state.camera = Some(frame.camera.resized(width as u32, height as u32));
+            state.source = Some(frame.size);
+        }
         let mut is_due = [false; 2];
         for (k, due) in self.due.iter_mut().enumerate() {
             is_due[k] = due.is_none_or(|at| frame.captured_at >= at);
@@ -238,9 +251,7 @@ impl Student {
 
     fn landmarks(&mut self, frame: &FullFrame, clock: &dyn Clock) {
         let began = clock.now();
-        let (w, h) = frame.size;
-        let width = w.min(FEATURE_WIDTH_MAX);
-        let size = (width, (h * width).div_ceil(w.max(1)).max(1));
+        let size = feature_size(frame.size);
         if self.scaler.as_ref().is_none_or(|s| s.from() != frame.size || s.to() != size) {
             self.scaler = Some(Scaler::new(frame.size, size));
         }
@@ -262,8 +273,6 @@ impl Student {
         let MapCounts { frames_without_features, frames_without_baseline, .. } = map.counts();
         state.counts.without_features = frames_without_features;
         state.counts.without_baseline = frames_without_baseline;
-        state.camera = Some(camera);
-        state.source = Some(frame.size);
         state.profile.push("features", (extracted - began).as_millis_f64());
         state.profile.push("landmarks", (clock.now() - extracted).as_millis_f64());
     }

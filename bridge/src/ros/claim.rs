@@ -3,12 +3,14 @@
 
 use super::RosError;
 use super::lock;
+use super::queue::{CloseOnDrop, Queue};
 use super::session::RosSession;
 use crate::clock;
 use crate::time::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use zenoh::Wait;
 use zenoh::liveliness::LivelinessToken;
 use zenoh::sample::SampleKind;
@@ -83,6 +85,36 @@ impl RosSession {
             .wait()
             .map_err(RosError::zenoh(what()))?;
         Ok(Claim { _token: token, _subscriber: subscriber, own, others })
+    }
+
+    /// Who claims names that match, e.g. `mindseye/*/node`: each name with its claimant, as far as they are known within
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// [`RosError::Zenoh`].
+    pub fn claimants(&self, names: &str, timeout: Duration) -> Result<Vec<(String, Claimant)>, RosError> {
+        let found: Arc<Queue<(String, Claimant)>> = Arc::new(Queue::new(CLAIMANTS_MAX * 16));
+        let closer = CloseOnDrop(found.clone());
+        self.zenoh()
+            .liveliness()
+            .get(format!("{names}/*/*"))
+            .timeout(timeout)
+            .callback(move |reply| {
+                let Ok(sample) = reply.into_result() else { return };
+                let key = sample.key_expr().as_str();
+                let name = key.rsplitn(3, '/').nth(2).unwrap_or_default().to_owned();
+                if let Some(claimant) = Claimant::parse(key) {
+                    closer.0.push((name, claimant));
+                }
+            })
+            .wait()
+            .map_err(RosError::zenoh(format!("look for {names}")))?;
+        let until = Instant::now() + timeout + Duration::from_millis(200);
+        let pop = || found.pop_timeout(until.saturating_duration_since(Instant::now()));
+        let mut all: Vec<(String, Claimant)> = std::iter::from_fn(pop).collect();
+        all.sort();
+        all.dedup();
+        Ok(all)
     }
 }
 

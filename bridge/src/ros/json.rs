@@ -7,12 +7,15 @@ use super::session::RosSession;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zenoh::Wait;
-use zenoh::query::{Query, QueryTarget};
+use zenoh::query::{ConsolidationMode, Query, QueryTarget};
 
 /// Requests that wait; more are refused at once with `{"error": "busy"}`.
 const MAX_WAITING: usize = 64;
 /// Largest request, bytes; larger ones are refused at once.
 const MAX_REQUEST: usize = crate::goal::MAX_JSON_BYTES;
+
+/// Replies of several servers that are kept; of more the newest.
+const REPLIES_MAX: usize = 1024;
 
 /// A server must have appeared within this. Processes that start together find each other well within it.
 const SERVER_WITHIN: Duration = Duration::from_secs(5);
@@ -54,6 +57,35 @@ impl RosSession {
                 answer => return answer,
             }
         }
+    }
+
+    /// Asks everybody who serves a key that matches, e.g. `mindseye/*/status`; gives the texts of all replies that come
+    /// within `timeout`. Refusals are left out.
+    ///
+    /// # Errors
+    /// [`RosError::Zenoh`].
+    pub fn query_all_json(&self, key: &str, timeout: Duration) -> Result<Vec<String>, RosError> {
+        let answers: Arc<Queue<zenoh::query::Reply>> = Arc::new(Queue::new(REPLIES_MAX));
+        let closer = CloseOnDrop(answers.clone());
+        self.zenoh()
+            .get(key.to_owned())
+            .target(QueryTarget::All)
+            // All reply on the key that was asked.
+            .consolidation(ConsolidationMode::None)
+            .timeout(timeout)
+            .callback(move |reply| {
+                closer.0.push(reply);
+            })
+            .wait()
+            .map_err(RosError::zenoh(format!("ask {key}")))?;
+        let until = Instant::now() + timeout + Duration::from_millis(200);
+        let mut texts = Vec::new();
+        while let Some(reply) = answers.pop_timeout(until.saturating_duration_since(Instant::now())) {
+            if let Ok(sample) = reply.into_result() {
+                texts.push(String::from_utf8_lossy(&sample.payload().to_bytes()).into_owned());
+            }
+        }
+        Ok(texts)
     }
 }
 

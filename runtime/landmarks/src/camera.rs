@@ -189,6 +189,20 @@ impl Camera {
         }
     }
 
+    /// Share of another camera's picture that this one sees from the same place; lenses count as straight.
+    #[must_use]
+    pub fn share_seen_of(&self, other: &Self) -> f64 {
+        let reach = |camera: &Self, axis: usize| {
+            let pixels = f64::from([camera.width, camera.height][axis]);
+            [-0.5, pixels - 0.5].map(|edge| (edge - camera.centre[axis]) / camera.focal[axis])
+        };
+        let along = |axis: usize| {
+            let ([a0, a1], [b0, b1]) = (reach(self, axis), reach(other, axis));
+            (a1.min(b1) - a0.max(b0)).max(0.0) / (b1 - b0)
+        };
+        along(0) * along(1)
+    }
+
     /// The camera of the same picture at another size.
     #[must_use]
     pub fn resized(&self, width: u32, height: u32) -> Self {
@@ -355,6 +369,16 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_longer_lens_sees_less() {
+        let wide = Camera::pinhole(100, 80, 50.0, 50.0, 49.5, 39.5).unwrap();
+        let long = Camera::pinhole(200, 80, 200.0, 100.0, 99.5, 39.5).unwrap();
+        // Half of the width, half of the height.
+        assert!((long.share_seen_of(&wide) - 0.25).abs() < 1e-12);
+        assert!((wide.share_seen_of(&long) - 1.0).abs() < 1e-12);
+        assert!((wide.share_seen_of(&wide.resized(50, 40)) - 1.0).abs() < 1e-12);
     }
 
     #[test]

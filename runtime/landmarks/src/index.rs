@@ -11,7 +11,7 @@ const PROBES: usize = 6;
 const NONE: u32 = u32::MAX;
 
 /// Descriptors by number, and which of them may be near another. Numbers are below the capacity.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     descriptors: Vec<Descriptor>,
     /// Offsets of the hyperplanes: medians of the first descriptors' projections, so that buckets are about as full.

@@ -70,8 +70,22 @@ pub struct Hole {
     pub expected: usize,
     /// Of them, found.
     pub found: usize,
-    /// How unlikely that is (standard deviations below the picture's own share).
-    pub sigmas: f64,
+    /// Features that are there.
+    pub features: usize,
+    /// Of them, explained by a landmark.
+    pub explained: usize,
+    /// How unlikely the landmarks' share is (standard deviations below the picture's own).
+    pub missing_sigmas: f64,
+    /// How unlikely the features' share is.
+    pub strange_sigmas: f64,
+}
+
+impl Hole {
+    /// How unlikely both are together (standard deviations).
+    #[must_use]
+    pub fn sigmas(&self) -> f64 {
+        (self.missing_sigmas + self.strange_sigmas) * std::f64::consts::FRAC_1_SQRT_2
+    }
 }
 
 /// What is known of one imagined picture.
@@ -125,7 +139,7 @@ pub enum Inconsistent {
         wanted_m: f64,
     },
     /// Something stands before what should be seen.
-    #[error("{} of {} known points are missing in a region of picture {frame}", hole.expected - hole.found, hole.expected)]
+    #[error("{} of {} known points are missing in a region of picture {frame}, and {} of {} features there are unknown", hole.expected - hole.found, hole.expected, hole.features - hole.explained, hole.features)]
     Hole {
         /// The picture.
         frame: usize,
@@ -299,8 +313,8 @@ impl GeometricLift<'_> {
             return Err(Inconsistent::Distance { frame, distance_m, wanted_m: self.config.sd_max_m });
         }
         let holes = reports.iter().enumerate().filter_map(|(k, r)| Some((k, r.hole?)));
-        if let Some((frame, hole)) = holes.max_by(|a, b| a.1.sigmas.total_cmp(&b.1.sigmas))
-            && hole.sigmas > self.config.hole_sigmas
+        if let Some((frame, hole)) = holes.max_by(|a, b| a.1.sigmas().total_cmp(&b.1.sigmas()))
+            && hole.sigmas() > self.config.hole_sigmas
         {
             return Err(Inconsistent::Hole { frame, hole });
         }
@@ -436,12 +450,16 @@ fn depths_in(
 const NEAREST_FRAMES: usize = 3;
 /// Their cameras are at most this far away (metres), and look at most this far aside (radians).
 const NEAREST_MAX: (f64, f64) = (0.8, 0.6);
+/// Fewest landmarks of a region that is judged, and fewest features whose share counts.
+const MISSING_MIN: usize = 10;
+const STRANGE_MIN: usize = 6;
 /// Regions per side; each is twice as wide and high as its step.
 const REGIONS: usize = 6;
 
 impl LandmarkMap {
-    /// The region of a placed picture in which the fewest of the landmarks are found that the nearest kept frames saw.
-    /// `None` where there is no such frame near, or too few landmarks in every region.
+    /// The region of a placed picture in which the fewest of the landmarks are found that the nearest kept frames saw, and the
+    /// fewest features are those of a landmark. `None` where there is no such frame near, or too few landmarks in every
+    /// region.
     #[must_use]
     pub fn least_likely_region(
         &self,
@@ -449,41 +467,62 @@ impl LandmarkMap {
         camera: &Camera,
         map_from_camera: &Isometry3<f64>,
     ) -> Option<Hole> {
-        let seen = self.found_of_expected(features, camera, map_from_camera);
-        let share = seen.iter().filter(|s| s.1).count() as f64 / seen.len().max(1) as f64;
-        // A picture that hardly shows anything again is for the registration to judge.
-        let share = share.clamp(0.05, 0.9);
-        let (width, height) = camera.size();
-        let step = (f64::from(width) / (REGIONS + 1) as f64, f64::from(height) / (REGIONS + 1) as f64);
-        let mut worst: Option<Hole> = None;
-        for row in 0..REGIONS {
-            for column in 0..REGIONS {
-                let (x0, y0) = (column as f64 * step.0, row as f64 * step.1);
-                let area = [x0, y0, x0 + 2.0 * step.0, y0 + 2.0 * step.1];
-                let inside =
-                    |p: &Vector2<f64>| (area[0]..area[2]).contains(&p.x) && (area[1]..area[3]).contains(&p.y);
-                let all: Vec<bool> = seen.iter().filter(|s| inside(&s.0)).map(|s| s.1).collect();
-                let (n, found) = (all.len(), all.iter().filter(|f| **f).count());
-                if n < 10 {
-                    continue;
-                }
-                let n_f = n as f64;
-                let sigmas = (n_f * share - found as f64) / (n_f * share * (1.0 - share)).sqrt();
-                if worst.is_none_or(|w| sigmas > w.sigmas) {
-                    worst = Some(Hole { area, expected: n, found, sigmas });
-                }
-            }
-        }
-        worst
+        let regions = self.regions(features, camera, map_from_camera);
+        regions.into_iter().max_by(|a, b| a.sigmas().total_cmp(&b.sigmas()))
     }
 
-    /// Landmarks of the nearest kept frames that a picture should show: where, and whether they are found there.
-    fn found_of_expected(
+    /// All regions of a placed picture that show enough landmarks.
+    #[must_use]
+    pub fn regions(
         &self,
         features: &Features,
         camera: &Camera,
         map_from_camera: &Isometry3<f64>,
-    ) -> Vec<(Vector2<f64>, bool)> {
+    ) -> Vec<Hole> {
+        let (wanted, own) = self.found_and_explained(features, camera, map_from_camera);
+        // A picture that hardly shows anything again is for the registration to judge.
+        let share = |of: &[(Vector2<f64>, bool)]| {
+            (of.iter().filter(|s| s.1).count() as f64 / of.len().max(1) as f64).clamp(0.05, 0.9)
+        };
+        let shares = [share(&wanted), share(&own)];
+        let (width, height) = camera.size();
+        let step = (f64::from(width) / (REGIONS + 1) as f64, f64::from(height) / (REGIONS + 1) as f64);
+        let region = |k: usize| {
+            let (x0, y0) = ((k % REGIONS) as f64 * step.0, (k / REGIONS) as f64 * step.1);
+            let area = [x0, y0, x0 + 2.0 * step.0, y0 + 2.0 * step.1];
+            let inside =
+                |p: &Vector2<f64>| (area[0]..area[2]).contains(&p.x) && (area[1]..area[3]).contains(&p.y);
+            let count = |of: &[(Vector2<f64>, bool)]| {
+                let here = of.iter().filter(|s| inside(&s.0));
+                here.fold((0, 0), |(all, hits), s| (all + 1, hits + usize::from(s.1)))
+            };
+            let ((expected, found), (features, explained)) = (count(&wanted), count(&own));
+            let sigmas = |all: usize, hits: usize, share: f64| {
+                let n = all.max(1) as f64;
+                (n * share - hits as f64) / (n * share * (1.0 - share)).sqrt()
+            };
+            let strange = if features < STRANGE_MIN { 0.0 } else { sigmas(features, explained, shares[1]) };
+            (expected >= MISSING_MIN).then(|| Hole {
+                area,
+                expected,
+                found,
+                features,
+                explained,
+                missing_sigmas: sigmas(expected, found, shares[0]),
+                strange_sigmas: strange,
+            })
+        };
+        (0..REGIONS * REGIONS).filter_map(region).collect()
+    }
+
+    /// Landmarks of the nearest kept frames that a picture should show: where, and whether they are found there; and the
+    /// picture's features: where, and whether a landmark explains them.
+    fn found_and_explained(
+        &self,
+        features: &Features,
+        camera: &Camera,
+        map_from_camera: &Isometry3<f64>,
+    ) -> (Vec<(Vector2<f64>, bool)>, Vec<(Vector2<f64>, bool)>) {
         let mut near: Vec<(f64, usize)> = self
             .frames
             .iter()
@@ -495,29 +534,32 @@ impl LandmarkMap {
             })
             .collect();
         near.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut wanted: Vec<u32> = near
-            .iter()
-            .take(NEAREST_FRAMES)
-            .flat_map(|(_, k)| self.frames[*k].landmarks.iter().copied())
-            .filter(|l| *l != NONE)
-            .collect();
-        wanted.sort_unstable();
-        wanted.dedup();
+        let mut is_wanted = vec![false; self.slots.len()];
+        for (_, k) in near.iter().take(NEAREST_FRAMES) {
+            for slot in self.frames[*k].landmarks.iter().filter(|l| **l != NONE) {
+                is_wanted[*slot as usize] = true;
+            }
+        }
         let grid = Grid::new(&features.keypoints, camera.size());
-        let most = (self.config.distance_max * self.config.distance_max) as u32;
+        let most = (self.config.distance_seen_max * self.config.distance_seen_max) as u32;
         let radius = 2.0 * self.config.residual_max_px;
-        wanted
-            .iter()
-            .filter_map(|slot| {
-                let landmark = self.slots.get(*slot as usize)?.as_ref()?;
-                let (pixel, _) = landmark.expected(camera, map_from_camera)?;
-                let mut found = false;
-                grid.within(pixel, radius, |k| {
-                    found |=
-                        self.distance(*slot as usize, landmark, &features.descriptors[k as usize]) < most;
-                });
-                Some((pixel, found))
-            })
-            .collect()
+        let mut wanted = Vec::new();
+        let mut explained = vec![false; features.len()];
+        for (slot, landmark) in self.slots.iter().enumerate() {
+            let Some(landmark) = landmark else { continue };
+            let Some((pixel, _)) = landmark.expected(camera, map_from_camera) else { continue };
+            let mut found = false;
+            grid.within(pixel, radius, |k| {
+                if self.distance(slot, landmark, &features.descriptors[k as usize]) < most {
+                    found = true;
+                    explained[k as usize] = true;
+                }
+            });
+            if is_wanted[slot] {
+                wanted.push((pixel, found));
+            }
+        }
+        let place = |k: &crate::features::Keypoint| Vector2::new(f64::from(k.x), f64::from(k.y));
+        (wanted, features.keypoints.iter().map(place).zip(explained).collect())
     }
 }

@@ -31,6 +31,10 @@ pub struct MapConfig {
     pub ratio_max: f64,
     /// Largest distance of matching descriptors; they are 512 long.
     pub distance_max: f64,
+    /// The same of a feature and the landmark that is expected where it is, to be added to it.
+    pub distance_expected_max: f64,
+    /// The same, to call the landmark seen.
+    pub distance_seen_max: f64,
 }
 
 impl Default for MapConfig {
@@ -45,6 +49,8 @@ impl Default for MapConfig {
             feature_sigma_px: 1.0,
             ratio_max: 0.8,
             distance_max: 330.0,
+            distance_expected_max: 250.0,
+            distance_seen_max: 300.0,
         }
     }
 }
@@ -253,7 +259,7 @@ impl LandmarkMap {
     fn find_known(&mut self, frame: &mut KeptFrame, camera: &Camera) {
         let grid = Grid::new(&frame.keypoints, camera.size());
         let mut best: Vec<(u32, u32)> = vec![(NONE, u32::MAX); frame.keypoints.len()];
-        let most = self.distance_max_squared();
+        let most = (self.config.distance_expected_max * self.config.distance_expected_max) as u32;
         for (slot, landmark) in self.slots.iter().enumerate() {
             let Some(landmark) = landmark else { continue };
             let Some((pixel, scale)) = landmark.expected(camera, &frame.map_from_camera) else { continue };

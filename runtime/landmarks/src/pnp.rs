@@ -280,7 +280,7 @@ pub fn refine(
         _ => at,
     };
     let covariance = at.information.try_inverse().filter(|c| c.iter().all(|v| v.is_finite()))?;
-    let covariance = covariance + at.clustered.unwrap_or_else(Matrix6::zeros);
+    let covariance = covariance + at.clustered().unwrap_or_else(Matrix6::zeros);
     Some(Refined { camera_from_map: pose, covariance, rms: at.rms })
 }
 
@@ -347,8 +347,8 @@ struct System {
     cost: f64,
     /// Squared residuals in their standard deviations.
     distances: Vec<f64>,
-    /// The pose's covariance by how much it moves when one group is left out; `None` where groups are too few to tell.
-    clustered: Option<Matrix6<f64>>,
+    /// What the points of each group pull, and their share of the information.
+    groups: BTreeMap<u64, (Vector6<f64>, Matrix6<f64>)>,
     rms: f64,
 }
 
@@ -363,10 +363,9 @@ impl System {
             gradient: Vector6::zeros(),
             cost: 0.0,
             distances: Vec::with_capacity(chosen.len()),
-            clustered: None,
+            groups: BTreeMap::new(),
             rms: 0.0,
         };
-        let mut groups: BTreeMap<u64, (Vector6<f64>, Matrix6<f64>)> = BTreeMap::new();
         for k in chosen {
             let s = sightings.get(*k)?;
             let p = turn * s.point.coords + pose.translation.vector;
@@ -390,7 +389,7 @@ impl System {
             out.information += weighted * slope;
             let pull = weighted * r;
             out.gradient += pull;
-            let group = groups.entry(s.group).or_insert((Vector6::zeros(), Matrix6::zeros()));
+            let group = out.groups.entry(s.group).or_insert((Vector6::zeros(), Matrix6::zeros()));
             group.0 += pull;
             group.1 += weighted * slope;
             out.cost += CAUCHY * CAUCHY * (1.0 + d2 / (CAUCHY * CAUCHY)).ln();
@@ -401,15 +400,21 @@ impl System {
             return None;
         }
         out.rms = (out.rms / out.distances.len() as f64).sqrt();
-        let n = groups.len() as f64;
-        if groups.len() >= 3 && groups.len() < out.distances.len() {
-            let squares = groups.values().try_fold(Matrix6::zeros(), |sum, (pull, share)| {
-                let moved = (out.information - share).try_inverse()? * pull;
-                Some(sum + moved * moved.transpose())
-            });
-            out.clustered = squares.map(|s| s * ((n - 1.0) / n)).filter(|c| c.iter().all(|v| v.is_finite()));
-        }
         Some(out)
+    }
+
+    /// The pose's covariance by how much it moves when one group is left out; `None` where groups are too few to tell.
+    fn clustered(&self) -> Option<Matrix6<f64>> {
+        let n = self.groups.len();
+        if n < 3 || n >= self.distances.len() {
+            return None;
+        }
+        let squares = self.groups.values().try_fold(Matrix6::zeros(), |sum, (pull, share)| {
+            let moved = (self.information - share).try_inverse()? * pull;
+            Some(sum + moved * moved.transpose())
+        });
+        let n = n as f64;
+        squares.map(|s| s * ((n - 1.0) / n)).filter(|c| c.iter().all(|v| v.is_finite()))
     }
 
     /// What the variances have to be multiplied by to explain the residuals; at least 1.

@@ -21,11 +21,14 @@ pub struct RegisterConfig {
     pub ratio_max: f64,
     /// Largest distance of matching descriptors; they are 512 long.
     pub distance_max: f64,
+    /// The same of a feature and the landmark that is expected where it is. What looks alike by chance is further apart.
+    pub distance_expected_max: f64,
     /// How far from where they are expected landmarks are looked for, once a pose is guessed (pixels).
     pub search_px: f64,
     /// Fewest inliers.
     pub inliers_min: usize,
-    /// Smallest share of the matches by appearance that agree with the pose.
+    /// Smallest share of the landmarks that seem to be within four times `inlier_px` of where they are expected that are
+    /// within `inlier_px`: by chance it would be a sixteenth.
     pub share_min: f64,
     /// Standard deviation of what is wrong with all landmarks alike (metres), and cannot be seen in residuals: drift of the
     /// odometry between the frames that made them and now.
@@ -46,9 +49,10 @@ impl Default for RegisterConfig {
             samples_max: 600,
             ratio_max: 0.85,
             distance_max: 330.0,
+            distance_expected_max: 250.0,
             search_px: 6.0,
             inliers_min: 15,
-            share_min: 0.15,
+            share_min: 0.2,
             drift_sigma_m: 0.01,
             drift_sigma_rad: 0.005,
             position_sigma_max_m: 0.3,
@@ -81,7 +85,7 @@ pub struct Registration {
     pub covariance: Matrix6<f64>,
     /// Matches by appearance alone; 0 when the pose was found from a guess.
     pub matches: usize,
-    /// Share of them that agree with the pose; 1 without any.
+    /// Share of the landmarks found near where they are expected that are exactly there ([`RegisterConfig::share_min`]).
     pub share: f64,
     /// Landmarks found where they should be.
     pub inliers: usize,
@@ -126,6 +130,16 @@ pub enum Unregistered {
         /// How many are needed.
         wanted: usize,
     },
+    /// As many landmarks seem to be near where they are expected as are there: by chance.
+    #[error(
+        "{inliers} of {near} landmarks that seem to be near where they are expected are there: it may be chance"
+    )]
+    ByChance {
+        /// Landmarks that are where they are expected.
+        inliers: usize,
+        /// Landmarks that seem to be near.
+        near: usize,
+    },
     /// The pose is not determined well enough.
     #[error("the place is known within {sigma_m:.2} m only; {wanted_m:.2} m is needed")]
     Uncertain {
@@ -159,21 +173,46 @@ impl LandmarkMap {
         if let Some(guess) = guess {
             let camera_from_map = guess.inverse();
             if let Some(fit) = self.guided(&view, &camera_from_map, 3.0 * config.search_px, config) {
-                let found = self.finish(&view, fit, 0, 1.0, config);
+                let found = self.finish(&view, fit, 0, config);
                 if found.is_ok() {
                     return found;
                 }
             }
         }
         let matches = self.recognised(&view, config);
+        let found = self.sampled(&view, &matches, config);
+        if found.is_ok_and(|f| f.inliers >= SURE * config.inliers_min) {
+            return found;
+        }
+        // Among all landmarks few are like no other: once more among those that one part of the place shows.
+        let mut best = found;
+        for frame in self.voted(&matches) {
+            let local = self.alike_in(&view, frame, config);
+            let again = self.sampled(&view, &local, config);
+            let more = |a: &Registration| best.as_ref().is_ok_and(|b| b.inliers >= a.inliers);
+            if again.is_ok_and(|a| !more(&a)) {
+                best = again;
+            }
+        }
+        best
+    }
+
+    /// The pose by random samples of matches, refined on all landmarks that should be seen.
+    fn sampled(
+        &self,
+        view: &View<'_>,
+        matches: &[Match],
+        config: &RegisterConfig,
+    ) -> Result<Registration, Unregistered> {
         if matches.len() < config.inliers_min {
             return Err(Unregistered::FewMatches { matches: matches.len(), wanted: config.inliers_min });
         }
-        let focal = camera.focal_mean();
+        let sightings: Vec<Sighting> = matches.iter().map(|m| m.sighting).collect();
+        let focal = view.camera.focal_mean();
         let few = |inliers| Unregistered::FewInliers {
             inliers,
             matches: matches.len(),
-            wanted: config.inliers_min.max((config.share_min * matches.len() as f64).ceil() as usize),
+            wanted: config.inliers_min,
         };
         let sampling = RansacConfig {
             threshold: config.inlier_px / focal,
@@ -181,31 +220,90 @@ impl LandmarkMap {
             confidence: 0.999,
             seed: config.seed,
         };
-        let (start, agreeing) = ransac(&matches, &sampling).ok_or_else(|| few(0))?;
+        let (start, agreeing) = ransac(&sightings, &sampling).ok_or_else(|| few(0))?;
         let sigma = config.feature_sigma_px / focal;
-        let start = refine(&matches, &agreeing, &start, sigma, 20)
+        let start = refine(&sightings, &agreeing, &start, sigma, 20)
             .ok_or_else(|| few(agreeing.len()))?
             .camera_from_map;
-        let fit = self.guided(&view, &start, config.search_px, config).ok_or_else(|| few(agreeing.len()))?;
-        let agreeing = inliers(&matches, &fit.camera_from_map, config.inlier_px / focal).len();
-        let share = agreeing as f64 / matches.len() as f64;
-        if share < config.share_min || agreeing < config.inliers_min / 2 {
-            return Err(few(agreeing));
+        let fit = self.guided(view, &start, config.search_px, config).ok_or_else(|| few(agreeing.len()))?;
+        self.finish(view, fit, matches.len(), config)
+    }
+
+    /// The kept frames that most matches point to, best first: at most [`VOTED`], no two of one part of the place.
+    fn voted(&self, matches: &[Match]) -> Vec<usize> {
+        let mut votes = vec![0usize; self.frames.len()];
+        let first = self.frames.front().map_or(0, |f| f.id);
+        for m in matches {
+            let Some(landmark) = self.slots.get(m.slot as usize).and_then(Option::as_ref) else { continue };
+            for (id, _) in &landmark.sights {
+                if let Some(vote) = id.checked_sub(first).and_then(|k| votes.get_mut(k as usize)) {
+                    *vote += 1;
+                }
+            }
         }
-        self.finish(&view, fit, matches.len(), share, config)
+        let mut order: Vec<usize> = (0..votes.len()).filter(|k| votes[*k] >= 4).collect();
+        order.sort_by_key(|k| std::cmp::Reverse(votes[*k]));
+        let mut out: Vec<usize> = Vec::new();
+        for k in order {
+            if out.len() < VOTED && !out.iter().any(|o| self.is_beside(*o, k)) {
+                out.push(k);
+            }
+        }
+        out
+    }
+
+    /// Whether two kept frames show about the same.
+    fn is_beside(&self, a: usize, b: usize) -> bool {
+        let apart = self.frames[a].map_from_camera.inverse() * self.frames[b].map_from_camera;
+        apart.translation.vector.norm() < BESIDE.0 && apart.rotation.angle() < BESIDE.1
+    }
+
+    /// Features that look like one landmark of a kept frame and those beside it, and like no other of them.
+    fn alike_in(&self, view: &View<'_>, frame: usize, config: &RegisterConfig) -> Vec<Match> {
+        let beside = (0..self.frames.len()).filter(|k| self.is_beside(frame, *k));
+        let mut slots: Vec<u32> =
+            beside.flat_map(|k| self.frames[k].landmarks.iter().copied()).filter(|l| *l != NONE).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let of_landmark = |k: usize, slot: u32| {
+            let landmark = self.slots.get(slot as usize)?.as_ref()?;
+            Some(self.distance(slot as usize, landmark, &view.features.descriptors[k]))
+        };
+        self.unlike_others(view, config, |k, take| {
+            for slot in &slots {
+                if let Some(d) = of_landmark(k, *slot) {
+                    take(*slot, d);
+                }
+            }
+        })
     }
 
     /// Features that look like one landmark and like no other.
-    fn recognised(&mut self, view: &View<'_>, config: &RegisterConfig) -> Vec<Sighting> {
+    fn recognised(&mut self, view: &View<'_>, config: &RegisterConfig) -> Vec<Match> {
+        let mut index = std::mem::take(&mut self.index);
+        let found = self.unlike_others(view, config, |k, take| {
+            index.near(&view.features.descriptors[k], |entry, d| take(entry / DESCRIPTORS_MAX as u32, d));
+        });
+        self.index = index;
+        found
+    }
+
+    /// Features whose nearest landmark, of those that `near` gives with their squared distances, is much nearer than any that
+    /// lies elsewhere.
+    fn unlike_others(
+        &self,
+        view: &View<'_>,
+        config: &RegisterConfig,
+        mut near: impl FnMut(usize, &mut dyn FnMut(u32, u32)),
+    ) -> Vec<Match> {
         let most = (config.distance_max * config.distance_max) as u32;
         let ratio = config.ratio_max * config.ratio_max;
+        let slots = &self.slots;
         let mut out = Vec::new();
-        for (k, descriptor) in view.features.descriptors.iter().enumerate() {
+        for k in 0..view.features.len() {
             let Some(ray) = view.rays[k] else { continue };
             let (mut best, mut second) = ((NONE, u32::MAX), u32::MAX);
-            let slots = &self.slots;
-            self.index.near(descriptor, |entry, d| {
-                let slot = entry / DESCRIPTORS_MAX as u32;
+            near(k, &mut |slot, d| {
                 if d < best.1 {
                     // Two landmarks at one place are one thing seen twice.
                     if best.0 != NONE && !same_place(slots, best.0, slot) {
@@ -218,9 +316,9 @@ impl LandmarkMap {
             });
             if best.1 < most
                 && f64::from(best.1) < ratio * f64::from(second)
-                && let Some(landmark) = &self.slots[best.0 as usize]
+                && let Some(landmark) = &slots[best.0 as usize]
             {
-                out.push(landmark.sighting(ray));
+                out.push(Match { slot: best.0, sighting: landmark.sighting(ray) });
             }
         }
         out
@@ -266,7 +364,7 @@ impl LandmarkMap {
         radius_px: f64,
         config: &RegisterConfig,
     ) -> Vec<Sighting> {
-        let most = (config.distance_max * config.distance_max) as u32;
+        let most = (config.distance_expected_max * config.distance_expected_max) as u32;
         let map_from_camera = camera_from_map.inverse();
         let mut best: Vec<(u32, u32)> = vec![(NONE, most); view.features.len()];
         for (slot, landmark) in self.slots.iter().enumerate() {
@@ -301,12 +399,17 @@ impl LandmarkMap {
         view: &View<'_>,
         fit: Fit,
         matches: usize,
-        share: f64,
         config: &RegisterConfig,
     ) -> Result<Registration, Unregistered> {
         let n = fit.sightings.len();
         if n < config.inliers_min {
             return Err(Unregistered::FewInliers { inliers: n, matches, wanted: config.inliers_min });
+        }
+        let around = self.expected(view, &fit.camera_from_map, 4.0 * config.inlier_px, config);
+        let exact = inliers(&around, &fit.camera_from_map, config.inlier_px / view.camera.focal_mean()).len();
+        let share = exact as f64 / around.len().max(1) as f64;
+        if share < config.share_min {
+            return Err(Unregistered::ByChance { inliers: exact, near: around.len() });
         }
         let mut covariance = fit.covariance;
         for k in 0..3 {
@@ -349,6 +452,19 @@ impl<'a> View<'a> {
         }
     }
 }
+
+/// A feature that looks like a landmark.
+struct Match {
+    slot: u32,
+    sighting: Sighting,
+}
+
+/// With so many times the fewest inliers a picture is placed at the first attempt.
+const SURE: usize = 3;
+/// Parts of the place that a picture is compared with one by one, when the first attempt fails.
+const VOTED: usize = 2;
+/// Kept frames whose cameras are at most this far apart (metres) and aside (radians) show about the same.
+const BESIDE: (f64, f64) = (0.6, 0.6);
 
 /// A pose and what agrees with it.
 struct Fit {

@@ -6,7 +6,7 @@
 
 use super::picture::{Picture, VIEW, draw};
 use super::progress::ProgressBar;
-use super::view::{Page, Report, ReportArgs, ViewArgs, both};
+use super::view::{Channels, Page, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene, Stage};
@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 #[command(
     after_help = "Examples:\n  mindseye demo\n  mindseye demo --seed 7 --goal \"find the red chair\" --out out/\n  \
                         mindseye demo --fast --json\n\n\
-                        Writes imagination.png and demo.mcap (opens in Foxglove)."
+                        Writes imagination.png, demo.mcap, and demo.foxglove.mcap (the same as Foxglove's schemas)."
 )]
 pub struct DemoArgs {
     /// Seed of the house, the drive and the imagination.
@@ -216,6 +216,8 @@ struct Demo {
     robot: Robot,
     node: Node,
     recorder: Recorder,
+    beside: Recorder,
+    channels: Channels,
     ask: Publisher<StringMsg>,
     goals: Subscriber<PoseStamped>,
     events: Receiver<Work>,
@@ -254,7 +256,7 @@ impl Story {
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let Some(difficulty) = world::Difficulty::named(&args.difficulty) else {
-        bail!("--difficulty {:?}: known are plain and house", args.difficulty);
+        bail!("--difficulty {:?}: known are {}", args.difficulty, world::Difficulty::NAMES.join(", "));
     };
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
@@ -277,17 +279,22 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let report = args.report.open("sim", Some(&pipeline))?;
     let mut demo = Demo::new(args, house, sweep[0], &pipeline, stop, (&page, &report))?;
     let story = demo.play(args.goal.as_deref(), &sweep, &mut rng, &mut progress);
-    if page.is_open() && story.is_ok() {
-        progress.line("the page stays open: ask there, the robot drives; Ctrl-C ends");
+    if (page.is_open() || demo.channels.is_live()) && story.is_ok() {
+        progress.line(if page.is_open() {
+            "the page stays open: ask there, the robot drives; Ctrl-C ends"
+        } else {
+            "Foxglove's channels stay open; Ctrl-C ends"
+        });
         demo.stay(&mut progress)?;
     }
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
-    let Demo { session, robot, node, recorder, goals, shown, .. } = demo;
+    let Demo { session, robot, node, recorder, beside, channels, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
     node.stop();
+    drop(channels); // what they have left to record
     // Whatever is still on its way is not waited for.
     let _ = session.close();
-    let recorded = recorder.finish();
+    let (recorded, beside) = (recorder.finish(), beside.finish());
     let recording = args.out.join(RECORDING);
     let story = match story {
         Ok(story) => story,
@@ -327,6 +334,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     }
     // The answer is out; what could not be written is a failure all the same.
     recorded?;
+    beside?;
     painted?;
     reported?;
     Ok(if story.answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -426,7 +434,9 @@ impl Demo {
         let shown: Arc<Mutex<Shown>> = Arc::default();
         let (events_in, events) = channel();
         let observed = shown.clone();
-        let viewed = both(page.observer(), report.observer());
+        let beside = Recorder::start_beside(&args.out.join(RECORDING))?;
+        let channels = args.view.channels(beside.sender(), "odom")?;
+        let viewed = both(both(page.observer(), report.observer()), channels.observer());
         let mut config = RobotConfig { robot: "sim".into(), ..RobotConfig::default() };
         config.context.frozen_after_ms = 0; // while it stands, a camera without noise shows the same to the bit
         let parts = NodeParts {
@@ -459,7 +469,21 @@ impl Demo {
         let mount = mounting(&robot.camera);
         let mount = TransformStamped::new(robot.began, "base_link", "camera_optical_frame", &mount);
         static_tf.publish(&TFMessage { transforms: vec![mount] })?;
-        Ok(Self { session, robot, node, recorder, ask, goals, events, shown, stop, _static_tf: static_tf })
+        let _static_tf = static_tf;
+        Ok(Self {
+            session,
+            robot,
+            node,
+            recorder,
+            beside,
+            channels,
+            ask,
+            goals,
+            events,
+            shown,
+            stop,
+            _static_tf,
+        })
     }
 
     /// Stands, and drives to whatever goal poses come, until it is stopped.
@@ -640,7 +664,7 @@ fn drive(
 fn stands_before(robot: &Robot, object: usize) -> bool {
     let o = &robot.house.objects[object];
     let pose = robot.body.pose;
-    let edge = (pose.x - o.x).hypot(pose.y - o.y) - o.radius;
+    let edge = o.distance(pose.x, pose.y);
     let seen = world::visible_fraction(&robot.house, pose, &robot.camera, object);
     edge <= ARRIVED_M && seen >= 0.2
 }
@@ -675,6 +699,11 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
     let large = world::Camera::new(VIEW.0, VIEW.1);
     world::render_with(&robot.house, robot.body.pose, &large, world::RenderOptions::picture(), &mut real);
     let view = RgbImage::from_rgb(large.width, large.height, real.rgb);
+    let studied = scene.as_ref().and_then(|s| s.studied.landmarks.as_ref());
+    let landmarks: Vec<(f64, f64)> =
+        studied.iter().flat_map(|m| m.landmarks()).map(|l| (l.position.x, l.position.y)).collect();
+    let lifted = evidence.as_ref().and_then(|e| e.geometry.as_ref());
+    let placed = lifted.map(crate::overview::placed_cameras).unwrap_or_default();
     let picture = draw(&Picture {
         goal,
         lines: &lines,
@@ -691,6 +720,8 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
         answer: answer.pose.as_ref().map(|p| p.pose2()),
         truth: truth.map(planar),
         object: evidence.as_ref().and_then(|e| e.object),
+        landmarks: &landmarks,
+        placed: &placed,
     })
     .context("the picture has no size")?;
     picture.save_png(path).with_context(|| path.display().to_string())

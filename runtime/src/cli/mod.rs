@@ -1,4 +1,4 @@
-//! The command line: `mindseye demo | run | replay | goal | bag | engine | doctor`.
+//! The command line: `mindseye demo | run | replay | goal | top | bag | engine | doctor`.
 //!
 //! Every command prints people's text, or with `--json` one document, on stdout; logs and progress go to stderr.
 //! Exit status: 0 done, 1 refused or failed (one clear line), 2 usage.
@@ -19,6 +19,8 @@ mod replay;
 mod run;
 #[cfg(feature = "engine")]
 mod scenes;
+#[cfg(feature = "top")]
+mod top;
 mod view;
 
 use crate::config::RobotConfig;
@@ -58,6 +60,9 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Asks a running mindseye.
     Goal(goal::GoalArgs),
+    /// Every node on the network: state, last goal, rates, drops, ages.
+    #[cfg(feature = "top")]
+    Top(top::TopArgs),
     /// Recorded bags: info, play, verify, recover, convert.
     Bag(bag::BagArgs),
     /// Engines for a target machine: build, inspect, verify, bench.
@@ -163,6 +168,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Goal(args) => goal::run(&args),
+        #[cfg(feature = "top")]
+        Command::Top(args) => top::run(&args),
         Command::Bag(args) => bag::run(&args),
         #[cfg(feature = "engine")]
         Command::Engine(args) => engine::run(&args),

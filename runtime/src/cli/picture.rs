@@ -38,6 +38,10 @@ pub struct Picture<'a> {
     pub truth: Option<Pose2>,
     /// Object's place according to the answer.
     pub object: Option<(f64, f64)>,
+    /// Landmarks, where they are kept.
+    pub landmarks: &'a [(f64, f64)],
+    /// Cameras of the imagined frames that were placed by them.
+    pub placed: &'a [Pose2],
 }
 
 const PAPER: [u8; 3] = [250, 249, 246];
@@ -206,6 +210,8 @@ enum Sign {
 fn legend(p: &Picture<'_>) -> Vec<(Sign, &'static str)> {
     let entries = [
         (true, Sign::Robot(DRIVEN), "the robot when it was asked"),
+        (!p.landmarks.is_empty(), Sign::Robot(SOFT), "landmarks"),
+        (!p.placed.is_empty(), Sign::Pose(BOX), "imagined frames placed by them"),
         (!p.path.is_empty(), Sign::Way(IMAGINED), "the way it imagined"),
         (p.answer.is_some(), Sign::Pose(IMAGINED), "its answer: stand here"),
         (p.object.is_some(), Sign::Ring(IMAGINED), "where it says the thing is"),
@@ -224,7 +230,13 @@ fn map(p: &Picture<'_>, width: usize, height: usize) -> Canvas {
     if p.moved {
         draw_path(&view, &mut map, &convert(p.driven), 0, DRIVEN);
     }
+    for (x, y) in p.landmarks {
+        map.disc(view.pixel(*x, *y), 1.2, SOFT);
+    }
     draw_robot(&view, &mut map, world(p.asked_at), DRIVEN);
+    for camera in p.placed {
+        draw_pose(&view, &mut map, world(*camera), 0.3, BOX);
+    }
     draw_path(&view, &mut map, &convert(p.path), 0, IMAGINED);
     if let Some(truth) = p.truth {
         draw_pose(&view, &mut map, world(truth), 0.5, TRUTH);
@@ -294,6 +306,8 @@ mod tests {
             answer: None,
             truth: None,
             object: None,
+            landmarks: &[],
+            placed: &[],
         };
         let bare = draw(&picture).unwrap();
         assert_eq!(bare.width, WIDTH);
@@ -302,5 +316,10 @@ mod tests {
         picture.found_box = Some([3.0, 2.0, 9.0, 8.0]);
         let full = draw(&picture).unwrap();
         assert!(full.height > bare.height);
+        let landmarks: Vec<(f64, f64)> = (0..40).map(|k| (0.1 * f64::from(k), 1.0)).collect();
+        picture.landmarks = &landmarks;
+        let placed = draw(&picture).unwrap();
+        let soft = |p: &RgbImage| p.data.chunks(3).filter(|c| *c == SOFT).count();
+        assert!(soft(&placed) > soft(&full), "landmarks are on the map");
     }
 }

@@ -9,7 +9,8 @@ use crate::config::RobotConfig;
 use crate::mind::Pipeline;
 use crate::no_model::no_model;
 use crate::node::{MonotonicClock, NodeEvent};
-use crate::replay::{Replay, Replayed, Told, replay, replay_without_model};
+use crate::overview::{overview, stacked};
+use crate::replay::{Replay, Replayed, Told, replay, replay_without_model, watch_rest};
 use crate::topics::Wanted;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -61,7 +62,7 @@ pub struct ReplayArgs {
     /// Print p50, p99 and maximum per stage.
     #[arg(long)]
     profile: bool,
-    /// Write a picture of the imagined frames.
+    /// Write a picture of the imagined frames, and a map of what was placed: landmarks, things, frames, answer.
     #[arg(long, value_name = "PNG")]
     strip: Option<PathBuf>,
     /// Print one JSON document.
@@ -74,6 +75,9 @@ pub struct ReplayArgs {
     #[command(flatten)]
     report: ReportArgs,
 }
+
+/// Side of the map of `--strip` (pixels).
+const MAP_PX: usize = 480;
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let mut config = match &args.config {
@@ -109,7 +113,8 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     let page = args.view.open("replay", pipeline.as_ref())?;
     let report = args.report.open("replay", pipeline.as_ref())?;
-    let observer = both(page.observer(), report.observer());
+    let channels = args.view.channels(None, &asked.config.frames.odom)?;
+    let observer = both(both(page.observer(), report.observer()), channels.observer());
     let mut tell = |told: Told<'_>| match told {
         Told::Line(line) => progress.line(&line),
         Told::Bar(what, done, of) => progress.bar(what, done, of),
@@ -153,10 +158,15 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(path) = &args.strip {
         let frames = replayed.grounded.as_ref().map(|g| g.frames.as_slice()).unwrap_or_default();
-        match crate::node::strip(frames) {
-            Some(strip) => strip.save_png(path).with_context(|| path.display().to_string())?,
-            None => eprintln!("mindseye: nothing was imagined: no picture to write"),
+        let known = replayed.grounded.as_ref().zip(replayed.scene.as_ref());
+        let map = known.and_then(|(grounded, scene)| overview(grounded, scene, MAP_PX));
+        match stacked(crate::node::strip(frames), map) {
+            Some(picture) => picture.save_png(path).with_context(|| path.display().to_string())?,
+            None => eprintln!("mindseye: nothing was imagined or placed: no picture to write"),
         }
+    }
+    if let Some(observer) = report.observer() {
+        watch_rest(&asked, &MonotonicClock, &mut |event| observer(event), &go_on)?;
     }
     write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
     let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
@@ -177,6 +187,11 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         });
         // With what was asked on the page.
         write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
+    } else if channels.is_live() {
+        eprintln!("mindseye: Foxglove's channels stay open; Ctrl-C ends");
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

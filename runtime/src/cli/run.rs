@@ -1,6 +1,6 @@
 //! `mindseye run`: the node, until a signal stops it.
 
-use super::view::ViewArgs;
+use super::view::{ViewArgs, both};
 use super::{found_or_detecting, say, stop_flag};
 use crate::config::{RobotConfig, Topics};
 use crate::mind::{Pipeline, find_bundle};
@@ -47,7 +47,7 @@ pub struct RunArgs {
     /// An object detector (ONNX) that sees things in the frames, instead of the configuration's.
     #[arg(long, value_name = "ONNX")]
     detector: Option<PathBuf>,
-    /// Record what comes in and goes out.
+    /// Record what comes in and goes out; the same as Foxglove's schemas goes to NAME.foxglove.mcap beside it.
     #[arg(long, value_name = "MCAP")]
     record: Option<PathBuf>,
     /// Stop by itself after so many seconds.
@@ -138,14 +138,18 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         None => no_model(),
     };
     let page = args.view.open(&robot, pipeline.as_ref())?;
+    let record = || recorder.as_ref().and_then(Recorder::sender);
+    let beside = args.record.as_deref().filter(|_| cfg!(feature = "view"));
+    let beside = beside.map(Recorder::start_beside).transpose()?;
+    let channels = args.view.channels(beside.as_ref().and_then(Recorder::sender), &config.frames.odom)?;
     let node = Node::start(
         &session,
         NodeParts {
             mind,
             encoder,
             config,
-            record: recorder.as_ref().and_then(Recorder::sender),
-            observer: page.observer(),
+            record: record(),
+            observer: both(page.observer(), channels.observer()),
         },
     )?;
     page.serve(&node);
@@ -167,10 +171,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (counts, profile) = (node.counts(), node.profile());
     node.stop();
+    drop(channels);
     if let Err(error) = session.close() {
         tracing::warn!(%error, "the session did not close cleanly");
     }
     let recorded = recorder.map(Recorder::finish).transpose()?;
+    beside.map(Recorder::finish).transpose()?;
     if args.json {
         let document = serde_json::json!({
             "robot": robot,

@@ -5,9 +5,9 @@ use crate::node::{Node, Observer};
 use clap::Args;
 
 #[cfg(feature = "view")]
-pub use live::{Page, Report, ReportArgs, ViewArgs};
+pub use live::{Channels, Page, Report, ReportArgs, ViewArgs};
 #[cfg(not(feature = "view"))]
-pub use none::{Page, Report, ReportArgs, ViewArgs};
+pub use none::{Channels, Page, Report, ReportArgs, ViewArgs};
 
 /// Titled tables of a report.
 pub type Facts = Vec<(String, Vec<(String, String)>)>;
@@ -27,6 +27,8 @@ pub fn both(a: Option<Observer>, b: Option<Observer>) -> Option<Observer> {
 mod live {
     use super::*;
     use crate::context::GROUP;
+    use crate::record::RecordSender;
+    use crate::view::foxglove::{self, Foxglove, FoxgloveConfig};
     use crate::view::{
         About, DEFAULT_ADDRESS, ReportFacts, Reporter, Request, RequestError, View, ViewConfig, to_node,
     };
@@ -49,6 +51,10 @@ mod live {
         /// Let viewers ask and cancel on an address that is not loopback, too.
         #[arg(long, requires = "view")]
         view_control: bool,
+        /// Serve the same to Foxglove, as its standard schemas [default address: 127.0.0.1:8765]. On other addresses
+        /// than loopback a token is needed, which is printed.
+        #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = foxglove::DEFAULT_ADDRESS)]
+        foxglove: Option<SocketAddr>,
     }
 
     impl ViewArgs {
@@ -60,6 +66,34 @@ mod live {
             let view = View::start(ViewConfig { address, control: self.view_control, about, decoder })?;
             eprintln!("mindseye: the page is at {}", view.url());
             Ok(Page(Some(view)))
+        }
+
+        /// Feeds Foxglove's channels, where they are looked at or recorded; `odom` is the frame of odometry.
+        pub fn channels(&self, record: Option<RecordSender>, odom: &str) -> anyhow::Result<Channels> {
+            if self.foxglove.is_none() && record.is_none() {
+                return Ok(Channels(None));
+            }
+            let config = FoxgloveConfig { address: self.foxglove, record, odom_frame: odom.to_owned() };
+            let channels = Foxglove::start(config)?;
+            if let Some(url) = channels.url() {
+                eprintln!("mindseye: Foxglove connects to {url}");
+            }
+            Ok(Channels(Some(channels)))
+        }
+    }
+
+    /// Foxglove's channels, if there are any. To be dropped before a recording is finished.
+    pub struct Channels(Option<Foxglove>);
+
+    impl Channels {
+        /// What a node is to be watched with.
+        pub fn observer(&self) -> Option<Observer> {
+            let tap = self.0.as_ref()?.tap();
+            Some(Box::new(move |event| tap.hear(event)))
+        }
+
+        pub fn is_live(&self) -> bool {
+            self.0.as_ref().is_some_and(|channels| channels.url().is_some())
         }
     }
 
@@ -165,6 +199,22 @@ mod none {
     impl ViewArgs {
         pub fn open(&self, _: &str, _: Option<&Pipeline>) -> anyhow::Result<Page> {
             Ok(Page)
+        }
+
+        pub fn channels(&self, _: Option<crate::record::RecordSender>, _: &str) -> anyhow::Result<Channels> {
+            Ok(Channels)
+        }
+    }
+
+    pub struct Channels;
+
+    impl Channels {
+        pub fn observer(&self) -> Option<Observer> {
+            None
+        }
+
+        pub fn is_live(&self) -> bool {
+            false
         }
     }
 

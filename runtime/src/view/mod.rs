@@ -15,6 +15,8 @@
 //! A [`Reporter`] hears the same events and keeps what a viewer would have been sent, with a recording of the camera: the
 //! page as one file.
 
+pub mod foxglove;
+mod http;
 mod hub;
 mod report;
 mod server;
@@ -30,13 +32,14 @@ pub use tap::Tap;
 
 use crate::mind::LatentDecoder;
 use crate::node::Requester;
+use http::Gate;
 use hub::{Hub, Payload, Slot};
 use mindseye_base::file::hex;
 use mindseye_bridge::goal::{Goal, MAX_TEXT_CHARS};
 use serde::Serialize;
 use server::Server;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -74,10 +77,12 @@ pub struct About {
 #[non_exhaustive]
 pub enum ViewError {
     /// The address is taken, or not of this machine.
-    #[error("cannot serve the page on {address}: {source}; choose another address with --view=ADDR")]
+    #[error("cannot listen on {address}: {source}; choose another address with {option}=ADDR")]
     Listen {
         /// Where.
         address: SocketAddr,
+        /// The option that chooses the address.
+        option: &'static str,
         /// Why not.
         source: std::io::Error,
     },
@@ -130,7 +135,7 @@ pub struct View {
     tap: Arc<Tap>,
     handler: Arc<OnceLock<Handler>>,
     address: SocketAddr,
-    token: Option<String>,
+    url: String,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -142,13 +147,9 @@ impl View {
     /// [`ViewError`].
     pub fn start(config: ViewConfig) -> Result<Self, ViewError> {
         let ViewConfig { address, control, about, decoder } = config;
-        let listen = |source| ViewError::Listen { address, source };
-        let listener = std::net::TcpListener::bind(address).map_err(listen)?;
-        listener.set_nonblocking(true).map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
-        let is_loopback = address.ip().is_loopback();
-        let token = (!is_loopback).then(new_token).transpose()?;
-        let may_ask = is_loopback || control;
+        let (listener, address) = bind(address, "--view")?;
+        let gate = Gate::new(address, &[])?;
+        let (url, may_ask) = (gate.url("http", address), gate.is_loopback() || control);
 
         let hub = Arc::new(Hub::default());
         hub.put(Slot::Hello, hello(&about, may_ask));
@@ -160,8 +161,7 @@ impl View {
             hub: hub.clone(),
             past: past.clone(),
             handler: handler.clone(),
-            token: token.clone(),
-            is_loopback,
+            gate,
             may_ask,
             stop: stop.clone(),
         };
@@ -173,8 +173,18 @@ impl View {
             Ok::<(), ViewError>(())
         };
         spawn("view", Box::new(move || story.run()))?;
-        spawn("page", Box::new(move || server.serve(listener)))?;
-        Ok(Self { hub, tap, handler, address, token, stop, threads })
+        let stopped = stop.clone();
+        spawn(
+            "page",
+            Box::new(move || {
+                http::listen(
+                    &listener,
+                    &stopped,
+                    Arc::new(move |stream: &mut TcpStream| server.connection(stream)),
+                )
+            }),
+        )?;
+        Ok(Self { hub, tap, handler, address, url, stop, threads })
     }
 
     /// Where the page hears of the robot: to be handed to the node's observer.
@@ -194,11 +204,8 @@ impl View {
     }
 
     /// The page's address, with the token where one is needed.
-    pub fn url(&self) -> String {
-        match &self.token {
-            None => format!("http://{}/", self.address),
-            Some(token) => format!("http://{}/?token={token}", self.address),
-        }
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Viewers so far.
@@ -217,6 +224,15 @@ impl Drop for View {
             }
         }
     }
+}
+
+/// Listens, without waiting for connections.
+fn bind(address: SocketAddr, option: &'static str) -> Result<(TcpListener, SocketAddr), ViewError> {
+    let failed = |source| ViewError::Listen { address, option, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// What is told first.

@@ -573,7 +573,7 @@ pub(super) fn camera_picture(sense: Sense, cdr: &[u8], most: usize) -> Option<Rg
 }
 
 /// PNG, or JPEG with its own Huffman tables.
-fn browsers_read(file: &[u8]) -> bool {
+pub(super) fn browsers_read(file: &[u8]) -> bool {
     file.starts_with(b"\x89PNG")
         || (file.starts_with(&[0xff, 0xd8]) && file.windows(2).any(|w| w == [0xff, 0xc4]))
 }

@@ -283,9 +283,16 @@ impl Tap {
         if state.closing {
             return None;
         }
+        let dropped = state.dropped;
+        drop(state);
+        Some((self.rest(), dropped))
+    }
+
+    /// What waits when it is closed.
+    pub(super) fn rest(&self) -> Waiting {
+        let mut state = self.lock();
         let path = std::mem::take(&mut state.path_changed).then(|| state.path.clone());
-        let waiting = Waiting { path, ..std::mem::take(&mut state.waiting) };
-        Some((waiting, state.dropped))
+        Waiting { path, ..std::mem::take(&mut state.waiting) }
     }
 
     pub(super) fn close(&self) {

@@ -2,6 +2,10 @@
 
 use crate::fake::free_port;
 use crate::shipped::program;
+use mindseye::config::RobotConfig;
+use mindseye::node::{MonotonicClock, NodeEvent};
+use mindseye::replay::{Replay, Told, replay_without_model, watch_rest};
+use mindseye::topics::Wanted;
 use mindseye_bridge::bag::{McapWriter, offered_qos, schema};
 use mindseye_bridge::ros::{
     Durability, History, Mode, Qos, QueuePolicy, Reliability, RosConfig, RosSession, ZenohSettings,
@@ -242,4 +246,36 @@ fn a_late_subscriber_gets_what_every_original_publisher_kept() {
         want.sort();
         assert_eq!(*got, want);
     }
+}
+
+#[test]
+fn what_comes_after_the_goal_is_watched_too() {
+    let count = |at_secs: Option<f64>| {
+        let bag = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/runtime/room.mcap");
+        let replay = Replay {
+            bag,
+            config: RobotConfig::default(),
+            wanted: Wanted::default(),
+            goal: None,
+            at_secs,
+            deadline: None,
+        };
+        let frames = |event: NodeEvent<'_>| match event {
+            NodeEvent::Sensed { outcome, .. } => usize::from(outcome.frame.is_some()),
+            _ => 0,
+        };
+        let (mut before, mut after) = (0, 0);
+        let mut told = |told: Told<'_>| {
+            if let Told::Event(event) = told {
+                before += frames(event);
+            }
+        };
+        replay_without_model(&replay, &MonotonicClock, &mut told, &|| true).unwrap();
+        watch_rest(&replay, &MonotonicClock, &mut |event| after += frames(event), &|| true).unwrap();
+        (before, after)
+    };
+    let (all, none) = count(None);
+    assert!(all > 50 && none == 0, "{all} {none}");
+    let (before, after) = count(Some(5.0));
+    assert!(before > 20 && after > 20 && before + after == all, "{before} and {after} of {all}");
 }

@@ -9,7 +9,6 @@ mod detector;
 mod engine;
 mod fake;
 mod flat;
-mod geometry;
 mod links;
 mod node;
 mod shipped;

@@ -7,7 +7,9 @@ use mindseye::context::{LatentInfo, SegmentReason};
 use mindseye::image::RgbImage;
 use mindseye::node::{Node, NodeEvent, NodeParts};
 use mindseye::planar::Pose2;
+use mindseye::record::Recorder;
 use mindseye::senses::{Outcome, Sense};
+use mindseye::view::foxglove::{Foxglove, FoxgloveConfig, Topic};
 use mindseye::view::{
     About, ReportFacts, Reporter, Request, RequestError, VIEWERS_MAX, View, ViewConfig, ViewError, to_node,
 };
@@ -93,13 +95,18 @@ impl Socket {
 
 /// Opens a WebSocket, or gives the status that it was refused with.
 fn open_with(to: SocketAddr, path: &str, origin: Option<&str>) -> Result<Socket, u16> {
+    open_as(to, path, origin, "").map(|(socket, _)| socket)
+}
+
+/// As [`open_with`], with more header lines; gives the head of the answer, too.
+fn open_as(to: SocketAddr, path: &str, origin: Option<&str>, more: &str) -> Result<(Socket, String), u16> {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: {to}\r\n{origin}Upgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
     )
     .unwrap();
     let (mut head, mut byte) = (Vec::new(), [0]);
@@ -111,7 +118,7 @@ fn open_with(to: SocketAddr, path: &str, origin: Option<&str>) -> Result<Socket,
     match head[9..12].parse().unwrap() {
         101 => {
             assert!(head.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
-            Ok(Socket(stream))
+            Ok((Socket(stream), head))
         }
         status => Err(status),
     }
@@ -487,4 +494,96 @@ fn a_viewer_that_never_reads_holds_up_nobody() {
     let began = Instant::now();
     drop(view);
     assert!(began.elapsed() < Duration::from_secs(2), "the page ends at once");
+}
+
+/// Foxglove's channels, fed by a node with the fake model that a fake robot drives, until its first answer.
+fn fed(config_of: FoxgloveConfig) -> (Foxglove, Node, RosSession, RosSession, FakeRobot) {
+    let foxglove = Foxglove::start(config_of).unwrap();
+    let port = free_port();
+    let session_of_node = session("mindseye", Some(port), None);
+    let tap = foxglove.tap();
+    let parts = NodeParts {
+        config: config(),
+        mind: Box::new(FakeMind::new(Duration::from_millis(1))),
+        encoder: Box::new(FakeEncoder),
+        record: None,
+        observer: Some(Box::new(move |event| tap.hear(event))),
+    };
+    let node = Node::start(&session_of_node, parts).unwrap();
+    let client = session("client", None, Some(port));
+    let robot = FakeRobot::start(&client, 30.0);
+    wait_for_latents(&node, 2);
+    node.requester().ask(mindseye_bridge::goal::Goal::text("g", "find the chair").unwrap()).unwrap();
+    (foxglove, node, session_of_node, client, robot)
+}
+
+#[test]
+fn foxglove_gets_what_it_subscribes_to() {
+    let address = Some("127.0.0.1:0".parse().unwrap());
+    let (foxglove, _node, _session, _client, _robot) =
+        fed(FoxgloveConfig { address, record: None, odom_frame: "odom".into() });
+    let to = foxglove.address().unwrap();
+    let protocol = "Sec-WebSocket-Protocol: x, foxglove.sdk.v1\r\n";
+    assert_eq!(open_as(to, "/", None, "").err(), Some(400), "the protocol must be offered");
+    assert_eq!(open_as(to, "/", Some("http://evil.example"), protocol).err(), Some(403));
+    assert!(open_as(to, "/", Some("https://app.foxglove.dev"), protocol).is_ok());
+    let (mut socket, head) = open_as(to, "/", None, protocol).unwrap();
+    assert!(head.contains("Sec-WebSocket-Protocol: foxglove.sdk.v1\r\n"), "{head}");
+    let op = |d: &Value, op: &str| d["op"] == op;
+    read_until(&mut socket, &mut 0, |d| op(d, "serverInfo"));
+    let offered = read_until(&mut socket, &mut 0, |d| op(d, "advertise"));
+    let channels = offered["channels"].as_array().unwrap();
+    assert_eq!(channels.len(), Topic::ALL.len());
+    socket.send(1, b"{\"op\": \"advertise\"}").unwrap();
+    let refused = read_until(&mut socket, &mut 0, |d| op(d, "status"));
+    assert!(refused["message"].as_str().unwrap().contains("only subscriptions"));
+    // The newest scene and camera picture: what was sent before is kept for those who come later.
+    for (subscription, topic) in [(40, Topic::Scene), (41, Topic::Camera)] {
+        let id = channels.iter().position(|c| c["topic"] == topic.name()).unwrap();
+        let wanted =
+            serde_json::json!({"op": "subscribe", "subscriptions": [{"id": subscription, "channelId": id}]});
+        socket.send(1, wanted.to_string().as_bytes()).unwrap();
+        let began = Instant::now();
+        loop {
+            assert!(began.elapsed() < Duration::from_secs(20), "{topic:?} comes");
+            let Message::Binary(bytes) = socket.read().unwrap() else { continue };
+            assert_eq!(bytes[0], 1, "message data");
+            if bytes[1..5] == u32::to_le_bytes(subscription) {
+                let stamp = i64::from_le_bytes(bytes[5..13].try_into().unwrap());
+                assert!(stamp > 1_600_000_000_000_000_000, "{stamp}");
+                break;
+            }
+        }
+    }
+    let taken = FoxgloveConfig { address: Some(to), record: None, odom_frame: String::new() };
+    let error = Foxglove::start(taken).err().unwrap().to_string();
+    assert!(error.contains("--foxglove=ADDR"), "{error}");
+}
+
+#[test]
+fn recordings_carry_foxgloves_channels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.mcap");
+    let recorder = Recorder::start(&path).unwrap();
+    let config_of = FoxgloveConfig { address: None, record: recorder.sender(), odom_frame: "odom".into() };
+    let (foxglove, node, session, client, robot) = fed(config_of);
+    assert!(foxglove.address().is_none() && foxglove.url().is_none());
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop((robot, client));
+    node.stop();
+    drop((foxglove, session));
+    assert!(recorder.finish().unwrap() > 10);
+    let bag = mindseye_bridge::bag::open(&path, &Default::default()).unwrap();
+    let counts: std::collections::BTreeMap<&str, (&str, u64)> =
+        bag.info().topics.iter().map(|t| (t.name.as_str(), (t.type_name.as_str(), t.count))).collect();
+    for topic in Topic::ALL {
+        let (schema, count) = counts[topic.name()];
+        assert_eq!(schema, topic.kind().name());
+        assert!(count > 0, "{topic:?}");
+    }
+    let (_, pictures) = counts[Topic::Imagined.name()];
+    assert_eq!(pictures, 12, "the whole drive, though the recording ended");
 }

@@ -460,6 +460,7 @@ pub fn run(args: &AblationArgs) -> anyhow::Result<ExitCode> {
         bail!("--minutes must be a positive number");
     }
     let bench = Bench::new(common)?;
+    bench.knows_things()?;
     let spec = bench.pipeline.spec().clone();
     let limits = &bench.pipeline.bundle().manifest().limits;
     let (trained, allowed) = (spec.context_max, limits.context_allowed);

@@ -66,7 +66,6 @@ pub struct Quality {
 
 /// Pixels of the cut-out that names are read from.
 const CUT: usize = 10;
-const NAMES: usize = Colour::ALL.len() + Shape::PLAIN.len();
 /// Rows of one share of a batch, and shares of a batch.
 const ROWS: usize = 32;
 const SHARES: usize = 2;
@@ -81,6 +80,7 @@ pub struct Examiner {
     name: Arc<Params>,
     width: usize,
     height: usize,
+    nouns: usize,
     /// See [`Quality`].
     pub quality: Quality,
 }
@@ -122,8 +122,9 @@ impl Shape3 {
         Self { name: "depth.", inputs: 3 * pixels, hidden: 512, outputs: pixels }
     }
 
-    fn name() -> Self {
-        Self { name: "name.", inputs: 3 * CUT * CUT + 4, hidden: 256, outputs: NAMES }
+    /// For so many nouns.
+    fn name(nouns: usize) -> Self {
+        Self { name: "name.", inputs: 3 * CUT * CUT + 4, hidden: 256, outputs: Colour::ALL.len() + nouns }
     }
 
     fn run(&self, e: &mut Eager, rows: usize, x: Vec<f32>) -> Var {
@@ -309,13 +310,15 @@ impl Examiner {
         let workers = coders.len().max(1);
         let (train, test) = all_lessons(difficulty, camera, effort, coders)?;
         let (width, height) = (camera.width, camera.height);
-        let name = train_names(&train, effort, workers);
+        let nouns = difficulty.nouns().len();
+        let name = train_names(&train, effort, workers, nouns);
         let depth = train_depth(&train, effort, workers, width, height);
         let mut out = Self {
             depth: Arc::new(depth),
             name: Arc::new(name),
             width,
             height,
+            nouns,
             quality: Quality {
                 depth_relative_median: f64::NAN,
                 named: f64::NAN,
@@ -351,6 +354,7 @@ impl Examiner {
             .map_err(|source| ExaminerFileError::Quality { path: path.to_path_buf(), source })?;
         let about = [
             ("made_for".to_owned(), made_for.to_owned()),
+            ("nouns".to_owned(), self.nouns.to_string()),
             ("quality".to_owned(), quality),
             ("weights".to_owned(), self.weights_hash()),
         ];
@@ -404,8 +408,12 @@ impl Examiner {
             Ok(Arc::new(params))
         };
         let (width, height) = (camera.width, camera.height);
-        let (depth, name) = (take(Shape3::depth(width * height))?, take(Shape3::name())?);
-        let out = Self { depth, name, width, height, quality };
+        // Examiners of plain worlds do not say how many nouns they know.
+        let nouns =
+            about.get("nouns").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n <= Shape::ALL.len());
+        let nouns = nouns.unwrap_or(Shape::PLAIN.len());
+        let (depth, name) = (take(Shape3::depth(width * height))?, take(Shape3::name(nouns))?);
+        let out = Self { depth, name, width, height, nouns, quality };
         if about.get("weights") != Some(&out.weights_hash()) {
             return Err(damaged("its weights are not those that were written".to_owned()));
         }
@@ -464,7 +472,7 @@ impl Examiner {
 
     fn names(&self, e: &mut Eager, cut: Vec<f32>) -> (Vec<f32>, Vec<f32>) {
         e.restart(self.name.clone());
-        let out = Shape3::name().run(e, 1, cut);
+        let out = Shape3::name(self.nouns).run(e, 1, cut);
         let v = e.value(out).1;
         (softmax(&v[..Colour::ALL.len()]), softmax(&v[Colour::ALL.len()..]))
     }
@@ -510,7 +518,7 @@ fn all_lessons<C: Coder + Send>(
 }
 
 /// The network that names what a box holds: cross-entropy of colour and shape.
-fn train_names(train: &Lessons, effort: Effort, workers: usize) -> Params {
+fn train_names(train: &Lessons, effort: Effort, workers: usize, nouns: usize) -> Params {
     let count = train.things.len().max(1);
     let batch = |rng: &mut Rng| {
         let rows: Vec<usize> = (0..ROWS).map(|_| rng.below(count)).collect();
@@ -522,7 +530,7 @@ fn train_names(train: &Lessons, effort: Effort, workers: usize) -> Params {
         (rows, x)
     };
     let steps = (effort.epochs * count / BATCH).clamp(1, 8000);
-    Shape3::name().train(2, steps, workers, batch, |_, row, v, g| {
+    Shape3::name(nouns).train(2, steps, workers, batch, |_, row, v, g| {
         let (_, colour, shape) = train.things[row];
         let (a, b) = g.split_at_mut(Colour::ALL.len());
         for (g, v, wanted) in [(a, &v[..Colour::ALL.len()], colour), (b, &v[Colour::ALL.len()..], shape)] {

@@ -71,6 +71,7 @@ pub struct GroundingArgs {
 /// A bundle or a file that cannot be used.
 pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
     let bench = Bench::new(&args.common)?;
+    bench.knows_things()?;
     if args.regimes {
         return regimes(&bench, args);
     }

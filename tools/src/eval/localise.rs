@@ -128,6 +128,11 @@ pub struct Report {
     pub rotation_deg: Spread,
     /// Share of all queries placed within 10 cm and 5 degrees.
     pub within_10cm_5deg: f64,
+    /// Share of the placed ones inside the 90 % ellipsoid of their place.
+    pub within_90: Figure,
+    /// What covariances should be multiplied by so that it were nine tenths: what the context's poses are off with each other
+    /// is in it.
+    pub variance_factor: Option<f64>,
     /// Landmarks in the map.
     pub landmarks: usize,
     /// Median time of placing a picture, features given (milliseconds).
@@ -290,6 +295,9 @@ fn evaluate(dataset: &Dataset, recording: &Recording, args: &LocaliseArgs) -> an
     Ok(report)
 }
 
+/// Nine tenths of a chi-square with three degrees of freedom.
+const CHI2_3_90: f64 = 6.251;
+
 /// Places the queries and compares.
 fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
     let config = RegisterConfig::for_width(asked.first().map_or(0, |q| q.camera.size().0));
@@ -303,7 +311,7 @@ fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
     }
     let (mut positions, mut rotations, mut factors, mut lost) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut within = 0;
+    let (mut within, mut distances) = (0, Vec::new());
     for query in asked {
         match &found[&query.index] {
             Ok(got) => {
@@ -313,6 +321,8 @@ fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
                 positions.push(position);
                 rotations.push(rotation);
                 factors.extend(got.focal_factor);
+                let (v, c) = (off.translation.vector, got.covariance.fixed_view::<3, 3>(0, 0).into_owned());
+                distances.extend(c.try_inverse().map(|s| (v.transpose() * s * v)[0]));
             }
             Err(e) => lost.push(Lost { frame: query.index, reason: e.to_string() }),
         }
@@ -323,6 +333,8 @@ fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
         position_m: Spread::of(&positions),
         rotation_deg: Spread::of(&rotations),
         within_10cm_5deg: within as f64 / asked.len().max(1) as f64,
+        within_90: share(distances.iter().map(|d2| *d2 < CHI2_3_90)),
+        variance_factor: Spread::of(&distances).p90.map(|d2| d2 / CHI2_3_90),
         landmarks: map.len(),
         ms_per_query: Spread::of(&times).median,
         ms_per_features: None,
@@ -392,7 +404,7 @@ fn accepted(
         let features = extractor.extract(picture);
         map.register(&features, camera, None, &config).is_ok_and(|placed| {
             let region = map.least_likely_region(&features, camera, &placed.map_from_camera);
-            region.is_none_or(|r| r.sigmas <= hole_sigmas)
+            region.is_none_or(|r| r.sigmas() <= hole_sigmas)
         })
     };
     let mut out = Vec::new();
@@ -436,6 +448,11 @@ fn text(r: &Report) -> String {
         number(r.features, 0),
         number(r.ms_per_features, 1),
         number(r.ms_per_query, 1),
+    );
+    out += &format!(
+        "inside the 90 % ellipsoid: {}; variances are to be multiplied by {}\n",
+        r.within_90.text(2),
+        number(r.variance_factor, 1)
     );
     if let Some(factor) = r.focal_factor.filter(|f| (f - 1.0).abs() > 0.03) {
         out += &format!("the focal length should be multiplied by {factor:.3} to fit these pictures\n");

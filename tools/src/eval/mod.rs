@@ -31,6 +31,7 @@ pub mod examiner;
 pub mod examiner_cache;
 pub mod grounding;
 pub mod judge;
+pub mod landmarks;
 pub mod localise;
 pub mod navigation;
 pub mod objects;
@@ -84,6 +85,9 @@ enum EvalCommand {
         after_help = "Example: mindseye-tools eval objects kitchen --context 0:500:5 --query 505:1000:5 --detector d.onnx"
     )]
     Objects(objects::ObjectsArgs),
+    /// Goals by landmarks alone, true renders in the network's place.
+    #[command(after_help = "Example: mindseye-tools eval landmarks --houses 20 --json")]
+    Landmarks(landmarks::LandmarksArgs),
 }
 
 /// Runs `eval`.
@@ -98,5 +102,6 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
         EvalCommand::Compare(args) => compare::run(&args),
         EvalCommand::Localise(args) => localise::run(&args),
         EvalCommand::Objects(args) => objects::run(&args),
+        EvalCommand::Landmarks(args) => landmarks::run(&args),
     }
 }

@@ -14,8 +14,7 @@ use mindseye::visit::SWEEP;
 pub use mindseye::visit::{Visit, picture, plain_pose, world_pose};
 use mindseye_train::eager::Eager;
 use mindseye_world::{
-    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, draw_box, project_box,
-    render_with,
+    Camera, Colour, Difficulty, Frame, House, Pose2, RenderOptions, Rng, draw_box, project_box, render_with,
 };
 
 use super::altered::Altered;
@@ -131,7 +130,8 @@ pub fn calibration(spec: &MindSpec) -> anyhow::Result<&LiftParams> {
 /// A colour and shape that the house does not have together.
 pub fn absent_name(house: &House, rng: &mut Rng) -> String {
     loop {
-        let name = format!("{} {}", Colour::ALL[rng.below(6)].name(), Shape::PLAIN[rng.below(8)].name());
+        let kinds = house.kinds();
+        let name = format!("{} {}", Colour::ALL[rng.below(6)].name(), kinds[rng.below(kinds.len())].name());
         if house.find(&name).is_none() {
             return name;
         }
@@ -235,7 +235,7 @@ impl Bench {
     /// A bundle that cannot be loaded, an unknown difficulty or backend, counts of zero.
     pub fn new(args: &CommonArgs) -> anyhow::Result<Self> {
         let Some(difficulty) = Difficulty::named(&args.difficulty) else {
-            bail!("unknown difficulty {:?}; known: plain, house", args.difficulty);
+            bail!("unknown difficulty {:?}; known: {}", args.difficulty, Difficulty::NAMES.join(", "));
         };
         if args.houses == 0 || args.jobs == 0 || args.examiner_houses == 0 {
             bail!("--houses, --jobs and --examiner-houses must be at least 1");
@@ -247,6 +247,25 @@ impl Bench {
         let camera = Camera::new(image.width, image.height);
         let true_depth = args.true_depth.map(|percent| percent / 100.0);
         Ok(Self { pipeline, difficulty, camera, images: SWEEP, true_depth })
+    }
+
+    /// Says no when the bundle has a closed vocabulary that lacks words for this world's things.
+    ///
+    /// # Errors
+    /// Words are missing.
+    pub fn knows_things(&self) -> anyhow::Result<()> {
+        let words = self.pipeline.words();
+        let lacks = |noun: &&str| !words.is_empty() && !words.iter().any(|w| w == noun);
+        let missing: Vec<&str> = self.difficulty.kinds().iter().map(|k| k.name()).filter(lacks).collect();
+        if !missing.is_empty() {
+            bail!(
+                "the bundle's model has no word for {} of the things that there may be: {}; evaluate a model that was \
+                 trained in this world",
+                missing.len(),
+                missing.join(", ")
+            );
+        }
+        Ok(())
     }
 
     /// Sessions for one thread.

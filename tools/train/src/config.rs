@@ -263,7 +263,7 @@ impl TrainConfig {
         Difficulty::named(&self.difficulty).ok_or_else(|| SettingError::Range {
             name: "difficulty",
             value: format!("{:?}", self.difficulty),
-            expected: "\"plain\" or \"house\"",
+            expected: "\"plain\", \"house\", \"furnished\" or \"apartment\"",
         })
     }
 
@@ -433,7 +433,7 @@ mod tests {
         check(&|c| c.eval_every = 0, "eval_every = 0: expected 1 or more");
         check(
             &|c| c.difficulty = "castle".into(),
-            "difficulty = \"castle\": expected \"plain\" or \"house\"",
+            "difficulty = \"castle\": expected \"plain\", \"house\", \"furnished\" or \"apartment\"",
         );
         check(&|c| c.data.held_out = 0.5, "kind = \"house\" takes no other setting");
         check(&|c| c.data.house = 1.0, "data.house = 1: expected 0 or more, and less than 1");

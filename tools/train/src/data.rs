@@ -551,7 +551,8 @@ pub fn plucker_tokens(camera: &Camera, poses: &[Pose2], grid: [usize; 2]) -> Vec
 /// A colour and a shape that no object of the house has together; half of the time one of the two is there.
 fn absent_name(house: &House, rng: &mut Rng) -> (usize, usize) {
     loop {
-        let (mut colour, mut shape) = (rng.below(6), rng.below(8));
+        let kinds = house.kinds();
+        let (mut colour, mut shape) = (rng.below(6), kinds[rng.below(kinds.len())].index());
         let object = &house.objects[rng.below(house.objects.len())];
         match rng.below(4) {
             0 => colour = object.colour.index(),
@@ -656,9 +657,10 @@ impl Marks {
             if named == Some(object) {
                 self.seen[i * self.tokens + token] += share;
             }
-            if i < self.context && self.attrs == 14 {
+            if i < self.context && self.attrs > 0 {
                 let o = &house.objects[object];
-                for a in [look.colour(o.colour.index()), 6 + o.shape.index()] {
+                let mine = [look.colour(o.colour.index()), 6 + o.shape.index()];
+                for a in mine.into_iter().filter(|a| *a < self.attrs) {
                     let slot = (i * self.tokens + token) * self.attrs + a;
                     self.counts[slot] += share;
                     if self.counts[slot] >= SEEN_SHARE {

@@ -22,6 +22,21 @@ pub enum TrainError {
     /// What the run was opened with does not fit its configuration.
     #[error("{0}")]
     Options(&'static str),
+    /// The model's words are not those of the world's things.
+    #[error(
+        "[text] words: word {at} is {found:?}, but difficulty {difficulty:?} needs {wanted:?} there: list the colours \
+             and then the nouns in the order of the world's kinds"
+    )]
+    Words {
+        /// Name of the world's difficulty.
+        difficulty: String,
+        /// Place in the list, from 0.
+        at: usize,
+        /// What is there; empty past its end.
+        found: String,
+        /// What has to be there.
+        wanted: &'static str,
+    },
     /// Nothing in the data can be trained on.
     #[error("nothing to train on: {0}")]
     NoData(String),

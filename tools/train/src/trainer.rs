@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use mindseye_world::{Difficulty, Rng};
+use mindseye_world::{Colour, Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
 use crate::ahead::{Maker, Supply};
@@ -98,6 +98,23 @@ pub struct OpenOptions {
     pub other_configuration: bool,
 }
 
+/// Ids of words are made from the indices of colours and kinds: the model's list has to be in their order.
+fn check_words(name: &str, difficulty: &Difficulty, words: &[String]) -> Result<(), TrainError> {
+    let wanted = Colour::ALL.iter().map(|c| c.name()).chain(difficulty.nouns().iter().map(|k| k.name()));
+    for (at, wanted) in wanted.enumerate() {
+        let found = words.get(at).map_or("", String::as_str);
+        if found != wanted {
+            return Err(TrainError::Words {
+                difficulty: name.to_owned(),
+                at,
+                found: found.to_owned(),
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
 impl Trainer {
     /// Opens a run on the CPU: goes on from its checkpoint, or starts.
     ///
@@ -133,6 +150,9 @@ impl<D: Device> Trainer<D> {
         };
         fs::create_dir_all(out).map_err(io(out))?;
         let difficulty = config.world()?;
+        if clips.is_none() {
+            check_words(&config.difficulty, &difficulty, &model.text.words)?;
+        }
         let checkpoint = out.join(CHECKPOINT);
         let identity = clips.as_ref().map_or_else(String::new, |c| c.identity().to_owned());
         let mut state = if checkpoint.exists() {

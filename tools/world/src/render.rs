@@ -788,9 +788,10 @@ impl Scene {
                     let (code, t) = (code[j * grid.nx + i], 1.0 / w[j * grid.nx + i]);
                     let u = grid.u0 + i as f32 * grid.du;
                     let plain = self.fast(house, grid, code, u, v, t);
-                    let gain = 0.7 + 0.6 * self.grain(code, u, v, t);
+                    // Dark things are grained, too.
+                    let grain = self.grain(code, u, v, t) - 0.5;
                     for (sum, value) in colour.iter_mut().zip(plain) {
-                        *sum += (value * gain).min(255.0);
+                        *sum += (value * (1.0 + 1.5 * grain) + 40.0 * grain).clamp(0.0, 255.0);
                     }
                 }
             }

@@ -258,7 +258,7 @@ impl Case<'_> {
     fn edge_from(&self, end: Pose2) -> f64 {
         let named = &self.house.objects[self.object];
         match project_box(self.house, end, self.camera, self.object) {
-            Some(_) => (named.x - end.x).hypot(named.y - end.y) - named.radius,
+            Some(_) => named.distance(end.x, end.y),
             None => f64::INFINITY,
         }
     }

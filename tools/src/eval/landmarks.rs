@@ -1,7 +1,11 @@
-//! A model without lift heads, from end to end: a network in whose place true renders of a house with grain are returned,
-//! 416 x 256 pixels, and named so. What is tested is everything after the network: landmarks from kept frames, placing of the
-//! imagined ones, box, object, standing pose, and what is withheld.
+//! `mindseye-tools eval landmarks`: a model without lift heads, from end to end, in rendered houses.
+//!
+//! In the network's place true renders with grain are returned, 416 x 256 pixels, with the red box at their end. What is
+//! measured is everything after the network: landmarks from kept frames, placing of the imagined ones, box, object, standing
+//! pose, covariance, and what is withheld: frames of another house, and true frames with a thing of another house painted
+//! in, which the box then names.
 
+use anyhow::Context;
 use mindseye::context::{ContextLatent, EncodeError, LatentInfo};
 use mindseye::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground};
 use mindseye::image::{ModelCamera, RgbImage};
@@ -21,7 +25,26 @@ use mindseye_world::{
     Camera, Difficulty, Frame, House, RenderOptions, Rng, approach, exploration_sweep, project_box,
     random_drive_from, render_with,
 };
-use nalgebra::{Matrix3, Rotation3, Translation3, UnitQuaternion};
+use nalgebra::{Matrix2, Matrix3, Rotation3, Translation3, UnitQuaternion, Vector2};
+use serde::Serialize;
+use std::process::ExitCode;
+
+use super::localise::{Accepted, Spread};
+use super::stats::{Figure, share};
+
+/// Arguments of `eval landmarks`.
+#[derive(clap::Args, Debug)]
+pub struct LandmarksArgs {
+    /// How many houses.
+    #[arg(long, default_value_t = 20)]
+    pub houses: u64,
+    /// Seed of the first one.
+    #[arg(long, default_value_t = 700_000)]
+    pub seed: u64,
+    /// Print the report as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
 
 const SIZE: (usize, usize) = (416, 256);
 /// Latents of a drive: the first frame, the way, the box.
@@ -139,7 +162,7 @@ fn plain(pose: Base) -> Pose2 {
 
 fn picture(house: &House, pose: Base, camera: &Camera, frame: &mut Frame) -> RgbImage {
     render_with(house, pose, camera, RenderOptions { grain: true, ..RenderOptions::rgb_only() }, frame);
-    RgbImage::from_rgb(camera.width, camera.height, frame.rgb.clone()).unwrap()
+    RgbImage { width: camera.width, height: camera.height, data: frame.rgb.clone() }
 }
 
 /// A red outline as thick as a network of this size draws it.
@@ -158,7 +181,7 @@ struct Visit {
     here: Base,
 }
 
-fn visit(seed: u64, camera: &Camera) -> Visit {
+fn visit(seed: u64, camera: &Camera) -> anyhow::Result<Visit> {
     let house = House::generate(seed, &Difficulty::plain());
     let mut rng = Rng::new(seed);
     let mut path = exploration_sweep(&house, &mut rng, 40);
@@ -167,7 +190,7 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
     let config = StudyConfig { landmarks_max: Some(20_000), ..StudyConfig::default() };
     let mut study = Study::inline(config, None);
     let [fx, fy, cx, cy] = camera.intrinsics();
-    let lens = Lens::pinhole(SIZE.0 as u32, SIZE.1 as u32, fx, fy, cx, cy).unwrap();
+    let lens = Lens::pinhole(SIZE.0 as u32, SIZE.1 as u32, fx, fy, cx, cy)?;
     let mut frame = Frame::new();
     let mut newest = None;
     for (k, pose) in path.iter().enumerate() {
@@ -180,7 +203,7 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
         study.offer(full, &NoClock);
         newest = Some((seen, captured_at));
     }
-    let (newest, captured_at) = newest.unwrap();
+    let (newest, captured_at) = newest.context("an empty visit")?;
     let here = path[path.len() - 1];
     let info = LatentInfo { index: 1, segment: 0, captured_at, odom_from_base: Some(plain(here)) };
     let scene = Scene {
@@ -196,12 +219,31 @@ fn visit(seed: u64, camera: &Camera) -> Visit {
         intrinsics: None,
         studied: study.results().studied(),
     };
-    Visit { house, scene, here }
+    Ok(Visit { house, scene, here })
 }
 
-/// A drive to one of the things, in renders with the box at the end, and the pose that it ends in; `None` where the thing is
-/// not in view at the end.
-fn drive(house: &House, from: Base, thing: usize, camera: &Camera) -> Option<(Vec<RgbImage>, Base)> {
+/// A drive in renders, without the box.
+struct Drive {
+    frames: Vec<RgbImage>,
+    /// Where it ends.
+    end: Base,
+    thing: usize,
+    /// Edges of the thing in the last frames.
+    area: [f32; 4],
+}
+
+impl Drive {
+    /// The frames with the box around the thing at the end.
+    fn imagined(&self) -> Vec<RgbImage> {
+        let mut out = self.frames.clone();
+        let boxed = out.len().saturating_sub(4);
+        out[boxed..].iter_mut().for_each(|frame| outline(frame, self.area));
+        out
+    }
+}
+
+/// A drive to one of the things; `None` where it is not in view at the end.
+fn drive(house: &House, from: Base, thing: usize, camera: &Camera) -> Option<Drive> {
     let frames = 4 * LATENTS;
     let way = approach(house, from, thing, frames - 4);
     if !way.reached {
@@ -218,10 +260,25 @@ fn drive(house: &House, from: Base, thing: usize, camera: &Camera) -> Option<(Ve
             None => picture(house, way.poses[k], camera, &mut frame),
         });
     }
-    let mut end = picture(house, way.final_pose, camera, &mut frame);
-    outline(&mut end, area);
+    let end = picture(house, way.final_pose, camera, &mut frame);
     all.extend(std::iter::repeat_n(end, 4));
-    Some((all, way.final_pose))
+    Some(Drive { frames: all, end: way.final_pose, thing, area })
+}
+
+/// A drive with the thing at the end of another house's drive painted over all its frames, where it is there.
+fn painted(own: &Drive, other: &House, its: &Drive, camera: &Camera) -> Drive {
+    let mut frame = Frame::new();
+    render_with(other, its.end, camera, RenderOptions { rgb: false, ..RenderOptions::default() }, &mut frame);
+    let Some(source) = its.frames.last() else { return Drive { frames: Vec::new(), ..*own } };
+    let mut frames = own.frames.clone();
+    for picture in &mut frames {
+        for (k, id) in frame.ids.iter().enumerate() {
+            if usize::from(*id) == its.thing + 1 {
+                picture.data[3 * k..3 * k + 3].copy_from_slice(&source.data[3 * k..3 * k + 3]);
+            }
+        }
+    }
+    Drive { frames, end: own.end, thing: its.thing, area: its.area }
 }
 
 /// Where the base should stand: 1.2 m before the front of the thing that the middle of its box shows, by the renderer's depth.
@@ -252,110 +309,142 @@ fn truth(house: &House, end: Base, thing: usize, camera: &Camera) -> Option<Pose
     Some(Pose2::new(object.x - 1.2 * yaw.cos(), object.y - 1.2 * yaw.sin(), yaw))
 }
 
-fn asked(scene: &Scene, frames: Vec<RgbImage>, camera: &Camera) -> Grounded {
+fn asked(scene: &Scene, frames: Vec<RgbImage>, camera: &Camera) -> anyhow::Result<Grounded> {
     let mut mind = true_renders(frames, camera);
-    let goal = Goal::text("g", "find the thing").unwrap();
-    ground(&mut mind, scene, &goal, &NoClock, None, &mut |_| Flow::Continue).unwrap()
+    let goal = Goal::text("g", "find the thing")?;
+    ground(&mut mind, scene, &goal, &NoClock, None, &mut |_| Flow::Continue)
+        .map_err(|_| anyhow::anyhow!("the goal was stopped"))
 }
 
-/// Frames that are believed, and all.
-fn believed(grounded: &Grounded) -> (usize, usize) {
-    let frames = &grounded.geometry.as_ref().unwrap().frames;
-    let most = LiftConfig::default().hole_sigmas;
-    let good = frames.iter().filter(|f| f.placed.is_ok() && f.hole.is_none_or(|h| h.sigmas <= most));
-    (good.count(), frames.len())
-}
-
-/// What came of some houses.
+/// How often one kind of drives, and their frames, are believed.
 #[derive(Debug, Default)]
 struct Tally {
-    position_m: Vec<f64>,
-    heading_deg: Vec<f64>,
-    withheld: usize,
-    /// Squared distance of the goal from the truth in standard deviations.
-    d2: Vec<f64>,
-    true_frames: (usize, usize),
-    other_frames: (usize, usize),
-    other_found: usize,
+    frames: Vec<bool>,
+    drives: Vec<bool>,
 }
 
-fn tally(houses: u64) -> Tally {
+impl Tally {
+    /// Puts a drive in the network's place.
+    fn ask(&mut self, visit: &Visit, drive: &Drive, camera: &Camera) -> anyhow::Result<Grounded> {
+        let grounded = asked(&visit.scene, drive.imagined(), camera)?;
+        let most = LiftConfig::default().hole_sigmas;
+        let lifted = grounded.geometry.as_ref();
+        self.frames.extend(
+            lifted
+                .iter()
+                .flat_map(|l| &l.frames)
+                .map(|f| f.placed.is_ok() && f.hole.is_none_or(|h| h.sigmas() <= most)),
+        );
+        self.drives.push(grounded.answer.status == Status::Found);
+        Ok(grounded)
+    }
+}
+
+/// What `eval landmarks` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Houses with a thing that can be driven to.
+    pub houses: usize,
+    /// Distances of the goals from the truth (metres).
+    pub position_m: Spread,
+    /// Their headings' (degrees).
+    pub heading_deg: Spread,
+    /// Share of the goals inside their 90 % ellipse.
+    pub within_90: Figure,
+    /// Shares of frames that are accepted, by what they are.
+    pub accepted_frames: Vec<Accepted>,
+    /// The same of whole drives: a goal is given.
+    pub accepted_drives: Vec<Accepted>,
+    /// Why true drives were withheld.
+    pub withheld: Vec<String>,
+}
+
+/// Runs `eval landmarks`.
+///
+/// # Errors
+/// A camera that cannot be used, or a report that cannot be written.
+pub fn run(args: &LandmarksArgs) -> anyhow::Result<ExitCode> {
+    let report = evaluate(args.seed, args.houses)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", text(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Goals and rates of some houses.
+///
+/// # Errors
+/// A camera that cannot be used.
+pub fn evaluate(seed: u64, houses: u64) -> anyhow::Result<Report> {
     let camera = Camera::new(SIZE.0, SIZE.1);
-    let mut out = Tally::default();
-    for seed in 700_000..700_000 + houses {
-        let visit = visit(seed, &camera);
-        let other = House::generate(seed + 50_000, &Difficulty::plain());
-        let things = (0..visit.house.objects.len())
-            .find_map(|k| Some((k, drive(&visit.house, visit.here, k, &camera)?)))
-            .and_then(|(k, (frames, end))| Some((frames, truth(&visit.house, end, k, &camera)?)));
-        let Some((frames, want)) = things else { continue };
-        let grounded = asked(&visit.scene, frames, &camera);
-        let (good, all) = believed(&grounded);
-        out.true_frames = (out.true_frames.0 + good, out.true_frames.1 + all);
-        match (grounded.answer.status, &grounded.answer.pose) {
-            (Status::Found, Some(pose)) => {
-                let off = [pose.x - want.x, pose.y - want.y];
-                out.position_m.push(off[0].hypot(off[1]));
-                out.heading_deg.push(wrap_angle(pose.yaw - want.yaw).abs().to_degrees());
-                let c = grounded.answer.covariance.as_ref().unwrap();
-                let s = nalgebra::Matrix2::new(c[0], c[1], c[6], c[7]);
-                let off = nalgebra::Vector2::from(off);
-                out.d2.push((off.transpose() * s.try_inverse().unwrap() * off)[0]);
+    let (mut position, mut heading, mut inside, mut withheld) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut tallies: [Tally; 3] = Default::default();
+    for seed in seed..seed + houses {
+        let visit = visit(seed, &camera)?;
+        let to_thing = |k| {
+            let drive = drive(&visit.house, visit.here, k, &camera)?;
+            let want = truth(&visit.house, drive.end, k, &camera)?;
+            Some((drive, want))
+        };
+        let Some((own, want)) = (0..visit.house.objects.len()).find_map(to_thing) else { continue };
+        let [of_true, of_other, of_painted] = &mut tallies;
+        let grounded = of_true.ask(&visit, &own, &camera)?;
+        match (grounded.answer.status, &grounded.answer.pose, &grounded.answer.covariance) {
+            (Status::Found, Some(pose), Some(c)) => {
+                let off = Vector2::new(pose.x - want.x, pose.y - want.y);
+                position.push(off.norm());
+                heading.push(wrap_angle(pose.yaw - want.yaw).abs().to_degrees());
+                let d2 = Matrix2::new(c[0], c[1], c[6], c[7])
+                    .try_inverse()
+                    .map_or(f64::INFINITY, |s| (off.transpose() * s * off)[0]);
+                // 90 % of a chi-square with two degrees of freedom.
+                inside.push(d2 < 4.605);
             }
-            _ => {
-                eprintln!("house {seed}: {:?}", grounded.answer.reason);
-                out.withheld += 1;
-            }
+            _ => withheld.push(format!("house {seed}: {}", grounded.answer.reason.unwrap_or_default())),
         }
+        let other = House::generate(seed + 50_000, &Difficulty::plain());
         let start = mindseye_world::random_pose(&other, &mut Rng::new(seed));
         let elsewhere = (0..other.objects.len()).find_map(|k| drive(&other, start, k, &camera));
-        if let Some((frames, _)) = elsewhere {
-            let grounded = asked(&visit.scene, frames, &camera);
-            let (good, all) = believed(&grounded);
-            out.other_frames = (out.other_frames.0 + good, out.other_frames.1 + all);
-            out.other_found += usize::from(grounded.answer.status == Status::Found);
+        if let Some(its) = elsewhere {
+            of_other.ask(&visit, &its, &camera)?;
+            of_painted.ask(&visit, &painted(&own, &other, &its, &camera), &camera)?;
         }
     }
-    out
+    let names = ["true", "another house", "thing painted in"];
+    let table = |of: &dyn Fn(&Tally) -> &[bool]| {
+        let rows = names.iter().zip(&tallies);
+        rows.map(|(kind, t)| Accepted { kind, share: share(of(t).iter().copied()) }).collect()
+    };
+    Ok(Report {
+        houses: tallies[0].drives.len(),
+        position_m: Spread::of(&position),
+        heading_deg: Spread::of(&heading),
+        within_90: share(inside),
+        accepted_frames: table(&|t| &t.frames),
+        accepted_drives: table(&|t| &t.drives),
+        withheld,
+    })
 }
 
-/// Wilson's 95 % interval of a share.
-fn interval((hits, n): (usize, usize)) -> (f64, f64, f64) {
-    let (n, z) = (n.max(1) as f64, 1.96);
-    let p = hits as f64 / n;
-    let middle = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
-    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-    (p, middle - half, middle + half)
-}
-
-#[test]
-#[ignore = "not met yet: most frames of the drive are not placed by landmarks of so short a visit"]
-fn true_renders_give_a_pose_and_another_house_none() {
-    let mut got = tally(1);
-    assert_eq!((got.withheld, got.position_m.len()), (0, 1), "{got:?}");
-    assert!(got.position_m[0] < 0.2 && got.heading_deg[0] < 6.0, "{got:?}");
-    assert!(got.true_frames.0 * 10 >= got.true_frames.1 * 7, "{got:?}");
-    assert!(got.other_found == 0 && got.other_frames.0 == 0, "{got:?}");
-    got.d2.clear();
-}
-
-#[test]
-#[ignore = "renders some 1500 pictures of 416 x 256: minutes"]
-fn goals_of_true_renders_in_twenty_houses() {
-    let mut got = tally(20);
-    let (accepted, withheld) =
-        (interval(got.true_frames), interval((got.other_frames.1 - got.other_frames.0, got.other_frames.1)));
-    let position = mindseye_base::stats::median(&mut got.position_m);
-    let heading = mindseye_base::stats::median(&mut got.heading_deg);
-    let inside = got.d2.iter().filter(|d| **d < 4.605).count();
-    eprintln!(
-        "{} goals ({} withheld): median {position:.3} m, {heading:.2} degrees; {inside} inside their 90 % ellipse; true \
-         frames accepted {accepted:.3?}; frames of another house withheld {withheld:.3?}, {} drives of it believed",
-        got.position_m.len(),
-        got.withheld,
-        got.other_found
+fn text(r: &Report) -> String {
+    let number = |v: Option<f64>, digits: usize| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
+    let mut out = format!(
+        "{} houses: goal median {} m (90 %: {}), heading median {}° (90 %: {}); inside the 90 % ellipse {}\n",
+        r.houses,
+        number(r.position_m.median, 3),
+        number(r.position_m.p90, 3),
+        number(r.heading_deg.median, 2),
+        number(r.heading_deg.p90, 2),
+        r.within_90.text(2),
     );
-    assert!(position <= 0.10 && heading <= 3.0, "{position} m, {heading} degrees");
-    assert!(accepted.0 >= 0.9, "{accepted:?}");
-    assert!(withheld.0 >= 0.98 && got.other_found == 0, "{withheld:?}");
+    for (what, rows) in [("frames", &r.accepted_frames), ("drives", &r.accepted_drives)] {
+        for row in rows {
+            out += &format!("{what} accepted, {}: {} of {}\n", row.kind, row.share.text(3), row.share.n);
+        }
+    }
+    r.withheld.iter().for_each(|line| out += &format!("withheld, {line}\n"));
+    out
 }
