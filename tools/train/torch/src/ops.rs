@@ -143,15 +143,22 @@ impl TorchOps {
 
     /// The value of a node; one that was dropped is computed again and kept.
     fn value_of(&mut self, at: usize) -> Tensor {
-        if let Some(value) = &self.nodes[at].value {
+        let value = self.computed(at, &mut HashMap::new());
+        self.nodes[at].value = Some(value.shallow_clone());
+        value
+    }
+
+    /// The value of a node; what was dropped is computed again, each once, into `made`.
+    fn computed(&self, at: usize, made: &mut HashMap<usize, Tensor>) -> Tensor {
+        let node = &self.nodes[at];
+        if let Some(value) = node.value.as_ref().or_else(|| made.get(&at)) {
             return value.shallow_clone();
         }
-        let recipe = self.nodes[at].recipe.take().expect("only what can be computed again is dropped");
-        let from: Vec<Tensor> = recipe.from.iter().map(|i| self.value_of(*i)).collect();
+        let recipe = node.recipe.as_ref().expect("only what can be computed again is dropped");
+        let from: Vec<Tensor> = recipe.from.iter().map(|i| self.computed(*i, made)).collect();
         let value = tch::no_grad(|| (recipe.compute)(&from.iter().collect::<Vec<_>>()));
-        let value = self.done(recipe.operation, &self.nodes[at].shape, value);
-        self.nodes[at].recipe = Some(recipe);
-        self.nodes[at].value = Some(value.shallow_clone());
+        let value = self.done(recipe.operation, &node.shape, value);
+        made.insert(at, value.shallow_clone());
         value
     }
 
@@ -348,7 +355,7 @@ impl Autograd for TorchOps {
 
     fn value<'a>(&'a self, x: &'a Var) -> Cow<'a, [f32]> {
         let node = &self.nodes[x.0];
-        let value = node.value.as_ref().expect("a value inside a block that is not kept");
+        let value = self.computed(x.0, &mut HashMap::new());
         let mut out = vec![0.0f32; value.numel()];
         let copied = float(&value.detach()).and_then(|v| {
             let n = out.len();
