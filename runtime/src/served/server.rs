@@ -258,7 +258,7 @@ impl<A: Clone> Server<A> {
         match heard {
             Heard::Latents(latents) => self.take(latents),
             Heard::Asked(asker, job) => self.asked(asker, *job, now, &mut todo),
-            Heard::Cancelled(cancel) => self.cancel((cancel.session, cancel.number), now, &mut todo),
+            Heard::Cancelled(cancel) => self.cancel((cancel.session, cancel.number), &mut todo),
             Heard::Said(session, number, word) => self.said((session, number), word, now, &mut todo),
             Heard::Tick => {}
         }
@@ -374,7 +374,7 @@ impl<A: Clone> Server<A> {
         }
     }
 
-    fn cancel(&mut self, key: Key, _now: TimeDelta, todo: &mut Vec<Do<A>>) {
+    fn cancel(&mut self, key: Key, todo: &mut Vec<Do<A>>) {
         if self.cancelled.len() == CANCELLED_MAX {
             self.cancelled.pop_front();
         }

@@ -161,11 +161,14 @@ struct Hand {
     wanted: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
+/// A reply on its way: whose, and its bytes.
+type Post = (Arc<Question>, Arc<Vec<u8>>);
+
 struct Core {
     server: Server<Arc<Question>>,
     messages: Receiver<In>,
     hands: Vec<Hand>,
-    posts: Vec<SyncSender<(Arc<Question>, Arc<Vec<u8>>)>>,
+    posts: Vec<SyncSender<Post>>,
     stop: Arc<AtomicBool>,
     counts: Arc<Mutex<ServerCounts>>,
 }

@@ -413,12 +413,15 @@ struct Robot {
     good: usize,
 }
 
+/// A server that runs, by its name.
+type Running = Option<(String, Server<(usize, u32)>)>;
+
 /// Plays a fleet for half a minute; gives errands that ended, and those with a result.
 fn play(seed: u64, robots: usize, servers: usize, loss: f64, crashes: &[(i64, usize)]) -> (usize, usize) {
     let mut net =
         Net { rng: Rng::new(seed), loss, twice: loss, late_ms: 60, order: 0, events: BTreeMap::new() };
     let limits = Limits { memory: 16 * LEN * 40, waiting: 8, ..Limits::default() };
-    let mut running: Vec<Option<(String, Server<(usize, u32)>)>> = (0..servers).map(|_| None).collect();
+    let mut running: Vec<Running> = (0..servers).map(|_| None).collect();
     let mut generation = 0;
     let mut fleet: Vec<Robot> = (0..robots)
         .map(|_| Robot {
@@ -458,8 +461,8 @@ fn play(seed: u64, robots: usize, servers: usize, loss: f64, crashes: &[(i64, us
                 }
                 Ev::Crash(s) => {
                     let Some((name, _)) = running[s].take() else { continue };
-                    for r in 0..robots {
-                        let gone = Ev::Robot(r, fleet[r].number, client::Heard::Gone(name.clone()));
+                    for (r, robot) in fleet.iter().enumerate() {
+                        let gone = Ev::Robot(r, robot.number, client::Heard::Gone(name.clone()));
                         net.send(now, &gone);
                     }
                 }

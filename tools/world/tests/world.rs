@@ -14,7 +14,7 @@ fn both() -> [(&'static str, Difficulty); 2] {
 }
 
 fn all() -> [(&'static str, Difficulty); 4] {
-    Difficulty::NAMES.map(|name| (name, Difficulty::named(name).unwrap()))
+    Difficulty::NAMES.map(|name| (name, Difficulty::named(name).expect("a known name")))
 }
 
 /// Pictures, ids, depth and names of a few houses as one hash.
