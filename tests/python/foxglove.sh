@@ -7,7 +7,7 @@ root=$(cd "$here/../.." && pwd)
 . "$here/venv.sh"
 want "mcap, foxglove_schemas_protobuf" mcap==1.6.0 foxglove-schemas-protobuf==0.4.0
 bin=${CARGO_TARGET_DIR:-$root/target}/release
-[ -x "$bin/mindseye" ] || cargo build --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye
+[ -x "$bin/mindseye" ] || cargo build ${MINDSEYE_CARGO_CONFIG:+--config "$MINDSEYE_CARGO_CONFIG"} --release --quiet --locked --manifest-path "$root/Cargo.toml" --workspace --bin mindseye
 work=$(mktemp -d)
 pid=
 trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
