@@ -312,7 +312,8 @@ fn a_report_is_what_a_viewer_would_have_seen() {
     assert!(of("memory")[0]["moments"].as_array().unwrap().len() >= 2 && of("map").len() == 1);
     assert_eq!(report["goals"]["1"]["words"], goals[0]);
     let video = report["video"]["frames"].as_array().unwrap();
-    assert!(video.len() >= 4, "{} pictures", video.len());
+    // As many as it took tenths of a second to answer.
+    assert!(video.len() >= 2, "{} pictures", video.len());
     assert!(
         video.windows(2).all(|w| w[1][0].as_f64() >= w[0][0].as_f64().map(|s| s + 0.099)),
         "ten a second"
