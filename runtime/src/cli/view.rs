@@ -6,8 +6,10 @@ use clap::Args;
 
 #[cfg(feature = "view")]
 pub use live::{Channels, Page, Report, ReportArgs, ViewArgs};
+#[cfg(all(not(feature = "view"), feature = "demo"))]
+pub use none::{Channels, Page};
 #[cfg(not(feature = "view"))]
-pub use none::{Channels, Page, Report, ReportArgs, ViewArgs};
+pub use none::{Report, ReportArgs, ViewArgs};
 
 /// Titled tables of a report.
 pub type Facts = Vec<(String, Vec<(String, String)>)>;
