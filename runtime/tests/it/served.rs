@@ -94,7 +94,7 @@ fn ask(
 }
 
 #[test]
-#[ignore = "not yet seen to pass since robots and servers meet at a router"]
+#[ignore = "real time over a router: ten seconds of two cores"]
 fn a_served_goal_is_answered_as_one_at_home() {
     let (_router, port) = router();
     let server = client("server", port);
@@ -149,7 +149,7 @@ fn a_served_goal_is_answered_as_one_at_home() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass since robots and servers meet at a router"]
+#[ignore = "real time over a router: ten seconds of two cores"]
 fn a_server_that_dies_in_mid_goal_is_replaced_by_another_or_by_the_fallback() {
     let (_router, port) = router();
     let hub = client("hub", port);
@@ -363,7 +363,7 @@ fn shared_memories_are_checked_and_bounded() {
 
 /// Two nodes: the second one, which comes later, is told what the first has seen.
 #[test]
-#[ignore = "not yet seen to pass since robots and servers meet at a router"]
+#[ignore = "real time over a router: ten seconds of two cores"]
 fn nodes_share_what_they_see() {
     let (_router, port) = router();
     let start = |robot: &str, session: &RosSession| {
