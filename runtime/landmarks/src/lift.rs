@@ -35,7 +35,7 @@ pub struct LiftConfig {
     pub register: RegisterConfig,
     /// Smallest share of the pictures that have to be placed.
     pub placed_min: f64,
-    /// Largest distance between the places of neighbouring pictures (metres).
+    /// Largest distance between the places of neighbouring pictures (metres): those that are looked at are a latent apart.
     pub jump_max_m: f64,
     /// Largest SD (metres); 0.2 and 0.1 are the paper's.
     pub sd_max_m: f64,
@@ -53,7 +53,7 @@ impl Default for LiftConfig {
         Self {
             register: RegisterConfig::default(),
             placed_min: 0.7,
-            jump_max_m: 0.8,
+            jump_max_m: 1.5,
             sd_max_m: 0.2,
             hole_sigmas: 7.0,
             object_points_min: 3,
@@ -458,6 +458,8 @@ const REFERENCE_PX: f64 = 25.0;
 const NEAREST_FRAMES: usize = 4;
 /// Their cameras are at most this far away (metres), and look at most this far aside (radians).
 const NEAREST_MAX: (f64, f64) = (1.5, 1.3);
+/// Fewest frames that saw a landmark that is looked for.
+const VIEWS_MIN: u32 = 3;
 /// Fewest landmarks of a region that is judged, and fewest features whose share counts.
 const MISSING_MIN: usize = 10;
 const STRANGE_MIN: usize = 6;
@@ -517,7 +519,8 @@ impl LandmarkMap {
         near.into_iter().take(NEAREST_FRAMES).map(|(_, f)| f).collect()
     }
 
-    /// The picture's features that a near kept frame should show, where the depth about them is that of the nearest of `known`;
+    /// The picture's features that a near kept frame should show, where the depth about them is that of the nearest of `known` that
+    /// is found;
     /// and how different the most similar feature is that lies on their epipolar line there.
     fn recognised_features(&self, posed: &PosedPicture<'_>, known: &[Judged]) -> Vec<Judged> {
         let features = &posed.picture.features;
@@ -529,7 +532,7 @@ impl LandmarkMap {
         let judged = |(keypoint, descriptor): (&Keypoint, &Descriptor)| {
             let pixel = Vector2::new(f64::from(keypoint.x), f64::from(keypoint.y));
             let ray = posed.camera.ray(pixel)?;
-            let nearest = known.iter().min_by(|a, b| {
+            let nearest = known.iter().filter(|l| self.is_seen(l)).min_by(|a, b| {
                 (a.pixel - pixel).norm_squared().total_cmp(&(b.pixel - pixel).norm_squared())
             })?;
             let point = Point3::new(ray.x, ray.y, 1.0) * nearest.depth;
@@ -559,7 +562,10 @@ impl LandmarkMap {
                 let landmark = self.slots.get(*slot as usize).and_then(Option::as_ref);
                 landmark.is_some_and(|l| {
                     let point = seen.map_from_camera.inverse_transform_point(&l.position);
-                    frame.sees_as(&point, &other_from_own)
+                    // Two views can agree by chance on a place where nothing is.
+                    l.views >= VIEWS_MIN
+                        && well_known(&l.position, &l.covariance, seen.map_from_camera)
+                        && frame.sees_as(&point, &other_from_own)
                 })
             }));
         }
