@@ -192,8 +192,9 @@ fn memory_is_bounded_and_counted() {
 
 /// Resident memory of this process (bytes).
 fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    4096 * pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let resident = pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    4096 * resident.expect("a number of pages")
 }
 
 #[test]
