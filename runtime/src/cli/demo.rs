@@ -287,6 +287,17 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         });
         demo.stay(&mut progress)?;
     }
+    conclude(args, demo, story, (&report, &pipeline), &mut progress)
+}
+
+/// Stops everything, writes picture, recordings and report, and prints how it ended.
+fn conclude(
+    args: &DemoArgs,
+    demo: Demo,
+    story: anyhow::Result<Story>,
+    (report, pipeline): (&Report, &Pipeline),
+    progress: &mut ProgressBar,
+) -> anyhow::Result<ExitCode> {
     // Whatever happened, everybody leaves in order and the recording is closed: what was recorded is kept.
     let Demo { session, robot, node, recorder, beside, channels, goals, shown, .. } = demo;
     drop(goals); // before its publisher goes, which would warn of a subscriber without one
@@ -318,7 +329,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         let (picture, recording) = (picture.display(), recording.display());
         progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
     }
-    let reported = report.write(|| facts(args, &story, &pipeline));
+    let reported = report.write(|| facts(args, &story, pipeline));
     if let Ok(Some(path)) = &reported {
         progress.line(&format!("wrote {}", path.display()));
     }
