@@ -27,11 +27,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Goals of each kind in turns.
-const PAIRS: usize = 8;
-const PAIRS_FREE: usize = 60;
+const PAIRS: usize = 6;
+const PAIRS_FREE: usize = 20;
 /// Time of one evaluation of the server's network, and goals of each robot.
 const EVALUATION: Duration = Duration::from_micros(100);
-const GOALS: usize = 20;
+const GOALS: usize = 10;
 
 /// A network's outputs, by order; asked for more than there are, it begins anew.
 #[derive(Clone, Default)]

@@ -23,7 +23,7 @@ print(next(l["executable"] for l in lines if l.get("executable") and l["target"]
 n=me$$
 jobs=()
 clean() {
-    for job in "${jobs[@]}"; do kill -9 "$job" 2>/dev/null || true; done
+    for job in "${jobs[@]}"; do { kill -9 "$job" && wait "$job"; } 2>/dev/null || true; done
     for side in robot r1 line r2 hall; do ip netns del "$n-$side" 2>/dev/null || true; done
     rm -rf "$out"
 }
@@ -44,20 +44,21 @@ wire line "" r2 10.77.2.2
 wire r2 10.77.3.2 hall 10.77.3.1
 for side in robot r1 line r2 hall; do ip -n "$n-$side" link set lo up; done
 for side in r1 r2; do in_ "$side" python3 "$here/wire.py" plain to-line || skip "no raw sockets"; done
-in_ line python3 "$here/wire.py" to-r1 to-r2 20 1 >"$out/wire" 2>&1 &
+ip netns exec "$n-line" python3 "$here/wire.py" to-r1 to-r2 20 1 >"$out/wire" 2>&1 </dev/null &
 jobs+=($!)
 for _ in $(seq 100); do grep -q carrying "$out/wire" && break; sleep 0.1; done
 grep -q carrying "$out/wire" || { cat "$out/wire"; skip "no raw sockets"; }
 
 beside() { # side, role
-    in_ "$1" env MINDSEYE_IT_BESIDE="$2" "$fleet" --ignored --exact served::beside >"$out/$1" 2>&1 &
+    MINDSEYE_IT_BESIDE=$2 ip netns exec "$n-$1" "$fleet" --ignored --exact served::beside >"$out/$1" 2>&1 </dev/null &
     jobs+=($!)
 }
 beside r2 "router tcp/10.77.3.2:7447,tcp/10.77.2.2:7447"
 beside r1 "router tcp/10.77.1.2:7447 tcp/10.77.2.2:7447"
 
 serve() {
-    in_ hall "$bin" serve --name hall --connect tcp/10.77.3.2:7447 --bundle "$root/models/house-tiny" 2>"$out/serve" &
+    ip netns exec "$n-hall" "$bin" serve --name hall --connect tcp/10.77.3.2:7447 --bundle "$root/models/house-tiny" \
+        >/dev/null 2>"$out/serve" </dev/null &
     server=$!
     jobs+=("$server")
     for _ in $(seq 200); do grep -q "Ctrl-C stops" "$out/serve" && return; sleep 0.1; done
@@ -78,7 +79,7 @@ done
 (replay 4 killed $served --fallback "$root/models/house-tiny" --deadline-ms 30000 --candidates 32) &
 goal=$!
 sleep 4
-kill -9 "$server"
+{ kill -9 "$server" && wait "$server"; } 2>/dev/null || true
 wait "$goal" || { echo "FAIL: the goal in the middle of which the server was killed was not answered"; exit 1; }
 python3 - "$out" <<'PY'
 import json, sys
