@@ -9,7 +9,7 @@
 
 use mindseye::context::GroupEncoder;
 use mindseye::ground::{Mind, Scene, ground};
-use mindseye::imagine::{Budget, ContextLatents, Flow, NoClock, Prompt};
+use mindseye::imagine::{Budget, ContextLatents, Flow, ImagineError, NoClock, Prompt, pick};
 use mindseye::interpose::{Interpose, Interposed};
 use mindseye::mind::Pipeline;
 use mindseye::node::MonotonicClock;
@@ -20,6 +20,7 @@ use mindseye_base::stats::median;
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::ros::{RosConfig, RosSession};
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
+use mindseye_engines::sampler::Step;
 use mindseye_world::{Camera, Difficulty, House, Rng};
 use std::net::TcpListener;
 use std::path::Path;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 /// Goals of each kind in turns.
 const PAIRS: usize = 6;
 const PAIRS_FREE: usize = 20;
+const ERRANDS: usize = 100;
 /// Time of one evaluation of the server's network, and goals of each robot.
 const EVALUATION: Duration = Duration::from_micros(100);
 const GOALS: usize = 10;
@@ -139,9 +141,62 @@ fn added(pipeline: &Pipeline, scene: &Scene, goal: &Goal) -> Tape {
         goal,
         PAIRS_FREE,
     );
+    errands(home.as_mut(), served("free").as_mut(), pipeline, scene, goal);
     let _real = hall.serve("real", mind());
     compare("the shipped model", mind().as_mut(), served("real").as_mut(), scene, goal, PAIRS);
     tape
+}
+
+/// What each piece of a goal's work costs more by a server, the network being free: what the way costs, without the work at
+/// both ends that a busy machine makes longer now and then.
+fn errands(home: &mut dyn Mind, served: &mut dyn Mind, pipeline: &Pipeline, scene: &Scene, goal: &Goal) {
+    let spec = pipeline.spec().clone();
+    let settings = &spec.settings;
+    let words = mindseye::node::goal_in_words(goal);
+    let (text, null_text) = (home.encode_text(&words).unwrap(), home.encode_text("").unwrap());
+    let prompt = Prompt { text: &text, null_text: &null_text, camera: None };
+    let memory = ContextLatents {
+        index: scene.memory.iter().map(|c| c.info.index).collect(),
+        latents: scene.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+        first: home.encode_still(&scene.newest).unwrap(),
+    };
+    let few = spec.context_max.min(memory.index.len());
+    let seen = pick(&memory, &(0..few).collect::<Vec<_>>(), spec.latent_len);
+    let x = vec![0.1; settings.target_latents * spec.latent_len];
+    let step = Step { index: 0, sigma: 0.9, timestep: 900.0 };
+    let budget = Budget { clock: &NoClock, until: None };
+    let of = |seen| Inputs { seen, prompt, settings, budget };
+    let mut choose = |mind: &mut dyn Mind| {
+        mind.imaginer().choose_context(of(&memory), spec.context_max, &mut |_| Flow::Continue).map(drop)
+    };
+    let mut imagine =
+        |mind: &mut dyn Mind| mind.imaginer().imagine(of(&seen), &mut |_| Flow::Continue).map(drop);
+    let mut guided = |mind: &mut dyn Mind| mind.imaginer().guided(of(&seen), 0, (&x, step)).map(drop);
+    type Errand<'a> = &'a mut dyn FnMut(&mut dyn Mind) -> Result<(), ImagineError>;
+    let all: [(&str, usize, Errand<'_>); 3] = [
+        ("choosing the context", 1, &mut choose),
+        ("all rollouts", 1, &mut imagine),
+        ("one guided step", settings.steps, &mut guided),
+    ];
+    let mut of_goal = 0.0;
+    for (what, times, errand) in all {
+        let mut took = |mind: &mut dyn Mind| {
+            let began = Instant::now();
+            errand(mind).unwrap();
+            began.elapsed().as_secs_f64() * 1e3
+        };
+        let mut added: Vec<f64> = (0..=ERRANDS)
+            .map(|_| {
+                let here = took(&mut *home);
+                took(&mut *served) - here
+            })
+            .collect();
+        // The first one sends the latents.
+        let added = median(&mut added[1..]);
+        of_goal += times as f64 * added;
+        println!("{what:<42} added p50 {added:6.2} ms, {times} of them in a goal");
+    }
+    println!("{:<42} added p50 {of_goal:6.2} ms", "a goal, by its pieces");
 }
 
 fn goodput(pipeline: &Pipeline, tape: &Tape, scene: &Scene) {

@@ -17,12 +17,17 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 import numpy as np
+import zenoh
 import zenoh_ros2_sdk.publisher
 from zenoh_ros2_sdk import ROS2Publisher, ROS2Subscriber
 from zenoh_ros2_sdk.message_registry import get_registry
 from zenoh_ros2_sdk.session import ZenohSession
+
+# The SDK looks for congestion control where zenoh had it once, and would drop pictures on a busy machine.
+zenoh.qos = types.SimpleNamespace(CongestionControl=zenoh.CongestionControl)
 
 # The SDK fetches definitions from the network unless it finds them in a directory.
 DEFINITIONS = {
