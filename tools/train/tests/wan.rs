@@ -68,7 +68,6 @@ fn falls(lines: &[TaskMetrics]) {
 }
 
 #[test]
-#[ignore = "has not been run yet"]
 fn an_autoencoder_and_a_transformer_on_its_latents_learn_and_go_on_exactly() {
     let dir = tempfile::tempdir().expect("a directory");
     let dir = dir.path();
