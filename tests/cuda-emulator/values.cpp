@@ -379,9 +379,11 @@ static void check_elementwise(int op, std::vector<int> size) {
         auto t = Tensor::noise(any_type(), count);
         if (op == SQRT || op == DIVIDE || op == RECIPROCAL)
             for (size_t e = 0; e < count; e++) store(t.at(), e, t.type, .1f + std::fabs(t[e]));
-        // Quotients of a few hundred: some within the range of bytes and of E4M3, some past it.
+        // Quotients of a few hundred: some within the range of bytes and of E4M3, some past it. Or small ones, around the
+        // least binade of E4M3.
+        float by = op == TO_E4M3 && rank == 1 ? 3000.f : 1.f;
         if (op >= TO_BYTE && i == 1)
-            for (size_t e = 0; e < count; e++) store(t.at(), e, t.type, .003f + .02f * std::fabs(t[e]));
+            for (size_t e = 0; e < count; e++) store(t.at(), e, t.type, by * (.003f + .02f * std::fabs(t[e])));
         given.push_back(t);
     }
     Tensor out(op == TO_BYTE ? I8 : any_type(), count);

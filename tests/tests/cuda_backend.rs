@@ -377,7 +377,7 @@ fn graphs_of_four_bits_are_refused_by_name() {
 
 /// What the quantiser makes of a denoiser, int8 and fp8 (with attention), with its other floats as they are and in 16
 /// bits: products of codes, against the same arithmetic in rten's floats. A value on a boundary may be rounded either
-/// way, so the figure is that of a few codes.
+/// way, so what is apart is held against what quantising loses.
 #[test]
 fn quantised_denoisers_agree_with_their_emulation() {
     let Some(cuda) = backend(Precision::Fp32) else { return };
@@ -402,13 +402,13 @@ fn quantised_denoisers_agree_with_their_emulation() {
         let wanted = run(rten.as_ref(), "emulated", &q.emulated);
         let unquantised = run(rten.as_ref(), "fp32", &fp32);
         let halves = to_float16(&q.deploy, Precision::Fp16).unwrap();
-        for (name, model, limit) in [("deploy", &q.deploy, 2e-3), ("halves", &halves, 2e-2)] {
+        for (name, model, share) in [("deploy", &q.deploy, 0.1), ("halves", &halves, 0.6)] {
             let got = run(&cuda, name, model);
             let error =
                 |to: &[(String, Tensor)]| relative(got[0].1.as_f32().unwrap(), to[0].1.as_f32().unwrap());
             let (error, lost) = (error(&wanted), error(&unquantised));
             println!("{precision} {name}: {error:.1e} from its emulation, {lost:.1e} from fp32");
-            assert!(error < limit && lost > 1e-4, "{precision} {name}: {error} {lost}");
+            assert!(error < share * lost && lost > 1e-3, "{precision} {name}: {error} {lost}");
             assert!(run(&cuda, name, model) == got, "the same inputs gave other bytes");
         }
     }
@@ -453,6 +453,22 @@ impl Case {
             text: &self.text,
             camera: Some(&self.camera),
             guide: None,
+        }
+    }
+}
+
+/// Latents and timesteps of one pass.
+type Pass = (Vec<f32>, [f64; 2]);
+
+impl Case {
+    /// A branch of guidance: the unconditional one knows neither the instruction nor the rays.
+    fn branch<'a>(&'a self, pass: &'a Pass, null_text: &'a [f32], conditional: bool) -> DenoiseStep<'a> {
+        DenoiseStep {
+            latents: &pass.0,
+            timesteps: &pass.1,
+            text: if conditional { &self.text } else { null_text },
+            camera: conditional.then_some(self.camera.as_slice()),
+            ..self.step()
         }
     }
 }
@@ -595,20 +611,13 @@ fn a_sample_is_walked_on_the_device_as_on_the_host() {
             let latents = [&given[..(context + 1) * frame], &x[frame..]].concat();
             (latents, [if conditional { 0.0 } else { 1000.0 }, t])
         };
-        let step = |(latents, timesteps): &(Vec<f32>, [f64; 2]), conditional: bool| DenoiseStep {
-            latents,
-            timesteps,
-            text: if conditional { &case.text } else { &null_text },
-            camera: conditional.then_some(case.camera.as_slice()),
-            ..case.step()
-        };
 
         let (mut x, mut sampler) = (beginning.clone(), Sampler::new(schedule.clone(), solver));
         let (mut estimates, mut heads) = (Vec::new(), None);
         while let Some(at) = sampler.next_step() {
             let mut velocity = |denoiser: &mut dyn Denoise, conditional: bool| {
                 let given = branch(&x, f64::from(at.timestep), conditional);
-                let out = denoiser.denoise(&step(&given, conditional)).unwrap();
+                let out = denoiser.denoise(&case.branch(&given, &null_text, conditional)).unwrap();
                 let v: Vec<f32> = match prediction {
                     Prediction::Velocity => out.prediction[context * frame..].to_vec(),
                     Prediction::X0 => {
@@ -632,7 +641,7 @@ fn a_sample_is_walked_on_the_device_as_on_the_host() {
         let first = [true, false].map(|c| branch(&beginning, f64::from(schedule.timesteps[0]), c));
         let branches = if guided { 2 } else { 1 };
         let plan = WalkPlan {
-            branches: (0..branches).map(|i| step(&first[i], i == 0)).collect(),
+            branches: (0..branches).map(|i| case.branch(&first[i], &null_text, i == 0)).collect(),
             sample: &beginning,
             schedule: &schedule,
             solver,
