@@ -23,6 +23,7 @@ use super::visit::{Bench, CommonArgs};
 
 pub use self::goal::{Outcome, ROWS, Reached, Row};
 pub use self::odometry::Regime;
+pub(in crate::eval) use self::odometry::Told;
 use self::odometry::{RegimeRow, table};
 
 /// Arguments of `eval grounding`.

@@ -18,6 +18,9 @@ pub(super) struct Summary {
     #[serde(flatten)]
     pub(super) scores: Scores,
     pub(super) dynamic_degree: Figure,
+    /// See [`super::goal::OwnWay`]; means over drives (dB).
+    pub(super) own_way_psnr_db: Figure,
+    pub(super) own_way_worst_db: Figure,
     pub(super) found: Figure,
     pub(super) heading_deg_median: Figure,
     pub(super) position_m_median: Figure,
@@ -38,6 +41,8 @@ fn summary(outcomes: &[Outcome], key: &str, moving: f64) -> Summary {
         drives: shown.len(),
         scores: Scores::of(&shown),
         dynamic_degree: if moving > 0.0 { is(&|v| v.motion >= DYNAMIC * moving) } else { share([]) },
+        own_way_psnr_db: mean(rows.iter().filter_map(|r| Some(r.own_way?.psnr))),
+        own_way_worst_db: mean(rows.iter().filter_map(|r| Some(r.own_way?.worst))),
         found: share(rows.iter().filter_map(|r| r.found)),
         heading_deg_median: median(reached.iter().filter_map(|r| r.error).map(|e| e[0])),
         position_m_median: median(reached.iter().filter_map(|r| r.error).map(|e| e[1])),
@@ -308,7 +313,7 @@ pub(super) mod tests {
 
     fn shown(sd: f64, mean: f64, followed: bool, motion: f64) -> Row {
         let verdict = Verdict { sd: Some(sd), sd_mean: Some(mean), followed, motion, ..Verdict::default() };
-        Row { verdict: Some(verdict), reached: None, found: None }
+        Row { verdict: Some(verdict), ..Row::default() }
     }
 
     #[test]
