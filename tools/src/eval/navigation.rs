@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use mindseye::context::{ContextLatent, GROUP};
+use mindseye::context::GROUP;
 use mindseye::ground::Mind;
 use mindseye::guide::{Carry, HeldMind};
 use mindseye::image::RgbImage;
@@ -211,11 +211,10 @@ fn guided(
             first: seen.first.clone(),
         };
         let poses = poses_by_head(&mut tools.mind, &memory, prompt, settings, budget)?;
-        let posed = scene.memory.iter().zip(poses);
-        let view = |(c, pose): (&'_ ContextLatent, Option<_>)| {
+        let posed = scene.memory.iter().zip(poses).filter_map(|(c, pose)| {
             Some(RecallView { picture: c.detail.as_ref()?, here_from_base: pose? })
-        };
-        posed.filter_map(view).collect()
+        });
+        posed.collect()
     } else {
         views_of(&scene.memory, (scene.captured_at, here), here).0
     };
