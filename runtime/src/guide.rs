@@ -99,8 +99,7 @@ impl Carry {
         let Some((fine, coarse)) = self.finer.first().zip(self.views.first()) else { return Vec::new() };
         let by = fine.width / coarse.width.max(1);
         let outline = self.outline(frames, box_min);
-        let mut out: Vec<RgbImage> =
-            frames.iter().map(|f| enlarged(f, by, outline.as_ref())).collect();
+        let mut out: Vec<RgbImage> = frames.iter().map(|f| enlarged(f, by, outline.as_ref())).collect();
         if let Some(first) = first.filter(|f| (f.width, f.height) == (fine.width, fine.height)) {
             out.iter_mut().take(GROUP).for_each(|frame| frame.clone_from(first));
         }

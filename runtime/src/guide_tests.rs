@@ -61,7 +61,8 @@ fn a_drive_is_shown_in_the_pixels_of_what_is_remembered() {
     assert_eq!(seen[GROUP], RgbImage::filled(48, 32, [255; 3]));
     // The box stays, each of its pixels four.
     let last = &seen[3 * GROUP - 1];
-    for (x, y, rgb) in [(16, 8, [250, 10, 10]), (17, 9, [250, 10, 10]), (18, 10, [255; 3]), (15, 8, [255; 3])] {
+    for (x, y, rgb) in [(16, 8, [250, 10, 10]), (17, 9, [250, 10, 10]), (18, 10, [255; 3]), (15, 8, [255; 3])]
+    {
         assert_eq!(last.pixel(x, y), rgb, "({x}, {y})");
     }
 }

@@ -1,5 +1,6 @@
 //! `eval grounding`.
 
+mod adds;
 mod calibrate;
 mod figures;
 mod goal;
@@ -132,6 +133,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
             "rulers": figures.rulers,
             "goal_pose": figures.poses,
             "parts": figures.parts,
+            "what_imagination_adds": figures.added,
             "statuses": counts(outcomes.iter().map(|o| o.status)),
             "absent_statuses": counts(absent.iter().map(|o| o.status)),
             "swapped_statuses": counts(swapped.iter().map(|o| o.status)),

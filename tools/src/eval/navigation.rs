@@ -128,7 +128,10 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
         ("nearest_remembered", compare(nearest.iter().skip(1).copied().collect())?),
     ]);
     for (known, [held, warp]) in Known::ALL {
-        let Some(drives) = guided(bench, tools, &v, (known, seed), (&seen, prompt, &settings), &along)? else { break };
+        let Some(drives) = guided(bench, tools, &v, (known, seed), (&seen, prompt, &settings), &along)?
+        else {
+            break;
+        };
         rows.insert(held, compare(drives.held.iter().skip(GROUP).collect())?);
         rows.insert(warp, compare(drives.carried.iter().collect())?);
     }
@@ -211,9 +214,10 @@ fn guided(
             first: seen.first.clone(),
         };
         let poses = poses_by_head(&mut tools.mind, &memory, prompt, settings, budget)?;
-        let posed = scene.memory.iter().zip(poses).filter_map(|(c, pose)| {
-            Some(RecallView { picture: c.detail.as_ref()?, here_from_base: pose? })
-        });
+        let posed =
+            scene.memory.iter().zip(poses).filter_map(|(c, pose)| {
+                Some(RecallView { picture: c.detail.as_ref()?, here_from_base: pose? })
+            });
         posed.collect()
     } else {
         views_of(&scene.memory, (scene.captured_at, here), here).0
@@ -294,7 +298,8 @@ impl Figures {
 
     fn markdown(&self, head: &str, lpips: bool) -> String {
         let mut text = head.to_owned();
-        let head = ["images", "3-D information", "PSNR (dB)", "over copying the first image (dB)", "SSIM", "LPIPS"];
+        let head =
+            ["images", "3-D information", "PSNR (dB)", "over copying the first image (dB)", "SSIM", "LPIPS"];
         let mut t = Table::new(&head);
         for (((_, known, what), [psnr, ssim, lpips]), gain) in
             KINDS.iter().zip(&self.likeness).zip(&self.gain_over_copy)

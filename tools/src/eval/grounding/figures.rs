@@ -6,6 +6,7 @@ use mindseye_base::stats::median as middle;
 use mindseye_bridge::answer::Status;
 use serde::Serialize;
 
+use super::adds::{Added, added};
 use super::goal::{Absent, Outcome, ROWS, Reached, Row};
 use crate::eval::examiner::Quality;
 use crate::eval::judge::{Scores, Verdict};
@@ -190,6 +191,8 @@ pub(super) struct Figures {
     pub(super) poses: [PoseRow; 4],
     pub(super) gate: Vec<(&'static str, Figure)>,
     pub(super) parts: Vec<Part>,
+    /// What imagination adds.
+    pub(super) added: Vec<Added>,
     pub(super) rulers: Option<Rulers>,
     /// How well SD tells a true drive in another house from one in this house.
     pub(super) sd_tells_rooms_apart: Figure,
@@ -222,6 +225,7 @@ impl Figures {
                 pose_row("drive: end of the imagined video", outcomes, |o| o.drive),
             ],
             parts: parts(outcomes),
+            added: added(outcomes),
             rulers: Rulers::of(outcomes),
             sd_tells_rooms_apart: auc(sd("truth_wrong_room"), sd("truth")),
             examiner,
@@ -307,6 +311,8 @@ pub(super) mod tests {
             reconstruction_error: None,
             objects: 5,
             ms: 10.0,
+            sights: [0; 2],
+            rests_on: BTreeMap::new(),
             rows: BTreeMap::new(),
         }
     }

@@ -20,6 +20,7 @@ use mindseye_world::{
 use serde::Serialize;
 
 use super::GroundingArgs;
+use super::adds;
 use super::calibrate::ELLIPSE_90;
 use super::html::map;
 use super::odometry::{Regime, Told};
@@ -80,9 +81,10 @@ impl OwnWay {
         space: &mut Frame,
     ) -> Option<Self> {
         let on_the_way = frames.get(GROUP..frames.len().checked_sub(boxed)?)?;
-        let errors = on_the_way.iter().zip(way.get(1..)?).map(|(frame, pose)| {
-            squared_difference(frame, &picture(house, *pose, camera, space))
-        });
+        let errors = on_the_way
+            .iter()
+            .zip(way.get(1..)?)
+            .map(|(frame, pose)| squared_difference(frame, &picture(house, *pose, camera, space)));
         let errors: Vec<f64> = errors.collect();
         let mean = errors.iter().sum::<f64>() / errors.len() as f64;
         let worst = errors.iter().copied().fold(0.0, f64::max);
@@ -164,6 +166,11 @@ pub struct Outcome {
     pub reconstruction_error: Option<f64>,
     /// Objects in the house.
     pub objects: usize,
+    /// In how many remembered views the object is seen, and in how many whole.
+    pub sights: [usize; 2],
+    /// Where poses that rest on some of the witnesses lead in one drive, by the names in [`super::adds::WAYS`]; without
+    /// those that are not given.
+    pub rests_on: BTreeMap<&'static str, Reached>,
     /// Time for the answer (ms).
     pub ms: f64,
     /// By the names in [`ROWS`].
@@ -475,8 +482,7 @@ impl Rows<'_, '_> {
     fn along(&mut self, key: &'static str, frames: &[RgbImage], way: &[Pose2]) {
         let Some(row) = self.rows.get_mut(key) else { return };
         let boxed = self.boxed;
-        row.own_way =
-            OwnWay::of(self.case.house, self.case.camera, frames, boxed, way, &mut Frame::new());
+        row.own_way = OwnWay::of(self.case.house, self.case.camera, frames, boxed, way, &mut Frame::new());
     }
 }
 
@@ -556,7 +562,14 @@ pub(super) fn present_goal(
         }
         map(&case, &MapSheet { path: asked.path(), answer: asked.pose() })
     });
+    let kept = v.memory.iter().filter_map(|seen| v.sweep.get(GROUP * seen.info.index as usize).copied());
+    let mut params = calibration(&spec)?.clone();
+    params.standoff_m = params.standoff_for(&format!("find the {name}"));
+    let begins = asked.out.origin.map_or(case.here, |o| asked.told.in_map(&FramedPose2::new("", o)));
+    let rests_on = adds::poses(&asked.out, &params).into_iter();
     let outcome = Outcome {
+        sights: adds::sights(&v.house, camera, kept, object),
+        rests_on: rests_on.map(|(key, pose)| (key, case.reach(begins.compose(world_pose(pose))))).collect(),
         destroyed,
         off_path_m,
         reconstruction_error: reconstruction_error(tools, &v)?,
@@ -844,6 +857,8 @@ fn outcome(
         off_path_m: None,
         reconstruction_error: None,
         objects: v.house.objects.len(),
+        sights: [0; 2],
+        rests_on: BTreeMap::new(),
         ms: *ms,
         rows,
     }

@@ -7,6 +7,7 @@ use mindseye::context::GROUP;
 use mindseye::image::RgbImage;
 use mindseye_world::draw::Canvas;
 
+use super::adds;
 use super::figures::{Figures, Part, PoseRow, Rulers, Summary};
 use super::goal::{Outcome, SheetRow};
 use crate::eval::report::Table;
@@ -29,6 +30,8 @@ pub(super) fn markdown(head: &str, figures: &Figures, lpips: bool, examiner_secs
         t.row([name.replace('_', " "), figure.text(3)]);
     }
     text += &t.text();
+    text += "\n";
+    text += &adds::table(&figures.added);
     text += "\n";
     text += &parts_table(&figures.parts);
     if let Some(q) = figures.examiner {
