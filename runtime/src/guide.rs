@@ -8,7 +8,7 @@
 //! A drive that was led along the answer's own path is no witness of the place: it is what a person sees of the way. The
 //! place is told by drives that were sampled from the video alone.
 
-use crate::boxes::find_box;
+use crate::boxes::{FoundBox, find_box};
 use crate::context::GROUP;
 use crate::ground::Mind;
 use crate::image::RgbImage;
@@ -57,12 +57,19 @@ pub struct Carry {
     finer: Vec<Carried>,
     /// Frames at the end that show the box.
     boxed: usize,
+    /// The box of the drive that was sampled from the video alone, and its last frames.
+    drawn: Option<(FoundBox, Vec<RgbImage>)>,
 }
 
 impl Carry {
     /// For a drive along these poses of the camera, relative to here (the first one being here), of which the last `boxed`
-    /// frames show a box.
-    pub fn new(recall: &mut Recall, cameras: &[Isometry3<f64>], boxed: usize) -> Self {
+    /// frames show a box: the one that was `drawn` in the frames of a drive that was sampled before, where there is one.
+    pub fn new(
+        recall: &mut Recall,
+        cameras: &[Isometry3<f64>],
+        boxed: usize,
+        drawn: Option<(FoundBox, &[RgbImage])>,
+    ) -> Self {
         let (mut views, mut finer): (Vec<Carried>, Vec<Carried>) = (Vec::new(), Vec::new());
         let by = recall.finer();
         for pair in cameras.windows(2) {
@@ -77,7 +84,9 @@ impl Carry {
             views.push(carried.reduced(by));
             finer.push(carried.clone());
         }
-        Self { views, finer, boxed }
+        let tail = |frames: &[RgbImage]| frames[frames.len().saturating_sub(boxed)..].to_vec();
+        let drawn = drawn.filter(|_| boxed > 0).map(|(found, frames)| (found, tail(frames)));
+        Self { views, finer, boxed, drawn }
     }
 
     /// The carried pictures alone: what a drive looks like that no network had a part in.
@@ -86,9 +95,21 @@ impl Carry {
     }
 
     /// Puts carried pixels in the place of those of decoded frames (the given first one [`GROUP`] times, then one for each
-    /// view), as far as they are to be trusted. The outline of the box in the last frames stays, where there is one of at
-    /// least `box_min`.
+    /// view), as far as they are to be trusted. The outline of the box in the last frames is the one that was drawn before;
+    /// without one, theirs stays, where it scores at least `box_min`.
     pub fn hold(&self, frames: &mut [RgbImage], box_min: f64) {
+        if let Some((found, drawn)) = &self.drawn {
+            let outline = Outline::of(found, &drawn.iter().collect::<Vec<_>>());
+            let last = frames.len().saturating_sub(drawn.len());
+            for (frame, drawn) in frames[last..].iter_mut().zip(drawn) {
+                let pixels = frame.data.chunks_exact_mut(3).zip(drawn.data.chunks_exact(3)).enumerate();
+                for (_, (own, drawn)) in
+                    pixels.filter(|(at, _)| outline.holds(at % drawn.width, at / drawn.width))
+                {
+                    own.copy_from_slice(drawn);
+                }
+            }
+        }
         let outline = self.outline(frames, box_min);
         self.lay_over(frames, &self.views, outline.as_ref(), 1);
     }
@@ -109,6 +130,9 @@ impl Carry {
 
     /// The outline of the box in the last frames.
     fn outline(&self, frames: &[RgbImage], box_min: f64) -> Option<Outline> {
+        if let Some((found, drawn)) = &self.drawn {
+            return Some(Outline::of(found, &drawn.iter().collect::<Vec<_>>()));
+        }
         let tail = &frames[frames.len().saturating_sub(self.boxed)..];
         let found = find_box(tail).filter(|b| self.boxed > 0 && b.score >= box_min)?;
         Some(Outline::of(&found, &tail.iter().collect::<Vec<_>>()))
