@@ -489,7 +489,7 @@ fn fuse(out: &mut Estimate, drive: Option<Witness>, params: &LiftParams) {
     if is_finite(pose) {
         out.object = Some(object);
         out.pose = Some(pose);
-        let spread = variance * params.variance_scale;
+        let spread = variance * params.variance_scale + params.shared_sigma_m.unwrap_or(0.0).powi(2);
         out.variances = [spread, spread, yaw_variance + variance / params.standoff_m.max(0.1).powi(2) / 4.0];
     }
 }
@@ -631,6 +631,7 @@ mod tests {
                 agree_max: 3.0,
             }),
             variance_scale: 1.0,
+            shared_sigma_m: None,
             reconstruction_max: Some(0.1),
             without_odometry: None,
             standoff_by_word_m: Default::default(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use mindseye_base::picture::save_png;
 use mindseye_tools::curate::dataset::Dataset;
 use mindseye_tools::curate::layout::{self, SourceLayout};
-use mindseye_tools::curate::vlm::Endpoint;
+use mindseye_tools::curate::vlm::{Endpoint, VlmError};
 use mindseye_tools::curate::{Counts, CurateOptions, Report, curate};
 use mindseye_tools::train::{self, TrainArgs};
 use serde_json::{Value, json};
@@ -54,6 +54,14 @@ struct StandIn {
 
 impl StandIn {
     fn start(answer: impl Fn(usize, &Value) -> Say + Send + 'static) -> Self {
+        Self::start_with(None, answer)
+    }
+
+    /// With TLS, where a server's configuration is given; a client that breaks its handshake off is no problem then.
+    fn start_with(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        answer: impl Fn(usize, &Value) -> Say + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (asked, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
@@ -65,15 +73,23 @@ impl StandIn {
                     return;
                 }
                 let mut stream = stream.unwrap();
-                let request = match request(&mut stream) {
-                    Ok(request) => request,
-                    Err(reason) => {
-                        wrong.lock().unwrap().push(reason);
-                        continue;
+                stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                let serve = |asked: Value| answer(count.fetch_add(1, Ordering::SeqCst), &asked);
+                match &tls {
+                    None => match request(&mut stream) {
+                        Ok(asked) => reply(&mut stream, serve(asked)),
+                        Err(reason) => wrong.lock().unwrap().push(reason),
+                    },
+                    Some(config) => {
+                        let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                        let mut stream = rustls::StreamOwned::new(connection, stream);
+                        if let Ok(asked) = request(&mut stream) {
+                            reply(&mut stream, serve(asked));
+                            stream.conn.send_close_notify();
+                            let _ = stream.flush();
+                        }
                     }
-                };
-                let n = count.fetch_add(1, Ordering::SeqCst);
-                reply(&mut stream, answer(n, &request));
+                }
             }
         });
         Self { port, asked, problems, stop, thread: Some(thread) }
@@ -104,8 +120,7 @@ impl Drop for StandIn {
 }
 
 /// Reads one request and checks its form.
-fn request(stream: &mut TcpStream) -> Result<Value, String> {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+fn request(stream: &mut impl Read) -> Result<Value, String> {
     let (mut bytes, mut buffer) = (Vec::new(), [0u8; 4096]);
     let head_end = loop {
         if let Some(k) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -121,8 +136,9 @@ fn request(stream: &mut TcpStream) -> Result<Value, String> {
     if !head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n") {
         return Err(format!("unexpected request {head:?}"));
     }
-    let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).ok_or("no length")?;
-    let length: usize = length.parse().map_err(|_| "bad length")?;
+    let fields = || head.lines().filter_map(|l| l.split_once(": "));
+    let length = fields().find(|(name, _)| name.eq_ignore_ascii_case("content-length")).ok_or("no length")?;
+    let length: usize = length.1.parse().map_err(|_| "bad length")?;
     while bytes.len() < head_end + length {
         let n = stream.read(&mut buffer).map_err(|e| e.to_string())?;
         if n == 0 {
@@ -151,7 +167,7 @@ fn pictures(request: &Value) -> usize {
     content.iter().filter(|p| p["type"] == "image_url").count()
 }
 
-fn reply(stream: &mut TcpStream, say: Say) {
+fn reply(stream: &mut (impl Read + Write), say: Say) {
     let completion =
         |text: &str| json!({"choices": [{"message": {"role": "assistant", "content": text}}]}).to_string();
     let text = match say {
@@ -564,6 +580,50 @@ fn requests_that_fail_are_sent_again_and_then_left_for_later() {
         Endpoint::new(&format!("http://127.0.0.1:{port}/v1"), "m", Duration::from_secs(1), 0).unwrap();
     let report = go(&options(SourceLayout::Scannetpp, &root, &dir.path().join("out")), &endpoint);
     assert!(report.stopped.is_some());
+}
+
+#[test]
+fn an_https_endpoint_is_asked_where_its_certificate_is_trusted() {
+    let own = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+        rcgen::generate_simple_self_signed(names).unwrap()
+    };
+    let (right, other) = (own(&["localhost"]), own(&["localhost"]));
+    let served = |of: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivateKeyDer::try_from(of.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![of.cert.der().clone()], key)
+            .unwrap();
+        Some(Arc::new(config))
+    };
+    let server = StandIn::start_with(served(&right), good);
+    let endpoint = |host: &str, trusted: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>| {
+        let url = format!("https://{host}:{}/v1", server.port);
+        let endpoint = Endpoint::new(&url, "stand-in", Duration::from_secs(5), 0).unwrap();
+        match trusted {
+            Some(of) => endpoint.with_certificates("ca.pem", of.cert.pem().as_bytes()).unwrap(),
+            None => endpoint,
+        }
+    };
+    let picture = b"\x89PNG\r\n\x1a\n".to_vec();
+    assert_eq!(
+        endpoint("localhost", Some(&right)).ask("?", std::slice::from_ref(&picture)).unwrap(),
+        CENTRED
+    );
+    // Another authority, that of the system, or another name: refused before anything is said.
+    for refused in [
+        endpoint("localhost", Some(&other)),
+        endpoint("localhost", None),
+        endpoint("127.0.0.1", Some(&right)),
+    ] {
+        let reason = refused.ask("?", std::slice::from_ref(&picture)).unwrap_err();
+        assert!(matches!(reason, VlmError::Connection { .. }), "{reason}");
+    }
+    assert_eq!(server.asked(), 1);
 }
 
 #[test]

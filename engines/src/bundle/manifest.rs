@@ -168,6 +168,10 @@ pub struct LiftParams {
     /// What the variances of the place are multiplied by, so that the 90 % ellipse holds 90 % of true goals: witnesses
     /// read the same pictures and are not independent. 1 before it is measured.
     pub variance_scale: f64,
+    /// Standard deviation of what all witnesses are off together, metres: they read the same small pictures, and however well
+    /// they agree, the place is known no better. Its square is added to the scaled variance. Absent where it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_sigma_m: Option<f64>,
     /// Largest mean absolute error (0..1) with which the codec may reproduce camera frames; pictures that it
     /// cannot reproduce are unlike those of training. Absent where it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,6 +274,7 @@ impl LiftParams {
             drive: DriveRule::Required,
             registration: Some(RegistrationParams::uncalibrated()),
             variance_scale: 1.0,
+            shared_sigma_m: None,
             reconstruction_max: None,
             without_odometry: None,
             standoff_by_word_m: BTreeMap::new(),
@@ -301,6 +306,7 @@ impl LiftParams {
                 ("localisation_sigma_m", self.localisation_sigma_m),
                 ("localisation_max_m", self.localisation_max_m),
                 ("variance_scale", self.variance_scale),
+                ("shared_sigma_m", self.shared_sigma_m.unwrap_or(1.0)),
                 ("reconstruction_max", self.reconstruction_max.unwrap_or(1.0)),
             ],
         )?;
@@ -994,13 +1000,14 @@ mod tests {
                             assert!(error.to_string().contains(part), "{error}");
                         }
                     };
-                    // The number of images of a recording, the codec's limit, registration and the spreads without odometry
-                    // are the only optional keys.
-                    let optional =
-                        ["recording_images", "reconstruction_max", "registration", "without_odometry"]
-                            .contains(&key.as_str())
-                            || ["networks", "evaluation"].contains(&name.as_str())
-                            || (name.is_empty() && key == "lift");
+                    // The number of images of a recording, the codec's limit, what witnesses share, registration and the
+                    // spreads without odometry are the only optional keys.
+                    let measured =
+                        ["reconstruction_max", "shared_sigma_m", "registration", "without_odometry"];
+                    let optional = key == "recording_images"
+                        || measured.contains(&key.as_str())
+                        || ["networks", "evaluation"].contains(&name.as_str())
+                        || (name.is_empty() && key == "lift");
                     if !open {
                         let misspelt = format!("{key}x");
                         check("misspelt", &misspelt, &|table| {

@@ -309,11 +309,11 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let shown = std::mem::take(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
     let picture = args.out.join(PICTURE);
     let painted = paint(&picture, &robot, &story, shown);
-    match (story.arrived, story.went) {
-        (true, _) => progress.line("arrived: the robot stands before it and sees it"),
-        (false, true) => progress.line("not arrived: it is not in view, or too far away"),
-        (false, false) => progress.line("the robot stayed where it was"),
-    }
+    progress.line(match (story.arrived, story.went) {
+        (true, _) => "arrived: the robot stands before it and sees it",
+        (false, true) => "not arrived: it is not in view, or too far away",
+        (false, false) => "the robot stayed where it was",
+    });
     if let (Ok(()), Ok(messages)) = (&painted, &recorded) {
         let (picture, recording) = (picture.display(), recording.display());
         progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
@@ -322,22 +322,29 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     if let Ok(Some(path)) = &reported {
         progress.line(&format!("wrote {}", path.display()));
     }
-    if args.json {
-        let files: Vec<String> = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)]
-            .into_iter()
-            .filter(|(there, _)| *there)
-            .map(|(_, path)| path.display().to_string())
-            .collect();
-        say(&document(args.seed, &robot.house, &story, &files).to_string())?;
-    } else {
-        say_truth(&robot.house, &story)?;
-    }
+    let written = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)];
+    conclude(args, &robot.house, &story, &written)?;
     // The answer is out; what could not be written is a failure all the same.
     recorded?;
     beside?;
     painted?;
     reported?;
     Ok(if story.answer.status == Status::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The last words: the answer beside the truth, or the document with the files that were written.
+fn conclude(
+    args: &DemoArgs,
+    house: &world::House,
+    story: &Story,
+    written: &[(bool, &PathBuf)],
+) -> anyhow::Result<()> {
+    if !args.json {
+        return say_truth(house, story);
+    }
+    let files: Vec<String> =
+        written.iter().filter(|(there, _)| *there).map(|(_, path)| path.display().to_string()).collect();
+    say(&document(args.seed, house, story, &files).to_string())
 }
 
 /// "one room with red chair, ..."

@@ -68,6 +68,10 @@ fn plan_and_memory_are_joined_by_their_variances() {
     near(e.variances[2], 0.01 + VARIANCE / 4.0, "heading variance");
     let wide = lift(&[glance()], &context, &[], &LiftParams { variance_scale: 2.5, ..params() });
     near(wide.variances[1], 2.5 * VARIANCE, "scaled variance");
+    let shared = LiftParams { variance_scale: 2.5, shared_sigma_m: Some(0.3), ..params() };
+    let shared = lift(&[glance()], &context, &[], &shared);
+    near(shared.variances[0], 2.5 * VARIANCE + 0.09, "shared variance");
+    near(shared.variances[2], wide.variances[2], "heading variance");
 }
 
 #[test]

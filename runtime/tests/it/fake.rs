@@ -143,6 +143,7 @@ impl FakeMind {
             drive: DriveRule::Optional,
             registration: None,
             variance_scale: 1.0,
+            shared_sigma_m: None,
             reconstruction_max: None,
             without_odometry: None,
             standoff_by_word_m: Default::default(),

@@ -59,6 +59,9 @@ pub struct CurateArgs {
     /// Name of the model there.
     #[arg(long, requires = "endpoint")]
     pub model: Option<String>,
+    /// PEM file of the certificates that an https endpoint is trusted by; those of the operating system when left out.
+    #[arg(long, value_name = "PEM", requires = "endpoint")]
+    pub certificates: Option<PathBuf>,
     /// Environment variable that holds the endpoint's key, if it wants one.
     #[arg(long)]
     pub key_variable: Option<String>,
@@ -248,7 +251,16 @@ pub fn run(args: CurateArgs) -> anyhow::Result<ExitCode> {
     let timeout = Duration::from_secs_f64(args.timeout_secs);
     let endpoint = match args.endpoint.as_deref().zip(args.model.as_deref()) {
         Some((address, model)) => {
-            Some(Endpoint::new(address, model, timeout, args.retries.min(20))?.with_key(key))
+            let endpoint = Endpoint::new(address, model, timeout, args.retries.min(20))?.with_key(key);
+            Some(match &args.certificates {
+                Some(path) => {
+                    let shown = path.display().to_string();
+                    let pem = std::fs::read(path)
+                        .map_err(|e| VlmError::Certificates { path: shown.clone(), source: e.into() })?;
+                    endpoint.with_certificates(&shown, &pem)?
+                }
+                None => endpoint,
+            })
         }
         None => None,
     };

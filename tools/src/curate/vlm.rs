@@ -1,16 +1,20 @@
-//! Asking a vision-language model behind an OpenAI-compatible endpoint: a small HTTP/1.1 client with limits, the
+//! Asking a vision-language model behind an OpenAI-compatible endpoint: one bounded HTTP request for each question, the
 //! questions, and the reading of answers that may be nonsense.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use ureq::Agent;
+use ureq::http::Uri;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 /// Longest reply that is read (bytes).
-const REPLY_MAX: usize = 4 << 20;
-/// Longest header of a reply (bytes).
-const HEAD_MAX: usize = 64 << 10;
+const REPLY_MAX: u64 = 4 << 20;
 /// Longest pause before a request is sent again.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -26,13 +30,13 @@ pub enum VlmError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// No connection, or it broke.
+    /// No connection, it broke, its certificate is not trusted, or what came is not HTTP.
     #[error("endpoint {host}: {source}")]
-    Io {
+    Connection {
         /// Host and port.
         host: String,
         /// What happened.
-        source: io::Error,
+        source: Box<ureq::Error>,
     },
     /// Nothing, or not all, came in time.
     #[error("endpoint {host}: no answer within {secs} s")]
@@ -52,7 +56,7 @@ pub enum VlmError {
         /// Start of what it said.
         start: String,
     },
-    /// Not HTTP, too long, or not a chat completion.
+    /// Not a chat completion.
     #[error("endpoint {host}: {source}")]
     Reply {
         /// Host and port.
@@ -60,30 +64,20 @@ pub enum VlmError {
         /// What is wrong.
         source: ReplyError,
     },
+    /// A file of certificates cannot be used.
+    #[error("certificates {path}: {source}")]
+    Certificates {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
+    },
 }
 
 /// What is wrong with a reply.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplyError {
-    /// The header does not end.
-    #[error("header too long")]
-    Header,
-    /// Another protocol.
-    #[error("not HTTP/1: {0:?}")]
-    NotHttp(String),
-    /// Its length is no number.
-    #[error("content-length {0:?}")]
-    Length(String),
-    /// The length of a chunk is no number.
-    #[error("chunk size {0:?}")]
-    ChunkSize(String),
-    /// Longer than is read.
-    #[error("reply of {0} bytes; the limit is {REPLY_MAX}")]
-    TooLong(usize),
-    /// The connection was closed before all had come.
-    #[error("connection closed in the middle of the reply")]
-    Cut,
     /// The body is no JSON.
     #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -97,8 +91,8 @@ impl VlmError {
     #[must_use]
     pub fn passing(&self) -> bool {
         match self {
-            Self::Url { .. } => false,
-            Self::Io { .. } | Self::Timeout { .. } | Self::Reply { .. } => true,
+            Self::Url { .. } | Self::Certificates { .. } => false,
+            Self::Connection { .. } | Self::Timeout { .. } | Self::Reply { .. } => true,
             Self::Status { status, .. } => *status == 429 || *status >= 500,
         }
     }
@@ -106,7 +100,10 @@ impl VlmError {
     /// Whether every other request would be refused as well: a wrong address, key or model.
     #[must_use]
     pub fn lasting(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::Status { status: 401 | 403 | 404, .. })
+        matches!(
+            self,
+            Self::Url { .. } | Self::Certificates { .. } | Self::Status { status: 401 | 403 | 404, .. }
+        )
     }
 }
 
@@ -114,46 +111,39 @@ impl VlmError {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     host: String,
-    path: String,
+    url: String,
     model: String,
     key: Option<String>,
     timeout: Duration,
     retries: usize,
+    agent: Agent,
 }
 
 impl Endpoint {
-    /// An endpoint such as `http://127.0.0.1:8000/v1`. `timeout` bounds one whole request, `retries` how often a
-    /// request that failed is sent again.
+    /// An endpoint such as `http://127.0.0.1:8000/v1` or `https://models.example.org/v1`. `timeout` bounds one whole
+    /// request, `retries` how often a request that failed is sent again. Whom https trusts is the operating system's
+    /// choice, unless [`Self::with_certificates`] says otherwise.
     ///
     /// # Errors
-    /// Not an `http://` address.
+    /// Not an `http://` or `https://` address.
     pub fn new(url: &str, model: &str, timeout: Duration, retries: usize) -> Result<Self, VlmError> {
         let bad = |reason| VlmError::Url { url: url.to_owned(), reason };
-        let Some(rest) = url.strip_prefix("http://") else {
-            return Err(bad(if url.starts_with("https://") {
-                "https is not spoken; put a local proxy in front and give its http:// address"
-            } else {
-                "wanted http://host:port/v1"
-            }));
-        };
-        if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(bad("spaces are not allowed"));
+        let uri: Uri = url.parse().map_err(|_| bad("not an address; wanted http(s)://host:port/v1"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(bad("wanted http(s)://host:port/v1"));
         }
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if host.is_empty() || host.starts_with(':') {
-            return Err(bad("no host"));
+        if uri.query().is_some() {
+            return Err(bad("a query is not allowed"));
         }
-        let port_given = host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
-        let host = if port_given { host.to_owned() } else { format!("{host}:80") };
-        let path = path.trim_end_matches('/');
-        let slash = if path.is_empty() { "" } else { "/" };
+        let host = uri.authority().map(|a| a.as_str().to_owned()).filter(|host| !host.starts_with(':'));
         Ok(Self {
-            host,
-            path: format!("{slash}{path}/chat/completions"),
+            host: host.ok_or_else(|| bad("no host"))?,
+            url: format!("{}/chat/completions", url.trim_end_matches('/')),
             model: model.to_owned(),
             key: None,
             timeout,
             retries,
+            agent: agent(timeout, RootCerts::PlatformVerifier),
         })
     }
 
@@ -164,6 +154,27 @@ impl Endpoint {
         self
     }
 
+    /// Trusts the certificates of this PEM text, read from `path`, and no others.
+    ///
+    /// # Errors
+    /// No certificate in it.
+    pub fn with_certificates(mut self, path: &str, pem: &[u8]) -> Result<Self, VlmError> {
+        let bad = |source| VlmError::Certificates { path: path.to_owned(), source };
+        let found = ureq::tls::parse_pem(pem)
+            .filter_map(|item| match item {
+                Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+                Ok(_) => None,
+                Err(e) => Some(Err(e)),
+            })
+            .collect::<Result<Vec<Certificate<'static>>, _>>()
+            .map_err(|e| bad(e.into()))?;
+        if found.is_empty() {
+            return Err(bad("no certificate in it".into()));
+        }
+        self.agent = agent(self.timeout, RootCerts::Specific(Arc::new(found)));
+        Ok(self)
+    }
+
     /// Asks a question about pictures (PNG bytes) and returns the text of the answer.
     ///
     /// # Errors
@@ -171,7 +182,7 @@ impl Endpoint {
     pub fn ask(&self, question: &str, pictures: &[Vec<u8>]) -> Result<String, VlmError> {
         let mut content = vec![json!({"type": "text", "text": question})];
         for picture in pictures {
-            let url = format!("data:image/png;base64,{}", base64(picture));
+            let url = format!("data:image/png;base64,{}", BASE64_STANDARD.encode(picture));
             content.push(json!({"type": "image_url", "image_url": {"url": url}}));
         }
         let body = json!({
@@ -197,56 +208,21 @@ impl Endpoint {
     }
 
     fn post(&self, body: &str) -> Result<String, VlmError> {
-        let until = Instant::now() + self.timeout;
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-                VlmError::Timeout { host: self.host.clone(), secs: self.timeout.as_secs_f64() }
-            }
-            _ => VlmError::Io { host: self.host.clone(), source },
-        };
-        let mut stream = self.connect(until).map_err(failed)?;
-        let key = self.key.as_ref().map(|k| format!("Authorization: Bearer {k}\r\n")).unwrap_or_default();
-        let head = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{key}\
-             Accept: application/json\r\nConnection: close\r\n\r\n",
-            self.path,
-            self.host,
-            body.len()
-        );
-        for mut rest in [head.as_bytes(), body.as_bytes()] {
-            while !rest.is_empty() {
-                stream.set_write_timeout(Some(left(until).map_err(failed)?)).map_err(failed)?;
-                match stream.write(&rest[..rest.len().min(1 << 16)]).map_err(failed)? {
-                    0 => return Err(failed(io::ErrorKind::WriteZero.into())),
-                    n => rest = &rest[n..],
-                }
-            }
+        let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let wrong = |source: ReplyError| VlmError::Reply { host: self.host.clone(), source };
-        let mut reply = Vec::new();
-        let mut buffer = vec![0u8; 1 << 14];
-        let mut whole = false;
-        while !whole {
-            stream.set_read_timeout(Some(left(until).map_err(failed)?)).map_err(failed)?;
-            match stream.read(&mut buffer).map_err(failed)? {
-                0 => break,
-                n => reply.extend_from_slice(&buffer[..n]),
-            }
-            if reply.len() > REPLY_MAX {
-                return Err(wrong(ReplyError::TooLong(reply.len())));
-            }
-            whole = parse(&reply).map_err(wrong)?.is_some_and(|r| r.whole);
-        }
-        let parsed = parse(&reply).map_err(wrong)?.ok_or_else(|| wrong(ReplyError::Cut))?;
-        if !(200..300).contains(&parsed.status) {
-            let start: String = String::from_utf8_lossy(&parsed.body).chars().take(200).collect();
+        let mut reply = request.send(body).map_err(|e| self.failed(e))?;
+        let status = reply.status();
+        let body =
+            reply.body_mut().with_config().limit(REPLY_MAX).read_to_vec().map_err(|e| self.failed(e))?;
+        if !status.is_success() {
+            let start: String = String::from_utf8_lossy(&body).chars().take(200).collect();
             let start = start.replace(|c: char| c.is_control(), " ");
-            return Err(VlmError::Status { host: self.host.clone(), status: parsed.status, start });
+            return Err(VlmError::Status { host: self.host.clone(), status: status.as_u16(), start });
         }
-        if !parsed.whole && !parsed.until_close {
-            return Err(wrong(ReplyError::Cut));
-        }
-        let document: Value = serde_json::from_slice(&parsed.body).map_err(|e| wrong(e.into()))?;
+        let wrong = |source| VlmError::Reply { host: self.host.clone(), source };
+        let document: Value = serde_json::from_slice(&body).map_err(|e| wrong(e.into()))?;
         match document.pointer("/choices/0/message/content") {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(Value::Array(parts)) => {
@@ -256,115 +232,38 @@ impl Endpoint {
         }
     }
 
-    fn connect(&self, until: Instant) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-        for address in self.host.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, left(until)?) {
-                Ok(stream) => return Ok(stream),
-                Err(e) => last = e,
-            }
+    fn failed(&self, source: ureq::Error) -> VlmError {
+        let host = self.host.clone();
+        let late = match &source {
+            ureq::Error::Timeout(_) => true,
+            ureq::Error::Io(e) => matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock),
+            _ => false,
+        };
+        if late {
+            VlmError::Timeout { host, secs: self.timeout.as_secs_f64() }
+        } else {
+            VlmError::Connection { host, source: Box::new(source) }
         }
-        Err(last)
     }
 }
 
-fn left(until: Instant) -> io::Result<Duration> {
-    let left = until.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Parsed {
-    status: u16,
-    body: Vec<u8>,
-    /// All that the header promised is there.
-    whole: bool,
-    /// The body ends when the connection does.
-    until_close: bool,
-}
-
-/// What has come of a reply; none while the header is not complete.
-fn parse(reply: &[u8]) -> Result<Option<Parsed>, ReplyError> {
-    let Some(end) = reply.windows(4).position(|w| w == b"\r\n\r\n") else {
-        return if reply.len() > HEAD_MAX { Err(ReplyError::Header) } else { Ok(None) };
-    };
-    let head = String::from_utf8_lossy(&reply[..end]);
-    let mut lines = head.split("\r\n");
-    let first = lines.next().unwrap_or_default();
-    let status = first
-        .strip_prefix("HTTP/1.")
-        .and_then(|l| l.split(' ').nth(1))
-        .and_then(|s| s.parse::<u16>().ok())
-        .ok_or_else(|| ReplyError::NotHttp(first.chars().take(60).collect()))?;
-    let (mut length, mut chunked) = (None, false);
-    for (name, value) in lines.filter_map(|l| l.split_once(':')) {
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            length = Some(value.parse::<usize>().map_err(|_| ReplyError::Length(value.to_owned()))?);
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            chunked = value.to_ascii_lowercase().contains("chunked");
-        }
-    }
-    let rest = &reply[end + 4..];
-    if (100..200).contains(&status) {
-        return parse(rest);
-    }
-    if chunked {
-        let (body, whole) = unchunk(rest)?;
-        return Ok(Some(Parsed { status, body, whole, until_close: false }));
-    }
-    Ok(Some(match length {
-        Some(n) if n > REPLY_MAX => return Err(ReplyError::TooLong(n)),
-        Some(n) => Parsed {
-            status,
-            body: rest[..n.min(rest.len())].to_vec(),
-            whole: rest.len() >= n,
-            until_close: false,
-        },
-        None => Parsed { status, body: rest.to_vec(), whole: false, until_close: true },
-    }))
-}
-
-fn unchunk(mut rest: &[u8]) -> Result<(Vec<u8>, bool), ReplyError> {
-    let mut body = Vec::new();
-    loop {
-        let Some(end) = rest.windows(2).position(|w| w == b"\r\n") else { return Ok((body, false)) };
-        let line = String::from_utf8_lossy(&rest[..end]).into_owned();
-        let size = line.split(';').next().unwrap_or_default().trim();
-        let size = usize::from_str_radix(size, 16).map_err(|_| ReplyError::ChunkSize(size.to_owned()))?;
-        if size > REPLY_MAX {
-            return Err(ReplyError::TooLong(size));
-        }
-        rest = &rest[end + 2..];
-        if size == 0 {
-            return Ok((body, true));
-        }
-        if rest.len() < size + 2 {
-            body.extend_from_slice(&rest[..size.min(rest.len())]);
-            return Ok((body, false));
-        }
-        body.extend_from_slice(&rest[..size]);
-        rest = &rest[size + 2..];
-    }
-}
-
-/// RFC 4648 with padding.
-#[must_use]
-pub fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for k in 0..4 {
-            if k <= chunk.len() {
-                out.push(char::from(DIGITS[(word >> (18 - 6 * k)) as usize & 63]));
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    out
+/// Sends one request at a time on a connection of its own, follows no redirections (the token would go along) and knows
+/// no proxies. ring signs and checks, as in Zenoh's TLS.
+fn agent(timeout: Duration, trusted: RootCerts) -> Agent {
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(trusted)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build();
+    Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_idle_connections(0)
+        .proxy(None)
+        .tls_config(tls)
+        .build()
+        .new_agent()
 }
 
 /// Asks for objects with boxes in thousandths of the picture.
@@ -493,68 +392,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_vectors() {
-        // RFC 4648, section 10.
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-    }
-
-    #[test]
-    fn replies() {
-        let check = |reply: &str, wanted: Result<Option<(u16, &str, bool)>, ()>| {
-            let got = parse(reply.as_bytes());
-            match (got, wanted) {
-                (Ok(None), Ok(None)) | (Err(_), Err(())) => {}
-                (Ok(Some(p)), Ok(Some((status, body, whole)))) => {
-                    assert_eq!(
-                        (p.status, p.body.as_slice(), p.whole),
-                        (status, body.as_bytes(), whole),
-                        "{reply:?}"
-                    );
-                }
-                (got, _) => panic!("{reply:?}: {got:?}"),
-            }
-        };
-        check("HTTP/1.1 200 OK\r\n", Ok(None));
-        check("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", Ok(Some((200, "hi", true))));
-        check("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhi", Ok(Some((200, "hi", false))));
-        check("HTTP/1.0 503 no\r\n\r\nbusy", Ok(Some((503, "busy", false))));
-        check(
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n3;x=y\r\n yo\r\n0\r\n\r\n",
-            Ok(Some((200, "hi yo", true))),
-        );
-        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhi", Ok(Some((200, "hi", false))));
-        check(
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 OK\r\nContent-Length: 0\r\n\r\n",
-            Ok(Some((204, "", true))),
-        );
-        check("SSH-2.0-x\r\n\r\n", Err(()));
-        check("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", Err(()));
-        check("HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", Err(()));
-        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Err(()));
-    }
-
-    #[test]
     fn addresses() {
         let new = |url| Endpoint::new(url, "m", Duration::from_secs(1), 0);
-        for (url, host, path) in [
-            ("http://127.0.0.1:8000/v1", "127.0.0.1:8000", "/v1/chat/completions"),
-            ("http://vlm/v1/", "vlm:80", "/v1/chat/completions"),
-            ("http://vlm:1", "vlm:1", "/chat/completions"),
+        for (url, host, whole) in [
+            ("http://127.0.0.1:8000/v1", "127.0.0.1:8000", "http://127.0.0.1:8000/v1/chat/completions"),
+            ("http://vlm/v1/", "vlm", "http://vlm/v1/chat/completions"),
+            ("https://vlm/v1", "vlm", "https://vlm/v1/chat/completions"),
+            ("http://vlm:1", "vlm:1", "http://vlm:1/chat/completions"),
         ] {
             let e = new(url).unwrap();
-            assert_eq!((e.host.as_str(), e.path.as_str()), (host, path));
+            assert_eq!((e.host.as_str(), e.url.as_str()), (host, whole));
         }
-        for url in ["https://vlm/v1", "vlm:80", "http:///v1", "http://a b/", "http://a\r\nx: y/"] {
-            assert!(new(url).is_err(), "{url:?}");
+        for url in [
+            "vlm:80",
+            "ftp://vlm/v1",
+            "http:///v1",
+            "http://a b/",
+            "http://a\r\nx: y/",
+            "http://a/v1?k=1",
+            "/v1",
+        ] {
+            assert!(matches!(new(url), Err(VlmError::Url { .. })), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn certificates_that_are_none() {
+        let endpoint = || Endpoint::new("https://vlm/v1", "m", Duration::from_secs(1), 0).unwrap();
+        for pem in ["", "no certificate", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
+            let refused = endpoint().with_certificates("ca.pem", pem.as_bytes()).unwrap_err();
+            assert!(refused.to_string().starts_with("certificates ca.pem: "), "{refused}");
         }
     }
 

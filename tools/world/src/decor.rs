@@ -518,96 +518,25 @@ pub(crate) fn painting(index: usize, s: f32, t: f32, fine: bool) -> [f32; 3] {
     texels[place(1.0 - t, h) * w + place(s, w)].map(f32::from)
 }
 
+fn blend(a: [f32; 3], b: [f32; 3], k: f32) -> [f32; 3] {
+    [0, 1, 2].map(|c| a[c] + (b[c] - a[c]) * k.clamp(0.0, 1.0))
+}
+
+/// A colour whose parts are between `lo` and `hi`.
+fn between(rng: &mut Rng, lo: f64, hi: f64) -> [f32; 3] {
+    [0, 1, 2].map(|_| rng.range(lo, hi) as f32)
+}
+
 /// Paints a picture: landscapes, still lifes of circles, blocks of colour, waves. In two sizes.
 fn paint(index: usize) -> [Vec<[u8; 3]>; 2] {
     let mut rng = Rng::new(0x9a11_0000 + index as u64);
     let (w, h) = PAINTING;
-    let bright = |rng: &mut Rng, lo: f64, hi: f64| [0, 1, 2].map(|_| rng.range(lo, hi) as f32);
-    let blend =
-        |a: [f32; 3], b: [f32; 3], k: f32| [0, 1, 2].map(|c| a[c] + (b[c] - a[c]) * k.clamp(0.0, 1.0));
     let mut out = vec![[0.0f32; 3]; w * h];
     match index % 4 {
-        0 => {
-            let (sky, low) = (bright(&mut rng, 110.0, 240.0), bright(&mut rng, 180.0, 255.0));
-            let sun = [rng.range(0.2, 0.8) as f32, rng.range(0.5, 0.85) as f32, rng.range(0.04, 0.1) as f32];
-            let hills: Vec<([f32; 3], f32, f32, f32)> = (0..4)
-                .map(|k| {
-                    let height = 0.55 - 0.13 * k as f32;
-                    (
-                        bright(&mut rng, 30.0, 150.0),
-                        height,
-                        rng.range(2.0, 7.0) as f32,
-                        rng.range(0.0, 6.0) as f32,
-                    )
-                })
-                .collect();
-            for (k, p) in out.iter_mut().enumerate() {
-                let (x, y) = ((k % w) as f32 / w as f32, 1.0 - (k / w) as f32 / h as f32);
-                *p = blend(low, sky, y * 1.4 - 0.4);
-                if (x - sun[0]).hypot((y - sun[1]) * 0.75) < sun[2] {
-                    *p = [255.0, 244.0, 190.0];
-                }
-                for (colour, height, rate, phase) in &hills {
-                    let edge =
-                        height + 0.08 * (rate * x + phase).sin() + 0.03 * (3.1 * rate * x + phase).sin();
-                    if y < edge {
-                        *p = blend(*colour, low, 0.5 - (edge - y) * 2.0);
-                    }
-                }
-            }
-        }
-        1 => {
-            let ground = bright(&mut rng, 150.0, 245.0);
-            out.fill(ground);
-            for _ in 0..9 {
-                let colour = bright(&mut rng, 20.0, 250.0);
-                let c = [rng.range(0.1, 0.9) as f32, rng.range(0.1, 0.9) as f32];
-                let (r, hollow) = (rng.range(0.05, 0.26) as f32, rng.chance(0.3));
-                for (k, p) in out.iter_mut().enumerate() {
-                    let d =
-                        ((k % w) as f32 / w as f32 - c[0]).hypot(((k / w) as f32 / h as f32 - c[1]) * 0.75);
-                    if d < r && !(hollow && d < 0.7 * r) {
-                        *p = blend(colour, [255.0; 3], 0.3 * (1.0 - d / r));
-                    }
-                }
-            }
-        }
-        2 => {
-            out.fill([236.0, 232.0, 220.0]);
-            let mut parts = vec![[0usize, 0, w, h]];
-            for _ in 0..7 {
-                let k = (0..parts.len()).max_by_key(|k| parts[*k][2] * parts[*k][3]).unwrap_or(0);
-                let [x, y, pw, ph] = parts.swap_remove(k);
-                let share = rng.range(0.25, 0.75);
-                if pw * 3 > ph * 4 {
-                    let cut = ((pw as f64 * share) as usize).max(1);
-                    parts.extend([[x, y, cut, ph], [x + cut, y, pw - cut, ph]]);
-                } else {
-                    let cut = ((ph as f64 * share) as usize).max(1);
-                    parts.extend([[x, y, pw, cut], [x, y + cut, pw, ph - cut]]);
-                }
-            }
-            for [x, y, pw, ph] in parts {
-                let colour =
-                    if rng.chance(0.6) { bright(&mut rng, 25.0, 250.0) } else { [236.0, 232.0, 220.0] };
-                for j in y..y + ph {
-                    for i in x..x + pw {
-                        let line = i < x + 2 || j < y + 2;
-                        out[j * w + i] = if line { [28.0; 3] } else { colour };
-                    }
-                }
-            }
-        }
-        _ => {
-            let colours: Vec<[f32; 3]> = (0..5).map(|_| bright(&mut rng, 25.0, 245.0)).collect();
-            let (rate, phase) = (rng.range(4.0, 11.0) as f32, rng.range(0.0, 6.0) as f32);
-            for (k, p) in out.iter_mut().enumerate() {
-                let (x, y) = ((k % w) as f32 / w as f32, (k / w) as f32 / h as f32);
-                let band = y * 4.6 + 0.45 * (rate * x + phase).sin() + 0.2 * (2.3 * rate * x).sin();
-                let i = band.max(0.0);
-                *p = blend(colours[i as usize % 5], colours[(i as usize + 1) % 5], (i.fract() - 0.8) * 5.0);
-            }
-        }
+        0 => landscape(&mut out, &mut rng),
+        1 => circles(&mut out, &mut rng),
+        2 => blocks(&mut out, &mut rng),
+        _ => waves(&mut out, &mut rng),
     }
     let byte = |p: &[f32; 3]| p.map(|v| (v + 0.5).clamp(0.0, 255.0) as u8);
     let coarse = (0..w * h / 16)
@@ -622,6 +551,87 @@ fn paint(index: usize) -> [Vec<[u8; 3]>; 2] {
         })
         .collect();
     [out.iter().map(byte).collect(), coarse]
+}
+
+fn landscape(out: &mut [[f32; 3]], rng: &mut Rng) {
+    let (w, h) = PAINTING;
+    let (sky, low) = (between(rng, 110.0, 240.0), between(rng, 180.0, 255.0));
+    let sun = [rng.range(0.2, 0.8) as f32, rng.range(0.5, 0.85) as f32, rng.range(0.04, 0.1) as f32];
+    let hills: Vec<([f32; 3], f32, f32, f32)> = (0..4)
+        .map(|k| {
+            let height = 0.55 - 0.13 * k as f32;
+            (between(rng, 30.0, 150.0), height, rng.range(2.0, 7.0) as f32, rng.range(0.0, 6.0) as f32)
+        })
+        .collect();
+    for (k, p) in out.iter_mut().enumerate() {
+        let (x, y) = ((k % w) as f32 / w as f32, 1.0 - (k / w) as f32 / h as f32);
+        *p = blend(low, sky, y * 1.4 - 0.4);
+        if (x - sun[0]).hypot((y - sun[1]) * 0.75) < sun[2] {
+            *p = [255.0, 244.0, 190.0];
+        }
+        for (colour, height, rate, phase) in &hills {
+            let edge = height + 0.08 * (rate * x + phase).sin() + 0.03 * (3.1 * rate * x + phase).sin();
+            if y < edge {
+                *p = blend(*colour, low, 0.5 - (edge - y) * 2.0);
+            }
+        }
+    }
+}
+
+fn circles(out: &mut [[f32; 3]], rng: &mut Rng) {
+    let (w, h) = PAINTING;
+    let ground = between(rng, 150.0, 245.0);
+    out.fill(ground);
+    for _ in 0..9 {
+        let colour = between(rng, 20.0, 250.0);
+        let c = [rng.range(0.1, 0.9) as f32, rng.range(0.1, 0.9) as f32];
+        let (r, hollow) = (rng.range(0.05, 0.26) as f32, rng.chance(0.3));
+        for (k, p) in out.iter_mut().enumerate() {
+            let d = ((k % w) as f32 / w as f32 - c[0]).hypot(((k / w) as f32 / h as f32 - c[1]) * 0.75);
+            if d < r && !(hollow && d < 0.7 * r) {
+                *p = blend(colour, [255.0; 3], 0.3 * (1.0 - d / r));
+            }
+        }
+    }
+}
+
+fn blocks(out: &mut [[f32; 3]], rng: &mut Rng) {
+    const GROUND: [f32; 3] = [236.0, 232.0, 220.0];
+    let (w, h) = PAINTING;
+    let mut parts = vec![[0usize, 0, w, h]];
+    for _ in 0..7 {
+        let k = (0..parts.len()).max_by_key(|k| parts[*k][2] * parts[*k][3]).unwrap_or(0);
+        let [x, y, pw, ph] = parts.swap_remove(k);
+        let share = rng.range(0.25, 0.75);
+        if pw * 3 > ph * 4 {
+            let cut = ((pw as f64 * share) as usize).max(1);
+            parts.extend([[x, y, cut, ph], [x + cut, y, pw - cut, ph]]);
+        } else {
+            let cut = ((ph as f64 * share) as usize).max(1);
+            parts.extend([[x, y, pw, cut], [x, y + cut, pw, ph - cut]]);
+        }
+    }
+    for [x, y, pw, ph] in parts {
+        let colour = if rng.chance(0.6) { between(rng, 25.0, 250.0) } else { GROUND };
+        for j in y..y + ph {
+            for i in x..x + pw {
+                let line = i < x + 2 || j < y + 2;
+                out[j * w + i] = if line { [28.0; 3] } else { colour };
+            }
+        }
+    }
+}
+
+fn waves(out: &mut [[f32; 3]], rng: &mut Rng) {
+    let (w, h) = PAINTING;
+    let colours: Vec<[f32; 3]> = (0..5).map(|_| between(rng, 25.0, 245.0)).collect();
+    let (rate, phase) = (rng.range(4.0, 11.0) as f32, rng.range(0.0, 6.0) as f32);
+    for (k, p) in out.iter_mut().enumerate() {
+        let (x, y) = ((k % w) as f32 / w as f32, (k / w) as f32 / h as f32);
+        let band = y * 4.6 + 0.45 * (rate * x + phase).sin() + 0.2 * (2.3 * rate * x).sin();
+        let i = band.max(0.0);
+        *p = blend(colours[i as usize % 5], colours[(i as usize + 1) % 5], (i.fract() - 0.8) * 5.0);
+    }
 }
 
 /// What is seen through a window in a direction (map): sky, clouds, hills, grass. 0 to 255.

@@ -79,34 +79,88 @@ pub(super) fn calibrate(
     })
 }
 
-/// Rewrites what the variances are multiplied by, and nothing else, so that the 90 % ellipse holds 90 % of true goals: with
-/// odometry of all kinds together, and without.
+/// Rewrites what witnesses share and what the variances are multiplied by, and nothing else, so that the 90 % ellipse holds
+/// 90 % of true goals: with odometry of all kinds together, as nearly as can be with each of them, and without.
 ///
 /// # Errors
 /// As [`calibrate`].
 pub(super) fn calibrate_scales(directory: &Path, measured: &[(Regime, Vec<Outcome>)]) -> anyhow::Result<()> {
-    let of = |posed: bool| measured.iter().filter(move |(regime, _)| (*regime != Regime::None) == posed);
-    let factor = |posed: bool| ellipse_factor(of(posed).flat_map(|(_, outcomes)| outcomes));
     change(directory, |manifest| {
         let lift = manifest.lift.as_mut().context("the bundle has no [lift] table to be calibrated")?;
-        lift.variance_scale = scaled(lift.variance_scale, factor(true));
+        let now = (lift.variance_scale, lift.shared_sigma_m.unwrap_or(0.0));
+        let posed: Vec<Vec<Miss>> = measured
+            .iter()
+            .filter(|(regime, _)| *regime != Regime::None)
+            .map(|(_, outcomes)| misses(outcomes, now))
+            .collect();
+        let all = posed.concat();
+        // The furthest of the kinds from 90 %, by what they share (mm) and the scale that it asks for.
+        let furthest = |shared: f64| {
+            let scale = scale_for(&all, shared)?;
+            let off = |misses: &Vec<Miss>| (held(misses, scale, shared) - 0.9).abs();
+            Some((posed.iter().map(off).fold(0.0, f64::max), scale, shared))
+        };
+        let choices = (0..=SHARED_MAX_MM).filter_map(|mm| furthest(f64::from(mm) * 1e-3));
+        if let Some((_, scale, shared)) = choices.min_by(|a, b| a.0.total_cmp(&b.0)) {
+            lift.variance_scale = clamped(scale);
+            lift.shared_sigma_m = (shared > 0.0).then_some(shared);
+        }
+        let shared = lift.shared_sigma_m.unwrap_or(0.0);
         if let Some(spreads) = &mut lift.without_odometry {
-            spreads.variance_scale = scaled(spreads.variance_scale, factor(false));
+            let blind = measured.iter().filter(|(regime, _)| *regime == Regime::None);
+            let now = (spreads.variance_scale, now.1);
+            let all: Vec<Miss> = blind.flat_map(|(_, outcomes)| misses(outcomes, now)).collect();
+            spreads.variance_scale = scale_for(&all, shared).map_or(spreads.variance_scale, clamped);
         }
         Ok(())
     })
 }
 
-/// What variances must be multiplied by so that nine in ten true places lie inside the 90 % ellipse; 1 of none.
-fn ellipse_factor<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> f64 {
-    let mut spreads: Vec<f64> = outcomes.filter_map(|o| o.squared_spreads).collect();
-    spreads.sort_by(f64::total_cmp);
-    spreads.get(spreads.len() * 9 / 10).map_or(1.0, |d| d / ELLIPSE_90)
+/// Witnesses share at most this much, millimetres.
+const SHARED_MAX_MM: u32 = 100;
+
+/// One answer beside the truth.
+#[derive(Clone, Copy)]
+struct Miss {
+    /// How far the answer is off, squared (m²).
+    squared_m: f64,
+    /// Its variance before it was scaled and what is shared was added (m²).
+    variance: f64,
 }
 
-/// A scale of variances, changed by a factor.
-fn scaled(scale: f64, factor: f64) -> f64 {
-    rounded((scale * factor).clamp(0.05, 20.0))
+/// Answers that were given with this scale and this shared deviation.
+fn misses<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>, (scale, shared): (f64, f64)) -> Vec<Miss> {
+    let of = |o: &Outcome| {
+        let squared_m = o.answer?[1].powi(2);
+        let variance = (squared_m / o.squared_spreads? - shared.powi(2)) / scale;
+        (variance > 0.0).then_some(Miss { squared_m, variance })
+    };
+    outcomes.into_iter().filter_map(of).collect()
+}
+
+/// What variances must be multiplied by so that nine in ten true places lie inside the 90 % ellipse; none of no answers.
+fn scale_for(misses: &[Miss], shared: f64) -> Option<f64> {
+    let wanted = |m: &Miss| (m.squared_m / ELLIPSE_90 - shared.powi(2)) / m.variance;
+    let mut scales: Vec<f64> = misses.iter().map(wanted).collect();
+    scales.sort_by(f64::total_cmp);
+    scales.get(scales.len() * 9 / 10).copied()
+}
+
+/// The share of true places inside the 90 % ellipse.
+fn held(misses: &[Miss], scale: f64, shared: f64) -> f64 {
+    let inside = |m: &&Miss| m.squared_m <= ELLIPSE_90 * (scale * m.variance + shared.powi(2));
+    misses.iter().filter(inside).count() as f64 / misses.len().max(1) as f64
+}
+
+/// The scale after answers that were given with this one.
+fn rescaled(seen: &[&Outcome], scale: f64, shared: Option<f64>) -> f64 {
+    let shared = shared.unwrap_or(0.0);
+    scale_for(&misses(seen.iter().copied(), (scale, shared)), shared).map_or(scale, clamped)
+}
+
+/// A scale of variances that a bundle may hold.
+fn clamped(scale: f64) -> f64 {
+    rounded(scale.clamp(0.05, 20.0))
 }
 
 /// To three digits after the point.
@@ -127,7 +181,7 @@ fn calibrated_without_odometry(lift: &mut LiftParams, present: &[Outcome]) {
         plan_sigma_m: middle(&|o| o.object[0], 1.1774, now.plan_sigma_m),
         memory_sigma_m: middle(&|o| o.object[1], 1.1774, now.memory_sigma_m),
         yaw_sigma_rad: middle(&|o| o.answer.map(|e| e[0].to_radians()), 0.6745, now.yaw_sigma_rad),
-        variance_scale: scaled(now.variance_scale, ellipse_factor(seen.iter().copied())),
+        variance_scale: rescaled(&seen, now.variance_scale, now.shared_sigma_m),
     });
 }
 
@@ -174,7 +228,7 @@ fn calibrated(lift: &mut LiftParams, present: &[Outcome], absent: &[Absent]) {
     }
     // The share of true places inside the 90 % ellipse comes out right; a second calibration settles it, since the
     // spreads above are new.
-    lift.variance_scale = scaled(lift.variance_scale, ellipse_factor(seen.iter().copied()));
+    lift.variance_scale = rescaled(&seen, lift.variance_scale, lift.shared_sigma_m);
     // Nearly all houses are of the kind that was trained on; half as much again is not.
     let mut codec: Vec<f64> = present.iter().filter_map(|o| o.reconstruction_error).collect();
     if !codec.is_empty() {
@@ -280,25 +334,46 @@ mod tests {
         let Spreads { plan_sigma_m, memory_sigma_m, yaw_sigma_rad, variance_scale } = spreads;
         assert_eq!((plan_sigma_m, memory_sigma_m, yaw_sigma_rad), (0.3, 0.1, 0.175));
         assert_eq!(variance_scale, 4.0, "twice the scale of before");
-        // Scales alone: pooled over the kinds of odometry, and apart from those without. 9.21 is twice 4.605.
-        let dir = tempfile::tempdir().expect("a directory");
-        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny/bundle.toml");
-        let before = std::fs::read_to_string(bundle).expect("the shipped bundle");
-        std::fs::write(dir.path().join(MANIFEST), &before).expect("it is written");
-        let halves = |d: f64| vec![Outcome { squared_spreads: Some(d), ..present[0].clone() }; 2];
-        let measured =
-            [(Regime::Exact, halves(1.0)), (Regime::Five, halves(9.21)), (Regime::None, halves(9.21 / 4.0))];
-        calibrate_scales(dir.path(), &measured).expect("it is calibrated");
-        let read = |text: &str| Manifest::from_toml(text, Path::new("bundle.toml")).expect("a manifest");
-        let (mut before, after) = (read(&before), std::fs::read_to_string(dir.path().join(MANIFEST)));
-        if let Some(lift) = &mut before.lift {
-            lift.variance_scale = rounded(2.0 * lift.variance_scale);
-            let spreads = lift.without_odometry.as_mut().expect("it was measured");
-            spreads.variance_scale = rounded(0.5 * spreads.variance_scale);
-        }
-        assert_eq!(read(&after.expect("it is there")).lift, before.lift);
         // A second calibration starts from the first one's scale.
         calibrated(&mut lift, &present, &absent);
         assert_eq!(lift.variance_scale, 4.0);
+    }
+    #[test]
+    fn what_witnesses_share_is_told_from_their_own_spread() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny/bundle.toml");
+        let text = std::fs::read_to_string(bundle).expect("the shipped bundle");
+        let mut before = Manifest::from_toml(&text, Path::new(MANIFEST)).expect("a manifest");
+        let lift = before.lift.as_mut().expect("it has lift heads");
+        (lift.variance_scale, lift.shared_sigma_m) = (0.5, Some(0.03));
+        lift.without_odometry.as_mut().expect("it was measured").variance_scale = 1.0;
+        std::fs::write(dir.path().join(MANIFEST), before.to_toml().expect("a document"))
+            .expect("it is written");
+        // Planar normal errors of variance `scale * own + 0.04^2`, at their quantiles; published with the bundle's figures.
+        let answers = |own: f64, scale: f64, published: f64| -> Vec<Outcome> {
+            let one = |k: u32| {
+                let squared_m = -2.0 * (1.0 - (f64::from(k) + 0.5) / 200.0).ln() * (scale * own + 0.0016);
+                let squared_spreads = Some(squared_m / (published * own + 0.0009));
+                Outcome { answer: Some([0.0, squared_m.sqrt()]), squared_spreads, ..outcome(9.0, 0.1) }
+            };
+            (0..200).map(one).collect()
+        };
+        let measured = [
+            (Regime::Exact, answers(0.0004, 1.0, 0.5)),
+            (Regime::Five, answers(0.0040, 1.0, 0.5)),
+            (Regime::None, answers(0.0040, 2.0, 1.0)),
+        ];
+        calibrate_scales(dir.path(), &measured).expect("it is calibrated");
+        let text = std::fs::read_to_string(dir.path().join(MANIFEST)).expect("it is there");
+        let mut after = Manifest::from_toml(&text, Path::new(MANIFEST)).expect("a manifest");
+        let lift = after.lift.as_mut().expect("it has lift heads");
+        let blind = lift.without_odometry.as_mut().expect("it was measured");
+        let near = |got: f64, wanted: f64, by: f64| assert!((got - wanted).abs() < by, "{got}, not {wanted}");
+        near(lift.shared_sigma_m.expect("measured"), 0.04, 0.003);
+        near(lift.variance_scale, 1.0, 0.05);
+        near(blind.variance_scale, 2.0, 0.1);
+        // Nothing else has changed.
+        (lift.variance_scale, lift.shared_sigma_m, blind.variance_scale) = (0.5, Some(0.03), 1.0);
+        assert_eq!(after.lift, before.lift);
     }
 }
