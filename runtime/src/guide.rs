@@ -3,7 +3,9 @@
 //! Once it is known where a drive leads, what was seen can be carried into each of its views ([`crate::recall`]). While the
 //! drive is sampled, each step's estimate is decoded, the carried pixels take the place of the network's as far as they
 //! are to be trusted, and the frames are encoded again: `x0 = E(m * carried + (1 - m) * D(x0))`. Holes, seams, what was
-//! never seen and the red box are the network's.
+//! never seen are the network's, and so is the red box: that of the drive that was sampled before. What is shown is held once
+//! more, so that carried pixels do not go through the codec, and also in the pixels of remembered pictures
+//! ([`Carry::in_detail`]).
 //!
 //! A drive that was led along the answer's own path is no witness of the place: it is what a person sees of the way. The
 //! place is told by drives that were sampled from the video alone.
@@ -98,19 +100,15 @@ impl Carry {
     /// view), as far as they are to be trusted. The outline of the box in the last frames is the one that was drawn before;
     /// without one, theirs stays, where it scores at least `box_min`.
     pub fn hold(&self, frames: &mut [RgbImage], box_min: f64) {
-        if let Some((found, drawn)) = &self.drawn {
-            let outline = Outline::of(found, &drawn.iter().collect::<Vec<_>>());
+        let outline = self.outline(frames, box_min);
+        if let Some((outline, (_, drawn))) = outline.as_ref().zip(self.drawn.as_ref()) {
             let last = frames.len().saturating_sub(drawn.len());
             for (frame, drawn) in frames[last..].iter_mut().zip(drawn) {
+                let on_it = |at: usize| outline.holds(at % drawn.width, at / drawn.width);
                 let pixels = frame.data.chunks_exact_mut(3).zip(drawn.data.chunks_exact(3)).enumerate();
-                for (_, (own, drawn)) in
-                    pixels.filter(|(at, _)| outline.holds(at % drawn.width, at / drawn.width))
-                {
-                    own.copy_from_slice(drawn);
-                }
+                pixels.filter(|(at, _)| on_it(*at)).for_each(|(_, (own, drawn))| own.copy_from_slice(drawn));
             }
         }
-        let outline = self.outline(frames, box_min);
         self.lay_over(frames, &self.views, outline.as_ref(), 1);
     }
 

@@ -227,7 +227,7 @@ fn guided(
     tools.mind.by.read_depth(error);
     tools.mind.by.learn_depth(&[v], &bench.camera);
     let Some(mut recall) = Recall::new(&mut tools.mind, &views, &mounting)? else { return Ok(None) };
-    let carry = Carry::new(&mut recall, along, 0);
+    let carry = Carry::new(&mut recall, along, 0, None);
     let mut held = HeldMind { mind: &mut tools.mind, carry: &carry };
     let go_on = &mut |_: usize, _: &[f32]| Flow::Continue;
     let rollout = roll_out_held(&mut held, seen, prompt, settings, 0, (budget, TimeDelta(1)), go_on)?;
