@@ -129,7 +129,7 @@ mod tests {
         all[1].rests_on = BTreeMap::from([("with_drive", reached(4.0, false))]);
         let added = added(&all);
         let of = |goals: &str, rests_on: &str| {
-            added.iter().find(|a| a.goals == goals && a.rests_on.contains(rests_on)).expect("a row")
+            added.iter().find(|a| a.goals.contains(goals) && a.rests_on.contains(rests_on)).expect("a row")
         };
         let a = of("all", "(the answer)");
         assert!((a.given.value - 2.0 / 3.0).abs() < 1e-12 && (a.arrived.value - 1.0 / 3.0).abs() < 1e-12);
@@ -151,14 +151,14 @@ mod tests {
     fn a_thing_is_seen_whole_or_cut_off() {
         let house = House::generate(5, &mindseye_world::Difficulty::plain());
         let camera = Camera::new(24, 16);
-        let thing = &house.objects[0];
-        let before = world::goal_pose(&house, world::Pose2::default(), 0).expect("it can be stood before");
-        let away = world::Pose2::unwrapped(before.x, before.y, before.yaw + std::f64::consts::PI);
-        let far = before.distance(world::Pose2::unwrapped(thing.x, thing.y, 0.0));
-        assert!(far > 0.5, "{far}");
-        // Turned by half the field of view the thing's middle lies on the picture's edge.
-        let aside = world::Pose2::unwrapped(before.x, before.y, before.yaw + std::f64::consts::FRAC_PI_4);
-        let of = |pose: world::Pose2| sights(&house, &camera, [pose].into_iter(), 0);
-        assert_eq!((of(before), of(away), of(aside)), ([1, 1], [0, 0], [1, 0]));
+        let of = |pose: world::Pose2, object: usize| sights(&house, &camera, [pose].into_iter(), object);
+        let stand = |object: usize| world::goal_pose(&house, world::Pose2::default(), object);
+        let whole = |object: &usize| stand(*object).is_some_and(|pose| of(pose, *object) == [1, 1]);
+        let object = (0..house.objects.len()).find(whole).expect("one is seen whole from before it");
+        let before = stand(object).expect("it can be stood before");
+        let turned = |by: f64| world::Pose2::unwrapped(before.x, before.y, before.yaw + by);
+        assert_eq!(of(turned(std::f64::consts::PI), object), [0, 0]);
+        // Turned by half the field of view its middle lies on the picture's edge.
+        assert_eq!(of(turned(std::f64::consts::FRAC_PI_4), object), [1, 0]);
     }
 }
