@@ -25,7 +25,7 @@ use crate::lift::{
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
 use crate::recall::{Recall, RecallView, poses_by_head, views_of};
-use crate::served::{Here, Imagine, News, ServedError};
+use crate::served::{Here, Imagine, Inputs, News, ServedError};
 use crate::study::Studied;
 use crate::witness;
 use mindseye_bridge::answer::{Answer, FramedPose2, FramedPose3, Status};
@@ -80,6 +80,9 @@ pub struct MindSpec {
 pub trait Mind: Send {
     /// What it says about itself.
     fn spec(&self) -> &MindSpec;
+
+    /// A goal begins, whose work must be done in the time `left`; `None`: no limit.
+    fn begin(&mut self, _left: Option<TimeDelta>) {}
 
     /// Encodes a text into rows for the denoiser; the empty text gives the rows of the unconditional branch.
     ///
@@ -410,6 +413,25 @@ impl Job<'_> {
         matches!(self.goal.kind, GoalKind::Text(_))
     }
 
+    fn inputs<'b>(&'b self, seen: &'b ContextLatents, request: &'b Request) -> Inputs<'b> {
+        Inputs { seen, prompt: request.prompt(), settings: &self.settings, budget: self.budget }
+    }
+
+    /// Time for sampling. Where drives are registered among what was seen, the last third of what is left is for that.
+    fn sampling(&self) -> Budget<'_> {
+        let registers = self.spec.lift.as_ref().is_some_and(|lift| lift.registration.is_some());
+        let until = self.budget.until.filter(|_| registers).zip(self.budget.left());
+        let until = until.map(|(until, left)| until - TimeDelta(left.0.max(0) / 3));
+        Budget { until: until.or(self.budget.until), ..self.budget }
+    }
+
+    /// Whether there is time for the fewest steps worth doing of one more drive: for less nothing is carried.
+    fn has_time(&self, imagined: &Imagined) -> bool {
+        let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
+        let least = TimeDelta(step.0.saturating_mul(self.settings.min_steps.max(1) as i64));
+        self.budget.left().is_none_or(|left| left >= least)
+    }
+
     /// Imagined frames that show the box, at the end of a rollout.
     fn boxed_frames(&self) -> usize {
         self.spec.box_latents.max(1) * GROUP
@@ -517,6 +539,7 @@ fn ground_by(
     let spec = spec_for(mind.spec(), goal);
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
+    mind.begin(job.budget.left());
     let attempted = match narrow_view(&job) {
         Some(narrow) => Err(narrow),
         None => attempt(mind, &job, &mut report),
@@ -549,9 +572,10 @@ pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>)
     let spec = spec_for(mind.spec(), goal);
     let params = spec.lift.clone()?;
     let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
+    mind.begin(budget.left());
     let request = encode(mind, &job).ok()?;
     let view = choose_view(mind, &job, &request, &mut |_| Flow::Continue).ok()?;
-    let glances = mind.imaginer().glance(&view.seen, request.prompt(), &job.settings, budget).ok()?;
+    let glances = mind.imaginer().glance(job.inputs(&view.seen, &request)).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
     let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
     match (view.start, view.origin, scene.odom_from_base) {
@@ -606,7 +630,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     };
     report.done("recall", None)?;
 
-    let drive = choose_drive(mind, job, &view, (&mut imagined, end), recall.as_mut(), report)?;
+    let (drive, hurried) = choose_drive(mind, job, &view, (&mut imagined, end), recall.as_mut(), report)?;
     report.done("decode_video", Some(Stage::Decode))?;
 
     let Some((params, estimate)) = params.zip(estimate) else {
@@ -628,7 +652,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     } else if !drive.path.is_empty() {
         lifted.path = drive.path;
     }
-    if lifted.decision == Decision::Found && job.spec.guide != Guide::None {
+    if lifted.decision == Decision::Found && job.spec.guide != Guide::None && job.has_time(&imagined) {
         let recall = match recall {
             None if view.origin.is_none() => recall_by_head(mind, job, (&request, &view))?,
             known => known,
@@ -639,8 +663,11 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         report.done("guide", None)?;
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
+    if job.by_text() {
+        geometric::vote(&mut report.grounded, job.scene, &job.spec, job.boxed_frames(), params.agree_max);
+    }
     let required = params.drive == DriveRule::Required && !imagined.rollouts.is_empty();
-    for note in [imagined.reduced, unregistered.note(required)].into_iter().flatten() {
+    for note in [imagined.reduced, hurried, unregistered.note(required)].into_iter().flatten() {
         let answer = &mut report.grounded.answer;
         answer.reason = Some(with_reduction(answer.reason.take(), Some(&note)));
     }
@@ -649,7 +676,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 }
 
 /// Reads the sampled drives and notes the one that shows the most, which becomes the first one of `imagined`; `end` is a
-/// pose to begin looking for their ends from.
+/// pose to begin looking for their ends from. Also why less was looked at.
 fn choose_drive(
     mind: &mut dyn Mind,
     job: &Job<'_>,
@@ -657,8 +684,11 @@ fn choose_drive(
     (imagined, end): (&mut Imagined, Option<Pose2>),
     recall: Option<&mut Recall>,
     report: &mut Report<'_>,
-) -> Result<Shown, GroundError> {
-    let mut drives = look_at(mind, job, imagined, recall, end)?;
+) -> Result<(Shown, Option<String>), GroundError> {
+    let mut drives = look_at(mind, job, imagined, (recall, end), report.progress)?;
+    let (looked_at, sampled) = (drives.len(), imagined.rollouts.len());
+    let hurried = (looked_at < sampled)
+        .then(|| format!("{looked_at} of {sampled} imagined drives were looked at, to meet the deadline"));
     let best = best_drive(&drives);
     let mut drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
     let grounded = &mut report.grounded;
@@ -674,7 +704,7 @@ fn choose_drive(
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, view)?,
         _ => None,
     };
-    Ok(drive)
+    Ok((drive, hurried))
 }
 
 /// The answer of a model without lift heads: see the head of this file.
@@ -758,8 +788,8 @@ fn imagine(
         draft.candidates = glances.len() as u32;
         (report.progress)(Stage::Draft(&draft))
     };
-    let prompt = request.prompt();
-    Ok(mind.imaginer().imagine(&view.seen, prompt, &job.settings, job.budget, &mut progress)?)
+    let inputs = Inputs { budget: job.sampling(), ..job.inputs(&view.seen, request) };
+    Ok(mind.imaginer().imagine(inputs, &mut progress)?)
 }
 
 /// What one sampled drive shows.
@@ -775,16 +805,28 @@ struct Shown {
     explained: Vec<(usize, f64)>,
 }
 
-/// Decodes the sampled drives and reads them; `end` is a pose to begin looking for their ends from.
+/// Decodes the sampled drives and reads them; `end` is a pose to begin looking for their ends from. The first is read in
+/// any case, the others while there is time.
 fn look_at(
     mind: &mut dyn Mind,
     job: &Job<'_>,
     imagined: &Imagined,
-    mut recall: Option<&mut Recall>,
-    end: Option<Pose2>,
+    (mut recall, end): (Option<&mut Recall>, Option<Pose2>),
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<Vec<Shown>, GroundError> {
     let mut out = Vec::new();
+    let (mut last, mut longest) = (job.budget.clock.now(), TimeDelta::ZERO);
     for rollout in &imagined.rollouts {
+        if !out.is_empty() {
+            let now = job.budget.clock.now();
+            (longest, last) = (longest.max(now - last), now);
+            if job.budget.left().is_some_and(|left| left < longest) {
+                break;
+            }
+            if progress(Stage::Decode) == Flow::Stop {
+                return Err(Stopped.into());
+            }
+        }
         let frames = mind.decode(&rollout.latents)?;
         let clearest = find_box(&frames[frames.len().saturating_sub(job.boxed_frames())..]);
         let found = clearest.filter(|b| b.score >= job.spec.box_min);
@@ -1140,7 +1182,7 @@ fn choose_view(
         };
         let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
         let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
-        let glances = mind.imaginer().glance(&view.seen, request.prompt(), settings, *budget)?;
+        let glances = mind.imaginer().glance(job.inputs(&view.seen, request))?;
         let estimate = view.lift(&glances, params);
         let lifted = verify(estimate, &[], Evidence::default(), params);
         let rank = (lifted.decision == Decision::Found, lifted.estimate.mask_max);
@@ -1172,7 +1214,7 @@ fn view_of(
     (begin, end): (usize, usize),
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
 ) -> Result<Option<View>, GroundError> {
-    let Job { scene, spec, settings, budget, .. } = job;
+    let Job { scene, spec, .. } = job;
     let start = (end + 1 < scene.memory.len()).then_some(end);
     let origin = start.map_or(scene.odom_from_base, |p| scene.memory[p].info.odom_from_base);
     if start.is_some() && origin.is_none() {
@@ -1186,8 +1228,7 @@ fn view_of(
     };
     let count = spec.context_max;
     let chosen = if job.by_text() {
-        let mut imaginer = mind.imaginer();
-        imaginer.choose_context(&memory, request.prompt(), settings, count, *budget, progress)?
+        mind.imaginer().choose_context(job.inputs(&memory, request), count, progress)?
     } else {
         crate::context::spread(stretch.len(), count)
     };

@@ -13,7 +13,7 @@
 //! Sources: Video4Spatial equations 1 and 2 and joint guidance ("both dropped together", one weight), Wan2.2's
 //! first-frame conditioning, flow matching `x_s = (1 - s) x_0 + s n`.
 
-use crate::served::{Imagine, ServedError};
+use crate::served::{Imagine, Inputs, ServedError};
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
@@ -859,8 +859,9 @@ pub fn roll_out_held(
         return Ok(None);
     }
     let x = beginning(settings, candidate, seen.first.len());
+    let inputs = Inputs { seen, prompt, settings, budget };
     let mut guided = |x: &[f32], step: Step| {
-        let (mut v, heads) = held.imaginer().guided(seen, prompt, settings, candidate, (x, step))?;
+        let (mut v, heads) = held.imaginer().guided(inputs, candidate, (x, step))?;
         let mut clean: Vec<f32> = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
         clean[..seen.first.len()].copy_from_slice(&seen.first);
         held.hold(&mut clean)?;

@@ -5,6 +5,7 @@ use crate::context::EncodeError;
 use crate::ground::{Mind, MindError, MindSpec, RaysError};
 use crate::image::RgbImage;
 use crate::served::{Here, Imagine};
+use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
 use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::plucker::Intrinsics;
@@ -17,6 +18,9 @@ pub trait Interpose: Send {
     /// # Errors
     /// As [`Denoise::denoise`].
     fn denoise(&mut self, denoiser: &mut dyn Denoise, step: &DenoiseStep) -> Result<Denoised, DenoiseError>;
+
+    /// As [`Mind::begin`].
+    fn begin(&mut self, _left: Option<TimeDelta>) {}
 
     /// Rows of a text; the mind's own where nothing else is said.
     ///
@@ -69,6 +73,11 @@ impl<I: Interpose> Interposed<I> {
 impl<I: Interpose> Mind for Interposed<I> {
     fn spec(&self) -> &MindSpec {
         &self.spec
+    }
+
+    fn begin(&mut self, left: Option<TimeDelta>) {
+        self.mind.begin(left);
+        self.by.begin(left);
     }
 
     fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {

@@ -3,6 +3,7 @@
 //! The same bag, configuration, bundle, goal and seed give the same answer, bit for bit, times aside (and without a
 //! deadline, which makes the answer depend on the machine's speed).
 
+use crate::agent::time_for_sampling;
 use crate::config::RobotConfig;
 use crate::context::{ContextCounts, GroupEncoder};
 use crate::ground::{Grounded, Mind, Scene, Stage, ground};
@@ -39,6 +40,14 @@ pub struct Replay {
     pub at_secs: Option<f64>,
     /// Time allowed for the goal.
     pub deadline: Option<TimeDelta>,
+}
+
+impl Replay {
+    /// Of the time allowed, what sampling may take, as on a robot; `None`: no limit.
+    pub fn time_for_sampling(&self) -> Option<TimeDelta> {
+        let reserve = TimeDelta::from_millis(self.config.goals.reserve_ms);
+        self.deadline.map(|allowed| time_for_sampling(allowed, reserve))
+    }
 }
 
 /// What happens meanwhile.
@@ -290,7 +299,7 @@ pub fn replay_with(
     };
     tell(Told::Event(NodeEvent::Status(&replayed.status())));
     if let Some(goal) = &replay.goal {
-        replayed.ask(mind.as_mut(), goal, replay.deadline, clock, tell, go_on)?;
+        replayed.ask(mind.as_mut(), goal, replay.time_for_sampling(), clock, tell, go_on)?;
     }
     Ok(replayed)
 }
@@ -409,7 +418,7 @@ impl Replayed {
         })
     }
 
-    /// Answers a goal from what was seen.
+    /// Answers a goal from what was seen; `sampling` may take so long ([`Replay::time_for_sampling`]).
     ///
     /// # Errors
     /// [`ReplayError::Stopped`]: `go_on` said no.
@@ -417,7 +426,7 @@ impl Replayed {
         &mut self,
         mind: &mut dyn Mind,
         goal: &Goal,
-        deadline: Option<TimeDelta>,
+        sampling: Option<TimeDelta>,
         clock: &dyn Clock,
         tell: &mut dyn FnMut(Told<'_>),
         go_on: &dyn Fn() -> bool,
@@ -432,7 +441,7 @@ impl Replayed {
             )),
             (Some(scene), None) => {
                 let began = clock.now();
-                let until = deadline.map(|allowed| began + allowed);
+                let until = sampling.map(|sampling| began + sampling);
                 tell(Told::Event(NodeEvent::Begun { goal, scene, until }));
                 let mut show = |stage: Stage<'_>| {
                     tell(Told::Event(NodeEvent::Stage(stage)));

@@ -206,11 +206,16 @@ impl Node {
             }
             (None, None) => none(),
         };
+        // Of a node that is gone nothing comes any more.
+        let (rate, age) = match state {
+            "gone" => (none(), none()),
+            _ => (self.rate_hz.map_or_else(none, |hz| format!("{hz:.1}/s")), millis("/frames/age_ms")),
+        };
         [
             self.robot.clone(),
             state.to_owned(),
-            self.rate_hz.map_or_else(none, |hz| format!("{hz:.1}/s")),
-            millis("/frames/age_ms"),
+            rate,
+            age,
             if self.status.is_some() { dropped.to_string() } else { none() },
             count("/context/latents"),
             count("/goals/goals"),
@@ -388,6 +393,21 @@ mod tests {
         check(&|d| d["goal"] = "x".into(), 20, true, "thinking");
         check(&|_| (), 14, true, "silent");
         check(&|_| (), 14, false, "gone");
+    }
+
+    #[test]
+    fn a_node_that_is_gone_has_no_rate_and_no_age() {
+        let mut fleet = Fleet::default();
+        let there = [alive("ant", "a-1")];
+        fleet.take(at(0), &there, vec![status("ant", "a-1", 100)]);
+        fleet.take(at(1), &there, vec![status("ant", "a-1", 130)]);
+        let cells = |fleet: &Fleet, now| {
+            let line = screen(fleet, now, (140, 9), "")[2].text.clone();
+            line.split_whitespace().skip(1).take(4).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(cells(&fleet, at(1)), ["ready", "30.0/s", "31", "ms"]);
+        fleet.take(at(4), &[], Vec::new());
+        assert_eq!(cells(&fleet, at(4)), ["gone", "–", "–", "3"]);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 """PoseStamped and Image both ways between `ros_peer` (our side) and zenoh-ros2-sdk of ROBOTIS, an rmw_zenoh
 implementation that others wrote: its keys, type hashes, CDR (by rosbags), attachments, liveliness tokens and discovery.
 
-    rmw_peer.py tcp/127.0.0.1:7447 [COUNT]
+    rmw_peer.py tcp/127.0.0.1:7447 [COUNT] [humble|jazzy|lyrical]
+
+humble: no type hashes, `TypeHashNotSupported` in their place. jazzy: hashes that the SDK computes. lyrical: publishers that
+know buffer backends: another chunk at the end of their tokens, and images on the plain key only while the graph holds a
+subscription without such a chunk.
 
 ros_peer gives back what it gets. Exit status 0 and a last line "ok ..." when every message came back whole and the other
 implementation's discovery finds our topics with its own hashes, else 1 and what does not hold.
@@ -13,11 +17,17 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 import numpy as np
+import zenoh
+import zenoh_ros2_sdk.publisher
 from zenoh_ros2_sdk import ROS2Publisher, ROS2Subscriber
 from zenoh_ros2_sdk.message_registry import get_registry
 from zenoh_ros2_sdk.session import ZenohSession
+
+# The SDK looks for congestion control where zenoh had it once, and would drop pictures on a busy machine.
+zenoh.qos = types.SimpleNamespace(CongestionControl=zenoh.CongestionControl)
 
 # The SDK fetches definitions from the network unless it finds them in a directory.
 DEFINITIONS = {
@@ -49,6 +59,11 @@ def wait(what, done, seconds=30):
 def main():
     host, port = sys.argv[1].removeprefix("tcp/").rsplit(":", 1)
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    distro = sys.argv[3] if len(sys.argv) > 3 else "jazzy"
+    hashed = {"type_hash": "TypeHashNotSupported"} if distro == "humble" else {}
+    if distro == "lyrical":
+        plain = zenoh_ros2_sdk.publisher.endpoint_liveliness_keyexpr
+        zenoh_ros2_sdk.publisher.endpoint_liveliness_keyexpr = lambda end: plain(end) + "/backends:cpu:"
     place = pathlib.Path(tempfile.mkdtemp())
     for name, text in DEFINITIONS.items():
         file = place / f"{name}.msg"
@@ -56,7 +71,7 @@ def main():
         file.write_text(text)
     session = ZenohSession.get_instance(host, int(port))
     get_registry(str(place))
-    there = {"router_ip": host, "router_port": int(port)}
+    there = {"router_ip": host, "router_port": int(port), **hashed}
     got = {POSE: [], IMAGE: []}
     more = threading.Condition()
 
@@ -92,6 +107,10 @@ def main():
             # The hash that the SDK computed from the definitions, and not ours, is what must be in our tokens.
             if f"/{pub.dds_type_name}/" in key and f"/{pub.type_hash}/" not in key:
                 fail(f"{key} does not carry {pub.type_hash}")
+        if "/MS/" in key and key.split("/")[-1].startswith("backends:"):
+            fail(f"{key} names buffer backends: publishers that know them would not send us anything")
+    if distro == "humble" and any(pub.type_hash != "TypeHashNotSupported" for pub in pubs.values()):
+        fail("the SDK put a hash where Humble has none")
     # The routes that the declarations opened are found within a moment.
     time.sleep(1.0)
 
@@ -120,7 +139,7 @@ def main():
             fail(f"image {i} came back with other fields")
         if not np.array_equal(image.data, data):
             fail(f"image {i} came back with other pixels")
-    print(f"ok zenoh-ros2-sdk: {count} PoseStamped and {count} Image (230 kB) there and back", flush=True)
+    print(f"ok zenoh-ros2-sdk as {distro}: {count} PoseStamped and {count} Image (230 kB) there and back", flush=True)
     del subs
     # The SDK's session keeps the interpreter from ending.
     os._exit(0)

@@ -1,7 +1,8 @@
 #!/bin/sh
 # 1. A robot written in Python against the real `mindseye run`, three times: rmw_zenoh keys, ros2dds keys, and a camera
 #    that sends only when it sees a subscription without buffer backends.
-# 2. zenoh-ros2-sdk, an rmw_zenoh implementation of others, against our publishers and subscribers.
+# 2. zenoh-ros2-sdk, an rmw_zenoh implementation of others, against our publishers and subscribers: with Humble's keys, with
+#    hashes, and with the tokens of publishers that know buffer backends.
 # Usage: run.sh [VENV]. Without the Python packages it says SKIP and ends with status 0.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -44,13 +45,17 @@ END
     wait "$pid" 2>/dev/null || true
     pid=
 done
-"$bin/ros_peer" --count 20 --seconds 90 >"$work/log" 2>&1 &
-pid=$!
-while ! grep -q "^ready" "$work/log" && kill -0 "$pid" 2>/dev/null; do
-    sleep 0.1
+for distro in humble jazzy lyrical; do
+    keys=$distro
+    [ "$keys" = lyrical ] && keys=jazzy
+    "$bin/ros_peer" --count 20 --seconds 90 --distro "$keys" >"$work/log" 2>&1 &
+    pid=$!
+    while ! grep -q "^ready" "$work/log" && kill -0 "$pid" 2>/dev/null; do
+        sleep 0.1
+    done
+    "$venv/bin/python" "$here/rmw_peer.py" "$(sed -n 's/^ready //p' "$work/log")" 20 $distro || status=1
+    wait "$pid" || status=1
+    pid=
+    sed -n '/^ready/!p' "$work/log"
 done
-"$venv/bin/python" "$here/rmw_peer.py" "$(sed -n 's/^ready //p' "$work/log")" 20 || status=1
-wait "$pid" || status=1
-pid=
-sed -n '/^ready/!p' "$work/log"
 exit $status

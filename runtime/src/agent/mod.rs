@@ -22,6 +22,12 @@ use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
 use publishing::Unpublishable;
 
+/// Of the time allowed for a goal, what may pass until sampling is over: `reserve` is kept back, of a tight deadline at most
+/// a fifth.
+pub fn time_for_sampling(allowed: TimeDelta, reserve: TimeDelta) -> TimeDelta {
+    allowed - reserve.min(TimeDelta(allowed.0 / 5))
+}
+
 /// Names one goal inside this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
@@ -443,8 +449,7 @@ impl Agent {
         }
         let allowed = goal.deadline.unwrap_or(self.config.deadline);
         let deadline = now + allowed;
-        // A tight deadline keeps back at most a fifth.
-        let reserve = self.config.reserve.min(TimeDelta(allowed.0 / 5));
+        let sampling = time_for_sampling(allowed, self.config.reserve);
         self.active = Some(Active {
             ticket,
             id: goal.id.clone(),
@@ -457,7 +462,7 @@ impl Agent {
             best: None,
             obsolete: None,
         });
-        actions.push(Action::Begin { ticket, goal: Box::new(goal), until: deadline - reserve });
+        actions.push(Action::Begin { ticket, goal: Box::new(goal), until: now + sampling });
     }
 
     fn done(&mut self, ticket: Ticket, mut answer: Box<Answer>, now: TimeDelta, actions: &mut Vec<Action>) {

@@ -5,9 +5,10 @@ use super::goal::in_words;
 use super::progress::ProgressBar;
 use super::run::configure;
 use super::serve::MindArgs;
-use super::view::{Facts, Report, ReportArgs, ViewArgs, both};
+use super::view::{Facts, Page, Report, ReportArgs, ViewArgs, both};
 use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
+use crate::ground::Mind;
 use crate::mind::Pipeline;
 use crate::no_model::no_model;
 use crate::node::{MonotonicClock, NodeEvent};
@@ -22,7 +23,7 @@ use mindseye_bridge::ros::RosSession;
 use mindseye_bridge::time::TimeDelta;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  mindseye replay drive.mcap --goal \"find the red chair\"\n  \
@@ -87,21 +88,29 @@ pub struct ReplayArgs {
 /// Side of the map of `--strip` (pixels).
 const MAP_PX: usize = 480;
 
-pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let mut config = match (&args.config, args.mind.is_served()) {
-        (path, true) => configure(path.as_ref(), &args.connect, &[])?,
-        (Some(path), false) => RobotConfig::load(path)?,
-        (None, false) => RobotConfig::default(),
-    };
-    config.detect_with(args.detector.as_deref());
-    let mut goal = match &args.goal {
-        Some(text) => Some(Goal::text("replay", text)?),
-        None => None,
-    };
-    if let Some(goal) = &mut goal {
-        goal.seed = Some(args.seed);
-        goal.candidates = args.candidates;
+impl ReplayArgs {
+    /// The goal that is asked, if any.
+    fn goal(&self) -> anyhow::Result<Option<Goal>> {
+        let Some(text) = &self.goal else { return Ok(None) };
+        let mut goal = Goal::text("replay", text)?;
+        (goal.seed, goal.candidates) = (Some(self.seed), self.candidates);
+        Ok(Some(goal))
     }
+
+    /// The configuration, with what the command line says otherwise.
+    fn config(&self) -> anyhow::Result<RobotConfig> {
+        let mut config = match (&self.config, self.mind.is_served()) {
+            (path, true) => configure(path.as_ref(), &self.connect, &[])?,
+            (Some(path), false) => RobotConfig::load(path)?,
+            (None, false) => RobotConfig::default(),
+        };
+        config.detect_with(self.detector.as_deref());
+        Ok(config)
+    }
+}
+
+pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    let (config, goal) = (args.config()?, args.goal()?);
     if args.at.is_some_and(|at| !at.is_finite() || at < 0.0) {
         bail!("--at must be a number of seconds, 0 or more");
     }
@@ -145,65 +154,19 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         None => replay_without_model(&asked, &MonotonicClock, &mut tell, &go_on),
     };
     let mut replayed = replayed.with_context(|| args.bag.display().to_string())?;
-    let answer = &replayed.answer;
-    if args.json {
-        let mut document = serde_json::json!({
-            "bag": args.bag.display().to_string(),
-            "seed": args.seed,
-            "goal": args.goal,
-            "frames": replayed.counts,
-            "topics": replayed.topics.keys().collect::<Vec<_>>(),
-            "faults": replayed.faults.sentences(),
-            "latents": replayed.scene.as_ref().map_or(0, |scene| scene.memory.len()),
-            "segments": replayed.segments,
-            "refused_messages": replayed.refused,
-            "odometry": replayed.odometry,
-            "camera_info": replayed.camera_info,
-            "study": replayed.study,
-            "answer": answer,
-        });
-        if args.profile {
-            document["profile_ms"] = serde_json::to_value(replayed.profile.summary())?;
-        }
-        say(&document.to_string())?;
-    } else {
-        match answer {
-            Some(answer) => say(&in_words(answer))?,
-            None => say("no --goal given: the bag was read, nothing was asked")?,
-        }
-        if args.profile {
-            say(replayed.profile.table().trim_end())?;
-        }
-    }
-    if let Some(path) = &args.strip {
-        let frames = replayed.grounded.as_ref().map(|g| g.frames.as_slice()).unwrap_or_default();
-        let known = replayed.grounded.as_ref().zip(replayed.scene.as_ref());
-        let map = known.and_then(|(grounded, scene)| overview(grounded, scene, MAP_PX));
-        match stacked(crate::node::strip(frames), map) {
-            Some(picture) => picture.save_png(path).with_context(|| path.display().to_string())?,
-            None => eprintln!("mindseye: nothing was imagined or placed: no picture to write"),
-        }
-    }
+    say_result(args, &replayed)?;
+    write_strip(args, &replayed)?;
     if let Some(observer) = report.observer() {
         watch_rest(&asked, &MonotonicClock, &mut |event| observer(event), &go_on)?;
     }
     write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
-    let failed = answer.as_ref().is_some_and(|a| a.status == Status::Failed);
+    let failed = replayed.answer.as_ref().is_some_and(|a| a.status == Status::Failed);
     if page.is_open() {
-        eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
-        let mut mind = match &pipeline {
+        let mind = match &pipeline {
             Some(pipeline) => mind_of(pipeline, args.seed)?,
             None => no_model().0,
         };
-        page.answer_goals(&stop, |goal, cancelled| {
-            let go_on = || !stop.load(Ordering::Relaxed) && !cancelled.load(Ordering::Relaxed);
-            let asked =
-                replayed.ask(mind.as_mut(), &goal, asked.deadline, &MonotonicClock, &mut tell, &go_on);
-            if asked.is_err() {
-                let answer = Answer::new(&goal.id, Status::Cancelled, Some("cancelled by a viewer".into()));
-                tell(Told::Event(NodeEvent::Answered(&answer)));
-            }
-        });
+        answer_page(&page, mind, &asked, &mut replayed, &mut tell, &stop);
         // With what was asked on the page.
         write_report(&report, args, &asked.config, &replayed, pipeline.as_ref())?;
     } else if channels.is_live() {
@@ -213,6 +176,74 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Prints the document, or the answer in words.
+fn say_result(args: &ReplayArgs, replayed: &Replayed) -> anyhow::Result<()> {
+    if !args.json {
+        match &replayed.answer {
+            Some(answer) => say(&in_words(answer))?,
+            None => say("no --goal given: the bag was read, nothing was asked")?,
+        }
+        if args.profile {
+            say(replayed.profile.table().trim_end())?;
+        }
+        return Ok(());
+    }
+    let mut document = serde_json::json!({
+        "bag": args.bag.display().to_string(),
+        "seed": args.seed,
+        "goal": args.goal,
+        "frames": replayed.counts,
+        "topics": replayed.topics.keys().collect::<Vec<_>>(),
+        "faults": replayed.faults.sentences(),
+        "latents": replayed.scene.as_ref().map_or(0, |scene| scene.memory.len()),
+        "segments": replayed.segments,
+        "refused_messages": replayed.refused,
+        "odometry": replayed.odometry,
+        "camera_info": replayed.camera_info,
+        "study": replayed.study,
+        "answer": replayed.answer,
+    });
+    if args.profile {
+        document["profile_ms"] = serde_json::to_value(replayed.profile.summary())?;
+    }
+    say(&document.to_string())
+}
+
+/// Writes the imagined frames and the map, where a picture of them is wanted.
+fn write_strip(args: &ReplayArgs, replayed: &Replayed) -> anyhow::Result<()> {
+    let Some(path) = &args.strip else { return Ok(()) };
+    let frames = replayed.grounded.as_ref().map(|g| g.frames.as_slice()).unwrap_or_default();
+    let known = replayed.grounded.as_ref().zip(replayed.scene.as_ref());
+    let map = known.and_then(|(grounded, scene)| overview(grounded, scene, MAP_PX));
+    match stacked(crate::node::strip(frames), map) {
+        Some(picture) => picture.save_png(path).with_context(|| path.display().to_string()),
+        None => {
+            eprintln!("mindseye: nothing was imagined or placed: no picture to write");
+            Ok(())
+        }
+    }
+}
+
+/// Answers what viewers of the page ask, until a signal stops it.
+fn answer_page(
+    page: &Page,
+    mut mind: Box<dyn Mind>,
+    asked: &Replay,
+    replayed: &mut Replayed,
+    tell: &mut dyn FnMut(Told<'_>),
+    stop: &AtomicBool,
+) {
+    eprintln!("mindseye: the page answers goals from what the bag showed; Ctrl-C ends");
+    page.answer_goals(stop, |goal, cancelled| {
+        let go_on = || !stop.load(Ordering::Relaxed) && !cancelled.load(Ordering::Relaxed);
+        let sampling = asked.time_for_sampling();
+        if replayed.ask(mind.as_mut(), &goal, sampling, &MonotonicClock, tell, &go_on).is_err() {
+            let answer = Answer::new(&goal.id, Status::Cancelled, Some("cancelled by a viewer".into()));
+            tell(Told::Event(NodeEvent::Answered(&answer)));
+        }
+    });
 }
 
 /// Writes the report, where one is wanted.

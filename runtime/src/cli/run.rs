@@ -16,7 +16,7 @@ use mindseye_bridge::clock;
 use mindseye_bridge::ros::RosSession;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Args)]
@@ -116,6 +116,24 @@ fn follow(watch: &mut TopicWatch, node: &Node, session: &RosSession) {
 /// Topics that appear while the node runs are looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Follows what the robot publishes until it is to stop: a signal came, or the seconds are over.
+fn watch_topics(
+    watch: &mut TopicWatch,
+    node: &Node,
+    session: &RosSession,
+    (stop, seconds): (&AtomicBool, Option<f64>),
+) {
+    let began = Instant::now();
+    let mut look_at = began;
+    while !stop.load(Ordering::Relaxed) && seconds.is_none_or(|s| began.elapsed().as_secs_f64() < s) {
+        if Instant::now() >= look_at {
+            look_at += LOOK_EVERY;
+            follow(watch, node, session);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut config = configure(args.config.as_ref(), &args.connect, &args.listen)?;
     config.detect_with(args.detector.as_deref());
@@ -167,18 +185,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     eprintln!("mindseye: serving {robot:?} with {model}; Ctrl-C stops");
     eprintln!("mindseye: ask by the topic /mindseye/goal/text, or by the key mindseye/{robot}/ground");
 
-    let began = Instant::now();
-    let mut look_at = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        if args.seconds.is_some_and(|s| began.elapsed().as_secs_f64() >= s) {
-            break;
-        }
-        if Instant::now() >= look_at {
-            look_at += LOOK_EVERY;
-            follow(&mut watch, &node, &session);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    watch_topics(&mut watch, &node, &session, (&stop, args.seconds));
     let (counts, profile) = (node.counts(), node.profile());
     node.stop();
     drop(channels);

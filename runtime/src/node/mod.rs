@@ -26,7 +26,7 @@ pub use publish::{path_message, strip};
 use crate::agent::{Agent, DriveNews, Event, Ticket};
 use crate::config::{RobotConfig, Topics};
 use crate::context::{ContextCounts, GroupEncoder};
-use crate::ground::{Grounded, Mind, Scene, Stage};
+use crate::ground::{Grounded, Mind, MindSpec, Scene, Stage};
 use crate::image::RgbImage;
 use crate::imagine::Clock;
 use crate::planar::Pose2;
@@ -41,12 +41,12 @@ use figures::Figures;
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::clock;
 use mindseye_bridge::goal::{Goal, GoalKind};
-use mindseye_bridge::ros::{RosError, RosSession};
+use mindseye_bridge::ros::{Claim, RosError, RosSession};
 use mindseye_bridge::time::TimeDelta;
 use mindseye_engines::detector::DetectorError;
 use navigate::{Command, Navigator};
 use publish::Outputs;
-use pump::{OdometryNews, Replaced, SensesPump};
+use pump::{Inputs, OdometryNews, Replaced, SensesPump};
 use requests::{Clients, Diary, Inbox, Origin, Questions};
 use ringbuf::HeapRb;
 use ringbuf::traits::Split;
@@ -189,6 +189,64 @@ pub enum NodeError {
     Thread(&'static str, std::io::Error),
 }
 
+/// What a node declares on its session.
+struct Keys {
+    inputs: Inputs,
+    outputs: Outputs,
+    navigator: Option<Navigator>,
+    commands: Option<mpsc::Sender<Command>>,
+    drives: mpsc::Receiver<(Ticket, DriveNews)>,
+    questions: Questions,
+    claim: Claim,
+}
+
+impl Keys {
+    fn declare(
+        session: &RosSession,
+        config: &RobotConfig,
+        record: Option<RecordSender>,
+    ) -> Result<Self, NodeError> {
+        let inputs = pump::subscribe(session, &config.topics, &Sense::ALL)?;
+        let outputs = Outputs::declare(session, config, record)?;
+        let (news, drives) = mpsc::channel(DRIVES_WAITING);
+        let (navigator, commands) = Navigator::new(session, &config.navigate, news)?.unzip();
+        let questions = Questions::declare(session, config)?;
+        let claim = session.claim(&format!("mindseye/{}/node", config.robot))?;
+        Ok(Self { inputs, outputs, navigator, commands, drives, questions, claim })
+    }
+}
+
+/// The senses, which study frames in full where that is wanted.
+fn senses_of(
+    config: &RobotConfig,
+    spec: &MindSpec,
+    encoder: Box<dyn GroupEncoder + Send>,
+) -> Result<Senses, NodeError> {
+    let senses = Senses::new(config.senses(spec), spec.camera, encoder);
+    let Some((study, detector)) = study::wanted(config, spec)? else { return Ok(senses) };
+    let study = Study::threaded(study, detector, MonotonicClock);
+    Ok(senses.with_study(study.map_err(|e| NodeError::Thread("study", e))?))
+}
+
+/// The sharing of memories, where it is wanted.
+fn share_of(
+    session: &RosSession,
+    config: &RobotConfig,
+    spec: &MindSpec,
+    context: &ContextHandle,
+) -> Result<Option<Share>, NodeError> {
+    if config.context.share.is_empty() {
+        return Ok(None);
+    }
+    let share = ShareConfig::of(&config.robot, &config.context.share, spec);
+    Ok(Some(Share::start(session, share, context.clone())?))
+}
+
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NodeError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+    thread.map_err(|e| NodeError::Thread(name, e))
+}
+
 impl Node {
     /// Declares topics and queryables on `session` and starts the threads.
     ///
@@ -197,29 +255,13 @@ impl Node {
     pub fn start(session: &RosSession, parts: NodeParts) -> Result<Self, NodeError> {
         let NodeParts { config, mind, encoder, record, observer } = parts;
         let observer: Arc<Observer> = Arc::new(observer.unwrap_or_else(|| Box::new(|_| ())));
-        let inputs = pump::subscribe(session, &config.topics, &Sense::ALL)?;
+        let Keys { inputs, outputs, navigator, commands, drives, questions, claim } =
+            Keys::declare(session, &config, record.clone())?;
         let replaced: Arc<Mutex<Replaced>> = Arc::default();
-        let outputs = Outputs::declare(session, &config, record.clone())?;
-        let (news, drives) = mpsc::channel::<(Ticket, DriveNews)>(DRIVES_WAITING);
-        let navigator = Navigator::new(session, &config.navigate, news)?;
-        let (navigator, commands): (_, Option<mpsc::Sender<Command>>) = navigator.unzip();
-        let questions = Questions::declare(session, &config)?;
-        let claim = session.claim(&format!("mindseye/{}/node", config.robot))?;
         let diary = Diary::new(&config, record.clone());
-
-        let spec = mind.spec();
-        let mut senses = Senses::new(config.senses(spec), spec.camera, encoder);
-        if let Some((study, detector)) = study::wanted(&config, spec)? {
-            let study = Study::threaded(study, detector, MonotonicClock)
-                .map_err(|e| NodeError::Thread("study", e))?;
-            senses = senses.with_study(study);
-        }
+        let senses = senses_of(&config, mind.spec(), encoder)?;
         let context = senses.context();
-        let share = (!config.context.share.is_empty()).then(|| {
-            let share = ShareConfig::of(&config.robot, &config.context.share, spec);
-            Share::start(session, share, context.clone())
-        });
-        let share = share.transpose()?;
+        let share = share_of(session, &config, mind.spec(), &context)?;
         let figures = Arc::new(Figures::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (inbox, requests) = sync_channel(REQUESTS_WAITING);
@@ -227,12 +269,6 @@ impl Node {
         let (jobs_in, jobs_out) = sync_channel::<Job>(JOBS_WAITING);
         let wanted = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
-        let mut spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
-            threads.push(thread.map_err(|e| NodeError::Thread(name, e))?);
-            Ok::<(), NodeError>(())
-        };
-
         let mut pump = SensesPump {
             senses,
             inputs,
@@ -246,8 +282,7 @@ impl Node {
             copied: TimeDelta::ZERO,
             odometry: OdometryNews::new(&config.frames),
         };
-        spawn("senses", Box::new(move || pump.run()))?;
-
+        threads.push(spawn("senses", move || pump.run())?);
         let worker = Worker {
             mind,
             context: context.clone(),
@@ -257,8 +292,7 @@ impl Node {
             figures: figures.clone(),
             observer: observer.clone(),
         };
-        spawn("mind", Box::new(move || worker.run()))?;
-
+        threads.push(spawn("mind", move || worker.run())?);
         let agent = AgentLoop {
             agent: Agent::new(config.agent()),
             robot: config.robot.clone(),
@@ -278,8 +312,7 @@ impl Node {
             observer,
             stop: stop.clone(),
         };
-        spawn("agent", Box::new(move || agent.run()))?;
-
+        threads.push(spawn("agent", move || agent.run())?);
         let runtime = requests::runtime().map_err(|e| NodeError::Thread("requests", e))?;
         requests::listen(&runtime, &inbox, &Arc::new(diary), questions);
         let navigator = navigator.map(|navigator| runtime.spawn(navigator.run()));

@@ -2,11 +2,9 @@
 
 use super::client::{Do, Errand, Heard};
 use super::wire::{Cancel, Job, Kind, Latents, Network, Offer, Seen, Told, Word, Work, hash_of, trimmed};
-use super::{Imagine, News, ServedError};
+use super::{Imagine, Inputs, News, ServedError};
 use crate::ground::{Mind, MindError};
-use crate::imagine::{
-    Budget, ContextLatents, Flow, Heads, ImagineError, Imagined, Prompt, RolloutSettings, Stage,
-};
+use crate::imagine::{ContextLatents, Flow, Heads, ImagineError, Imagined, Stage};
 use crate::interpose::{Interpose, Interposed};
 use mindseye_base::sync::lock;
 use mindseye_bridge::clock;
@@ -259,6 +257,8 @@ pub struct ServedImaginer {
     /// The text encoder is here, too.
     has_text: bool,
     fallback: Option<Box<dyn Mind>>,
+    /// When a goal's work must be had; half of its time is the fallback's.
+    until: Option<TimeDelta>,
     /// Why a goal's work could not be had.
     lost: Option<String>,
     texts: VecDeque<(String, Vec<f32>)>,
@@ -274,7 +274,8 @@ pub fn served_mind(
 ) -> Box<dyn Mind> {
     let engine = link.first_offer().map(|offer| offer.engine).unwrap_or_default();
     let texts = VecDeque::with_capacity(TEXTS_KEPT);
-    let mut mind = Interposed::new(mind, ServedImaginer { link, has_text, fallback, lost: None, texts });
+    let by = ServedImaginer { link, has_text, fallback, until: None, lost: None, texts };
+    let mut mind = Interposed::new(mind, by);
     mind.spec.engine_sha256 = engine;
     Box::new(mind)
 }
@@ -287,14 +288,18 @@ impl ServedImaginer {
         left: Option<TimeDelta>,
         give: &mut dyn FnMut(Word) -> Flow,
     ) -> Result<Word, ImagineError> {
-        // Half of the time is the fallback's.
-        let left = left.map(|left| if self.fallback.is_some() { TimeDelta(left.0 / 2) } else { left });
         let patience = PATIENCE[usize::from(self.fallback.is_none())];
         let result = self.link.run(work, seen, (patience, left), give);
         if let Err(ImagineError::Served(error)) = &result {
             self.lost = Some(error.to_string());
         }
         result
+    }
+
+    /// Of the time left, what may pass before the fallback's turn.
+    fn until_fallback(&self, left: Option<TimeDelta>) -> Option<TimeDelta> {
+        let own = self.until.map(|until| until - clock::monotonic());
+        own.map_or(left, |own| Some(left.map_or(own, |left| left.min(own))))
     }
 
     /// An answer to something else than was asked.
@@ -309,9 +314,13 @@ impl Interpose for ServedImaginer {
         denoiser.denoise(step)
     }
 
-    fn encode_text(&mut self, mind: &mut dyn Mind, text: &str) -> Result<Vec<f32>, MindError> {
-        // What a goal begins with; one that could not be encoded has ended.
+    fn begin(&mut self, left: Option<TimeDelta>) {
         self.lost = None;
+        let own = left.map(|left| if self.fallback.is_some() { TimeDelta(left.0 / 2) } else { left });
+        self.until = own.map(|own| clock::monotonic() + own);
+    }
+
+    fn encode_text(&mut self, mind: &mut dyn Mind, text: &str) -> Result<Vec<f32>, MindError> {
         if self.has_text {
             return mind.encode_text(text);
         }
@@ -323,12 +332,13 @@ impl Interpose for ServedImaginer {
             let config = mind.denoiser().config();
             config.text_len * config.text_dim
         };
-        let mut rows = match self.run(work, None, Some(TEXT_WITHIN), &mut |_| Flow::Continue) {
-            Ok(Word::Text(rows)) => rows,
-            Ok(_) => return Err(MindError::TextRows { expected, got: 0 }),
-            Err(ImagineError::Served(error)) => return Err(error.into()),
-            Err(_) => return Err(MindError::NoModel),
-        };
+        let mut rows =
+            match self.run(work, None, self.until_fallback(Some(TEXT_WITHIN)), &mut |_| Flow::Continue) {
+                Ok(Word::Text(rows)) => rows,
+                Ok(_) => return Err(MindError::TextRows { expected, got: 0 }),
+                Err(ImagineError::Served(error)) => return Err(error.into()),
+                Err(_) => return Err(MindError::NoModel),
+            };
         if rows.len() > expected {
             return Err(MindError::TextRows { expected, got: rows.len() });
         }
@@ -358,11 +368,12 @@ struct Elsewhere<'a> {
 }
 
 impl Elsewhere<'_> {
+    /// `x` is the sample of a guided step.
     fn run(
         &mut self,
         kind: Kind,
-        (seen, prompt, settings): (&ContextLatents, Prompt<'_>, &RolloutSettings),
-        (x, left): (&[f32], Option<TimeDelta>),
+        Inputs { seen, prompt, settings, budget }: Inputs<'_>,
+        x: &[f32],
         give: &mut dyn FnMut(Word) -> Flow,
     ) -> Result<Word, ImagineError> {
         let len = seen.first.len().max(1);
@@ -377,6 +388,10 @@ impl Elsewhere<'_> {
             camera: prompt.camera.map(<[f32]>::to_vec),
             x: x.to_vec(),
         };
+        let left = match kind {
+            Kind::Guided { .. } => Some(budget.left().unwrap_or(STEP_WITHIN).min(STEP_WITHIN)),
+            _ => self.by.until_fallback(budget.left()),
+        };
         self.by.run(Work::Network(Box::new(network)), Some(seen), left, give)
     }
 }
@@ -384,14 +399,11 @@ impl Elsewhere<'_> {
 impl Imagine for Elsewhere<'_> {
     fn choose_context(
         &mut self,
-        memory: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        inputs: Inputs<'_>,
         count: usize,
-        budget: Budget<'_>,
         progress: &mut dyn FnMut(Stage<'_>) -> Flow,
     ) -> Result<Vec<usize>, ImagineError> {
-        let len = memory.index.len();
+        let len = inputs.seen.index.len();
         if len <= count || count < 2 || !self.has_heads {
             return Ok(crate::context::spread(len, count));
         }
@@ -399,22 +411,14 @@ impl Imagine for Elsewhere<'_> {
             Word::Scanned(part, parts) => progress(Stage::Scan(part, parts)),
             _ => progress(Stage::Waiting),
         };
-        let asked = (memory, prompt, settings);
-        match self.run(Kind::Choose { count }, asked, (&[], budget.left()), &mut give)? {
+        match self.run(Kind::Choose { count }, inputs, &[], &mut give)? {
             Word::Chosen(at) if at.is_sorted() && at.last().is_none_or(|last| *last < len) => Ok(at),
             _ => Err(self.by.confused()),
         }
     }
 
-    fn glance(
-        &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
-    ) -> Result<Vec<Heads>, ImagineError> {
-        let asked = (seen, prompt, settings);
-        match self.run(Kind::Glance, asked, (&[], budget.left()), &mut |_| Flow::Continue)? {
+    fn glance(&mut self, inputs: Inputs<'_>) -> Result<Vec<Heads>, ImagineError> {
+        match self.run(Kind::Glance, inputs, &[], &mut |_| Flow::Continue)? {
             Word::Glances(glances) => Ok(glances),
             _ => Err(self.by.confused()),
         }
@@ -422,10 +426,7 @@ impl Imagine for Elsewhere<'_> {
 
     fn imagine(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
+        inputs: Inputs<'_>,
         news: &mut dyn FnMut(News<'_>) -> Flow,
     ) -> Result<Imagined, ImagineError> {
         let mut glances = Vec::new();
@@ -439,9 +440,8 @@ impl Imagine for Elsewhere<'_> {
             }
             _ => news(News::Stage(Stage::Waiting)),
         };
-        let asked = (seen, prompt, settings);
-        let values = settings.target_latents * seen.first.len();
-        match self.run(Kind::Imagine, asked, (&[], budget.left()), &mut give)? {
+        let values = inputs.settings.target_latents * inputs.seen.first.len();
+        match self.run(Kind::Imagine, inputs, &[], &mut give)? {
             Word::Imagined(imagined) if imagined.rollouts.iter().all(|r| r.latents.len() == values) => {
                 Ok(*imagined)
             }
@@ -451,15 +451,11 @@ impl Imagine for Elsewhere<'_> {
 
     fn guided(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        inputs: Inputs<'_>,
         candidate: usize,
         (x, step): (&[f32], Step),
     ) -> Result<(Vec<f32>, Heads), ImagineError> {
-        let asked = (seen, prompt, settings);
-        let left = Some(STEP_WITHIN);
-        match self.run(Kind::guided(candidate, step), asked, (x, left), &mut |_| Flow::Continue)? {
+        match self.run(Kind::guided(candidate, step), inputs, x, &mut |_| Flow::Continue)? {
             Word::Guided(velocity, heads) if velocity.len() == x.len() => Ok((velocity, heads)),
             _ => Err(self.by.confused()),
         }

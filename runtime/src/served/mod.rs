@@ -131,19 +131,29 @@ pub enum News<'a> {
     Stage(Stage<'a>),
 }
 
+/// What a piece of work begins with.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The context and the first latent.
+    pub seen: &'a ContextLatents,
+    /// What is asked for.
+    pub prompt: Prompt<'a>,
+    /// How to imagine.
+    pub settings: &'a RolloutSettings,
+    /// Time left for it.
+    pub budget: Budget<'a>,
+}
+
 /// Pieces of work of many evaluations, done here or elsewhere. The same inputs give the same results.
 pub trait Imagine {
-    /// As [`imagine::choose_context`].
+    /// As [`imagine::choose_context`], `seen` being the whole memory.
     ///
     /// # Errors
     /// [`ImagineError`].
     fn choose_context(
         &mut self,
-        memory: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        inputs: Inputs<'_>,
         count: usize,
-        budget: Budget<'_>,
         progress: &mut dyn FnMut(Stage<'_>) -> Flow,
     ) -> Result<Vec<usize>, ImagineError>;
 
@@ -151,13 +161,7 @@ pub trait Imagine {
     ///
     /// # Errors
     /// [`ImagineError`].
-    fn glance(
-        &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
-    ) -> Result<Vec<Heads>, ImagineError>;
+    fn glance(&mut self, inputs: Inputs<'_>) -> Result<Vec<Heads>, ImagineError>;
 
     /// As [`imagine::imagine`], glances told of as they come.
     ///
@@ -165,10 +169,7 @@ pub trait Imagine {
     /// [`ImagineError`].
     fn imagine(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
+        inputs: Inputs<'_>,
         news: &mut dyn FnMut(News<'_>) -> Flow,
     ) -> Result<Imagined, ImagineError>;
 
@@ -178,9 +179,7 @@ pub trait Imagine {
     /// [`ImagineError`].
     fn guided(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        inputs: Inputs<'_>,
         candidate: usize,
         at: (&[f32], Step),
     ) -> Result<(Vec<f32>, Heads), ImagineError>;
@@ -192,32 +191,20 @@ pub struct Here<'a>(pub &'a mut dyn Denoise);
 impl Imagine for Here<'_> {
     fn choose_context(
         &mut self,
-        memory: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        Inputs { seen, prompt, settings, budget }: Inputs<'_>,
         count: usize,
-        budget: Budget<'_>,
         progress: &mut dyn FnMut(Stage<'_>) -> Flow,
     ) -> Result<Vec<usize>, ImagineError> {
-        imagine::choose_context(self.0, memory, prompt, settings, count, budget, progress)
+        imagine::choose_context(self.0, seen, prompt, settings, count, budget, progress)
     }
 
-    fn glance(
-        &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
-    ) -> Result<Vec<Heads>, ImagineError> {
-        imagine::glance(self.0, seen, prompt, settings, budget)
+    fn glance(&mut self, inputs: Inputs<'_>) -> Result<Vec<Heads>, ImagineError> {
+        imagine::glance(self.0, inputs.seen, inputs.prompt, inputs.settings, inputs.budget)
     }
 
     fn imagine(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
-        budget: Budget<'_>,
+        Inputs { seen, prompt, settings, budget }: Inputs<'_>,
         news: &mut dyn FnMut(News<'_>) -> Flow,
     ) -> Result<Imagined, ImagineError> {
         let mut imagination = Imagination::new(self.0, seen, prompt, settings, budget)?;
@@ -227,13 +214,11 @@ impl Imagine for Here<'_> {
 
     fn guided(
         &mut self,
-        seen: &ContextLatents,
-        prompt: Prompt<'_>,
-        settings: &RolloutSettings,
+        inputs: Inputs<'_>,
         candidate: usize,
         at: (&[f32], Step),
     ) -> Result<(Vec<f32>, Heads), ImagineError> {
-        imagine::guided(self.0, seen, prompt, settings, candidate, at)
+        imagine::guided(self.0, inputs.seen, inputs.prompt, inputs.settings, candidate, at)
     }
 }
 

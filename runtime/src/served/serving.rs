@@ -8,7 +8,7 @@
 
 use super::server::{About, Do, Heard, Limits, Server, ServerCounts, Task};
 use super::wire::{Cancel, Job, Kind, Latents, MESSAGE_MAX, Network, Told, Word, Work, trimmed};
-use super::{Imagine, News, ServedError, spawn};
+use super::{Imagine, Inputs, News, ServedError, spawn};
 use crate::ground::Mind;
 use crate::imagine::{Budget, Clock, ContextLatents, Flow, ImagineError, Prompt, Stage};
 use crate::node::MonotonicClock;
@@ -321,7 +321,8 @@ pub fn perform(
         first: network.first.clone(),
     };
     let budget = Budget { clock, until: task.until };
-    match done(mind.imaginer().as_mut(), network, &seen, prompt, budget, say) {
+    let inputs = Inputs { seen: &seen, prompt, settings: &network.settings, budget };
+    match done(mind.imaginer().as_mut(), network, inputs, say) {
         Ok(word) => word,
         Err(ImagineError::Stopped) => Word::Cancelled,
         Err(error) => Word::Failed(error.to_string()),
@@ -331,12 +332,9 @@ pub fn perform(
 fn done(
     imaginer: &mut dyn Imagine,
     network: &Network,
-    seen: &ContextLatents,
-    prompt: Prompt<'_>,
-    budget: Budget<'_>,
+    inputs: Inputs<'_>,
     say: &mut dyn FnMut(Word) -> Flow,
 ) -> Result<Word, ImagineError> {
-    let settings = &network.settings;
     let mut news = |news: News<'_>| match news {
         News::Glanced([.., heads]) => say(Word::Glanced(heads.clone())),
         News::Stage(Stage::Scan(part, parts)) => say(Word::Scanned(part, parts)),
@@ -349,15 +347,13 @@ fn done(
     Ok(match network.kind {
         Kind::Choose { count } => {
             let mut stage = |stage: Stage<'_>| news(News::Stage(stage));
-            Word::Chosen(imaginer.choose_context(seen, prompt, settings, count, budget, &mut stage)?)
+            Word::Chosen(imaginer.choose_context(inputs, count, &mut stage)?)
         }
-        Kind::Glance => Word::Glances(imaginer.glance(seen, prompt, settings, budget)?),
-        Kind::Imagine => {
-            Word::Imagined(Box::new(imaginer.imagine(seen, prompt, settings, budget, &mut news)?))
-        }
+        Kind::Glance => Word::Glances(imaginer.glance(inputs)?),
+        Kind::Imagine => Word::Imagined(Box::new(imaginer.imagine(inputs, &mut news)?)),
         Kind::Guided { candidate, index, sigma, timestep } => {
             let step = Step { index, sigma, timestep };
-            let (velocity, heads) = imaginer.guided(seen, prompt, settings, candidate, (&network.x, step))?;
+            let (velocity, heads) = imaginer.guided(inputs, candidate, (&network.x, step))?;
             Word::Guided(velocity, heads)
         }
     })

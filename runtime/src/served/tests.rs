@@ -416,7 +416,8 @@ struct Robot {
 /// A server that runs, by its name.
 type Running = Option<(String, Server<(usize, u32)>)>;
 
-/// Plays a fleet for half a minute; gives errands that ended, and those with a result.
+/// Plays a fleet for half a minute; gives errands that ended, and those with a result. Longer than others: one loop over all
+/// kinds of events, which share the fleet, the servers and the network.
 fn play(seed: u64, robots: usize, servers: usize, loss: f64, crashes: &[(i64, usize)]) -> (usize, usize) {
     let mut net =
         Net { rng: Rng::new(seed), loss, twice: loss, late_ms: 60, order: 0, events: BTreeMap::new() };

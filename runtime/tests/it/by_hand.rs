@@ -2,22 +2,24 @@
 //! and which stretch, standoff and mounting an answer is made with.
 
 use super::fake::{FakeMind, STANDOFF_M};
-use mindseye::context::{ContextLatent, LatentInfo};
-use mindseye::ground::{Grounded, Scene, ground};
+use mindseye::context::{ContextLatent, EncodeError, LatentInfo};
+use mindseye::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground};
 use mindseye::image::RgbImage;
-use mindseye::imagine::{Flow, Heads, NoClock, Rollout};
-use mindseye::lift::{Evidence, LiftParams, lift, verify};
+use mindseye::imagine::{Clock, Flow, Heads, NoClock, Rollout};
+use mindseye::lift::{Evidence, LiftParams, RegistrationParams, lift, verify};
 use mindseye::planar::{OdometryNoise, Pose2};
 use mindseye_bridge::answer::Status;
 use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::goal::{Goal, GoalKind};
-use mindseye_bridge::time::Timestamp;
-use mindseye_engines::denoise::{DenoiseStep, Denoised};
+use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::denoise::{Denoise, DenoiseStep, Denoised};
 use mindseye_engines::plucker::{Intrinsics, ray};
 use mindseye_world::{
     CEILING_M, Camera, Difficulty, Frame, House, RenderOptions, Rng, random_pose, render_from,
 };
 use nalgebra::{Isometry3, Matrix3, Rotation3, Translation3, UnitQuaternion, Vector3};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 fn params() -> LiftParams {
     LiftParams {
@@ -284,4 +286,95 @@ fn waypoints_in_space_keep_height_pitch_and_roll() {
         }
     }
     assert!(roll > 0.2 && on_things > 50, "{roll} {on_things}");
+}
+
+/// A clock that goes on by what is done, and by nothing else.
+#[derive(Clone, Default)]
+struct WorkClock(Arc<AtomicI64>);
+
+impl WorkClock {
+    fn pass(&self, millis: i64) {
+        self.0.fetch_add(millis * 1_000_000, Ordering::Relaxed);
+    }
+}
+
+impl Clock for WorkClock {
+    fn now(&self) -> TimeDelta {
+        TimeDelta(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A mind to which a drive's pictures take long.
+struct SlowToDecode {
+    mind: FakeMind,
+    clock: WorkClock,
+    millis: i64,
+}
+
+impl Mind for SlowToDecode {
+    fn spec(&self) -> &MindSpec {
+        self.mind.spec()
+    }
+    fn encode_text(&mut self, text: &str) -> Result<Vec<f32>, MindError> {
+        self.mind.encode_text(text)
+    }
+    fn encode_still(&mut self, frame: &RgbImage) -> Result<Vec<f32>, EncodeError> {
+        self.mind.encode_still(frame)
+    }
+    fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>, MindError> {
+        self.clock.pass(self.millis);
+        self.mind.decode(latents)
+    }
+    fn camera_rays(&self, poses: &[Isometry3<f64>], k: Option<&Intrinsics>) -> Result<Vec<f32>, RaysError> {
+        self.mind.camera_rays(poses, k)
+    }
+    fn denoiser(&mut self) -> &mut dyn Denoise {
+        self.mind.denoiser()
+    }
+}
+
+#[test]
+fn however_many_candidates_are_asked_for_the_answer_comes_in_time() {
+    // An evaluation takes 10 ms: 16 glances, then 200 ms a drive of 10 guided steps; looking at one takes 200 ms.
+    let ask = |registers: bool, until_ms: i64| {
+        let clock = WorkClock::default();
+        let passes = clock.clone();
+        let mut mind = FakeMind::saying(move |step| {
+            passes.pass(10);
+            heads(step, 2.0, [0.9, 0.0, 1.0, 0.0], |_| true)
+        });
+        let registration = RegistrationParams {
+            sigma_m: 0.2,
+            yaw_sigma_rad: 0.1,
+            end_error_max: 0.4,
+            way_error_max: 0.5,
+            thing_error_max: 0.6,
+            agree_max: 3.0,
+        };
+        if let Some(lift) = &mut mind.spec.lift {
+            lift.registration = registers.then_some(registration);
+        }
+        let mut mind = SlowToDecode { mind, clock: clock.clone(), millis: 200 };
+        let goal = Goal { candidates: Some(16), ..Goal::text("g", "find the chair").unwrap() };
+        let until = Some(TimeDelta::from_millis(until_ms));
+        let got = ground(&mut mind, &scene(&[1.0]), &goal, &clock, until, &mut |_| Flow::Continue).unwrap();
+        (got.answer, clock.now().as_millis_f64())
+    };
+    // Sampling took all of the time: one drive is looked at, and the answer says so.
+    let (answer, took) = ask(false, 2000);
+    assert!(took <= 2200.0, "{took} ms");
+    let reason = answer.reason.unwrap();
+    assert!(reason.contains("1 of 9 imagined drives were looked at, to meet the deadline"), "{reason}");
+    assert_eq!(answer.status, Status::Found);
+    // Where drives are registered a third is kept for that: two of the five that were sampled.
+    let (answer, took) = ask(true, 2000);
+    assert!((1600.0..=2000.0).contains(&took), "{took} ms");
+    let reason = answer.reason.unwrap();
+    assert!(
+        reason.contains("of 16 candidates") && reason.contains("imagined drives were looked at"),
+        "{reason}"
+    );
+    // With time enough all are, and nothing is said of it.
+    let (answer, _) = ask(true, 60_000);
+    assert_eq!(answer.reason, None);
 }

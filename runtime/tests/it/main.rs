@@ -13,5 +13,7 @@ mod links;
 mod node;
 mod served;
 mod shipped;
+#[cfg(feature = "top")]
+mod top;
 #[cfg(feature = "view")]
 mod view;

@@ -1,6 +1,9 @@
 //! Imagination served over Zenoh on the loopback: robots and servers of this process, and of others.
 
-use crate::fake::{FakeEncoder, FakeMind, FakeRobot, config, free_port, wait_for_latents};
+use crate::fake::{
+    FakeEncoder, FakeMind, FakeRobot, OBJECT_AHEAD_M, STANDOFF_M, config, free_port, session,
+    wait_for_latents,
+};
 use crate::shipped::program;
 use mindseye::context::{ContextLatent, LatentInfo};
 use mindseye::ground::{Grounded, Mind, Scene, Stage, ground};
@@ -18,9 +21,10 @@ use mindseye_bridge::clock;
 use mindseye_bridge::goal::Goal;
 use mindseye_bridge::ros::{Mode, RosConfig, RosSession, ZenohSettings};
 use mindseye_bridge::time::{TimeDelta, Timestamp};
+use mindseye_engines::denoise::Denoised;
 use mindseye_world::{Camera, Difficulty, Frame, House, Rng, goal_pose};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn scene(robot: usize) -> Scene {
@@ -53,21 +57,26 @@ fn scene(robot: usize) -> Scene {
     }
 }
 
-fn at_router(node: &str, mode: Mode, port: u16) -> RosSession {
-    let here = Some(vec![format!("tcp/127.0.0.1:{port}")]);
-    let (listen, connect) = if mode == Mode::Router { (here, Some(vec![])) } else { (Some(vec![]), here) };
+/// A session in the network: where it listens, and whom it connects to.
+fn in_network(node: &str, mode: Mode, listen: &[&str], connect: &[&str]) -> RosSession {
+    let owned = |all: &[&str]| Some(all.iter().map(|e| (*e).to_owned()).collect());
+    let (listen, connect) = (owned(listen), owned(connect));
     let zenoh = ZenohSettings { mode: Some(mode), listen, connect, ..ZenohSettings::default() };
     RosSession::open(&RosConfig { zenoh, ..RosConfig::in_process(node) }).unwrap()
 }
 
 /// A router, as robots and servers meet at one.
-fn router() -> (RosSession, u16) {
+pub fn router() -> (RosSession, u16) {
     let port = free_port();
-    (at_router("router", Mode::Router, port), port)
+    (in_network("router", Mode::Router, &[&at(port)], &[]), port)
 }
 
-fn client(node: &str, port: u16) -> RosSession {
-    at_router(node, Mode::Client, port)
+pub fn client(node: &str, port: u16) -> RosSession {
+    in_network(node, Mode::Client, &[], &[&at(port)])
+}
+
+pub fn at(port: u16) -> String {
+    format!("tcp/127.0.0.1:{port}")
 }
 
 fn serve(session: &RosSession, delay_ms: u64) -> Serving {
@@ -200,6 +209,177 @@ fn a_server_that_dies_in_mid_goal_is_replaced_by_another_or_by_the_fallback() {
     assert!(why.contains("no server \"hall\" was found"), "{why}");
     assert!(began.elapsed() < Duration::from_millis(3000));
     assert!(answer.to_json().contains("\"fallback\":\"no server"));
+}
+
+/// The server has the only mind at work for longer than this robot has: neither the text's rows nor the drives come. Half of
+/// the time is the fallback's, and however many candidates are asked for it answers within that.
+#[test]
+fn the_fallback_answers_by_the_deadline_whatever_is_asked_for() {
+    let port = free_port();
+    let hall = session("hall", Some(port), None);
+    let _serving = serve(&hall, 3000);
+    let at_robot = session("robot", None, Some(port));
+    let busy = at_robot.clone();
+    let other = std::thread::spawn(move || {
+        let mut first = robot("r1", &busy, "fake", None);
+        ask(first.as_mut(), &scene(1), 1500, &mut |_| Flow::Continue).unwrap().answer.status
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    for has_text in [false, true] {
+        let own = FakeMind::saying(|_| panic!("the robot's own denoiser was asked"));
+        let link = Link::open(&at_robot, "hall", "r2", "fake").unwrap();
+        let small = FakeMind::new(Duration::from_millis(5));
+        let mut served = served_mind(Box::new(own), link, has_text, Some(Box::new(small)));
+        let goal = Goal { candidates: Some(64), ..Goal::text("g", "find the chair").unwrap() };
+        let began = Instant::now();
+        let until = Some(clock::monotonic() + TimeDelta::from_millis(1000));
+        let scene = scene(2);
+        let got = ground(served.as_mut(), &scene, &goal, &MonotonicClock, until, &mut |_| Flow::Continue);
+        let (answer, took) = (got.unwrap().answer, began.elapsed());
+        assert_eq!(answer.status, Status::Found, "{:?}", answer.reason);
+        assert!(
+            answer.fallback.as_ref().unwrap().contains("no result within 0.5 s"),
+            "{:?}",
+            answer.fallback
+        );
+        assert!(took < Duration::from_millis(1400), "{took:?}");
+    }
+    assert_eq!(other.join().unwrap(), Status::Failed);
+}
+
+/// A mind whose answers differ with what was seen.
+fn telling(delay_ms: u64) -> FakeMind {
+    FakeMind::saying(move |step| {
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let (frames, tokens) = (step.frames(), 6);
+        let mut pose = vec![[0.0, 0.0, 1.0, 0.0]; frames];
+        let way = (OBJECT_AHEAD_M - STANDOFF_M) as f32;
+        pose[frames - 1] = [way + 0.001 * step.latents[0], 0.0, 1.0, 0.0];
+        Denoised {
+            prediction: step.latents.iter().map(|x| 0.5 + 0.1 * x).collect(),
+            pose,
+            mask: vec![5.0; frames * tokens],
+            locate: vec![[OBJECT_AHEAD_M as f32, 0.0]; frames * tokens],
+        }
+    })
+}
+
+/// What a process beside a test does until it is killed: MINDSEYE_IT_BESIDE is "router LISTEN[,LISTEN]
+/// [CONNECT]" or "server CONNECT".
+#[test]
+#[ignore = "not a test: a process that others start"]
+fn beside() {
+    let role = std::env::var("MINDSEYE_IT_BESIDE").unwrap_or_default();
+    let words: Vec<&str> = role.split(' ').collect();
+    let router = |listen: &str, connect: &[&str]| {
+        (in_network("router", Mode::Router, &listen.split(',').collect::<Vec<_>>(), connect), None)
+    };
+    let _here: (RosSession, Option<Serving>) = match words[..] {
+        ["router", listen] => router(listen, &[]),
+        ["router", listen, connect] => router(listen, &[connect]),
+        ["server", connect] => {
+            let session = in_network("server", Mode::Client, &[], &[connect]);
+            let config = ServingConfig { name: "hall".into(), limits: Limits::default() };
+            let serving = Serving::start(&session, &config, vec![Box::new(telling(2))]).unwrap();
+            (session, Some(serving))
+        }
+        _ => {
+            eprintln!("SKIP: MINDSEYE_IT_BESIDE does not say what to do");
+            return;
+        }
+    };
+    // Whoever started it may have been killed.
+    let parent = std::os::unix::process::parent_id();
+    while std::os::unix::process::parent_id() == parent {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// As `beside`, in another process.
+fn start_beside(role: &str) -> Killed {
+    let via = std::env::var("MINDSEYE_FLEET_VIA").unwrap_or_default();
+    let program = std::env::current_exe().unwrap();
+    let mut words = via.split_whitespace().map(str::to_owned).chain([program.to_str().unwrap().to_owned()]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).args(["--ignored", "--exact", "served::beside"]);
+    let quiet = command.env("MINDSEYE_IT_BESIDE", role).stdout(Stdio::null()).stderr(Stdio::null());
+    Killed(quiet.spawn().unwrap())
+}
+
+/// 32 robots and one server, which is killed in the middle of goals and begins anew. On the loopback; `tests/served/run.sh`
+/// puts two routers and a line with delay and loss between them, and says by MINDSEYE_FLEET_ROBOTS and MINDSEYE_FLEET_SERVER
+/// where either connects, and by MINDSEYE_FLEET_VIA how the server is started.
+#[test]
+#[ignore = "real time with 32 robots: half a minute"]
+fn a_fleet_is_answered_while_its_server_dies_and_comes_back() {
+    const ROBOTS: usize = 32;
+    const GOALS: usize = 4;
+    const WITHIN_MS: i64 = 8000;
+    let local = router();
+    let env = |name: &str| std::env::var(name).unwrap_or_else(|_| at(local.1));
+    let (robots_at, server_at) = (env("MINDSEYE_FLEET_ROBOTS"), env("MINDSEYE_FLEET_SERVER"));
+    let server = start_beside(&format!("server {server_at}"));
+    let (done_in, done) = std::sync::mpsc::channel();
+    let began = Instant::now();
+    let fleet: Vec<_> = (0..ROBOTS)
+        .map(|r| {
+            let (robots_at, done_in) = (robots_at.clone(), done_in.clone());
+            std::thread::spawn(move || {
+                let name = format!("r{r}");
+                let session = in_network(&name, Mode::Client, &[], &[&robots_at]);
+                let link = Link::open(&session, "hall", &name, "fake").unwrap();
+                let own = FakeMind::saying(|_| panic!("the robot's own denoiser was asked"));
+                let mut served = served_mind(Box::new(own), link, true, Some(Box::new(telling(0))));
+                let scene = scene(r);
+                for _ in 0..GOALS {
+                    let asked_at = Instant::now();
+                    let got = ask(served.as_mut(), &scene, WITHIN_MS, &mut |_| Flow::Continue).unwrap();
+                    done_in.send((r, asked_at.elapsed().as_secs_f64() * 1e3, got)).unwrap();
+                }
+            })
+        })
+        .collect();
+    drop(done_in);
+    let home: Vec<Grounded> = (0..ROBOTS)
+        .map(|r| ask(&mut telling(0), &scene(r), WITHIN_MS, &mut |_| Flow::Continue).unwrap())
+        .collect();
+    let (mut took, mut answered, mut by_fallback, mut server) =
+        (Vec::new(), vec![0; ROBOTS], 0, Some(server));
+    let mut again = None;
+    for (r, millis, got) in done {
+        answered[r] += 1;
+        took.push(millis);
+        let mut answer = got.answer;
+        by_fallback += usize::from(answer.fallback.take().is_some());
+        answer.timings_ms.clear();
+        let mut want = home[r].answer.clone();
+        want.timings_ms.clear();
+        assert_eq!(answer, want, "robot {r}");
+        assert_eq!(got.lifted, home[r].lifted, "robot {r}");
+        assert!(millis < WITHIN_MS as f64, "robot {r}: {millis} ms");
+        // All robots have asked by now, and most wait.
+        if took.len() == ROBOTS {
+            drop(server.take());
+            std::thread::sleep(Duration::from_millis(500));
+            again = Some(start_beside(&format!("server {server_at}")));
+        }
+    }
+    let all = began.elapsed().as_secs_f64();
+    fleet.into_iter().for_each(|robot| robot.join().unwrap());
+    drop(again);
+    assert_eq!(answered, vec![GOALS; ROBOTS]);
+    // It came back: whoever asked in the meantime is not left to the fallback for ever.
+    assert!(by_fallback <= 2 * ROBOTS, "{by_fallback}");
+    took.sort_by(f64::total_cmp);
+    let at = |share: usize| took[(took.len() * share / 100).min(took.len() - 1)];
+    println!(
+        "{ROBOTS} robots, {} goals, each answered once and as at home in {all:.1} s ({:.1} goals/s): p50 {:.0} ms, p99 {:.0} ms; \
+         server killed and back after 0.5 s: {by_fallback} answered by the fallback",
+        took.len(),
+        took.len() as f64 / all,
+        at(50),
+        at(99)
+    );
 }
 
 fn repository() -> PathBuf {

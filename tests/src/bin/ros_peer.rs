@@ -2,11 +2,11 @@
 //! encoded again, and checks attachment and sender of each. Prints `ready ENDPOINT`; ends with `ok ...` and status 0 when
 //! COUNT of both have come.
 //!
-//! `ros_peer [--count COUNT] [--seconds N]`
+//! `ros_peer [--count COUNT] [--seconds N] [--distro humble|jazzy]`
 
 use mindseye_bridge::msg::{Image, PoseStamped, RosType};
 use mindseye_bridge::ros::{
-    Attachment, History, Publisher, Qos, QueuePolicy, RosConfig, RosSession, SampleInfo, Subscriber,
+    Attachment, Distro, History, Publisher, Qos, QueuePolicy, RosConfig, RosSession, SampleInfo, Subscriber,
 };
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -20,16 +20,17 @@ struct Echo<T: RosType> {
     count: i64,
     /// Sequence number of the first message; rmw_zenoh says 1, others begin with 0.
     first: i64,
+    distro: Distro,
 }
 
 impl<T: RosType> Echo<T> {
-    fn new(session: &RosSession, name: &str) -> Result<Self, Failure> {
+    fn new(session: &RosSession, name: &str, distro: Distro) -> Result<Self, Failure> {
         let from =
             session.subscriber(&format!("/theirs/{name}"), &Qos::default(), QueuePolicy::KeepLast(64))?;
         // Waits instead of dropping, so that a busy machine loses nothing.
         let lossless = Qos { history: History::KeepAll, ..Qos::default() };
         let to = session.publisher(&format!("/ours/{name}"), &lossless)?;
-        Ok(Self { from, to, count: 0, first: 0 })
+        Ok(Self { from, to, count: 0, first: 0, distro })
     }
 
     fn step(&mut self, session: &RosSession) -> Result<(), Failure> {
@@ -54,7 +55,7 @@ impl<T: RosType> Echo<T> {
         }
         let graph = session.graph().ok_or("no graph")?;
         let known = graph.publishers_of(topic);
-        if !known.iter().any(|p| p.hash == T::HASH) {
+        if !known.iter().any(|p| p.hash == self.distro.hash(T::HASH)) {
             return Err(format!("{topic}: no publisher with our hash in the graph: {known:?}").into());
         }
         if !graph.entities().iter().any(|e| e.gid == gid) {
@@ -68,13 +69,15 @@ impl<T: RosType> Echo<T> {
 }
 
 fn main() -> Result<(), Failure> {
-    let (mut count, mut seconds) = (20, 60.0f64);
+    let (mut count, mut seconds, mut distro) = (20, 60.0f64, Distro::Jazzy);
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         let value = args.next().ok_or("an option lacks its value")?;
         match name.as_str() {
             "--count" => count = value.parse()?,
             "--seconds" => seconds = value.parse()?,
+            "--distro" if value == "humble" => distro = Distro::Humble,
+            "--distro" if value == "jazzy" => {}
             _ => return Err(format!("unknown option {name}").into()),
         }
     }
@@ -82,9 +85,10 @@ fn main() -> Result<(), Failure> {
     let endpoint = format!("tcp/127.0.0.1:{port}");
     let mut config = RosConfig::in_process("ros_peer");
     config.zenoh.listen = Some(vec![endpoint.clone()]);
+    config.distro = distro;
     let session = RosSession::open(&config)?;
-    let mut poses = Echo::<PoseStamped>::new(&session, "pose")?;
-    let mut images = Echo::<Image>::new(&session, "image")?;
+    let mut poses = Echo::<PoseStamped>::new(&session, "pose", distro)?;
+    let mut images = Echo::<Image>::new(&session, "image", distro)?;
     println!("ready {endpoint}");
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     while poses.count < count || images.count < count {
