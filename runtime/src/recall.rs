@@ -16,6 +16,7 @@ use crate::image::RgbImage;
 use crate::imagine::{Budget, ContextLatents, ImagineError, Prompt, RolloutSettings, pick};
 use crate::lift::Registered;
 use crate::planar::{Pose2, is_jump, wrap_angle};
+use crate::served::Inputs;
 use mindseye_bridge::geometry::{planar_isometry, planar_pose};
 use mindseye_bridge::time::Timestamp;
 use mindseye_landmarks::{
@@ -366,7 +367,7 @@ pub fn poses_by_head(
     for part in 0..parts {
         let positions: Vec<usize> = (part..len).step_by(parts).collect();
         let seen = pick(memory, &positions, frame);
-        let glances = mind.imaginer().glance(&seen, prompt, &once, budget)?;
+        let glances = mind.imaginer().glance(Inputs { seen: &seen, prompt, settings: &once, budget })?;
         let heads = glances.iter().flat_map(|heads| heads.pose.iter().take(heads.context));
         for (position, [x, y, cos, sin]) in positions.iter().zip(heads) {
             let yaw = f64::from(*sin).atan2(f64::from(*cos));
