@@ -652,6 +652,9 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         report.done("guide", None)?;
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
+    if job.by_text() {
+        geometric::vote(&mut report.grounded, job.scene, &job.spec, job.boxed_frames(), params.agree_max);
+    }
     let required = params.drive == DriveRule::Required && sampled;
     let sampled_only = (looked_at < imagined.rollouts.len()).then(|| {
         format!(
