@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::train::TrainArgs;
+use mindseye_train::finetune::FineTuneConfig;
+
 use crate::{curate, eval, export, golden, import, model, replayable, ship, world};
 use clap::{Parser, Subcommand};
 
@@ -110,6 +112,9 @@ pub fn main(train: fn(&TrainArgs) -> anyhow::Result<ExitCode>) -> ExitCode {
             };
             let shipped = match (args.add_depth, args.run, args.config) {
                 (Some(run), ..) => ship::add_depth(&run, &args.out),
+                (None, Some(run), Some(config)) if FineTuneConfig::is_meant(&config) => {
+                    ship::ship_fine_tune(&run, &config, &args.out)
+                }
                 (None, Some(run), Some(config)) => ship::ship(&run, &config, &args.out, &options),
                 _ => Err(anyhow::anyhow!("ship: give a run and its --config, or --add-depth")),
             };

@@ -24,7 +24,10 @@ use mindseye_train::config::TrainConfig;
 use mindseye_train::depth::finished;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
+use mindseye_train::finetune::{self, Encoders, FineTuneConfig};
 
+use crate::export::{self, ExportArgs};
+use crate::import::{self, ImportArgs, Part};
 use crate::retrain::TEXT_PREFIX;
 
 /// What goes into the bundle besides the run.
@@ -142,6 +145,37 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     std::fs::write(writer.path("tokenizer.model"), word_model(&model.text.words))?;
     writer.add("tokenizer", ComponentFormat::Sentencepiece, &["tokenizer.model"])?;
     Ok(writer.finish()?)
+}
+
+/// Writes the bundle of a fine-tune: its averaged weights in the layout of published ones (`RUN/published`), imported
+/// (`RUN/weights`) and exported.
+///
+/// # Errors
+/// A run, configuration or autoencoder that cannot be read, a file that cannot be written.
+pub fn ship_fine_tune(run: &Path, config_path: &Path, out: &Path) -> anyhow::Result<Bundle> {
+    let (config, model) = FineTuneConfig::load_to_train(config_path)?;
+    let encoders = Encoders::load(config_path, &config, &model)?;
+    let (published, weights) = (run.join("published"), run.join("weights"));
+    finetune::publish(config_path, &config, &encoders, &finetune::finished(run, &model)?, &published)?;
+    import::run(ImportArgs {
+        model: Some(published.join("model.toml")),
+        dir: published,
+        out: weights.clone(),
+        parts: Part::ALL.to_vec(),
+        lora: None,
+        lora_strength: None,
+        license: "NOASSERTION".to_owned(),
+        json: false,
+    })?;
+    export::run(ExportArgs {
+        source: weights,
+        out: out.to_path_buf(),
+        model: None,
+        cached: false,
+        external: false,
+        vectors: false,
+    })?;
+    Ok(Bundle::load(out)?)
 }
 
 /// Sizes and graph of a run of the depth reader, with its averaged weights.

@@ -5,17 +5,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use mindseye_engines::target::Target;
+use mindseye_train::autoencoder::{AutoencoderConfig, AutoencoderTrainer};
 use mindseye_train::autograd::{Device, EagerDevice};
 use mindseye_train::clips::Clips;
 use mindseye_train::config::{Kind, TrainConfig};
 use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
 use mindseye_train::evaluation::{Eval, Sharpness};
 use mindseye_train::family::HouseModel;
-use mindseye_train::finetune::FineTuneConfig;
+use mindseye_train::finetune::{self, Encoders, FineTuneConfig, FineTuneTrainer};
 use mindseye_train::plan::{self, Job};
+use mindseye_train::ranks::{Place, Ranks};
+use mindseye_train::run::Speed;
+use mindseye_train::task::TaskMetrics;
 use mindseye_train::trainer::{Metrics, OpenOptions, Trainer};
 
 use crate::clips;
@@ -26,7 +31,8 @@ use crate::clips;
                         Run it again to go on after a stop (Ctrl-C, kill, full disk): the run is the same as if it had \
                         not stopped. metrics.jsonl and curve.png are in the directory.\n\
                         With [data] kind = \"clips\", path = \"DIR\" it trains on recorded videos, such as those that \
-                        curate writes. A configuration with a table [depth] trains the depth reader.\n\
+                        curate writes. A configuration with a table [depth] trains the depth reader, with [autoencoder] a \
+                        video autoencoder, with [finetune] a model of the large family on latents that it encodes first.\n\
                         mindseye-tools train configs/train/wan22-5b-ground.toml --plan --target h100 --devices 8")]
 pub struct TrainArgs {
     /// Training configuration (TOML).
@@ -160,14 +166,18 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
         return plan(args);
     }
     let out = args.out()?;
+    let place = Place::from_environment(|name| std::env::var(name).ok())?;
+    if place.is_some() && DepthTrainConfig::is_meant(&args.config) {
+        bail!("{}: the depth reader trains on one device; unset WORLD_SIZE", args.config.display());
+    }
     if DepthTrainConfig::is_meant(&args.config) {
         return run_depth(device, args, out);
     }
+    if AutoencoderConfig::is_meant(&args.config) {
+        return run_autoencoder(device, args, out, place);
+    }
     if FineTuneConfig::is_meant(&args.config) {
-        bail!(
-            "{}: a fine-tune can only be planned (--plan): there is no trainer for it yet",
-            args.config.display()
-        );
+        return run_fine_tune(device, args, out, place);
     }
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
@@ -178,7 +188,16 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
         config.decay_from = decays.decay_from;
     }
     let stop = stop_flag()?;
+    let mut ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
+    let leads = ranks.as_ref().is_none_or(Ranks::leads);
+    // The first rank decodes the clips, the others then find them decoded.
+    if let Some(ranks) = ranks.as_mut().filter(|_| !leads) {
+        ranks.wait()?;
+    }
     let clips = open_clips(args, out, &config, &model, &stop)?;
+    if let Some(ranks) = ranks.as_mut().filter(|_| leads) {
+        ranks.wait()?;
+    }
     if args.prepare {
         if args.json {
             println!("{}", serde_json::to_string(&clips.map(|(_, report)| report))?);
@@ -196,6 +215,7 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
         clips: clips.map(|(clips, _)| clips),
         teacher,
         other_configuration: args.other_configuration,
+        ranks,
     };
     let mut trainer = Trainer::open_on(device, config, model, out, options)?;
     trainer.schedule_steps(total);
@@ -232,7 +252,9 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
         );
         last = Some(m.clone());
     })?;
-    mindseye_train::curve::plot(out)?;
+    if leads {
+        mindseye_train::curve::plot(out)?;
+    }
     if stop.load(Ordering::Relaxed) && trainer.state.step < trainer.config.steps {
         eprintln!("stopped after step {}; run the same command again to go on", trainer.state.step);
         return Ok(ExitCode::from(INTERRUPTED));
@@ -283,6 +305,102 @@ fn unseen(e: &Eval) -> String {
         e.guided.map_or_else(String::new, |s| pictures("guided", s)),
         e.carried.map_or_else(String::new, |s| pictures("carried alone", s)),
     )
+}
+
+/// Says how far a run is and, at the end, its last line; the exit status.
+fn end(args: &TrainArgs, stopped: bool, step: u64, last: Option<&TaskMetrics>) -> anyhow::Result<ExitCode> {
+    if stopped {
+        eprintln!("stopped after step {step}; run the same command again to go on");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if args.json
+        && let Some(last) = last
+    {
+        println!("{}", serde_json::to_string(last)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(m: &TaskMetrics, speed: Speed, total: u64) {
+    let rate = speed.samples_per_sec;
+    let left =
+        (total - m.step.min(total)) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
+    eprintln!(
+        "step {} of {total}, {rate:.1} samples/s, {:.0} min left, loss {:.5}",
+        m.step,
+        left / 60.0,
+        m.loss
+    );
+}
+
+/// Trains the video autoencoder.
+fn run_autoencoder<D: Device>(
+    device: &D,
+    args: &TrainArgs,
+    out: &Path,
+    place: Option<Place>,
+) -> anyhow::Result<ExitCode> {
+    if args.init.is_some() || args.prepare {
+        bail!("{}: an autoencoder begins with fresh weights and needs no preparing", args.config.display());
+    }
+    let (config, model) = AutoencoderConfig::load(&args.config)?;
+    let (total, stop) = (config.steps, stop_flag()?);
+    let ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
+    let mut trainer = AutoencoderTrainer::open(device, (config, model), out, ranks)?;
+    let mut last = None;
+    trainer.run(args.until, &stop, |m, speed| {
+        say(m, speed, total);
+        last = Some(m.clone());
+    })?;
+    let step = trainer.step();
+    end(args, stop.load(Ordering::Relaxed) && step < total, step, last.as_ref())
+}
+
+/// Encodes the samples of a fine-tune where that is not done, and trains on them.
+fn run_fine_tune<D: Device>(
+    device: &D,
+    args: &TrainArgs,
+    out: &Path,
+    place: Option<Place>,
+) -> anyhow::Result<ExitCode> {
+    if args.init.is_some() {
+        bail!("{}: a fine-tune cannot begin with the weights of a bundle yet", args.config.display());
+    }
+    let (config, model) = FineTuneConfig::load_to_train(&args.config)?;
+    let (total, stop) = (config.steps, stop_flag()?);
+    let encoders = Encoders::load(&args.config, &config, &model)?;
+    let mut ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
+    let leads = ranks.as_ref().is_none_or(Ranks::leads);
+    // The first rank encodes, the others then find it done.
+    if let Some(ranks) = ranks.as_mut().filter(|_| !leads) {
+        ranks.wait()?;
+    }
+    let began = Instant::now();
+    let latents = finetune::encode(&args.config, &config, &model, &encoders, &out.join("latents"), &stop)?;
+    let encoded = began.elapsed();
+    let began = Instant::now();
+    (0..latents.len()).try_for_each(|i| latents.sample(i).map(drop))?;
+    eprintln!(
+        "{} samples encoded or checked in {:.1} s; read in {:.3} s",
+        latents.len(),
+        encoded.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    if let Some(ranks) = ranks.as_mut().filter(|_| leads) {
+        ranks.wait()?;
+    }
+    if args.prepare {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut trainer =
+        FineTuneTrainer::open(device, &args.config, (config, model), &encoders, latents, out, ranks)?;
+    let mut last = None;
+    trainer.run(args.until, &stop, |m, speed| {
+        say(m, speed, total);
+        last = Some(m.clone());
+    })?;
+    let step = trainer.step();
+    end(args, stop.load(Ordering::Relaxed) && step < total, step, last.as_ref())
 }
 
 /// Trains the depth reader.

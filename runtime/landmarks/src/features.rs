@@ -6,6 +6,7 @@
 //! so that all of its spatial weights are constants.
 
 use std::f32::consts::PI;
+use std::sync::Arc;
 
 /// A grey picture: `height` rows of `width` values in 0..1.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,7 +160,7 @@ type Shares = [(u8, f32); 4];
 #[derive(Debug)]
 pub struct Extractor {
     config: ExtractorConfig,
-    shares: Vec<Shares>,
+    shares: Arc<[Shares]>,
     scratch: Gray,
     padded: Vec<f32>,
 }
@@ -174,10 +175,45 @@ struct Extremum {
 }
 
 /// Gaussian layers of one octave.
+#[derive(Clone, Debug, PartialEq)]
 struct Octave {
     gauss: Vec<Gray>,
     /// Pixels of the picture per pixel of the octave.
     step: f32,
+}
+
+/// A picture's features, and the blurred copies of it in which they were found: about 32 bytes a pixel.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// What was found.
+    pub features: Features,
+    octaves: Vec<Octave>,
+    /// Blur of the first layer (pixels).
+    sigma: f32,
+    shares: Arc<[Shares]>,
+}
+
+impl Picture {
+    /// What a feature at this place, of this scale (pixels) and direction (radians), would look like, whether or not there is
+    /// an extremum. `None` where the picture has no layer of that scale.
+    #[must_use]
+    pub fn describe_at(&self, at: [f64; 2], scale: f64, angle: f64) -> Option<Descriptor> {
+        let steps = (scale as f32 / self.sigma).log2() * LAYERS as f32;
+        if !(-0.5..).contains(&steps) {
+            return None;
+        }
+        // Octaves overlap; features lie in their inner layers.
+        let steps = steps.round() as usize;
+        let (octave, layer) = match steps.checked_sub(1) {
+            None => (0, 0),
+            Some(inner) => (inner / LAYERS, inner % LAYERS + 1),
+        };
+        let Octave { gauss, step } = self.octaves.get(octave)?;
+        let sigma = scale as f32 / step;
+        let extremum =
+            Extremum { x: at[0] as f32 / step, y: at[1] as f32 / step, layer, sigma, response: 0.0 };
+        Some(describe(gauss.get(layer)?, &extremum, angle as f32, &self.shares))
+    }
 }
 
 impl Extractor {
@@ -190,10 +226,16 @@ impl Extractor {
 
     /// Features of a picture; none when it is smaller than 16 pixels on a side or without texture.
     pub fn extract(&mut self, picture: &Gray) -> Features {
+        self.scan(picture).features
+    }
+
+    /// [`Extractor::extract`], with what it takes to look at places of the picture where there is no feature.
+    pub fn scan(&mut self, picture: &Gray) -> Picture {
         let mut found = Vec::new();
         let mut octaves = Vec::new();
+        let (sigma, shares) = (self.config.sigma, self.shares.clone());
         if picture.width.min(picture.height) < 16 {
-            return Features::default();
+            return Picture { features: Features::default(), octaves, sigma, shares };
         }
         let first = (self.config.sigma.powi(2) - 0.25).max(0.01).sqrt();
         let mut base = Gray::zeros(picture.width, picture.height);
@@ -212,15 +254,21 @@ impl Extractor {
             }
         }
         found.sort_by(|a, b| b.1.response.total_cmp(&a.1.response));
+        let features = self.described(&octaves, &found);
+        Picture { features, octaves, sigma, shares }
+    }
+
+    /// Features of extrema, the strongest first.
+    fn described(&self, octaves: &[Octave], found: &[(usize, Extremum)]) -> Features {
         let mut out = Features::default();
-        for (octave, extremum) in &found {
+        for (octave, extremum) in found {
             let octave = &octaves[*octave];
             let layer = &octave.gauss[extremum.layer];
             for angle in orientations(layer, extremum) {
                 if out.len() >= self.config.features_max {
                     return out;
                 }
-                out.descriptors.push(self.describe(layer, extremum, angle));
+                out.descriptors.push(describe(layer, extremum, angle, &self.shares));
                 out.keypoints.push(Keypoint {
                     x: extremum.x * octave.step,
                     y: extremum.y * octave.step,
@@ -279,41 +327,41 @@ impl Extractor {
             }
         }
     }
+}
 
-    /// The descriptor at an extremum, its axes turned by `angle`.
-    fn describe(&self, layer: &Gray, at: &Extremum, angle: f32) -> Descriptor {
-        const SIDE: usize = PATCH + 2;
-        let mut patch = [0f32; SIDE * SIDE];
-        let step = at.sigma * SAMPLE_STEP;
-        let (sin, cos) = (step * angle.sin(), step * angle.cos());
-        let middle = 0.5 * (SIDE as f32 - 1.0);
-        for (j, row) in patch.chunks_exact_mut(SIDE).enumerate() {
-            let v = j as f32 - middle;
-            for (i, value) in row.iter_mut().enumerate() {
-                let u = i as f32 - middle;
-                *value = layer.sample(at.x + u * cos - v * sin, at.y + u * sin + v * cos);
-            }
+/// The descriptor at an extremum, its axes turned by `angle`.
+fn describe(layer: &Gray, at: &Extremum, angle: f32, shares: &[Shares]) -> Descriptor {
+    const SIDE: usize = PATCH + 2;
+    let mut patch = [0f32; SIDE * SIDE];
+    let step = at.sigma * SAMPLE_STEP;
+    let (sin, cos) = (step * angle.sin(), step * angle.cos());
+    let middle = 0.5 * (SIDE as f32 - 1.0);
+    for (j, row) in patch.chunks_exact_mut(SIDE).enumerate() {
+        let v = j as f32 - middle;
+        for (i, value) in row.iter_mut().enumerate() {
+            let u = i as f32 - middle;
+            *value = layer.sample(at.x + u * cos - v * sin, at.y + u * sin + v * cos);
         }
-        let mut histogram = [0f32; 128];
-        for j in 0..PATCH {
-            for i in 0..PATCH {
-                let centre = (j + 1) * SIDE + i + 1;
-                let gx = patch[centre + 1] - patch[centre - 1];
-                let gy = patch[centre + SIDE] - patch[centre - SIDE];
-                let magnitude = (gx * gx + gy * gy).sqrt();
-                let turn = octants(gy, gx);
-                let low = turn as usize;
-                let part = turn - low as f32;
-                let (low, high) = (low & 7, (low + 1) & 7);
-                for (cell, weight) in self.shares[j * PATCH + i] {
-                    let value = magnitude * weight;
-                    histogram[usize::from(cell) + low] += value * (1.0 - part);
-                    histogram[usize::from(cell) + high] += value * part;
-                }
-            }
-        }
-        quantised(&mut histogram)
     }
+    let mut histogram = [0f32; 128];
+    for j in 0..PATCH {
+        for i in 0..PATCH {
+            let centre = (j + 1) * SIDE + i + 1;
+            let gx = patch[centre + 1] - patch[centre - 1];
+            let gy = patch[centre + SIDE] - patch[centre - SIDE];
+            let magnitude = (gx * gx + gy * gy).sqrt();
+            let turn = octants(gy, gx);
+            let low = turn as usize;
+            let part = turn - low as f32;
+            let (low, high) = (low & 7, (low + 1) & 7);
+            for (cell, weight) in shares[j * PATCH + i] {
+                let value = magnitude * weight;
+                histogram[usize::from(cell) + low] += value * (1.0 - part);
+                histogram[usize::from(cell) + high] += value * part;
+            }
+        }
+    }
+    quantised(&mut histogram)
 }
 
 /// Shares of the sample in column `i` and row `j` of a patch in the descriptor's cells.

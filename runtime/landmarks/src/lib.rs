@@ -47,10 +47,10 @@ pub mod triangulate;
 
 pub use camera::{Camera, CameraError, Distortion};
 pub use carry::{Carried, Carrier, CarryConfig, CarryError, Remembered};
-pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint};
+pub use features::{Descriptor, Extractor, ExtractorConfig, Features, Gray, Keypoint, Picture};
 pub use lift::{
-    GeometricLift, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift, Standing,
-    stand_before,
+    GeometricLift, Hole, ImaginedFrame, Inconsistent, Lift, LiftConfig, LiftedGoal, PictureLift,
+    PosedPicture, Standing, stand_before,
 };
 pub use map::{Inserted, Landmark, LandmarkMap, MapConfig, MapCounts};
 pub use objects::{MapObject, ObjectConfig, ObjectCounts, ObjectMap, SeenBox};

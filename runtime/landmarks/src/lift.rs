@@ -4,25 +4,26 @@
 //! drive. Three things tell an invented drive from a remembered place:
 //! * pictures that cannot be placed, or whose places jump;
 //! * **SD** (Video4Spatial, equation 3), here without a reference cloud: points triangulated between the imagined
-//!   pictures, and their mean distance to the nearest landmark; one-sided, the maximum over pictures;
-//! * **holes**: regions of a picture in which landmarks that the nearest kept frames saw are not found, although they are
-//!   elsewhere in the same picture: something was painted over them.
+//!   pictures, and their distance to the nearest landmark; one-sided, the maximum over pictures. The paper's cloud is dense and
+//!   takes the mean; here it is the median, since a mean hangs on the few points that are matched wrongly;
+//! * **holes**: regions of a picture that do not look as the nearest kept frames saw them, although the rest of it does:
+//!   landmarks of theirs are missing, and features are there that they do not have. Something was painted in.
 //!
-//! The object is where landmarks lie inside its box in the last pictures, and the base stands before it.
+//! The object is where landmarks are found inside its box in the last pictures, and the base stands before it. A landmark is
+//! found where what the picture shows looks like it; a thing that was painted in has none.
 
 use nalgebra::{Isometry3, Matrix3, Matrix6, Point3, Vector2, Vector3};
 
 use crate::camera::Camera;
-use crate::features::Features;
-use crate::grid::Grid;
-use crate::map::{LandmarkMap, MapConfig, NONE};
+use crate::features::{Descriptor, Extractor, Gray, Keypoint, Picture};
+use crate::map::{DESCRIPTORS_MAX, KeptFrame, Landmark, LandmarkMap, MapConfig, NONE};
 use crate::register::{RegisterConfig, Registration, Unregistered};
 
 /// One imagined picture.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ImaginedFrame {
-    /// Its features.
-    pub features: Features,
+    /// What it shows.
+    pub picture: Gray,
     /// Box of the object, `[x0, y0, x1, y1]` in pixels, where there is one.
     pub area: Option<[f64; 4]>,
 }
@@ -34,7 +35,7 @@ pub struct LiftConfig {
     pub register: RegisterConfig,
     /// Smallest share of the pictures that have to be placed.
     pub placed_min: f64,
-    /// Largest distance between the places of neighbouring pictures (metres).
+    /// Largest distance between the places of neighbouring pictures (metres): those that are looked at are a latent apart.
     pub jump_max_m: f64,
     /// Largest SD (metres); 0.2 and 0.1 are the paper's.
     pub sd_max_m: f64,
@@ -52,16 +53,16 @@ impl Default for LiftConfig {
         Self {
             register: RegisterConfig::default(),
             placed_min: 0.7,
-            jump_max_m: 0.8,
+            jump_max_m: 1.5,
             sd_max_m: 0.2,
-            hole_sigmas: 5.0,
+            hole_sigmas: 7.0,
             object_points_min: 3,
             standoff_m: 1.2,
         }
     }
 }
 
-/// A region of a picture in which landmarks are missing.
+/// A region of a picture that does not show what kept frames saw there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hole {
     /// `[x0, y0, x1, y1]` (pixels).
@@ -72,7 +73,7 @@ pub struct Hole {
     pub found: usize,
     /// Features that are there.
     pub features: usize,
-    /// Of them, explained by a landmark.
+    /// Of them, known to a kept frame.
     pub explained: usize,
     /// How unlikely the landmarks' share is (standard deviations below the picture's own).
     pub missing_sigmas: f64,
@@ -95,7 +96,7 @@ pub struct FrameReport {
     pub placed: Result<Registration, Unregistered>,
     /// Points triangulated with the other pictures.
     pub points: usize,
-    /// Their mean distance to the nearest landmark (metres).
+    /// Their median distance to the nearest landmark (metres).
     pub distance_m: Option<f64>,
     /// The least likely region.
     pub hole: Option<Hole>,
@@ -133,7 +134,7 @@ pub enum Inconsistent {
     Distance {
         /// The picture with the largest distance.
         frame: usize,
-        /// Mean distance of its points.
+        /// Median distance of its points.
         distance_m: f64,
         /// Largest one that is believed.
         wanted_m: f64,
@@ -195,6 +196,8 @@ pub trait Lift {
 pub struct GeometricLift<'a> {
     /// What is known of the place.
     pub map: &'a mut LandmarkMap,
+    /// Finds the pictures' features.
+    pub extractor: &'a mut Extractor,
     /// The camera of the imagined pictures: that of the frames that were given to the model, at its size.
     pub camera: Camera,
     /// Where the drive begins, if it is known.
@@ -205,9 +208,10 @@ pub struct GeometricLift<'a> {
 
 impl Lift for GeometricLift<'_> {
     fn lift(&mut self, frames: &[ImaginedFrame]) -> PictureLift {
-        let mut reports = self.place(frames);
-        let own = self.own_points(frames, &mut reports);
-        let goal = self.goal(frames, &reports, &own);
+        let scanned: Vec<Picture> = frames.iter().map(|f| self.extractor.scan(&f.picture)).collect();
+        let mut reports = self.place(&scanned);
+        let own = self.own_points(&scanned, &mut reports);
+        let goal = self.goal(frames, &scanned, &reports, &own);
         let sd_m = reports.iter().filter_map(|r| r.distance_m).max_by(f64::total_cmp);
         let verdict = self.judge(&reports).and(match &goal {
             Ok(_) => Ok(()),
@@ -221,14 +225,16 @@ impl Lift for GeometricLift<'_> {
 
 impl GeometricLift<'_> {
     /// Places every picture, each with the one before as a guess.
-    fn place(&mut self, frames: &[ImaginedFrame]) -> Vec<FrameReport> {
+    fn place(&mut self, scanned: &[Picture]) -> Vec<FrameReport> {
         let mut guess = self.map_from_start;
-        let mut out = Vec::with_capacity(frames.len());
-        for frame in frames {
+        let mut out = Vec::with_capacity(scanned.len());
+        for picture in scanned {
             let placed =
-                self.map.register(&frame.features, &self.camera, guess.as_ref(), &self.config.register);
+                self.map.register(&picture.features, &self.camera, guess.as_ref(), &self.config.register);
             let hole = placed.ok().and_then(|p| {
-                self.map.least_likely_region(&frame.features, &self.camera, &p.map_from_camera)
+                let posed =
+                    PosedPicture { picture, camera: &self.camera, map_from_camera: &p.map_from_camera };
+                self.map.least_likely_region(&posed)
             });
             if let Ok(p) = &placed {
                 guess = Some(p.map_from_camera);
@@ -239,21 +245,21 @@ impl GeometricLift<'_> {
     }
 
     /// Triangulates between the pictures that were placed, and measures how far off the landmarks that lies.
-    fn own_points(&self, frames: &[ImaginedFrame], reports: &mut [FrameReport]) -> LandmarkMap {
+    fn own_points(&self, scanned: &[Picture], reports: &mut [FrameReport]) -> LandmarkMap {
         let config = MapConfig {
             landmarks_max: 4000,
-            frames_max: frames.len().max(1),
+            frames_max: scanned.len().max(1),
             neighbours: 4,
             baseline_min_m: 0.04,
             ..self.map.config
         };
         let mut own = LandmarkMap::new(config);
         let mut kept = Vec::new();
-        for (k, (frame, report)) in frames.iter().zip(reports.iter()).enumerate() {
+        for (k, (picture, report)) in scanned.iter().zip(reports.iter()).enumerate() {
             if let Ok(placed) = &report.placed
-                && !frame.features.is_empty()
+                && !picture.features.is_empty()
             {
-                own.insert(&frame.features, &self.camera, &placed.map_from_camera);
+                own.insert(&picture.features, &self.camera, &placed.map_from_camera);
                 kept.push(k);
             }
         }
@@ -262,17 +268,25 @@ impl GeometricLift<'_> {
             known.iter().map(|q| (q - p).norm_squared()).min_by(f64::total_cmp).map(f64::sqrt)
         };
         for (frame, k) in own.frames.iter().zip(kept) {
-            let points: Vec<f64> = frame
+            let in_picture = |l: &Landmark| Some(l.expected(&self.camera, &frame.map_from_camera)?.0);
+            let seen: Vec<Vector2<f64>> = self.map.landmarks().filter_map(in_picture).collect();
+            let radius = REFERENCE_PX * self.map.config.feature_sigma_px;
+            // Where no landmark is seen beside it there is nothing to compare a point with.
+            let has_reference = |l: &&Landmark| {
+                in_picture(l).is_some_and(|at| seen.iter().any(|s| (s - at).norm_squared() < radius * radius))
+            };
+            let mut points: Vec<f64> = frame
                 .landmarks
                 .iter()
                 .filter(|l| **l != NONE)
                 .filter_map(|l| own.slots.get(*l as usize)?.as_ref())
                 .filter(|l| well_known(&l.position, &l.covariance, &frame.map_from_camera))
+                .filter(has_reference)
                 .filter_map(|l| nearest(&l.position))
                 .collect();
             reports[k].points = points.len();
             if points.len() >= 8 {
-                reports[k].distance_m = Some(points.iter().sum::<f64>() / points.len() as f64);
+                reports[k].distance_m = Some(mindseye_base::stats::median(&mut points));
             }
         }
         own
@@ -326,15 +340,18 @@ impl GeometricLift<'_> {
     fn goal(
         &self,
         frames: &[ImaginedFrame],
+        scanned: &[Picture],
         reports: &[FrameReport],
         own: &LandmarkMap,
     ) -> Result<LiftedGoal, usize> {
         let mut most = 0;
-        for (frame, report) in frames.iter().zip(reports).rev() {
+        for ((frame, picture), report) in frames.iter().zip(scanned).zip(reports).rev() {
             let (Some(area), Ok(placed)) = (frame.area, &report.placed) else { continue };
-            let mut depths = depths_in(self.map, &self.camera, &placed.map_from_camera, area);
+            let map_from_camera = &placed.map_from_camera;
+            let posed = PosedPicture { picture, camera: &self.camera, map_from_camera };
+            let mut depths = self.map.depths_in(&posed, area);
             if depths.len() < self.config.object_points_min {
-                depths.extend(depths_in(own, &self.camera, &placed.map_from_camera, area));
+                depths.extend(own.depths_in(&posed, area));
             }
             most = most.max(depths.len());
             if depths.len() >= self.config.object_points_min
@@ -346,13 +363,11 @@ impl GeometricLift<'_> {
         Err(most)
     }
 
-    /// The pose before an object at the depths (metres along the optical axis) that were seen in its box.
-    fn before(&self, area: [f64; 4], placed: &Registration, mut depths: Vec<f64>) -> Option<LiftedGoal> {
-        depths.sort_by(f64::total_cmp);
-        // Behind an object there is background, before it rarely anything: the nearer half is its own.
-        let near = &depths[..depths.len().div_ceil(2)];
-        let depth = near[near.len() / 2];
-        let spread = (near[near.len() - 1] - near[0]) / 2.0;
+    /// The pose before an object whose front is at some of the depths (metres along the optical axis) that were seen in its box.
+    fn before(&self, area: [f64; 4], placed: &Registration, depths: Vec<f64>) -> Option<LiftedGoal> {
+        let front = front(depths, self.config.object_points_min)?;
+        let depth = front[front.len() / 2];
+        let spread = front[3 * front.len() / 4] - front[front.len() / 4];
         let middle = Vector2::new(0.5 * (area[0] + area[2]), 0.5 * (area[1] + area[3]));
         let ray = self.camera.ray(middle)?;
         let in_camera = Point3::new(ray.x * depth, ray.y * depth, depth);
@@ -362,7 +377,7 @@ impl GeometricLift<'_> {
         let own = Matrix3::from_diagonal(&Vector3::new(
             aside(area[2] - area[0], fx).powi(2),
             aside(area[3] - area[1], fy).powi(2),
-            (spread / 2.0).max(0.02).powi(2),
+            spread.max(0.02).powi(2),
         ));
         // A small motion of the camera moves the object by translation + rotation x its place.
         let place = placed.covariance.fixed_view::<3, 3>(0, 0);
@@ -376,8 +391,16 @@ impl GeometricLift<'_> {
         let eye = Point3::from(placed.map_from_camera.translation.vector);
         let Standing { base, covariance } =
             stand_before(&object, &object_covariance, &eye, self.config.standoff_m)?;
-        Some(LiftedGoal { object, object_covariance, base, covariance, points: depths.len() })
+        Some(LiftedGoal { object, object_covariance, base, covariance, points: front.len() })
     }
+}
+
+/// Behind an object there is background, before it rarely anything: the first of the depths that lie close together, in order,
+/// and at least so many. `None` where they are scattered.
+fn front(mut depths: Vec<f64>, points_min: usize) -> Option<Vec<f64>> {
+    depths.sort_by(f64::total_cmp);
+    let together = depths.chunk_by(|a, b| b - a < 0.1 * a).find(|c| c.len() >= points_min)?;
+    Some(together.to_vec())
 }
 
 /// Where the base stands before an object.
@@ -428,141 +451,254 @@ fn well_known(position: &Point3<f64>, covariance: &Matrix3<f64>, map_from_camera
     covariance.trace().sqrt() < 0.05 * distance
 }
 
-/// Distances along the optical axis (metres) of the landmarks that are seen in the middle of a box.
-fn depths_in(
-    map: &LandmarkMap,
-    camera: &Camera,
-    map_from_camera: &Isometry3<f64>,
-    [x0, y0, x1, y1]: [f64; 4],
-) -> Vec<f64> {
-    let (w, h) = (0.1 * (x1 - x0), 0.1 * (y1 - y0));
-    map.landmarks()
-        .filter(|l| well_known(&l.position, &l.covariance, map_from_camera))
-        .filter_map(|l| {
-            let (pixel, _) = l.expected(camera, map_from_camera)?;
-            let inside = (x0 + w..=x1 - w).contains(&pixel.x) && (y0 + h..=y1 - h).contains(&pixel.y);
-            inside.then(|| map_from_camera.inverse_transform_point(&l.position).z)
-        })
-        .collect()
-}
-
+/// Points of an imagined picture are compared with the landmarks where one is seen so many times the standard deviation of
+/// a feature's place beside them (pixels).
+const REFERENCE_PX: f64 = 25.0;
 /// Kept frames whose landmarks a picture should show.
-const NEAREST_FRAMES: usize = 3;
+const NEAREST_FRAMES: usize = 4;
 /// Their cameras are at most this far away (metres), and look at most this far aside (radians).
-const NEAREST_MAX: (f64, f64) = (0.8, 0.6);
+const NEAREST_MAX: (f64, f64) = (1.5, 1.3);
+/// Fewest frames that saw a landmark that is looked for.
+const VIEWS_MIN: u32 = 3;
 /// Fewest landmarks of a region that is judged, and fewest features whose share counts.
 const MISSING_MIN: usize = 10;
 const STRANGE_MIN: usize = 6;
 /// Regions per side; each is twice as wide and high as its step.
 const REGIONS: usize = 6;
 
-/// Where something is in a picture (pixels), and whether it found its counterpart.
-type Judged = (Vector2<f64>, bool);
+/// A landmark hides another that is seen so many times the standard deviation of a feature's place beside it (pixels), where
+/// its own depth is less than this share of the other's.
+const HIDES_PX: f64 = 25.0;
+const BEFORE: f64 = 0.85;
+
+/// A picture with the pose of its camera.
+#[derive(Clone, Copy, Debug)]
+pub struct PosedPicture<'a> {
+    /// The picture.
+    pub picture: &'a Picture,
+    /// Its camera.
+    pub camera: &'a Camera,
+    /// Where it was.
+    pub map_from_camera: &'a Isometry3<f64>,
+}
+
+/// Something that a picture should show, or shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Judged {
+    /// Where (pixels).
+    pixel: Vector2<f64>,
+    /// Distance along the camera's axis (metres); of a feature, about that.
+    depth: f64,
+    /// How different it looks from what is known of it, in descriptor space.
+    distance: f64,
+}
 
 impl LandmarkMap {
-    /// The region of a placed picture in which the fewest of the landmarks are found that the nearest kept frames saw, and the
-    /// fewest features are those of a landmark. `None` where there is no such frame near, or too few landmarks in every
-    /// region.
+    /// The region of a placed picture that shows least of what the nearest kept frames saw. `None` where there is no such
+    /// frame near, or too few landmarks in every region.
     #[must_use]
-    pub fn least_likely_region(
-        &self,
-        features: &Features,
-        camera: &Camera,
-        map_from_camera: &Isometry3<f64>,
-    ) -> Option<Hole> {
-        let regions = self.regions(features, camera, map_from_camera);
+    pub fn least_likely_region(&self, posed: &PosedPicture<'_>) -> Option<Hole> {
+        let wanted = self.wanted(posed);
+        let own = self.recognised_features(posed, &wanted);
+        let regions = regions(&wanted, &own, posed.camera.size(), self.config.distance_seen_max);
         regions.into_iter().max_by(|a, b| a.sigmas().total_cmp(&b.sigmas()))
     }
 
-    /// All regions of a placed picture that show enough landmarks.
-    #[must_use]
-    pub fn regions(
-        &self,
-        features: &Features,
-        camera: &Camera,
-        map_from_camera: &Isometry3<f64>,
-    ) -> Vec<Hole> {
-        let [wanted, own] = self.found_and_explained(features, camera, map_from_camera);
-        // A picture that hardly shows anything again is for the registration to judge.
-        let share = |of: &[(Vector2<f64>, bool)]| {
-            (of.iter().filter(|s| s.1).count() as f64 / of.len().max(1) as f64).clamp(0.05, 0.9)
-        };
-        let shares = [share(&wanted), share(&own)];
-        let (width, height) = camera.size();
-        let step = (f64::from(width) / (REGIONS + 1) as f64, f64::from(height) / (REGIONS + 1) as f64);
-        let region = |k: usize| {
-            let (x0, y0) = ((k % REGIONS) as f64 * step.0, (k / REGIONS) as f64 * step.1);
-            let area = [x0, y0, x0 + 2.0 * step.0, y0 + 2.0 * step.1];
-            let inside =
-                |p: &Vector2<f64>| (area[0]..area[2]).contains(&p.x) && (area[1]..area[3]).contains(&p.y);
-            let count = |of: &[(Vector2<f64>, bool)]| {
-                let here = of.iter().filter(|s| inside(&s.0));
-                here.fold((0, 0), |(all, hits), s| (all + 1, hits + usize::from(s.1)))
-            };
-            let ((expected, found), (features, explained)) = (count(&wanted), count(&own));
-            let sigmas = |all: usize, hits: usize, share: f64| {
-                let n = all.max(1) as f64;
-                (n * share - hits as f64) / (n * share * (1.0 - share)).sqrt()
-            };
-            let strange = if features < STRANGE_MIN { 0.0 } else { sigmas(features, explained, shares[1]) };
-            (expected >= MISSING_MIN).then(|| Hole {
-                area,
-                expected,
-                found,
-                features,
-                explained,
-                missing_sigmas: sigmas(expected, found, shares[0]),
-                strange_sigmas: strange,
-            })
-        };
-        (0..REGIONS * REGIONS).filter_map(region).collect()
-    }
-
-    /// Landmarks of the nearest kept frames that a picture should show: where, and whether they are found there; and the
-    /// picture's features: where, and whether a landmark explains them.
-    fn found_and_explained(
-        &self,
-        features: &Features,
-        camera: &Camera,
-        map_from_camera: &Isometry3<f64>,
-    ) -> [Vec<Judged>; 2] {
-        let mut near: Vec<(f64, usize)> = self
+    /// Kept frames near a pose that look the same way, nearest first.
+    fn near(&self, map_from_camera: &Isometry3<f64>) -> Vec<&KeptFrame> {
+        let mut near: Vec<(f64, &KeptFrame)> = self
             .frames
             .iter()
-            .enumerate()
-            .filter_map(|(k, f)| {
+            .filter_map(|f| {
                 let apart = map_from_camera.inverse() * f.map_from_camera;
                 let (shift, turn) = (apart.translation.vector.norm(), apart.rotation.angle());
-                (shift < NEAREST_MAX.0 && turn < NEAREST_MAX.1).then_some((shift + turn, k))
+                (shift < NEAREST_MAX.0 && turn < NEAREST_MAX.1).then_some((shift + 0.5 * turn, f))
             })
             .collect();
         near.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut is_wanted = vec![false; self.slots.len()];
-        for (_, k) in near.iter().take(NEAREST_FRAMES) {
-            for slot in self.frames[*k].landmarks.iter().filter(|l| **l != NONE) {
-                is_wanted[*slot as usize] = true;
-            }
-        }
-        let grid = Grid::new(&features.keypoints, camera.size());
-        let most = (self.config.distance_seen_max * self.config.distance_seen_max) as u32;
-        let radius = 2.0 * self.config.residual_max_px;
-        let mut wanted = Vec::new();
-        let mut explained = vec![false; features.len()];
-        for (slot, landmark) in self.slots.iter().enumerate() {
-            let Some(landmark) = landmark else { continue };
-            let Some((pixel, _)) = landmark.expected(camera, map_from_camera) else { continue };
-            let mut found = false;
-            grid.within(pixel, radius, |k| {
-                if self.distance(slot, landmark, &features.descriptors[k as usize]) < most {
-                    found = true;
-                    explained[k as usize] = true;
-                }
-            });
-            if is_wanted[slot] {
-                wanted.push((pixel, found));
-            }
-        }
-        let place = |k: &crate::features::Keypoint| Vector2::new(f64::from(k.x), f64::from(k.y));
-        [wanted, features.keypoints.iter().map(place).zip(explained).collect()]
+        near.into_iter().take(NEAREST_FRAMES).map(|(_, f)| f).collect()
     }
+
+    /// The picture's features that a near kept frame should show, where the depth about them is that of the nearest of `known` that
+    /// is found;
+    /// and how different the most similar feature is that lies on their epipolar line there.
+    fn recognised_features(&self, posed: &PosedPicture<'_>, known: &[Judged]) -> Vec<Judged> {
+        let features = &posed.picture.features;
+        let views: Vec<_> = self
+            .near(posed.map_from_camera)
+            .into_iter()
+            .map(|f| (f, f.map_from_camera.inverse() * posed.map_from_camera))
+            .collect();
+        let judged = |(keypoint, descriptor): (&Keypoint, &Descriptor)| {
+            let pixel = Vector2::new(f64::from(keypoint.x), f64::from(keypoint.y));
+            let ray = posed.camera.ray(pixel)?;
+            let nearest = known.iter().filter(|l| self.is_seen(l)).min_by(|a, b| {
+                (a.pixel - pixel).norm_squared().total_cmp(&(b.pixel - pixel).norm_squared())
+            })?;
+            let point = Point3::new(ray.x, ray.y, 1.0) * nearest.depth;
+            let mut distance = None;
+            for (frame, other_from_own) in &views {
+                if frame.sees_as(&point, other_from_own) {
+                    let d = frame.most_similar(
+                        &[point * 0.6, point * 1.7].map(|p| other_from_own * p),
+                        keypoint.scale,
+                        descriptor,
+                        2.0 * self.config.residual_max_px,
+                    );
+                    distance = Some(distance.map_or(d, |n: u32| n.min(d)));
+                }
+            }
+            Some(Judged { pixel, depth: nearest.depth, distance: f64::from(distance?).sqrt() })
+        };
+        features.keypoints.iter().zip(&features.descriptors).filter_map(judged).collect()
+    }
+
+    /// Landmarks that a picture should show as near kept frames saw them: where, and whether they are found there.
+    fn wanted(&self, seen: &PosedPicture<'_>) -> Vec<Judged> {
+        let mut slots = Vec::new();
+        for frame in self.near(seen.map_from_camera) {
+            let other_from_own = frame.map_from_camera.inverse() * seen.map_from_camera;
+            slots.extend(frame.landmarks.iter().copied().filter(|slot| {
+                let landmark = self.slots.get(*slot as usize).and_then(Option::as_ref);
+                landmark.is_some_and(|l| {
+                    let point = seen.map_from_camera.inverse_transform_point(&l.position);
+                    // Two views can agree by chance on a place where nothing is.
+                    l.views >= VIEWS_MIN
+                        && well_known(&l.position, &l.covariance, seen.map_from_camera)
+                        && frame.sees_as(&point, &other_from_own)
+                })
+            }));
+        }
+        slots.sort_unstable();
+        slots.dedup();
+        let all: Vec<Judged> = slots.into_iter().filter_map(|slot| self.looked_for(slot, seen)).collect();
+        // What a known thing hides is not missing.
+        let hidden = |far: &Judged| {
+            all.iter().any(|near| {
+                self.is_seen(near)
+                    && near.depth < BEFORE * far.depth
+                    && (near.pixel - far.pixel).norm() < HIDES_PX * self.config.feature_sigma_px
+            })
+        };
+        all.iter().filter(|l| self.is_seen(l) || !hidden(l)).copied().collect()
+    }
+
+    /// Whether what is there looks like what is known of it.
+    fn is_seen(&self, judged: &Judged) -> bool {
+        judged.distance < self.config.distance_seen_max
+    }
+
+    /// Distances along the optical axis (metres) of the landmarks that are found in the middle of a box.
+    fn depths_in(&self, seen: &PosedPicture<'_>, [x0, y0, x1, y1]: [f64; 4]) -> Vec<f64> {
+        let (w, h) = (0.1 * (x1 - x0), 0.1 * (y1 - y0));
+        let inside = |p: &Vector2<f64>| (x0 + w..=x1 - w).contains(&p.x) && (y0 + h..=y1 - h).contains(&p.y);
+        let known = |slot: &u32| {
+            let landmark = self.slots[*slot as usize].as_ref();
+            landmark.is_some_and(|l| {
+                well_known(&l.position, &l.covariance, seen.map_from_camera)
+                    && l.expected(seen.camera, seen.map_from_camera).is_some_and(|(p, _)| inside(&p))
+            })
+        };
+        (0..self.slots.len() as u32)
+            .filter(known)
+            .filter_map(|slot| self.looked_for(slot, seen))
+            .filter(|l| self.is_seen(l))
+            .map(|l| l.depth)
+            .collect()
+    }
+
+    /// Looks for a landmark where a picture should show it: what is there has to look like it. `None` where the picture does not
+    /// show it, or not at a scale at which it can be told.
+    fn looked_for(&self, slot: u32, seen: &PosedPicture<'_>) -> Option<Judged> {
+        let landmark = self.slots.get(slot as usize)?.as_ref()?;
+        let (pixel, _) = landmark.expected(seen.camera, seen.map_from_camera)?;
+        let mut nearest = None;
+        for k in 0..landmark.descriptors {
+            let (at, scale, angle) = landmark.feature_in(k, seen.camera, seen.map_from_camera)?;
+            let Some(there) = seen.picture.describe_at(at, scale, angle) else { continue };
+            let entry = slot * DESCRIPTORS_MAX as u32 + k as u32;
+            let d = self.index.descriptor(entry).distance(&there);
+            nearest = Some(nearest.map_or(d, |n: u32| n.min(d)));
+        }
+        let depth = seen.map_from_camera.inverse_transform_point(&landmark.position).z;
+        Some(Judged { pixel, depth, distance: f64::from(nearest?).sqrt() })
+    }
+}
+
+/// A thing looks alike from directions that differ at most by this (radians), and from distances whose ratio is at most
+/// this.
+const ALIKE: (f64, f64) = (0.1, 1.25);
+
+impl KeptFrame {
+    /// Whether the frame saw a point, which is in another camera's axes, almost as that camera sees it.
+    fn sees_as(&self, point: &Point3<f64>, own_from_other: &Isometry3<f64>) -> bool {
+        let here = own_from_other * point;
+        let turned = own_from_other.rotation * point.coords;
+        let ratio = here.coords.norm() / point.coords.norm();
+        turned.angle(&here.coords) < ALIKE.0
+            && (1.0 / ALIKE.1..ALIKE.1).contains(&ratio)
+            && self.camera.project(&here).is_some()
+    }
+
+    /// Squared distance of the most similar feature of about a scale near the line between two points, which are in the
+    /// camera's axes.
+    fn most_similar(
+        &self,
+        ends: &[Point3<f64>; 2],
+        scale: f32,
+        descriptor: &Descriptor,
+        radius_px: f64,
+    ) -> u32 {
+        let [a, b] = ends.map(|p| p.coords.xy() / p.z);
+        let line = b - a;
+        let radius = radius_px / self.camera.focal_mean();
+        let mut nearest = u32::MAX;
+        for (k, at) in self.rays.iter().enumerate() {
+            let Some(at) = at else { continue };
+            let off = at - a;
+            let t = (off.dot(&line) / line.norm_squared().max(1e-12)).clamp(0.0, 1.0);
+            let of_scale = (0.4..2.5).contains(&(self.keypoints[k].scale / scale));
+            if of_scale && (off - line * t).norm_squared() < radius * radius {
+                nearest = nearest.min(self.descriptors[k].distance(descriptor));
+            }
+        }
+        nearest
+    }
+}
+
+/// The regions of a picture that should show enough landmarks.
+fn regions(wanted: &[Judged], own: &[Judged], size: (u32, u32), distance_max: f64) -> Vec<Hole> {
+    let hit = |s: &Judged| s.distance < distance_max;
+    // A picture that hardly shows anything again is for the registration to judge.
+    let share = |of: &[Judged]| {
+        (of.iter().filter(|s| hit(s)).count() as f64 / of.len().max(1) as f64).clamp(0.05, 0.9)
+    };
+    let shares = [share(wanted), share(own)];
+    let step = (f64::from(size.0) / (REGIONS + 1) as f64, f64::from(size.1) / (REGIONS + 1) as f64);
+    let region = |k: usize| {
+        let (x0, y0) = ((k % REGIONS) as f64 * step.0, (k / REGIONS) as f64 * step.1);
+        let area = [x0, y0, x0 + 2.0 * step.0, y0 + 2.0 * step.1];
+        let inside =
+            |p: &Vector2<f64>| (area[0]..area[2]).contains(&p.x) && (area[1]..area[3]).contains(&p.y);
+        let count = |of: &[Judged]| {
+            let here = of.iter().filter(|s| inside(&s.pixel));
+            here.fold((0, 0), |(all, hits), s| (all + 1, hits + usize::from(hit(s))))
+        };
+        let ((expected, found), (features, explained)) = (count(wanted), count(own));
+        let sigmas = |all: usize, hits: usize, share: f64| {
+            let n = all.max(1) as f64;
+            (n * share - hits as f64) / (n * share * (1.0 - share)).sqrt()
+        };
+        let judged = |all, hits, share, min| if all < min { 0.0 } else { sigmas(all, hits, share) };
+        (expected >= MISSING_MIN || features >= MISSING_MIN).then(|| Hole {
+            area,
+            expected,
+            found,
+            features,
+            explained,
+            missing_sigmas: judged(expected, found, shares[0], MISSING_MIN),
+            strange_sigmas: judged(features, explained, shares[1], STRANGE_MIN),
+        })
+    };
+    (0..REGIONS * REGIONS).filter_map(region).collect()
 }

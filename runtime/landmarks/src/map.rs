@@ -13,7 +13,7 @@ use crate::triangulate::{Sight, Unplaced, residual, triangulate};
 /// Settings of a [`LandmarkMap`]. Pixels are those of the pictures that are put in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MapConfig {
-    /// Landmarks at most; the one seen least makes room. About 0.9 kB each.
+    /// Landmarks at most; the one seen least makes room. About 1 kB each.
     pub landmarks_max: usize,
     /// Frames at most whose features are kept for matching; the oldest makes room. About 160 bytes a feature.
     pub frames_max: usize,
@@ -50,7 +50,7 @@ impl Default for MapConfig {
             ratio_max: 0.8,
             distance_max: 330.0,
             distance_expected_max: 250.0,
-            distance_seen_max: 300.0,
+            distance_seen_max: 285.0,
         }
     }
 }
@@ -82,6 +82,10 @@ const DESCRIPTOR_NEWS: u32 = 170 * 170;
 const TURN_MAX_RAD: f64 = 0.9;
 /// A landmark looks alike within this angle of the directions from which it was seen.
 pub(crate) const VIEW_MAX_RAD: f64 = 1.0;
+/// One kept frame in so many is compared with the landmarks of the others, and the last few are remembered.
+const POSE_EVERY: u64 = 3;
+const POSE_ERRORS_MAX: usize = 32;
+const POSE_ERRORS_MIN: usize = 5;
 /// No landmark.
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -100,6 +104,8 @@ pub struct Landmark {
     pub(crate) size: f64,
     /// Descriptors in the index.
     pub(crate) descriptors: usize,
+    /// Direction and scale of each descriptor's feature, across the direction from which it was seen (metres).
+    pub(crate) axes: [Vector3<f64>; DESCRIPTORS_MAX],
     /// The frame that it was made from.
     pub(crate) origin: u64,
     pub(crate) sights: Vec<(u64, Sight)>,
@@ -110,12 +116,12 @@ pub struct Landmark {
 pub(crate) struct KeptFrame {
     pub(crate) id: u64,
     pub(crate) map_from_camera: Isometry3<f64>,
-    keypoints: Vec<Keypoint>,
-    descriptors: Vec<Descriptor>,
-    rays: Vec<Option<Vector2<f64>>>,
+    pub(crate) keypoints: Vec<Keypoint>,
+    pub(crate) descriptors: Vec<Descriptor>,
+    pub(crate) rays: Vec<Option<Vector2<f64>>>,
     /// The landmark of each feature, or [`NONE`].
     pub(crate) landmarks: Vec<u32>,
-    focal: f64,
+    pub(crate) camera: Camera,
 }
 
 /// A feature of a kept frame: which frame, which of its features, how it sees the point.
@@ -162,6 +168,9 @@ pub struct LandmarkMap {
     counts: MapCounts,
     next_frame: u64,
     hand: usize,
+    /// By how much the poses of the last kept frames that were compared are off from where the landmarks put them: squared
+    /// metres and squared radians.
+    pose_errors: VecDeque<[f64; 2]>,
 }
 
 impl LandmarkMap {
@@ -178,6 +187,7 @@ impl LandmarkMap {
             counts: MapCounts::default(),
             next_frame: 0,
             hand: 0,
+            pose_errors: VecDeque::new(),
         }
     }
 
@@ -223,6 +233,12 @@ impl LandmarkMap {
             return report;
         }
         self.index.learn(&features.descriptors);
+        if self.counts.frames.is_multiple_of(POSE_EVERY)
+            && let Some(error) = self.pose_error(features, camera, map_from_camera)
+        {
+            self.pose_errors.truncate(POSE_ERRORS_MAX - 1);
+            self.pose_errors.push_front(error);
+        }
         let pixel = |k: &Keypoint| camera.ray(Vector2::new(f64::from(k.x), f64::from(k.y)));
         let mut frame = KeptFrame {
             id: self.next_frame,
@@ -231,7 +247,7 @@ impl LandmarkMap {
             descriptors: features.descriptors.clone(),
             rays: features.keypoints.iter().map(pixel).collect(),
             landmarks: vec![NONE; features.len()],
-            focal: camera.focal_mean(),
+            camera: *camera,
         };
         self.next_frame += 1;
         self.find_known(&mut frame, camera);
@@ -244,6 +260,24 @@ impl LandmarkMap {
         }
         self.frames.push_back(frame);
         report
+    }
+
+    /// Standard deviations, along (metres) and about (radians) each axis, of what the poses of kept frames are off from the
+    /// landmarks of the others: odometry's drift, and what is wrong with the camera's mounting or its clock. Zero until a few
+    /// could be compared.
+    #[must_use]
+    pub fn pose_sigma(&self) -> (f64, f64) {
+        // Half of a chi-square with three degrees of freedom is below this.
+        const MEDIAN: f64 = 2.366;
+        let sigma = |part: usize| {
+            let mut all: Vec<f64> = self.pose_errors.iter().map(|e| e[part]).collect();
+            if all.len() < POSE_ERRORS_MIN {
+                0.0
+            } else {
+                (mindseye_base::stats::median(&mut all) / MEDIAN).sqrt()
+            }
+        };
+        (sigma(0), sigma(1))
     }
 
     fn forget_oldest_frame(&mut self) {
@@ -311,12 +345,13 @@ impl LandmarkMap {
             landmark.sights.remove(1);
         }
         landmark.sights.push((frame.id, sight));
-        self.describe(slot, frame.descriptors[feature]);
+        let axis = frame.axis(feature, &landmark.position);
+        self.describe(slot, frame.descriptors[feature], axis);
         true
     }
 
-    /// Keeps a descriptor of a landmark unless it is like those that are kept.
-    fn describe(&mut self, slot: u32, descriptor: Descriptor) {
+    /// Keeps a descriptor of a landmark, with the axis of its feature, unless it is like those that are kept.
+    fn describe(&mut self, slot: u32, descriptor: Descriptor, axis: Vector3<f64>) {
         let Some(landmark) = &mut self.slots[slot as usize] else { return };
         let first = slot * DESCRIPTORS_MAX as u32;
         let mut kept = first..first + landmark.descriptors as u32;
@@ -324,6 +359,7 @@ impl LandmarkMap {
         if landmark.descriptors < DESCRIPTORS_MAX
             && kept.all(|e| self.index.descriptor(e).distance(&descriptor) > DESCRIPTOR_NEWS)
         {
+            landmark.axes[landmark.descriptors] = axis;
             landmark.descriptors += 1;
             self.index.insert(end, &descriptor);
         }
@@ -360,20 +396,21 @@ impl LandmarkMap {
             match self.agreed(own, found) {
                 Ok((landmark, with)) => {
                     let Some(slot) = self.room(report) else { continue };
-                    let landmark = Landmark { views: 0, ..landmark };
+                    let position = landmark.position;
                     self.slots[slot as usize] = Some(landmark);
-                    self.describe(slot, frame.descriptors[k]);
+                    self.describe(slot, frame.descriptors[k], frame.axis(k, &position));
                     for (n, other, sight) in with {
                         let neighbour = &mut self.frames[n];
                         neighbour.landmarks[other] = slot;
                         let (id, pose) = (neighbour.id, neighbour.map_from_camera);
                         let (scale, descriptor) =
                             (f64::from(neighbour.keypoints[other].scale), neighbour.descriptors[other]);
+                        let axis = neighbour.axis(other, &position);
                         if let Some(landmark) = &mut self.slots[slot as usize] {
                             landmark.look_from(&pose, scale);
                             landmark.sights.push((id, sight));
                         }
-                        self.describe(slot, descriptor);
+                        self.describe(slot, descriptor, axis);
                     }
                     if let Some(landmark) = &mut self.slots[slot as usize] {
                         landmark.look_from(&frame.map_from_camera, f64::from(frame.keypoints[k].scale));
@@ -420,6 +457,7 @@ impl LandmarkMap {
                         towards: Vector3::zeros(),
                         size: 0.0,
                         descriptors: 0,
+                        axes: [Vector3::zeros(); DESCRIPTORS_MAX],
                         origin: with.first().map_or(0, |w| self.frames[w.0].id),
                         sights: Vec::new(),
                     };
@@ -463,7 +501,7 @@ impl LandmarkMap {
         let other_from_frame = other.map_from_camera.inverse() * frame.map_from_camera;
         let essential = other_from_frame.translation.vector.cross_matrix()
             * other_from_frame.rotation.to_rotation_matrix().matrix();
-        let tolerance = self.config.residual_max_px / other.focal;
+        let tolerance = self.config.residual_max_px / other.camera.focal_mean();
         let usable: Vec<(usize, Vector2<f64>)> = other
             .rays
             .iter()
@@ -559,6 +597,21 @@ impl Landmark {
         Some((pixel, self.size / distance))
     }
 
+    /// Where (pixels), how large (pixels) and in which direction (radians) a camera should see the feature of one of its
+    /// descriptors.
+    pub(crate) fn feature_in(
+        &self,
+        descriptor: usize,
+        camera: &Camera,
+        map_from_camera: &Isometry3<f64>,
+    ) -> Option<([f64; 2], f64, f64)> {
+        let point = map_from_camera.inverse_transform_point(&self.position);
+        let axis = map_from_camera.rotation.inverse() * self.axes[descriptor];
+        let (at, tip) = (camera.project(&point)?, camera.project(&(point + axis))?);
+        let scale = axis.norm() * camera.focal_mean() / point.z;
+        Some(([at.x, at.y], scale, (tip.y - at.y).atan2(tip.x - at.x)))
+    }
+
     /// Notes from where and how large it was seen.
     fn look_from(&mut self, map_from_camera: &Isometry3<f64>, scale: f64) {
         let to = map_from_camera.translation.vector - self.position.coords;
@@ -571,9 +624,18 @@ impl Landmark {
 }
 
 impl KeptFrame {
+    /// Direction and scale of a feature where its landmark is, across the camera's axis (metres).
+    fn axis(&self, feature: usize, position: &Point3<f64>) -> Vector3<f64> {
+        let keypoint = &self.keypoints[feature];
+        let (sin, cos) = f64::from(keypoint.angle).sin_cos();
+        let depth = self.map_from_camera.inverse_transform_point(position).z;
+        let size = f64::from(keypoint.scale) * depth / self.camera.focal_mean();
+        self.map_from_camera.rotation * Vector3::new(cos * size, sin * size, 0.0)
+    }
+
     /// The sight of a feature; `None` where the lens cannot be undone.
     fn sight(&self, feature: usize, sigma_px: f64) -> Option<Sight> {
         let ray = self.rays[feature]?;
-        Some(Sight { map_from_camera: self.map_from_camera, ray, sigma: sigma_px / self.focal })
+        Some(Sight { map_from_camera: self.map_from_camera, ray, sigma: sigma_px / self.camera.focal_mean() })
     }
 }

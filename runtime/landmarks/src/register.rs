@@ -30,8 +30,9 @@ pub struct RegisterConfig {
     /// Smallest share of the landmarks that seem to be within four times `inlier_px` of where they are expected that are
     /// within `inlier_px`: by chance it would be a sixteenth.
     pub share_min: f64,
-    /// Standard deviation of what is wrong with all landmarks alike (metres), and cannot be seen in residuals: drift of the
-    /// odometry between the frames that made them and now.
+    /// Least standard deviation of what is wrong with all landmarks alike (metres), and cannot be seen in residuals: drift of
+    /// the odometry between the frames that made them and now. What the map has measured counts where it is more
+    /// ([`LandmarkMap::pose_sigma`]).
     pub drift_sigma_m: f64,
     /// The same of directions (radians).
     pub drift_sigma_rad: f64,
@@ -195,6 +196,31 @@ impl LandmarkMap {
             }
         }
         best
+    }
+
+    /// Squared distance (m²) and angle (rad²) of a pose from where the landmarks put its picture, less what that is uncertain by;
+    /// `None` where the picture shows too few of them.
+    pub(crate) fn pose_error(
+        &self,
+        features: &Features,
+        camera: &Camera,
+        map_from_camera: &Isometry3<f64>,
+    ) -> Option<[f64; 2]> {
+        let config = RegisterConfig::for_width(camera.size().0);
+        if self.len() < config.inliers_min {
+            return None;
+        }
+        let view = View::new(features, camera);
+        let fit = self.guided(&view, &map_from_camera.inverse(), 3.0 * config.search_px, &config)?;
+        if fit.sightings.len() < SURE * config.inliers_min {
+            return None;
+        }
+        let off = fit.camera_from_map * map_from_camera;
+        let known = |first: usize| fit.covariance.fixed_view::<3, 3>(first, first).trace();
+        Some([
+            (off.translation.vector.norm_squared() - known(0)).max(0.0),
+            (off.rotation.angle().powi(2) - known(3)).max(0.0),
+        ])
     }
 
     /// The pose by random samples of matches, refined on all landmarks that should be seen.
@@ -412,9 +438,10 @@ impl LandmarkMap {
             return Err(Unregistered::ByChance { inliers: exact, near: around.len() });
         }
         let mut covariance = fit.covariance;
+        let (metres, radians) = self.pose_sigma();
         for k in 0..3 {
-            covariance[(k, k)] += config.drift_sigma_m.powi(2);
-            covariance[(k + 3, k + 3)] += config.drift_sigma_rad.powi(2);
+            covariance[(k, k)] += config.drift_sigma_m.max(metres).powi(2);
+            covariance[(k + 3, k + 3)] += config.drift_sigma_rad.max(radians).powi(2);
         }
         let place = covariance.fixed_view::<3, 3>(0, 0).into_owned();
         let sigma_m = place.symmetric_eigenvalues().max().sqrt();

@@ -190,6 +190,36 @@ fn memory_is_bounded_and_counted() {
     assert!(map.is_empty());
 }
 
+/// Resident memory of this process (bytes).
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let resident = pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    4096 * resident.expect("a number of pages")
+}
+
+#[test]
+#[ignore = "36 000 frames, ten a second for an hour: some minutes"]
+fn an_hour_of_frames_takes_no_more_memory_than_ten_minutes() {
+    let camera = camera();
+    let seen: Vec<_> = walk().iter().map(|p| (features(&render(1, &camera, p)), *p)).collect();
+    let mut map = LandmarkMap::new(MapConfig::default());
+    let frames = 36_000;
+    let mut early = 0;
+    for k in 0..frames {
+        // Each lap elsewhere: always new landmarks, and never room for all.
+        let (features, pose) = &seen[k % seen.len()];
+        let lap = 0.7 * (k / seen.len()) as f64;
+        map.insert(features, &camera, &(Isometry3::translation(lap, 0.0, 0.0) * pose));
+        if k == frames / 6 {
+            early = resident();
+        }
+    }
+    let (late, counts) = (resident(), map.counts());
+    println!("{} landmarks, {counts:?}: {early} bytes after ten minutes, {late} after an hour", map.len());
+    assert!(counts.dropped > 100_000, "{counts:?}");
+    assert!(late < early + (4 << 20), "{early} bytes, then {late}");
+}
+
 #[test]
 fn lenses_are_undone() {
     let lens = camera().with_distortion("plumb_bob", &[-0.2, 0.05, 0.001, -0.001, 0.0]).unwrap();
@@ -231,8 +261,10 @@ fn drive(seed: u64, camera: &Camera, target: &Point3<f64>) -> Vec<(Gray, Option<
 
 fn lifted(map: &mut LandmarkMap, camera: &Camera, drive: &[(Gray, Option<[f64; 4]>)]) -> PictureLift {
     let frames: Vec<ImaginedFrame> =
-        drive.iter().map(|(g, area)| ImaginedFrame { features: features(g), area: *area }).collect();
-    GeometricLift { map, camera: *camera, map_from_start: None, config: LiftConfig::default() }.lift(&frames)
+        drive.iter().map(|(g, area)| ImaginedFrame { picture: g.clone(), area: *area }).collect();
+    let extractor = &mut Extractor::new(ExtractorConfig::default());
+    GeometricLift { map, extractor, camera: *camera, map_from_start: None, config: LiftConfig::default() }
+        .lift(&frames)
 }
 
 #[test]

@@ -13,8 +13,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use mindseye_landmarks::{
-    Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, LiftConfig, MapConfig, RegisterConfig,
-    Registration, Unregistered,
+    Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, LiftConfig, MapConfig, PosedPicture,
+    RegisterConfig, Registration, Unregistered,
 };
 use nalgebra::Isometry3;
 use serde::Serialize;
@@ -401,9 +401,10 @@ fn accepted(
     let config = RegisterConfig::for_width(camera.size().0);
     let hole_sigmas = LiftConfig::default().hole_sigmas;
     let mut believed = |picture: &Gray, camera: &Camera| {
-        let features = extractor.extract(picture);
-        map.register(&features, camera, None, &config).is_ok_and(|placed| {
-            let region = map.least_likely_region(&features, camera, &placed.map_from_camera);
+        let picture = &extractor.scan(picture);
+        map.register(&picture.features, camera, None, &config).is_ok_and(|placed| {
+            let map_from_camera = &placed.map_from_camera;
+            let region = map.least_likely_region(&PosedPicture { picture, camera, map_from_camera });
             region.is_none_or(|r| r.sigmas() <= hole_sigmas)
         })
     };

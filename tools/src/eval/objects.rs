@@ -11,9 +11,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use mindseye_engines::detector::Detector;
+use mindseye_engines::detector::{Detection, Detector, DetectorError};
 use mindseye_landmarks::{Camera, MapObject, ObjectConfig, ObjectCounts, ObjectMap, SeenBox};
-use nalgebra::{Point3, Vector2};
+use nalgebra::{Isometry3, Point3, Vector2};
 use serde::Serialize;
 
 use super::localise::{Span, Spread, camera_of, chosen};
@@ -143,6 +143,31 @@ fn evaluate(
     args: &ObjectsArgs,
 ) -> anyhow::Result<Report> {
     let (from, to) = args.depth_name.split_once('=').context("--depth-name: wanted FROM=TO")?;
+    check_spans(recording, args)?;
+    let mut visit = Visit::new(detector.classes().len());
+    visit.read(dataset, recording, args, args.context, &mut |visit, seen| {
+        let boxes = visit.boxes(detector, args.score_min, seen)?;
+        visit.context += 1;
+        visit.map.insert(&boxes, &seen.camera, &seen.map_from_camera);
+        Ok(())
+    })?;
+    visit.read(dataset, recording, args, args.query, &mut |visit, seen| {
+        let boxes = visit.boxes(detector, args.score_min, seen)?;
+        let depth = dataset.beside(recording, seen.frame, from, to).map(|path| Depth::read(&path));
+        let Some(Ok(depth)) = depth else {
+            visit.unusable += 1;
+            return Ok(());
+        };
+        visit.queries += 1;
+        let scale = args.depth_focal.map_or(1.0, |f| f / seen.camera.focal_mean());
+        boxes.iter().for_each(|b| visit.compare(b, &depth, scale, seen));
+        Ok(())
+    })?;
+    Ok(visit.report(detector.classes()))
+}
+
+/// Refuses spans that are empty or overlap.
+fn check_spans(recording: &Recording, args: &ObjectsArgs) -> anyhow::Result<()> {
     let count = |span: Span| recording.frames.iter().filter(move |f| span.contains(f.index)).count();
     anyhow::ensure!(
         count(args.context) > 0 && count(args.query) > 0,
@@ -151,127 +176,149 @@ fn evaluate(
         count(args.query),
         recording.frames.last().map_or(0, |f| f.index)
     );
-    if let Some(frame) =
-        recording.frames.iter().find(|f| args.context.contains(f.index) && args.query.contains(f.index))
-    {
-        anyhow::bail!("frame {} is context and query", frame.index);
+    let both = |f: &&Frame| args.context.contains(f.index) && args.query.contains(f.index);
+    match recording.frames.iter().find(both) {
+        Some(frame) => anyhow::bail!("frame {} is context and query", frame.index),
+        None => Ok(()),
     }
-    let mut map = ObjectMap::new(ObjectConfig::default());
-    let mut times = Vec::new();
-    let (mut context, mut queries, mut unusable) = (0, 0, 0);
-    let (mut cases, mut unknown) = (Vec::new(), vec![0usize; detector.classes().len()]);
-    let mut failure = None;
-    // The context first, whatever the order of the indices.
-    for of_context in [true, false] {
-        let span = if of_context { args.context } else { args.query };
+}
+
+/// A frame that can be used.
+struct Seen<'a> {
+    frame: &'a Frame,
+    picture: Picture,
+    camera: Camera,
+    map_from_camera: Isometry3<f64>,
+}
+
+/// What was seen so far.
+struct Visit {
+    map: ObjectMap,
+    cases: Vec<Case>,
+    /// Boxes of the queries of which no thing is known, by class.
+    unknown: Vec<usize>,
+    times: Vec<f64>,
+    context: usize,
+    queries: usize,
+    unusable: usize,
+}
+
+impl Visit {
+    fn new(classes: usize) -> Self {
+        Self {
+            map: ObjectMap::new(ObjectConfig::default()),
+            cases: Vec::new(),
+            unknown: vec![0; classes],
+            times: Vec::new(),
+            context: 0,
+            queries: 0,
+            unusable: 0,
+        }
+    }
+
+    /// Gives the frames of a span that can be used, until one fails.
+    fn read(
+        &mut self,
+        dataset: &Dataset,
+        recording: &Recording,
+        args: &ObjectsArgs,
+        span: Span,
+        each: &mut dyn FnMut(&mut Self, &Seen<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let wanted = |at: usize| span.contains(recording.frames[at].index);
+        let mut failure = None;
         dataset.pictures_at(recording, &wanted, &mut |at, picture| {
             if failure.is_some() {
                 return Ok(());
             }
             let frame = &recording.frames[at];
-            let Some((picture, camera)) = usable(picture, frame, args.focal, &mut failure) else {
-                unusable += 1;
-                return Ok(());
-            };
-            let Some(map_from_camera) = frame.map_from_camera else {
-                unusable += 1;
-                return Ok(());
-            };
-            let began = Instant::now();
-            let found =
-                match detector.detect(&picture.rgb, (picture.width, picture.height), args.score_min as f32) {
-                    Ok(found) => found,
-                    Err(e) => {
-                        failure = Some(e.into());
-                        return Ok(());
-                    }
-                };
-            times.push(began.elapsed().as_secs_f64() * 1e3);
-            let boxes: Vec<SeenBox> = found
-                .iter()
-                .map(|d| SeenBox { class: d.class, score: f64::from(d.score), area: d.area.map(f64::from) })
-                .collect();
-            if of_context {
-                context += 1;
-                map.insert(&boxes, &camera, &map_from_camera);
-                return Ok(());
-            }
-            let depth = dataset.beside(recording, frame, from, to).map(|path| Depth::read(&path));
-            let Some(Ok(depth)) = depth else {
-                unusable += 1;
-                return Ok(());
-            };
-            queries += 1;
-            let scale = args.depth_focal.map_or(1.0, |f| f / camera.focal_mean());
-            for seen in &boxes {
-                let Some(at) = depth.place(seen, &camera, scale) else { continue };
-                let truth = map_from_camera * at;
-                let apart = |o: &&MapObject| (o.position - truth).norm();
-                let of_class = map.objects().iter().filter(|o| o.class == seen.class);
-                match of_class.min_by(|a, b| apart(a).total_cmp(&apart(b))) {
-                    Some(thing) => {
-                        let there = map_from_camera.inverse_transform_point(&thing.position);
-                        let off = thing.position - truth;
-                        let d2 = thing
-                            .covariance
-                            .try_inverse()
-                            .map_or(f64::INFINITY, |s| (off.transpose() * s * off)[0]);
-                        cases.push(Case {
-                            class: seen.class,
-                            position_m: off.norm(),
-                            heading_deg: there.coords.angle(&at.coords).to_degrees(),
-                            // 90 % of a chi-square with three degrees of freedom.
-                            inside: d2 < 6.251,
-                        });
-                    }
-                    None => unknown[seen.class] += 1,
+            let used = usable(picture, frame, args.focal, &mut failure).zip(frame.map_from_camera);
+            match used {
+                Some(((picture, camera), map_from_camera)) => {
+                    failure = each(self, &Seen { frame, picture, camera, map_from_camera }).err();
                 }
+                None => self.unusable += 1,
             }
             Ok::<(), DatasetError>(())
         })?;
+        failure.map_or(Ok(()), Err)
     }
-    if let Some(failure) = failure {
-        return Err(failure);
+
+    /// The detector's boxes in a frame.
+    fn boxes(
+        &mut self,
+        detector: &mut Detector,
+        score_min: f64,
+        seen: &Seen<'_>,
+    ) -> Result<Vec<SeenBox>, DetectorError> {
+        let Picture { rgb, width, height } = &seen.picture;
+        let began = Instant::now();
+        let found = detector.detect(rgb, (*width, *height), score_min as f32)?;
+        self.times.push(began.elapsed().as_secs_f64() * 1e3);
+        let of = |d: &Detection| SeenBox {
+            class: d.class,
+            score: f64::from(d.score),
+            area: d.area.map(f64::from),
+        };
+        Ok(found.iter().map(of).collect())
     }
-    let name = |class: usize| detector.classes()[class].clone();
-    let of = |class: Option<usize>| {
-        let ours: Vec<&Case> = cases.iter().filter(|c| class.is_none_or(|k| c.class == k)).collect();
+
+    /// Compares the place of a box by depth with the nearest thing of its class.
+    fn compare(&mut self, seen: &SeenBox, depth: &Depth, scale: f64, at: &Seen<'_>) {
+        let Some(place) = depth.place(seen, &at.camera, scale) else { return };
+        let truth = at.map_from_camera * place;
+        let apart = |o: &&MapObject| (o.position - truth).norm();
+        let of_class = self.map.objects().iter().filter(|o| o.class == seen.class);
+        let Some(thing) = of_class.min_by(|a, b| apart(a).total_cmp(&apart(b))) else {
+            self.unknown[seen.class] += 1;
+            return;
+        };
+        let there = at.map_from_camera.inverse_transform_point(&thing.position);
+        let off = thing.position - truth;
+        let d2 = thing.covariance.try_inverse().map_or(f64::INFINITY, |s| (off.transpose() * s * off)[0]);
+        self.cases.push(Case {
+            class: seen.class,
+            position_m: off.norm(),
+            heading_deg: there.coords.angle(&place.coords).to_degrees(),
+            // 90 % of a chi-square with three degrees of freedom.
+            inside: d2 < 6.251,
+        });
+    }
+
+    /// Errors of one class, or of all.
+    fn errors(&self, class: Option<usize>) -> Errors {
+        let ours: Vec<&Case> = self.cases.iter().filter(|c| class.is_none_or(|k| c.class == k)).collect();
         let each = |f: &dyn Fn(&Case) -> f64| ours.iter().map(|c| f(c)).collect::<Vec<f64>>();
         Errors {
             boxes: ours.len(),
-            unknown: class.map_or_else(|| unknown.iter().sum(), |k| unknown[k]),
+            unknown: class.map_or_else(|| self.unknown.iter().sum(), |k| self.unknown[k]),
             position_m: Spread::of(&each(&|c| c.position_m)),
             heading_deg: Spread::of(&each(&|c| c.heading_deg)),
             within_30cm: share(ours.iter().map(|c| c.position_m <= 0.3)),
             within_90: share(ours.iter().map(|c| c.inside)),
         }
-    };
-    let classes = (0..detector.classes().len())
-        .filter(|k| unknown[*k] > 0 || cases.iter().any(|c| c.class == *k))
-        .map(|k| (name(k), of(Some(k))))
-        .collect();
-    let things = map
-        .objects()
-        .iter()
-        .map(|o| Thing {
-            class: name(o.class),
+    }
+
+    fn report(&self, names: &[String]) -> Report {
+        let met = |k: &usize| self.unknown[*k] > 0 || self.cases.iter().any(|c| c.class == *k);
+        let thing = |o: &MapObject| Thing {
+            class: names[o.class].clone(),
             position: [o.position.x, o.position.y, o.position.z],
             sigma_m: o.sigma_m(),
             size_m: o.size,
             views: o.views,
-        })
-        .collect();
-    Ok(Report {
-        all: of(None),
-        classes,
-        things,
-        context,
-        queries,
-        unusable,
-        counts: map.counts(),
-        ms_per_frame: Spread::of(&times).median,
-    })
+        };
+        Report {
+            all: self.errors(None),
+            classes: (0..names.len()).filter(met).map(|k| (names[k].clone(), self.errors(Some(k)))).collect(),
+            things: self.map.objects().iter().map(thing).collect(),
+            context: self.context,
+            queries: self.queries,
+            unusable: self.unusable,
+            counts: self.map.counts(),
+            ms_per_frame: Spread::of(&self.times).median,
+        }
+    }
 }
 
 /// A picture that could be read, and its camera.

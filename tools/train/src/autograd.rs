@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mindseye_engines::model::Ops;
 
 use crate::eager::{Eager, IndexVar, Params, Var};
+use crate::ranks::{Library, Place, RankError};
 
 /// Outputs with their gradients.
 pub type OutputGrads<T> = Vec<(T, Vec<f32>)>;
@@ -71,6 +72,14 @@ pub trait Device: Sync {
     /// # Errors
     /// Settings that the device cannot follow.
     fn interpreter(&self, settings: Settings<'_>) -> Result<Self::Interpreter, DeviceError>;
+
+    /// What ranks on this device compute together with.
+    ///
+    /// # Errors
+    /// A device that computes alone, a library that is not there.
+    fn library(&self, place: &Place) -> Result<Box<dyn Library>, RankError> {
+        Err(RankError::Alone { ranks: place.ranks })
+    }
 }
 
 /// The CPU by [`Eager`]: one worker is one thread.

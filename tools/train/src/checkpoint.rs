@@ -57,9 +57,10 @@ pub(crate) struct Pending {
 impl Pending {
     /// Exact text: the bits of every number.
     fn to_text(self) -> String {
-        let l = &self.losses;
-        [l.total, l.video, l.mask, l.context_pose, l.target_pose, l.locate, l.attributes, self.norm_max]
+        self.losses
+            .values()
             .iter()
+            .chain([&self.norm_max])
             .fold(self.steps.to_string(), |text, v| format!("{text} {:016x}", v.to_bits()))
     }
 
@@ -67,16 +68,11 @@ impl Pending {
         let mut words = text.split(' ');
         let steps = words.next()?.parse().ok()?;
         let mut next = || u64::from_str_radix(words.next()?, 16).ok().map(f64::from_bits);
-        let losses = Losses {
-            total: next()?,
-            video: next()?,
-            mask: next()?,
-            context_pose: next()?,
-            target_pose: next()?,
-            locate: next()?,
-            attributes: next()?,
-        };
-        Some(Self { losses, norm_max: next()?, steps })
+        let mut losses = Losses::default().values();
+        for value in &mut losses {
+            *value = next()?;
+        }
+        Some(Self { losses: Losses::from_values(&losses), norm_max: next()?, steps })
     }
 }
 

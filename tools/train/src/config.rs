@@ -90,6 +90,9 @@ pub enum SettingError {
     /// The configuration and its model do not agree on a guide.
     #[error("{0}")]
     Guide(&'static str),
+    /// A fine-tune of which only the arithmetic is given.
+    #[error("it can only be planned (--plan): a run needs the tables [course] and [latents]")]
+    Plan,
     /// Clips are asked for, but not where they are.
     #[error("data.path: missing; kind = \"clips\" needs a directory")]
     ClipsPath,

@@ -27,7 +27,7 @@ use crate::family::parse;
 use crate::net::{self, Losses};
 use crate::optim::OptimConfig;
 use crate::run::{self, CHECKPOINT, Pace, Run, Speed, learning_rate};
-use crate::step::{Change, Share, Total, apply, joined};
+use crate::step::{Change, Share, finish, joined, sums};
 
 /// `configs/train/*-depth.toml`: a training configuration with a table `[depth]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -460,15 +460,11 @@ impl<D: Device> Run for DepthTrainer<D> {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let total = Total::of(shares, params.len());
-        if !total.is_finite() {
-            return Err(TrainError::Diverged(step));
-        }
-        let (losses, norm) = (total.losses, total.norm);
+        let sum = sums(shares, params.len());
         let lr = self.lr(step);
         let DepthTrainConfig { optim, ema, workers, .. } = &self.config;
-        apply(&mut self.state, &Change { optim, ema: *ema, only: &[], workers: *workers, lr }, total);
-        Ok(Some((losses, norm)))
+        let change = Change { optim, ema: *ema, only: &[], workers: *workers, lr, mine: &[] };
+        finish(&mut self.state, None, &change, sum).map(Some)
     }
 
     fn waited(&mut self) -> Duration {
@@ -490,7 +486,7 @@ impl<D: Device> Run for DepthTrainer<D> {
         })
     }
 
-    fn save(&self) -> Result<(), TrainError> {
+    fn save(&mut self) -> Result<(), TrainError> {
         self.state.save(&self.out.join(CHECKPOINT), &self.config)
     }
 

@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use mindseye_engines::text::TokenizerError;
+
 use crate::autograd::DeviceError;
 use crate::config::{ConfigError, SettingError};
 use crate::distill::DistillError;
+use crate::latents::LatentError;
+use crate::ranks::RankError;
 
 /// Why training could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,20 @@ pub enum TrainError {
     /// The device could not go on; the last checkpoint stays.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A tokenizer cannot be used.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or with the text.
+        source: TokenizerError,
+    },
+    /// Pre-encoded latents cannot be used.
+    #[error(transparent)]
+    Latents(#[from] LatentError),
+    /// Several ranks cannot train together, or one is lost; the last checkpoint stays.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
     /// The loss is not a number any more.
     #[error("step {0}: the loss is not finite; lower optim.lr and resume from the last checkpoint")]
     Diverged(u64),

@@ -1,16 +1,33 @@
-//! The fine-tune of a published model: which weights, on what sequences, for how long. It can be planned ([`crate::plan`]);
-//! there is no trainer for it yet.
+//! The fine-tune of a model of the large family: which weights, on what sequences, for how long. It can be planned
+//! ([`crate::plan`]), and trained on pre-encoded latents ([`crate::latents`]) where the configuration says what on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use mindseye_engines::model::dit::DitConfig;
+use mindseye_base::file::sha256;
+use mindseye_engines::count::count_denoiser;
+use mindseye_engines::denoise::sinusoid;
+use mindseye_engines::model::dit::{self, DitConfig, DitInputs, Prediction};
+use mindseye_engines::text::{Tokenizer, TokenizerError};
+use mindseye_world::{Difficulty, Rng};
 use serde::{Deserialize, Serialize};
 
+use crate::autoencoder::{Autoencoder, save_weights};
+use crate::autograd::{Autograd, Device, OutputGrads};
+use crate::checkpoint::State;
 use crate::config::{ConfigError, SettingError};
+use crate::eager::Params;
+use crate::error::{TrainError, io};
 use crate::family::{LoadModelError, parse};
+use crate::latents::{LatentSample, Latents};
+use crate::net::{self, Draw};
 use crate::optim::OptimConfig;
 use crate::plan::Job;
+use crate::ranks::Ranks;
+use crate::run::{CHECKPOINT, Speed};
+use crate::task::{Course, Task, TaskMetrics, TaskRun};
+use crate::wan::{FootageSource, WanModel, place};
 
 /// `configs/train/wan22-*.toml`: a training configuration with a table `[finetune]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +45,36 @@ pub struct FineTuneConfig {
     pub finetune: SampleConfig,
     /// Optimiser.
     pub optim: OptimConfig,
+    /// How long and how fast; a configuration without can only be planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub course: Option<Course>,
+    /// What is trained on; a configuration without can only be planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latents: Option<LatentConfig>,
+}
+
+/// `[latents]`: samples that are encoded once, of the procedural house.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentConfig {
+    /// Run of the autoencoder, relative to this file.
+    pub autoencoder: PathBuf,
+    /// Sentencepiece model, relative to this file.
+    pub tokenizer: PathBuf,
+    /// Name of the world's difficulty.
+    pub difficulty: String,
+    /// Rooms, of each of which one drive is encoded.
+    pub samples: u64,
+    /// Samples in one file.
+    pub per_shard: u64,
+    /// Latents of one recording, of which `finetune.context_latents` are taken each time.
+    pub recorded_latents: usize,
+    /// Share of samples whose context, first image and text are dropped together.
+    pub drop: f64,
+    /// Share of samples with a noise level in [0.9, 1].
+    pub high_noise: f64,
+    /// Shift of the other noise levels.
+    pub shift: f64,
 }
 
 /// `[finetune]`: what a sample is, in latents.
@@ -60,6 +107,17 @@ impl FineTuneConfig {
         table.contains_key("finetune")
     }
 
+    /// Reads a configuration that can be trained, and the model that it names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the field; [`SettingError::Plan`] where it can only be planned.
+    pub fn load_to_train(path: &Path) -> Result<(Self, WanModel), ConfigError> {
+        let (config, _) = Self::load(path)?;
+        config.trained(path)?;
+        let model = WanModel::load(&place(&config.model, path))?;
+        Ok((config, model))
+    }
+
     /// Reads a configuration and what it needs of the model that it names.
     ///
     /// # Errors
@@ -86,6 +144,21 @@ impl FineTuneConfig {
                 return Err(SettingError::Range { name, value: value.to_string(), expected });
             }
         }
+        if let Some(course) = &self.course {
+            course.validate(self.batch as usize)?;
+        }
+        if let Some(latents) = &self.latents {
+            let recorded = latents.recorded_latents;
+            if recorded < context_latents {
+                let name = "latents.recorded_latents";
+                let expected = "at least finetune.context_latents";
+                return Err(SettingError::Range { name, value: recorded.to_string(), expected });
+            }
+            if latents.samples == 0 {
+                return Err(SettingError::Range { name: "latents.samples", value: "0".to_owned(), expected });
+            }
+            latents.world()?;
+        }
         Ok(())
     }
 
@@ -103,6 +176,358 @@ impl FineTuneConfig {
             optim: &self.optim,
         }
     }
+}
+
+impl LatentConfig {
+    fn world(&self) -> Result<Difficulty, SettingError> {
+        Difficulty::named(&self.difficulty).ok_or_else(|| SettingError::Range {
+            name: "latents.difficulty",
+            value: format!("{:?}", self.difficulty),
+            expected: "\"plain\", \"house\", \"furnished\" or \"apartment\"",
+        })
+    }
+}
+
+/// Networks that are run once, before training.
+pub struct Encoders {
+    /// The autoencoder.
+    pub autoencoder: Autoencoder,
+    /// Weights of the text encoder.
+    pub umt5: Params,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Encoders {
+    /// The encoders of a configuration file: the trained autoencoder that it names, and a text encoder with seeded weights.
+    ///
+    /// # Errors
+    /// A run or tokenizer that cannot be read.
+    pub fn load(path: &Path, config: &FineTuneConfig, model: &WanModel) -> Result<Self, TrainError> {
+        let (course, latents) = config.trained(path)?;
+        let file = place(&latents.tokenizer, path);
+        Ok(Self {
+            autoencoder: Autoencoder::of_run(&place(&latents.autoencoder, path), model)?,
+            umt5: net::initialise(&model.umt5_weights(), course.seed ^ 0x7e57),
+            tokenizer: Tokenizer::open(&file)
+                .map_err(|source| TrainError::Tokenizer { path: file, source })?,
+        })
+    }
+
+    /// Text rows of a prompt; of nothing where it is empty.
+    fn text(&self, model: &WanModel, thing: &str) -> Result<Vec<f32>, TokenizerError> {
+        let mut ids = vec![self.tokenizer.end() as usize];
+        if !thing.is_empty() {
+            let prompt = model.text.prompt.replacen("{}", thing, 1);
+            let encoded = self.tokenizer.encode_prompt(&prompt, model.dit.text_len)?;
+            ids = encoded.ids[..encoded.length].iter().map(|id| *id as usize).collect();
+        }
+        Ok(model.text_rows(&self.umt5, &ids))
+    }
+
+    /// What latents and text rows are told apart by.
+    fn identity(&self, config: &FineTuneConfig, model: &WanModel) -> String {
+        let mut bytes = self.autoencoder.identity.clone().into_bytes();
+        for i in 0..self.umt5.len() {
+            bytes.extend(self.umt5.get(i).2.iter().flat_map(|v| v.to_le_bytes()));
+        }
+        let latents = config.latents.as_ref().map(|l| (l.difficulty.clone(), l.recorded_latents));
+        bytes.extend(format!("{latents:?} {:?} {:?}", config.finetune, model.text).into_bytes());
+        sha256(&bytes)
+    }
+}
+
+impl FineTuneConfig {
+    /// Course and data of a configuration that can be trained.
+    fn trained(&self, path: &Path) -> Result<(&Course, &LatentConfig), ConfigError> {
+        self.course
+            .as_ref()
+            .zip(self.latents.as_ref())
+            .ok_or_else(|| ConfigError::Setting { path: path.to_path_buf(), source: SettingError::Plan })
+    }
+}
+
+/// Encodes the samples of a configuration file into `dir`, or goes on with it, and opens them.
+///
+/// # Errors
+/// Files that cannot be read or written, latents of another autoencoder, `stop`.
+pub fn encode(
+    path: &Path,
+    config: &FineTuneConfig,
+    model: &WanModel,
+    encoders: &Encoders,
+    dir: &Path,
+    stop: &AtomicBool,
+) -> Result<Latents, TrainError> {
+    let (_, latents) = config.trained(path)?;
+    let model = WanModel { vae: encoders.autoencoder.vae.clone(), ..model.clone() };
+    let SampleConfig { target_latents, box_latents, .. } = config.finetune;
+    let mut source = FootageSource::new(&model, latents.world()?);
+    let weights = &encoders.autoencoder.weights;
+    let (recorded, moving) = (model.images(latents.recorded_latents), model.images(target_latents));
+    let identity = encoders.identity(config, &model);
+    let counts = (latents.samples, latents.per_shard);
+    Latents::encode(dir, &identity, counts, stop, |n| {
+        let still = box_latents * model.vae.temporal_factor();
+        let footage = source.footage(n, recorded, moving, still);
+        let text = encoders.text(&model, &footage.thing);
+        Ok::<_, TrainError>(LatentSample {
+            context: model.encode(weights, &footage.context),
+            target: model.encode(weights, &footage.target),
+            text: text.map_err(|source| TrainError::Tokenizer { path: latents.tokenizer.clone(), source })?,
+        })
+    })
+}
+
+/// One sample as the network sees it.
+struct Sequence<'a> {
+    /// Clean latents, frame by frame: context, then targets.
+    latents: Vec<f32>,
+    index: &'a [usize],
+    text: &'a [f32],
+}
+
+struct Flow {
+    config: FineTuneConfig,
+    course: Course,
+    data: LatentConfig,
+    model: WanModel,
+    latents: Latents,
+    null_text: Vec<f32>,
+}
+
+impl Flow {
+    fn forward<A: Autograd>(&self, e: &mut A, sequence: &Sequence<'_>, draw: &Draw) -> A::Tensor {
+        let (cfg, context) = (&self.model.dit, sequence.index.len());
+        let (hw, c) = (cfg.latent_height * cfg.latent_width, cfg.in_channels);
+        let f = sequence.latents.len() / (c * hw);
+        let mut latents = vec![0.0; sequence.latents.len()];
+        for t in 0..f {
+            let (clean, noise) = match (t <= context, draw.dropped) {
+                (true, false) => (1.0, 0.0),
+                (true, true) => (0.0, 1.0),
+                (false, _) => (1.0 - draw.s as f32, draw.s as f32),
+            };
+            for (ch, p) in (0..c).flat_map(|ch| (0..hw).map(move |p| (ch, p))) {
+                let from = (t * c + ch) * hw + p;
+                latents[(ch * f + t) * hw + p] = clean * sequence.latents[from] + noise * draw.noise[from];
+            }
+        }
+        let first = sequence.index.first().copied().unwrap_or(0);
+        let index: Vec<f64> = sequence.index.iter().map(|i| (i - first) as f64).collect();
+        let begin = index.last().copied().unwrap_or(0.0) + self.model.layout.gap as f64;
+        let index: Vec<f64> = index.into_iter().chain((0..f - context).map(|j| begin + j as f64)).collect();
+        let (cos, sin) = cfg.rotary_tables(&index);
+        let table = [f * cfg.tokens_per_frame(), cfg.head_dim / 2];
+        let (cos, sin) = (e.input(&table, cos), e.input(&table, sin));
+        let given = if draw.dropped { 1000.0 } else { 0.0 };
+        let time = [given, 1000.0 * draw.s].map(|t| sinusoid(t, cfg.freq_dim)).concat();
+        let time = e.input(&[2, cfg.freq_dim], time);
+        let rows = e.index(&[1, f], (0..f).map(|t| usize::from(t > context)).collect());
+        let row_batch = e.index(&[2], vec![0, 0]);
+        let text = if draw.dropped { &self.null_text } else { sequence.text };
+        let text = e.input(&[1, cfg.text_len, cfg.text_dim], text.to_vec());
+        let latents = e.input(&[1, c, f, cfg.latent_height, cfg.latent_width], latents);
+        let rays = [1, f, cfg.tokens_per_frame(), cfg.camera_channels];
+        let camera =
+            (cfg.camera_channels > 0).then(|| e.input(&rays, vec![0.0; rays.iter().product::<usize>()]));
+        let inputs = DitInputs {
+            latents: &latents,
+            time: &time,
+            rows: &rows,
+            row_batch: Some(&row_batch),
+            text: &text,
+            cos: &cos,
+            sin: &sin,
+            camera: camera.as_ref(),
+            guide: None,
+            bias: None,
+            memory: None,
+        };
+        dit::forward(e, cfg, &inputs).sample
+    }
+
+    /// Squared error of the velocity of the imagined latents, or of the clean sample, as the model predicts; a mean.
+    fn loss(&self, sequence: &Sequence<'_>, draw: &Draw, got: &[f32], share: f32) -> (f64, Vec<f32>) {
+        let (cfg, context) = (&self.model.dit, sequence.index.len());
+        let (hw, c) = (cfg.latent_height * cfg.latent_width, cfg.in_channels);
+        let f = got.len() / (c * hw);
+        let per = share / ((f - context - 1) * c * hw) as f32;
+        let (mut loss, mut gradient) = (0.0, vec![0.0; got.len()]);
+        for t in context + 1..f {
+            for (ch, p) in (0..c).flat_map(|ch| (0..hw).map(move |p| (ch, p))) {
+                let (from, to) = ((t * c + ch) * hw + p, (ch * f + t) * hw + p);
+                let clean = sequence.latents[from];
+                let wanted = match cfg.prediction {
+                    Prediction::X0 => clean,
+                    Prediction::Velocity => draw.noise[from] - clean,
+                };
+                let off = got[to] - wanted;
+                loss += f64::from(off * off * per);
+                gradient[to] = 2.0 * off * per;
+            }
+        }
+        (loss, gradient)
+    }
+}
+
+impl Task for Flow {
+    type Config = FineTuneConfig;
+
+    fn config(&self) -> &FineTuneConfig {
+        &self.config
+    }
+
+    fn course(&self) -> &Course {
+        &self.course
+    }
+
+    fn optim(&self) -> &OptimConfig {
+        &self.config.optim
+    }
+
+    fn steps(&self) -> u64 {
+        self.config.steps
+    }
+
+    fn batch(&self) -> usize {
+        self.config.batch as usize
+    }
+
+    fn only(&self) -> &[String] {
+        &self.config.only
+    }
+
+    fn identity(&self) -> &str {
+        self.latents.identity()
+    }
+
+    fn pass<A: Autograd>(
+        &self,
+        e: &mut A,
+        rng: &mut Rng,
+        share: f32,
+    ) -> Result<(f64, OutputGrads<A::Tensor>), TrainError> {
+        let sample = self.latents.sample(rng.below(self.latents.len()))?;
+        let frame = self.model.dit.in_channels * self.model.dit.latent_height * self.model.dit.latent_width;
+        let mut index: Vec<usize> = (0..self.data.recorded_latents).collect();
+        rng.shuffle(&mut index);
+        index.truncate(self.config.finetune.context_latents);
+        index.sort_unstable();
+        let context = index.iter().flat_map(|i| &sample.context[i * frame..(i + 1) * frame]);
+        let latents: Vec<f32> = context.chain(&sample.target).copied().collect();
+        let LatentConfig { high_noise, shift, drop, .. } = self.data;
+        let draw = Draw::new(rng, latents.len(), high_noise, shift, drop, false);
+        let sequence = Sequence { latents, index: &index, text: &sample.text };
+        let out = self.forward(e, &sequence, &draw);
+        let (loss, gradient) = self.loss(&sequence, &draw, &e.value(&out), share);
+        Ok((loss, vec![(out, gradient)]))
+    }
+}
+
+/// A fine-tune in a directory: `checkpoint.safetensors`, `metrics.jsonl`.
+pub struct FineTuneTrainer<D: Device>(TaskRun<Flow, D>);
+
+impl<D: Device> FineTuneTrainer<D> {
+    /// Opens a run of the configuration file `path`: goes on from its checkpoint, or starts with fresh weights.
+    ///
+    /// # Errors
+    /// When the configuration can only be planned, or the directory cannot be used or is of another run.
+    pub fn open(
+        device: &D,
+        path: &Path,
+        (config, model): (FineTuneConfig, WanModel),
+        encoders: &Encoders,
+        latents: Latents,
+        out: &Path,
+        ranks: Option<Ranks>,
+    ) -> Result<Self, TrainError> {
+        let (course, data) = config.trained(path)?;
+        let (course, data) = (course.clone(), data.clone());
+        let null_text = encoders.text(&model, "");
+        let null_text =
+            null_text.map_err(|source| TrainError::Tokenizer { path: data.tokenizer.clone(), source })?;
+        let flow = Flow { config, course, data, model, latents, null_text };
+        let fresh = net::initialise(&denoiser_weights(&flow.model.dit), flow.course.seed);
+        Ok(Self(TaskRun::open(device, flow, out, ranks, fresh)?))
+    }
+
+    /// Runs to the end, to step `until`, or until `stop`, as [`crate::trainer::Trainer::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run(
+        &mut self,
+        until: Option<u64>,
+        stop: &AtomicBool,
+        progress: impl FnMut(&TaskMetrics, Speed),
+    ) -> Result<(), TrainError> {
+        self.0.run(until, stop, progress)
+    }
+
+    /// Steps done.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.0.state.step
+    }
+}
+
+/// Zeros for every weight of the denoiser.
+fn denoiser_weights(dit: &DitConfig) -> Params {
+    let mut params = Params::new();
+    for spec in count_denoiser(dit, 2, 0, 2).params() {
+        params.insert(&spec.name, &spec.shape, vec![0.0; spec.shape.iter().product()]);
+    }
+    params
+}
+
+/// The averaged weights of a run.
+///
+/// # Errors
+/// A checkpoint that cannot be read, or is of another network.
+pub fn finished(run: &Path, model: &WanModel) -> Result<Params, TrainError> {
+    Ok(State::read(&run.join(CHECKPOINT), &denoiser_weights(&model.dit))?.ema)
+}
+
+/// Writes a finished run in the layout of published weights (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`) with its
+/// `model.toml`: what `mindseye-tools import` reads.
+///
+/// # Errors
+/// A run that cannot be read, files that cannot be written.
+pub fn publish(
+    path: &Path,
+    config: &FineTuneConfig,
+    encoders: &Encoders,
+    weights: &Params,
+    out: &Path,
+) -> Result<(), TrainError> {
+    let (_, latents) = config.trained(path)?;
+    let parts: [(&str, &Params); 3] =
+        [("transformer", weights), ("vae", &encoders.autoencoder.weights), ("text_encoder", &encoders.umt5)];
+    for (folder, weights) in parts {
+        let folder = out.join(folder);
+        fs::create_dir_all(&folder).map_err(io(&folder))?;
+        save_weights(weights, &folder.join("model.safetensors"))?;
+    }
+    let folder = out.join("tokenizer");
+    fs::create_dir_all(&folder).map_err(io(&folder))?;
+    let file = place(&latents.tokenizer, path);
+    fs::copy(&file, folder.join("spiece.model")).map_err(io(&file))?;
+    // The model's own file, with the statistics of these latents.
+    let source = place(&config.model, path);
+    let text = fs::read_to_string(&source).map_err(io(&source))?;
+    let mut table: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let vae = &encoders.autoencoder.vae;
+    if let Some(toml::Value::Table(written)) = table.get_mut("vae") {
+        for (name, values) in [("latents_mean", &vae.latents_mean), ("latents_std", &vae.latents_std)] {
+            let values = values.iter().map(|v| toml::Value::Float(f64::from(*v))).collect();
+            written.insert(name.to_owned(), toml::Value::Array(values));
+        }
+    }
+    let written = out.join("model.toml");
+    mindseye_base::file::replace(&written, toml::to_string(&table).unwrap_or_default().as_bytes())
+        .map_err(io(&written))?;
+    Ok(())
 }
 
 /// Name and denoiser of a model configuration of any member of the family.

@@ -59,27 +59,28 @@ pub struct Losses {
 impl Losses {
     /// Adds another batch.
     pub fn add(&mut self, o: &Self) {
-        self.total += o.total;
-        self.video += o.video;
-        self.mask += o.mask;
-        self.context_pose += o.context_pose;
-        self.target_pose += o.target_pose;
-        self.locate += o.locate;
-        self.attributes += o.attributes;
+        let (ours, theirs) = (self.values(), o.values());
+        let sums: [f64; 7] = std::array::from_fn(|i| ours[i] + theirs[i]);
+        *self = Self::from_values(&sums);
+    }
+
+    /// All of them, in the order of the fields.
+    pub(crate) fn values(&self) -> [f64; 7] {
+        let Self { total, video, mask, context_pose, target_pose, locate, attributes } = *self;
+        [total, video, mask, context_pose, target_pose, locate, attributes]
+    }
+
+    /// Losses from their values in the order of the fields; those that are missing are 0.
+    pub(crate) fn from_values(values: &[f64]) -> Self {
+        let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
+        let [total, video, mask, context_pose, target_pose, locate, attributes] = std::array::from_fn(at);
+        Self { total, video, mask, context_pose, target_pose, locate, attributes }
     }
 
     /// Multiplies all.
     #[must_use]
     pub fn scaled(&self, k: f64) -> Self {
-        Self {
-            total: self.total * k,
-            video: self.video * k,
-            mask: self.mask * k,
-            context_pose: self.context_pose * k,
-            target_pose: self.target_pose * k,
-            locate: self.locate * k,
-            attributes: self.attributes * k,
-        }
+        Self::from_values(&self.values().map(|v| v * k))
     }
 }
 

@@ -51,7 +51,16 @@ pub(crate) trait Run {
     fn waited(&mut self) -> Duration;
     /// The line of the metrics file for the steps since the last one.
     fn line(&mut self, since: Pending) -> Result<Self::Line, TrainError>;
-    fn save(&self) -> Result<(), TrainError>;
+    /// Writes the checkpoint.
+    fn save(&mut self) -> Result<(), TrainError>;
+    /// Whether this process writes metrics and says how far it is; of several ranks one does.
+    fn leads(&self) -> bool {
+        true
+    }
+    /// Whether to stop before the next step.
+    fn stops(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
+        Ok(stop.load(Ordering::Relaxed))
+    }
     /// The run's directory.
     fn directory(&self) -> &Path;
 }
@@ -66,7 +75,7 @@ pub(crate) fn drive<R: Run>(
     let pace = run.pace();
     let mut since = (Instant::now(), 0);
     let mut saved = run.state().step;
-    while run.state().step < pace.steps && !stop.load(Ordering::Relaxed) {
+    while run.state().step < pace.steps && !run.stops(stop)? {
         let Some((losses, norm)) = run.step(stop)? else { break };
         let state = run.state();
         state.pending.losses.add(&losses);
@@ -79,9 +88,11 @@ pub(crate) fn drive<R: Run>(
             let waiting = run.waited().as_secs_f64() / secs;
             let speed = Speed { samples_per_sec: samples / secs, waiting };
             let pending = std::mem::take(&mut run.state().pending);
-            let line = run.line(pending)?;
-            append(run.directory(), &line)?;
-            progress(&line, speed);
+            if run.leads() {
+                let line = run.line(pending)?;
+                append(run.directory(), &line)?;
+                progress(&line, speed);
+            }
             since = (Instant::now(), 0);
         }
         if step.is_multiple_of(pace.checkpoint_every) {

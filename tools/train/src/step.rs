@@ -1,8 +1,11 @@
 //! One optimiser step: workers take samples and make gradients of a fixed share of the batch each, the sums are taken in
 //! their order, and all weights are changed.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
 
 use crate::ahead::{Made, Supply};
 use crate::autograd::{Autograd, DeviceError};
@@ -15,6 +18,7 @@ use crate::error::TrainError;
 use crate::family::HouseModel;
 use crate::net::{self, Losses};
 use crate::optim::{self, Moments, OptimConfig};
+use crate::ranks::Ranks;
 
 /// What one worker brings back from a step.
 pub(crate) struct Share {
@@ -100,28 +104,32 @@ impl Recipe<'_> {
 }
 
 /// Sums of losses and gradients of a batch.
-pub(crate) struct Total {
-    pub(crate) losses: Losses,
+struct Total {
+    losses: Losses,
     /// Norm of all gradients together.
-    pub(crate) norm: f64,
+    norm: f64,
     /// By weight; empty where a weight has none.
     grads: Vec<Vec<f32>>,
 }
 
+/// Sums the shares in their order.
+pub(crate) fn sums(shares: Vec<Share>, weights: usize) -> Share {
+    let mut sum = Share { losses: Losses::default(), grads: vec![Vec::new(); weights] };
+    for share in shares {
+        sum.losses.add(&share.losses);
+        add_grads(&mut sum.grads, share.grads);
+    }
+    sum
+}
+
 impl Total {
-    /// Sums the shares in their order.
-    pub(crate) fn of(shares: Vec<Share>, weights: usize) -> Self {
-        let mut losses = Losses::default();
-        let mut grads: Vec<Vec<f32>> = vec![Vec::new(); weights];
-        for share in shares {
-            losses.add(&share.losses);
-            add_grads(&mut grads, share.grads);
-        }
+    /// The whole batch.
+    fn of(Share { losses, grads }: Share) -> Self {
         let norm = grads.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
         Self { losses, norm, grads }
     }
 
-    pub(crate) fn is_finite(&self) -> bool {
+    fn is_finite(&self) -> bool {
         self.losses.total.is_finite() && self.norm.is_finite()
     }
 }
@@ -137,6 +145,7 @@ struct Job<'a> {
 }
 
 /// How a step changes weights.
+#[derive(Clone, Copy)]
 pub(crate) struct Change<'a> {
     pub(crate) optim: &'a OptimConfig,
     /// Decay of the averaged weights.
@@ -147,10 +156,17 @@ pub(crate) struct Change<'a> {
     pub(crate) workers: usize,
     /// Learning rate.
     pub(crate) lr: f64,
+    /// Which weights this rank changes; empty = all.
+    pub(crate) mine: &'a [bool],
+}
+
+/// Whether a weight is trained: it is chosen, and not the codec's.
+pub(crate) fn is_trained(only: &[String], name: &str) -> bool {
+    is_chosen(only, name) && !name.starts_with("codec.")
 }
 
 /// Changes all weights by their gradients and counts the step.
-pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
+fn apply(state: &mut State, config: &Change<'_>, total: Total) {
     let (step, lr) = (state.step + 1, config.lr);
     let clip = (config.optim.clip / total.norm.max(1e-12)).min(1.0) as f32;
     let rules = optim::rules(config.optim, &state.params);
@@ -161,15 +177,17 @@ pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
     // Weights are changed by all workers, each taking every n-th of its rule.
     let mut lanes: Vec<Vec<Job>> = (0..config.workers).map(|_| Vec::new()).collect();
     let mut turn = [0usize; 2];
-    for (((((weights, ema), moments), grad), rule), (name, shape)) in params
+    for (i, (((((weights, ema), moments), grad), rule), (name, shape))) in params
         .all_values_mut()
         .zip(state.ema.all_values_mut())
         .zip(&mut state.moments)
         .zip(total.grads)
         .zip(rules)
         .zip(shapes)
+        .enumerate()
     {
-        if grad.is_empty() || !is_chosen(config.only, &name) || name.starts_with("codec.") {
+        let mine = config.mine.get(i).copied().unwrap_or(true);
+        if grad.is_empty() || !mine || !is_trained(config.only, &name) {
             continue;
         }
         let kind = usize::from(rule == optim::Rule::Muon);
@@ -193,6 +211,47 @@ pub(crate) fn apply(state: &mut State, config: &Change<'_>, total: Total) {
         }
     });
     state.step = step;
+}
+
+/// Ends a step with the sum of this process's shares: sums over ranks, changes the weights, gives them to the other ranks.
+/// Losses and gradient norm of the whole batch.
+///
+/// # Errors
+/// [`TrainError::Diverged`] where a loss or gradient is no number; nothing has changed then. A rank that is lost.
+pub(crate) fn finish(
+    state: &mut State,
+    ranks: Option<&mut Ranks>,
+    change: &Change<'_>,
+    mut sum: Share,
+) -> Result<(Losses, f64), TrainError> {
+    let Some(ranks) = ranks else { return change_all(state, change, sum) };
+    ranks.sum(&mut sum.losses, &mut sum.grads, &state.params)?;
+    let done = change_all(state, &Change { mine: ranks.mine(), ..*change }, sum)?;
+    ranks.exchange(Arc::make_mut(&mut state.params))?;
+    Ok(done)
+}
+
+fn change_all(state: &mut State, change: &Change<'_>, sum: Share) -> Result<(Losses, f64), TrainError> {
+    let total = Total::of(sum);
+    if !total.is_finite() {
+        return Err(TrainError::Diverged(state.step + 1));
+    }
+    let done = (total.losses, total.norm);
+    apply(state, change, total);
+    Ok(done)
+}
+
+/// Writes the checkpoint of a run, of which every rank has a part.
+pub(crate) fn save(
+    state: &mut State,
+    ranks: Option<&mut Ranks>,
+    path: &Path,
+    config: &impl Serialize,
+) -> Result<(), TrainError> {
+    match ranks {
+        None => state.save(path, config),
+        Some(ranks) => ranks.with_whole(state, |whole| whole.save(path, config)),
+    }
 }
 
 fn add_grads(sums: &mut Vec<Vec<f32>>, grads: Vec<Vec<f32>>) {

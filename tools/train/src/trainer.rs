@@ -1,9 +1,10 @@
 //! The training loop: seeded, resumable exactly, with the same numbers for the same number of workers.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mindseye_world::{Colour, Difficulty, Rng};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ahead::{Maker, Supply};
 use crate::autograd::{Device, EagerDevice, Settings};
-use crate::checkpoint::{Pending, State};
+use crate::checkpoint::{Origin, Pending, State};
 use crate::clips::Clips;
 use crate::codec_fit::codec_of;
 use crate::config::{Kind, TrainConfig};
@@ -22,8 +23,9 @@ use crate::error::{TrainError, io};
 use crate::evaluation::{Eval, evaluate};
 use crate::family::HouseModel;
 use crate::net::{self, Draw, Losses};
+use crate::ranks::{RankError, Ranks};
 use crate::run::{self, CHECKPOINT, Pace, Run, Speed};
-use crate::step::{Change, Recipe, Total, Worker, apply};
+use crate::step::{Change, Recipe, Worker, finish, save, sums};
 
 /// One line of the metrics file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,12 +60,14 @@ pub struct Trainer<D: Device = EagerDevice> {
     workers: Vec<Worker<D::Interpreter>>,
     teacher: Option<Teacher>,
     clips: Option<(Arc<Clips>, Codec)>,
+    ranks: Option<Ranks>,
     out: PathBuf,
     schedule: u64,
 }
 
-/// Where each worker gets its samples from.
+/// Where each of these workers gets its samples from.
 fn supplies(
+    workers: Range<usize>,
     config: &TrainConfig,
     model: &HouseModel,
     difficulty: &Difficulty,
@@ -71,7 +75,7 @@ fn supplies(
     clips: Option<&(Arc<Clips>, Codec)>,
 ) -> Vec<Supply> {
     let shared = Arc::new(config.clone());
-    (0..config.workers)
+    workers
         .map(|worker| {
             let (config, model, difficulty) = (shared.clone(), model.clone(), difficulty.clone());
             let (codec, clips) = (codec.cloned(), clips.cloned());
@@ -96,6 +100,19 @@ pub struct OpenOptions {
     pub teacher: Option<Params>,
     /// Go on even from a checkpoint of another configuration or other data, as long as its weights fit.
     pub other_configuration: bool,
+    /// This process among those that train together, where there are several. The configuration's workers are those of
+    /// all ranks.
+    pub ranks: Option<Ranks>,
+}
+
+/// This process's workers among those of the configuration.
+fn own_workers(config: &TrainConfig, ranks: Option<&Ranks>) -> Result<Range<usize>, RankError> {
+    ranks.map_or(Ok(0..config.workers), |ranks| ranks.workers(config.workers))
+}
+
+/// What must be the same in all ranks, besides the step.
+fn note(config: &TrainConfig, origin: &Origin) -> String {
+    format!("{} {} {}", toml::to_string(config).unwrap_or_default(), origin.model, origin.data)
 }
 
 /// Ids of words are made from the indices of colours and kinds: the model's list has to be in their order.
@@ -137,7 +154,7 @@ impl<D: Device> Trainer<D> {
         out: &Path,
         options: OpenOptions,
     ) -> Result<Self, TrainError> {
-        let OpenOptions { clips, teacher, other_configuration } = options;
+        let OpenOptions { clips, teacher, other_configuration, mut ranks } = options;
         if (config.data.kind == Kind::Clips) != clips.is_some() {
             return Err(TrainError::Options("data.kind = \"clips\" and clips go together"));
         }
@@ -170,7 +187,12 @@ impl<D: Device> Trainer<D> {
         state.origin.data = identity;
         let codec = codec_of(&state.params);
         let clips = clips.map(Arc::new).zip(codec.clone());
-        let supplies = supplies(&config, &model, &difficulty, codec.as_ref(), clips.as_ref());
+        if let Some(ranks) = &mut ranks {
+            let note = note(&config, &state.origin);
+            ranks.begin(&mut state, &config.only, &note)?;
+        }
+        let own = own_workers(&config, ranks.as_ref())?;
+        let supplies = supplies(own, &config, &model, &difficulty, codec.as_ref(), clips.as_ref());
         let workers = supplies
             .into_iter()
             .map(|supply| {
@@ -181,13 +203,16 @@ impl<D: Device> Trainer<D> {
             .collect::<Result<_, TrainError>>()?;
         let schedule = config.steps;
         let out = out.to_path_buf();
+        let leads = ranks.as_ref().is_none_or(Ranks::leads);
         let mut trainer =
-            Self { config, model, state, difficulty, workers, teacher: None, clips, out, schedule };
+            Self { config, model, state, difficulty, workers, teacher: None, clips, ranks, out, schedule };
         if let Some((teacher, params)) = teacher {
             trainer.start_from(&params, Path::new("distill.teacher"))?;
             trainer.teacher = Some(teacher);
         }
-        run::trim_metrics(&trainer.out, trainer.state.step)?;
+        if leads {
+            run::trim_metrics(&trainer.out, trainer.state.step)?;
+        }
         Ok(trainer)
     }
 
@@ -201,12 +226,17 @@ impl<D: Device> Trainer<D> {
             return Ok(Vec::new());
         }
         let fresh = self.state.start_from(from, path)?;
+        if let Some(ranks) = &mut self.ranks {
+            let note = note(&self.config, &self.state.origin);
+            ranks.begin(&mut self.state, &self.config.only, &note)?;
+        }
         let codec = codec_of(&self.state.params);
         if let (Some((_, own)), Some(codec)) = (&mut self.clips, &codec) {
             own.clone_from(codec);
         }
+        let own = own_workers(&self.config, self.ranks.as_ref())?;
         let supplies =
-            supplies(&self.config, &self.model, &self.difficulty, codec.as_ref(), self.clips.as_ref());
+            supplies(own, &self.config, &self.model, &self.difficulty, codec.as_ref(), self.clips.as_ref());
         for (worker, supply) in self.workers.iter_mut().zip(supplies) {
             worker.supply = supply;
         }
@@ -229,7 +259,11 @@ impl<D: Device> Trainer<D> {
         stop: &AtomicBool,
         progress: impl FnMut(&Metrics, Speed),
     ) -> Result<(), TrainError> {
-        run::drive(self, stop, progress)
+        run::drive(self, stop, progress)?;
+        if let Some(ranks) = &mut self.ranks {
+            ranks.leave();
+        }
+        Ok(())
     }
 
     /// Losses on clips that are kept apart: as many as `eval_houses`, always the same, without dropping.
@@ -268,18 +302,17 @@ impl<D: Device> Run for Trainer<D> {
     fn step(&mut self, stop: &AtomicBool) -> Result<Option<(Losses, f64)>, TrainError> {
         let step = self.state.step + 1;
         let recipe = Recipe { config: &self.config, model: &self.model, teacher: self.teacher.as_ref() };
-        let Some(shares) = recipe.shares(&mut self.workers, &self.state.params, step, stop)? else {
-            return Ok(None);
+        // Ranks have agreed to make this step: only the loss of one breaks it off.
+        let stop = self.ranks.as_ref().map_or(stop, Ranks::lost);
+        let shares = recipe.shares(&mut self.workers, &self.state.params, step, stop)?;
+        let Some(shares) = shares else {
+            return self.ranks.as_ref().map_or(Ok(None), |r| Err(r.loss().into()));
         };
-        let total = Total::of(shares, self.state.params.len());
-        if !total.is_finite() {
-            return Err(TrainError::Diverged(step));
-        }
-        let (losses, norm) = (total.losses, total.norm);
-        let TrainConfig { optim, ema, only, workers, .. } = &self.config;
+        let sum = sums(shares, self.state.params.len());
+        let (TrainConfig { optim, ema, only, .. }, workers) = (&self.config, self.workers.len());
         let lr = self.config.lr(step, self.schedule);
-        apply(&mut self.state, &Change { optim, ema: *ema, only, workers: *workers, lr }, total);
-        Ok(Some((losses, norm)))
+        let change = Change { optim, ema: *ema, only, workers, lr, mine: &[] };
+        finish(&mut self.state, self.ranks.as_mut(), &change, sum).map(Some)
     }
 
     fn waited(&mut self) -> Duration {
@@ -305,8 +338,21 @@ impl<D: Device> Run for Trainer<D> {
         })
     }
 
-    fn save(&self) -> Result<(), TrainError> {
-        self.state.save(&self.out.join(CHECKPOINT), &self.config)
+    fn save(&mut self) -> Result<(), TrainError> {
+        let path = self.out.join(CHECKPOINT);
+        save(&mut self.state, self.ranks.as_mut(), &path, &self.config)
+    }
+
+    fn leads(&self) -> bool {
+        self.ranks.as_ref().is_none_or(Ranks::leads)
+    }
+
+    fn stops(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
+        let here = stop.load(Ordering::Relaxed);
+        Ok(match &mut self.ranks {
+            None => here,
+            Some(ranks) => ranks.any(here)?,
+        })
     }
 
     fn directory(&self) -> &Path {

@@ -95,6 +95,21 @@ fn attention_alone_can_be_trained() {
 }
 
 #[test]
+fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = |n: u64| TRAIN.replace("steps = 240", &format!("steps = {n}"));
+    run_until(&mut open_as(dir.path(), "run", MODEL, &steps(2)), 2);
+    let checkpoint = || std::fs::read(dir.path().join("run/checkpoint.safetensors")).expect("a checkpoint");
+    let before = checkpoint();
+    let mut trainer = open_as(dir.path(), "run", MODEL, &steps(4));
+    let params = std::sync::Arc::make_mut(&mut trainer.state.params);
+    params.all_values_mut().for_each(|values| values[0] = f32::NAN);
+    let error = trainer.run(&AtomicBool::new(false), |_, _| ()).expect_err("it diverged").to_string();
+    assert!(error.starts_with("step 3: the loss is not finite; lower optim.lr"), "{error}");
+    assert!(checkpoint() == before);
+}
+
+#[test]
 fn a_checkpoint_of_another_model_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     run_until(&mut open(dir.path(), "run"), 80);

@@ -3,6 +3,7 @@
 #
 #   tools/train/torch/build.sh            # -> tools/train/torch/target/release/mindseye-tools
 #   tools/train/torch/build.sh test       # its tests
+#   tools/train/torch/build.sh test --no-default-features     # those of the interpreter alone: a tenth of the time
 #
 # libtorch is that of PyTorch 2.11.0, which tch 0.24 binds and no other: the package `torch` that MINDSEYE_LIBTORCH names
 # (of an installed PyTorch: python3 -c 'import torch; print(torch.__path__[0])'), or else the wheels of PyPI (530 MB),

@@ -296,6 +296,9 @@ const MESH_BASE: u32 = 1 << 31;
 const NEAR_M: f32 = 0.02;
 
 const WALL_BASE: u32 = 8;
+/// Sizes of the spots of grain (m), and how much each of them does.
+const GRAINS_M: [f32; 6] = [0.4, 0.2, 0.1, 0.05, 0.025, 0.0125];
+const GRAIN_GAIN: f32 = 0.45;
 /// Structure is lit by the direction of its normal alone: east, north, west, south walls.
 const WALL_LIGHT: [f32; 4] = [0.88, 0.95, 1.0, 0.92];
 const LIGHT: [f32; 3] = [0.362, 0.259, 0.895];
@@ -780,18 +783,29 @@ impl Scene {
     /// As [`Scene::shade_row`], every sample by itself and with grain.
     fn shade_row_grained(&self, house: &House, samples: &Samples, row: usize, out: &mut Vec<u8>) {
         let Samples { grid, ss, w, code } = *samples;
+        let pixel = grid.du * ss as f32;
         for k in 0..grid.nx / ss {
             let mut colour = [0.0f32; 3];
+            // Grain is smooth within a pixel: once for each surface that it shows.
+            let (mut last, mut grain) = (u32::MAX, 0.0);
             for j in 0..ss {
                 let v = grid.v0 + (row * ss + j) as f32 * grid.du;
                 for i in k * ss..(k + 1) * ss {
                     let (code, t) = (code[j * grid.nx + i], 1.0 / w[j * grid.nx + i]);
                     let u = grid.u0 + i as f32 * grid.du;
-                    let plain = self.fast(house, grid, code, u, v, t);
-                    // Dark things are grained, too.
-                    let grain = self.grain(code, u, v, t) - 0.5;
-                    for (sum, value) in colour.iter_mut().zip(plain) {
-                        *sum += (value * (1.0 + 1.5 * grain) + 40.0 * grain).clamp(0.0, 255.0);
+                    if code != last {
+                        last = code;
+                        let to = |at: f32| at + 0.5 * (pixel - grid.du);
+                        let (u, v) = (
+                            to(grid.u0 + (k * ss) as f32 * grid.du),
+                            to(grid.v0 + (row * ss) as f32 * grid.du),
+                        );
+                        grain = self.grain(code, u, v, t, self.footprint(pixel, code, t));
+                    }
+                    // Towards white and black: dark and pure colours are grained, too.
+                    let most = if grain > 0.0 { 255.0 } else { 0.0 };
+                    for (sum, value) in colour.iter_mut().zip(self.fast(house, grid, code, u, v, t)) {
+                        *sum += value + (most - value) * grain.abs();
                     }
                 }
             }
@@ -799,21 +813,27 @@ impl Scene {
         }
     }
 
-    /// Grain of a surface where a sample meets it, 0 to 1: smooth noise of three grains in space. It goes with the house
-    /// and, on things, with the thing.
-    fn grain(&self, code: u32, u: f32, v: f32, t: f32) -> f32 {
+    /// Grain of a surface where a pixel of width `foot` (m) meets it, -1 to 1: spots of six sizes in space, of which no two
+    /// places have the same, so that there is detail at every distance; spots smaller than the pixel fade out. It goes with
+    /// the house and, on things, with the thing.
+    fn grain(&self, code: u32, u: f32, v: f32, t: f32, foot: f32) -> f32 {
         let (p, local_p) = self.place(code, u, v, t);
-        if code >= MESH_BASE {
-            let salt = 1 + i32::from(self.instance(code));
-            return 0.6 * noise(local_p, 0.13, salt) + 0.4 * noise(local_p, 0.06, salt + 15_013);
-        }
         let (p, salt) = match code.checked_sub(self.part_base) {
             None => (p, 0),
-            Some(k) => (local_p, self.parts.get((k / 6) as usize).map_or(0, |part| 1 + part.object as i32)),
+            Some(_) => (local_p, i32::from(self.instance(code))),
         };
         let (x, y) = (self.origin[0] * 64.0, self.origin[1] * 64.0);
         let salt = salt + 31 * floor_i(x) + 977 * floor_i(y);
-        0.4 * noise(p, 0.31, salt) + 0.35 * noise(p, 0.13, salt + 7001) + 0.25 * noise(p, 0.06, salt + 15_013)
+        let mut sum = 0.0;
+        for (k, size) in GRAINS_M.into_iter().enumerate() {
+            let weight = (size / (2.0 * foot) - 0.5).clamp(0.0, 1.0);
+            if weight > 0.0 {
+                // Spots with edges rather than hills.
+                let spot = (2.5 * (noise(p, size, salt + 7001 * k as i32) - 0.5)).clamp(-0.5, 0.5);
+                sum += weight * spot;
+            }
+        }
+        (GRAIN_GAIN * sum).clamp(-0.9, 0.9)
     }
 
     /// The colour of a sample in fast light, 0 to 255.
@@ -1061,7 +1081,8 @@ impl Scene {
                     let at = j * nx + k * ss + i;
                     let (u, t) = (u0 + i as f32 * grid.du, 1.0 / w[at]);
                     let lit = self.lit_fast(house, decor, grid.du, code[at], (u, v), t);
-                    let gain = if grain { 0.7 + 0.6 * self.grain(code[at], u, v, t) } else { 1.0 };
+                    let foot = self.footprint(grid.du, code[at], t);
+                    let gain = if grain { 1.0 + 0.6 * self.grain(code[at], u, v, t, foot) } else { 1.0 };
                     (0..3).for_each(|c| colour[c] += (lit[c] * gain).min(255.0));
                     n += 1.0;
                 }

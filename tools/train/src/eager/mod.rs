@@ -75,6 +75,11 @@ impl Params {
     pub fn values_mut(&mut self, i: usize) -> &mut Vec<f32> {
         Arc::make_mut(&mut self.data[i])
     }
+
+    /// Forgets the values of weight `i`, but neither its name nor its shape.
+    pub(crate) fn release(&mut self, i: usize) {
+        self.data[i] = Arc::default();
+    }
 }
 
 impl Params {

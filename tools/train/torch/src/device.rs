@@ -1,9 +1,11 @@
 //! Where libtorch computes.
 
 use mindseye_train::autograd::{Device, DeviceError, Settings};
+use mindseye_train::ranks::{Library, Place, RankError};
 
 use crate::ffi;
 use crate::ops::TorchOps;
+use crate::ranks::NcclLibrary;
 
 /// A device of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,8 @@ impl TorchDevice {
         Self { device: tch::Device::Cpu }
     }
 
-    /// The device `cpu`, `cuda` or `cuda:N`.
+    /// The device `cpu`, `cuda` or `cuda:N`; `cuda` is the GPU that `LOCAL_RANK` numbers where a launcher of several ranks
+    /// set it, else the first.
     ///
     /// # Errors
     /// [`OpenDeviceError`] says what is missing.
@@ -55,7 +58,9 @@ impl TorchDevice {
         let wrong = || OpenDeviceError::Name(name.to_owned());
         let number = match name.split_once(':') {
             None if name == "cpu" => return Ok(Self::cpu()),
-            None if name == "cuda" => 0,
+            None if name == "cuda" => {
+                std::env::var("LOCAL_RANK").ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+            }
             Some(("cuda", number)) => number.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
         };
@@ -74,5 +79,9 @@ impl Device for TorchDevice {
 
     fn interpreter(&self, settings: Settings<'_>) -> Result<TorchOps, DeviceError> {
         Ok(TorchOps::new(self.device, settings))
+    }
+
+    fn library(&self, place: &Place) -> Result<Box<dyn Library>, RankError> {
+        Ok(Box::new(NcclLibrary::open(self.device, place)?))
     }
 }

@@ -12,6 +12,7 @@
 pub mod device;
 mod ffi;
 pub mod ops;
+pub mod ranks;
 
 pub use device::{OpenDeviceError, TorchDevice};
 pub use ops::TorchOps;

@@ -1,7 +1,8 @@
-//! `mindseye-tools train --device cpu` as a process: stopped, gone on with exactly, shipped.
+//! `mindseye-tools train --device cpu` as a process: stopped, killed, gone on with exactly, shipped, evaluated.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/data/train")
@@ -38,7 +39,7 @@ fn metrics(dir: &Path, run: &str) -> String {
 }
 
 #[test]
-fn a_stopped_run_goes_on_exactly_and_ships() {
+fn a_run_that_was_stopped_and_killed_goes_on_exactly_ships_and_is_evaluated() {
     let dir = tempfile::tempdir().expect("a directory");
     let dir = dir.path();
     configure(dir);
@@ -51,6 +52,15 @@ fn a_stopped_run_goes_on_exactly_and_ships() {
     for file in ["checkpoint.safetensors", "metrics.jsonl"] {
         std::fs::copy(dir.join("stopped").join(file), dir.join("other").join(file)).expect("it is copied");
     }
+    // Gone on with, killed, and gone on with again.
+    let mut child = command(dir, "stopped", "cpu").stderr(Stdio::null()).spawn().expect("the program starts");
+    let until = Instant::now() + Duration::from_secs(240);
+    while metrics(dir, "stopped").lines().count() < 8 {
+        assert!(Instant::now() < until, "no line 8 in metrics.jsonl");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("SIGKILL is sent");
+    assert!(child.wait().expect("it ends").code().is_none(), "it had ended before it was killed");
     succeeds(&mut command(dir, "stopped", "cpu"));
     assert_eq!(metrics(dir, "stopped"), wanted);
     succeeds(&mut command(dir, "other", "eager"));
@@ -59,6 +69,11 @@ fn a_stopped_run_goes_on_exactly_and_ships() {
     ship.arg("ship").arg(dir.join("stopped")).arg("--config").arg(dir.join("train.toml"));
     succeeds(ship.arg("--out").arg(dir.join("bundle")));
     assert!(dir.join("bundle/bundle.toml").is_file());
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_mindseye-tools"));
+    eval.args(["eval", "grounding", "--quick", "--houses", "2", "--jobs", "1", "--seed", "700000", "--json"]);
+    let out = succeeds(eval.arg("--bundle").arg(dir.join("bundle")));
+    let figures: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one JSON document");
+    assert!(figures.is_object(), "{figures}");
 }
 
 #[test]

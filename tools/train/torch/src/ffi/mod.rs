@@ -1,6 +1,8 @@
 //! Libraries of libtorch that are opened when a device asks for them.
 #![allow(unsafe_code)]
 
+pub(crate) mod nccl;
+
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// Opens `libtorch_cuda.so`, whose initialisers tell libtorch that there is CUDA; it stays open.
