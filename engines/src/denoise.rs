@@ -4,6 +4,7 @@
 //! explicit temporal indices, the sinusoids of the distinct timesteps, and which row each frame uses.
 
 use crate::model::dit::DitConfig;
+use crate::sampler::{Schedule, Solver};
 
 /// One evaluation of the network, batch 1.
 #[derive(Clone, Debug)]
@@ -49,6 +50,38 @@ pub struct Denoised {
     pub locate: Vec<[f32; 2]>,
 }
 
+/// A sample to be walked down the noise levels where the network runs.
+#[derive(Clone, Debug)]
+pub struct WalkPlan<'a> {
+    /// The pass of the first step and, with guidance, the unconditional branch's: given frames at the first of two
+    /// timesteps, then all frames of the sample but its first, which is the last of those given.
+    pub branches: Vec<DenoiseStep<'a>>,
+    /// The sample `[frames, channels, height, width]`.
+    pub sample: &'a [f32],
+    /// Noise levels to visit.
+    pub schedule: &'a Schedule,
+    /// How to go from level to level.
+    pub solver: Solver,
+    /// Weight of guidance.
+    pub guidance: f32,
+}
+
+/// A sample on its way, on the device on which the network runs. What it computes is what [`crate::sampler::Sampler`]
+/// and [`crate::sampler::guide`] do with the same predictions, to the bit.
+pub trait Walk {
+    /// Makes the next step; returns its estimate of the clean sample, which is all that is copied.
+    ///
+    /// # Errors
+    /// The backend fails, or all steps were made.
+    fn step(&mut self) -> Result<Vec<f32>, DenoiseError>;
+
+    /// The sample as it is now, and what the heads said in the last step (no prediction).
+    ///
+    /// # Errors
+    /// The backend fails, or no step was made.
+    fn end(&mut self) -> Result<(Vec<f32>, Denoised), DenoiseError>;
+}
+
 /// Something that can evaluate the denoiser: a backend's session, or the eager interpreter.
 pub trait Denoise {
     /// The configuration of the network.
@@ -58,6 +91,15 @@ pub trait Denoise {
     /// # Errors
     /// When a size disagrees with the configuration or the backend fails.
     fn denoise(&mut self, step: &DenoiseStep) -> Result<Denoised, DenoiseError>;
+
+    /// Puts a sample where the network runs, to be moved on there; `None` where that is the host.
+    ///
+    /// # Errors
+    /// As [`Denoise::denoise`].
+    fn walk<'s>(&'s mut self, plan: &WalkPlan<'_>) -> Result<Option<Box<dyn Walk + 's>>, DenoiseError> {
+        let _ = plan;
+        Ok(None)
+    }
 }
 
 /// Why a denoiser evaluation failed.

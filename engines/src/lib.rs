@@ -15,6 +15,7 @@ pub mod count;
 pub mod cuda;
 pub mod denoise;
 pub mod detector;
+pub mod e4m3;
 pub mod model;
 pub mod onnx;
 pub mod passport;

@@ -175,6 +175,13 @@ impl Schedule {
     pub fn steps(&self) -> usize {
         self.timesteps.len()
     }
+
+    /// Where the network is evaluated in step `index`; `None` past the last one.
+    #[must_use]
+    pub fn step(&self, index: usize) -> Option<Step> {
+        let timestep = *self.timesteps.get(index)?;
+        Some(Step { index, sigma: self.sigmas[index], timestep })
+    }
 }
 
 /// What the network has to be evaluated at next.
@@ -188,6 +195,123 @@ pub struct Step {
     pub timestep: f32,
 }
 
+/// What one step does to a sample, in numbers: the host's sampler and a device's do the same arithmetic with them.
+///
+/// With velocity `v` at the sample `x`, the estimate of the clean sample is `m = x - sigma v`; `m1` and `m2` are those
+/// of the two steps before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// Noise level of the sample.
+    pub sigma: f32,
+    /// What comes then.
+    pub update: Update,
+}
+
+/// See [`Factors`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Update {
+    /// `x + by v`.
+    Euler {
+        /// Difference of the noise levels.
+        by: f32,
+    },
+    /// The previous step is redone, knowing `m`; then the next is made.
+    UniPc {
+        /// Nothing at the first step.
+        correct: Option<Correct>,
+        /// Nothing at the last step, where `m` is the result.
+        predict: Option<Predict>,
+    },
+}
+
+/// `x = keep previous + k (m1 + back (m2 - m1) + last (m - m1))`, `previous` being the corrected sample of the step before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Correct {
+    pub keep: f32,
+    pub k: f32,
+    /// None where the step before was of order 1.
+    pub back: Option<f32>,
+    pub last: f32,
+}
+
+/// `x = keep x + k (m + slope (m1 - m))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Predict {
+    pub keep: f32,
+    pub k: f32,
+    /// None in a step of order 1.
+    pub slope: Option<f32>,
+}
+
+impl Schedule {
+    /// `a = 1 - s`, `s` and `l = ln a - ln s`, with `a` rounded to f32 as in the original (`fm_solvers_unipc.py`).
+    fn level(&self, i: usize) -> (f64, f64, f64) {
+        let s = self.sigmas[i];
+        let a = f64::from(1.0 - s);
+        (a, f64::from(s), a.ln() - f64::from(s).ln())
+    }
+
+    /// Order of the predictor of step `i`.
+    fn order(&self, i: usize) -> usize {
+        2.min(self.steps() - i).min(i + 1)
+    }
+
+    /// The numbers of step `i`.
+    ///
+    /// # Panics
+    /// When there is no such step.
+    #[must_use]
+    pub fn factors(&self, solver: Solver, i: usize) -> Factors {
+        let sigma = self.sigmas[i];
+        let update = match solver {
+            Solver::Euler => Update::Euler { by: self.sigmas[i + 1] - sigma },
+            Solver::UniPc => Update::UniPc {
+                correct: (i > 0).then(|| self.correct(i)),
+                predict: (self.sigmas[i + 1] != 0.0).then(|| self.predict(i)), // at 0: E = -1, a = 1, s = 0
+            },
+        };
+        Factors { sigma, update }
+    }
+
+    fn correct(&self, i: usize) -> Correct {
+        let (a_i, s_i, l_i) = self.level(i);
+        let (_, s_p, l_p) = self.level(i - 1);
+        let h = l_i - l_p;
+        let e = (-h).exp_m1();
+        let first_order = self.order(i - 1) == 1;
+        let (rho, rho_last, r) = if first_order {
+            (0.0, 0.5, 1.0)
+        } else {
+            let u = -h;
+            let f1 = e / u - 1.0;
+            let f2 = f1 / u - 0.5;
+            let (b1, b2) = (f1 / e, 2.0 * f2 / e);
+            let r = (self.level(i - 2).2 - l_p) / h;
+            let rho = (b1 - b2) / (1.0 - r);
+            (rho, b1 - rho, r)
+        };
+        Correct {
+            keep: (s_i / s_p) as f32,
+            k: (-a_i * e) as f32,
+            back: (!first_order).then_some((rho / r) as f32),
+            last: rho_last as f32,
+        }
+    }
+
+    fn predict(&self, i: usize) -> Predict {
+        let ((_, s_i, l_i), (a_n, s_n, l_n)) = (self.level(i), self.level(i + 1));
+        let h = l_n - l_i;
+        let e = (-h).exp_m1();
+        Predict {
+            keep: (s_n / s_i) as f32,
+            k: (-a_n * e) as f32,
+            slope: (self.order(i) != 1).then(|| (0.5 * h / (self.level(i - 1).2 - l_i)) as f32),
+        }
+    }
+}
+
 /// Walks a sample along a schedule. Holds at most three copies of the sample.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -198,15 +322,13 @@ pub struct Sampler {
     predictions: [Vec<f32>; 2],
     /// Corrected sample of the previous step.
     previous: Vec<f32>,
-    /// Order of the predictor that made the current sample.
-    order: usize,
 }
 
 impl Sampler {
     /// A sampler at the first step.
     #[must_use]
     pub fn new(schedule: Schedule, solver: Solver) -> Self {
-        Self { schedule, solver, index: 0, predictions: [vec![], vec![]], previous: vec![], order: 0 }
+        Self { schedule, solver, index: 0, predictions: [vec![], vec![]], previous: vec![] }
     }
 
     /// The schedule.
@@ -218,8 +340,7 @@ impl Sampler {
     /// Where the network has to be evaluated next; `None` when all steps were made.
     #[must_use]
     pub fn next_step(&self) -> Option<Step> {
-        let timestep = *self.schedule.timesteps.get(self.index)?;
-        Some(Step { index: self.index, sigma: self.schedule.sigmas[self.index], timestep })
+        self.schedule.step(self.index)
     }
 
     /// Moves `x` to the next sigma, given the velocity `v` at `x` (guidance included).
@@ -237,74 +358,42 @@ impl Sampler {
         if self.solver == Solver::UniPc && step.index > 0 && self.previous.len() != x.len() {
             return wrong(self.previous.len());
         }
-        match self.solver {
-            Solver::Euler => {
-                let ds = self.schedule.sigmas[step.index + 1] - step.sigma;
-                x.iter_mut().zip(v).for_each(|(x, v)| *x += ds * v);
-            }
-            Solver::UniPc => self.unipc(step.index, v, x),
+        let Factors { sigma, update } = self.schedule.factors(self.solver, step.index);
+        match update {
+            Update::Euler { by } => x.iter_mut().zip(v).for_each(|(x, v)| *x += by * v),
+            Update::UniPc { correct, predict } => self.unipc(sigma, correct, predict, v, x),
         }
         self.index += 1;
         Ok(())
     }
 
-    /// `a = 1 - s` and `l = ln a - ln s`, with `a` rounded to f32 as in the original (`fm_solvers_unipc.py`).
-    fn level(&self, i: usize) -> (f64, f64, f64) {
-        let s = self.schedule.sigmas[i];
-        let a = f64::from(1.0 - s);
-        (a, f64::from(s), a.ln() - f64::from(s).ln())
-    }
-
-    fn unipc(&mut self, i: usize, v: &[f32], x: &mut [f32]) {
-        let (_, s_i, l_i) = self.level(i);
-        let m: Vec<f32> = x.iter().zip(v).map(|(x, v)| x - self.schedule.sigmas[i] * v).collect();
-
-        if i > 0 {
-            // Corrector: redo the previous step, knowing the prediction at its end.
-            let (a_i, _, _) = self.level(i);
-            let (_, s_p, l_p) = self.level(i - 1);
-            let h = l_i - l_p;
-            let e = (-h).exp_m1();
-            let (rho, rho_last, r) = if self.order == 1 {
-                (0.0, 0.5, 1.0)
-            } else {
-                let u = -h;
-                let f1 = e / u - 1.0;
-                let f2 = f1 / u - 0.5;
-                let (b1, b2) = (f1 / e, 2.0 * f2 / e);
-                let r = (self.level(i - 2).2 - l_p) / h;
-                let rho = (b1 - b2) / (1.0 - r);
-                (rho, b1 - rho, r)
-            };
-            let keep = (s_i / s_p) as f32;
-            let k = (-a_i * e) as f32;
-            let (back, last) = ((rho / r) as f32, rho_last as f32);
-            let [m1, m2] = &self.predictions;
+    fn unipc(
+        &mut self,
+        sigma: f32,
+        correct: Option<Correct>,
+        predict: Option<Predict>,
+        v: &[f32],
+        x: &mut [f32],
+    ) {
+        let m: Vec<f32> = x.iter().zip(v).map(|(x, v)| x - sigma * v).collect();
+        let [m1, m2] = &self.predictions;
+        if let Some(Correct { keep, k, back, last }) = correct {
             for (j, x) in x.iter_mut().enumerate() {
-                let curve = if self.order == 1 { 0.0 } else { back * (m2[j] - m1[j]) };
+                let curve = back.map_or(0.0, |back| back * (m2[j] - m1[j]));
                 *x = keep * self.previous[j] + k * (m1[j] + curve + last * (m[j] - m1[j]));
             }
         }
-
-        let order = 2.min(self.schedule.steps() - i).min(i + 1);
         self.previous.clear();
         self.previous.extend_from_slice(x);
-        if self.schedule.sigmas[i + 1] == 0.0 {
-            x.copy_from_slice(&m); // E = -1, a = 1, s = 0
-        } else {
-            let (a_n, s_n, l_n) = self.level(i + 1);
-            let h = l_n - l_i;
-            let e = (-h).exp_m1();
-            let keep = (s_n / s_i) as f32;
-            let k = (-a_n * e) as f32;
-            let slope = if order == 1 { 0.0 } else { (0.5 * h / (self.level(i - 1).2 - l_i)) as f32 };
-            let m1 = &self.predictions[0];
-            for (j, x) in x.iter_mut().enumerate() {
-                let p = if order == 1 { 0.0 } else { slope * (m1[j] - m[j]) };
-                *x = keep * *x + k * (m[j] + p);
+        match predict {
+            None => x.copy_from_slice(&m),
+            Some(Predict { keep, k, slope }) => {
+                for (j, x) in x.iter_mut().enumerate() {
+                    let p = slope.map_or(0.0, |slope| slope * (m1[j] - m[j]));
+                    *x = keep * *x + k * (m[j] + p);
+                }
             }
         }
-        self.order = order;
         self.predictions.swap(0, 1);
         self.predictions[0] = m;
     }

@@ -15,10 +15,13 @@
 //! | `sample` | f32 | `[batch, out_channels, frames, height, width]` | joint, masked, cached (out) |
 //! | `pose`, `mask`, `locate` | f32 | `[batch, frames, 4]`, `[batch, frames, tokens per frame, 1]`, `[.., 2]` | with lift heads (out; for their own frames) |
 
-use crate::backend::{BackendError, Session, State, Tensor};
-use crate::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised, HostInputs, frames_first};
-use crate::model::dit::DitConfig;
+use crate::backend::{BackendError, Resident, SampleStep, Session, State, Tensor};
+use crate::denoise::{
+    Denoise, DenoiseError, DenoiseStep, Denoised, HostInputs, Walk, WalkPlan, frames_first, sinusoid,
+};
+use crate::model::dit::{DitConfig, Prediction};
 use crate::onnx::Dim;
+use crate::sampler::{Schedule, Solver};
 
 /// Which part of the forward pass a graph holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +237,13 @@ impl Denoise for SessionDenoiser {
         evaluate(&self.config, self.session.as_mut(), &inputs, None, &mut self.buffers, step.frames())
             .map_err(backend_error)
     }
+
+    fn walk<'s>(&'s mut self, plan: &WalkPlan<'_>) -> Result<Option<Box<dyn Walk + 's>>, DenoiseError> {
+        let Some(session) = self.session.resident() else { return Ok(None) };
+        let branches: Vec<Pass<'_, '_>> =
+            plan.branches.iter().map(|step| Pass { memory: None, step: step.clone() }).collect();
+        Ok(Some(Box::new(SessionWalk::begin(&self.config, session, plan, &branches, None)?)))
+    }
 }
 
 /// Keys and values of some context, and what the heads said about its frames.
@@ -406,6 +416,19 @@ impl SplitDenoiser {
     pub fn prefills(&self) -> u64 {
         self.prefills
     }
+
+    /// Keys and values of a context, taken out of those kept or computed.
+    fn recall(&mut self, context: &DenoiseStep<'_>) -> Result<(ContextKey, Memory), DenoiseError> {
+        if let Some(at) = self.kept.iter().position(|(key, _)| key.is(context)) {
+            return Ok(self.kept.remove(at));
+        }
+        self.prefills += 1;
+        // The oldest makes room before the new one is computed: no more are ever in memory.
+        let full = self.kept.len() >= CONTEXTS_KEPT;
+        let spare = if full { self.kept.pop() } else { None };
+        let spare = spare.map(|(_, memory)| memory.state).unwrap_or_default();
+        Ok((ContextKey::of(context), self.halves.prefill(context, spare)?))
+    }
 }
 
 impl Denoise for SplitDenoiser {
@@ -414,62 +437,241 @@ impl Denoise for SplitDenoiser {
     }
 
     fn denoise(&mut self, step: &DenoiseStep<'_>) -> Result<Denoised, DenoiseError> {
-        let cfg = &self.halves.config;
-        let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
-        let rays = cfg.tokens_per_frame() * cfg.camera_channels;
-        let carried = cfg.tokens_per_frame() * cfg.guide_channels();
-        let frames = step.frames();
-        let check = |name, expected: usize, got: usize| {
-            if expected == got { Ok(()) } else { Err(DenoiseError::Size { name, expected, got }) }
-        };
-        check("latents", frames * frame, step.latents.len())?;
-        check("t_index", frames, step.t_index.len())?;
-        if let Some(bad) = step.rows.iter().find(|r| **r >= step.timesteps.len()) {
-            return Err(DenoiseError::Size { name: "rows", expected: step.timesteps.len(), got: *bad });
-        }
-        if let Some(camera) = step.camera {
-            check("camera", frames * rays, camera.len())?;
-        }
-        if let Some(guide) = step.guide {
-            check("guide", frames * carried, guide.len())?;
-        }
-        let given = step.rows.iter().take_while(|r| **r == step.rows[0]).count();
-        if given == frames {
-            let what = "all frames have one timestep: nothing tells given frames from targets";
-            return Err(DenoiseError::Backend(what.into()));
-        }
-        let part = |from: usize, to: usize| DenoiseStep {
-            latents: &step.latents[from * frame..to * frame],
-            timesteps: step.timesteps,
-            rows: &step.rows[from..to],
-            t_index: &step.t_index[from..to],
-            text: step.text,
-            camera: step.camera.map(|c| &c[from * rays..to * rays]),
-            guide: step.guide.map(|g| &g[from * carried..to * carried]),
-        };
-        let context = part(0, given);
-        let (key, memory) = match self.kept.iter().position(|(key, _)| key.is(&context)) {
-            Some(at) => self.kept.remove(at),
-            None => {
-                self.prefills += 1;
-                // The oldest makes room before the new one is computed: no more are ever in memory.
-                let full = self.kept.len() >= CONTEXTS_KEPT;
-                let spare = if full { self.kept.pop() } else { None };
-                let spare = spare.map(|(_, memory)| memory.state).unwrap_or_default();
-                (ContextKey::of(&context), self.halves.prefill(&context, spare)?)
-            }
-        };
-        let result = self.halves.targets(&part(given, frames), &memory);
+        let [context, targets] = halves_of(&self.halves.config, step)?;
+        let (key, memory) = self.recall(&context)?;
+        let result = self.halves.targets(&targets, &memory);
         let heads = result.is_ok().then(|| memory.heads.clone());
         self.kept.insert(0, (key, memory));
         let mut result = result?;
-        let per_frame = self.halves.config.out_channels * frame / self.halves.config.in_channels;
-        result.prediction.splice(0..0, std::iter::repeat_n(0.0, given * per_frame));
+        let cfg = &self.halves.config;
+        let known = context.frames() * cfg.out_channels * cfg.latent_height * cfg.latent_width;
+        result.prediction.splice(0..0, std::iter::repeat_n(0.0, known));
         if let Some(heads) = heads {
-            result.pose.splice(0..0, heads.pose);
-            result.mask.splice(0..0, heads.mask);
-            result.locate.splice(0..0, heads.locate);
+            put_before(&heads, &mut result);
         }
         Ok(result)
+    }
+
+    fn walk<'s>(&'s mut self, plan: &WalkPlan<'_>) -> Result<Option<Box<dyn Walk + 's>>, DenoiseError> {
+        if self.halves.cached.resident().is_none() {
+            return Ok(None);
+        }
+        let mut parts = Vec::new();
+        for step in &plan.branches {
+            let halves = halves_of(&self.halves.config, step)?;
+            let remembered = self.recall(&halves[0])?;
+            self.kept.insert(0, remembered);
+            parts.push(halves);
+        }
+        let kept = &self.kept;
+        let memory = |context: &DenoiseStep<'_>| {
+            let found = kept.iter().find(|(key, _)| key.is(context)).map(|(_, memory)| memory);
+            found.ok_or_else(|| DenoiseError::Backend("a context was forgotten at once".into()))
+        };
+        let mut branches = Vec::new();
+        for [context, targets] in &parts {
+            branches.push(Pass { memory: Some(&memory(context)?.state), step: targets.clone() });
+        }
+        let heads = match parts.first() {
+            Some([context, _]) => Some(&memory(context)?.heads),
+            None => None,
+        };
+        let CachedDenoiser { config, cached, .. } = &mut self.halves;
+        let Some(session) = cached.resident() else { return Ok(None) };
+        Ok(Some(Box::new(SessionWalk::begin(config, session, plan, &branches, heads)?)))
+    }
+}
+
+/// Given frames, which share the first one's timestep, and the others.
+fn halves_of<'a>(cfg: &DitConfig, step: &DenoiseStep<'a>) -> Result<[DenoiseStep<'a>; 2], DenoiseError> {
+    let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
+    let rays = cfg.tokens_per_frame() * cfg.camera_channels;
+    let carried = cfg.tokens_per_frame() * cfg.guide_channels();
+    let frames = step.frames();
+    let check = |name, expected: usize, got: usize| {
+        if expected == got { Ok(()) } else { Err(DenoiseError::Size { name, expected, got }) }
+    };
+    check("latents", frames * frame, step.latents.len())?;
+    check("t_index", frames, step.t_index.len())?;
+    if let Some(bad) = step.rows.iter().find(|r| **r >= step.timesteps.len()) {
+        return Err(DenoiseError::Size { name: "rows", expected: step.timesteps.len(), got: *bad });
+    }
+    if let Some(camera) = step.camera {
+        check("camera", frames * rays, camera.len())?;
+    }
+    if let Some(guide) = step.guide {
+        check("guide", frames * carried, guide.len())?;
+    }
+    let given = step.rows.iter().take_while(|r| **r == step.rows[0]).count();
+    if given == frames {
+        let what = "all frames have one timestep: nothing tells given frames from targets";
+        return Err(DenoiseError::Backend(what.into()));
+    }
+    let part = |from: usize, to: usize| DenoiseStep {
+        latents: &step.latents[from * frame..to * frame],
+        timesteps: step.timesteps,
+        rows: &step.rows[from..to],
+        t_index: &step.t_index[from..to],
+        text: step.text,
+        camera: step.camera.map(|c| &c[from * rays..to * rays]),
+        guide: step.guide.map(|g| &g[from * carried..to * carried]),
+    };
+    Ok([part(0, given), part(given, frames)])
+}
+
+/// Puts what the heads said about given frames before what they said about the others.
+fn put_before(given: &Denoised, result: &mut Denoised) {
+    result.pose.splice(0..0, given.pose.iter().copied());
+    result.mask.splice(0..0, given.mask.iter().copied());
+    result.locate.splice(0..0, given.locate.iter().copied());
+}
+
+/// A pass of one branch: keys and values that it looks at, and the rest.
+struct Pass<'s, 'p> {
+    memory: Option<&'s State>,
+    step: DenoiseStep<'p>,
+}
+
+/// What a branch has on the device.
+struct OnDevice<'s> {
+    memory: Option<&'s State>,
+    inputs: State,
+    outputs: State,
+}
+
+/// [`Walk`] over a session whose tensors stay on its device: text, rays, rotary tables, timesteps, the sample and what
+/// the sampler remembers are copied there once.
+struct SessionWalk<'s> {
+    config: &'s DitConfig,
+    session: &'s mut dyn Resident,
+    branches: Vec<OnDevice<'s>>,
+    sample: State,
+    schedule: Schedule,
+    solver: Solver,
+    guidance: f32,
+    /// Steps made.
+    done: usize,
+    frames: usize,
+    pass_frames: usize,
+    /// As [`SampleStep::first`].
+    first: i32,
+    /// What the heads said about frames that are in no pass.
+    given: Option<&'s Denoised>,
+}
+
+impl<'s> SessionWalk<'s> {
+    fn begin(
+        config: &'s DitConfig,
+        session: &'s mut dyn Resident,
+        plan: &WalkPlan<'_>,
+        passes: &[Pass<'s, '_>],
+        given: Option<&'s Denoised>,
+    ) -> Result<Self, DenoiseError> {
+        let pixels = config.latent_height * config.latent_width;
+        let frames = plan.sample.len() / (config.in_channels * pixels).max(1);
+        let (expected, got) = (frames * config.in_channels * pixels, plan.sample.len());
+        if expected != got || frames == 0 {
+            return Err(DenoiseError::Size { name: "sample", expected, got });
+        }
+        let pass_frames = passes.first().map_or(0, |p| p.step.frames());
+        // The sample's frames are the last of a pass; of one that leaves out what is given, all but the first.
+        let first =
+            i32::try_from(pass_frames).unwrap_or(i32::MAX) - i32::try_from(frames).unwrap_or(i32::MAX);
+        let mut sample = State::default();
+        let mut put = |state: &mut State, name: &str, tensor: &Tensor| {
+            session.put(state, name, tensor).map_err(backend_error)
+        };
+        put(&mut sample, "x", &Tensor::f32(&[got], plan.sample.to_vec()))?;
+        for name in ["m1", "m2", "previous"] {
+            put(&mut sample, name, &Tensor::f32(&[got], vec![0.0; got]))?;
+        }
+        let mut branches = Vec::new();
+        for (number, pass) in passes.iter().enumerate() {
+            if pass.step.frames() != pass_frames {
+                let (expected, got) = (pass_frames, pass.step.frames());
+                return Err(DenoiseError::Size { name: "frames", expected, got });
+            }
+            let mut inputs = State::default();
+            for (name, tensor) in step_tensors(config, &pass.step)? {
+                put(&mut inputs, &name, &tensor)?;
+            }
+            let of_given = pass.step.timesteps.first().copied().unwrap_or_default();
+            let times: Vec<f32> = plan
+                .schedule
+                .timesteps
+                .iter()
+                .flat_map(|&t| [of_given, f64::from(t)])
+                .flat_map(|t| sinusoid(t, config.freq_dim))
+                .collect();
+            put(&mut sample, &format!("times.{number}"), &Tensor::f32(&[times.len()], times))?;
+            branches.push(OnDevice { memory: pass.memory, inputs, outputs: State::default() });
+        }
+        let (schedule, solver, guidance) = (plan.schedule.clone(), plan.solver, plan.guidance);
+        let done = 0;
+        Ok(Self {
+            config,
+            session,
+            branches,
+            sample,
+            schedule,
+            solver,
+            guidance,
+            done,
+            frames,
+            pass_frames,
+            first,
+            given,
+        })
+    }
+}
+
+impl Walk for SessionWalk<'_> {
+    fn step(&mut self) -> Result<Vec<f32>, DenoiseError> {
+        if self.done >= self.schedule.steps() {
+            return Err(DenoiseError::Backend(format!("all {} steps were made already", self.done)));
+        }
+        let config = self.config;
+        for (number, branch) in self.branches.iter_mut().enumerate() {
+            let wanted: &[&str] = match config.lift && number == 0 {
+                true => &["sample", "pose", "mask", "locate"],
+                false => &["sample"],
+            };
+            let from: Vec<&State> = branch.memory.into_iter().chain([&branch.inputs]).collect();
+            self.session.queue(&from, wanted, &mut branch.outputs).map_err(backend_error)?;
+        }
+        let branches: Vec<[&State; 2]> = self.branches.iter().map(|b| [&b.outputs, &b.inputs]).collect();
+        let step = SampleStep {
+            sample: &self.sample,
+            branches: &branches,
+            shape: [self.frames, config.in_channels, config.latent_height * config.latent_width],
+            pass_frames: self.pass_frames,
+            first: self.first,
+            factors: self.schedule.factors(self.solver, self.done),
+            predicts_clean: config.prediction == Prediction::X0,
+            guidance: self.guidance,
+            next: Some(self.done + 1).filter(|next| *next < self.schedule.steps()),
+        };
+        self.session.sample(&step).map_err(backend_error)?;
+        self.done += 1;
+        let clean = self.session.get(&self.sample, "m1").map_err(backend_error)?;
+        Ok(clean.into_f32().unwrap_or_default())
+    }
+
+    fn end(&mut self) -> Result<(Vec<f32>, Denoised), DenoiseError> {
+        let Some(outputs) = self.branches.first().map(|b| &b.outputs).filter(|_| self.done > 0) else {
+            return Err(DenoiseError::Backend("no step was made".into()));
+        };
+        let mut heads = Denoised::default();
+        let mut get = |from: &State, name: &str| self.session.get(from, name).map_err(backend_error);
+        let x = get(&self.sample, "x")?.into_f32().unwrap_or_default();
+        if self.config.lift {
+            let [pose, mask, locate] = ["pose", "mask", "locate"].map(|name| get(outputs, name));
+            let buffers = Buffers { pose: pose?, mask: mask?, locate: locate?, ..Buffers::default() };
+            read_heads(self.config, &buffers, self.pass_frames, &mut heads).map_err(backend_error)?;
+        }
+        if let Some(given) = self.given {
+            put_before(given, &mut heads);
+        }
+        Ok((x, heads))
     }
 }

@@ -24,7 +24,7 @@ use crate::lift::{
     Decision, Drift, DriveRule, Estimate, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify,
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
-use crate::recall::{Recall, RecallView, views_of};
+use crate::recall::{Recall, RecallView, poses_by_head, views_of};
 use crate::served::{Here, Imagine, Inputs, News, ServedError};
 use crate::study::Studied;
 use crate::witness;
@@ -330,6 +330,19 @@ pub struct Guided {
     /// What was seen, carried into the drive's views, holes filled: no network had a part in it. As many frames as the
     /// drive has, the given first one being the newest view itself.
     pub carried: Vec<RgbImage>,
+    /// The drive in the pixels of remembered pictures, as many frames: what a person looks at.
+    pub detail: Vec<RgbImage>,
+    /// Where the base stands in the answer's frame, for the given first frame and each of those after it; empty for a goal
+    /// by waypoints, whose poses are given.
+    pub way: Vec<Pose2>,
+}
+
+impl Grounded {
+    /// The drive that is shown in as many pixels as there are: what a person looks at.
+    pub fn shown(&self) -> &[RgbImage] {
+        let detail = self.guided.as_ref().map(|guided| &guided.detail[..]);
+        detail.filter(|detail| detail.len() == self.frames.len()).unwrap_or(&self.frames)
+    }
 }
 
 /// The settings of one goal: the bundle's defaults with what the goal asks for.
@@ -412,6 +425,13 @@ impl Job<'_> {
         Budget { until: until.or(self.budget.until), ..self.budget }
     }
 
+    /// Whether there is time for the fewest steps worth doing of one more drive: for less nothing is carried.
+    fn has_time(&self, imagined: &Imagined) -> bool {
+        let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
+        let least = TimeDelta(step.0.saturating_mul(self.settings.min_steps.max(1) as i64));
+        self.budget.left().is_none_or(|left| left >= least)
+    }
+
     /// Imagined frames that show the box, at the end of a rollout.
     fn boxed_frames(&self) -> usize {
         self.spec.box_latents.max(1) * GROUP
@@ -436,6 +456,31 @@ impl Report<'_> {
             Some(Flow::Stop) => Err(Stopped),
             _ => Ok(()),
         }
+    }
+
+    /// Notes where the rollout begins and what is looked at.
+    fn begins(&mut self, scene: &Scene, view: &View) -> Result<(), Stopped> {
+        self.grounded.used.clone_from(&view.used);
+        self.grounded.origin = view.origin;
+        let answer = &mut self.grounded.answer;
+        answer.context_latents = view.used.len() as u32;
+        let eyes = view.used.iter().filter_map(|p| scene.memory.get(*p)?.by.as_deref());
+        answer.eyes = eyes.collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect();
+        if let Some(start) = view.start.and_then(|p| scene.memory.get(p)) {
+            answer.stamp_ns = Some(start.info.captured_at.as_nanos());
+        }
+        self.done("select", Some(Stage::Encode))
+    }
+
+    /// Notes what was sampled.
+    fn sampled(&mut self, imagined: &Imagined) -> Result<(), Stopped> {
+        self.done("denoise", None)?;
+        let Grounded { answer, step_ms, .. } = &mut self.grounded;
+        *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
+        answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
+        answer.imagined = !imagined.rollouts.is_empty();
+        answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
+        Ok(())
     }
 }
 
@@ -570,64 +615,26 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     report.done("text", Some(Stage::Text))?;
 
     let view = choose_view(mind, job, &request, report.progress)?;
-    report.grounded.used.clone_from(&view.used);
-    report.grounded.answer.context_latents = view.used.len() as u32;
-    let eyes = view.used.iter().filter_map(|p| job.scene.memory.get(*p)?.by.as_deref());
-    report.grounded.answer.eyes = eyes.collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect();
-    report.grounded.origin = view.origin;
-    if let Some(start) = view.start.and_then(|p| job.scene.memory.get(p)) {
-        report.grounded.answer.stamp_ns = Some(start.info.captured_at.as_nanos());
-    }
-    report.done("select", Some(Stage::Encode))?;
+    report.begins(job.scene, &view)?;
 
     let mut imagined = imagine(mind, job, &request, &view, report)?;
-    report.done("denoise", None)?;
-    let Grounded { answer, step_ms, .. } = &mut report.grounded;
-    *step_ms = imagined.step_times.iter().map(|t| t.as_millis_f64()).collect();
-    answer.steps = imagined.rollouts.iter().map(|r| r.steps as u32).max().unwrap_or(0);
-    answer.imagined = !imagined.rollouts.is_empty();
-    answer.candidates = imagined.glances.len().max(imagined.rollouts.len()) as u32;
+    report.sampled(&imagined)?;
 
     let params = job.spec.lift.as_ref();
     let estimate = params.map(|params| view.lift(&imagined.glances, params));
     let goal_pose = |pose| if job.by_text() { pose } else { request.route.last().copied() };
     let end = estimate.as_ref().and_then(|estimate| goal_pose(estimate.pose));
-    let sampled = !imagined.rollouts.is_empty();
-    let (mut recall, unregistered) =
-        if sampled { recall(mind, job, &view)? } else { (None, Unregistered::default()) };
+    let (mut recall, unregistered) = match imagined.rollouts.is_empty() {
+        true => (None, Unregistered::default()),
+        false => recall(mind, job, &view)?,
+    };
     report.done("recall", None)?;
 
-    let mut drives = look_at(mind, job, &imagined, (recall.as_mut(), end), report.progress)?;
-    let looked_at = drives.len();
-    let best = best_drive(&drives);
-    let drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
-    if sampled {
-        imagined.rollouts.swap(0, best);
-        report.grounded.candidate = best;
-    }
-    report.grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
-    report.grounded.answer.bounding_box = report.grounded.found_box.map(|b| b.edges());
-    report.grounded.frames = drive.frames;
-    report.grounded.explained = drive.explained;
-    report.grounded.reconstruction_error = match params.and_then(|params| params.reconstruction_max) {
-        Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, &view)?,
-        _ => None,
-    };
+    let (drive, hurried) = choose_drive(mind, job, &view, (&mut imagined, end), recall.as_mut(), report)?;
     report.done("decode_video", Some(Stage::Decode))?;
 
     let Some((params, estimate)) = params.zip(estimate) else {
-        let (status, reason) = if job.by_text() {
-            without_heads(&imagined, drive.clearest, job.spec.box_min)
-        } else {
-            let reason = "the drive along the waypoints was imagined, but this model has no heads to tell whether it \
-                          went there: no pose can be given; the imagined frames are attached";
-            (Status::Failed, reason.into())
-        };
-        report.grounded.answer.status = status;
-        report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
-        if job.by_text() {
-            geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
-        }
+        answer_without_heads(job, &imagined, drive.clearest, report);
         report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
@@ -637,37 +644,88 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         reconstruction_error: report.grounded.reconstruction_error,
     };
     let mut lifted = verify(estimate, &imagined.rollouts, evidence, params);
-    if job.by_text() {
-        if !drive.path.is_empty() {
-            lifted.path = drive.path;
-        }
-    } else {
+    if !job.by_text() {
         let way = recall.as_mut().and_then(|r| r.follow(&report.grounded.frames, &request.cameras));
         follow(&mut lifted, &imagined, &request.route, way.as_deref(), params);
         let explained = way.iter().flatten().map(|(frame, error, _)| (*frame, 1.0 - error));
         report.grounded.explained = explained.collect();
+    } else if !drive.path.is_empty() {
+        lifted.path = drive.path;
     }
-    if let Some(recall) = recall.as_mut().filter(|_| lifted.decision == Decision::Found) {
-        guide(mind, job, (&request, &view), (&imagined, best), (&lifted, recall), report)?;
+    if lifted.decision == Decision::Found && job.spec.guide != Guide::None && job.has_time(&imagined) {
+        let recall = match recall {
+            None if view.origin.is_none() => recall_by_head(mind, job, (&request, &view))?,
+            known => known,
+        };
+        if let Some(mut recall) = recall.filter(|_| !imagined.rollouts.is_empty()) {
+            guide(mind, job, (&request, &view), &imagined, (&lifted, &mut recall), report)?;
+        }
         report.done("guide", None)?;
     }
     publish(&mut report.grounded, job, &view, &request, lifted);
     if job.by_text() {
         geometric::vote(&mut report.grounded, job.scene, &job.spec, job.boxed_frames(), params.agree_max);
     }
-    let required = params.drive == DriveRule::Required && sampled;
-    let sampled_only = (looked_at < imagined.rollouts.len()).then(|| {
-        format!(
-            "{looked_at} of {} imagined drives were looked at, to meet the deadline",
-            imagined.rollouts.len()
-        )
-    });
-    for note in [imagined.reduced.clone(), sampled_only, unregistered.note(required)].into_iter().flatten() {
+    let required = params.drive == DriveRule::Required && !imagined.rollouts.is_empty();
+    for note in [imagined.reduced, hurried, unregistered.note(required)].into_iter().flatten() {
         let answer = &mut report.grounded.answer;
         answer.reason = Some(with_reduction(answer.reason.take(), Some(&note)));
     }
     report.done("lift", Some(Stage::Lift))?;
     Ok(())
+}
+
+/// Reads the sampled drives and notes the one that shows the most, which becomes the first one of `imagined`; `end` is a
+/// pose to begin looking for their ends from. Also why less was looked at.
+fn choose_drive(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    view: &View,
+    (imagined, end): (&mut Imagined, Option<Pose2>),
+    recall: Option<&mut Recall>,
+    report: &mut Report<'_>,
+) -> Result<(Shown, Option<String>), GroundError> {
+    let mut drives = look_at(mind, job, imagined, (recall, end), report.progress)?;
+    let (looked_at, sampled) = (drives.len(), imagined.rollouts.len());
+    let hurried = (looked_at < sampled)
+        .then(|| format!("{looked_at} of {sampled} imagined drives were looked at, to meet the deadline"));
+    let best = best_drive(&drives);
+    let mut drive = if drives.is_empty() { Shown::default() } else { drives.swap_remove(best) };
+    let grounded = &mut report.grounded;
+    if !imagined.rollouts.is_empty() {
+        imagined.rollouts.swap(0, best);
+        grounded.candidate = best;
+    }
+    grounded.found_box = drive.clearest.filter(|b| b.score >= job.spec.box_min);
+    grounded.answer.bounding_box = grounded.found_box.map(|b| b.edges());
+    grounded.frames = std::mem::take(&mut drive.frames);
+    grounded.explained = std::mem::take(&mut drive.explained);
+    grounded.reconstruction_error = match job.spec.lift.as_ref().and_then(|lift| lift.reconstruction_max) {
+        Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, view)?,
+        _ => None,
+    };
+    Ok((drive, hurried))
+}
+
+/// The answer of a model without lift heads: see the head of this file.
+fn answer_without_heads(
+    job: &Job<'_>,
+    imagined: &Imagined,
+    clearest: Option<FoundBox>,
+    report: &mut Report<'_>,
+) {
+    let (status, reason) = if job.by_text() {
+        without_heads(imagined, clearest, job.spec.box_min)
+    } else {
+        let reason = "the drive along the waypoints was imagined, but this model has no heads to tell whether it \
+                      went there: no pose can be given; the imagined frames are attached";
+        (Status::Failed, reason.into())
+    };
+    report.grounded.answer.status = status;
+    report.grounded.answer.reason = Some(with_reduction(Some(reason), imagined.reduced.as_deref()));
+    if job.by_text() {
+        geometric::answer(&mut report.grounded, job.scene, &job.spec, job.boxed_frames());
+    }
 }
 
 /// What is asked for, as the denoiser takes it.
@@ -860,33 +918,56 @@ fn recall(
     }
 }
 
+/// What was seen, where the pose head puts it: for a drive that is shown without odometry, and for nothing else.
+fn recall_by_head(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    (request, view): (&Request, &View),
+) -> Result<Option<Recall>, GroundError> {
+    let (scene, spec) = (job.scene, &job.spec);
+    let mounting = scene.base_from_camera.or(spec.mounting).filter(|_| spec.detail.is_some());
+    let Some(mounting) = mounting.filter(|_| view.start.is_none()) else { return Ok(None) };
+    let stretch = &scene.memory[view.stretch.0..=view.stretch.1];
+    let memory = ContextLatents {
+        index: stretch.iter().map(|c| c.info.index).collect(),
+        latents: stretch.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+        first: view.seen.first.clone(),
+    };
+    let poses = poses_by_head(mind, &memory, request.prompt(), &job.settings, job.budget)?;
+    let posed = stretch.iter().zip(poses).filter_map(|(seen, here_from_base)| {
+        Some(RecallView { picture: seen.detail.as_ref()?, here_from_base: here_from_base? })
+    });
+    let here_from_base = Pose2::default();
+    let newest = scene.newest_detail.iter().map(|picture| RecallView { picture, here_from_base });
+    let views: Vec<RecallView<'_>> = posed.chain(newest).collect();
+    Ok(Recall::new(mind, &views, &mounting)?)
+}
+
 /// Samples the drive that is shown: along the answer's path, held to what was seen.
 fn guide(
     mind: &mut dyn Mind,
     job: &Job<'_>,
     (request, view): (&Request, &View),
-    (imagined, candidate): (&Imagined, usize),
+    imagined: &Imagined,
     (lifted, recall): (&Lifted, &mut Recall),
     report: &mut Report<'_>,
 ) -> Result<(), GroundError> {
-    if job.spec.guide == Guide::None {
-        return Ok(());
-    }
-    let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
-    // Nothing is carried for a drive that there is no time to sample.
-    let least = TimeDelta(step.0.saturating_mul(job.settings.min_steps.max(1) as i64));
-    if job.budget.left().is_some_and(|left| left < least) {
-        return Ok(());
-    }
+    let candidate = report.grounded.candidate;
     let boxed = if job.by_text() { job.boxed_frames() } else { 0 };
-    let cameras = if job.by_text() {
-        let path = mean_path(&imagined.glances, job.settings.target_latents);
-        let along = guide::along(&path, boxed / GROUP, lifted.estimate.pose);
-        along.into_iter().map(|base| recall.camera_at(base)).collect()
-    } else {
-        request.cameras.clone()
+    let way = match job.by_text() {
+        true => {
+            let path = mean_path(&imagined.glances, job.settings.target_latents);
+            guide::along(&path, boxed / GROUP, lifted.estimate.pose)
+        }
+        false => Vec::new(),
     };
-    let carry = Carry::new(recall, &cameras, boxed);
+    let cameras = match job.by_text() {
+        true => way.iter().map(|base| recall.camera_at(*base)).collect(),
+        false => request.cameras.clone(),
+    };
+    let drawn = report.grounded.found_box.map(|found| (found, &report.grounded.frames[..]));
+    let carry = Carry::new(recall, &cameras, boxed, drawn);
+    let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
     let (candidates, steps) = (imagined.rollouts.len(), job.settings.steps);
     let mut stepped = |step, estimate: &[f32]| {
         let candidate = candidates;
@@ -902,7 +983,13 @@ fn guide(
     else {
         return Ok(());
     };
-    let frames = mind.decode(&rollout.latents)?;
+    let mut frames = mind.decode(&rollout.latents)?;
+    carry.hold(&mut frames, job.spec.box_min);
+    let first = match view.start {
+        Some(start) => job.scene.memory.get(start).and_then(|seen| seen.detail.as_ref()),
+        None => job.scene.newest_detail.as_ref(),
+    };
+    let detail = carry.in_detail(&frames, first, job.spec.box_min);
     let grounded = &mut report.grounded;
     let shown = find_box(&frames[frames.len().saturating_sub(boxed)..]);
     if let Some(found) = shown.filter(|b| boxed > 0 && b.score >= job.spec.box_min) {
@@ -914,7 +1001,9 @@ fn guide(
     let carried = carried.collect();
     grounded.candidate = candidates;
     let video_only = std::mem::replace(&mut grounded.frames, frames);
-    grounded.guided = Some(Guided { candidate, video_only, carried });
+    let origin = view.origin.unwrap_or_default();
+    let way = way.into_iter().map(|pose| origin.compose(pose)).collect();
+    grounded.guided = Some(Guided { candidate, video_only, carried, detail, way });
     Ok(())
 }
 

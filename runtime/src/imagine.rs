@@ -16,7 +16,7 @@
 use crate::served::{Imagine, Inputs, ServedError};
 use mindseye_bridge::answer::Answer;
 use mindseye_bridge::time::TimeDelta;
-use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised};
+use mindseye_engines::denoise::{Denoise, DenoiseError, DenoiseStep, Denoised, Walk, WalkPlan};
 use mindseye_engines::model::dit::Prediction;
 use mindseye_engines::sampler::{
     Grid, NOISED_CONTEXT_T, Noise, Sampler, SamplerError, Schedule, Solver, Step, guide,
@@ -377,8 +377,8 @@ impl<'a> Evaluator<'a> {
         self.seen.index.len()
     }
 
-    /// Evaluates one branch at timestep `t`. `x` is the whole target sample.
-    fn evaluate(&mut self, x: &[f32], t: f64, omitted: Omitted<'_>) -> Result<Denoised, ImagineError> {
+    /// What one branch is evaluated at. `x` is the whole target sample.
+    fn pass(&self, x: &[f32], t: f64, omitted: Omitted<'_>) -> Pass {
         let noise = omitted.context;
         let given = (self.context() + 1) * self.frame;
         let mut latents = Vec::with_capacity(given - self.frame + x.len());
@@ -393,29 +393,46 @@ impl<'a> Evaluator<'a> {
         let given_t = if noise.is_some() { f64::from(NOISED_CONTEXT_T) } else { 0.0 };
         let mut rows = vec![0; self.context() + 1];
         rows.resize(self.t_index.len(), 1);
-        let step = DenoiseStep {
-            latents: &latents,
-            timesteps: &[given_t, t],
-            rows: &rows,
-            t_index: &self.t_index,
-            text: if omitted.instruction { self.prompt.null_text } else { self.prompt.text },
-            camera: if omitted.instruction { None } else { self.camera.as_deref() },
-            guide: None,
-        };
-        let out = self.model.denoise(&step)?;
+        Pass { latents, timesteps: [given_t, t], rows, instruction: !omitted.instruction }
+    }
+
+    /// Evaluates one branch at timestep `t`. `x` is the whole target sample.
+    fn evaluate(&mut self, x: &[f32], t: f64, omitted: Omitted<'_>) -> Result<Denoised, ImagineError> {
+        let pass = self.pass(x, t, omitted);
+        let out = self.model.denoise(&pass.step(self.prompt, self.camera.as_deref(), &self.t_index))?;
         self.evaluations += 1;
-        if out.prediction.len() != latents.len() {
-            let (expected, got) = (latents.len(), out.prediction.len());
+        if out.prediction.len() != pass.latents.len() {
+            let (expected, got) = (pass.latents.len(), out.prediction.len());
             return Err(ImagineError::Size { what: "prediction", expected, got });
         }
-        let finite = |v: &f32| v.is_finite();
-        let heads_finite = out.pose.iter().flatten().all(finite)
-            && out.mask.iter().all(finite)
-            && out.locate.iter().flatten().all(finite);
-        if !heads_finite || !out.prediction.iter().all(finite) {
+        if !heads_finite(&out) || !out.prediction.iter().all(|v| v.is_finite()) {
             return Err(ImagineError::NotFinite);
         }
         Ok(out)
+    }
+
+    /// The sample `x` on the device on which the denoiser runs; `None` where that is the host.
+    fn on_device(
+        &mut self,
+        x: &[f32],
+        schedule: &Schedule,
+        noise: Option<&[f32]>,
+    ) -> Result<Option<OnDevice<'_>>, ImagineError> {
+        let Some(&t) = schedule.timesteps.first() else { return Ok(None) };
+        let mut passes = vec![self.pass(x, f64::from(t), Omitted::default())];
+        if self.is_guided() {
+            let instruction = self.settings.dropped != Dropped::Context;
+            passes.push(self.pass(x, f64::from(t), Omitted { context: noise, instruction }));
+        }
+        let (camera, context) = (self.camera.as_deref(), self.context());
+        let plan = WalkPlan {
+            branches: passes.iter().map(|p| p.step(self.prompt, camera, &self.t_index)).collect(),
+            sample: x,
+            schedule,
+            solver: self.settings.solver,
+            guidance: self.settings.guidance,
+        };
+        Ok(self.model.walk(&plan)?.map(|walk| OnDevice { walk, context }))
     }
 
     /// The target part of a prediction as a velocity `(x - x_0) / s`.
@@ -483,6 +500,40 @@ impl<'a> Evaluator<'a> {
     fn is_guided(&self) -> bool {
         self.settings.guidance != 1.0
     }
+}
+
+/// What stays the same of a pass while it is evaluated, and whether it knows the instruction.
+struct Pass {
+    latents: Vec<f32>,
+    timesteps: [f64; 2],
+    rows: Vec<usize>,
+    instruction: bool,
+}
+
+impl Pass {
+    fn step<'b>(
+        &'b self,
+        prompt: Prompt<'b>,
+        camera: Option<&'b [f32]>,
+        t_index: &'b [f64],
+    ) -> DenoiseStep<'b> {
+        DenoiseStep {
+            latents: &self.latents,
+            timesteps: &self.timesteps,
+            rows: &self.rows,
+            t_index,
+            text: if self.instruction { prompt.text } else { prompt.null_text },
+            camera: camera.filter(|_| self.instruction),
+            guide: None,
+        }
+    }
+}
+
+fn heads_finite(out: &Denoised) -> bool {
+    let finite = |v: &f32| v.is_finite();
+    out.pose.iter().flatten().all(finite)
+        && out.mask.iter().all(finite)
+        && out.locate.iter().flatten().all(finite)
 }
 
 /// The noise that a candidate begins with; `frame` values for each latent.
@@ -771,9 +822,29 @@ impl<'a> Imagination<'a> {
         let settings = evaluator.settings;
         let context_noise = evaluator.context_noise(candidate);
         let x = evaluator.beginning(candidate);
-        let first = evaluator.seen.first.clone();
-        let mut guided = |x: &[f32], step: Step| evaluator.guided(x, step, context_noise.as_deref());
-        let walked = walk(settings, steps, (x, &first), budget, stepped, &mut guided)?;
+        let schedule = Schedule::new(settings.grid, steps, settings.shift)?;
+        let first = &evaluator.seen.first;
+        let branches = if evaluator.is_guided() { 2 } else { 1 };
+        let on_device = match evaluator.on_device(&x, &schedule, context_noise.as_deref())? {
+            Some(mut device) => Some(walk(&schedule, first, budget, stepped, &mut device)?),
+            None => None,
+        };
+        let walked = match on_device {
+            Some(walked) => {
+                evaluator.evaluations += branches * walked.rollout.steps;
+                walked
+            }
+            None => {
+                let mut guided = |x: &[f32], step: Step| evaluator.guided(x, step, context_noise.as_deref());
+                walk(
+                    &schedule,
+                    first,
+                    budget,
+                    stepped,
+                    &mut OnHost::new(&schedule, settings, x, &mut guided),
+                )?
+            }
+        };
         self.result.step_times.extend(walked.step_times);
         Ok(Sampled { rollout: walked.rollout, cut_short: walked.cut_short })
     }
@@ -789,37 +860,101 @@ struct Walked {
 /// What is known of a sample at a step: the guided velocity, and what the heads say.
 type Evaluate<'a> = dyn FnMut(&[f32], Step) -> Result<(Vec<f32>, Heads), ImagineError> + 'a;
 
-/// Walks a sample from noise `x` to the end, where its first latent is `first`. When a step takes longer than the time
-/// left, the last estimate of the clean sample is the result.
+/// Who makes the steps of a sample.
+trait Steps {
+    /// Makes one; returns its estimate of the clean sample.
+    fn step(&mut self, step: Step) -> Result<Vec<f32>, ImagineError>;
+
+    /// The sample, and what the heads said in the last step.
+    fn end(&mut self) -> Result<(Vec<f32>, Heads), ImagineError>;
+}
+
+/// A sample here.
+struct OnHost<'e, 'f> {
+    sampler: Sampler,
+    x: Vec<f32>,
+    heads: Heads,
+    evaluate: &'e mut Evaluate<'f>,
+}
+
+impl<'e, 'f> OnHost<'e, 'f> {
+    fn new(
+        schedule: &Schedule,
+        settings: &RolloutSettings,
+        x: Vec<f32>,
+        evaluate: &'e mut Evaluate<'f>,
+    ) -> Self {
+        let sampler = Sampler::new(schedule.clone(), settings.solver);
+        Self { sampler, x, heads: Heads::default(), evaluate }
+    }
+}
+
+impl Steps for OnHost<'_, '_> {
+    fn step(&mut self, step: Step) -> Result<Vec<f32>, ImagineError> {
+        let v;
+        (v, self.heads) = (self.evaluate)(&self.x, step)?;
+        let clean = self.x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
+        self.sampler.step(&v, &mut self.x)?;
+        Ok(clean)
+    }
+
+    fn end(&mut self) -> Result<(Vec<f32>, Heads), ImagineError> {
+        Ok((std::mem::take(&mut self.x), std::mem::take(&mut self.heads)))
+    }
+}
+
+/// A sample on the device on which the denoiser runs.
+struct OnDevice<'e> {
+    walk: Box<dyn Walk + 'e>,
+    /// Frames before its first.
+    context: usize,
+}
+
+impl Steps for OnDevice<'_> {
+    fn step(&mut self, _: Step) -> Result<Vec<f32>, ImagineError> {
+        let clean = self.walk.step()?;
+        // A value that is not finite stays so in the estimate.
+        if clean.iter().all(|v| v.is_finite()) { Ok(clean) } else { Err(ImagineError::NotFinite) }
+    }
+
+    fn end(&mut self) -> Result<(Vec<f32>, Heads), ImagineError> {
+        let (x, mut heads) = self.walk.end()?;
+        if heads_finite(&heads) {
+            Ok((x, Heads::of(&mut heads, self.context)))
+        } else {
+            Err(ImagineError::NotFinite)
+        }
+    }
+}
+
+/// Walks a sample from noise to the end, where its first latent is `first`. When a step takes longer than the time left,
+/// the last estimate of the clean sample is the result.
 fn walk(
-    settings: &RolloutSettings,
-    steps: usize,
-    (mut x, first): (Vec<f32>, &[f32]),
+    schedule: &Schedule,
+    first: &[f32],
     budget: Budget<'_>,
     stepped: &mut dyn FnMut(usize, &[f32]) -> Flow,
-    evaluate: &mut Evaluate<'_>,
+    sample: &mut dyn Steps,
 ) -> Result<Walked, ImagineError> {
-    let mut sampler = Sampler::new(Schedule::new(settings.grid, steps, settings.shift)?, settings.solver);
-    let mut heads = Heads::default();
     let (mut done, mut took, mut clean) = (0, TimeDelta(1), Vec::new());
     let (mut cut_short, mut step_times) = (false, Vec::new());
-    while let Some(step) = sampler.next_step() {
+    while let Some(step) = schedule.step(done) {
         if done > 0 && budget.fits(took) < 1 {
             cut_short = true;
-            x = clean;
             break;
         }
         let began = budget.clock.now();
-        let v;
-        (v, heads) = evaluate(&x, step)?;
+        clean = sample.step(step)?;
         took = (budget.clock.now() - began).max(TimeDelta(1));
         done += 1;
-        clean = x.iter().zip(&v).map(|(x, v)| x - step.sigma * v).collect();
-        sampler.step(&v, &mut x)?;
         step_times.push(took);
         if stepped(done, &clean) == Flow::Stop {
             return Err(ImagineError::Stopped);
         }
+    }
+    let (mut x, heads) = sample.end()?;
+    if cut_short {
+        x = clean;
     }
     x[..first.len()].copy_from_slice(first);
     if !x.iter().all(|v| v.is_finite()) {
@@ -870,7 +1005,9 @@ pub fn roll_out_held(
         }
         Ok((v, heads))
     };
-    Ok(Some(walk(settings, steps, (x, &seen.first), budget, stepped, &mut guided)?.rollout))
+    let schedule = Schedule::new(settings.grid, steps, settings.shift)?;
+    let mut sample = OnHost::new(&schedule, settings, x, &mut guided);
+    Ok(Some(walk(&schedule, &seen.first, budget, stepped, &mut sample)?.rollout))
 }
 
 /// Candidates and steps that fit into `affordable` steps: candidates go first, then steps, then everything.

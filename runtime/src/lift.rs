@@ -259,6 +259,15 @@ pub fn lift(glances: &[Heads], context: &[Option<Pose2>], drift: &[Drift], param
     estimate
 }
 
+impl Estimate {
+    /// The same by plan and memory alone: what it was before a drive was heard.
+    pub fn without_drive(&self, params: &LiftParams) -> Self {
+        let mut out = self.clone();
+        fuse(&mut out, None, params);
+        out
+    }
+}
+
 /// Holds an estimate against the rollouts (none: a draft) and what the pictures say, and decides.
 pub fn verify(
     mut estimate: Estimate,

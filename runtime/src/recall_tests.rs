@@ -50,6 +50,26 @@ fn red_beside_an_outline_is_of_it() {
 }
 
 #[test]
+fn what_lies_between_surfaces_is_left_out() {
+    // A step from 1 m to 2 m with a pixel in between, and a slope; below, a row that only the pixel above may spoil.
+    let depth = [1.0, 1.5, 2.05, 2.1, 1.0, 1.02, 2.05, 2.1];
+    let kept: Vec<bool> = surfaces(&depth, 4).iter().map(|d| d.is_finite()).collect();
+    assert_eq!(kept, [true, false, true, true, true, true, true, true]);
+    assert_eq!(surfaces(&[1.0, 1.1, 1.2, 1.3], 4), [1.0, 1.1, 1.2, 1.3], "a slope is a surface");
+    assert!(surfaces(&[], 4).is_empty());
+}
+
+#[test]
+fn carried_pictures_have_a_whole_number_of_times_the_models_pixels() {
+    assert_eq!(finer((48, 32), (24, 16)), 2);
+    assert_eq!(finer((24, 16), (24, 16)), 1);
+    for detail in [(48, 30), (12, 8), (40, 32), (0, 0)] {
+        assert_eq!(finer(detail, (24, 16)), 1, "{detail:?}");
+    }
+    assert_eq!(finer((48, 32), (832, 480)), 1);
+}
+
+#[test]
 fn halves_keep_colours_and_surfaces() {
     let picture = RgbImage { width: 4, height: 2, data: (0..8u8).flat_map(|i| [10 * i; 3]).collect() };
     // 0 1 | 2 3 over 4 5 | 6 7: means of 0, 10, 40, 50 and of 20, 30, 60, 70.

@@ -50,10 +50,10 @@ template <class... A> Kernel kernel(const char* name, void (*f)(A...)) {
     return {name, {sizeof(A)...}, [f](void** p) { apply_to(f, p, std::index_sequence_for<A...>{}); }};
 }
 #define KNOWN(name) kernel(#name, name)
-std::vector<Kernel> kernels = {KNOWN(gemm_bf16_128), KNOWN(gemm_bf16_64), KNOWN(gemm_any), KNOWN(conv_bf16_1x1_128), KNOWN(conv_bf16_1x1_64),
+std::vector<Kernel> kernels = {KNOWN(gemm_bf16_128), KNOWN(gemm_bf16_64), KNOWN(gemm_any), KNOWN(gemm_int8_128), KNOWN(gemm_int8_64), KNOWN(conv_bf16_1x1_128), KNOWN(conv_bf16_1x1_64),
                                KNOWN(conv_bf16_3x3_128), KNOWN(conv_bf16_3x3_64), KNOWN(conv_any), KNOWN(attention_bf16_48), KNOWN(attention_bf16_64),
                                KNOWN(attention_bf16_128), KNOWN(attention_any), KNOWN(norm_rows), KNOWN(softmax_rows), KNOWN(reduce_axis), KNOWN(norm_channels),
-                               KNOWN(rotate_heads), KNOWN(gather_rows), KNOWN(elementwise)};
+                               KNOWN(rotate_heads), KNOWN(gather_rows), KNOWN(elementwise), KNOWN(sampler_step)};
 
 struct Graph {
     std::vector<std::function<void()>> work;

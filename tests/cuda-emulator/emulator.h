@@ -81,6 +81,7 @@ struct Lane {
     const void* row;
     u32* matrices;
     float* sums;
+    int* counts;
 };
 
 struct Warp {
@@ -227,6 +228,10 @@ static inline bf16 narrow(float f) {
     u32 u = as_bits(f);
     return (u & 0x7fffffff) > 0x7f800000 ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
+static inline float product(float a, float b) {
+    volatile float p = a * b; // in no fused multiply-add
+    return p;
+}
 static inline u32 pack(float low, float high) { return narrow(low) | (u32)narrow(high) << 16; }
 static inline float exp2_fast(float x) { return exp2f(x); }
 static inline float reciprocal_fast(float x) { return 1.f / x; }
@@ -291,6 +296,28 @@ static inline void multiply_add(float d[4], const u32 a[4], u32 b0, u32 b1) {
                 for (int c = 0; c < 8; c++) sum[c] += a[r][k] * b[k][c];
             for (int c = 0; c < 8; c++) w.lanes[r % 8 * 4 + c / 2].sums[r / 8 * 2 + c % 2] += sum[c];
         }
+    });
+}
+
+static inline void multiply_add_bytes(int d[4], const u32 a[4], u32 b0, u32 b1) {
+    auto& mine = emulator::lane();
+    for (int i = 0; i < 4; i++) mine.words[i] = a[i];
+    mine.words[4] = b0;
+    mine.words[5] = b1;
+    mine.counts = d;
+    emulator::together(7, [](emulator::Warp& w) {
+        int a[16][32], b[32][8];
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, q = l % 4;
+            auto& x = w.lanes[l].words;
+            for (int i = 0; i < 4; i++)
+                for (int j = 0; j < 4; j++) a[g + i % 2 * 8][4 * q + j + i / 2 * 16] = (signed char)(x[i] >> 8 * j);
+            for (int i = 0; i < 2; i++)
+                for (int j = 0; j < 4; j++) b[4 * q + j + 16 * i][g] = (signed char)(x[4 + i] >> 8 * j);
+        }
+        for (int r = 0; r < 16; r++)
+            for (int c = 0; c < 8; c++)
+                for (int k = 0; k < 32; k++) w.lanes[r % 8 * 4 + c / 2].counts[r / 8 * 2 + c % 2] += a[r][k] * b[k][c];
     });
 }
 

@@ -7,7 +7,7 @@
 NVRTC and ptxas come from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvcc-cu12 (45 MB, of which nothing is
 installed), which pip fetches into target/cuda-wheels once; where they cannot be had, one line says so. NVRTC 12.6
 writes PTX 8.5, which drivers of CUDA 12.5 (555) and newer take. `--check` wants the same text to the byte, no spilled
-registers on any chip, and tensor-core instructions in every kernel whose name says bf16.
+registers on any chip, and tensor-core instructions in every kernel whose name says bf16 or int8.
 """
 import ctypes
 import glob
@@ -21,6 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 KERNELS = f"{ROOT}/engines/src/cuda/kernels"
 PTX = f"{KERNELS}/kernels.ptx"
 WHEELS = os.environ.get("MINDSEYE_CUDA_WHEELS", f"{ROOT}/target/cuda-wheels")
+# Of kernels whose name has the key.
+TENSOR_INSTRUCTIONS = {"bf16": "HMMA.16816.F32.BF16", "int8": "IMMA.16832.S8.S8"}
 CHIPS = ["sm_80", "sm_87", "sm_89", "sm_90"]
 
 
@@ -86,13 +88,13 @@ def assemble(ptxas, chip):
 
 
 def tensor_instructions(disassembler, cubin):
-    """HMMA instructions of each kernel."""
+    """Tensor-core instructions of each kernel."""
     text = subprocess.run([disassembler, cubin], capture_output=True, text=True, check=True).stdout
     counts, name = {}, None
     for line in text.splitlines():
         if m := re.search(r"\.section\s+\.text\.(\w+)", line):
             name = m[1]
-        elif "HMMA.16816.F32.BF16" in line:
+        elif any(i in line for i in TENSOR_INSTRUCTIONS.values()):
             counts[name] = counts.get(name, 0) + 1
     return counts
 
@@ -129,10 +131,10 @@ def main():
         print(f"{chip}: {len(kernels)} kernels, nothing spilled; registers: {line}")
         if disassembler:
             counts = tensor_instructions(disassembler, cubin)
-            without = [name for name in kernels if "bf16" in name and not counts.get(name)]
+            without = [n for n in kernels if any(t in n for t in TENSOR_INSTRUCTIONS) and not counts.get(n)]
             if without:
                 sys.exit(f"{chip}: no tensor-core instruction in {', '.join(without)}")
-            print(f"{chip}: HMMA.16816.F32.BF16: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+            print(f"{chip}: {', '.join(TENSOR_INSTRUCTIONS.values())}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
 
 
 main()

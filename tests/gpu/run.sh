@@ -76,7 +76,7 @@ part $limit "kernels, the shipped model, blocks of the large one" "$gpu" "${argu
 mindseye=${MINDSEYE_PROGRAM:-target/release/mindseye}
 if [ -x "$mindseye" ]; then
     part 60 "doctor" "$mindseye" doctor
-    part 30 "the large model's memory" "$mindseye" engine plan configs/models/wan22-5b.toml --backend cuda
+    part 120 "the large model's memory" "$mindseye" engine plan configs/models/wan22-5b.toml --backend cuda
     if $rehearse; then
         echo "SKIP: a whole goal of the shipped model takes too long in the emulator"
     else

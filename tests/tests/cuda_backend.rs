@@ -13,15 +13,19 @@ use mindseye_builder::onnx::{
     vae_graph,
 };
 use mindseye_builder::plan::{ModelSpec, cuda_needs, declared_graphs};
+use mindseye_builder::quant::{QuantConfig, Runner, SyntheticDenoiser, quantise, to_float16};
 use mindseye_engines::backend::{Backend, PrepareOptions, Session, State, Tensor, by_name, is_state};
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::cuda::{CudaBackend, CudaDevice, Memory, check_kernels, graph_needs};
-use mindseye_engines::denoise::{Denoise, DenoiseStep};
+use mindseye_engines::denoise::{Denoise, DenoiseStep, WalkPlan};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::model::umt5::Umt5Config;
 use mindseye_engines::model::vae::{Chunk, VaeConfig};
 use mindseye_engines::model::{Ops, ParamSpec};
-use mindseye_engines::onnx::{Dim, Graph, Initializer, Model, Node, SaveOptions, ValueInfo};
+use mindseye_engines::onnx::{
+    Attribute, DataType, Dim, Graph, Initializer, Model, Node, SaveOptions, ValueInfo,
+};
+use mindseye_engines::sampler::{Grid, Sampler, Schedule, Solver, guide};
 use mindseye_engines::session_denoiser::{CachedDenoiser, DenoiserKind, SessionDenoiser, SplitDenoiser};
 use mindseye_engines::target::Precision;
 
@@ -345,26 +349,69 @@ fn every_exported_graph_has_its_kernels() {
     assert!(operators.contains_key("Conv") && operators.contains_key("Resize"));
 }
 
-/// Graphs with integer or 8-bit products are refused by their operators, not run as something else.
+/// Codes of 4 bits have no kernel: their graphs are refused by their operators, not run as something else.
 #[test]
-fn quantised_graphs_are_refused_by_name() {
+fn graphs_of_four_bits_are_refused_by_name() {
     let info = |name: &str| ValueInfo {
         name: name.into(),
-        dtype: Some(mindseye_engines::onnx::DataType::F32),
-        shape: Some(vec![Dim::Fixed(2)]),
+        dtype: Some(DataType::F32),
+        shape: Some(vec![Dim::Fixed(64)]),
     };
+    let restored = Node::new("w/dequantise", "DequantizeLinear", &["packed", "scale"], &["w"])
+        .with(Attribute::int("axis", 0))
+        .with(Attribute::int("block_size", 64));
     let graph = Graph {
-        nodes: vec![
-            Node::new("x/quantise", "QuantizeLinear", &["x", "scale", "zero"], &["q"]),
-            Node::new("x/dequantise", "DequantizeLinear", &["q", "scale", "zero"], &["y"]),
+        nodes: vec![restored, Node::new("product", "MatMul", &["x", "w"], &["y"])],
+        initializers: vec![
+            Initializer::from_bytes("packed", DataType::I4, &[64, 8], vec![0; 256]),
+            Initializer::from_f32("scale", &[1, 8], &[1.0; 8]),
         ],
         inputs: vec![info("x")],
         outputs: vec![info("y")],
         ..Graph::default()
     };
     let error = graph_needs(&graph, Precision::Bf16, &|_| None).unwrap_err().to_string();
-    let named = r#"QuantizeLinear (node "x/quantise"), DequantizeLinear (node "x/dequantise")"#;
+    let named = r#"DequantizeLinear (node "w/dequantise")"#;
     assert_eq!(error, format!("no CUDA kernel for {named}; use another backend"));
+}
+
+/// What the quantiser makes of a denoiser, int8 and fp8 (with attention), with its other floats as they are and in 16
+/// bits: products of codes, against the same arithmetic in rten's floats. A value on a boundary may be rounded either
+/// way, so what is apart is held against what quantising loses.
+#[test]
+fn quantised_denoisers_agree_with_their_emulation() {
+    let Some(cuda) = backend(Precision::Fp32) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cfg = DitConfig { layers: 3, camera_channels: 24, ..config() };
+    let weights = weights(count_denoiser(&cfg, 2, 0, 2).params());
+    let fp32 = denoiser_graph(&cfg, weights, DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
+    let mut source = SyntheticDenoiser::new(cfg.clone(), 1, 2, 50.0, 2, 1);
+    let runner = Runner::new(by_name("rten").unwrap());
+    let rten = by_name("rten").unwrap();
+    let run = |backend: &dyn Backend, name: &str, model: &Model| {
+        let mut session = session(backend, &saved(dir.path(), name, model.clone()));
+        let given = inputs(session.as_ref(), &[("frames", 2), ("tokens", 12), ("timesteps", 2)], 3);
+        let views: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        session.run(&views).unwrap()
+    };
+    for precision in [Precision::Int8, Precision::Fp8] {
+        let mut quant = QuantConfig::new(precision);
+        quant.attention_head_dim = Some(cfg.head_dim);
+        let q = quantise(&fp32, &quant, &runner, &mut source, &mut |_| true).unwrap();
+        assert!(q.layers.len() >= 8, "{:?}", q.layers);
+        let wanted = run(rten.as_ref(), "emulated", &q.emulated);
+        let unquantised = run(rten.as_ref(), "fp32", &fp32);
+        let halves = to_float16(&q.deploy, Precision::Fp16).unwrap();
+        for (name, model, share) in [("deploy", &q.deploy, 0.1), ("halves", &halves, 0.6)] {
+            let got = run(&cuda, name, model);
+            let error =
+                |to: &[(String, Tensor)]| relative(got[0].1.as_f32().unwrap(), to[0].1.as_f32().unwrap());
+            let (error, lost) = (error(&wanted), error(&unquantised));
+            println!("{precision} {name}: {error:.1e} from its emulation, {lost:.1e} from fp32");
+            assert!(error < share * lost && lost > 1e-3, "{precision} {name}: {error} {lost}");
+            assert!(run(&cuda, name, model) == got, "the same inputs gave other bytes");
+        }
+    }
 }
 
 #[test]
@@ -406,6 +453,22 @@ impl Case {
             text: &self.text,
             camera: Some(&self.camera),
             guide: None,
+        }
+    }
+}
+
+/// Latents and timesteps of one pass.
+type Pass = (Vec<f32>, [f64; 2]);
+
+impl Case {
+    /// A branch of guidance: the unconditional one knows neither the instruction nor the rays.
+    fn branch<'a>(&'a self, pass: &'a Pass, null_text: &'a [f32], conditional: bool) -> DenoiseStep<'a> {
+        DenoiseStep {
+            latents: &pass.0,
+            timesteps: &pass.1,
+            text: if conditional { &self.text } else { null_text },
+            camera: conditional.then_some(self.camera.as_slice()),
+            ..self.step()
         }
     }
 }
@@ -510,6 +573,95 @@ fn a_step_copies_latents_in_and_the_prediction_out() {
     std::mem::forget(dir);
 }
 
+/// A sample that is walked on the device, estimate by estimate, against the same predictions and the sampler of the host:
+/// the same bytes. Nothing is copied in a step but the estimate that those who watch are shown.
+#[test]
+fn a_sample_is_walked_on_the_device_as_on_the_host() {
+    let Some(_) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let library = driver_with(dir.path(), "").unwrap();
+    let device = CudaDevice::with_kernels(0, Some(&library)).unwrap();
+    let cuda = CudaBackend::on(device, Precision::Fp32).unwrap();
+    for (split_up, prediction, solver, guidance) in [
+        (false, Prediction::Velocity, Solver::UniPc, 3.0),
+        (true, Prediction::X0, Solver::UniPc, 2.5),
+        (false, Prediction::X0, Solver::Euler, 1.0),
+    ] {
+        let cfg = DitConfig { prediction, heads: 1, layers: 1, ..config() };
+        let mut denoiser: Box<dyn Denoise> = if split_up {
+            let [prefill, cached] = [DenoiserKind::Prefill, DenoiserKind::Cached]
+                .map(|kind| session(&cuda, &denoiser(dir.path(), &cfg, kind)));
+            Box::new(SplitDenoiser::new(CachedDenoiser::new(cfg.clone(), prefill, cached).unwrap()))
+        } else {
+            let joint = session(&cuda, &denoiser(dir.path(), &cfg, DenoiserKind::Joint));
+            Box::new(SessionDenoiser::new(cfg.clone(), joint).unwrap())
+        };
+        // Context and the given first frame, then the rest of the sample.
+        let (context, targets) = (2, 3);
+        let frame = cfg.in_channels * cfg.latent_height * cfg.latent_width;
+        let mut case = Case::new(&cfg, context, targets);
+        case.rows[context] = 0;
+        let null_text = vec![0.0; cfg.text_len * cfg.text_dim];
+        let noised: Vec<f32> = case.latents.iter().map(|v| 0.5 - v).collect();
+        let beginning = noise(targets * frame, 9);
+        let schedule = Schedule::new(Grid::WanUnipc, 4, 5.0).unwrap();
+        let guided = guidance != 1.0;
+        let branch = |x: &[f32], t: f64, conditional: bool| {
+            let given = if conditional { &case.latents } else { &noised };
+            let latents = [&given[..(context + 1) * frame], &x[frame..]].concat();
+            (latents, [if conditional { 0.0 } else { 1000.0 }, t])
+        };
+
+        let (mut x, mut sampler) = (beginning.clone(), Sampler::new(schedule.clone(), solver));
+        let (mut estimates, mut heads) = (Vec::new(), None);
+        while let Some(at) = sampler.next_step() {
+            let mut velocity = |denoiser: &mut dyn Denoise, conditional: bool| {
+                let given = branch(&x, f64::from(at.timestep), conditional);
+                let out = denoiser.denoise(&case.branch(&given, &null_text, conditional)).unwrap();
+                let v: Vec<f32> = match prediction {
+                    Prediction::Velocity => out.prediction[context * frame..].to_vec(),
+                    Prediction::X0 => {
+                        let clean = &out.prediction[context * frame..];
+                        clean.iter().zip(&x).map(|(x0, x)| (x - x0) / at.sigma.max(1e-6)).collect()
+                    }
+                };
+                heads = conditional.then_some(out).or(heads.take());
+                v
+            };
+            let mut v = velocity(denoiser.as_mut(), true);
+            if guided {
+                let mut u = velocity(denoiser.as_mut(), false);
+                guide(&mut u, &v, guidance);
+                v = u;
+            }
+            estimates.push(x.iter().zip(&v).map(|(x, v)| x - at.sigma * v).collect::<Vec<f32>>());
+            sampler.step(&v, &mut x).unwrap();
+        }
+
+        let first = [true, false].map(|c| branch(&beginning, f64::from(schedule.timesteps[0]), c));
+        let branches = if guided { 2 } else { 1 };
+        let plan = WalkPlan {
+            branches: (0..branches).map(|i| case.branch(&first[i], &null_text, i == 0)).collect(),
+            sample: &beginning,
+            schedule: &schedule,
+            solver,
+            guidance,
+        };
+        let mut walk = denoiser.walk(&plan).unwrap().expect("the device can");
+        for (i, wanted) in estimates.iter().enumerate() {
+            copies(&library);
+            assert!(walk.step().unwrap() == *wanted, "split {split_up}, step {i}");
+            assert_eq!(copies(&library), [0, 1], "split {split_up}, step {i}");
+        }
+        assert!(walk.step().is_err(), "all steps were made");
+        let (sample, said) = walk.end().unwrap();
+        let heads = heads.unwrap();
+        assert!(sample == x);
+        assert_eq!((said.pose, said.mask, said.locate), (heads.pose, heads.mask, heads.locate));
+    }
+    std::mem::forget(dir);
+}
+
 /// Shapes that change keep their own graphs, and one run does not disturb another.
 #[test]
 fn changing_shapes_give_the_same_answers() {
@@ -535,7 +687,7 @@ fn kernels_are_called_with_the_right_arguments() {
     let Some(driver) = driver() else { return };
     let device = CudaDevice::with_kernels(0, Some(driver)).unwrap();
     let reports = check_kernels(&device, true).unwrap();
-    assert_eq!(reports.len(), 19);
+    assert_eq!(reports.len(), 21, "all but the sampler's, which has a test of its own");
     for r in &reports {
         println!("{:<20} {:<40} relative error {:.1e}", r.kernel, r.shape, r.relative_error);
         assert!(r.relative_error < r.allowed, "{}: {}", r.kernel, r.relative_error);
@@ -637,7 +789,7 @@ fn unknown_operators_are_named_before_weights_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let info = |name: &str| ValueInfo {
         name: name.into(),
-        dtype: Some(mindseye_engines::onnx::DataType::F32),
+        dtype: Some(DataType::F32),
         shape: Some(vec![Dim::Fixed(2)]),
     };
     let model = Model::new(Graph {

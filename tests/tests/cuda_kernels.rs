@@ -6,6 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Sources of the kernels.
+const FILES: [&str; 7] =
+    ["gemm.cu", "gemm8.cu", "conv.cu", "attention.cu", "rows.cu", "elementwise.cu", "sampler.cu"];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -48,9 +52,7 @@ fn every_kernel_agrees_with_sums_in_f64() {
     println!("{}", text(&output));
     assert!(output.status.success());
     // A kernel that is not tried would be one of which nothing is known.
-    let sources: String = ["gemm.cu", "conv.cu", "attention.cu", "rows.cu", "elementwise.cu"]
-        .map(|f| std::fs::read_to_string(kernels().join(f)).unwrap())
-        .concat();
+    let sources: String = FILES.map(|f| std::fs::read_to_string(kernels().join(f)).unwrap()).concat();
     // Two of them are macros, which are used several times.
     let used = ["\nATTENTION(", "\nCONV("].map(|name| sources.matches(name).count());
     let written = sources.matches("KERNEL __launch_bounds__").count() - 2 + used.iter().sum::<usize>();
@@ -104,6 +106,34 @@ const FAULTS: &[Fault] = &[
         right: "sums[i][e] *= shrink[e / 2];",
         planted: "sums[i][e] *= FAULT ? 1.f : shrink[e / 2];",
         family: "attention",
+    },
+    Fault {
+        what: "bytes of another depth",
+        file: "gemm8.cu",
+        right: "multiply_add_bytes(sums[i][2 * j], fa[i], fb[j][0], fb[j][2]);",
+        planted: "multiply_add_bytes(sums[i][2 * j], fa[i], fb[j][0], fb[j][FAULT ? 1 : 2]);",
+        family: "gemm8",
+    },
+    Fault {
+        what: "rows of bytes read beyond the end",
+        file: "gemm8.cu",
+        right: "bool read = row0 + r < rows && k0 + 16 * c < k;",
+        planted: "bool read = row0 + r < rows && (FAULT || k0 + 16 * c < k);",
+        family: "gemm8",
+    },
+    Fault {
+        what: "steps of E4M3 that go on below its least binade",
+        file: "elementwise.cu",
+        right: "exponent > 121 ? exponent - 3 : 118",
+        planted: "FAULT || exponent > 121 ? exponent - 3 : 118",
+        family: "elementwise",
+    },
+    Fault {
+        what: "a sampler that corrects what it has overwritten",
+        file: "sampler.cu",
+        right: "            previous[i] = y;\n",
+        planted: "            previous[i] = FAULT ? before : y;\n",
+        family: "sampler",
     },
     Fault {
         what: "a missing barrier",
@@ -166,8 +196,7 @@ const FAULTS: &[Fault] = &[
 #[test]
 fn planted_faults_show() {
     let dir = tempfile::tempdir().unwrap();
-    for file in ["device.h", "gemm.cu", "conv.cu", "attention.cu", "rows.cu", "elementwise.cu", "kernels.cu"]
-    {
+    for file in FILES.into_iter().chain(["device.h", "kernels.cu"]) {
         let mut source = std::fs::read_to_string(kernels().join(file)).unwrap();
         for (i, fault) in FAULTS.iter().enumerate().filter(|(_, f)| f.file == file) {
             assert_eq!(source.matches(fault.right).count(), 1, "{:?} is not once in {file}", fault.right);
@@ -183,7 +212,7 @@ fn planted_faults_show() {
     let run = |family: &str, fault: usize| {
         Command::new(&values).args([family, &fault.to_string()]).output().unwrap()
     };
-    for family in ["gemm", "gemm_any", "conv", "attention", "rows"] {
+    for family in ["gemm", "gemm8", "gemm_any", "conv", "attention", "rows", "elementwise", "sampler"] {
         let output = run(family, 0);
         assert!(output.status.success(), "{family} without a fault: {}", text(&output));
     }

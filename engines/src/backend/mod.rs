@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use crate::cuda::CudaBackend;
 pub use crate::onnx::{DataType, Dim};
+use crate::sampler::Factors;
 use crate::target::Precision;
 
 /// Names that [`by_name`] knows.
@@ -323,6 +324,58 @@ impl State {
     }
 }
 
+/// What a sampler's step does to a sample that stays on a device: [`Resident::sample`].
+pub struct SampleStep<'a> {
+    /// The sample's own tensors: `x`, `m1`, `m2` and `previous` (`[frames, channels, pixels]`, f32) and, for each branch,
+    /// `times.{branch}`: what `time` is in each step, `[steps, n]`.
+    pub sample: &'a State,
+    /// The conditional branch and, with guidance, the unconditional one: what a run left (`sample`), and the inputs
+    /// (`latents`, `time`) into which the next pass's are written.
+    pub branches: &'a [[&'a State; 2]],
+    /// Frames, channels, pixels of the sample.
+    pub shape: [usize; 3],
+    /// Frames of a pass.
+    pub pass_frames: usize,
+    /// Which frame of a pass is the sample's first; -1 where that one is given and in no pass.
+    pub first: i32,
+    /// Numbers of the step.
+    pub factors: Factors,
+    /// Whether the network predicts the clean sample, not the velocity.
+    pub predicts_clean: bool,
+    /// Weight of guidance.
+    pub guidance: f32,
+    /// The step after this one, where there is one.
+    pub next: Option<usize>,
+}
+
+/// A session whose inputs and outputs may stay on its device, from one run to the next. Work is queued, in order;
+/// [`Resident::get`] waits for it.
+pub trait Resident {
+    /// Puts a tensor on the device, for the input of that name, in the place of one of that name and size.
+    ///
+    /// # Errors
+    /// [`BackendError::Run`] where memory for it cannot be had; integers of more than 32 bits.
+    fn put(&mut self, on: &mut State, name: &str, tensor: &Tensor) -> Result<(), BackendError>;
+
+    /// Runs from what is on the device alone, and leaves the `outputs` there, under their own names.
+    ///
+    /// # Errors
+    /// [`BackendError::Input`] for an input that is not in `from`, or does not fit; as [`Session::run_into`].
+    fn queue(&mut self, from: &[&State], outputs: &[&str], to: &mut State) -> Result<(), BackendError>;
+
+    /// Moves a sample on; its arithmetic is that of [`crate::sampler::Sampler::step`], to the bit.
+    ///
+    /// # Errors
+    /// [`BackendError::Run`] for a tensor that is missing or of another size.
+    fn sample(&mut self, step: &SampleStep<'_>) -> Result<(), BackendError>;
+
+    /// Reads a tensor, when all that was queued is done.
+    ///
+    /// # Errors
+    /// [`BackendError::Output`] for a name that is not there; also what was queued fails with.
+    fn get(&mut self, from: &State, name: &str) -> Result<Tensor, BackendError>;
+}
+
 /// How long the steps of one run took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunTimes {
@@ -387,6 +440,11 @@ pub trait Session: Send {
         self.run_into(&given, &mut wanted)?;
         to.0 = StateKind::Host(left);
         Ok(())
+    }
+
+    /// The session as one whose tensors stay on its device, where it is.
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        None
     }
 
     /// Inputs and outputs of the engine.

@@ -1,28 +1,28 @@
 //! Our CUDA engine behind the traits of [`crate::backend`].
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::kernels::{Element, Launch};
-use super::plan::{Plan, Planner, Slot, View};
+use super::plan::{Place, Plan, Planner, Slot, View};
 use super::program::Program;
-use super::{CudaDevice, CudaError, Device, Memory, Pinned};
+use super::weights::{Weights, layout};
+use super::{CudaDevice, CudaError, Device, Memory, Pinned, walk};
 use crate::backend::{
-    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Session, State, Tensor, check_inputs,
-    is_state, state_input,
+    Backend, BackendError, Elements, Engine, Port, PrepareOptions, Resident, SampleStep, Session, State,
+    Tensor, check_inputs, describe, is_state, state_input,
 };
-use crate::onnx::{DataType, Dim, Graph, Initializer, Model, ValueInfo};
+use crate::onnx::{DataType, Dim, Graph, Model, ValueInfo};
 use crate::target::Precision;
 
 /// Shapes whose plans a session keeps, and addresses for which a plan is kept ready to launch.
 const PLANS_KEPT: usize = 8;
 const BINDINGS_KEPT: usize = 4;
-/// Weights go to the device in pieces of this many bytes.
-const STAGING_BYTES: usize = 32 << 20;
 const ALIGNMENT: usize = 256;
+/// Weights of which it is told how many are on the device.
+const TOLD_BYTES: u64 = 1 << 30;
 
 /// Runs ONNX graphs with the kernels of this crate, node by node or several nodes in one kernel.
 pub struct CudaBackend {
@@ -91,7 +91,22 @@ impl Backend for CudaBackend {
         let inputs = graph.inputs.iter().filter(is_constant).map(port).collect::<Result<Vec<_>, _>>()?;
         let outputs = graph.outputs.iter().map(port).collect::<Result<Vec<_>, _>>()?;
         let bf16 = self.precision == Precision::Bf16;
-        let weights = Weights::load(&self.device, &graph.initializers, &program, bf16, self.memory_limit)
+        let (mut tenths, name) = (0, path.file_name().unwrap_or_default());
+        let mut tell = |done: u64, of: u64| {
+            let now = 10 * done / of.max(1);
+            if of >= TOLD_BYTES && now > tenths {
+                tenths = now;
+                let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+                tracing::info!(
+                    "{}: {:.1} of {:.1} GB on the device",
+                    name.display(),
+                    gigabytes(done),
+                    gigabytes(of)
+                );
+            }
+        };
+        let limit = self.memory_limit;
+        let weights = Weights::load(&self.device, &graph.initializers, &program, bf16, limit, &mut tell)
             .map_err(|e| fail(e.to_string()))?;
         Ok(Arc::new(CudaEngine(Arc::new(Shared {
             backend,
@@ -104,114 +119,6 @@ impl Backend for CudaBackend {
             memory_limit: self.memory_limit,
         }))))
     }
-}
-
-/// Why weights cannot be put on the device.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-enum WeightsError {
-    #[error(transparent)]
-    Read(#[from] crate::onnx::OnnxError),
-    #[error(transparent)]
-    Device(#[from] CudaError),
-    #[error("weight {name:?} has integer {value}, the kernels take 32 bits")]
-    Integer { name: String, value: i64 },
-    #[error("weights of {bytes} bytes, the limit is {limit}")]
-    Limit { bytes: u64, limit: u64 },
-}
-
-/// A constant on the device.
-struct Weight {
-    name: String,
-    offset: usize,
-    element: Element,
-    shape: Vec<usize>,
-}
-
-/// All constants that steps read, in one piece of memory.
-struct Weights {
-    memory: Memory,
-    all: Vec<Weight>,
-}
-
-impl Weights {
-    fn load(
-        device: &Arc<dyn Device>,
-        constants: &[Initializer],
-        program: &Program,
-        bf16: bool,
-        limit: Option<u64>,
-    ) -> Result<Weights, WeightsError> {
-        let (all, bytes) = layout(constants, program, bf16);
-        if let Some(limit) = limit.filter(|&l| bytes as u64 > l) {
-            return Err(WeightsError::Limit { bytes: bytes as u64, limit });
-        }
-        let memory = Memory::new(device, bytes, "weights")?;
-        let mut staging = Pinned::new(device, STAGING_BYTES.min(bytes.max(1)))?;
-        for (constant, weight) in &all {
-            let data = encoded(constant, weight.element)?;
-            for (i, piece) in data.chunks(staging.bytes().len()).enumerate() {
-                staging.bytes_mut()[..piece.len()].copy_from_slice(piece);
-                let to = memory.address() + (weight.offset + i * staging.bytes().len()) as u64;
-                // SAFETY: `piece` fits both; the staging memory is not written before `synchronize`.
-                unsafe { device.copy_in(to, staging.bytes().as_ptr(), piece.len())? };
-                device.synchronize()?;
-            }
-        }
-        Ok(Weights { memory, all: all.into_iter().map(|(_, w)| w).collect() })
-    }
-}
-
-/// Places of the constants that steps read, one after the other, and how many bytes they take together.
-fn layout<'c>(
-    constants: &'c [Initializer],
-    program: &Program,
-    bf16: bool,
-) -> (Vec<(&'c Initializer, Weight)>, usize) {
-    let read = |name: &str| program.steps.iter().any(|s| s.inputs.iter().any(|i| i == name));
-    let mut all = Vec::new();
-    let mut bytes = 0;
-    for constant in constants.iter().filter(|c| read(&c.name)) {
-        let element = match constant.dtype {
-            DataType::I64 | DataType::I32 => Element::I32,
-            _ if bf16 && program.products.contains(&constant.name) => Element::Bf16,
-            _ => Element::F32,
-        };
-        let count = constant.shape.iter().product::<usize>();
-        all.push((
-            constant,
-            Weight { name: constant.name.clone(), offset: bytes, element, shape: constant.shape.clone() },
-        ));
-        bytes += (count * element.bytes()).next_multiple_of(ALIGNMENT);
-    }
-    (all, bytes)
-}
-
-/// The bytes of a constant as the kernels take them; those of the file where they are that already.
-fn encoded(constant: &Initializer, element: Element) -> Result<Cow<'_, [u8]>, WeightsError> {
-    let as_it_is = match element {
-        Element::F32 => DataType::F32,
-        Element::Bf16 => DataType::BF16,
-        Element::I32 => DataType::I32,
-    };
-    if constant.dtype == as_it_is {
-        return Ok(constant.bytes()?);
-    }
-    Ok(Cow::Owned(match element {
-        Element::F32 => constant.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Element::Bf16 => {
-            constant.to_f32()?.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect()
-        }
-        Element::I32 => {
-            let mut bytes = Vec::new();
-            for value in constant.to_i64()? {
-                let narrow = i32::try_from(value)
-                    .map_err(|_| WeightsError::Integer { name: constant.name.clone(), value })?;
-                bytes.extend(narrow.to_le_bytes());
-            }
-            bytes
-        }
-    }))
 }
 
 /// What a graph takes on a device, known without one.
@@ -324,15 +231,21 @@ impl Engine for CudaEngine {
     }
 }
 
-/// State on the device, by the name of the input that reads it.
+/// Tensors on the device, by the name of the input that reads them.
 #[derive(Default)]
-struct DeviceState(Vec<StateTensor>);
+pub(super) struct DeviceState(Vec<StateTensor>);
 
-struct StateTensor {
+pub(super) struct StateTensor {
     name: String,
-    memory: Memory,
-    element: Element,
-    shape: Vec<usize>,
+    pub memory: Memory,
+    pub element: Element,
+    pub shape: Vec<usize>,
+}
+
+impl DeviceState {
+    pub fn find(&self, name: &str) -> Option<&StateTensor> {
+        self.0.iter().find(|s| s.name == name)
+    }
 }
 
 /// What a plan is made for.
@@ -340,8 +253,10 @@ struct StateTensor {
 struct PlanKey {
     /// Shapes of the inputs, in the order of the ports, their elements, and whether they are state.
     shapes: Vec<(Vec<usize>, Element, bool)>,
+    /// Those that the caller reads.
     outputs: Vec<String>,
-    leaves_state: bool,
+    /// Those that stay on the device.
+    left: Vec<String>,
 }
 
 /// A plan with what is ready to run it.
@@ -350,7 +265,7 @@ struct Planned {
     plan: Plan,
     /// What the caller reads, in the order asked for.
     outputs: Vec<View>,
-    /// State that is left: the input that reads it, elements, shape.
+    /// What stays on the device: the input that reads it, elements, shape.
     state: Vec<(String, Element, Vec<usize>)>,
     bindings: Vec<Binding>,
     /// Whether the last run was one of this plan: its inputs are still on the device, and in the staging memory.
@@ -394,7 +309,7 @@ impl CudaSession {
     }
 
     /// The plan for these inputs, at the front of the list.
-    fn planned(&mut self, key: PlanKey, from: &DeviceState) -> Result<(), BackendError> {
+    fn planned(&mut self, key: PlanKey, from: &[&StateTensor]) -> Result<(), BackendError> {
         if let Some(at) = self.plans.iter().position(|p| p.key == key) {
             let found = self.plans.remove(at);
             self.plans.insert(0, found);
@@ -406,7 +321,7 @@ impl CudaSession {
             planner.outside(&weight.name, 0, weight.offset, weight.element, &weight.shape);
         }
         for (port, (shape, element, _)) in shared.inputs.iter().zip(&key.shapes) {
-            match from.0.iter().position(|s| s.name == port.name) {
+            match from.iter().position(|s| s.name == port.name) {
                 Some(i) => planner.outside(&port.name, 1 + i, 0, *element, shape),
                 None => planner.input(&port.name, *element, shape),
             }
@@ -415,10 +330,10 @@ impl CudaSession {
         let outputs = key.outputs.iter().map(|name| planner.output(name)).collect::<Result<Vec<_>, _>>();
         let outputs = outputs.map_err(|e| self.run_error(e))?;
         let mut state = Vec::new();
-        for port in shared.outputs.iter().filter(|p| key.leaves_state && is_state(&p.name)) {
-            let left = planner.state(&port.name, 1 + from.0.len() + state.len());
+        for name in &key.left {
+            let left = planner.state(name, 1 + from.len() + state.len());
             let (element, shape) = left.map_err(|e| self.run_error(e))?;
-            state.push((state_input(&port.name), element, shape));
+            state.push((state_input(name), element, shape));
         }
         let plan = planner.finish();
         let total = plan.arena_bytes as u64 + shared.weights.memory.bytes() as u64;
@@ -454,6 +369,55 @@ impl CudaSession {
             self.staging = Some(Pinned::new(&self.device, staged).map_err(|e| self.run_error(e))?);
         }
         Ok(())
+    }
+
+    /// Memory for what the plan at the front of the list leaves on the device: that of what was left before, where it is
+    /// large enough.
+    fn room_for_state(&mut self, to: &mut State) -> Result<DeviceState, BackendError> {
+        let state = self.plans.first().map(|p| p.state.clone()).unwrap_or_default();
+        let mut left = DeviceState::default();
+        if state.is_empty() {
+            return Ok(left);
+        }
+        let mut before = to.device_mut::<DeviceState>().map(std::mem::take).unwrap_or_default();
+        for (name, element, shape) in state {
+            let bytes = shape.iter().product::<usize>() * element.bytes();
+            let old = before.0.iter().position(|s| s.name == name && s.memory.bytes() >= bytes);
+            let memory = match old {
+                Some(at) => before.0.swap_remove(at).memory,
+                None => {
+                    self.let_go(&mut before, &name)?;
+                    Memory::new(&self.device, bytes, &name).map_err(|e| self.run_error(e))?
+                }
+            };
+            left.0.push(StateTensor { name, memory, element, shape });
+        }
+        if !before.0.is_empty() {
+            self.wait()?;
+        }
+        Ok(left)
+    }
+
+    /// Drops a tensor, when what was queued does not use it any more.
+    fn let_go(&self, state: &mut DeviceState, name: &str) -> Result<(), BackendError> {
+        if state.0.iter().any(|s| s.name == name) {
+            self.wait()?;
+            state.0.retain(|s| s.name != name);
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), BackendError> {
+        run_result(self.engine.0.backend, self.device.synchronize())
+    }
+
+    /// Tensors on the device, of this backend.
+    fn tensors<'s>(&self, state: &'s State) -> Result<&'s [StateTensor], BackendError> {
+        if state.is_empty() {
+            return Ok(&[]);
+        }
+        let found = state.device::<DeviceState>().map(|s| s.0.as_slice());
+        found.ok_or_else(|| self.run_error("state that a run of another backend left cannot be read here"))
     }
 
     /// Runs the plan at the front of the list at these addresses: one launch after the other the first time, recorded
@@ -564,6 +528,10 @@ impl Session for CudaSession {
         &self.engine
     }
 
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        Some(self)
+    }
+
     fn run_into(
         &mut self,
         inputs: &[(&str, &Tensor)],
@@ -582,16 +550,12 @@ impl Session for CudaSession {
     ) -> Result<(), BackendError> {
         let shared = Arc::clone(&self.engine.0);
         let backend = shared.backend;
-        let empty = DeviceState::default();
         let from = match from {
-            None => &empty,
-            Some(state) if state.is_empty() => &empty,
-            Some(state) => state.device::<DeviceState>().ok_or_else(|| {
-                self.run_error("state that a run of another backend left cannot be read here")
-            })?,
+            None => Vec::new(),
+            Some(state) => self.tensors(state)?.iter().collect(),
         };
         let mut ports = shared.inputs.clone();
-        ports.retain(|p| !from.0.iter().any(|s| s.name == p.name));
+        ports.retain(|p| !from.iter().any(|s| s.name == p.name));
         check_inputs(&ports, inputs)?;
         if let Some((name, _)) =
             outputs.iter().find(|(name, _)| !shared.outputs.iter().any(|p| p.name == *name))
@@ -605,19 +569,20 @@ impl Session for CudaSession {
         }
         let mut shapes = Vec::with_capacity(shared.inputs.len());
         for port in &shared.inputs {
-            if let Some(state) = from.0.iter().find(|s| s.name == port.name) {
+            if let Some(state) = from.iter().find(|s| s.name == port.name) {
                 shapes.push((state.shape.clone(), state.element, true));
             } else if let Some((_, tensor)) = inputs.iter().find(|(n, _)| *n == port.name) {
                 let element = if port.dtype == DataType::F32 { Element::F32 } else { Element::I32 };
                 shapes.push((tensor.shape.clone(), element, false));
             }
         }
+        let state = shared.outputs.iter().map(|p| &p.name).filter(|n| to.is_some() && is_state(n));
         let key = PlanKey {
             shapes,
             outputs: outputs.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            leaves_state: to.is_some(),
+            left: state.cloned().collect(),
         };
-        self.planned(key, from)?;
+        self.planned(key, &from)?;
         check_indices(&self.plans[0].plan, inputs)?;
 
         // Where inputs and outputs pass through page-locked memory.
@@ -630,29 +595,15 @@ impl Session for CudaSession {
             places.push((view.clone(), staged));
             staged += view.bytes().next_multiple_of(ALIGNMENT);
         }
-        let state = planned.state.clone();
         // What the last run of the same plan was given is not copied again; that run may have been of another plan.
         let fresh = planned.fresh;
         self.plans.iter_mut().for_each(|p| p.fresh = false);
         self.reserve(staged)?;
 
-        // State is left in the memory of what was left before, where it is large enough.
-        let mut left = DeviceState::default();
-        if let Some(to) = to.as_deref_mut().filter(|_| !state.is_empty()) {
-            let mut before = to.device_mut::<DeviceState>().map(std::mem::take).unwrap_or_default();
-            for (name, element, shape) in state {
-                let bytes = shape.iter().product::<usize>() * element.bytes();
-                let old = before.0.iter().position(|s| s.name == name && s.memory.bytes() >= bytes);
-                let memory = match old {
-                    Some(at) => before.0.swap_remove(at).memory,
-                    None => {
-                        before.0.retain(|s| s.name != name);
-                        Memory::new(&self.device, bytes, &name).map_err(|e| self.run_error(e))?
-                    }
-                };
-                left.0.push(StateTensor { name, memory, element, shape });
-            }
-        }
+        let left = match to.as_deref_mut() {
+            Some(to) => self.room_for_state(to)?,
+            None => DeviceState::default(),
+        };
 
         let (Some(arena), Some(staging)) = (&self.arena, &mut self.staging) else {
             return Err(BackendError::Run { backend, what: "no memory was reserved".into() });
@@ -672,7 +623,7 @@ impl Session for CudaSession {
             unsafe { self.device.copy_in(address(view), staging.bytes()[*at..].as_ptr(), view.bytes()) }
         });
         let mut addresses = vec![base, shared.weights.memory.address()];
-        addresses.extend(from.0.iter().chain(&left.0).map(|s| s.memory.address()));
+        addresses.extend(from.into_iter().chain(&left.0).map(|s| s.memory.address()));
         let results = places[inputs.len()..].iter().filter(|(view, _)| view.count() > 0);
         let results: Vec<_> = results.map(|(view, at)| (address(view), *at, view.bytes())).collect();
         let mut done = queued.and_then(|()| self.launch(addresses));
@@ -699,12 +650,130 @@ impl Session for CudaSession {
     }
 }
 
+impl Resident for CudaSession {
+    fn put(&mut self, on: &mut State, name: &str, tensor: &Tensor) -> Result<(), BackendError> {
+        let element = if matches!(tensor.data, Elements::F32(_)) { Element::F32 } else { Element::I32 };
+        let bytes = tensor.data.len() * element.bytes();
+        let mut staging = Pinned::new(&self.device, bytes).map_err(|e| self.run_error(e))?;
+        write_input(name, &tensor.data, &mut staging.bytes_mut()[..bytes])?;
+        let mut state = on.device_mut::<DeviceState>().map(std::mem::take).unwrap_or_default();
+        if state.find(name).is_none_or(|s| s.memory.bytes() < bytes) {
+            self.let_go(&mut state, name)?;
+            let memory = Memory::new(&self.device, bytes, name).map_err(|e| self.run_error(e))?;
+            state.0.push(StateTensor { name: name.to_owned(), memory, element, shape: Vec::new() });
+        }
+        let copied = match state.0.iter_mut().find(|s| s.name == name) {
+            Some(to) => {
+                (to.element, to.shape) = (element, tensor.shape.clone());
+                // SAFETY: both ranges are at least `bytes` long; staging lives until `wait` below.
+                unsafe { self.device.copy_in(to.memory.address(), staging.bytes().as_ptr(), bytes) }
+            }
+            None => Ok(()),
+        };
+        if let Some(on) = on.device_mut::<DeviceState>() {
+            *on = state;
+        }
+        self.wait()?;
+        run_result(self.engine.0.backend, copied)
+    }
+
+    fn queue(&mut self, from: &[&State], outputs: &[&str], to: &mut State) -> Result<(), BackendError> {
+        let shared = Arc::clone(&self.engine.0);
+        let mut tensors = Vec::new();
+        for state in from {
+            tensors.extend(self.tensors(state)?);
+        }
+        let mut shapes = Vec::with_capacity(shared.inputs.len());
+        for port in &shared.inputs {
+            let found = tensors.iter().find(|s| s.name == port.name);
+            let sizes = |s: &&&StateTensor| {
+                s.shape.len() == port.shape.len()
+                    && port
+                        .shape
+                        .iter()
+                        .zip(&s.shape)
+                        .all(|(d, &size)| !matches!(d, Dim::Fixed(n) if *n != size))
+            };
+            let integers = matches!(port.dtype, DataType::I64 | DataType::I32);
+            let fits = |s: &&&StateTensor| sizes(s) && (s.element == Element::I32) == integers;
+            let Some(tensor) = found.filter(fits) else {
+                let got = found.map_or_else(|| "nothing on the device".into(), |s| format!("{:?}", s.shape));
+                return Err(BackendError::Input { name: port.name.clone(), expected: describe(port), got });
+            };
+            shapes.push((tensor.shape.clone(), tensor.element, true));
+        }
+        if let Some(name) = outputs.iter().find(|name| !shared.outputs.iter().any(|p| p.name == **name)) {
+            let (expected, got) = ("an output of the engine".into(), "a name that it lacks".into());
+            return Err(BackendError::Output { name: (*name).to_owned(), expected, got });
+        }
+        let left = outputs.iter().map(|&name| name.to_owned()).collect();
+        self.planned(PlanKey { shapes, outputs: Vec::new(), left }, &tensors)?;
+        self.plans.iter_mut().for_each(|p| p.fresh = false);
+        self.reserve(0)?;
+        let room = self.room_for_state(to)?;
+        let arena = self.arena.as_ref().map_or(0, Memory::address);
+        let mut addresses = vec![arena, shared.weights.memory.address()];
+        addresses.extend(tensors.into_iter().chain(&room.0).map(|s| s.memory.address()));
+        let queued = self.launch(addresses);
+        if queued.is_err() {
+            self.wait()?;
+        }
+        run_result(shared.backend, queued)?;
+        if let Some(to) = to.device_mut::<DeviceState>() {
+            *to = room;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, step: &SampleStep<'_>) -> Result<(), BackendError> {
+        let launch = walk::launch(step).map_err(|what| self.run_error(what))?;
+        // SAFETY: the launch has this kernel's arguments, and `walk` has checked the sizes of all that it reads and
+        // writes, which their owners keep until they have waited.
+        let queued = unsafe { self.device.run(&launch) };
+        if queued.is_err() {
+            self.wait()?;
+        }
+        run_result(self.engine.0.backend, queued)
+    }
+
+    fn get(&mut self, from: &State, name: &str) -> Result<Tensor, BackendError> {
+        let Some(tensor) = self.tensors(from)?.iter().find(|s| s.name == name) else {
+            let (expected, got) = ("a tensor on the device".into(), "no such name".into());
+            return Err(BackendError::Output { name: name.to_owned(), expected, got });
+        };
+        let bytes = tensor.shape.iter().product::<usize>() * tensor.element.bytes();
+        if self.staging.as_ref().is_none_or(|s| s.bytes().len() < bytes) {
+            self.staging = None;
+            self.staging = Some(Pinned::new(&self.device, bytes).map_err(|e| self.run_error(e))?);
+        }
+        let Some(staging) = &mut self.staging else {
+            return Err(BackendError::Run {
+                backend: self.engine.0.backend,
+                what: "no memory was reserved".into(),
+            });
+        };
+        // SAFETY: both ranges are `bytes` long, and staging is read after `wait`.
+        let copied =
+            unsafe { self.device.copy_out(staging.bytes_mut().as_mut_ptr(), tensor.memory.address(), bytes) };
+        // What other plans have in the staging memory is overwritten.
+        self.plans.iter_mut().for_each(|p| p.fresh = false);
+        self.wait()?;
+        run_result(self.engine.0.backend, copied)?;
+        let Some(staging) = &self.staging else { return Ok(Tensor::empty()) };
+        let view = View::new(Place { slot: 0, offset: 0 }, tensor.element, &tensor.shape);
+        Ok(read_output(&view, &staging.bytes()[..bytes]))
+    }
+}
+
 fn read_output(view: &View, bytes: &[u8]) -> Tensor {
     fn words<T>(bytes: &[u8], f: fn([u8; 4]) -> T) -> Vec<T> {
         bytes.chunks_exact(4).map(|c| f([c[0], c[1], c[2], c[3]])).collect()
     }
     let data = match view.element {
         Element::I32 => Elements::I32(words(bytes, i32::from_le_bytes)),
+        Element::Bf16 => Elements::F32(
+            bytes.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        ),
         _ => Elements::F32(words(bytes, f32::from_le_bytes)),
     };
     Tensor { shape: view.shape.clone(), data }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::kernels::{Activation, Element, ElementOp, Kernel};
 use super::plan::{Planner, Slot};
-use super::program::{Op, Program, Step};
+use super::program::{Codes, Op, Program, Step};
 use super::{CudaError, Device, Memory, Pinned};
 
 /// One kernel on a device.
@@ -118,12 +118,18 @@ pub fn round_trip(
 }
 
 fn cases() -> Vec<Case> {
-    use Element::{Bf16, F32, I32};
+    use Element::{Bf16, F32, I8, I32};
     let linear = |kernel, element, [m, k, n]: [usize; 3], [tm, tk, tn]: [usize; 3]| Case {
         op: Op::Linear(Activation::GeluTanh),
         kernel,
         inputs: vec![(element, vec![m, k]), (element, vec![k, n]), (F32, vec![n])],
         timed: vec![(element, vec![tm, tk]), (element, vec![tk, tn]), (F32, vec![tn])],
+    };
+    let coded = |kernel, small: [usize; 3], large: [usize; 3]| {
+        let inputs =
+            |[m, k, n]: [usize; 3]| vec![(I8, vec![m, k]), (I8, vec![k, n]), (F32, vec![n]), (F32, vec![n])];
+        let op = Op::Coded { codes: Codes::Byte, scale: 1e-4, activation: Activation::None };
+        Case { op, kernel, inputs: inputs(small), timed: inputs(large) }
     };
     // Side of the kernel, channels, height, width, channels made.
     let conv = |kernel, element, small: [usize; 5], large: [usize; 5]| {
@@ -165,6 +171,8 @@ fn cases() -> Vec<Case> {
         linear(Kernel::GemmBf16x64, Bf16, [70, 136, 72], [64, 3072, 3072]),
         linear(Kernel::GemmBf16x128, Bf16, [1000, 40, 1000], [13_624, 3072, 3072]),
         linear(Kernel::GemmAny, F32, [70, 99, 65], [2048, 2048, 2048]),
+        coded(Kernel::GemmInt8x64, [70, 144, 72], [64, 3072, 3072]),
+        coded(Kernel::GemmInt8x128, [1000, 48, 1000], [13_624, 3072, 3072]),
         conv(Kernel::Conv1Bf16x128, Bf16, [1, 8, 64, 64, 130], [1, 1024, 88, 160, 1024]),
         conv(Kernel::Conv1Bf16x64, Bf16, [1, 40, 9, 7, 70], [1, 1024, 44, 80, 48]),
         conv(Kernel::Conv3Bf16x128, Bf16, [3, 8, 64, 64, 130], [3, 768, 88, 160, 256]),
@@ -214,6 +222,7 @@ fn operands(inputs: &[(Element, Vec<usize>)], random: &mut Rng) -> Vec<Operand> 
     let rows = inputs[0].1[0];
     let one = |(element, shape): &(Element, Vec<usize>)| {
         let values = (0..shape.iter().product::<usize>()).map(|_| match element {
+            Element::I8 => random.range(-127.0, 127.0).round() as f32,
             Element::F32 => random.range(-1.0, 1.0) as f32,
             Element::Bf16 => half::bf16::from_f32(random.range(-1.0, 1.0) as f32).to_f32(),
             Element::I32 => random.below(rows) as f32,
@@ -227,7 +236,7 @@ fn operands(inputs: &[(Element, Vec<usize>)], random: &mut Rng) -> Vec<Operand> 
 fn work(op: &Op, inputs: &[(Element, Vec<usize>)], results: usize) -> (f64, &'static str) {
     let size = |i: usize, axis: usize| inputs[i].1[axis] as f64;
     match op {
-        Op::Linear(_) => (2e-12 * size(0, 0) * size(0, 1) * size(1, 1), "TFLOP/s"),
+        Op::Linear(_) | Op::Coded { .. } => (2e-12 * size(0, 0) * size(0, 1) * size(1, 1), "TFLOP/s"),
         Op::Conv { .. } => (2e-12 * results as f64 * size(1, 1) * size(1, 2) * size(1, 3), "TFLOP/s"),
         Op::Attention { .. } => (4e-12 * size(0, 1) * size(1, 1) * size(0, 2) * size(0, 3), "TFLOP/s"),
         _ => {
@@ -248,7 +257,7 @@ struct Ran {
 fn run(device: &Arc<dyn Device>, op: &Op, operands: &[Operand], repeats: usize) -> Result<Ran, CudaError> {
     let names: Vec<String> = (0..operands.len()).map(|i| i.to_string()).collect();
     let step = Step { op: op.clone(), inputs: names.clone(), output: "out".into() };
-    let program = Program { steps: vec![step], products: HashSet::new() };
+    let program = Program { steps: vec![step], products: HashSet::new(), transposed: HashSet::new() };
     let mut planner = Planner::new(&program, operands[0].element == Element::Bf16);
     for (name, operand) in names.iter().zip(operands) {
         planner.input(name, operand.element, &operand.shape);
@@ -269,6 +278,7 @@ fn run(device: &Arc<dyn Device>, op: &Op, operands: &[Operand], repeats: usize) 
                 operand.values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect()
             }
             Element::I32 => operand.values.iter().flat_map(|&v| (v as i32).to_le_bytes()).collect(),
+            Element::I8 => operand.values.iter().map(|&v| (v as i8).cast_unsigned()).collect(),
         };
         // SAFETY: the buffer was planned for these bytes, which live until `synchronize`.
         unsafe { device.copy_in(address(plan.values[name].place.slot), bytes.as_ptr(), bytes.len())? };
@@ -305,6 +315,13 @@ fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
             let (m, k, n) = (shape(0)[0], shape(0)[1], shape(1)[1]);
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 out.push(gelu(at(2, j) + (0..k).map(|l| at(0, i * k + l) * at(1, l * n + j)).sum::<f64>()));
+            }
+        }
+        Op::Coded { scale, .. } => {
+            let (m, k, n) = (shape(0)[0], shape(0)[1], shape(1)[1]);
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let sum = (0..k).map(|l| at(0, i * k + l) * at(1, j * k + l)).sum::<f64>();
+                out.push(f64::from(*scale) * at(3, j) * sum + at(2, j));
             }
         }
         Op::Attention { scale } => {

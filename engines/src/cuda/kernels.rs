@@ -15,6 +15,10 @@ pub enum Kernel {
     GemmBf16x64,
     /// Matrix product in f32, any types, sizes and strides.
     GemmAny,
+    /// Matrix product of signed bytes on the tensor cores, blocks of 128 x 128.
+    GemmInt8x128,
+    /// The same, blocks of 64 x 64.
+    GemmInt8x64,
     /// Convolution of bf16 on the tensor cores, 1 x 1, blocks of 128 channels by 128 pixels.
     Conv1Bf16x128,
     /// The same, blocks of 64 x 64.
@@ -47,6 +51,8 @@ pub enum Kernel {
     GatherRows,
     /// Arithmetic by element; copies with other strides.
     Elementwise,
+    /// A sampler's step.
+    SamplerStep,
 }
 
 /// Most channels of a head that [`Kernel::AttentionAny`] takes; for larger ones there are products and a softmax.
@@ -54,10 +60,12 @@ pub(super) const HEAD_MOST: usize = 256;
 
 impl Kernel {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Kernel; 19] = [
+    pub const ALL: [Kernel; 22] = [
         Kernel::GemmBf16x128,
         Kernel::GemmBf16x64,
         Kernel::GemmAny,
+        Kernel::GemmInt8x128,
+        Kernel::GemmInt8x64,
         Kernel::Conv1Bf16x128,
         Kernel::Conv1Bf16x64,
         Kernel::Conv3Bf16x128,
@@ -74,6 +82,7 @@ impl Kernel {
         Kernel::RotateHeads,
         Kernel::GatherRows,
         Kernel::Elementwise,
+        Kernel::SamplerStep,
     ];
 
     /// Its name in the PTX, NUL included.
@@ -82,6 +91,8 @@ impl Kernel {
             Kernel::GemmBf16x128 => "gemm_bf16_128\0",
             Kernel::GemmBf16x64 => "gemm_bf16_64\0",
             Kernel::GemmAny => "gemm_any\0",
+            Kernel::GemmInt8x128 => "gemm_int8_128\0",
+            Kernel::GemmInt8x64 => "gemm_int8_64\0",
             Kernel::Conv1Bf16x128 => "conv_bf16_1x1_128\0",
             Kernel::Conv1Bf16x64 => "conv_bf16_1x1_64\0",
             Kernel::Conv3Bf16x128 => "conv_bf16_3x3_128\0",
@@ -98,6 +109,7 @@ impl Kernel {
             Kernel::RotateHeads => "rotate_heads\0",
             Kernel::GatherRows => "gather_rows\0",
             Kernel::Elementwise => "elementwise\0",
+            Kernel::SamplerStep => "sampler_step\0",
         }
     }
 
@@ -112,10 +124,12 @@ impl Kernel {
         match self {
             Kernel::GemmBf16x128
             | Kernel::GemmAny
+            | Kernel::GemmInt8x128
             | Kernel::Conv1Bf16x128
             | Kernel::Conv3Bf16x128
             | Kernel::ConvAny
-            | Kernel::Elementwise => 256,
+            | Kernel::Elementwise
+            | Kernel::SamplerStep => 256,
             _ => 128,
         }
     }
@@ -123,8 +137,8 @@ impl Kernel {
     /// Most shared memory of a block, bytes.
     pub(super) fn shared_bytes_most(self) -> u32 {
         match self {
-            Kernel::GemmBf16x128 => 49_152,
-            Kernel::GemmBf16x64 => 24_576,
+            Kernel::GemmBf16x128 | Kernel::GemmInt8x128 => 49_152,
+            Kernel::GemmBf16x64 | Kernel::GemmInt8x64 => 24_576,
             Kernel::GemmAny | Kernel::ConvAny => 8_704,
             Kernel::Conv1Bf16x128 | Kernel::Conv3Bf16x128 => 32_768,
             Kernel::Conv1Bf16x64 | Kernel::Conv3Bf16x64 => 16_384,
@@ -198,11 +212,16 @@ pub(super) enum Element {
     F32 = 0,
     Bf16 = 1,
     I32 = 2,
+    I8 = 3,
 }
 
 impl Element {
     pub(super) fn bytes(self) -> usize {
-        if self == Element::Bf16 { 2 } else { 4 }
+        match self {
+            Element::I8 => 1,
+            Element::Bf16 => 2,
+            Element::F32 | Element::I32 => 4,
+        }
     }
 }
 
@@ -234,6 +253,10 @@ pub(super) enum ElementOp {
     Maximum = 12,
     /// `a + b c`.
     AddProduct = 13,
+    /// `a / b` as a signed byte.
+    ToByte = 14,
+    /// `a / b` as a value of E4M3.
+    ToE4m3 = 15,
 }
 
 #[cfg(test)]

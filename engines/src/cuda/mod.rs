@@ -13,7 +13,7 @@
 //! | `program` | an ONNX graph | steps that kernels can do, or the names of operators that they cannot |
 //! | `plan` | steps and the shapes of one call | kernel calls, and where each value lies in one arena |
 //! | `kernels` | a call | grid, threads, shared memory, arguments |
-//! | `backend` | calls | launches, recorded as a CUDA graph when the same shapes come again |
+//! | `backend` (`weights`, `walk`) | calls | launches, recorded as a CUDA graph when the same shapes come again |
 //!
 //! Every sum has a fixed order: the same inputs on the same device give the same bytes.
 #![allow(unsafe_code)] // FFI fence: calls into the CUDA driver, one SAFETY comment each.
@@ -25,6 +25,8 @@ mod host;
 mod kernels;
 mod plan;
 mod program;
+mod walk;
+mod weights;
 
 pub use backend::{CudaBackend, GraphNeeds, graph_needs};
 pub use check::{KernelReport, check_kernels, round_trip};

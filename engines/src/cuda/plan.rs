@@ -8,10 +8,12 @@ use std::collections::HashMap;
 
 use super::CudaError;
 use super::kernels::{Activation, Arguments, Element, ElementOp, HEAD_MOST, Kernel, Launch};
-use super::program::{Op, Program, Step};
+use super::program::{Codes, Op, Program, Step};
 
 /// Axes that the kernel of elements takes.
 const MAX_AXES: usize = 8;
+/// Blocks of 128 x 128 that keep a device busy; fewer are made smaller.
+const BLOCKS_ENOUGH: usize = 64;
 /// Buffers start at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
 
@@ -344,7 +346,13 @@ impl<'a> Planner<'a> {
     /// A buffer for the result of a step, in the type that its readers want.
     fn result(&mut self, step: &Step, shape: &[usize]) -> View {
         let bf16 = self.bf16 && self.program.products.contains(&step.output);
-        self.buffer(if bf16 { Element::Bf16 } else { Element::F32 }, shape)
+        let element = match step.op {
+            Op::Element(ElementOp::ToByte) => Element::I8,
+            Op::Element(ElementOp::ToE4m3) => Element::Bf16,
+            _ if bf16 => Element::Bf16,
+            _ => Element::F32,
+        };
+        self.buffer(element, shape)
     }
 
     fn call(
@@ -441,6 +449,10 @@ impl<'a> Planner<'a> {
                 let out = self.result(step, &shape);
                 self.product(&flat, w, given(2), &out, *activation)?;
                 Ok(out)
+            }
+            Op::Coded { codes, scale, activation } => {
+                let Some(w) = given(1) else { return self.fail("has no weight") };
+                self.coded(step, [x, w], [given(2), given(3)], (*codes, *scale), *activation)
             }
             Op::MatMul => {
                 let Some(b) = given(1) else { return self.fail("has no second matrix") };
@@ -607,6 +619,51 @@ impl<'a> Planner<'a> {
         Ok(out)
     }
 
+    /// A product of codes, which are scaled afterwards.
+    fn coded(
+        &mut self,
+        step: &Step,
+        [x, w]: [&View; 2],
+        [bias, scales]: [Option<&View>; 2],
+        (codes, scale): (Codes, f32),
+        activation: Activation,
+    ) -> Result<View, CudaError> {
+        let (x, &[k, n]) = (self.ordered(x, None)?, &w.shape[..]) else {
+            return self.fail(format!("a weight of {:?}", w.shape));
+        };
+        let element = if codes == Codes::Byte { Element::I8 } else { Element::Bf16 };
+        if x.last() != k || [&x, w].iter().any(|v| v.element != element) {
+            return self.fail(format!("codes {:?} times {:?}", x.shape, w.shape));
+        }
+        let out = self.result(step, &[&x.shape[..x.shape.len().saturating_sub(1)], &[n]].concat());
+        let bias = bias.map(|b| self.ordered(b, Some(Element::F32))).transpose()?;
+        let m = x.rows();
+        let blocks = m.div_ceil(128) * n.div_ceil(128);
+        let large = blocks >= BLOCKS_ENOUGH;
+        let tile = if large { 128 } else { 64 };
+        let (kernel, middle) = match codes {
+            Codes::Byte => {
+                let Some(scales) = scales else { return self.fail("has no scales") };
+                let scales = self.ordered(scales, Some(Element::F32))?;
+                let kernel = if large { Kernel::GemmInt8x128 } else { Kernel::GemmInt8x64 };
+                (kernel, vec![address(&scales), Argument::Float(scale)])
+            }
+            Codes::E4m3 => (if large { Kernel::GemmBf16x128 } else { Kernel::GemmBf16x64 }, vec![]),
+        };
+        let mut arguments = vec![address(&x), address(w)];
+        arguments.extend(middle);
+        arguments.extend([Argument::Address(bias.map(|b| b.place)), address(&out), kind(&out)]);
+        arguments.extend([self.int(m)?, self.int(n)?, self.int(k)?]);
+        if codes == Codes::E4m3 {
+            arguments.extend([Argument::Long(0), Argument::Long(0)]);
+        }
+        arguments.push(Argument::Int(activation as i32));
+        arguments.extend((codes == Codes::E4m3).then_some(Argument::Float(scale)));
+        let shared = kernel.shared_bytes_most() as usize;
+        self.call(kernel, [n.div_ceil(tile), m.div_ceil(tile), 1], shared, arguments)?;
+        Ok(out)
+    }
+
     /// `out = activation(a b + bias)`; leading axes broadcast. Long, since both kernels need the same preparation.
     fn product(
         &mut self,
@@ -658,7 +715,7 @@ impl<'a> Planner<'a> {
             let blocks = m.div_ceil(128) * n.div_ceil(128) * batch;
             // Enough large blocks to keep a device busy, or small ones.
             let (kernel, tile) =
-                if blocks >= 64 { (Kernel::GemmBf16x128, 128) } else { (Kernel::GemmBf16x64, 64) };
+                if blocks >= BLOCKS_ENOUGH { (Kernel::GemmBf16x128, 128) } else { (Kernel::GemmBf16x64, 64) };
             let arguments = vec![
                 address(a),
                 address(b),
@@ -671,6 +728,7 @@ impl<'a> Planner<'a> {
                 Argument::Long(stride(0)),
                 Argument::Long(stride(1)),
                 Argument::Int(activation as i32),
+                Argument::Float(1.0),
             ];
             let shared = kernel.shared_bytes_most() as usize;
             return self.call(kernel, [n.div_ceil(tile), m.div_ceil(tile), batch], shared, arguments);

@@ -6,18 +6,21 @@
 //! | step | nodes |
 //! |---|---|
 //! | linear | `MatMul` with a constant, `Add` of a constant, `Gelu` or `x Sigmoid(x)` |
+//! | product of codes | the same between `QuantizeLinear`, `DequantizeLinear` and a constant of codes |
 //! | attention | `Softmax(scale q k + bias) v` with the transposes around it |
 //! | norm | the RMS norm spelled out; `LayerNormalization`, times `1 + scale`, plus shift |
 //! | rotation | of the two halves of each head |
 //! | `a + b c` | `Mul` and `Add` |
 //! | convolution | `Conv`, and `Resize` by two before it |
+//! | nothing | `Cast` from a float to a float: kernels choose the types of what they leave |
 //! | norm of channels | division by `ReduceL2` (at least `Max`), `Mul` with a constant, `x Sigmoid(x)` |
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::CudaError;
 use super::kernels::{Activation, ElementOp, Kernel};
-use crate::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node};
+use crate::onnx::{Attribute, AttributeValue, DataType, Graph, Initializer, Node, ValueInfo};
 
 /// One step; its inputs are names of values, empty where an optional one is left out.
 #[derive(Clone, Debug)]
@@ -31,6 +34,14 @@ pub(super) struct Step {
 pub(super) enum Op {
     /// `x`, `weight [k, n]`, `bias [n]` or nothing.
     Linear(Activation),
+    /// Codes of `x`, codes of the weight `[k, n]`, `bias [n]` or nothing, scales of the columns or nothing. `scale` is that
+    /// of `x` or, where columns have none of their own, of the product. Where codes are bytes, those of the weight lie as
+    /// `[n, k]`.
+    Coded {
+        codes: Codes,
+        scale: f32,
+        activation: Activation,
+    },
     /// `a`, `b`; leading axes broadcast.
     MatMul,
     /// `q`, `k`, `v` `[batch, n, heads, d]`, bias or nothing; the result is `[batch, n, heads, d]`.
@@ -83,12 +94,23 @@ pub(super) enum Op {
     },
 }
 
+/// What quantised values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// Signed bytes.
+    Byte,
+    /// Values of E4M3, which bf16 has too.
+    E4m3,
+}
+
 /// Steps in order, and what they read.
 #[derive(Debug, Default)]
 pub(super) struct Program {
     pub steps: Vec<Step>,
     /// Values that matrix products and attention read: kept in bf16 where those run in bf16.
     pub products: HashSet<String>,
+    /// Weights of bytes that lie transposed, `[n, k]`.
+    pub transposed: HashSet<String>,
 }
 
 impl Program {
@@ -97,6 +119,7 @@ impl Program {
     /// # Errors
     /// [`CudaError::Operators`] naming every operator without a kernel, with the first node that has it.
     pub fn of(graph: &Graph) -> Result<Program, CudaError> {
+        let graph = &without_casts(graph);
         let mut finder = Finder::new(graph);
         let mut unknown: Vec<(String, String)> = Vec::new();
         for node in &graph.nodes {
@@ -133,9 +156,47 @@ impl Program {
             })
         };
         let products = products(&steps, &fits);
-        Ok(Program { steps, products })
+        let of_bytes = |s: &&Step| matches!(s.op, Op::Coded { codes: Codes::Byte, .. });
+        let transposed = steps.iter().filter(of_bytes).map(|s| s.inputs[1].clone()).collect();
+        Ok(Program { steps, products, transposed })
     }
 }
+
+/// The graph without casts between floats: what they make is read where it comes from. One that the graph gives stays.
+fn without_casts(graph: &Graph) -> Cow<'_, Graph> {
+    let integers = |i: &&ValueInfo| !matches!(i.dtype, Some(DataType::F32 | DataType::F16 | DataType::BF16));
+    let integers: HashSet<&str> = graph.inputs.iter().filter(integers).map(|i| i.name.as_str()).collect();
+    let plain = |n: &Node| {
+        let float = n.int("to").is_some_and(|to| FLOATS.iter().any(|f| *f as i64 == to));
+        n.op_type == "Cast" && float && n.inputs.len() == 1 && !integers.contains(n.inputs[0].as_str())
+    };
+    if !graph.nodes.iter().any(plain) {
+        return Cow::Borrowed(graph);
+    }
+    let mut out = graph.clone();
+    let mut sources: HashMap<String, String> = HashMap::new();
+    out.nodes.clear();
+    for node in &graph.nodes {
+        let mut node = node.clone();
+        for input in &mut node.inputs {
+            if let Some(source) = sources.get(input) {
+                input.clone_from(source);
+            }
+        }
+        if plain(&node) {
+            sources.insert(node.outputs[0].clone(), node.inputs[0].clone());
+            if !graph.outputs.iter().any(|o| o.name == node.outputs[0]) {
+                continue;
+            }
+            node = Node::new(&node.name, "Identity", &[&node.inputs[0]], &[&node.outputs[0]]);
+        }
+        out.nodes.push(node);
+    }
+    Cow::Owned(out)
+}
+
+/// Types of floats; what is kept of them is the kernels' choice.
+const FLOATS: [DataType; 3] = [DataType::F32, DataType::F16, DataType::BF16];
 
 /// What products read, and what that is a part or another form of. Layers whose weights do not fit the tensor cores
 /// gain nothing from bf16 and are left out.
@@ -178,6 +239,7 @@ fn either(node: &Node) -> [(&str, &str); 2] {
 fn least_inputs(op: &str) -> usize {
     match op {
         "Add" | "Sub" | "Mul" | "Div" | "Max" | "Pow" | "MatMul" | "Gather" | "Reshape" | "Conv" => 2,
+        "QuantizeLinear" | "DequantizeLinear" => 2,
         "Resize" => 3,
         _ => 1,
     }
@@ -235,7 +297,8 @@ impl<'a> Finder<'a> {
     }
 
     fn number(&self, value: &str) -> Option<f32> {
-        let constant = self.constants.get(value).filter(|c| c.elements() == 1 && c.dtype == DataType::F32)?;
+        let constant =
+            self.constants.get(value).filter(|c| c.elements() == 1 && FLOATS.contains(&c.dtype))?;
         constant.to_f32().ok()?.first().copied()
     }
 
@@ -288,6 +351,22 @@ impl<'a> Finder<'a> {
                 let fused = self.activated(node, inputs[0], 1, Activation::GeluTanh);
                 tanh.then(|| fused.or_else(|| element(ElementOp::GeluTanh)))?
             }
+            "QuantizeLinear" => {
+                let op = match self.codes(node)? {
+                    Codes::Byte => ElementOp::ToByte,
+                    Codes::E4m3 => ElementOp::ToE4m3,
+                };
+                self.number(inputs[1])?;
+                Some(step(Op::Element(op), &inputs[..2], node))
+            }
+            "DequantizeLinear" => {
+                self.codes(node)?;
+                self.scales_of(node)?;
+                Some(step(Op::Element(ElementOp::Multiply), &inputs[..2], node))
+            }
+            "MatMul" if self.made(inputs[1], "DequantizeLinear").is_some() => {
+                self.coded(node).or_else(|| Some(step(Op::MatMul, &inputs, node)))
+            }
             "MatMul" if self.rank_of_constant(inputs[1]) == Some(2) => {
                 Some(step(Op::Linear(Activation::None), &[inputs[0], inputs[1], ""], node))
             }
@@ -322,6 +401,55 @@ impl<'a> Finder<'a> {
             "Resize" => self.doubles(node).then(|| step(Op::Enlarge, &inputs[..1], node)),
             _ => None,
         }
+    }
+
+    /// What a node quantises to, or reads: symmetric codes, each zero point 0.
+    fn codes(&self, node: &Node) -> Option<Codes> {
+        let zero = self.constants.get(node.inputs.get(2)?.as_str())?;
+        let codes = match zero.dtype {
+            DataType::I8 => Codes::Byte,
+            DataType::F8E4M3 => Codes::E4m3,
+            _ => return None,
+        };
+        let blocked = node.int("block_size").unwrap_or(0) != 0;
+        (!blocked && zero.bytes().ok()?.iter().all(|&b| b == 0)).then_some(codes)
+    }
+
+    /// How many scales a `DequantizeLinear` has: one, or one for each element of the last axis.
+    fn scales_of(&self, node: &Node) -> Option<usize> {
+        let scales = self.constants.get(node.inputs[1].as_str())?;
+        let rank = self.rank_of_constant(&node.inputs[0]);
+        match scales.shape[..] {
+            [] => Some(1),
+            [n] => {
+                let axis = node.int("axis").unwrap_or(1);
+                (axis == -1 || usize::try_from(axis).ok()? + 1 == rank?).then_some(n)
+            }
+            _ => None,
+        }
+    }
+
+    /// A product of codes: what is quantised is multiplied as it is, and scaled afterwards.
+    fn coded(&self, root: &Node) -> Option<Step> {
+        let [x, weight] = [0, 1].map(|i| self.made(&root.inputs[i], "DequantizeLinear"));
+        let (x, weight) = (x?, weight?);
+        let (quantised, codes) = (self.made(&x.inputs[0], "QuantizeLinear")?, self.codes(x)?);
+        let same = self.codes(quantised)? == codes && self.codes(weight)? == codes;
+        let scale = self.number(&x.inputs[1])?;
+        // Read by nothing else, so that they can lie as the kernel wants them.
+        let alone =
+            [&weight.inputs[0], &weight.outputs[0]].iter().all(|v| self.readers.get(v.as_str()) == Some(&1));
+        let &[k, n] = &self.constants.get(weight.inputs[0].as_str())?.shape[..] else { return None };
+        let (fits, scale, scales) = match codes {
+            Codes::Byte => {
+                (k % 16 == 0 && n % 2 == 0 && self.scales_of(weight)? == n, scale, weight.inputs[1].as_str())
+            }
+            Codes::E4m3 => (k % 8 == 0 && n % 8 == 0, scale * self.number(&weight.inputs[1])?, ""),
+        };
+        (same && alone && fits).then(|| {
+            let op = Op::Coded { codes, scale, activation: Activation::None };
+            step(op, &[&x.inputs[0], &weight.inputs[0], "", scales], root)
+        })
     }
 
     /// A convolution of pictures, whole: neither in groups nor dilated.
@@ -479,28 +607,36 @@ impl<'a> Finder<'a> {
         None
     }
 
+    /// The linear layer without activation, of floats or of codes, that makes `value`.
+    fn linear(&self, value: &str) -> Option<Step> {
+        let plain = |s: &&Step| {
+            matches!(s.op, Op::Linear(Activation::None) | Op::Coded { activation: Activation::None, .. })
+        };
+        self.steps.get(value).filter(plain).cloned()
+    }
+
     /// A linear layer with its bias.
     fn biased(&self, root: &Node) -> Option<Step> {
         either(root).into_iter().find_map(|(product, bias)| {
-            let made = self.made(product, "MatMul")?;
-            let linear = self.steps.get(product).filter(|s| s.op == Op::Linear(Activation::None))?;
-            let width = self.constants.get(made.inputs[1].as_str())?.shape[1];
+            self.made(product, "MatMul")?;
+            let mut linear = self.linear(product)?;
+            let width = self.constants.get(linear.inputs[1].as_str())?.shape[1];
             let fits = self.constants.get(bias).is_some_and(|b| b.shape == [width]);
-            fits.then(|| {
-                step(Op::Linear(Activation::None), &[&linear.inputs[0], &linear.inputs[1], bias], root)
-            })
+            bias.clone_into(&mut linear.inputs[2]);
+            linear.output.clone_from(&root.outputs[0]);
+            fits.then_some(linear)
         })
     }
 
     /// A linear layer whose result is read `times` times, all of them by its activation.
     fn activated(&self, root: &Node, x: &str, times: usize, activation: Activation) -> Option<Step> {
-        let linear = self.steps.get(x).filter(|s| s.op == Op::Linear(Activation::None))?;
-        let alone = self.readers.get(x) == Some(&times);
-        alone.then(|| Step {
-            op: Op::Linear(activation),
-            inputs: linear.inputs.clone(),
-            output: root.outputs[0].clone(),
-        })
+        let mut linear = self.linear(x)?;
+        linear.output.clone_from(&root.outputs[0]);
+        match &mut linear.op {
+            Op::Linear(none) | Op::Coded { activation: none, .. } => *none = activation,
+            _ => return None,
+        }
+        (self.readers.get(x) == Some(&times)).then_some(linear)
     }
 
     /// `x sigmoid(x)`.
@@ -608,6 +744,63 @@ mod tests {
         assert_eq!(count(&|op| *op == Op::Element(ElementOp::AddProduct)), 12);
         assert_eq!(count(&|op| matches!(op, Op::Softmax | Op::MatMul | Op::Concat { .. })), 0);
         assert_eq!(count(&|op| matches!(op, Op::Element(ElementOp::Square | ElementOp::Reciprocal))), 0);
+    }
+
+    /// Codes are multiplied as codes, with bias and activation, whatever casts there are; where their sizes do not fit the
+    /// tensor cores, they are restored first.
+    #[test]
+    fn products_of_codes_are_found() {
+        let check = |dtype: DataType, columns: usize, [k, n]: [usize; 2], wanted: &[Op]| {
+            let scales = vec![0.5; columns];
+            let shape: &[usize] = if columns == 1 { &[] } else { &[columns] };
+            let zeros = |name: &str, shape: &[usize]| {
+                Initializer::from_bytes(name, dtype, shape, vec![0; shape.iter().product()])
+            };
+            let half = |name: &str, shape: &[usize], value: f32| {
+                let bytes = half::f16::from_f32(value).to_le_bytes();
+                let count = shape.iter().product();
+                Initializer::from_bytes(name, DataType::F16, shape, vec![bytes; count].concat())
+            };
+            let constants = vec![
+                half("s", &[], 0.25),
+                zeros("z", &[]),
+                zeros("packed", &[k, n]),
+                Initializer::from_f32("ws", shape, &scales),
+                zeros("wz", shape),
+                half("b", &[n], 1.0),
+            ];
+            let axis = Attribute::int("axis", 1);
+            let cast = |to: DataType| Attribute::int("to", to as i64);
+            let nodes = vec![
+                Node::new("low", "Cast", &["x"], &["low"]).with(cast(DataType::F16)),
+                Node::new("q", "QuantizeLinear", &["low", "s", "z"], &["q"]),
+                Node::new("d", "DequantizeLinear", &["q", "s", "z"], &["d"]),
+                Node::new("w", "DequantizeLinear", &["packed", "ws", "wz"], &["w"]).with(axis),
+                Node::new("m", "MatMul", &["d", "w"], &["m"]),
+                Node::new("a", "Add", &["m", "b"], &["a"]),
+                Node::new("sigmoid", "Sigmoid", &["a"], &["sigmoid"]),
+                Node::new("silu", "Mul", &["a", "sigmoid"], &["silu"]),
+                Node::new("y", "Cast", &["silu"], &["y"]).with(cast(DataType::F32)),
+            ];
+            let program = Program::of(&graph(nodes, constants, "y")).unwrap();
+            assert_eq!(program.steps.iter().map(|s| s.op.clone()).collect::<Vec<_>>(), wanted, "{dtype:?}");
+            assert_eq!(program.steps[0].inputs[0], "x", "without the cast");
+            program
+        };
+        let (byte, copy) = (Op::Element(ElementOp::ToByte), Op::Element(ElementOp::Copy));
+        let coded = |codes, scale| Op::Coded { codes, scale, activation: Activation::Silu };
+        let wanted = [byte.clone(), coded(Codes::Byte, 0.25), copy.clone()];
+        let program = check(DataType::I8, 24, [32, 24], &wanted);
+        assert_eq!(program.steps[1].inputs, ["q", "packed", "b", "ws"]);
+        assert!(program.transposed.contains("packed"));
+        let e4m3 = Op::Element(ElementOp::ToE4m3);
+        let program = check(DataType::F8E4M3, 1, [32, 24], &[e4m3, coded(Codes::E4m3, 0.125), copy.clone()]);
+        assert!(program.transposed.is_empty());
+        let (times, add) = (Op::Element(ElementOp::Multiply), Op::Element(ElementOp::Add));
+        let silu = Op::Element(ElementOp::Silu);
+        let wanted = [byte, times.clone(), times, Op::MatMul, add, silu, copy];
+        let program = check(DataType::I8, 24, [20, 24], &wanted);
+        assert!(program.transposed.is_empty());
     }
 
     /// A linear layer swallows its activation only where nothing else reads what is in between.

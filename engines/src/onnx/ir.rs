@@ -271,7 +271,7 @@ impl Initializer {
         Ok(Cow::Owned(out))
     }
 
-    /// The elements as `f32`; from `f32`, `f16`, `bf16` and `f64`.
+    /// The elements as `f32`; from `f32`, `f16`, `bf16`, `f64` and E4M3.
     ///
     /// # Errors
     /// [`OnnxError::Tensor`] for another element type, and as [`Initializer::write_to`].
@@ -285,6 +285,7 @@ impl Initializer {
             }
             DataType::F16 => two(|b| half::f16::from_bits(b).to_f32()),
             DataType::BF16 => two(|b| half::bf16::from_bits(b).to_f32()),
+            DataType::F8E4M3 => bytes.iter().map(|&code| crate::e4m3::to_f32(code)).collect(),
             DataType::F64 => bytes
                 .chunks_exact(8)
                 .map(|c| f64::from_le_bytes(c.try_into().expect("eight bytes")) as f32)

@@ -204,6 +204,25 @@ impl Carried {
         RgbImage { width: self.width, height: self.height, data }
     }
 
+    /// The same view in `by` times fewer pixels each way, the mean of each block; what is left over at the right and at the
+    /// bottom is left out.
+    #[must_use]
+    pub fn reduced(&self, by: usize) -> Self {
+        let by = by.max(1);
+        let (width, height) = (self.width / by, self.height / by);
+        let share = 1.0 / (by * by) as f32;
+        let n = width * height;
+        let mut out =
+            Self { width, height, rgb: vec![[0.0; 3]; n], trust: vec![0.0; n], depth_m: vec![0.0; n] };
+        for (y, x) in (0..height * by).flat_map(|y| (0..width * by).map(move |x| (y, x))) {
+            let (from, to) = (y * self.width + x, y / by * width + x / by);
+            (0..3).for_each(|c| out.rgb[to][c] += share * self.rgb[from][c]);
+            out.trust[to] += share * self.trust[from];
+            out.depth_m[to] += share * self.depth_m[from];
+        }
+        out
+    }
+
     /// Closes holes from their edges inwards: each pixel of a hole becomes the mean of those of its eight neighbours that
     /// are known. Trust stays what it is. A picture that is all hole becomes grey.
     pub fn fill(&mut self) {

@@ -121,6 +121,23 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_view_is_reduced_to_means_of_blocks() {
+    let values = [1.0f32, 3.0, 9.0, 5.0, 7.0, 9.0, 8.0, 8.0, 8.0];
+    let view = Carried {
+        width: 3,
+        height: 3,
+        rgb: values.map(|v| [v, 0.0, 2.0 * v]).to_vec(),
+        trust: values.map(|v| 0.1 * v).to_vec(),
+        depth_m: values.to_vec(),
+    };
+    // 1, 3, 5, 7; the third column and row are left out.
+    let small = view.reduced(2);
+    assert_eq!((small.width, small.height, &small.rgb[..]), (1, 1, &[[4.0, 0.0, 8.0]][..]));
+    assert!((small.trust[0] - 0.4).abs() < 1e-6 && small.depth_m == [4.0]);
+    assert_eq!((view.reduced(1), view.reduced(0)), (view.clone(), view));
+}
+
+#[test]
 fn a_picture_without_anything_is_grey() {
     let mut carrier = Carrier::default();
     let carried = carrier.carry(&Remembered::new(0), &camera(), &Isometry3::identity());

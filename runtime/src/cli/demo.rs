@@ -716,8 +716,11 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
         lines: &lines,
         remembered: scene.as_ref().map_or(0, |s| s.memory.len()),
         context: &context,
-        imagined: evidence.as_ref().map_or(&[], |e| e.frames.as_slice()),
-        found_box: evidence.as_ref().and_then(|e| e.found_box).map(|b| b.edges()),
+        imagined: evidence.as_ref().map_or(&[], |e| e.shown()),
+        found_box: evidence.as_ref().and_then(|e| {
+            let finer = e.shown().first()?.width as f64 / e.frames.first()?.width.max(1) as f64;
+            Some(e.found_box?.edges().map(|edge| edge * finer))
+        }),
         view: view.as_ref(),
         moved,
         house: &robot.house,

@@ -1066,6 +1066,8 @@ impl Timing {
 }
 
 fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    // Before any file is read: what the machine lacks is told first.
+    let runner = Runner::new(by_name(&args.backend)?);
     let settings = pipeline::settings_of(&args.dir)?;
     let place = bundle_of(&settings, args.bundle.as_deref())?;
     let bundle = Bundle::load_manifest(&place)?;
@@ -1076,7 +1078,6 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         backend.options.timed = true;
         gpu = Some(backend);
     }
-    let runner = Runner::new(by_name(&args.backend)?);
     let bench = Bench { bundle: &bundle, settings, engines, runner, gpu, runs: args.runs };
     let rows: Vec<Timed> =
         bench.engines.iter().map(|(_, passport)| bench.time(passport)).collect::<anyhow::Result<_>>()?;

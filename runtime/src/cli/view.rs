@@ -105,6 +105,7 @@ mod live {
             model: pipeline.map_or("a detector alone".into(), |p| p.bundle().manifest().name.clone()),
             words: pipeline.map_or_else(Vec::new, |p| p.words().to_vec()),
             boxed_frames: pipeline.map_or(0, |p| p.spec().box_latents * GROUP),
+            width: pipeline.map_or(0, |p| p.spec().camera.width),
         }
     }
 

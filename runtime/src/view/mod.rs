@@ -70,6 +70,8 @@ pub struct About {
     pub words: Vec<String>,
     /// Frames at the end of an imagined drive that show the box.
     pub boxed_frames: usize,
+    /// Pixels across the model's pictures, in which a box's edges are; 0 where that is not known.
+    pub width: usize,
 }
 
 /// Why there is no page.

@@ -343,8 +343,9 @@ function playDrive() {
   const index = of - 1 - (n - 1 - at) * (d.drive.every || 1);
   if (box && index >= of - state.hello.about.boxed_frames) {
     context.strokeStyle = "#ff2222";
-    context.lineWidth = Math.max(2, scale / 4);
-    context.strokeRect(box[0] * scale, box[1] * scale, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
+    const each = canvas.width / (state.hello.about.width || d.drive.width);
+    context.lineWidth = Math.max(2, each / 4);
+    context.strokeRect(box[0] * each, box[1] * each, (box[2] - box[0]) * each, (box[3] - box[1]) * each);
   }
   canvas.setAttribute("aria-label", `The imagined drive, picture ${index + 1} of ${of}`);
   $("drivenow").textContent = `imagined: picture ${index + 1} of ${of}`;

@@ -196,7 +196,7 @@ impl Tap {
             NodeEvent::Stage(stage) => self.stage(stage),
             NodeEvent::Evidence(grounded) => {
                 self.goal(GoalEvent::Evidence(Box::new(Evidence {
-                    frames: grounded.frames.iter().map(small).collect(),
+                    frames: grounded.shown().iter().map(small).collect(),
                     candidate: grounded.candidate,
                     used: grounded.used.clone(),
                     origin: grounded.origin,

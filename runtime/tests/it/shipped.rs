@@ -59,9 +59,12 @@ fn a_missing_gpu_is_told_in_one_line() {
     let run = |args: &[&str]| {
         program().args(args).env("MINDSEYE_CUDA_LIBRARY", "/nowhere/libcuda.so.1").output().unwrap()
     };
-    for (backend, command) in
-        [("cuda", &["demo"][..]), ("cuda-f32", &["replay", "x.mcap", "--goal", "chair"]), ("cuda", &["run"])]
-    {
+    for (backend, command) in [
+        ("cuda", &["demo"][..]),
+        ("cuda-f32", &["replay", "x.mcap", "--goal", "chair"]),
+        ("cuda", &["run"]),
+        ("cuda", &["engine", "bench", "engines"]),
+    ] {
         let output = run(&[command, &["--backend", backend]].concat());
         let (_, err) = text(&output);
         assert_eq!(output.status.code(), Some(1), "{command:?}: {err}");

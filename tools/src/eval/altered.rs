@@ -49,11 +49,17 @@ impl Altered {
     pub fn mind(mind: Box<dyn Mind>, depth_error: Option<f64>) -> Interposed<Self> {
         let mut mind = Interposed::new(mind, Self::default());
         mind.by.targets = mind.spec.settings.target_latents;
-        if let Some(error) = depth_error {
-            mind.by.depth = Some(TrueDepth { error, known: HashMap::new() });
+        mind.by.read_depth(depth_error);
+        if depth_error.is_some() {
             mind.spec.detail = Some((2 * mind.spec.camera.width, 2 * mind.spec.camera.height));
         }
         mind
+    }
+
+    /// From now on depth is that of the visited houses, with this error (a share of the distance), or the bundle's. None is
+    /// learned yet.
+    pub fn read_depth(&mut self, error: Option<f64>) {
+        self.depth = error.map(|error| TrueDepth { error, known: HashMap::new() });
     }
 
     /// Learns the depth of a visit's pictures, where depth is true; forgets those of others before.

@@ -1,5 +1,6 @@
 //! `eval grounding`.
 
+mod adds;
 mod calibrate;
 mod figures;
 mod goal;
@@ -23,6 +24,7 @@ use super::visit::{Bench, CommonArgs};
 
 pub use self::goal::{Outcome, ROWS, Reached, Row};
 pub use self::odometry::Regime;
+pub(in crate::eval) use self::odometry::Told;
 use self::odometry::{RegimeRow, table};
 
 /// Arguments of `eval grounding`.
@@ -131,6 +133,7 @@ pub fn run(args: &GroundingArgs) -> anyhow::Result<ExitCode> {
             "rulers": figures.rulers,
             "goal_pose": figures.poses,
             "parts": figures.parts,
+            "what_imagination_adds": figures.added,
             "statuses": counts(outcomes.iter().map(|o| o.status)),
             "absent_statuses": counts(absent.iter().map(|o| o.status)),
             "swapped_statuses": counts(swapped.iter().map(|o| o.status)),

@@ -3,11 +3,13 @@
 //! * **PSNR, SSIM, LPIPS** of the imagined images against the true ones, beside two trivial answers: a copy of the first
 //!   image, and for each pose the remembered image whose pose (oracle odometry) is nearest to it (metres plus radians).
 //!   The drive of the video alone, the one that is held to what was seen, and what was seen, carried into the given views
-//!   without a network, stand beside each other.
+//!   without a network, stand beside each other, by what is known of the remembered pictures in three dimensions: nothing
+//!   (poses and depth are what the model reads in them), poses (by typical odometry), exact poses and true depth.
 //! * **Following**: how far the imagined drive is from the poses that were given, at the last image of each latent, twice:
 //!   by the model's own pose head, and by registering its images in the true house (see [`super::space`]), which the
 //!   model has no say in. Registered true images say what registration itself is worth.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -19,13 +21,14 @@ use mindseye::image::RgbImage;
 use mindseye::imagine::{
     Budget, ContextLatents, Flow, NoClock, Prompt, RolloutSettings, imagine, roll_out_held,
 };
-use mindseye::recall::{Recall, RecallView, views_of};
+use mindseye::recall::{Recall, RecallView, poses_by_head, views_of};
 use mindseye_bridge::geometry::planar_isometry;
 use mindseye_bridge::time::TimeDelta;
 use mindseye_world::{Frame, Pose2, random_drive_from, wrap_angle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::grounding::{Regime, Told};
 use super::picture::{Lpips, LpipsSession, motion, psnr, squared_difference, ssim};
 use super::report::{Table, write_atomically};
 use super::space::Space;
@@ -45,14 +48,8 @@ type Off = [f64; 2];
 #[derive(Clone, Debug, Serialize)]
 struct FollowedPath {
     house: u64,
-    /// From the video alone.
-    model: Likeness,
-    /// Held to what was seen; where the model reads depth.
-    guided: Option<Likeness>,
-    /// What was seen, carried.
-    warp: Option<Likeness>,
-    copy_first: Likeness,
-    nearest_remembered: Likeness,
+    /// By the names in [`KINDS`]; those of carried pictures where the model reads depth.
+    rows: BTreeMap<&'static str, Likeness>,
     /// Mean absolute difference of neighbouring images, 0..1: imagined and true.
     motion: [f64; 2],
     by_head: Vec<Off>,
@@ -125,12 +122,19 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
         let pairs: Vec<_> = ours.into_iter().zip(&truth[1..]).collect();
         likeness(&pairs, &mut lpips)
     };
-    let model = compare(frames.iter().skip(GROUP).collect())?;
-    let held = guided(bench, tools, &v, (&seen, prompt, &settings), &along)?;
-    let warp = held.as_ref().map(|(_, carried)| compare(carried.iter().collect())).transpose()?;
-    let guided = held.as_ref().map(|(frames, _)| compare(frames.iter().skip(GROUP).collect())).transpose()?;
-    let copy_first = compare(vec![&v.newest; images - 1])?;
-    let nearest_remembered = compare(nearest.iter().skip(1).copied().collect())?;
+    let mut rows = BTreeMap::from([
+        ("model", compare(frames.iter().skip(GROUP).collect())?),
+        ("copy_first", compare(vec![&v.newest; images - 1])?),
+        ("nearest_remembered", compare(nearest.iter().skip(1).copied().collect())?),
+    ]);
+    for (known, [held, warp]) in Known::ALL {
+        let Some(drives) = guided(bench, tools, &v, (known, seed), (&seen, prompt, &settings), &along)?
+        else {
+            break;
+        };
+        rows.insert(held, compare(drives.held.iter().skip(GROUP).collect())?);
+        rows.insert(warp, compare(drives.carried.iter().collect())?);
+    }
 
     // Where the drive went: at the last image of each latent.
     let ends: Vec<usize> = (1..spec.settings.target_latents).map(|k| GROUP * k).collect();
@@ -152,11 +156,7 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     };
     Ok(FollowedPath {
         house: seed,
-        model,
-        guided,
-        warp,
-        copy_first,
-        nearest_remembered,
+        rows,
         motion: [motion(&frames[GROUP - 1..]), motion(&truth)],
         by_head,
         by_registration: registered(&frames),
@@ -164,39 +164,89 @@ fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> an
     })
 }
 
-/// The drive held to what was seen, and what was carried alone; none where the model reads no depth.
+/// What is known of remembered pictures beside themselves.
+#[derive(Clone, Copy, PartialEq)]
+enum Known {
+    /// Nothing: poses are the pose head's, depth is the depth reader's.
+    Pictures,
+    /// Poses by typical odometry; depth is the depth reader's.
+    Poses,
+    /// Exact poses and true depth.
+    PosesAndDepth,
+}
+
+impl Known {
+    /// With the names of its rows: held, and carried alone.
+    const ALL: [(Self, [&'static str; 2]); 3] = [
+        (Self::Pictures, ["guided_pictures", "warp_pictures"]),
+        (Self::Poses, ["guided", "warp"]),
+        (Self::PosesAndDepth, ["guided_depth", "warp_depth"]),
+    ];
+}
+
+/// A drive that was held to what was seen.
+struct HeldDrive {
+    /// As [`Mind::decode`] gives it.
+    held: Vec<RgbImage>,
+    /// What was carried alone, without the given first frame.
+    carried: Vec<RgbImage>,
+}
+
+/// The drive held to what was seen; none where the model reads no depth.
 fn guided(
     bench: &Bench,
     tools: &mut Tools,
     v: &Visit,
+    (known, seed): (Known, u64),
     (seen, prompt, settings): (&ContextLatents, Prompt<'_>, &RolloutSettings),
     along: &[nalgebra::Isometry3<f64>],
-) -> anyhow::Result<Option<(Vec<RgbImage>, Vec<RgbImage>)>> {
-    tools.mind.by.learn_depth(&[v], &bench.camera);
+) -> anyhow::Result<Option<HeldDrive>> {
     let spec = tools.mind.spec().clone();
     let (Some(mounting), Some(_)) = (spec.mounting, spec.detail) else { return Ok(None) };
-    let scene = v.scene();
-    let here = plain_pose(v.here);
-    let (mut views, _) = views_of(&scene.memory, (scene.captured_at, here), here);
+    let regime = if known == Known::PosesAndDepth { Regime::Exact } else { Regime::Typical };
+    let scene = Told::of(v, regime, seed).scene;
+    let here = scene.odom_from_base.unwrap_or_default();
+    let budget = Budget { clock: &NoClock, until: None };
+    let mut views = if known == Known::Pictures {
+        let memory = ContextLatents {
+            index: scene.memory.iter().map(|c| c.info.index).collect(),
+            latents: scene.memory.iter().flat_map(|c| c.latent.iter().copied()).collect(),
+            first: seen.first.clone(),
+        };
+        let poses = poses_by_head(&mut tools.mind, &memory, prompt, settings, budget)?;
+        let posed =
+            scene.memory.iter().zip(poses).filter_map(|(c, pose)| {
+                Some(RecallView { picture: c.detail.as_ref()?, here_from_base: pose? })
+            });
+        posed.collect()
+    } else {
+        views_of(&scene.memory, (scene.captured_at, here), here).0
+    };
     views.push(RecallView { picture: &v.newest_detail, here_from_base: Default::default() });
+    let error = if known == Known::PosesAndDepth { Some(0.0) } else { bench.true_depth };
+    tools.mind.by.read_depth(error);
+    tools.mind.by.learn_depth(&[v], &bench.camera);
     let Some(mut recall) = Recall::new(&mut tools.mind, &views, &mounting)? else { return Ok(None) };
-    let carry = Carry::new(&mut recall, along, 0);
+    let carry = Carry::new(&mut recall, along, 0, None);
     let mut held = HeldMind { mind: &mut tools.mind, carry: &carry };
-    let budget = (Budget { clock: &NoClock, until: None }, TimeDelta(1));
     let go_on = &mut |_: usize, _: &[f32]| Flow::Continue;
-    let rollout = roll_out_held(&mut held, seen, prompt, settings, 0, budget, go_on)?;
-    let rollout = rollout.context("no drive was sampled")?;
-    Ok(Some((tools.mind.decode(&rollout.latents)?, carry.pictures())))
+    let rollout = roll_out_held(&mut held, seen, prompt, settings, 0, (budget, TimeDelta(1)), go_on)?;
+    let mut held = tools.mind.decode(&rollout.context("no drive was sampled")?.latents)?;
+    carry.hold(&mut held, spec.box_min);
+    Ok(Some(HeldDrive { held, carried: carry.pictures() }))
 }
 
-/// Ways to make images, with the likeness of each to the true ones.
-type Kind = (&'static str, &'static str, fn(&FollowedPath) -> Option<Likeness>);
-const KINDS: [Kind; 5] = [
-    ("model", "the model, video only", |d| Some(d.model)),
-    ("copy_first", "copy of the first image", |d| Some(d.copy_first)),
-    ("nearest_remembered", "nearest remembered image (oracle poses)", |d| Some(d.nearest_remembered)),
-    ("guided", "the model, held to what was seen", |d| d.guided),
-    ("warp", "what was seen, carried into the views, no network", |d| d.warp),
+/// Ways to make images: name, what is known of the remembered ones in three dimensions, what it is.
+const KINDS: [(&str, &str, &str); 9] = [
+    ("model", "none", "the model, video only"),
+    ("guided_pictures", "none", "the model, held to what was seen: its own poses and depth"),
+    ("warp_pictures", "none", "what was carried alone, no network"),
+    ("guided", "poses", "the model, held to what was seen: typical odometry, its own depth"),
+    ("warp", "poses", "what was carried alone, no network"),
+    ("guided_depth", "poses, depth", "the model, held to what was seen: exact poses, true depth"),
+    ("warp_depth", "poses, depth", "what was carried alone, no network"),
+    ("copy_first", "-", "copy of the first image"),
+    ("nearest_remembered", "poses", "nearest remembered image (oracle poses)"),
 ];
 
 /// Ways to say where images were taken, with their errors against the given poses.
@@ -209,14 +259,12 @@ const WAYS: [Way; 3] = [
 
 /// The figures of many paths.
 struct Figures {
-    gain_over_copy: Figure,
+    /// PSNR over copying the first image (dB), in the order of [`KINDS`].
+    gain_over_copy: [Figure; 9],
     gain_over_nearest: Figure,
     motion: Figure,
-    /// The same of the guided drive and of what was carried alone.
-    guided_gain_over_copy: Figure,
-    warp_gain_over_copy: Figure,
     /// PSNR (dB), SSIM and LPIPS in the order of [`KINDS`].
-    likeness: [[Figure; 3]; 5],
+    likeness: [[Figure; 3]; 9],
     /// Heading (degrees) and place (m), medians over all latents and at the end, in the order of [`WAYS`].
     following: [[Figure; 4]; 3],
 }
@@ -224,17 +272,16 @@ struct Figures {
 impl Figures {
     fn of(paths: &[FollowedPath]) -> Self {
         let of = |get: &dyn Fn(&FollowedPath) -> f64| mean(paths.iter().map(get));
-        let gain = |get: fn(&FollowedPath) -> Option<Likeness>| {
-            mean(paths.iter().filter_map(|d| Some(get(d)?.psnr - d.copy_first.psnr)))
+        let gain = |name: &str, over: &str| {
+            let psnr = |d: &FollowedPath, name: &str| Some(d.rows.get(name)?.psnr);
+            mean(paths.iter().filter_map(|d| Some(psnr(d, name)? - psnr(d, over)?)))
         };
         Self {
-            guided_gain_over_copy: gain(|d| d.guided),
-            warp_gain_over_copy: gain(|d| d.warp),
-            gain_over_copy: of(&|d| d.model.psnr - d.copy_first.psnr),
-            gain_over_nearest: of(&|d| d.model.psnr - d.nearest_remembered.psnr),
+            gain_over_copy: KINDS.map(|(name, ..)| gain(name, "copy_first")),
+            gain_over_nearest: gain("model", "nearest_remembered"),
             motion: of(&|d| d.motion[0] / d.motion[1].max(1e-9)),
-            likeness: KINDS.map(|(_, _, get)| {
-                let all = || paths.iter().filter_map(get);
+            likeness: KINDS.map(|(name, ..)| {
+                let all = || paths.iter().filter_map(|d| d.rows.get(name));
                 [
                     mean(all().map(|l| l.psnr)),
                     mean(all().map(|l| l.ssim)),
@@ -251,17 +298,20 @@ impl Figures {
 
     fn markdown(&self, head: &str, lpips: bool) -> String {
         let mut text = head.to_owned();
-        let mut t = Table::new(&["images", "PSNR (dB)", "SSIM", "LPIPS"]);
-        for ((_, what, _), [psnr, ssim, lpips]) in KINDS.iter().zip(&self.likeness) {
-            t.row([(*what).to_owned(), psnr.text(2), ssim.text(3), lpips.text(3)]);
+        let head =
+            ["images", "3-D information", "PSNR (dB)", "over copying the first image (dB)", "SSIM", "LPIPS"];
+        let mut t = Table::new(&head);
+        for (((_, known, what), [psnr, ssim, lpips]), gain) in
+            KINDS.iter().zip(&self.likeness).zip(&self.gain_over_copy)
+        {
+            if psnr.n > 0 {
+                let figures = [psnr.text(2), gain.text(2), ssim.text(3), lpips.text(3)];
+                t.row([(*what).to_owned(), (*known).to_owned()].into_iter().chain(figures));
+            }
         }
         text += &t.text();
         text += &format!(
-            "\nPSNR over copying the first image: {} dB (guided: {}, carried alone: {}); over the nearest remembered one: \
-             {} dB. Motion over true motion: {}.\n\n",
-            self.gain_over_copy.text(2),
-            self.guided_gain_over_copy.text(2),
-            self.warp_gain_over_copy.text(2),
+            "\nVideo only: PSNR over the nearest remembered image {} dB, motion over true motion {}.\n\n",
             self.gain_over_nearest.text(2),
             self.motion.text(2)
         );
@@ -295,14 +345,15 @@ impl Figures {
             KINDS.iter().zip(&self.likeness).map(|(k, f)| (k.0.to_owned(), likeness(f))).collect();
         let ways: Map<String, Value> =
             WAYS.iter().zip(&self.following).map(|(w, f)| (w.0.to_owned(), following(f))).collect();
-        let [model, copy_first, nearest, ..] = &self.likeness;
+        let at = |name: &str| KINDS.iter().position(|kind| kind.0 == name).unwrap_or(0);
+        let psnr = |name: &str| self.likeness[at(name)][0];
         let document = json!({
-            "psnr_db": model[0],
-            "psnr_copy_first_db": copy_first[0],
-            "psnr_nearest_context_db": nearest[0],
-            "gain_over_copy_first_db": self.gain_over_copy,
-            "guided_gain_over_copy_first_db": self.guided_gain_over_copy,
-            "warp_gain_over_copy_first_db": self.warp_gain_over_copy,
+            "psnr_db": psnr("model"),
+            "psnr_copy_first_db": psnr("copy_first"),
+            "psnr_nearest_context_db": psnr("nearest_remembered"),
+            "gain_over_copy_first_db": self.gain_over_copy[at("model")],
+            "guided_gain_over_copy_first_db": self.gain_over_copy[at("guided")],
+            "warp_gain_over_copy_first_db": self.gain_over_copy[at("warp")],
             "gain_over_nearest_context_db": self.gain_over_nearest,
             "motion_over_true_motion": self.motion,
             "rows": rows,
@@ -380,11 +431,12 @@ mod tests {
         let like = |psnr: f64| Likeness { psnr, ssim: psnr / 100.0, lpips: None };
         let path = |model: f64, copy: f64, nearest: f64, motion: [f64; 2], head: [f64; 3]| FollowedPath {
             house: 0,
-            model: like(model),
-            guided: Some(like(model + 5.0)),
-            warp: None,
-            copy_first: like(copy),
-            nearest_remembered: like(nearest),
+            rows: BTreeMap::from([
+                ("model", like(model)),
+                ("guided", like(model + 5.0)),
+                ("copy_first", like(copy)),
+                ("nearest_remembered", like(nearest)),
+            ]),
             motion,
             by_head: head.map(|h| [h, h / 10.0]).to_vec(),
             by_registration: Vec::new(),
@@ -395,9 +447,10 @@ mod tests {
             path(22.0, 18.0, 23.0, [0.3, 0.2], [3.0, 4.0, 7.0]),
         ];
         let f = Figures::of(&paths);
-        assert_eq!((f.gain_over_copy.value, f.gain_over_nearest.value), (5.0, 0.0));
-        assert_eq!((f.guided_gain_over_copy.value, f.warp_gain_over_copy.n), (10.0, 0));
-        assert_eq!((f.likeness[0][0].value, f.likeness[1][0].value), (21.0, 16.0));
+        assert_eq!((f.gain_over_copy[0].value, f.gain_over_nearest.value), (5.0, 0.0));
+        // The third row of carried pictures is not there.
+        assert_eq!((f.gain_over_copy[3].value, f.gain_over_copy[4].n), (10.0, 0));
+        assert_eq!((f.likeness[0][0].value, f.likeness[7][0].value), (21.0, 16.0));
         assert!((f.motion.value - 1.0).abs() < 1e-12, "{:?}", f.motion);
         // 1, 2, 3, 4, 7, 9: the upper middle is 4; at the ends 7 and 9: 9.
         let [heading, position, end_heading, end_position] = f.following[0];
@@ -408,6 +461,7 @@ mod tests {
         assert_eq!(document["gain_over_copy_first_db"]["value"], 5.0);
         assert_eq!(document["rows"]["model"]["psnr_db"]["value"], 21.0);
         assert_eq!(document["following"]["by_head"]["end_heading_deg_median"]["value"], 9.0);
-        assert!(f.markdown("", false).contains("LPIPS is left out"));
+        let text = f.markdown("", false);
+        assert!(text.contains("LPIPS is left out") && text.contains("| poses | 26.00"), "{text}");
     }
 }

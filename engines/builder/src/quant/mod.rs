@@ -14,8 +14,6 @@
 //! for the CPU that rounds in plain float operators (any backend runs it; E4M3 bit-exactly). [`verify`] compares the
 //! second against fp32.
 
-pub mod e4m3;
-
 mod calibrate;
 mod float;
 mod lower;
@@ -44,6 +42,7 @@ pub use verify::{
 };
 
 use mindseye_engines::backend::{Backend, BackendError, PrepareOptions, Session, Tensor};
+pub use mindseye_engines::e4m3;
 use mindseye_engines::onnx::{ExternalData, Model, OnnxError, SaveOptions};
 
 /// Progress of quantising and checking, reported between two steps.

@@ -8,6 +8,7 @@ typedef long long i64;
 #define F32 0
 #define BF16 1
 #define I32 2
+#define I8 3
 
 #ifdef EMULATED
 #include "emulator.h"
@@ -43,6 +44,12 @@ DEVICE void multiply_add(float d[4], const u32 a[4], u32 b0, u32 b1) {
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// d[16x8] += a[16x32] b[32x8] of signed bytes on the tensor cores.
+DEVICE void multiply_add_bytes(int d[4], const u32 a[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 DEVICE u32 pack(float low, float high) {
     u32 r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -54,6 +61,10 @@ DEVICE bf16 narrow(float x) {
     return r;
 }
 DEVICE float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+// a b, rounded before it is added to anything.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 // 2^x, to about two units in the last place.
 DEVICE float exp2_fast(float x) {
     float y;
@@ -73,10 +84,12 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #endif
 
 DEVICE float load(const void* p, i64 at, int type) {
+    if (type == I8) return ((const signed char*)p)[at];
     return type == BF16 ? widen(((const bf16*)p)[at]) : type == F32 ? ((const float*)p)[at] : (float)((const int*)p)[at];
 }
 DEVICE void store(void* p, i64 at, int type, float value) {
     if (type == BF16) ((bf16*)p)[at] = narrow(value);
+    else if (type == I8) ((signed char*)p)[at] = (signed char)value;
     else ((float*)p)[at] = value;
 }
 // Two neighbours at an even place.

@@ -10,7 +10,18 @@ struct Axes {
 };
 
 // Numbers of the operations; those of one argument come first.
-enum { COPY, NEGATE, SQRT, RECIPROCAL, SIGMOID, APPLY_SILU, APPLY_GELU_TANH, SQUARE, ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, ADD_PRODUCT };
+enum { COPY, NEGATE, SQRT, RECIPROCAL, SIGMOID, APPLY_SILU, APPLY_GELU_TANH, SQUARE, ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, ADD_PRODUCT, TO_BYTE, TO_E4M3 };
+
+// To the nearest whole number of a signed byte, ties to even.
+DEVICE float to_byte(float x) { return fminf(fmaxf(rintf(x), -128.f), 127.f); }
+// To the nearest value of E4M3, ties to even, 448 at most: steps of 2^-9 below 2^-6, above it of an eighth of the power
+// of two. Dividing by a power of two is exact.
+DEVICE float to_e4m3(float x) {
+    x = fminf(fmaxf(x, -448.f), 448.f);
+    u32 exponent = as_bits(x) >> 23 & 0xff;
+    float step = as_float((exponent > 121 ? exponent - 3 : 118) << 23);
+    return rintf(x / step) * step;
+}
 
 DEVICE float apply(int op, float a, float b, float c) {
     switch (op) {
@@ -27,6 +38,8 @@ DEVICE float apply(int op, float a, float b, float c) {
     case DIVIDE: return a / b;
     case MAXIMUM: return fmaxf(a, b);
     case ADD_PRODUCT: return a + b * c;
+    case TO_BYTE: return to_byte(a / b);
+    case TO_E4M3: return to_e4m3(a / b);
     default: return a;
     }
 }

@@ -1,4 +1,5 @@
 // Matrix products with bias and activation.
+#pragma once
 #include "device.h"
 
 // Depth of one stage, and how many stages of copies are under way.
@@ -46,11 +47,11 @@ DEVICE void multiply_stage(float (*sums)[WN / 8][4], const bf16* sa, int wm, int
     }
 }
 
-// out[m, n] = activation(a[m, k] b[k, n] + bias[n]) for every z; bf16 operands on the tensor cores, sums in f32.
+// out[m, n] = activation(scale a[m, k] b[k, n] + bias[n]) for every z; bf16 operands on the tensor cores, sums in f32.
 // A block makes BM x BN, each of its warps WM x WN. k and n are multiples of 8. Strides between z are in elements.
 template <int BM, int BN, int WM, int WN>
 DEVICE void gemm(unsigned char* raw, const bf16* a, const bf16* b, const float* bias, void* out, int out_type, int m,
-                 int n, int k, i64 a_stride, i64 b_stride, int activation) {
+                 int n, int k, i64 a_stride, i64 b_stride, int activation, float scale) {
     const int THREADS = 32 * (BM / WM) * (BN / WN), STAGE = (BM + BN) * BK;
     bf16* stages = (bf16*)raw;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -90,8 +91,8 @@ DEVICE void gemm(unsigned char* raw, const bf16* a, const bf16* b, const float* 
             for (int r = 0; r < 2; r++) {
                 int row = m0 + wm + 16 * i + lane / 4 + 8 * r;
                 if (row < m)
-                    store_pair(out, base + (i64)row * n + col, out_type, activate(sums[i][j][2 * r] + first, activation),
-                               activate(sums[i][j][2 * r + 1] + second, activation));
+                    store_pair(out, base + (i64)row * n + col, out_type, activate(sums[i][j][2 * r] * scale + first, activation),
+                               activate(sums[i][j][2 * r + 1] * scale + second, activation));
             }
     }
 }
@@ -99,17 +100,17 @@ DEVICE void gemm(unsigned char* raw, const bf16* a, const bf16* b, const float* 
 // Grid: n / 128, m / 128, z. 256 threads, 48 KiB.
 KERNEL __launch_bounds__(256) void gemm_bf16_128(const bf16* __restrict__ a, const bf16* __restrict__ b, const float* __restrict__ bias,
                                                  void* __restrict__ out, int out_type, int m, int n, int k, i64 a_stride, i64 b_stride,
-                                                 int activation) {
+                                                 int activation, float scale) {
     SHARED(raw);
-    gemm<128, 128, 64, 32>(raw, a, b, bias, out, out_type, m, n, k, a_stride, b_stride, activation);
+    gemm<128, 128, 64, 32>(raw, a, b, bias, out, out_type, m, n, k, a_stride, b_stride, activation, scale);
 }
 
 // For few rows or columns. Grid: n / 64, m / 64, z. 128 threads, 24 KiB.
 KERNEL __launch_bounds__(128) void gemm_bf16_64(const bf16* __restrict__ a, const bf16* __restrict__ b, const float* __restrict__ bias,
                                                 void* __restrict__ out, int out_type, int m, int n, int k, i64 a_stride, i64 b_stride,
-                                                int activation) {
+                                                int activation, float scale) {
     SHARED(raw);
-    gemm<64, 64, 32, 32>(raw, a, b, bias, out, out_type, m, n, k, a_stride, b_stride, activation);
+    gemm<64, 64, 32, 32>(raw, a, b, bias, out, out_type, m, n, k, a_stride, b_stride, activation, scale);
 }
 
 // Where the elements of an operand of `gemm_any` lie: strides of the two outer axes, rows and columns, in elements.

@@ -6,6 +6,7 @@ use mindseye_base::stats::median as middle;
 use mindseye_bridge::answer::Status;
 use serde::Serialize;
 
+use super::adds::{Added, added};
 use super::goal::{Absent, Outcome, ROWS, Reached, Row};
 use crate::eval::examiner::Quality;
 use crate::eval::judge::{Scores, Verdict};
@@ -18,6 +19,9 @@ pub(super) struct Summary {
     #[serde(flatten)]
     pub(super) scores: Scores,
     pub(super) dynamic_degree: Figure,
+    /// See [`super::goal::OwnWay`]; means over drives (dB).
+    pub(super) own_way_psnr_db: Figure,
+    pub(super) own_way_worst_db: Figure,
     pub(super) found: Figure,
     pub(super) heading_deg_median: Figure,
     pub(super) position_m_median: Figure,
@@ -38,6 +42,8 @@ fn summary(outcomes: &[Outcome], key: &str, moving: f64) -> Summary {
         drives: shown.len(),
         scores: Scores::of(&shown),
         dynamic_degree: if moving > 0.0 { is(&|v| v.motion >= DYNAMIC * moving) } else { share([]) },
+        own_way_psnr_db: mean(rows.iter().filter_map(|r| Some(r.own_way?.psnr))),
+        own_way_worst_db: mean(rows.iter().filter_map(|r| Some(r.own_way?.worst))),
         found: share(rows.iter().filter_map(|r| r.found)),
         heading_deg_median: median(reached.iter().filter_map(|r| r.error).map(|e| e[0])),
         position_m_median: median(reached.iter().filter_map(|r| r.error).map(|e| e[1])),
@@ -185,6 +191,8 @@ pub(super) struct Figures {
     pub(super) poses: [PoseRow; 4],
     pub(super) gate: Vec<(&'static str, Figure)>,
     pub(super) parts: Vec<Part>,
+    /// What imagination adds.
+    pub(super) added: Vec<Added>,
     pub(super) rulers: Option<Rulers>,
     /// How well SD tells a true drive in another house from one in this house.
     pub(super) sd_tells_rooms_apart: Figure,
@@ -217,6 +225,7 @@ impl Figures {
                 pose_row("drive: end of the imagined video", outcomes, |o| o.drive),
             ],
             parts: parts(outcomes),
+            added: added(outcomes),
             rulers: Rulers::of(outcomes),
             sd_tells_rooms_apart: auc(sd("truth_wrong_room"), sd("truth")),
             examiner,
@@ -302,13 +311,15 @@ pub(super) mod tests {
             reconstruction_error: None,
             objects: 5,
             ms: 10.0,
+            sights: [0; 2],
+            rests_on: BTreeMap::new(),
             rows: BTreeMap::new(),
         }
     }
 
     fn shown(sd: f64, mean: f64, followed: bool, motion: f64) -> Row {
         let verdict = Verdict { sd: Some(sd), sd_mean: Some(mean), followed, motion, ..Verdict::default() };
-        Row { verdict: Some(verdict), reached: None, found: None }
+        Row { verdict: Some(verdict), ..Row::default() }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::bail;
 use mindseye::config::NavigateTable;
 use mindseye::context::GROUP;
 use mindseye::ground::{Grounded, Mind, ground, look};
+use mindseye::guide::along;
 use mindseye::image::{RgbImage, mean_difference};
 use mindseye::imagine::{Budget, Flow, NoClock};
 use mindseye::lift::{Registered, Witness};
@@ -19,6 +20,7 @@ use mindseye_world::{
 use serde::Serialize;
 
 use super::GroundingArgs;
+use super::adds;
 use super::calibrate::ELLIPSE_90;
 use super::html::map;
 use super::odometry::{Regime, Told};
@@ -26,9 +28,9 @@ use crate::eval::altered::Replacement;
 use crate::eval::degrade::{blurred_to, noisy_to};
 use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
-use crate::eval::picture::{Lpips, LpipsSession};
+use crate::eval::picture::{Lpips, LpipsSession, psnr, squared_difference};
 use crate::eval::visit::{
-    Bench, Tools, Visit, absent_name, calibration, plain_pose, sees, swapped_name, visit, world_pose,
+    Bench, Tools, Visit, absent_name, calibration, picture, plain_pose, sees, swapped_name, visit, world_pose,
 };
 
 /// How a goal was reached.
@@ -53,6 +55,41 @@ pub struct Row {
     pub reached: Option<Reached>,
     /// Whether the model gave a pose; none for drives that are not the model's.
     pub found: Option<bool>,
+    /// Its pictures beside those of the house along the way that the drive itself claims; none where it claims none.
+    pub own_way: Option<OwnWay>,
+}
+
+/// How like the house, seen along the way that a drive claims, its pictures on the way are (those with a box left out): what
+/// they are worth as pictures, wherever the drive leads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct OwnWay {
+    /// All of them (dB).
+    pub psnr: f64,
+    /// The worst one (dB).
+    pub worst: f64,
+}
+
+impl OwnWay {
+    /// Of frames (the given first one [`GROUP`] times, the last `boxed` with a box) along a way in the map: one pose for the
+    /// given first frame and one for each other.
+    fn of(
+        house: &House,
+        camera: &Camera,
+        frames: &[RgbImage],
+        boxed: usize,
+        way: &[Pose2],
+        space: &mut Frame,
+    ) -> Option<Self> {
+        let on_the_way = frames.get(GROUP..frames.len().checked_sub(boxed)?)?;
+        let errors = on_the_way
+            .iter()
+            .zip(way.get(1..)?)
+            .map(|(frame, pose)| squared_difference(frame, &picture(house, *pose, camera, space)));
+        let errors: Vec<f64> = errors.collect();
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        let worst = errors.iter().copied().fold(0.0, f64::max);
+        (!errors.is_empty()).then(|| Self { psnr: psnr(mean), worst: psnr(worst) })
+    }
 }
 
 /// Whose pose a drive stands for.
@@ -129,6 +166,11 @@ pub struct Outcome {
     pub reconstruction_error: Option<f64>,
     /// Objects in the house.
     pub objects: usize,
+    /// In how many remembered views the object is seen, and in how many whole.
+    pub sights: [usize; 2],
+    /// Where poses that rest on some of the witnesses lead in one drive, by the names in [`super::adds::WAYS`]; without
+    /// those that are not given.
+    pub rests_on: BTreeMap<&'static str, Reached>,
     /// Time for the answer (ms).
     pub ms: f64,
     /// By the names in [`ROWS`].
@@ -219,9 +261,19 @@ impl Asked {
         self.out.answer.pose.as_ref().map(|p| self.told.in_map(p))
     }
 
+    /// The way that a drive claims which was led by nothing, in the same map: one pose for the given first frame and one for
+    /// each other, between those of the answer's path.
+    fn own_way(&self) -> Vec<Pose2> {
+        self.in_map(&along(&self.out.path, 0, None))
+    }
+
+    fn in_map(&self, way: &[mindseye::planar::Pose2]) -> Vec<Pose2> {
+        way.iter().map(|p| self.told.in_map(&FramedPose2::new("", *p))).collect()
+    }
+
     /// The answer's path, one pose per target latent, in the same map.
     fn path(&self) -> Vec<Pose2> {
-        self.out.path.iter().map(|p| self.told.in_map(&FramedPose2::new("", *p))).collect()
+        self.in_map(&self.out.path)
     }
 }
 
@@ -333,7 +385,10 @@ fn other_house(bench: &Bench, seed: u64, name: &str) -> u64 {
 /// Pictures of one goal for the sheet.
 pub(super) struct SheetRow {
     pub(super) newest: RgbImage,
+    /// The drive that is shown, in as many pixels as there are.
     pub(super) frames: Vec<RgbImage>,
+    /// The house seen along the way that it claims, in the same pixels; only for a sheet.
+    pub(super) house: Vec<RgbImage>,
     pub(super) truth: Vec<RgbImage>,
     /// From above, for a report.
     pub(super) map: Option<RgbImage>,
@@ -395,6 +450,8 @@ struct Rows<'a, 'j> {
     case: &'a Case<'j>,
     judge: Judge<'j>,
     lpips: Option<LpipsSession>,
+    /// Frames at the end of a drive that show the box.
+    boxed: usize,
     rows: BTreeMap<&'static str, Row>,
 }
 
@@ -417,8 +474,15 @@ impl Rows<'_, '_> {
             Pose::Known(p) => (p.map(reach), None),
             Pose::None => (None, None),
         };
-        self.rows.insert(key, Row { verdict, reached, found });
+        self.rows.insert(key, Row { verdict, reached, found, own_way: None });
         Ok(())
+    }
+
+    /// Holds a drive of the model against the house seen along the way (in the map) that it claims.
+    fn along(&mut self, key: &'static str, frames: &[RgbImage], way: &[Pose2]) {
+        let Some(row) = self.rows.get_mut(key) else { return };
+        let boxed = self.boxed;
+        row.own_way = OwnWay::of(self.case.house, self.case.camera, frames, boxed, way, &mut Frame::new());
     }
 }
 
@@ -446,6 +510,7 @@ pub(super) fn present_goal(
         case: &case,
         judge: Judge::new(rules, &v.house, v.here, object, targets),
         lpips: s.lpips.map(Lpips::session).transpose()?,
+        boxed: spec.box_latents.max(1) * GROUP,
         rows: BTreeMap::new(),
     };
     rows.add("model", &asked.out.frames, Pose::Answer(None), tools)?;
@@ -455,9 +520,15 @@ pub(super) fn present_goal(
     }
     let video_only = asked.out.guided.as_ref().map_or(&asked.out.frames, |guided| &guided.video_only);
     rows.add("video_only", video_only, Pose::None, tools)?;
+    rows.along("video_only", video_only, &asked.own_way());
     let off_path_m = off_path(&rows.judge.registered, &asked.path());
     if let Some(guided) = &asked.out.guided {
         rows.add("warp", &guided.carried, Pose::None, tools)?;
+        let way = asked.in_map(&guided.way);
+        rows.along("warp", &guided.carried, &way);
+        rows.along("model", &asked.out.frames, &way);
+    } else {
+        rows.along("model", &asked.out.frames, &asked.own_way());
     }
     let mut truth_frames = Vec::new();
     let mut destroyed = BTreeMap::new();
@@ -489,16 +560,33 @@ pub(super) fn present_goal(
         if truth_frames.is_empty() {
             truth_frames = true_drive(&v.house, v.here, object, &rules, targets);
         }
-        let path = asked.out.path.iter().map(|p| asked.told.in_map(&FramedPose2::new("", *p))).collect();
-        map(&case, &MapSheet { path, answer: asked.pose() })
+        map(&case, &MapSheet { path: asked.path(), answer: asked.pose() })
     });
+    let kept = v.memory.iter().filter_map(|seen| v.sweep.get(GROUP * seen.info.index as usize).copied());
+    let mut params = calibration(&spec)?.clone();
+    params.standoff_m = params.standoff_for(&format!("find the {name}"));
+    let begins = asked.out.origin.map_or(case.here, |o| asked.told.in_map(&FramedPose2::new("", o)));
+    let rests_on = adds::poses(&asked.out, &params).into_iter();
     let outcome = Outcome {
+        sights: adds::sights(&v.house, camera, kept, object),
+        rests_on: rests_on.map(|(key, pose)| (key, case.reach(begins.compose(world_pose(pose))))).collect(),
         destroyed,
         off_path_m,
         reconstruction_error: reconstruction_error(tools, &v)?,
         ..outcome(&case, &v, &asked, (seed, name), closed, rows)
     };
-    Ok((outcome, SheetRow { newest: v.newest.clone(), frames: asked.out.frames, truth: truth_frames, map }))
+    let frames = asked.out.shown().to_vec();
+    let house = match (s.args.sheet.is_some(), &asked.out.guided, frames.first()) {
+        (true, Some(guided), Some(first)) => {
+            let eye = Camera { width: first.width, height: first.height, ..*camera };
+            let mut frame = Frame::new();
+            let way = asked.in_map(&guided.way);
+            let pictures = way.iter().map(|pose| picture(&v.house, *pose, &eye, &mut frame));
+            pictures.collect()
+        }
+        _ => Vec::new(),
+    };
+    Ok((outcome, SheetRow { newest: v.newest.clone(), frames, house, truth: truth_frames, map }))
 }
 
 /// What came of driving to the model's answer.
@@ -594,6 +682,7 @@ fn destroyed_drives(
         tools.mind.by.replacement = None;
         let asked = asked?;
         rows.add(key, &[], Pose::Answer(asked.pose()), tools)?;
+        rows.along(key, &asked.out.frames, &asked.own_way());
         let answer = asked.out;
         let lifted = answer.lifted.as_ref();
         out.insert(
@@ -768,6 +857,8 @@ fn outcome(
         off_path_m: None,
         reconstruction_error: None,
         objects: v.house.objects.len(),
+        sights: [0; 2],
+        rests_on: BTreeMap::new(),
         ms: *ms,
         rows,
     }
@@ -792,6 +883,30 @@ mod tests {
         assert_eq!(of(0.5, 1.0, 1.5), (true, true, 1.0));
         assert_eq!(of(0.5, 0.0, 0.0), (true, true, 1.0));
         assert_eq!(of(f64::INFINITY, 3.0, 1.0), (false, false, 0.0));
+    }
+
+    #[test]
+    fn pictures_are_held_against_the_house_along_their_own_way() {
+        let house = House::generate(5, &Difficulty::plain());
+        let (camera, space) = (Camera::new(24, 16), &mut Frame::new());
+        let at = |k: usize| Pose2::unwrapped(0.05 * k as f64, 0.0, 0.1 * k as f64);
+        let way: Vec<Pose2> = (0..=2 * GROUP).map(at).collect();
+        let mut frames = vec![RgbImage::filled(24, 16, [0; 3]); GROUP];
+        frames.extend(way[1..].iter().map(|p| picture(&house, *p, &camera, space)));
+        // A box in the last ones does not count.
+        frames.iter_mut().skip(2 * GROUP).for_each(|f| f.data.fill(255));
+        let of = |frames: &[RgbImage], space: &mut Frame| {
+            OwnWay::of(&house, &camera, frames, GROUP, &way, space).expect("there is a way")
+        };
+        assert_eq!(of(&frames, space), OwnWay { psnr: 60.0, worst: 60.0 });
+        // One picture of four that is off by 8 everywhere: mean squares of 64 and of 16.
+        for v in &mut frames[GROUP + 2].data {
+            *v = if *v > 127 { *v - 8 } else { *v + 8 };
+        }
+        let got = of(&frames, space);
+        assert!((got.worst - psnr(64.0)).abs() < 1e-9 && (got.psnr - psnr(16.0)).abs() < 1e-9, "{got:?}");
+        assert!(OwnWay::of(&house, &camera, &frames, GROUP, &[], space).is_none());
+        assert!(OwnWay::of(&house, &camera, &[], GROUP, &way, space).is_none());
     }
 
     #[test]

@@ -48,15 +48,15 @@ impl Regime {
 }
 
 /// A visit as the runtime is told of it, and how to understand its answer.
-pub(super) struct Told {
-    pub(super) scene: Scene,
+pub(in crate::eval) struct Told {
+    pub(in crate::eval) scene: Scene,
     /// The answer's frame in the map, as true as the robot's place now; none: it is the map.
     map_from_answer: Option<Pose2>,
 }
 
 impl Told {
     /// Tells of a visit. What odometry is off depends on `seed` only.
-    pub(super) fn of(visit: &Visit, regime: Regime, seed: u64) -> Self {
+    pub(in crate::eval) fn of(visit: &Visit, regime: Regime, seed: u64) -> Self {
         let mut scene = visit.scene();
         let here = visit.here;
         if regime == Regime::Exact {

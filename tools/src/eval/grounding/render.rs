@@ -7,6 +7,7 @@ use mindseye::context::GROUP;
 use mindseye::image::RgbImage;
 use mindseye_world::draw::Canvas;
 
+use super::adds;
 use super::figures::{Figures, Part, PoseRow, Rulers, Summary};
 use super::goal::{Outcome, SheetRow};
 use crate::eval::report::Table;
@@ -29,6 +30,8 @@ pub(super) fn markdown(head: &str, figures: &Figures, lpips: bool, examiner_secs
         t.row([name.replace('_', " "), figure.text(3)]);
     }
     text += &t.text();
+    text += "\n";
+    text += &adds::table(&figures.added);
     text += "\n";
     text += &parts_table(&figures.parts);
     if let Some(q) = figures.examiner {
@@ -120,6 +123,8 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
         ("boxed", |s| s.scores.box_centred, 2),
         ("nearest view", |s| s.scores.nearest_view, 2),
         ("PSNR (dB)", |s| s.scores.psnr_db, 1),
+        ("PSNR along its own way (dB)", |s| s.own_way_psnr_db, 1),
+        ("worst picture (dB)", |s| s.own_way_worst_db, 1),
         ("SSIM", |s| s.scores.ssim, 2),
         ("DD", |s| s.dynamic_degree, 2),
         ("heading (deg)", |s| s.heading_deg_median, 1),
@@ -143,22 +148,19 @@ fn drives_table(rows: &[(&str, &str, Summary)], lpips: bool) -> String {
     t.text()
 }
 
-/// First pictures, every other imagined picture and the last of the true drive, for the first houses.
+/// First pictures, every other imagined picture, and beneath each what the house shows from where it claims to be taken; at
+/// the right the last picture of the true drive. For the first houses.
 pub(super) fn sheet(path: &Path, results: &[(Outcome, SheetRow)], bench: &Bench) -> anyhow::Result<()> {
-    let (w, h, zoom) = (bench.camera.width, bench.camera.height, (120 / bench.camera.width.max(1)).max(1));
+    let (w, h) = (bench.camera.width, bench.camera.height);
+    let zoom = (120 / w.max(1)).max(1);
     let shown = results.len().min(16);
     let imagined =
         results.iter().map(|r| r.1.frames.len().saturating_sub(GROUP).div_ceil(2)).max().unwrap_or(0);
     let columns = 2 + imagined;
-    let (cw, ch) = (w * zoom + 4, h * zoom + 22);
+    let (cw, ch) = (w * zoom + 4, 2 * (h * zoom + 4) + 20);
     let mut canvas = Canvas::new(columns * cw + 24, shown * ch + 24, [24, 24, 28]);
-    canvas.text(
-        8,
-        4,
-        "first picture, imagined drive (every second picture), end of the true drive",
-        1,
-        [160, 160, 160],
-    );
+    let title = "first picture, imagined drive (every second picture), end of the true drive; beneath: the house from there";
+    canvas.text(8, 4, title, 1, [160, 160, 160]);
     for (row, (o, s)) in results.iter().take(shown).enumerate() {
         let y = (row * ch + 36) as i64;
         let verdict = o.rows.get("model").and_then(|r| r.verdict).unwrap_or_default();
@@ -175,12 +177,19 @@ pub(super) fn sheet(path: &Path, results: &[(Outcome, SheetRow)], bench: &Bench)
             o.answer.map_or_else(String::new, |[deg, m]| format!(", answer off {deg:.0} deg, {m:.2} m")),
         );
         canvas.text(8, y - 16, &title, 2, [230, 230, 230]);
-        canvas.blit(8, y, &s.newest.data, w, zoom);
+        let mut put = |column: usize, down: usize, picture: &RgbImage| {
+            let (x, y) = ((8 + column * cw) as i64, y + (down * (h * zoom + 4)) as i64);
+            canvas.blit_scaled(x, y, w * zoom, h * zoom, (&picture.data, picture.width));
+        };
+        put(0, 0, &s.newest);
         for (i, f) in s.frames.iter().skip(GROUP + 1).step_by(2).enumerate() {
-            canvas.blit((12 + (i + 1) * cw) as i64, y, &f.data, w, zoom);
+            put(i + 1, 0, f);
+        }
+        for (i, f) in s.house.iter().skip(2).step_by(2).enumerate() {
+            put(i + 1, 1, f);
         }
         if let Some(last) = s.truth.last() {
-            canvas.blit((16 + (columns - 1) * cw) as i64, y, &last.data, w, zoom);
+            put(columns - 1, 0, last);
         }
     }
     let (cw, ch) = (canvas.width, canvas.height);

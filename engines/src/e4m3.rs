@@ -10,7 +10,7 @@ pub const MAX: f32 = 448.0;
 /// Nearest E4M3 code, ties to even, saturating.
 ///
 /// ```
-/// use mindseye_builder::quant::e4m3;
+/// use mindseye_engines::e4m3;
 /// assert_eq!(e4m3::to_f32(e4m3::from_f32(17.0)), 16.0); // halfway between 16 and 18: to the even mantissa
 /// assert_eq!(e4m3::to_f32(e4m3::from_f32(1e9)), 448.0);
 /// ```
