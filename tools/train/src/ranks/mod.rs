@@ -330,10 +330,12 @@ impl Ranks {
         let Place { rank, ranks, .. } = self.place;
         let mut others = vec![0.0; ranks];
         others[rank] = f32::from(u8::from(differs));
-        self.all_reduce(&mut others)?;
-        if let Some(other) = others.iter().position(|o| *o > 0.0) {
+        let done = self.collective.all_reduce(&mut others);
+        // Before who is lost: a rank that has read this sooner ends for the same reason.
+        if let Some(other) = others.iter().position(|o| *o > 0.0).filter(|_| done.is_ok()) {
             return Err(RankError::Other(other));
         }
+        self.done("sum", done)?;
         let params = Arc::make_mut(&mut state.params);
         let sizes: Vec<usize> = (0..params.len())
             .map(|i| if is_trained(only, params.get(i).0) { params.get(i).2.len() } else { 0 })
