@@ -168,7 +168,7 @@ pub struct Outcome {
     pub objects: usize,
     /// In how many remembered views the object is seen, and in how many whole.
     pub sights: [usize; 2],
-    /// Where poses that rest on some of the witnesses lead in one drive, by the names in [`super::adds::WAYS`]; without
+    /// Where poses that rest on some of the witnesses lead in one drive, by the names in `adds::WAYS`; without
     /// those that are not given.
     pub rests_on: BTreeMap<&'static str, Reached>,
     /// Time for the answer (ms).
