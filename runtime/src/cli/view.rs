@@ -7,9 +7,9 @@ use clap::Args;
 #[cfg(feature = "view")]
 pub use live::{Channels, Page, Report, ReportArgs, ViewArgs};
 #[cfg(all(not(feature = "view"), feature = "demo"))]
-pub use none::{Channels, Page};
+pub use none::Channels;
 #[cfg(not(feature = "view"))]
-pub use none::{Report, ReportArgs, ViewArgs};
+pub use none::{Page, Report, ReportArgs, ViewArgs};
 
 /// Titled tables of a report.
 pub type Facts = Vec<(String, Vec<(String, String)>)>;
