@@ -155,7 +155,7 @@ pub struct Lifted {
 }
 
 /// Pose and confidence out of a head's `(x, y, cos, sin)`.
-fn pose_of(head: [f32; 4]) -> (Pose2, f64) {
+pub(crate) fn pose_of(head: [f32; 4]) -> (Pose2, f64) {
     let [x, y, c, s] = head.map(f64::from);
     (Pose2::new(x, y, s.atan2(c)), s.hypot(c))
 }

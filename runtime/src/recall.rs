@@ -14,7 +14,7 @@ use crate::context::{ContextLatent, GROUP};
 use crate::ground::{Mind, MindError};
 use crate::image::RgbImage;
 use crate::imagine::{Budget, ContextLatents, ImagineError, Prompt, RolloutSettings, pick};
-use crate::lift::Registered;
+use crate::lift::{Registered, pose_of};
 use crate::planar::{Pose2, is_jump, wrap_angle};
 use crate::served::Inputs;
 use mindseye_bridge::geometry::{planar_isometry, planar_pose};
@@ -369,9 +369,8 @@ pub fn poses_by_head(
         let seen = pick(memory, &positions, frame);
         let glances = mind.imaginer().glance(Inputs { seen: &seen, prompt, settings: &once, budget })?;
         let heads = glances.iter().flat_map(|heads| heads.pose.iter().take(heads.context));
-        for (position, [x, y, cos, sin]) in positions.iter().zip(heads) {
-            let yaw = f64::from(*sin).atan2(f64::from(*cos));
-            poses[*position] = Some(Pose2::new(f64::from(*x), f64::from(*y), yaw));
+        for (position, head) in positions.iter().zip(heads) {
+            poses[*position] = Some(pose_of(*head).0);
         }
     }
     Ok(poses)

@@ -4,7 +4,6 @@
 //! The network has no exponential: a latent is drawn as `mean + log variance * slope + offset`, where slope and offset are
 //! numbers of this pass that give the value and the gradient of `mean + exp(log variance / 2) * noise`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Autograd, Device, OutputGrads};
 use crate::checkpoint::State;
-use crate::config::{ConfigError, SettingError};
+use crate::config::{ConfigError, SettingError, has_table, read};
 use crate::eager::Params;
 use crate::error::{TrainError, io};
 use crate::family::parse;
@@ -62,9 +61,7 @@ impl AutoencoderConfig {
     /// Whether a configuration file is one of an autoencoder; one that cannot be read is not.
     #[must_use]
     pub fn is_meant(path: &Path) -> bool {
-        let table: toml::Table =
-            fs::read_to_string(path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
-        table.contains_key("autoencoder")
+        has_table(path, "autoencoder")
     }
 
     /// Reads a configuration and the model that it names.
@@ -72,10 +69,7 @@ impl AutoencoderConfig {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn load(path: &Path) -> Result<(Self, WanModel), ConfigError> {
-        let at = || path.to_path_buf();
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: at(), source })?;
-        let config: Self = parse(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
-        config.validate().map_err(|source| ConfigError::Setting { path: at(), source })?;
+        let config = read(path, Self::validate)?;
         let model = WanModel::load(&place(&config.model, path))?;
         Ok((config, model))
     }

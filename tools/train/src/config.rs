@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mindseye_world::Difficulty;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Variety;
@@ -191,6 +192,24 @@ fn one() -> usize {
 
 fn is_default(data: &DataConfig) -> bool {
     *data == DataConfig::default()
+}
+
+/// Whether a configuration file has a table of this name; one that cannot be read has none.
+pub(crate) fn has_table(path: &Path, name: &str) -> bool {
+    let table: toml::Table = fs::read_to_string(path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
+    table.contains_key(name)
+}
+
+/// Reads a configuration file and checks its settings.
+pub(crate) fn read<C: DeserializeOwned>(
+    path: &Path,
+    validate: impl FnOnce(&C) -> Result<(), SettingError>,
+) -> Result<C, ConfigError> {
+    let at = || path.to_path_buf();
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: at(), source })?;
+    let config = parse(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
+    validate(&config).map_err(|source| ConfigError::Setting { path: at(), source })?;
+    Ok(config)
 }
 
 impl TrainConfig {

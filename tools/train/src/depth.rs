@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Autograd, Device, EagerDevice, Settings};
 use crate::checkpoint::{Pending, State};
-use crate::config::{ConfigError, SettingError};
+use crate::config::{ConfigError, SettingError, has_table, read};
 use crate::data::Look;
 use crate::eager::{Eager, Params};
 use crate::error::{TrainError, io};
@@ -69,9 +69,7 @@ impl DepthTrainConfig {
     /// Whether a configuration file is one of the depth reader; one that cannot be read is not.
     #[must_use]
     pub fn is_meant(path: &Path) -> bool {
-        let table: toml::Table =
-            fs::read_to_string(path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
-        table.contains_key("depth")
+        has_table(path, "depth")
     }
 
     /// Reads a configuration.
@@ -79,11 +77,7 @@ impl DepthTrainConfig {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let at = || path.to_path_buf();
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: at(), source })?;
-        let config: Self = parse(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
-        config.validate().map_err(|source| ConfigError::Setting { path: at(), source })?;
-        Ok(config)
+        read(path, Self::validate)
     }
 
     /// Checks that the settings are in range and fit each other.

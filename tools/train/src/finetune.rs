@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::autoencoder::{Autoencoder, save_weights};
 use crate::autograd::{Autograd, Device, OutputGrads};
 use crate::checkpoint::State;
-use crate::config::{ConfigError, SettingError};
+use crate::config::{ConfigError, SettingError, has_table, read};
 use crate::eager::Params;
 use crate::error::{TrainError, io};
 use crate::family::{LoadModelError, parse};
@@ -102,9 +102,7 @@ impl FineTuneConfig {
     /// Whether a configuration file is one of a fine-tune; one that cannot be read is not.
     #[must_use]
     pub fn is_meant(path: &Path) -> bool {
-        let table: toml::Table =
-            fs::read_to_string(path).ok().and_then(|t| t.parse().ok()).unwrap_or_default();
-        table.contains_key("finetune")
+        has_table(path, "finetune")
     }
 
     /// Reads a configuration that can be trained, and the model that it names.
@@ -123,11 +121,8 @@ impl FineTuneConfig {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn load(path: &Path) -> Result<(Self, FineTuneModel), ConfigError> {
-        let at = || path.to_path_buf();
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: at(), source })?;
-        let config: Self = parse(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
-        config.validate().map_err(|source| ConfigError::Setting { path: at(), source })?;
-        let model = read_model(&path.parent().unwrap_or(Path::new(".")).join(&config.model))?;
+        let config = read(path, Self::validate)?;
+        let model = read_model(&place(&config.model, path))?;
         Ok((config, model))
     }
 

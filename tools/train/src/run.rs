@@ -14,6 +14,7 @@ use crate::checkpoint::{Pending, State};
 use crate::curve::METRICS;
 use crate::error::{TrainError, io};
 use crate::net::Losses;
+use crate::ranks::Ranks;
 
 /// Name of the checkpoint in a run's directory.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -53,13 +54,10 @@ pub(crate) trait Run {
     fn line(&mut self, since: Pending) -> Result<Self::Line, TrainError>;
     /// Writes the checkpoint.
     fn save(&mut self) -> Result<(), TrainError>;
-    /// Whether this process writes metrics and says how far it is; of several ranks one does.
-    fn leads(&self) -> bool {
-        true
-    }
-    /// Whether to stop before the next step.
-    fn stops(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
-        Ok(stop.load(Ordering::Relaxed))
+    /// The ranks that train together, where there are several: the first writes metrics and says how far it is, and all
+    /// stop before the same step.
+    fn ranks(&mut self) -> Option<&mut Ranks> {
+        None
     }
     /// The run's directory.
     fn directory(&self) -> &Path;
@@ -75,7 +73,11 @@ pub(crate) fn drive<R: Run>(
     let pace = run.pace();
     let mut since = (Instant::now(), 0);
     let mut saved = run.state().step;
-    while run.state().step < pace.steps && !run.stops(stop)? {
+    while run.state().step < pace.steps {
+        let here = stop.load(Ordering::Relaxed);
+        if run.ranks().map_or(Ok(here), |ranks| ranks.any(here))? {
+            break;
+        }
         let Some((losses, norm)) = run.step(stop)? else { break };
         let state = run.state();
         state.pending.losses.add(&losses);
@@ -88,7 +90,7 @@ pub(crate) fn drive<R: Run>(
             let waiting = run.waited().as_secs_f64() / secs;
             let speed = Speed { samples_per_sec: samples / secs, waiting };
             let pending = std::mem::take(&mut run.state().pending);
-            if run.leads() {
+            if run.ranks().is_none_or(|ranks| ranks.leads()) {
                 let line = run.line(pending)?;
                 append(run.directory(), &line)?;
                 progress(&line, speed);

@@ -256,16 +256,8 @@ impl<T: Task, D: Device> Run for TaskRun<T, D> {
         save(&mut self.state, self.ranks.as_mut(), &path, self.task.config())
     }
 
-    fn leads(&self) -> bool {
-        self.ranks.as_ref().is_none_or(Ranks::leads)
-    }
-
-    fn stops(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
-        let here = stop.load(Ordering::Relaxed);
-        Ok(match &mut self.ranks {
-            None => here,
-            Some(ranks) => ranks.any(here)?,
-        })
+    fn ranks(&mut self) -> Option<&mut Ranks> {
+        self.ranks.as_mut()
     }
 
     fn directory(&self) -> &Path {

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mindseye_world::{Colour, Difficulty, Rng};
@@ -343,16 +343,8 @@ impl<D: Device> Run for Trainer<D> {
         save(&mut self.state, self.ranks.as_mut(), &path, &self.config)
     }
 
-    fn leads(&self) -> bool {
-        self.ranks.as_ref().is_none_or(Ranks::leads)
-    }
-
-    fn stops(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
-        let here = stop.load(Ordering::Relaxed);
-        Ok(match &mut self.ranks {
-            None => here,
-            Some(ranks) => ranks.any(here)?,
-        })
+    fn ranks(&mut self) -> Option<&mut Ranks> {
+        self.ranks.as_mut()
     }
 
     fn directory(&self) -> &Path {
