@@ -286,6 +286,7 @@ mod tests {
     use super::*;
 
     /// The numbers of the kernels are places in a table, and every one is in the PTX, once.
+    #[cfg(feature = "cuda")]
     #[test]
     fn every_kernel_is_in_the_ptx() {
         let ptx = ptx().unwrap();

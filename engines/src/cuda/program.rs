@@ -809,7 +809,7 @@ mod tests {
             Op::Rotate { rows_of },
             Op::Attention { scale: 0.5, rows_of },
         ];
-        assert_eq!(ops(attention(&[scale.clone()])).unwrap(), wanted);
+        assert_eq!(ops(attention(std::slice::from_ref(&scale))).unwrap(), wanted);
         let refused = r#"no CUDA kernel for Attention (node "a"); use another backend"#;
         for more in [
             vec![],
