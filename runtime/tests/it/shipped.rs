@@ -156,11 +156,11 @@ fn a_goal_without_a_colour_is_for_the_thing_that_is_there() {
             .unwrap();
         document(&output)["answer"].clone()
     };
-    let (whole, short) = (ask("find the red chair"), ask("find the chair"));
+    let (whole, short) = (ask("find the purple chair"), ask("find the chair"));
     assert_eq!(whole["status"], "found", "{whole}");
     assert_eq!(short["goal_pose"], whole["goal_pose"], "{short}");
     assert!(whole["reason"].is_null(), "{whole}");
-    let note = "6 of 6 things that this may mean were looked for; \"red chair\" was seen most clearly";
+    let note = "6 of 6 things that this may mean were looked for; \"purple chair\" was seen most clearly";
     assert!(short["reason"].as_str().is_some_and(|reason| reason.starts_with(note)), "{short}");
 }
 
