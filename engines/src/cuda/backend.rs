@@ -128,7 +128,8 @@ impl Backend for CudaBackend {
 pub struct GraphNeeds {
     /// Bytes of its constants, in the types in which they are kept.
     pub weight_bytes: u64,
-    /// Bytes of everything that one run makes, inputs and outputs included, state left out.
+    /// Bytes of everything that one run makes, inputs and outputs included; state is left out, and what a library of
+    /// products works in (32 MB at most).
     pub arena_bytes: u64,
     /// Bytes of the state that a run leaves for the next.
     pub state_bytes: u64,
