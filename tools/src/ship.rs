@@ -220,6 +220,15 @@ pub fn add_depth(run: &Path, bundle: &Path) -> anyhow::Result<Bundle> {
     Ok(writer.finish()?)
 }
 
+/// The vocabulary of a model of the house family. Where it has the world's colours, goals name a colour and a kind each.
+fn closed_text(model: &HouseModel) -> TextSpec {
+    let words: Vec<String> = model.text.words.iter().map(|w| w.to_lowercase()).collect();
+    let is_colour = |word: &String| mindseye_world::Colour::ALL.iter().any(|c| c.name() == word);
+    let (colours, kinds): (Vec<String>, Vec<String>) = words.iter().cloned().partition(is_colour);
+    let named = colours.len() == mindseye_world::Colour::ALL.len() && !kinds.is_empty();
+    TextSpec::Closed { words, attributes: if named { vec![colours, kinds] } else { Vec::new() } }
+}
+
 /// The manifest without components. Long, since it names every field once.
 fn manifest(
     config: &TrainConfig,
@@ -246,7 +255,7 @@ fn manifest(
             box_latents: model.layout.box_latents,
             recording_images: Some(model.layout.recording_images),
         }),
-        text: Some(TextSpec::Closed { words: model.text.words.iter().map(|w| w.to_lowercase()).collect() }),
+        text: Some(closed_text(model)),
         codec: Some(model.codec),
         vae: None,
         umt5: Some(model.umt5()),

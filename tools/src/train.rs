@@ -179,6 +179,19 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
     if FineTuneConfig::is_meant(&args.config) {
         return run_fine_tune(device, args, out, place);
     }
+    run_diffusion(device, args, out, place)
+}
+
+/// Trains a small model of the house family: on procedural rooms, clips, or a teacher's drives.
+///
+/// # Errors
+/// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk, a device that fails.
+fn run_diffusion<D: Device>(
+    device: &D,
+    args: &TrainArgs,
+    out: &Path,
+    place: Option<Place>,
+) -> anyhow::Result<ExitCode> {
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
     let decays = config.clone();
@@ -228,28 +241,7 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
     let terminal = std::io::stderr().is_terminal();
     let mut last: Option<Metrics> = None;
     trainer.run(&stop, |m, speed| {
-        let rate = speed.samples_per_sec;
-        let left = (total - m.step) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
-        let l = &m.losses;
-        eprintln!(
-            "{}step {} of {total}, {rate:.1} samples/s, waiting {:.0} %, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
-             poses {:.3} {:.3}, place {:.3}){}{}",
-            if terminal { "\r" } else { "" },
-            m.step,
-            100.0 * speed.waiting,
-            left / 60.0,
-            l.total,
-            l.video,
-            l.mask,
-            l.context_pose,
-            l.target_pose,
-            l.locate,
-            m.eval.as_ref().map_or_else(String::new, unseen),
-            m.held_out.map_or_else(String::new, |h| format!(
-                "; held-out clips: loss {:.3} (video {:.4})",
-                h.total, h.video
-            )),
-        );
+        eprintln!("{}{}", if terminal { "\r" } else { "" }, progress_line(m, &speed, total));
         last = Some(m.clone());
     })?;
     if leads {
@@ -265,6 +257,31 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
         println!("{}", serde_json::to_string(&last)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the terminal says of a step.
+fn progress_line(m: &Metrics, speed: &Speed, total: u64) -> String {
+    let rate = speed.samples_per_sec;
+    let left = (total - m.step) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
+    let l = &m.losses;
+    format!(
+        "step {} of {total}, {rate:.1} samples/s, waiting {:.0} %, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
+         poses {:.3} {:.3}, place {:.3}){}{}",
+        m.step,
+        100.0 * speed.waiting,
+        left / 60.0,
+        l.total,
+        l.video,
+        l.mask,
+        l.context_pose,
+        l.target_pose,
+        l.locate,
+        m.eval.as_ref().map_or_else(String::new, unseen),
+        m.held_out.map_or_else(String::new, |h| format!(
+            "; held-out clips: loss {:.3} (video {:.4})",
+            h.total, h.video
+        )),
+    )
 }
 
 /// Says what a run would take.
