@@ -24,11 +24,11 @@ use mindseye_train::config::TrainConfig;
 use mindseye_train::depth::finished;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
-use mindseye_train::finetune::{self, Encoders, FineTuneConfig};
+use mindseye_train::finetune::{self, FineTuneConfig};
 
 use crate::export::{self, ExportArgs};
 use crate::import::{self, ImportArgs, Part};
-use crate::retrain::TEXT_PREFIX;
+use crate::retrain::{TEXT_PREFIX, encoders_of};
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
@@ -154,9 +154,10 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
 /// A run, configuration or autoencoder that cannot be read, a file that cannot be written.
 pub fn ship_fine_tune(run: &Path, config_path: &Path, out: &Path) -> anyhow::Result<Bundle> {
     let (config, model) = FineTuneConfig::load_to_train(config_path)?;
-    let encoders = Encoders::load(config_path, &config, &model)?;
+    let encoders = encoders_of(config_path, &config, &model)?;
     let (published, weights) = (run.join("published"), run.join("weights"));
-    finetune::publish(config_path, &config, &encoders, &finetune::finished(run, &model)?, &published)?;
+    let trained = finetune::finished(run, &config, &model)?;
+    finetune::publish(config_path, &config, &encoders, &trained, &published)?;
     import::run(ImportArgs {
         model: Some(published.join("model.toml")),
         dir: published,
