@@ -535,6 +535,9 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
     let error = relative(&run(&ort, &to_float16(&fp32, Precision::Fp16).unwrap(), &cfg), &wanted);
     println!("fp16, onnxruntime against fp32: {error:.1e}");
     assert!(error < 5e-3);
+    let error = relative(&run(&ort, &fused(&fp32), &cfg), &wanted);
+    println!("opset 23, onnxruntime against rten: {error:.1e}");
+    assert!(error < 1e-5);
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
