@@ -212,6 +212,9 @@ struct BuildArgs {
     /// Quantise and check only, and write the ONNX graphs: works without TensorRT, for any target.
     #[arg(long)]
     graphs_only: bool,
+    /// Graphs in opset 23, with Attention, RMSNormalization and RotaryEmbedding where the network has them.
+    #[arg(long, requires = "graphs_only")]
+    fused: bool,
     /// SmoothQuant's alpha for int8; 0 switches it off.
     #[arg(long, default_value_t = 0.5, value_name = "ALPHA")]
     smooth: f32,
@@ -515,7 +518,7 @@ fn denoiser_bytes(bundle: &Bundle) -> u64 {
 /// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
 fn default_calibration(bundle: &Bundle, screen: &Mutex<ProgressBar>) -> String {
     let why = match &bundle.manifest().networks.text {
-        Some(TextSpec::Closed { words }) if scenes::knows_houses(words) => return SCENES.into(),
+        Some(TextSpec::Closed { words, .. }) if scenes::knows_houses(words) => return SCENES.into(),
         _ => "the bundle does not know the things of the rendered houses",
     };
     lock(screen).line(&format!(
@@ -667,6 +670,7 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
     settings.target_latents = args.targets;
     settings.keep_loaded = keep_loaded(&args.keep_loaded)?;
     settings.optimization_level = args.optimization_level;
+    settings.fused = args.fused;
     Ok(settings)
 }
 
