@@ -13,7 +13,7 @@ use crate::triangulate::{Sight, Unplaced, residual, triangulate};
 /// Settings of a [`LandmarkMap`]. Pixels are those of the pictures that are put in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MapConfig {
-    /// Landmarks at most; the one seen least makes room. About 1 kB each.
+    /// Landmarks at most; the one seen least makes room. About 2 kB each.
     pub landmarks_max: usize,
     /// Frames at most whose features are kept for matching; the oldest makes room. About 160 bytes a feature.
     pub frames_max: usize,
