@@ -36,7 +36,7 @@ use mindseye_engines::backend::BackendError;
 pub use mindseye_engines::bundle::Guide;
 use mindseye_engines::denoise::Denoise;
 use mindseye_engines::plucker::{Intrinsics, PluckerError};
-use mindseye_engines::text::{TokenizerError, UnknownWord, class_of};
+use mindseye_engines::text::{FIRST_WORD, TokenizerError, UnknownWord, class_of, word_ids};
 use mindseye_landmarks::PictureLift;
 use nalgebra::Isometry3;
 use std::collections::BTreeSet;
@@ -66,6 +66,8 @@ pub struct MindSpec {
     pub detail: Option<(usize, usize)>,
     /// What the drive that is shown is held to.
     pub guide: Guide,
+    /// Groups of words of which a goal names one each; what it leaves out is tried.
+    pub attributes: Vec<Vec<String>>,
     /// Smallest score (0..1) of a box that is reported.
     pub box_min: f64,
     /// Latents at the end of a rollout that show the box (at least 1).
@@ -536,7 +538,7 @@ fn ground_by(
         step_ms: Vec::new(),
         reconstruction_error: None,
     };
-    let spec = spec_for(mind.spec(), goal);
+    let spec = spec_for(mind.spec(), goal_text(goal));
     let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
     mind.begin(job.budget.left());
@@ -569,12 +571,12 @@ fn ground_by(
 /// Looks once more at what was asked for, by glances alone: where the goal's pose is, relative to the base at the newest
 /// frame. `None` when it is not believed, or cannot be told.
 pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>) -> Option<Pose2> {
-    let spec = spec_for(mind.spec(), goal);
-    let params = spec.lift.clone()?;
+    let spec = spec_for(mind.spec(), goal_text(goal));
     let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
     mind.begin(budget.left());
-    let request = encode(mind, &job).ok()?;
-    let view = choose_view(mind, &job, &request, &mut |_| Flow::Continue).ok()?;
+    let request = encode(mind, &job, goal_text(goal)).ok()?;
+    let Asked { request, view, spec, .. } = ask(mind, &job, request, &mut |_| Flow::Continue).ok()?;
+    let params = spec.lift?;
     let glances = mind.imaginer().glance(job.inputs(&view.seen, &request)).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
     let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
@@ -611,10 +613,11 @@ fn unsuited(grounded: &Grounded, spec: &MindSpec) -> bool {
 
 /// The steps, one after the other; `report` holds what is known when one fails.
 fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Result<(), GroundError> {
-    let request = encode(mind, job)?;
+    let request = encode(mind, job, goal_text(job.goal))?;
     report.done("text", Some(Stage::Text))?;
 
-    let view = choose_view(mind, job, &request, report.progress)?;
+    let Asked { request, view, spec, note } = ask(mind, job, request, report.progress)?;
+    let job = &Job { spec, settings: job.settings.clone(), ..*job };
     report.begins(job.scene, &view)?;
 
     let mut imagined = imagine(mind, job, &request, &view, report)?;
@@ -667,7 +670,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
         geometric::vote(&mut report.grounded, job.scene, &job.spec, job.boxed_frames(), params.agree_max);
     }
     let required = params.drive == DriveRule::Required && !imagined.rollouts.is_empty();
-    for note in [imagined.reduced, hurried, unregistered.note(required)].into_iter().flatten() {
+    for note in [note, imagined.reduced, hurried, unregistered.note(required)].into_iter().flatten() {
         let answer = &mut report.grounded.answer;
         answer.reason = Some(with_reduction(answer.reason.take(), Some(&note)));
     }
@@ -747,10 +750,11 @@ impl Request {
     }
 }
 
-fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
+/// Encodes the goal; one by text in the words of `text`.
+fn encode(mind: &mut dyn Mind, job: &Job<'_>, text: &str) -> Result<Request, GroundError> {
     let null_text = mind.encode_text("")?;
     match &job.goal.kind {
-        GoalKind::Text(text) => {
+        GoalKind::Text(_) => {
             let text = mind.encode_text(text)?;
             Ok(Request { text, null_text, rays: None, route: Vec::new(), cameras: Vec::new() })
         }
@@ -763,6 +767,116 @@ fn encode(mind: &mut dyn Mind, job: &Job<'_>) -> Result<Request, GroundError> {
             Ok(Request { text: null_text.clone(), null_text, rays, route, cameras })
         }
     }
+}
+
+/// The text of a goal; empty for waypoints.
+fn goal_text(goal: &Goal) -> &str {
+    match &goal.kind {
+        GoalKind::Text(text) => text,
+        GoalKind::Waypoints(_) => "",
+    }
+}
+
+/// One thing that a goal may mean.
+#[derive(Debug, PartialEq)]
+struct Meaning {
+    /// The thing, as training named it: "yellow cone".
+    thing: String,
+    /// The goal's text with the words that it leaves out.
+    text: String,
+}
+
+/// What a text may mean for a model whose goals name one word of each group: itself where it does so, or names none at
+/// all; else every choice of the words that it leaves out, in the order of the groups.
+fn meanings(groups: &[Vec<String>], text: &str) -> Vec<Meaning> {
+    fn named_in<'a>(text: &str, group: &'a [String]) -> Option<&'a String> {
+        word_ids(group, text).first().map(|id| &group[id - FIRST_WORD])
+    }
+    let named = |group| named_in(text, group);
+    let whole =
+        groups.iter().all(|group| named(group).is_some()) || groups.iter().all(|g| named(g).is_none());
+    let mut all = vec![Meaning { thing: String::new(), text: text.to_owned() }];
+    for group in groups.iter().filter(|_| !whole) {
+        let words = match named(group) {
+            Some(word) => std::slice::from_ref(word),
+            None => group,
+        };
+        let with = |m: &Meaning, word: &String| Meaning {
+            thing: format!("{} {word}", m.thing).trim_start().to_owned(),
+            text: if named(group).is_some() { m.text.clone() } else { format!("{word} {}", m.text) },
+        };
+        all = all.iter().flat_map(|m| words.iter().map(|word| with(m, word))).collect();
+    }
+    all
+}
+
+/// A goal as the model is asked for it.
+struct Asked {
+    request: Request,
+    view: View,
+    /// The standoff is that of the thing.
+    spec: MindSpec,
+    /// What the goal was taken for, where it leaves words out.
+    note: Option<String>,
+}
+
+/// Chooses the view for a goal that was encoded as it was given. One that leaves out words that training's goals have (a
+/// colour) is tried with each of them while half of the time is left: the thing that would be believed wins; of several, the
+/// one with the clearest sight.
+fn ask(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    request: Request,
+    progress: &mut dyn FnMut(Stage<'_>) -> Flow,
+) -> Result<Asked, GroundError> {
+    let all = meanings(&job.spec.attributes, goal_text(job.goal));
+    let Some(params) = job.spec.lift.as_ref().filter(|_| all.len() > 1) else {
+        let view = choose_view(mind, job, &request, progress)?;
+        return Ok(Asked { request, view, spec: job.spec.clone(), note: None });
+    };
+    let began = job.budget.clock.now();
+    let mut tried = Vec::new();
+    for (i, meaning) in all.iter().enumerate() {
+        if i > 0 && !job.budget.lasts_for_more(began, i) {
+            break;
+        }
+        let mut scan = |stage: Stage<'_>| match stage {
+            Stage::Scan(part, parts) => progress(Stage::Scan(i * parts + part, all.len() * parts)),
+            other => progress(other),
+        };
+        let request = encode(mind, job, &meaning.text)?;
+        let view = choose_view(mind, job, &request, &mut scan)?;
+        let clear = clearness(mind, job, &request, &view, params)?;
+        tried.push((clear, meaning, request, view));
+    }
+    let looked_for = tried.len();
+    tried.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(std::cmp::Ordering::Equal));
+    let others: Vec<&str> =
+        tried.iter().skip(1).filter(|(clear, ..)| clear.0).map(|(_, m, ..)| m.thing.as_str()).collect();
+    let mut note = format!("{looked_for} of {} things that this may mean were looked for", all.len());
+    let Some(((believed, _), meaning, request, view)) = tried.into_iter().next() else {
+        return Err(GroundError::NothingSeen);
+    };
+    if believed {
+        note += &format!("; \"{}\" was seen most clearly", meaning.thing);
+    }
+    if !others.is_empty() {
+        note += &format!(" (also there: {})", others.join(", "));
+    }
+    Ok(Asked { request, view, spec: spec_for(mind.spec(), &meaning.text), note: Some(note) })
+}
+
+/// Whether what is seen of the goal from a view would be believed, and how clearly it is seen, by glances.
+fn clearness(
+    mind: &mut dyn Mind,
+    job: &Job<'_>,
+    request: &Request,
+    view: &View,
+    params: &LiftParams,
+) -> Result<(bool, f64), GroundError> {
+    let glances = mind.imaginer().glance(job.inputs(&view.seen, request))?;
+    let lifted = verify(view.lift(&glances, params), &[], Evidence::default(), params);
+    Ok((lifted.decision == Decision::Found, lifted.estimate.mask_max))
 }
 
 /// Glances at the candidates, with a draft of the answer after each, and samples the rollouts.
@@ -1039,9 +1153,9 @@ fn publish(grounded: &mut Grounded, job: &Job<'_>, view: &View, request: &Reques
 }
 
 /// The specification for one goal: the lift's standoff is that of the thing that is asked for.
-fn spec_for(spec: &MindSpec, goal: &Goal) -> MindSpec {
+fn spec_for(spec: &MindSpec, text: &str) -> MindSpec {
     let mut spec = spec.clone();
-    if let (Some(lift), GoalKind::Text(text)) = (&mut spec.lift, &goal.kind) {
+    if let Some(lift) = &mut spec.lift {
         lift.standoff_m = lift.standoff_for(text);
     }
     spec
@@ -1168,11 +1282,7 @@ fn choose_view(
     let began = budget.clock.now();
     let mut best: Option<((bool, f64), View)> = None;
     for (i, stretch) in all.iter().enumerate() {
-        // Looking must leave at least half of the time to imagining.
-        let spent = budget.clock.now() - began;
-        if best.is_some()
-            && budget.left().is_some_and(|left| left.0 < spent.0 + 2 * spent.0 / i.max(1) as i64)
-        {
+        if best.is_some() && !budget.lasts_for_more(began, i) {
             break;
         }
         let mut scan = |stage: Stage<'_>| match stage {
@@ -1181,13 +1291,9 @@ fn choose_view(
         };
         let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
         let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
-        let glances = mind.imaginer().glance(job.inputs(&view.seen, request))?;
-        let estimate = view.lift(&glances, params);
-        let lifted = verify(estimate, &[], Evidence::default(), params);
-        let rank = (lifted.decision == Decision::Found, lifted.estimate.mask_max);
-        let better = |(found, clear): (bool, f64)| (rank.0 && !found) || (rank.0 == found && rank.1 > clear);
-        if best.as_ref().is_none_or(|(other, _)| better(*other)) {
-            best = Some((rank, view));
+        let clear = clearness(mind, job, request, &view, params)?;
+        if best.as_ref().is_none_or(|(other, _)| clear > *other) {
+            best = Some((clear, view));
         }
     }
     best.map(|(_, view)| view).ok_or(GroundError::NothingSeen)
@@ -1425,6 +1531,33 @@ fn reconstruction_error(mind: &mut dyn Mind, scene: &Scene, view: &View) -> Resu
 mod tests {
     use super::*;
     use nalgebra::{Translation3, UnitQuaternion};
+
+    #[test]
+    fn what_a_goal_leaves_out_is_every_word_of_its_group() {
+        let groups = [&["red", "blue"][..], &["chair", "bed", "cone"]]
+            .map(|g| g.iter().map(|w| (*w).into()).collect());
+        let things = |text: &str| -> Vec<(String, String)> {
+            meanings(&groups, text).into_iter().map(|m| (m.thing, m.text)).collect()
+        };
+        let same = |text: &str| assert_eq!(things(text), [(String::new(), text.to_owned())]);
+        same("find the red chair");
+        same("go there");
+        same("");
+        let pair = |thing: &str, text: &str| (thing.to_owned(), text.to_owned());
+        assert_eq!(
+            things("find the Chairs!"),
+            [pair("red chair", "red find the Chairs!"), pair("blue chair", "blue find the Chairs!")]
+        );
+        assert_eq!(
+            things("the blue one"),
+            [
+                pair("blue chair", "chair the blue one"),
+                pair("blue bed", "bed the blue one"),
+                pair("blue cone", "cone the blue one"),
+            ]
+        );
+        assert_eq!(meanings(&[], "find the chair").len(), 1);
+    }
 
     #[test]
     fn waypoints_in_the_plane_move_the_camera_as_the_base_carries_it() {

@@ -282,6 +282,13 @@ impl Budget<'_> {
         self.until.map(|until| until - self.clock.now())
     }
 
+    /// Whether one more of what was done `times` since `began` leaves as much time as all of it takes: looking must leave at
+    /// least half of the time to imagining.
+    pub fn lasts_for_more(&self, began: TimeDelta, times: usize) -> bool {
+        let spent = (self.clock.now() - began).0;
+        self.left().is_none_or(|left| left.0 >= spent + 2 * spent / times.max(1) as i64)
+    }
+
     /// How many spans of `each` fit into what is left; `usize::MAX` without a limit.
     fn fits(&self, each: TimeDelta) -> usize {
         match self.left() {

@@ -293,7 +293,7 @@ impl Pipeline {
         check_runnable(&bundle)?;
         let spec = spec_of(&bundle)?;
         let words = match &manifest.networks.text {
-            Some(TextSpec::Closed { words }) => Words::Closed(words.clone()),
+            Some(TextSpec::Closed { words, .. }) => Words::Closed(words.clone()),
             _ if !wanted("text_encoder") => Words::Closed(Vec::new()),
             open => Words::SentencePiece {
                 tokenizer: Box::new(Tokenizer::open(&bundle.path("tokenizer")?)?),
@@ -591,6 +591,10 @@ fn spec_of(bundle: &Bundle) -> Result<MindSpec, LoadError> {
             .map(|depth| (depth.width, depth.height)),
         guide: sampler.guide,
         mounting: manifest.networks.camera.as_ref().map(mounting),
+        attributes: match &manifest.networks.text {
+            Some(TextSpec::Closed { attributes, .. }) => attributes.clone(),
+            _ => Vec::new(),
+        },
         box_min: manifest.bounding_box.score_min,
         box_latents,
         bundle_sha256: bundle.hash().to_owned(),

@@ -42,6 +42,7 @@ pub(crate) fn no_model() -> (Box<dyn Mind>, Box<dyn GroupEncoder + Send>) {
         context_trained: 1,
         settings,
         lift: None,
+        attributes: Vec::new(),
         box_min: 1.0,
         box_latents: 1,
         detail: None,

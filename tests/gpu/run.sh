@@ -104,25 +104,29 @@ fi
 trainer=${MINDSEYE_TORCH_PROGRAM:-tools/train/torch/target/release/mindseye-tools}
 config=${MINDSEYE_TRAIN_CONFIG:-configs/train/house-tiny-gpu.toml}
 train() {
-    timeout --signal=TERM "$1" "$trainer" train "$config" --out "$out/run" --device "$2" "${@:3}"
+    timeout --signal=TERM "$1" "$trainer" train "$config" --out "$run" --device "$2" "${@:3}"
     local code=$?
     [ "$code" = 124 ] || return "$code"
 }
 export -f train
-export trainer config out
+run=$out/run bundle=$out/bundle
+export trainer config run
 if [ ! -x "$trainer" ]; then
     echo "SKIP: no $trainer: build it with tools/train/torch/build.sh; nothing is trained"
 else
     if $rehearse; then
-        config=tests/data/train/train.toml
+        # Two steps of the same recipe, then as many of the smallest model as the time allows.
+        part 300 "two steps of training" bash -c 'train 290 cpu --init models/house-tiny --until 2'
+        part 60 "what was learnt, as a bundle" "$trainer" ship "$run" --config "$config" --out "$bundle"
+        config=tests/data/train/train.toml run=$out/smallest-run bundle=$out/smallest
         part 120 "training, in small" bash -c 'train 100 cpu'
+        houses=2
     else
         part 540 "training" bash -c 'train 520 cuda:0 --init models/house-tiny'
+        houses=50
     fi
-    part 60 "what was learnt, as a bundle" "$trainer" ship "$out/run" --config "$config" --out "$out/bundle"
-    if ! $rehearse; then
-        part 120 "goals in unseen houses" "$trainer" eval grounding --bundle "$out/bundle" --houses 50 --quick
-    fi
+    part 60 "what was learnt, as a bundle" "$trainer" ship "$run" --config "$config" --out "$bundle"
+    part 240 "goals in unseen houses" "$trainer" eval grounding --bundle "$bundle" --houses $houses --quick
 fi
 
 printf '\nwritten to %s\n' "$out"

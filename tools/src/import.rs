@@ -24,18 +24,22 @@ use mindseye_builder::checkpoint::{
     Checkpoint, CheckpointError, Dtype, is_apple_double,
     lora::Lora,
     names::{
-        Component, Layout, Located, Location, camera_params, dit_params, locate, umt5_params, vae_params,
+        Component, Layout, Located, Location, camera_params, dit_params, head_params, locate, umt5_params,
+        vae_params,
     },
 };
+use mindseye_builder::onnx::{CheckpointWeights, WeightSource};
 use mindseye_engines::{
     bundle::{
         BoundingBoxSpec, BundleWriter, CameraSpec, ComponentFormat, Evaluation, FORMAT, Guide, ImageSpec,
-        LatentSpec, LayoutSpec, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec, TextSpec,
+        LatentSpec, LayoutSpec, LiftParams, Limits, Manifest, Networks, Provenance, RopeSpec, SamplerSpec,
+        TextSpec,
     },
     model::{ParamSpec, dit::DitConfig, umt5::Umt5Config, vae::VaeConfig},
     sampler::{Grid, Solver},
     text::Tokenizer,
 };
+use mindseye_train::eager::Params;
 use serde::Deserialize;
 
 /// The preset that is used without `--model`.
@@ -374,20 +378,58 @@ fn find_vocabulary(dir: &Path, model: &Model) -> anyhow::Result<(Pieces, usize)>
     Ok((pieces, vocabulary))
 }
 
+/// Weights of a denoiser that a checkpoint has, and those that it lacks because they are this project's: the projection of
+/// camera rays, lift heads.
+pub(crate) fn denoiser_params(dit: &DitConfig, checkpoint: &Checkpoint) -> (Vec<ParamSpec>, Vec<ParamSpec>) {
+    let (mut specs, mut lacking) = (dit_params(dit), Vec::new());
+    // A checkpoint that was trained here has them.
+    for own in [camera_params(dit), head_params(dit)] {
+        let there = own.first().is_some_and(|c| checkpoint.tensors().any(|(n, _)| n.ends_with(&c.name)));
+        if there { &mut specs } else { &mut lacking }.extend(own);
+    }
+    (specs, lacking)
+}
+
+/// The weights of one network in a folder with published weights or in a bundle of weights; of a denoiser those that it has of
+/// `dit`.
+///
+/// # Errors
+/// A folder without, a tensor that is missing, left over or misshapen.
+pub(crate) fn weights(
+    dir: &Path,
+    part: Part,
+    specs: impl FnOnce(&Checkpoint) -> (Component, Vec<ParamSpec>),
+) -> anyhow::Result<Params> {
+    ensure!(dir.is_dir(), "{}: not a directory; expected one with published weights", dir.display());
+    let own = dir.join(format!("{}.safetensors", part.name()));
+    let checkpoint = if own.is_file() { Checkpoint::open(&own)? } else { find(dir, part)? };
+    let (component, specs) = specs(&checkpoint);
+    let weights = CheckpointWeights::locate(checkpoint, component, &specs)?;
+    let mut params = Params::new();
+    for spec in specs {
+        let mut values = vec![0.0; spec.shape.iter().product()];
+        weights.read(&spec.name, 0, &mut values).with_context(|| dir.display().to_string())?;
+        params.insert(&spec.name, &spec.shape, values);
+    }
+    Ok(params)
+}
+
 /// The checkpoint of one network, with all its tensors located.
 fn find_network(args: &ImportArgs, model: &Model, part: Part) -> anyhow::Result<Found> {
     let checkpoint = find(&args.dir, part)?;
     let mut zeros = Vec::new();
     let (component, specs): (Component, Vec<ParamSpec>) = match part {
         Part::Denoiser => {
-            let mut specs = dit_params(&model.dit);
-            let camera = camera_params(&model.dit);
-            // A checkpoint that was trained on paths has them.
-            if camera.first().is_some_and(|c| checkpoint.tensors().any(|(n, _)| n.ends_with(&c.name))) {
-                specs.extend(camera);
-            } else {
-                zeros = camera;
+            let (specs, lacking) = denoiser_params(&model.dit, &checkpoint);
+            // Zeros in the place of heads would be answers.
+            if let Some(head) = lacking.iter().find(|spec| spec.name.starts_with("lift.")) {
+                bail!(
+                    "{}: it lacks {}, but the model has lift = true in [dit]; train heads first, or remove it",
+                    checkpoint.path().display(),
+                    head.name
+                );
             }
+            zeros = lacking;
             (Component::Dit, specs)
         }
         Part::Vae => (Component::Vae, vae_params(&model.vae)),
@@ -588,7 +630,7 @@ fn manifest(model: &Model, args: &ImportArgs, networks: &[Found]) -> anyhow::Res
             depth: None,
         },
         bounding_box: BoundingBoxSpec { score_min: model.bounding_box.score_min },
-        lift: None,
+        lift: model.dit.lift.then(LiftParams::uncalibrated),
         evaluation: Evaluation::default(),
         component: BTreeMap::new(),
     })

@@ -4,15 +4,24 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use mindseye_builder::checkpoint::names::{Component, umt5_params, vae_params};
 use mindseye_builder::onnx::{
     DeclaredWeights, Way, WeightSource, codec_graph, denoiser_graph, text_encoder_graph,
 };
-use mindseye_engines::bundle::Bundle;
+use mindseye_engines::bundle::{Bundle, ComponentFormat, MANIFEST};
 use mindseye_engines::count::{count_codec_encoder, count_denoiser, count_text};
 use mindseye_engines::model::ParamSpec;
+use mindseye_engines::model::dit::DitConfig;
 use mindseye_engines::onnx::{Dim, Model};
 use mindseye_engines::session_denoiser::DenoiserKind;
+use mindseye_engines::text::Tokenizer;
+use mindseye_train::autoencoder::Autoencoder;
 use mindseye_train::eager::Params;
+use mindseye_train::finetune::{Encoders, FineTuneConfig};
+use mindseye_train::run::CHECKPOINT;
+use mindseye_train::wan::WanModel;
+
+use crate::import::{self, Part};
 
 /// What names of the text encoder's weights begin with in training; its graph has them without it.
 pub const TEXT_PREFIX: &str = "text.";
@@ -53,6 +62,49 @@ pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
         }
     }
     Ok(params)
+}
+
+/// The denoiser's weights of a bundle, or of published weights in any layout that `import` reads. What published ones lack of
+/// `dit` (heads, the projection of camera rays) is left out.
+///
+/// # Errors
+/// Files that cannot be read; a tensor that is missing, left over or misshapen.
+pub fn denoiser_of(dir: &Path, dit: &DitConfig) -> anyhow::Result<Params> {
+    let mut params = Params::new();
+    if dir.join(MANIFEST).is_file() {
+        let bundle = Bundle::load(dir)?;
+        if bundle.component("denoiser")?.format == ComponentFormat::Onnx {
+            let path = bundle.path("denoiser")?;
+            let weights = Model::load(&path)?.graph.stored_weights();
+            for (name, (shape, values)) in weights.with_context(|| path.display().to_string())? {
+                params.insert(&name, &shape, values);
+            }
+            return Ok(params);
+        }
+    }
+    import::weights(dir, Part::Denoiser, |there| (Component::Dit, import::denoiser_params(dit, there).0))
+}
+
+/// The networks that a fine-tune runs once: of a run of an autoencoder (see [`Encoders::load`]), or published ones in any layout
+/// that `import` reads, with the statistics of latents that the model's file has.
+///
+/// # Errors
+/// Files that cannot be read; a tensor that is missing, left over or misshapen.
+pub fn encoders_of(path: &Path, config: &FineTuneConfig, model: &WanModel) -> anyhow::Result<Encoders> {
+    let beside = |file: &Path| path.parent().unwrap_or(Path::new(".")).join(file);
+    let published =
+        config.latents.as_ref().map(|latents| (beside(&latents.autoencoder), beside(&latents.tokenizer)));
+    let Some((dir, tokenizer)) = published.filter(|(dir, _)| dir.is_dir() && !dir.join(CHECKPOINT).is_file())
+    else {
+        return Ok(Encoders::load(path, config, model)?);
+    };
+    let vae = import::weights(&dir, Part::Vae, |_| (Component::Vae, vae_params(&model.vae)))?;
+    let text = |_: &_| (Component::TextEncoder, umt5_params(&model.umt5));
+    Ok(Encoders {
+        autoencoder: Autoencoder::with(model.vae.clone(), Arc::new(vae)),
+        umt5: import::weights(&dir, Part::TextEncoder, text)?,
+        tokenizer: Tokenizer::open(&tokenizer).with_context(|| tokenizer.display().to_string())?,
+    })
 }
 
 /// The graph that this program writes for a component of the bundle, without values of weights.

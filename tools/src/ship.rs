@@ -25,11 +25,11 @@ use mindseye_train::data::Worlds;
 use mindseye_train::depth::finished;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
-use mindseye_train::finetune::{self, Encoders, FineTuneConfig};
+use mindseye_train::finetune::{self, FineTuneConfig};
 
 use crate::export::{self, ExportArgs};
 use crate::import::{self, ImportArgs, Part};
-use crate::retrain::TEXT_PREFIX;
+use crate::retrain::{TEXT_PREFIX, encoders_of};
 
 /// What goes into the bundle besides the run.
 #[derive(Clone, Debug, Default)]
@@ -155,9 +155,10 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
 /// A run, configuration or autoencoder that cannot be read, a file that cannot be written.
 pub fn ship_fine_tune(run: &Path, config_path: &Path, out: &Path) -> anyhow::Result<Bundle> {
     let (config, model) = FineTuneConfig::load_to_train(config_path)?;
-    let encoders = Encoders::load(config_path, &config, &model)?;
+    let encoders = encoders_of(config_path, &config, &model)?;
     let (published, weights) = (run.join("published"), run.join("weights"));
-    finetune::publish(config_path, &config, &encoders, &finetune::finished(run, &model)?, &published)?;
+    let trained = finetune::finished(run, &config, &model)?;
+    finetune::publish(config_path, &config, &encoders, &trained, &published)?;
     import::run(ImportArgs {
         model: Some(published.join("model.toml")),
         dir: published,
@@ -220,6 +221,15 @@ pub fn add_depth(run: &Path, bundle: &Path) -> anyhow::Result<Bundle> {
     Ok(writer.finish()?)
 }
 
+/// The vocabulary of a model of the house family. Where it has the world's colours, goals name a colour and a kind each.
+fn closed_text(model: &HouseModel) -> TextSpec {
+    let words: Vec<String> = model.text.words.iter().map(|w| w.to_lowercase()).collect();
+    let is_colour = |word: &String| mindseye_world::Colour::ALL.iter().any(|c| c.name() == word);
+    let (colours, kinds): (Vec<String>, Vec<String>) = words.iter().cloned().partition(is_colour);
+    let named = colours.len() == mindseye_world::Colour::ALL.len() && !kinds.is_empty();
+    TextSpec::Closed { words, attributes: if named { vec![colours, kinds] } else { Vec::new() } }
+}
+
 /// The manifest without components. Long, since it names every field once.
 fn manifest(
     config: &TrainConfig,
@@ -247,7 +257,7 @@ fn manifest(
             box_latents: model.layout.box_latents,
             recording_images: Some(model.layout.recording_images),
         }),
-        text: Some(TextSpec::Closed { words: model.text.words.iter().map(|w| w.to_lowercase()).collect() }),
+        text: Some(closed_text(model)),
         codec: Some(model.codec),
         vae: None,
         umt5: Some(model.umt5()),

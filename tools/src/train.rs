@@ -16,7 +16,7 @@ use mindseye_train::config::{Kind, TrainConfig};
 use mindseye_train::depth::{DepthMetrics, DepthTrainConfig, DepthTrainer};
 use mindseye_train::evaluation::{Eval, Sharpness};
 use mindseye_train::family::HouseModel;
-use mindseye_train::finetune::{self, Encoders, FineTuneConfig, FineTuneTrainer};
+use mindseye_train::finetune::{self, FineTuneConfig, FineTuneTrainer};
 use mindseye_train::plan::{self, Job};
 use mindseye_train::ranks::{Place, Ranks};
 use mindseye_train::run::Speed;
@@ -53,8 +53,8 @@ pub struct TrainArgs {
     /// only the program has that tools/train/torch/build.sh builds. A run can go on on another device.
     #[arg(long, value_name = "DEVICE", default_value = EAGER)]
     pub device: String,
-    /// Begin with the weights of this bundle instead of fresh ones.
-    #[arg(long, value_name = "BUNDLE")]
+    /// Begin with the weights of this bundle instead of fresh ones; a fine-tune also with published weights.
+    #[arg(long, value_name = "DIR")]
     pub init: Option<PathBuf>,
     /// Stop after this step, as if interrupted, whatever the configuration says.
     #[arg(long)]
@@ -179,6 +179,19 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
     if FineTuneConfig::is_meant(&args.config) {
         return run_fine_tune(device, args, out, place);
     }
+    run_diffusion(device, args, out, place)
+}
+
+/// Trains a small model of the house family: on procedural rooms, clips, or a teacher's drives.
+///
+/// # Errors
+/// A configuration or checkpoint that cannot be used, a loss that is no number, a full disk, a device that fails.
+fn run_diffusion<D: Device>(
+    device: &D,
+    args: &TrainArgs,
+    out: &Path,
+    place: Option<Place>,
+) -> anyhow::Result<ExitCode> {
     let (mut config, model) = TrainConfig::load(&args.config)?;
     let total = config.steps;
     let decays = config.clone();
@@ -228,28 +241,7 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
     let terminal = std::io::stderr().is_terminal();
     let mut last: Option<Metrics> = None;
     trainer.run(&stop, |m, speed| {
-        let rate = speed.samples_per_sec;
-        let left = (total - m.step) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
-        let l = &m.losses;
-        eprintln!(
-            "{}step {} of {total}, {rate:.1} samples/s, waiting {:.0} %, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
-             poses {:.3} {:.3}, place {:.3}){}{}",
-            if terminal { "\r" } else { "" },
-            m.step,
-            100.0 * speed.waiting,
-            left / 60.0,
-            l.total,
-            l.video,
-            l.mask,
-            l.context_pose,
-            l.target_pose,
-            l.locate,
-            m.eval.as_ref().map_or_else(String::new, unseen),
-            m.held_out.map_or_else(String::new, |h| format!(
-                "; held-out clips: loss {:.3} (video {:.4})",
-                h.total, h.video
-            )),
-        );
+        eprintln!("{}{}", if terminal { "\r" } else { "" }, progress_line(m, &speed, total));
         last = Some(m.clone());
     })?;
     if leads {
@@ -267,6 +259,31 @@ pub fn run_on<D: Device>(device: &D, args: &TrainArgs) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the terminal says of a step.
+fn progress_line(m: &Metrics, speed: &Speed, total: u64) -> String {
+    let rate = speed.samples_per_sec;
+    let left = (total - m.step) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
+    let l = &m.losses;
+    format!(
+        "step {} of {total}, {rate:.1} samples/s, waiting {:.0} %, {:.0} min left, loss {:.3} (video {:.4}, mask {:.3}, \
+         poses {:.3} {:.3}, place {:.3}){}{}",
+        m.step,
+        100.0 * speed.waiting,
+        left / 60.0,
+        l.total,
+        l.video,
+        l.mask,
+        l.context_pose,
+        l.target_pose,
+        l.locate,
+        m.eval.as_ref().map_or_else(String::new, unseen),
+        m.held_out.map_or_else(String::new, |h| format!(
+            "; held-out clips: loss {:.3} (video {:.4})",
+            h.total, h.video
+        )),
+    )
+}
+
 /// Says what a run would take.
 fn plan(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let target = Target::named(&args.target)?;
@@ -279,7 +296,8 @@ fn plan(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         let (config, model) = TrainConfig::load(&args.config)?;
         let TrainConfig { batch, steps, only, optim, .. } = &config;
         let (latents, batch) = (model.latents(), *batch as u64);
-        let job = Job { model: &model.name, dit: &model.dit, latents, batch, steps: *steps, only, optim };
+        let (model, dit, steps) = (&model.name, &model.dit, *steps);
+        let job = Job { model, dit, latents, batch, steps, only, adapted: None, optim };
         plan::plan(&job, &target, args.devices)?
     };
     if args.json {
@@ -325,8 +343,12 @@ fn say(m: &TaskMetrics, speed: Speed, total: u64) {
     let rate = speed.samples_per_sec;
     let left =
         (total - m.step.min(total)) as f64 * (m.samples as f64 / m.step.max(1) as f64) / rate.max(1e-9);
+    let terms = m.losses.map_or_else(String::new, |l| {
+        let (poses, place) = (l.context_pose + l.target_pose, l.locate);
+        format!(" (video {:.5}, mask {:.4}, poses {poses:.4}, place {place:.4})", l.video, l.mask)
+    });
     eprintln!(
-        "step {} of {total}, {rate:.1} samples/s, {:.0} min left, loss {:.5}",
+        "step {} of {total}, {rate:.1} samples/s, {:.0} min left, loss {:.5}{terms}",
         m.step,
         left / 60.0,
         m.loss
@@ -363,12 +385,12 @@ fn run_fine_tune<D: Device>(
     out: &Path,
     place: Option<Place>,
 ) -> anyhow::Result<ExitCode> {
-    if args.init.is_some() {
-        bail!("{}: a fine-tune cannot begin with the weights of a bundle yet", args.config.display());
-    }
     let (config, model) = FineTuneConfig::load_to_train(&args.config)?;
+    if config.heads.is_some() && !config.has_heads() {
+        eprintln!("[heads] stay off: the latents have no poses (latents.poses = false)");
+    }
     let (total, stop) = (config.steps, stop_flag()?);
-    let encoders = Encoders::load(&args.config, &config, &model)?;
+    let encoders = crate::retrain::encoders_of(&args.config, &config, &model)?;
     let mut ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
     let leads = ranks.as_ref().is_none_or(Ranks::leads);
     // The first rank encodes, the others then find it done.
@@ -392,8 +414,17 @@ fn run_fine_tune<D: Device>(
     if args.prepare {
         return Ok(ExitCode::SUCCESS);
     }
+    let init = args.init.as_deref();
+    let init = init.map(|dir| Ok::<_, anyhow::Error>((crate::retrain::denoiser_of(dir, &model.dit)?, dir)));
+    let init = init.transpose()?;
+    let start = init.as_ref().map(|(weights, dir)| (weights, *dir));
+    let both = (config, model);
     let mut trainer =
-        FineTuneTrainer::open(device, &args.config, (config, model), &encoders, latents, out, ranks)?;
+        FineTuneTrainer::open(device, &args.config, both, &encoders, latents, out, start, ranks)?;
+    if let Some(dir) = init.map(|(_, dir)| dir).filter(|_| trainer.step() == 0) {
+        let which = if trainer.fresh.is_empty() { "none".to_owned() } else { trainer.fresh.join(", ") };
+        eprintln!("weights of {}; fresh are: {which}", dir.display());
+    }
     let mut last = None;
     trainer.run(args.until, &stop, |m, speed| {
         say(m, speed, total);

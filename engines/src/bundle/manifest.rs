@@ -114,6 +114,9 @@ pub enum TextSpec {
     Closed {
         /// Lower case, in the order of the ids.
         words: Vec<String>,
+        /// Groups of them, such as colours and kinds: goals of training name one of each. None where any will do.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attributes: Vec<Vec<String>>,
     },
     /// The `tokenizer` component, on a sentence around the goal.
     Sentence {
@@ -338,7 +341,7 @@ impl LiftParams {
             )?;
         }
         for (word, metres) in &self.standoff_by_word_m {
-            if let Some(TextSpec::Closed { words }) = &networks.text
+            if let Some(TextSpec::Closed { words, .. }) = &networks.text
                 && !words.contains(word)
             {
                 let key = format!("lift.standoff_by_word_m.{word}");
@@ -391,7 +394,7 @@ impl Networks {
             }
         }
         match &self.text {
-            Some(TextSpec::Closed { words }) => {
+            Some(TextSpec::Closed { words, attributes }) => {
                 let plain = |w: &String| !w.is_empty() && *w == w.to_lowercase();
                 if let Some(bad) = words.iter().find(|w| !plain(w)) {
                     return Err(field(
@@ -402,6 +405,17 @@ impl Networks {
                 }
                 if words.is_empty() {
                     return Err(field("networks.text.closed.words", "at least one word", 0));
+                }
+                if let Some(other) = attributes.iter().flatten().find(|word| !words.contains(word)) {
+                    let wanted = format!("some of {}", words.join(", "));
+                    return Err(field("networks.text.closed.attributes", wanted, format!("{other:?}")));
+                }
+                if attributes.iter().any(Vec::is_empty) {
+                    return Err(field(
+                        "networks.text.closed.attributes",
+                        "groups of one word or more",
+                        "an empty one",
+                    ));
                 }
             }
             Some(TextSpec::Sentence { prompt }) if prompt.matches("{}").count() != 1 => {

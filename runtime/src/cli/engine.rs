@@ -515,7 +515,7 @@ fn denoiser_bytes(bundle: &Bundle) -> u64 {
 /// What to calibrate with when nothing was said: rendered houses where the bundle can be asked for their things.
 fn default_calibration(bundle: &Bundle, screen: &Mutex<ProgressBar>) -> String {
     let why = match &bundle.manifest().networks.text {
-        Some(TextSpec::Closed { words }) if scenes::knows_houses(words) => return SCENES.into(),
+        Some(TextSpec::Closed { words, .. }) if scenes::knows_houses(words) => return SCENES.into(),
         _ => "the bundle does not know the things of the rendered houses",
     };
     lock(screen).line(&format!(

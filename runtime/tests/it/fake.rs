@@ -174,6 +174,7 @@ impl FakeMind {
             lift: Some(lift),
             detail: None,
             guide: mindseye::ground::Guide::None,
+            attributes: Vec::new(),
             box_min: 0.2,
             box_latents: 1,
             bundle_sha256: "fake".into(),

@@ -144,6 +144,26 @@ fn the_same_bag_and_seed_give_the_same_document() {
     assert_ne!(first.replace("\"seed\":1", ""), run("2").replace("\"seed\":2", ""), "another seed differs");
 }
 
+/// Goals of training name a colour and a kind; what people leave out is found out.
+#[test]
+fn a_goal_without_a_colour_is_for_the_thing_that_is_there() {
+    let bag = repository().join("tests/data/runtime/house.mcap");
+    let ask = |goal: &str| {
+        let output = program()
+            .args(["replay", bag.to_str().unwrap(), "--goal", goal, "--candidates", "1", "--json"])
+            .args(["--bundle", bundle().to_str().unwrap()])
+            .output()
+            .unwrap();
+        document(&output)["answer"].clone()
+    };
+    let (whole, short) = (ask("find the purple chair"), ask("find the chair"));
+    assert_eq!(whole["status"], "found", "{whole}");
+    assert_eq!(short["goal_pose"], whole["goal_pose"], "{short}");
+    assert!(whole["reason"].is_null(), "{whole}");
+    let note = "6 of 6 things that this may mean were looked for; \"purple chair\" was seen most clearly";
+    assert!(short["reason"].as_str().is_some_and(|reason| reason.starts_with(note)), "{short}");
+}
+
 #[test]
 fn a_time_past_the_end_of_the_bag_is_refused() {
     let bag = repository().join("tests/data/runtime/house.mcap");

@@ -67,7 +67,7 @@ pub struct GroundingArgs {
     pub report: Option<PathBuf>,
 }
 
-/// Runs `eval grounding`.
+/// Runs `eval grounding`. Long, since the document and the text name every figure once.
 ///
 /// # Errors
 /// A bundle or a file that cannot be used.

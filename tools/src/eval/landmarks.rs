@@ -138,6 +138,7 @@ fn true_renders(frames: Vec<RgbImage>, camera: &Camera) -> TrueRenders {
         context_trained: 6,
         settings,
         lift: None,
+        attributes: Vec::new(),
         box_min: 0.2,
         box_latents: 1,
         detail: None,

@@ -18,7 +18,7 @@ use crate::config::{ConfigError, SettingError, has_table, read};
 use crate::eager::Params;
 use crate::error::{TrainError, io};
 use crate::family::parse;
-use crate::net;
+use crate::net::{self, Losses};
 use crate::optim::OptimConfig;
 use crate::ranks::Ranks;
 use crate::run::{CHECKPOINT, Speed};
@@ -145,10 +145,6 @@ impl Task for Reconstruct {
         self.config.batch
     }
 
-    fn only(&self) -> &[String] {
-        &[]
-    }
-
     fn identity(&self) -> &str {
         ""
     }
@@ -158,7 +154,7 @@ impl Task for Reconstruct {
         e: &mut A,
         rng: &mut Rng,
         share: f32,
-    ) -> Result<(f64, OutputGrads<A::Tensor>), TrainError> {
+    ) -> Result<(Losses, OutputGrads<A::Tensor>), TrainError> {
         let (cfg, latent, z) = (&self.model.vae, self.model.latent(), self.model.vae.z_dim);
         let ([h, w], group) = (self.model.image(), cfg.temporal_factor());
         let video = self.video(rng);
@@ -201,7 +197,7 @@ impl Task for Reconstruct {
             outputs.push((decoded.frames, off.iter().map(|d| 2.0 * d * per).collect()));
             at += count;
         }
-        Ok((loss, outputs))
+        Ok((Losses { total: loss, ..Losses::default() }, outputs))
     }
 }
 

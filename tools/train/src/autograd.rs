@@ -46,6 +46,10 @@ pub trait Autograd: Ops {
     /// nothing.
     fn take_grads(&mut self) -> Vec<Vec<f32>>;
 
+    /// Until [`Autograd::restart`], linear layers with the weight `w` `[out, in]` have a term of low rank, too: their input
+    /// through `down` `[rank, in]` and `up` `[out, rank]`, times `scale` (LoRA).
+    fn adapt(&mut self, w: &Self::Tensor, down: Self::Tensor, up: Self::Tensor, scale: f32);
+
     /// What `compute` does needs no gradients, and keeps nothing for them.
     fn no_grad<R>(&mut self, compute: impl FnOnce(&mut Self) -> R) -> R;
 }
@@ -169,6 +173,10 @@ impl Autograd for Eager {
         Self::take_grads(self)
     }
 
+    fn adapt(&mut self, w: &Var, down: Var, up: Var, scale: f32) {
+        Self::adapt(self, *w, down, up, scale);
+    }
+
     fn no_grad<R>(&mut self, compute: impl FnOnce(&mut Self) -> R) -> R {
         let before = self.record(false);
         let out = compute(self);
@@ -205,6 +213,36 @@ mod tests {
         }
         assert_eq!(Autograd::take_grads(&mut e), [[70.0]]);
         assert!(Autograd::take_grads(&mut e).is_empty());
+    }
+
+    #[test]
+    fn an_adapted_layer_is_the_layer_and_a_product_of_low_rank() {
+        let mut params = Params::new();
+        params.insert("w", &[2, 2], vec![1.0, 2.0, 3.0, 4.0]);
+        params.insert("down", &[1, 2], vec![5.0, 6.0]);
+        params.insert("up", &[2, 1], vec![7.0, 8.0]);
+        let params = Arc::new(params);
+        let only = ["down".to_owned(), "up".to_owned()];
+        let settings = Settings { only: &only, ..Settings::default() };
+        let mut e = EagerDevice.interpreter(settings).expect("it is always there");
+        let pass = |e: &mut Eager, adapted: bool| {
+            Autograd::restart(e, params.clone());
+            let (x, w) = (Autograd::input(e, &[1, 2], vec![1.0, -1.0]), e.param("w", &[2, 2]));
+            if adapted {
+                let (down, up) = (e.param("down", &[1, 2]), e.param("up", &[2, 1]));
+                Autograd::adapt(e, &w, down, up, 0.5);
+            }
+            e.linear(&x, &w, None)
+        };
+        let y = pass(&mut e, true);
+        // w x = (-1, -1), down x = -1.
+        assert_eq!(Autograd::value(&e, &y)[..], [-1.0 - 3.5, -1.0 - 4.0]);
+        Autograd::backward(&mut e, vec![(y, vec![1.0, 10.0])]);
+        // Of down: x (7 + 80) / 2; of up: the gradient times -1 / 2; of w none.
+        let grads = Autograd::take_grads(&mut e);
+        assert_eq!(grads, [vec![], vec![43.5, -43.5], vec![-0.5, -5.0]]);
+        let y = pass(&mut e, false);
+        assert_eq!(Autograd::value(&e, &y)[..], [-1.0, -1.0]);
     }
 
     #[test]

@@ -88,8 +88,9 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> LatentError + '_ {
     move |source| LatentError::Io { path: path.to_path_buf(), source }
 }
 
-/// One sample: latents `[latents, z, h, w]`, text rows `[text_len, text_dim]`.
-#[derive(Clone, Debug, PartialEq)]
+/// One sample: latents `[latents, z, h, w]`, text rows `[text_len, text_dim]`, and what lift heads learn from (see
+/// [`crate::wan::Labels`]), empty where it is not known.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatentSample {
     /// The recording.
     pub context: Vec<f32>,
@@ -97,13 +98,19 @@ pub struct LatentSample {
     pub target: Vec<f32>,
     /// What is asked for.
     pub text: Vec<f32>,
+    /// Base poses in the map, x, y (m) and yaw (rad) `[latents, 3]`: of the recording, then of the target.
+    pub poses: Vec<f32>,
+    /// Share of each token that shows the thing `[latents, tokens]`: of the recording, then of the first image.
+    pub seen: Vec<f32>,
+    /// The thing's centre in the map (m).
+    pub place: Vec<f32>,
 }
 
 impl LatentSample {
-    const PARTS: [&'static str; 3] = ["context", "target", "text"];
+    const PARTS: [&'static str; 6] = ["context", "target", "text", "poses", "seen", "place"];
 
-    fn parts(&self) -> [&Vec<f32>; 3] {
-        [&self.context, &self.target, &self.text]
+    fn parts(&self) -> [&Vec<f32>; 6] {
+        [&self.context, &self.target, &self.text, &self.poses, &self.seen, &self.place]
     }
 }
 
@@ -123,7 +130,7 @@ struct Shard {
     sha256: String,
 }
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 impl Manifest {
     /// The list of a directory; an empty one where there is none yet.
@@ -154,7 +161,7 @@ impl Manifest {
 #[derive(Clone, Debug)]
 struct Place {
     shard: usize,
-    parts: [(u64, usize); 3],
+    parts: [(u64, usize); 6],
 }
 
 /// Pre-encoded samples in a directory, whole.
@@ -220,7 +227,7 @@ impl Latents {
             let broken = |source| LatentError::Shard { path: path.clone(), source };
             let (header, meta) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
             for i in 0..shard.samples {
-                let mut parts = [(0, 0); 3];
+                let mut parts = [(0, 0); 6];
                 for (part, name) in parts.iter_mut().zip(LatentSample::PARTS) {
                     let name = format!("{i}.{name}");
                     let info = meta.info(&name).ok_or(safetensors::SafeTensorError::TensorNotFound(name));
@@ -268,8 +275,15 @@ impl Latents {
             file.read_exact_at(&mut bytes, at).map_err(failed(path))?;
             Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
         };
-        let [context, target, text] = place.parts;
-        Ok(LatentSample { context: read(context)?, target: read(target)?, text: read(text)? })
+        let [context, target, text, poses, seen, place] = place.parts;
+        Ok(LatentSample {
+            context: read(context)?,
+            target: read(target)?,
+            text: read(text)?,
+            poses: read(poses)?,
+            seen: read(seen)?,
+            place: read(place)?,
+        })
     }
 }
 
@@ -294,7 +308,10 @@ mod tests {
 
     fn made(n: u64) -> LatentSample {
         let values = |k: u64, len: usize| (0..len).map(|i| (n * 100 + k * 10) as f32 + i as f32).collect();
-        LatentSample { context: values(1, 4), target: values(2, 3), text: values(3, 2) }
+        let (context, target, text) = (values(1, 4), values(2, 3), values(3, 2));
+        // Every other sample knows no poses.
+        let poses = if n.is_multiple_of(2) { values(4, 6) } else { Vec::new() };
+        LatentSample { context, target, text, seen: poses.clone(), place: poses.clone(), poses }
     }
 
     fn encode(dir: &Path, samples: u64, from: u64) -> Result<Latents, LatentError> {
@@ -332,7 +349,7 @@ mod tests {
         encode(dir.path(), 4, 0).expect("it encodes");
         let said = Latents::open(dir.path(), "b").expect_err("another").to_string();
         assert!(
-            said.contains("latents of another autoencoder") && said.contains("here b of format 1"),
+            said.contains("latents of another autoencoder") && said.contains("here b of format 2"),
             "{said}"
         );
         let path = dir.path().join("00001.safetensors");

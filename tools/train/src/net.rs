@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mindseye_engines::denoise::sinusoid;
 use mindseye_engines::model::dit::{self, DitInputs, Prediction};
 use mindseye_engines::model::umt5::{self, Umt5Inputs};
-use mindseye_world::Rng;
+use mindseye_world::{Pose2, Rng};
 
 use crate::autograd::{Autograd, OutputGrads};
 use crate::data::{Known, SEEN_SHARE, Sample, Task};
@@ -31,6 +31,22 @@ pub struct LossWeights {
     /// With a guide: how much more a pixel counts in `video` where nothing was carried; with 1, twice as much.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub holes: f32,
+}
+
+/// Weights of the losses of the lift heads; see [`LossWeights`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct HeadWeights {
+    pub(crate) mask: f32,
+    pub(crate) context_pose: f32,
+    pub(crate) target_pose: f32,
+    pub(crate) locate: f32,
+}
+
+impl LossWeights {
+    fn heads(&self) -> HeadWeights {
+        let Self { mask, context_pose, target_pose, locate, .. } = *self;
+        HeadWeights { mask, context_pose, target_pose, locate }
+    }
 }
 
 fn is_zero(value: &f32) -> bool {
@@ -300,6 +316,77 @@ fn huber(d: f32) -> (f32, f32) {
     if d.abs() < 0.5 { (d * d, 2.0 * d) } else { (d.abs() - 0.25, d.signum()) }
 }
 
+/// What the lift heads ought to say of one sample.
+pub(crate) struct HeadTruth<'a> {
+    /// Context latents.
+    pub(crate) context: usize,
+    /// Of each latent, the base's pose from that of the first image, where it is known.
+    pub(crate) poses: Vec<Option<Pose2>>,
+    /// Share of each token that shows the thing `[context + 1, tokens]`.
+    pub(crate) seen: &'a [f32],
+    /// The thing's centre (forward, left; m) from the base at each latent.
+    pub(crate) locate: &'a [[f32; 2]],
+}
+
+impl HeadTruth<'_> {
+    /// Poses of the latents where they are known, got as `[latents, 4]`; not of the first image, whose pose is zero by
+    /// definition.
+    pub(crate) fn poses(
+        &self,
+        weights: &HeadWeights,
+        share: f32,
+        got: &[f32],
+        gradient: &mut [f32],
+        sum: &mut Losses,
+    ) {
+        let (f, context) = (self.poses.len(), self.context);
+        for (t, pose) in self.poses.iter().enumerate().filter(|(t, _)| *t != context) {
+            let Some(p) = pose else { continue };
+            let (k, counter) = if t < context {
+                (weights.context_pose / context as f32, &mut sum.context_pose)
+            } else {
+                let last = if t == f - 1 { 3.0 } else { 1.0 };
+                (weights.target_pose * last / (f - context + 1) as f32, &mut sum.target_pose)
+            };
+            let want = [p.x as f32, p.y as f32, p.yaw.cos() as f32, p.yaw.sin() as f32];
+            for (j, want) in want.iter().enumerate() {
+                let at = t * 4 + j;
+                let d = got[at] - want;
+                *counter += f64::from(d * d * k * share);
+                gradient[at] = 2.0 * d * k * share;
+            }
+        }
+    }
+
+    /// Mask `[latents, tokens]` on context and first image, and the thing's place `[latents, tokens, 2]` where it is seen.
+    pub(crate) fn mask_and_place(
+        &self,
+        weights: &HeadWeights,
+        share: f32,
+        (mask, place): (&[f32], &[f32]),
+        (g_mask, g_place): (&mut [f32], &mut [f32]),
+        sum: &mut Losses,
+    ) {
+        let (n, tokens) = (self.seen.len(), self.seen.len() / (self.context + 1));
+        let on = self.seen.iter().filter(|s| **s >= SEEN_SHARE).count();
+        for (at, share_seen) in self.seen.iter().enumerate() {
+            let seen = *share_seen >= SEEN_SHARE;
+            let k = weights.mask * share / n as f32;
+            let (loss, g) = bce(mask[at], f32::from(u8::from(seen)));
+            sum.mask += f64::from(loss * k);
+            g_mask[at] = g * k;
+            if seen {
+                let k = weights.locate * share / on as f32;
+                for j in 0..2 {
+                    let (loss, g) = huber(place[at * 2 + j] - self.locate[at / tokens][j]);
+                    sum.locate += f64::from(loss * k);
+                    g_place[at * 2 + j] = g * k;
+                }
+            }
+        }
+    }
+}
+
 /// Outputs of a forward pass with their gradients, and what has been summed so far.
 struct LossSums<'a> {
     model: &'a HouseModel,
@@ -376,53 +463,30 @@ impl LossSums<'_> {
         self.sum.video += loss;
     }
 
-    /// Poses of the latents where they are known; not of the first image, whose pose is zero by definition.
-    fn poses(&mut self, i: usize, sample: &Sample) {
-        let (f, context) = (self.model.latents(), self.model.layout.context_latents);
-        for t in 0..f {
-            if t == context || (t > context && sample.task == Task::Absent) || !sample.known.pose(t) {
-                continue;
-            }
-            let (k, counter) = if t < context {
-                (self.weights.context_pose / context as f32, &mut self.sum.context_pose)
-            } else {
-                let last = if t == f - 1 { 3.0 } else { 1.0 };
-                (self.weights.target_pose * last / (f - context + 1) as f32, &mut self.sum.target_pose)
-            };
-            let p = &sample.pose[t];
-            let want = [p.x as f32, p.y as f32, p.yaw.cos() as f32, p.yaw.sin() as f32];
-            for (j, want) in want.iter().enumerate() {
-                let at = (i * f + t) * 4 + j;
-                let d = self.pose[at] - want;
-                *counter += f64::from(d * d * k * self.share);
-                self.g_pose[at] = 2.0 * d * k * self.share;
-            }
-        }
-    }
-
-    /// Mask on context and first image, and the object's place where it is seen.
-    fn mask_and_place(&mut self, i: usize, sample: &Sample) {
-        let (f, context) = (self.model.latents(), self.model.layout.context_latents);
-        let tokens = self.model.dit.tokens_per_frame();
-        let n = (context + 1) * tokens;
-        let on = sample.seen.iter().filter(|s| **s >= SEEN_SHARE).count();
-        for t in 0..=context {
-            for p in 0..tokens {
-                let at = (i * f + t) * tokens + p;
-                let seen = sample.seen[t * tokens + p] >= SEEN_SHARE;
-                let k = self.weights.mask * self.share / n as f32;
-                let (loss, g) = bce(self.mask[at], f32::from(u8::from(seen)));
-                self.sum.mask += f64::from(loss * k);
-                self.g_mask[at] = g * k;
-                if seen {
-                    let k = self.weights.locate * self.share / on as f32;
-                    for j in 0..2 {
-                        let (loss, g) = huber(self.locate[at * 2 + j] - sample.locate[t][j]);
-                        self.sum.locate += f64::from(loss * k);
-                        self.g_locate[at * 2 + j] = g * k;
-                    }
-                }
-            }
+    /// What the lift heads say of one sample.
+    fn heads(&mut self, i: usize, sample: &Sample) {
+        let (f, context, tokens) =
+            (self.model.latents(), self.model.layout.context_latents, self.model.dit.tokens_per_frame());
+        let truth = HeadTruth {
+            context,
+            poses: (0..f)
+                .map(|t| {
+                    let known = (t < context || sample.task != Task::Absent) && sample.known.pose(t);
+                    known.then(|| sample.pose[t])
+                })
+                .collect(),
+            seen: &sample.seen,
+            locate: &sample.locate,
+        };
+        let (weights, share) = (self.weights.heads(), self.share);
+        let at = i * f * 4..(i + 1) * f * 4;
+        truth.poses(&weights, share, &self.pose[at.clone()], &mut self.g_pose[at], &mut self.sum);
+        if sample.known.dense() && sample.task != Task::Navigate {
+            let (one, two) =
+                (i * f * tokens..(i + 1) * f * tokens, i * f * tokens * 2..(i + 1) * f * tokens * 2);
+            let got = (&self.mask[one.clone()], &self.locate[two.clone()]);
+            let gradients = (&mut self.g_mask[one], &mut self.g_locate[two]);
+            truth.mask_and_place(&weights, share, got, gradients, &mut self.sum);
         }
     }
 
@@ -480,14 +544,10 @@ pub fn losses<A: Autograd>(
         if draw.dropped {
             continue;
         }
-        all.poses(i, sample);
-        if !sample.known.dense() {
-            continue;
+        all.heads(i, sample);
+        if sample.known.dense() {
+            all.attributes(i, sample);
         }
-        if sample.task != Task::Navigate {
-            all.mask_and_place(i, sample);
-        }
-        all.attributes(i, sample);
     }
     let mut sum = all.sum;
     sum.total = f64::from(weights.video) * sum.video
@@ -527,6 +587,7 @@ pub(crate) fn initialise(wanted: &Params, seed: u64) -> Params {
         let zero = last == "bias"
             || name == "proj_out.weight"
             || name == "camera_embedding.weight"
+            || name.ends_with("lora_B.weight")
             || name.contains("time_proj")
             || name.starts_with("lift.pose")
             || name.starts_with("lift.mask")
@@ -563,7 +624,7 @@ pub fn collect(model: &HouseModel) -> Params {
         house_seed: 0,
         latents: vec![0.0; values],
         context_index: (1..=model.layout.context_latents).collect(),
-        pose: vec![mindseye_world::Pose2::default(); f],
+        pose: vec![Pose2::default(); f],
         known: Known::All,
         ids: vec![0; cfg.text_len],
         camera: vec![0.0; f * tokens * cfg.camera_channels],

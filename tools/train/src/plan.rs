@@ -18,12 +18,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use mindseye_engines::count::{CountOps, Counted, Kernels};
-use mindseye_engines::model::Ops;
 use mindseye_engines::model::dit::{DitConfig, DitInputs, forward};
+use mindseye_engines::model::{Ops, ParamSpec};
 use mindseye_engines::target::{Precision, Target};
 use serde::Serialize;
 
 use crate::eager::is_chosen;
+use crate::finetune::{adapter_names, is_adapted};
 use crate::optim::{OptimConfig, Rule, rule};
 
 /// What is to be trained, and for how long.
@@ -41,6 +42,8 @@ pub struct Job<'a> {
     pub steps: u64,
     /// Weights that are trained (see [`is_chosen`]).
     pub only: &'a [String],
+    /// Weights among which matrices have a product added (see [`is_chosen`]), and its rank.
+    pub adapted: Option<(&'a [String], usize)>,
     /// Optimiser.
     pub optim: &'a OptimConfig,
 }
@@ -307,6 +310,8 @@ struct Value {
     memory: Option<usize>,
     needs: bool,
     wide: bool,
+    /// A weight that has a product added: its name and the product's rank.
+    adapter: Option<(String, usize)>,
 }
 
 /// Bytes of one value of a tensor.
@@ -322,6 +327,7 @@ fn values(shape: &[usize]) -> u64 {
 struct Walk<'a> {
     count: CountOps,
     only: &'a [String],
+    adapted: Option<(&'a [String], usize)>,
     products: Products,
     /// Block in which each memory was made.
     made_in: Vec<usize>,
@@ -340,6 +346,7 @@ fn walk<'a>(job: &Job<'a>) -> Walk<'a> {
     let mut w = Walk {
         count: CountOps::new(),
         only: job.only,
+        adapted: job.adapted,
         products: Products::default(),
         made_in: Vec::new(),
         block: 0,
@@ -390,7 +397,7 @@ impl Walk<'_> {
         }
         self.made_in.push(self.block);
         let memory = Some(self.made_in.len() - 1);
-        Value { counted, memory, needs: from.iter().any(|x| x.needs), wide }
+        Value { counted, memory, needs: from.iter().any(|x| x.needs), wide, adapter: None }
     }
 
     fn view(&self, counted: Counted, x: &Value) -> Value {
@@ -452,7 +459,10 @@ impl Ops for Walk<'_> {
 
     fn param(&mut self, name: &str, shape: &[usize]) -> Value {
         let counted = self.count.param(name, shape);
-        Value { counted, memory: None, needs: is_chosen(self.only, name), wide: true }
+        let spec = ParamSpec { name: name.to_owned(), shape: shape.to_vec() };
+        let adapter = self.adapted.filter(|(only, _)| is_adapted(only, &spec) && !name.contains(".lora_"));
+        let adapter = adapter.map(|(_, rank)| (spec.name, rank));
+        Value { counted, memory: None, needs: is_chosen(self.only, name), wide: true, adapter }
     }
 
     fn constant(&mut self, shape: &[usize], data: Vec<f32>) -> Value {
@@ -495,7 +505,15 @@ impl Ops for Walk<'_> {
         let flop = self.flop();
         self.product(x, w, flop);
         let from: Vec<&Value> = [x, w].into_iter().chain(b).collect();
-        self.made(counted, &from, false)
+        let y = self.made(counted, &from, false);
+        let Some((name, rank)) = &w.adapter else { return y };
+        let [down, up] = adapter_names(name);
+        let down = self.param(&down, &[*rank, w.counted[1]]);
+        let up = self.param(&up, &[w.counted[0], *rank]);
+        let low = self.linear(x, &down, None);
+        let low = self.linear(&low, &up, None);
+        let low = self.scale(&low, 1.0);
+        self.add(&y, &low)
     }
 
     fn matmul(&mut self, a: &Value, b: &Value) -> Value {
@@ -701,7 +719,7 @@ mod tests {
     }
 
     fn job<'a>(dit: &'a DitConfig, only: &'a [String], optim: &'a OptimConfig) -> Job<'a> {
-        Job { model: "tiny", dit, latents: 5, batch: 16, steps: 1000, only, optim }
+        Job { model: "tiny", dit, latents: 5, batch: 16, steps: 1000, only, adapted: None, optim }
     }
 
     #[test]
@@ -769,6 +787,24 @@ mod tests {
         assert_eq!(one.products.weights, 2.0 * (t * d * d) as f64);
     }
 
+    #[test]
+    fn heads_and_products_of_low_rank_are_counted() {
+        let (dit, optim, target) = (dit(), optim(false), Target::named("h100").expect("it is there"));
+        let dit = DitConfig { lift: true, ..dit };
+        let (chosen, only) = (["attn1.to_q".to_owned()], [".lora_".to_owned(), "lift.".to_owned()]);
+        let (t, d, rank) = (10.0, dit.dim() as f64, 3);
+        let heads = 2 * (dit.dim() * dit.dim() + dit.dim()) + 7 * (dit.dim() + 1);
+        let job = Job { adapted: Some((&chosen, rank)), ..job(&dit, &only, &optim) };
+        let got = plan(&job, &target, 1).expect("it fits");
+        let added = dit.layers * rank * 2 * dit.dim();
+        assert_eq!(got.trained, (heads + added) as u64);
+        assert_eq!(got.frozen, count_denoiser(&dit, 5, 0, 2).parameters() - heads as u64);
+        // Gradients of weights: the heads' products, and those that were added.
+        let of_heads = 2.0 * (t * d * d + 3.0 * t * d + 5.0 * (d * d + 4.0 * d));
+        let of_added = dit.layers as f64 * 2.0 * t * 2.0 * rank as f64 * d;
+        assert!((got.products.weights - of_heads - of_added).abs() < 1.0, "{}", got.products.weights);
+    }
+
     /// The plans of docs/training.md.
     fn documented() -> String {
         let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -778,6 +814,7 @@ mod tests {
             ("wan22-5b-ground", "h100", 8),
             ("wan22-5b-ground", "a100", 8),
             ("wan22-5b-navigate", "h100", 8),
+            ("wan22-5b-heads", "h100", 1),
         ] {
             let path = repository.join(format!("configs/train/{config}.toml"));
             let (config_, model) = FineTuneConfig::load(&path).expect("it is shipped");

@@ -75,17 +75,28 @@ pub(crate) trait Task: Sync {
     fn optim(&self) -> &OptimConfig;
     fn steps(&self) -> u64;
     fn batch(&self) -> usize;
-    /// Weights that are trained; see [`crate::eager::is_chosen`].
-    fn only(&self) -> &[String];
+    /// Which weights are trained when, in order; all of them always unless it says otherwise.
+    fn phases(&self) -> Vec<Phase> {
+        vec![Phase::default()]
+    }
     /// Identity of the data; empty where the configuration says it all.
     fn identity(&self) -> &str;
-    /// The loss of one sample, times its `share` of the batch, and its gradients.
+    /// The losses of one sample, times its `share` of the batch, and their gradients.
     fn pass<A: Autograd>(
         &self,
         e: &mut A,
         rng: &mut Rng,
         share: f32,
-    ) -> Result<(f64, OutputGrads<A::Tensor>), TrainError>;
+    ) -> Result<(Losses, OutputGrads<A::Tensor>), TrainError>;
+}
+
+/// A part of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Phase {
+    /// It begins after this step.
+    pub(crate) after: u64,
+    /// Weights that are trained; see [`crate::eager::is_chosen`].
+    pub(crate) only: Vec<String>,
 }
 
 /// One line of the metrics file.
@@ -99,6 +110,9 @@ pub struct TaskMetrics {
     pub lr: f64,
     /// Mean loss since the last line.
     pub loss: f64,
+    /// Its terms, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses: Option<Losses>,
     /// Largest gradient norm since the last line.
     pub grad_norm: f64,
 }
@@ -107,7 +121,8 @@ pub struct TaskMetrics {
 pub(crate) struct TaskRun<T, D: Device> {
     pub(crate) task: T,
     pub(crate) state: State,
-    interpreters: Vec<D::Interpreter>,
+    /// Each with an interpreter for every worker.
+    phases: Vec<(Phase, Vec<D::Interpreter>)>,
     /// Number of the first of this process's workers.
     first: usize,
     ranks: Option<Ranks>,
@@ -138,18 +153,26 @@ impl<T: Task, D: Device> TaskRun<T, D> {
         let mut own = 0..course.workers;
         if let Some(ranks) = &mut ranks {
             let note = format!("{} {}", toml::to_string(task.config()).unwrap_or_default(), task.identity());
-            ranks.begin(&mut state, task.only(), &note)?;
+            // Every weight that is trained at some time has a rank that it is with.
+            let phases = task.phases();
+            let all = phases.iter().any(|phase| phase.only.is_empty());
+            let only: Vec<String> =
+                phases.into_iter().flat_map(|phase| phase.only).filter(|_| !all).collect();
+            ranks.begin(&mut state, &only, &note)?;
             own = ranks.workers(course.workers)?;
         }
         if ranks.as_ref().is_none_or(Ranks::leads) {
             run::trim_metrics(out, state.step)?;
         }
-        let settings =
-            Settings { only: task.only(), checkpoint_blocks: course.checkpoint_blocks, bf16: course.bf16 };
+        let Course { checkpoint_blocks, bf16, .. } = *course;
         let first = own.start;
-        let interpreters =
-            own.map(|_| Ok(device.interpreter(settings)?)).collect::<Result<_, TrainError>>()?;
-        Ok(Self { steps: task.steps(), task, state, interpreters, first, ranks, out: out.to_path_buf() })
+        let phases = task.phases().into_iter().map(|phase| {
+            let settings = Settings { only: &phase.only, checkpoint_blocks, bf16 };
+            let interpreters = own.clone().map(|_| device.interpreter(settings)).collect::<Result<_, _>>()?;
+            Ok((phase, interpreters))
+        });
+        let phases = phases.collect::<Result<_, TrainError>>()?;
+        Ok(Self { steps: task.steps(), task, state, phases, first, ranks, out: out.to_path_buf() })
     }
 
     /// As [`crate::trainer::Trainer::run`]; ends after step `until`, whatever the configuration says.
@@ -172,18 +195,24 @@ impl<T: Task, D: Device> TaskRun<T, D> {
         learning_rate(self.task.optim().lr, c.warmup, c.decay_from, step, self.task.steps())
     }
 
+    /// Number of the phase of a step.
+    fn phase(&self, step: u64) -> usize {
+        self.phases.iter().rposition(|(phase, _)| phase.after < step).unwrap_or(0)
+    }
+
     /// The shares of this process's workers; none when `stop` came between two samples.
     fn shares(&mut self, step: u64, stop: &AtomicBool) -> Result<Option<Vec<Share>>, TrainError> {
+        let phase = self.phase(step);
         let (task, params, first) = (&self.task, &self.state.params, self.first);
         let each = task.batch() / task.course().workers;
         std::thread::scope(|scope| {
-            let handles: Vec<_> = self
-                .interpreters
+            let handles: Vec<_> = self.phases[phase]
+                .1
                 .iter_mut()
                 .enumerate()
                 .map(|(i, e)| {
                     scope.spawn(move || {
-                        let mut loss = 0.0;
+                        let mut losses = Losses::default();
                         for item in (first + i) * each..(first + i + 1) * each {
                             if stop.load(Ordering::Relaxed) {
                                 e.take_grads();
@@ -193,11 +222,11 @@ impl<T: Task, D: Device> TaskRun<T, D> {
                             e.restart(params.clone());
                             let (part, outputs) = task.pass(e, &mut rng, 1.0 / task.batch() as f32)?;
                             e.backward(outputs);
-                            loss += part;
+                            losses.add(&part);
                         }
                         let grads = e.take_grads();
                         e.clear();
-                        Ok(Some(Share { losses: Losses { total: loss, ..Losses::default() }, grads }))
+                        Ok(Some(Share { losses, grads }))
                     })
                 })
                 .collect();
@@ -230,8 +259,9 @@ impl<T: Task, D: Device> Run for TaskRun<T, D> {
             return self.ranks.as_ref().map_or(Ok(None), |r| Err(r.loss().into()));
         };
         let sum = sums(shares, self.state.params.len());
-        let (lr, workers) = (self.lr(step), self.interpreters.len());
-        let (optim, ema, only) = (self.task.optim(), self.task.course().ema, self.task.only());
+        let (phase, interpreters) = &self.phases[self.phase(step)];
+        let (lr, workers) = (self.lr(step), interpreters.len());
+        let (optim, ema, only) = (self.task.optim(), self.task.course().ema, &phase.only);
         let change = Change { optim, ema, only, workers, lr, mine: &[] };
         finish(&mut self.state, self.ranks.as_mut(), &change, sum).map(Some)
     }
@@ -247,6 +277,8 @@ impl<T: Task, D: Device> Run for TaskRun<T, D> {
             samples: step * self.task.batch() as u64,
             lr: self.lr(step),
             loss: since.losses.total / since.steps as f64,
+            losses: (since.losses.total != since.losses.video && since.losses.video != 0.0)
+                .then(|| since.losses.scaled(1.0 / since.steps as f64)),
             grad_norm: since.norm_max,
         })
     }

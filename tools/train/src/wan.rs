@@ -182,11 +182,28 @@ pub struct Footage {
     pub thing: String,
     /// Base poses of the recording, in the map.
     pub poses: Vec<Pose2>,
+    /// What heads learn from.
+    pub labels: Labels,
+}
+
+/// What lift heads learn from: where the base was and where the thing is seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Labels {
+    /// Base pose at the last image of each latent, in the map: of the recording, then of the drive.
+    pub poses: Vec<Pose2>,
+    /// Share of each token's pixels that show the thing, 0 to 1 `[latents, tokens]`: of the recording, then of the drive's
+    /// first image.
+    pub seen: Vec<f32>,
+    /// The thing's centre in the map (m).
+    pub place: [f64; 2],
 }
 
 /// Makes footage; holds the buffers that rendering reuses.
 pub struct FootageSource {
     camera: Camera,
+    /// Token rows and columns of a latent, and images in one.
+    grid: [usize; 2],
+    group: usize,
     difficulty: Difficulty,
     frame: Frame,
     scratch: Frame,
@@ -197,11 +214,29 @@ impl FootageSource {
     #[must_use]
     pub fn new(model: &WanModel, difficulty: Difficulty) -> Self {
         let [height, width] = model.image();
-        Self { camera: Camera::new(width, height), difficulty, frame: Frame::new(), scratch: Frame::new() }
+        Self {
+            camera: Camera::new(width, height),
+            grid: model.dit.grid(),
+            group: model.vae.temporal_factor(),
+            difficulty,
+            frame: Frame::new(),
+            scratch: Frame::new(),
+        }
+    }
+
+    /// Adds a picture's share to the latent that it is one of `images` in.
+    fn mark(&self, object: usize, images: usize, seen: &mut [f32]) {
+        let [rows, cols] = self.grid;
+        let cell = [self.frame.height / rows, self.frame.width / cols];
+        let share = 1.0 / (images * cell[0] * cell[1]) as f32;
+        let named = self.frame.ids.iter().enumerate().filter(|(_, id)| usize::from(**id) == object + 1);
+        for (at, _) in named {
+            seen[at / self.frame.width / cell[0] * cols + at % self.frame.width / cell[1]] += share;
+        }
     }
 
     fn shoot(&mut self, house: &House, pose: Pose2, boxed: Option<usize>, out: &mut Vec<f32>) {
-        render_with(house, pose, &self.camera, RenderOptions::rgb_only(), &mut self.frame);
+        render_with(house, pose, &self.camera, RenderOptions::rgb_ids(), &mut self.frame);
         if let Some(object) = boxed
             && let Some(area) = project_box_in(house, pose, &self.camera, object, &mut self.scratch)
         {
@@ -221,13 +256,33 @@ impl FootageSource {
         let start = sweep.last().copied().unwrap_or_default();
         let drive = approach(&house, start, object, moving).poses;
         let (mut context, mut target) = (Vec::new(), Vec::new());
-        sweep.iter().for_each(|pose| self.shoot(&house, *pose, None, &mut context));
-        drive.iter().for_each(|pose| self.shoot(&house, *pose, None, &mut target));
+        let tokens = self.grid[0] * self.grid[1];
+        // The first image is a latent of its own; the last row is that of the drive's.
+        let mut seen = vec![0.0; (sweep.len().saturating_sub(1).div_ceil(self.group) + 2) * tokens];
+        let of_drive = seen.len() - tokens;
+        for (i, pose) in sweep.iter().enumerate() {
+            self.shoot(&house, *pose, None, &mut context);
+            let (latent, images) = (i.div_ceil(self.group), if i == 0 { 1 } else { self.group });
+            self.mark(object, images, &mut seen[latent * tokens..][..tokens]);
+        }
+        for (i, pose) in drive.iter().enumerate() {
+            self.shoot(&house, *pose, None, &mut target);
+            if i == 0 {
+                self.mark(object, 1, &mut seen[of_drive..]);
+            }
+        }
         let end = drive.last().copied().unwrap_or(start);
         (0..still).for_each(|_| self.shoot(&house, end, Some(object), &mut target));
         let named = &house.objects[object];
         let thing = format!("{} {}", named.colour.name(), named.shape.name());
-        Footage { context, target, thing, poses: sweep }
+        let last = |poses: &[Pose2]| poses.iter().copied().step_by(self.group).collect::<Vec<_>>();
+        let still = std::iter::repeat_n(end, still / self.group);
+        let labels = Labels {
+            poses: last(&sweep).into_iter().chain(last(&drive)).chain(still).collect(),
+            seen,
+            place: [named.x, named.y],
+        };
+        Footage { context, target, thing, poses: sweep, labels }
     }
 }
 

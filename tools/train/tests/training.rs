@@ -110,6 +110,35 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
 }
 
 #[test]
+fn no_libtorch_and_another_version_are_named_before_anything_is_built() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("torch/build.sh");
+    let torch = dir.path().join("torch");
+    let said = || {
+        let mut command = std::process::Command::new("bash");
+        command
+            .arg(&script)
+            .env("MINDSEYE_LIBTORCH", &torch)
+            .env("CARGO_TARGET_DIR", dir.path().join("target"));
+        let out = command.output().expect("there is a shell");
+        assert_eq!(out.status.code(), Some(1));
+        String::from_utf8(out.stderr).expect("text")
+    };
+    let line = |found: &str| {
+        format!(
+            "error: {} is not PyTorch 2.11.0 (found: {found}); name one with MINDSEYE_LIBTORCH\n",
+            torch.canonicalize().unwrap_or_else(|_| torch.clone()).display()
+        )
+    };
+    assert_eq!(said(), line("none"));
+    std::fs::create_dir_all(torch.join("lib")).expect("a directory");
+    std::fs::write(torch.join("lib/libtorch_cpu.so"), "").expect("it is written");
+    std::fs::write(torch.join("version.py"), "__version__ = '2.10.1+cpu'\n").expect("it is written");
+    assert_eq!(said(), line("2.10.1"));
+    assert!(!dir.path().join("target").exists(), "nothing is built");
+}
+
+#[test]
 fn a_checkpoint_of_another_model_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     run_until(&mut open(dir.path(), "run"), 80);

@@ -16,9 +16,10 @@ const STEPS: u64 = 12;
 
 fn write(dir: &Path, name: &str, text: &str) {
     let text = text
-        .replace("steps = 500", &format!("steps = {STEPS}"))
+        .replace("\nsteps = 2000", &format!("\nsteps = {STEPS}"))
+        .replace("\nsteps = 1500", &format!("\nsteps = {STEPS}"))
         .replace("warmup = 20", "warmup = 2")
-        .replace("log_every = 50", "log_every = 1");
+        .replace("log_every = 100", "log_every = 1");
     std::fs::write(dir.join(format!("{name}.toml")), text).expect("it is written");
 }
 
@@ -55,6 +56,7 @@ fn fine_tune(dir: &Path, run: &str, until: u64) -> Result<(), TrainError> {
         latents,
         &dir.join(run),
         None,
+        None,
     )?;
     trainer.run(Some(until), &go, |_, _| ())
 }
@@ -85,6 +87,12 @@ fn an_autoencoder_and_a_transformer_on_its_latents_learn_and_go_on_exactly() {
     fine_tune(dir, "stopped run", 7).expect("it runs");
     fine_tune(dir, "stopped run", STEPS).expect("it goes on");
     assert_eq!(metrics(dir, "stopped run"), metrics(dir, "run"));
+
+    // A loss that is no number.
+    write(dir, "fine_tune", &FINE_TUNE.replace("lr = 3e-3", "lr = 1e30"));
+    let said = refused("diverged");
+    assert!(said.contains("the loss is not finite; lower optim.lr"), "{said}");
+    write(dir, "fine_tune", FINE_TUNE);
 
     // A shard that changed, latents of another autoencoder, and a configuration that is a plan only.
     let shard = dir.join("latents/00001.safetensors");

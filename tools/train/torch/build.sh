@@ -2,7 +2,7 @@
 # Builds mindseye-tools with libtorch beside its own interpreter, on a machine with Rust, a C++ compiler and pip:
 #
 #   tools/train/torch/build.sh            # -> tools/train/torch/target/release/mindseye-tools
-#   tools/train/torch/build.sh test       # its tests
+#   tools/train/torch/build.sh test       # its tests: trains, is killed, goes on, ships, is evaluated
 #   tools/train/torch/build.sh test --no-default-features     # those of the interpreter alone: a tenth of the time
 #
 # libtorch is that of PyTorch 2.11.0, which tch 0.24 binds and no other: the package `torch` that MINDSEYE_LIBTORCH names
@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 version=2.11.0
 target=${CARGO_TARGET_DIR:-$PWD/target}
 if [ -n "${MINDSEYE_LIBTORCH:-}" ]; then
-    torch=$(realpath "$MINDSEYE_LIBTORCH")
+    torch=$(realpath -m "$MINDSEYE_LIBTORCH")
 else
     torch=$target/libtorch/torch
     if [ ! -e "$torch/lib/libtorch_cpu.so" ]; then
@@ -42,5 +42,7 @@ if [ $# = 0 ]; then
     cargo build --release
     echo "$target/release/mindseye-tools"
 else
-    cargo "$1" --release "${@:2}"
+    release=--release
+    [ "$1" = bench ] && release=
+    cargo "$1" $release "${@:2}"
 fi

@@ -88,15 +88,10 @@ fn furnished(dir: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-fn main() -> std::io::Result<()> {
-    let dir = std::env::args().nth(1).unwrap_or_else(|| "/tmp".into());
-    std::fs::create_dir_all(&dir)?;
-    if std::env::args().nth(2).is_some_and(|only| only == "furnished") {
-        return furnished(&dir);
-    }
+/// Every plain shape from about 2 m, in several colours.
+fn shapes(dir: &str) -> std::io::Result<()> {
     let mut frame = Frame::new();
     let plain = Difficulty::plain();
-    // Every shape from about 2 m, in several colours.
     for (name, camera, zoom, options) in [
         ("shapes_24x16", Camera::new(24, 16), 8, RenderOptions::rgb_only()),
         ("shapes_48x32", Camera::new(48, 32), 4, RenderOptions::rgb_only()),
@@ -124,10 +119,15 @@ fn main() -> std::io::Result<()> {
                 }
             }
         }
-        sheet.save(&dir, name)?;
+        sheet.save(dir, name)?;
     }
-    furnished(&dir)?;
-    for (kind, difficulty) in [("plain", plain.clone()), ("house", Difficulty::house())] {
+    Ok(())
+}
+
+/// What a robot sees on its way through plain houses, and their maps.
+fn houses(dir: &str) -> std::io::Result<()> {
+    let mut frame = Frame::new();
+    for (kind, difficulty) in [("plain", Difficulty::plain()), ("house", Difficulty::house())] {
         for seed in 1..4u64 {
             let house = House::generate(seed, &difficulty);
             let mut rng = Rng::new(seed);
@@ -146,13 +146,13 @@ fn main() -> std::io::Result<()> {
                 }
                 sheet.tiles.push(frame.rgb.clone());
             }
-            sheet.save(&dir, &format!("{kind}{seed}_sweep"))?;
+            sheet.save(dir, &format!("{kind}{seed}_sweep"))?;
             let medium = Camera::new(416, 256);
             for (quality, options) in
                 [("fast", RenderOptions::rgb_only()), ("fine", RenderOptions::picture())]
             {
                 render_with(&house, scenic_pose(&house, &medium), &medium, options, &mut frame);
-                save(&dir, &format!("{kind}{seed}_{quality}"), 416, 256, &frame.rgb)?;
+                save(dir, &format!("{kind}{seed}_{quality}"), 416, 256, &frame.rgb)?;
             }
         }
         let house = House::generate(5, &difficulty);
@@ -166,10 +166,21 @@ fn main() -> std::io::Result<()> {
         draw_view(&view, &mut canvas, drive.final_pose, 1.57, 1.0, [30, 110, 220]);
         draw_robot(&view, &mut canvas, drive.poses[0], [40, 44, 60]);
         draw_pose(&view, &mut canvas, drive.final_pose, 0.5, [220, 30, 30]);
-        save(&dir, &format!("{kind}_map"), canvas.width, canvas.height, &canvas.rgb)?;
+        save(dir, &format!("{kind}_map"), canvas.width, canvas.height, &canvas.rgb)?;
         let pose = scenic_pose(&house, &Camera::new(1248, 768));
         render_with(&house, pose, &Camera::new(1248, 768), RenderOptions::picture(), &mut frame);
-        save(&dir, &format!("{kind}_large"), 1248, 768, &frame.rgb)?;
+        save(dir, &format!("{kind}_large"), 1248, 768, &frame.rgb)?;
     }
     Ok(())
+}
+
+fn main() -> std::io::Result<()> {
+    let dir = std::env::args().nth(1).unwrap_or_else(|| "/tmp".into());
+    std::fs::create_dir_all(&dir)?;
+    if std::env::args().nth(2).is_some_and(|only| only == "furnished") {
+        return furnished(&dir);
+    }
+    shapes(&dir)?;
+    furnished(&dir)?;
+    houses(&dir)
 }

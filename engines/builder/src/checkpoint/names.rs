@@ -115,6 +115,13 @@ pub fn camera_params(cfg: &DitConfig) -> Vec<ParamSpec> {
         .collect()
 }
 
+/// Weights of the lift heads, which published checkpoints lack; none where there are no heads.
+#[must_use]
+pub fn head_params(cfg: &DitConfig) -> Vec<ParamSpec> {
+    let heads = count_denoiser(&DitConfig { attributes: 0, ..cfg.clone() }, 1, 0, 1);
+    heads.params().iter().filter(|spec| spec.name.starts_with("lift.")).cloned().collect()
+}
+
 /// Weights of an autoencoder.
 #[must_use]
 pub fn vae_params(cfg: &VaeConfig) -> Vec<ParamSpec> {

@@ -171,7 +171,7 @@ impl ModelSpec {
         let networks = &manifest.networks;
         let dit = manifest.dit.clone();
         let words = match &networks.text {
-            Some(TextSpec::Closed { words }) => Some(words.clone()),
+            Some(TextSpec::Closed { words, .. }) => Some(words.clone()),
             _ => None,
         };
         let text = ClosedText { words, eps: None };

@@ -209,6 +209,8 @@ pub struct Eager {
     nodes: Vec<Node>,
     pool: HashMap<usize, Shelf>,
     cache: HashMap<usize, Var>,
+    /// See [`crate::autograd::Autograd::adapt`], by weight.
+    adapters: HashMap<usize, (Var, Var, f32)>,
     /// Gradients of the weights, summed over [`Eager::backward`] calls until [`Eager::take_grads`].
     param_grads: Vec<Vec<f32>>,
     marks: Option<Vec<(String, Var)>>,
@@ -271,6 +273,7 @@ impl Eager {
     /// Forgets the tape and the weights; the buffers go back to the pool.
     pub fn clear(&mut self) {
         self.cache.clear();
+        self.adapters.clear();
         for node in self.nodes.drain(..) {
             let mut give = |v: Vec<f32>| give(&mut self.pool, v);
             if let Ok(v) = Arc::try_unwrap(node.data) {
@@ -287,6 +290,11 @@ impl Eager {
             }
         }
         self.params = Arc::default();
+    }
+
+    /// See [`crate::autograd::Autograd::adapt`].
+    pub(crate) fn adapt(&mut self, w: Var, down: Var, up: Var, scale: f32) {
+        self.adapters.insert(w.0, (down, up, scale));
     }
 
     /// Records named intermediate values from now on ([`Ops::mark`]).
@@ -382,6 +390,39 @@ impl Eager {
         let mut v = self.take(n);
         v.fill(0.0);
         v
+    }
+
+    /// A linear layer as it is.
+    fn layer(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
+        let (xs, ws) = (self.shape(*x), self.shape(*w));
+        let (k, n) = (ws[1], ws[0]);
+        assert_eq!(xs.last(), Some(&k), "linear: {xs:?} by {ws:?}");
+        let m = count(&xs) / k;
+        let (xd, wd) = (self.data(*x), self.data(*w));
+        let mut out = self.take(m * n);
+        let mut keep = 0.0;
+        if let Some(b) = b {
+            let bd = self.data(*b);
+            for row in out.chunks_exact_mut(n) {
+                row.copy_from_slice(&bd);
+            }
+            keep = 1.0;
+        }
+        gemm(
+            [m, n, k],
+            &mut out,
+            View::rows(0, n),
+            keep,
+            &xd,
+            View::rows(0, k),
+            &wd,
+            View::rows(0, k).t(),
+            1.0,
+        );
+        let mut shape = xs;
+        *shape.last_mut().expect("linear needs an axis") = n;
+        let needs = self.needs(&[*x, *w]) || b.is_some_and(|b| self.needs(&[*b]));
+        self.push(shape, out, Op::Linear { x: *x, w: *w, b: b.copied() }, needs)
     }
 
     fn map(&mut self, x: &Var, op: Op, f: impl Fn(f32) -> f32) -> Var {
@@ -633,35 +674,12 @@ impl Ops for Eager {
     }
 
     fn linear(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
-        let (xs, ws) = (self.shape(*x), self.shape(*w));
-        let (k, n) = (ws[1], ws[0]);
-        assert_eq!(xs.last(), Some(&k), "linear: {xs:?} by {ws:?}");
-        let m = count(&xs) / k;
-        let (xd, wd) = (self.data(*x), self.data(*w));
-        let mut out = self.take(m * n);
-        let mut keep = 0.0;
-        if let Some(b) = b {
-            let bd = self.data(*b);
-            for row in out.chunks_exact_mut(n) {
-                row.copy_from_slice(&bd);
-            }
-            keep = 1.0;
-        }
-        gemm(
-            [m, n, k],
-            &mut out,
-            View::rows(0, n),
-            keep,
-            &xd,
-            View::rows(0, k),
-            &wd,
-            View::rows(0, k).t(),
-            1.0,
-        );
-        let mut shape = xs;
-        *shape.last_mut().expect("linear needs an axis") = n;
-        let needs = self.needs(&[*x, *w]) || b.is_some_and(|b| self.needs(&[*b]));
-        self.push(shape, out, Op::Linear { x: *x, w: *w, b: b.copied() }, needs)
+        let y = self.layer(x, w, b);
+        let Some((down, up, scale)) = self.adapters.get(&w.0).copied() else { return y };
+        let low = self.layer(x, &down, None);
+        let low = self.layer(&low, &up, None);
+        let low = self.scale(&low, scale);
+        self.add(&y, &low)
     }
 
     fn matmul(&mut self, a: &Var, b: &Var) -> Var {

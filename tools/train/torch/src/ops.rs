@@ -69,6 +69,8 @@ pub struct TorchOps {
     nodes: Vec<Node>,
     /// Node of each weight.
     known: HashMap<usize, Var>,
+    /// See [`Autograd::adapt`], by weight.
+    adapters: HashMap<usize, (Var, Var, f32)>,
     /// Nodes in bfloat16.
     lowered: HashMap<usize, Var>,
     /// Where blocks end.
@@ -103,6 +105,7 @@ impl TorchOps {
             weights: HashMap::new(),
             nodes: Vec::new(),
             known: HashMap::new(),
+            adapters: HashMap::new(),
             lowered: HashMap::new(),
             ends: Vec::new(),
             grads: HashMap::new(),
@@ -194,6 +197,13 @@ impl TorchOps {
         let lowered = self.apply("cast", &[x], |x| x[0].f_to_kind(Kind::BFloat16));
         self.lowered.insert(x.0, lowered);
         lowered
+    }
+
+    /// A linear layer as it is.
+    fn layer(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
+        let from: Vec<Var> = [x, w].into_iter().chain(b).map(|v| self.factor(v)).collect();
+        let from: Vec<&Var> = from.iter().collect();
+        self.apply("linear layer", &from, |x| x[0].f_linear(x[1], x.get(2).copied()))
     }
 
     /// Adds to the gradient of a weight.
@@ -323,6 +333,7 @@ impl Autograd for TorchOps {
     fn restart(&mut self, params: Arc<Params>) {
         self.nodes.clear();
         self.known.clear();
+        self.adapters.clear();
         self.lowered.clear();
         self.ends.clear();
         if !Arc::ptr_eq(&self.params, &params) {
@@ -363,6 +374,10 @@ impl Autograd for TorchOps {
         });
         self.done("value", &node.shape, copied);
         Cow::Owned(out)
+    }
+
+    fn adapt(&mut self, w: &Var, down: Var, up: Var, scale: f32) {
+        self.adapters.insert(w.0, (down, up, scale));
     }
 
     fn backward(&mut self, outputs: OutputGrads<Var>) {
@@ -455,9 +470,12 @@ impl Ops for TorchOps {
     }
 
     fn linear(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
-        let from: Vec<Var> = [x, w].into_iter().chain(b).map(|v| self.factor(v)).collect();
-        let from: Vec<&Var> = from.iter().collect();
-        self.apply("linear layer", &from, |x| x[0].f_linear(x[1], x.get(2).copied()))
+        let y = self.layer(x, w, b);
+        let Some((down, up, scale)) = self.adapters.get(&w.0).copied() else { return y };
+        let low = self.layer(x, &down, None);
+        let low = self.layer(&low, &up, None);
+        let low = self.scale(&low, scale);
+        self.add(&y, &low)
     }
 
     fn matmul(&mut self, a: &Var, b: &Var) -> Var {

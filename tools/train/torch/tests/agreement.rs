@@ -365,6 +365,45 @@ fn a_killed_run_goes_on_exactly() {
     assert_eq!(train(&TorchDevice::cpu(), &config, &run("killed"), 60), whole);
 }
 
+/// LoRA on a layer of a block: forward and gradients as the eager interpreter's, with and without checkpoints.
+#[test]
+fn adapted_layers_agree() {
+    let mut params = Params::new();
+    let mut noise = Noise(9);
+    for (name, shape) in [("w", [5, 4]), ("down", [2, 4]), ("up", [5, 2]), ("v", [3, 5])] {
+        params.insert(name, &shape, noise.values(shape[0] * shape[1]));
+    }
+    let (params, given, gradient) = (Arc::new(params), noise.values(12), noise.values(9));
+    fn pass<A: Autograd>(e: &mut A, params: &Arc<Params>, given: &[f32], gradient: &[f32]) -> Vec<Vec<f32>> {
+        e.restart(params.clone());
+        let x = e.input(&[3, 4], given.to_vec());
+        let (w, down, up) = (e.param("w", &[5, 4]), e.param("down", &[2, 4]), e.param("up", &[5, 2]));
+        e.adapt(&w, down, up, 0.5);
+        let y = e.linear(&x, &w, None);
+        let y = e.silu(&y);
+        e.mark("blocks.0.out", &y);
+        let v = e.param("v", &[3, 5]);
+        let y = e.linear(&y, &v, None);
+        let said = e.value(&y).into_owned();
+        e.backward(vec![(y, gradient.to_vec())]);
+        e.take_grads().into_iter().chain([said]).collect()
+    }
+    let only = ["down".to_owned(), "up".to_owned(), "v".to_owned()];
+    let settings = Settings { only: &only, ..Settings::default() };
+    let mut eager = EagerDevice.interpreter(settings).expect("eager");
+    let wanted = pass(&mut eager, &params, &given, &gradient);
+    assert!(wanted[0].is_empty() && wanted[1..].iter().all(|g| norm(g) > 0.1), "{wanted:?}");
+    for checkpoint_blocks in [false, true] {
+        let settings = Settings { checkpoint_blocks, ..settings };
+        let mut torch = TorchDevice::cpu().interpreter(settings).expect("libtorch");
+        let got = pass(&mut torch, &params, &given, &gradient);
+        for (got, wanted) in got.iter().zip(&wanted) {
+            let off: Vec<f32> = got.iter().zip(wanted).map(|(a, b)| a - b).collect();
+            assert!(got.len() == wanted.len() && norm(&off) <= 1e-5 * norm(wanted), "{got:?} {wanted:?}");
+        }
+    }
+}
+
 #[test]
 fn devices_that_are_not_there_are_refused_by_name() {
     let said = |name: &str| TorchDevice::open(name).expect_err(name).to_string();
