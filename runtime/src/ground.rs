@@ -1079,7 +1079,8 @@ fn guide(
         true => way.iter().map(|base| recall.camera_at(*base)).collect(),
         false => request.cameras.clone(),
     };
-    let carry = Carry::new(recall, &cameras, boxed, report.grounded.found_box);
+    let drawn = report.grounded.found_box.map(|found| (found, &report.grounded.frames[..]));
+    let carry = Carry::new(recall, &cameras, boxed, drawn);
     let step = imagined.step_times.iter().copied().max().unwrap_or(TimeDelta(1));
     let (candidates, steps) = (imagined.rollouts.len(), job.settings.steps);
     let mut stepped = |step, estimate: &[f32]| {

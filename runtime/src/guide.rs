@@ -3,8 +3,8 @@
 //! Once it is known where a drive leads, what was seen can be carried into each of its views ([`crate::recall`]). While the
 //! drive is sampled, each step's estimate is decoded, the carried pixels take the place of the network's as far as they
 //! are to be trusted, and the frames are encoded again: `x0 = E(m * carried + (1 - m) * D(x0))`. Holes, seams, what was
-//! never seen are the network's, and so is the place of the red box: that of the drive that was sampled before. The box itself
-//! is drawn there as sharply as those that the network learned from. What is shown is held once more, so that carried pixels do not go through the codec, and also in the pixels of remembered pictures
+//! never seen are the network's, and so is the red box: that of the drive that was sampled before. What is shown is held once
+//! more, so that carried pixels do not go through the codec, and also in the pixels of remembered pictures
 //! ([`Carry::in_detail`]).
 //!
 //! A drive that was led along the answer's own path is no witness of the place: it is what a person sees of the way. The
@@ -59,18 +59,18 @@ pub struct Carry {
     finer: Vec<Carried>,
     /// Frames at the end that show the box.
     boxed: usize,
-    /// The box of the drive that was sampled from the video alone.
-    drawn: Option<FoundBox>,
+    /// The box of the drive that was sampled from the video alone, and its last frames.
+    drawn: Option<(FoundBox, Vec<RgbImage>)>,
 }
 
 impl Carry {
     /// For a drive along these poses of the camera, relative to here (the first one being here), of which the last `boxed`
-    /// frames show a box: the one that was `drawn` in a drive that was sampled before, where there is one.
+    /// frames show a box: the one that was `drawn` in the frames of a drive that was sampled before, where there is one.
     pub fn new(
         recall: &mut Recall,
         cameras: &[Isometry3<f64>],
         boxed: usize,
-        drawn: Option<FoundBox>,
+        drawn: Option<(FoundBox, &[RgbImage])>,
     ) -> Self {
         let (mut views, mut finer): (Vec<Carried>, Vec<Carried>) = (Vec::new(), Vec::new());
         let by = recall.finer();
@@ -86,7 +86,9 @@ impl Carry {
             views.push(carried.reduced(by));
             finer.push(carried.clone());
         }
-        Self { views, finer, boxed, drawn: drawn.filter(|_| boxed > 0) }
+        let tail = |frames: &[RgbImage]| frames[frames.len().saturating_sub(boxed)..].to_vec();
+        let drawn = drawn.filter(|_| boxed > 0).map(|(found, frames)| (found, tail(frames)));
+        Self { views, finer, boxed, drawn }
     }
 
     /// The carried pictures alone: what a drive looks like that no network had a part in.
@@ -95,18 +97,16 @@ impl Carry {
     }
 
     /// Puts carried pixels in the place of those of decoded frames (the given first one [`GROUP`] times, then one for each
-    /// view), as far as they are to be trusted. The box in the last frames stands where one was drawn before; without one,
-    /// theirs stays, where it scores at least `box_min`.
+    /// view), as far as they are to be trusted. The outline of the box in the last frames is the one that was drawn before;
+    /// without one, theirs stays, where it scores at least `box_min`.
     pub fn hold(&self, frames: &mut [RgbImage], box_min: f64) {
         let outline = self.outline(frames, box_min);
-        if let Some(outline) = outline.as_ref().filter(|_| self.drawn.is_some()) {
-            let last = frames.len().saturating_sub(self.boxed);
-            for frame in &mut frames[last..] {
-                let width = frame.width;
-                let pixels = frame.data.chunks_exact_mut(3).enumerate();
-                pixels
-                    .filter(|(at, _)| outline.holds(at % width, at / width))
-                    .for_each(|(_, own)| own.copy_from_slice(&[255, 0, 0]));
+        if let Some((outline, (_, drawn))) = outline.as_ref().zip(self.drawn.as_ref()) {
+            let last = frames.len().saturating_sub(drawn.len());
+            for (frame, drawn) in frames[last..].iter_mut().zip(drawn) {
+                let on_it = |at: usize| outline.holds(at % drawn.width, at / drawn.width);
+                let pixels = frame.data.chunks_exact_mut(3).zip(drawn.data.chunks_exact(3)).enumerate();
+                pixels.filter(|(at, _)| on_it(*at)).for_each(|(_, (own, drawn))| own.copy_from_slice(drawn));
             }
         }
         self.lay_over(frames, &self.views, outline.as_ref(), 1);
@@ -128,8 +128,8 @@ impl Carry {
 
     /// The outline of the box in the last frames.
     fn outline(&self, frames: &[RgbImage], box_min: f64) -> Option<Outline> {
-        if let Some(found) = &self.drawn {
-            return Some(Outline::of(found, &[]));
+        if let Some((found, drawn)) = &self.drawn {
+            return Some(Outline::of(found, &drawn.iter().collect::<Vec<_>>()));
         }
         let tail = &frames[frames.len().saturating_sub(self.boxed)..];
         let found = find_box(tail).filter(|b| self.boxed > 0 && b.score >= box_min)?;

@@ -322,7 +322,7 @@ pub(crate) struct Outline {
 const RED: f32 = 45.0;
 
 impl Outline {
-    /// Of a box in the mean of pictures; without any, its pixels alone.
+    /// Of a box in the mean of pictures.
     pub(crate) fn of(found: &FoundBox, pictures: &[&RgbImage]) -> Self {
         let width = pictures.first().map_or(1, |p| p.width);
         let pixels = pictures.first().map_or(0, |p| p.data.len() / 3);
