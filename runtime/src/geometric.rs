@@ -209,6 +209,7 @@ fn publish(grounded: &mut Grounded, scene: &Scene, lifted: PictureLift) {
             )
         })
         .collect();
+    grounded.registered.clone_from(&grounded.path);
     answer.consistency = Some(consistency(&lifted));
     grounded.object = lifted.goal.as_ref().map(|goal| (goal.object.x, goal.object.y));
     match (&lifted.verdict, &lifted.goal) {

@@ -312,6 +312,9 @@ pub struct Grounded {
     pub used: Vec<usize>,
     /// Path of the base in the rollout, in the answer's frame.
     pub path: Vec<Pose2>,
+    /// Where the sampled drive's frames were registered among what was seen, or by landmarks: poses of the base in the answer's
+    /// frame, one per latent; empty where they were not.
+    pub registered: Vec<Pose2>,
     /// The object's place in the answer's frame.
     pub object: Option<(f64, f64)>,
     /// What placing the imagined frames by landmarks gave; `None` where it was not tried.
@@ -460,6 +463,11 @@ impl Report<'_> {
         }
     }
 
+    /// Notes how long registering by landmarks took, where that was tried.
+    fn registered(&mut self) -> Result<(), Stopped> {
+        if self.grounded.geometry.is_some() { self.done("register", None) } else { Ok(()) }
+    }
+
     /// Notes where the rollout begins and what is looked at.
     fn begins(&mut self, scene: &Scene, view: &View) -> Result<(), Stopped> {
         self.grounded.used.clone_from(&view.used);
@@ -533,6 +541,7 @@ fn ground_by(
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
+        registered: Vec::new(),
         object: None,
         geometry: None,
         step_ms: Vec::new(),
@@ -638,6 +647,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
 
     let Some((params, estimate)) = params.zip(estimate) else {
         answer_without_heads(job, &imagined, drive.clearest, report);
+        report.registered()?;
         report.done("lift", Some(Stage::Lift))?;
         return Ok(());
     };
@@ -668,6 +678,7 @@ fn attempt(mind: &mut dyn Mind, job: &Job<'_>, report: &mut Report<'_>) -> Resul
     publish(&mut report.grounded, job, &view, &request, lifted);
     if job.by_text() {
         geometric::vote(&mut report.grounded, job.scene, &job.spec, job.boxed_frames(), params.agree_max);
+        report.registered()?;
     }
     let required = params.drive == DriveRule::Required && !imagined.rollouts.is_empty();
     for note in [note, imagined.reduced, hurried, unregistered.note(required)].into_iter().flatten() {
@@ -703,6 +714,8 @@ fn choose_drive(
     grounded.answer.bounding_box = grounded.found_box.map(|b| b.edges());
     grounded.frames = std::mem::take(&mut drive.frames);
     grounded.explained = std::mem::take(&mut drive.explained);
+    let origin = view.origin.unwrap_or_default();
+    grounded.registered = drive.path.iter().map(|pose| origin.compose(*pose)).collect();
     grounded.reconstruction_error = match job.spec.lift.as_ref().and_then(|lift| lift.reconstruction_max) {
         Some(_) if mind.decodes_alone() => reconstruction_error(mind, job.scene, view)?,
         _ => None,

@@ -30,7 +30,7 @@ use std::thread::JoinHandle;
 /// What kept frames are studied for. Nothing by default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudyConfig {
-    /// Keep landmarks, at most so many (about 0.9 kB each).
+    /// Keep landmarks, at most so many (about 2 kB each).
     pub landmarks_max: Option<usize>,
     /// Frames are studied at most this often, each for itself: landmarks, detector.
     pub period: [TimeDelta; 2],

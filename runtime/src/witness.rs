@@ -140,6 +140,7 @@ fn alone(grounded: &mut Grounded, scene: &Scene, class: &str, things: &[&MapObje
     ));
     grounded.object = Some((testimony.object.position.x, testimony.object.position.y));
     grounded.path.clear();
+    grounded.registered.clear();
     grounded.frames.clear();
     grounded.found_box = None;
     grounded.answer.bounding_box = None;

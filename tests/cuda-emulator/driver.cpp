@@ -3,8 +3,8 @@
 //
 //     g++ -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -I engines/src/cuda/kernels -o libcuda.so.1 driver.cpp
 //
-// A file `device` beside the library may hold lines `memory BYTES`, `version 12060`, `devices 0`, `fail NAME` (that
-// call answers with CUDA_ERROR_UNKNOWN).
+// A file `device` beside the library may hold lines `memory BYTES`, `held BYTES` (by another program), `version 12060`,
+// `devices 0`, `fail NAME` (that call answers with CUDA_ERROR_UNKNOWN), `lose COUNT` (the device is lost at that launch).
 #define EMULATED
 #include "kernels.cu"
 #include <dlfcn.h>
@@ -15,15 +15,15 @@
 #include <string>
 
 #define API extern "C" __attribute__((visibility("default"))) int
-enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_CONTEXT = 201, INVALID_PTX = 218, NOT_FOUND = 500, UNKNOWN = 999 };
+enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_CONTEXT = 201, INVALID_PTX = 218, NOT_FOUND = 500, LAUNCH_FAILED = 719, UNKNOWN = 999 };
 
 namespace {
 
 int place;
 
 struct Settings {
-    size_t memory = 1ull << 31;
-    int version = 12060, devices = 1;
+    size_t memory = 1ull << 31, held = 0;
+    int version = 12060, devices = 1, lose = 0;
     std::string fail;
     Settings() {
         Dl_info info;
@@ -32,6 +32,8 @@ struct Settings {
         std::ifstream file(path.substr(0, path.rfind('/') + 1) + "device");
         for (std::string key; file >> key;) {
             if (key == "memory") file >> memory;
+            else if (key == "held") file >> held;
+            else if (key == "lose") file >> lose;
             else if (key == "version") file >> version;
             else if (key == "devices") file >> devices;
             else if (key == "fail") file >> fail;
@@ -70,10 +72,12 @@ std::map<uint64_t, size_t> allocated;
 std::string module_text;
 bool initialized = false;
 thread_local bool current = false;
+int launches = 0;
+bool lost = false;
 uint64_t copies[2]; // to the device, from it
 
 size_t used() {
-    size_t sum = 0;
+    size_t sum = settings.held;
     for (auto& [_, bytes] : allocated) sum += bytes;
     return sum;
 }
@@ -98,7 +102,8 @@ int queue(void* stream, std::function<void()> work) {
     if (!initialized) return NOT_INITIALIZED;
 #define ENTER_CONTEXT(name) \
     ENTER(name)             \
-    if (!current) return INVALID_CONTEXT;
+    if (!current) return INVALID_CONTEXT;     \
+    if (lost) return LAUNCH_FAILED;
 
 // Copies that were queued, each way, since the last time it was asked.
 API emulatorCopies(uint64_t* counts) {
@@ -108,6 +113,16 @@ API emulatorCopies(uint64_t* counts) {
         copies[i] = 0;
     }
     return OK;
+}
+// For libraries that stand in for NVIDIA's: work on a stream in its order, captured where the stream captures; and
+// whether memory belongs to the device.
+API emulatorQueue(void* stream, const std::function<void()>* work) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    return queue(stream, *work);
+}
+API emulatorHas(uint64_t at, size_t bytes) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    return inside(at, bytes);
 }
 API cuInit(unsigned) {
     if (settings.fail == "cuInit") return UNKNOWN;
@@ -119,7 +134,7 @@ API cuDriverGetVersion(int* version) {
     return OK;
 }
 API cuGetErrorName(int code, const char** name) {
-    *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT" : code == NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_UNKNOWN";
+    *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT" : code == NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : code == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR_UNKNOWN";
     return OK;
 }
 API cuDeviceGetCount(int* count) {
@@ -276,6 +291,10 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
 API cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned bx, unsigned bz, unsigned shared, void* stream,
                    void** parameters, void** extra) {
     ENTER_CONTEXT("cuLaunchKernel")
+    if (settings.lose && ++launches >= settings.lose) {
+        lost = true;
+        return LAUNCH_FAILED;
+    }
     auto* k = (Kernel*)function;
     if (bx != 1 || bz != 1 || extra || shared > k->shared_most) return INVALID_VALUE;
     // Parameters are copied now; their memory is the caller's.

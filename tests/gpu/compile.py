@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles the CUDA kernels to PTX, without a GPU.
 
-    python3 tests/gpu/compile.py            # writes engines/src/cuda/kernels/kernels.ptx
+    python3 tests/gpu/compile.py            # writes engines/src/cuda/kernels/kernels.ptx.gz
     python3 tests/gpu/compile.py --check    # compiles, compares with that file, and assembles it for every chip
 
 NVRTC and ptxas come from the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvcc-cu12 (45 MB, of which nothing is
@@ -11,6 +11,7 @@ registers on any chip, and tensor-core instructions in every kernel whose name s
 """
 import ctypes
 import glob
+import gzip
 import os
 import re
 import subprocess
@@ -19,10 +20,11 @@ import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KERNELS = f"{ROOT}/engines/src/cuda/kernels"
-PTX = f"{KERNELS}/kernels.ptx"
+PACKED = f"{KERNELS}/kernels.ptx.gz"
 WHEELS = os.environ.get("MINDSEYE_CUDA_WHEELS", f"{ROOT}/target/cuda-wheels")
 # Of kernels whose name has the key.
 TENSOR_INSTRUCTIONS = {"bf16": "HMMA.16816.F32.BF16", "int8": "IMMA.16832.S8.S8"}
+PTX = f"{WHEELS}/kernels.ptx"
 CHIPS = ["sm_80", "sm_87", "sm_89", "sm_90"]
 
 
@@ -105,12 +107,15 @@ def main():
         return print("SKIP: the wheel nvidia-cuda-nvrtc-cu12 cannot be had; the PTX was not compared")
     text = compile_ptx(nvrtc(folder))
     if "--check" not in sys.argv:
-        with open(PTX, "wb") as f:
-            f.write(text)
-        return print(f"{PTX}: {len(text)} bytes")
-    if open(PTX, "rb").read() != text:
-        sys.exit("kernels.ptx is not what the sources compile to: run tests/gpu/compile.py")
-    print(f"kernels.ptx is what NVRTC 12.6.85 makes of the sources ({len(text)} bytes)")
+        packed = gzip.compress(text, 9, mtime=0)
+        with open(PACKED, "wb") as f:
+            f.write(packed)
+        return print(f"{PACKED}: {len(packed)} bytes, unpacked {len(text)}")
+    if gzip.open(PACKED).read() != text:
+        sys.exit("kernels.ptx.gz is not what the sources compile to: run tests/gpu/compile.py")
+    with open(PTX, "wb") as f:
+        f.write(text)
+    print(f"kernels.ptx.gz is what NVRTC 12.6.85 makes of the sources ({len(text)} bytes)")
     tools = wheel("nvidia-cuda-nvcc-cu12==12.6.85")
     if tools is None:
         return print("SKIP: the wheel nvidia-cuda-nvcc-cu12 cannot be had; the PTX was not assembled")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is measured on a machine with a GPU, in the order of its worth, each part with a limit of its own.
-# Nothing is downloaded, and nothing needs to be installed but a driver (555 or newer).
+# Nothing is downloaded, and nothing needs to be installed but a driver (555 or newer); cuBLASLt is used where it is found.
 #
 #   cargo build --release -p mindseye-tests --bin gpu     # where the sources are compiled
 #   tests/gpu/run.sh                                      # where the GPU is
@@ -51,6 +51,9 @@ if $rehearse; then
     fi
     g++ -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -I engines/src/cuda/kernels \
         -I tests/cuda-emulator -o "$driver/libcuda.so.1" tests/cuda-emulator/driver.cpp || exit 1
+    # A fake of cuBLASLt, so that its calls are rehearsed, too.
+    g++ -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -o "$driver/libcublasLt.so.13" \
+        tests/cuda-emulator/cublaslt.cpp || exit 1
     export MINDSEYE_CUDA_LIBRARY="$driver"
 else
     arguments=()

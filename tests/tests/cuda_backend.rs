@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use mindseye_builder::checkpoint::names::{umt5_params, vae_params};
 use mindseye_builder::onnx::{
-    DeclaredWeights, GraphBuilder, MemoryWeights, Way, denoiser_graph, step_component, text_encoder_graph,
-    vae_graph,
+    DeclaredWeights, GraphBuilder, MemoryWeights, Way, denoiser_graph, fused, step_component,
+    text_encoder_graph, vae_graph,
 };
 use mindseye_builder::plan::{ModelSpec, cuda_needs, declared_graphs};
 use mindseye_builder::quant::{QuantConfig, Runner, SyntheticDenoiser, quantise, to_float16};
 use mindseye_engines::backend::{Backend, PrepareOptions, Session, State, Tensor, by_name, is_state};
 use mindseye_engines::count::count_denoiser;
-use mindseye_engines::cuda::{CudaBackend, CudaDevice, Memory, check_kernels, graph_needs};
+use mindseye_engines::cuda::{CudaBackend, CudaDevice, Memory, check_kernels, graph_needs, product_library};
 use mindseye_engines::denoise::{Denoise, DenoiseStep, WalkPlan};
 use mindseye_engines::model::dit::{DitConfig, Prediction};
 use mindseye_engines::model::umt5::Umt5Config;
@@ -43,6 +43,24 @@ fn driver_with(folder: &Path, settings: &str) -> Option<PathBuf> {
     std::fs::copy(driver()?, &copy).unwrap();
     std::fs::write(folder.join("device"), settings).unwrap();
     Some(copy)
+}
+
+/// A driver with the fake of cuBLASLt beside it, and with these settings of the fake.
+fn driver_with_products(folder: &Path, settings: &str) -> Option<PathBuf> {
+    static FAKE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let library = driver_with(folder, "")?;
+    let fake = FAKE.get_or_init(|| {
+        let name = format!("fake-cublaslt-{}.so", std::process::id());
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let mut gxx = std::process::Command::new("g++");
+        gxx.args(["-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-o"]).arg(&out);
+        let done = gxx.arg(root().join("tests/cuda-emulator/cublaslt.cpp")).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        out
+    });
+    std::fs::copy(fake, folder.join("libcublasLt.so.13")).unwrap();
+    std::fs::write(folder.join("products"), settings).unwrap();
+    Some(library)
 }
 
 fn backend(precision: Precision) -> Option<CudaBackend> {
@@ -164,7 +182,12 @@ fn inputs(session: &dyn Session, sizes: &[(&str, usize)], seed: u64) -> Vec<(Str
 /// Both precisions of a graph against rten, three times over: launched, recorded, replayed. Prints and bounds the
 /// relative error of every output, and wants the same bytes every time.
 fn agrees_with_rten(path: &Path, sizes: &[(&str, usize)]) {
-    let mut rten = session(by_name("rten").unwrap().as_ref(), path);
+    agrees_with(path, path, sizes);
+}
+
+/// As [`agrees_with_rten`], which runs another graph of the same network.
+fn agrees_with(reference: &Path, path: &Path, sizes: &[(&str, usize)]) {
+    let mut rten = session(by_name("rten").unwrap().as_ref(), reference);
     let given = inputs(rten.as_ref(), sizes, 3);
     let views: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let wanted = rten.run(&views).unwrap();
@@ -501,20 +524,35 @@ fn contexts_stay_on_the_device() {
     assert_eq!(cuda.prefills(), 2, "each context was computed once");
 }
 
-/// Copies between host and device that the emulated driver has queued, either way, since it was asked last.
+/// The address of a function of a library that is open.
 #[allow(unsafe_code)]
-fn copies(library: &Path) -> [u64; 2] {
+fn symbol(library: &Path, name: &std::ffi::CStr) -> *mut std::ffi::c_void {
     unsafe extern "C" {
         fn dlopen(name: *const std::ffi::c_char, flags: i32) -> *mut std::ffi::c_void;
         fn dlsym(handle: *mut std::ffi::c_void, name: *const std::ffi::c_char) -> *mut std::ffi::c_void;
     }
-    let name = std::ffi::CString::new(library.to_str().unwrap()).unwrap();
+    let library = std::ffi::CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: the library is loaded already and never closed.
+    let found = unsafe { dlsym(dlopen(library.as_ptr(), 2), name.as_ptr()) };
+    assert!(!found.is_null());
+    found
+}
+
+/// Products that the fake of cuBLASLt beside a driver has queued since it was asked last.
+#[allow(unsafe_code)]
+fn products(library: &Path) -> u64 {
+    let symbol = symbol(&library.with_file_name("libcublasLt.so.13"), c"fakeProducts");
+    // SAFETY: the symbol is `extern "C" uint64_t ()` in cublaslt.cpp.
+    unsafe { std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn() -> u64>(symbol)() }
+}
+
+/// Copies between host and device that the emulated driver has queued, either way, since it was asked last.
+#[allow(unsafe_code)]
+fn copies(library: &Path) -> [u64; 2] {
+    let symbol = symbol(library, c"emulatorCopies");
     let mut counts = [0u64; 2];
-    // SAFETY: the library is loaded already and never closed; the symbol is `extern "C" int (uint64_t*)` in driver.cpp,
-    // and writes two integers.
+    // SAFETY: the symbol is `extern "C" int (uint64_t*)` in driver.cpp, and writes two integers.
     unsafe {
-        let symbol = dlsym(dlopen(name.as_ptr(), 2), c"emulatorCopies".as_ptr());
-        assert!(!symbol.is_null());
         let count: extern "C" fn(*mut u64) -> i32 =
             std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(*mut u64) -> i32>(symbol);
         count(counts.as_mut_ptr());
@@ -684,15 +722,172 @@ fn changing_shapes_give_the_same_answers() {
 
 #[test]
 fn kernels_are_called_with_the_right_arguments() {
-    let Some(driver) = driver() else { return };
-    let device = CudaDevice::with_kernels(0, Some(driver)).unwrap();
+    let Some(_) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let library = driver_with_products(dir.path(), "").unwrap();
+    let device = CudaDevice::with_kernels(0, Some(&library)).unwrap();
     let reports = check_kernels(&device, true).unwrap();
-    assert_eq!(reports.len(), 21, "all but the sampler's, which has a test of its own");
+    assert_eq!(
+        reports.len(),
+        2 + 21,
+        "two products, and all but the sampler's kernel, which has a test of its own"
+    );
+    std::mem::forget(dir);
     for r in &reports {
         println!("{:<20} {:<40} relative error {:.1e}", r.kernel, r.shape, r.relative_error);
         assert!(r.relative_error < r.allowed, "{}: {}", r.kernel, r.relative_error);
         assert!(r.millis > 0.0 && r.rate.is_finite());
     }
+}
+
+/// Linear layers that are large enough go to the library of products, with their bias and their GELU: described as its
+/// manual wants it (the fake refuses all else), with the same bytes every time, launched, recorded and replayed. What it
+/// has no algorithm for stays with our kernels.
+#[test]
+fn large_linear_layers_are_left_to_cublaslt() {
+    let Some(_) = driver() else { return };
+    let (dir, none) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let library = driver_with_products(dir.path(), "").unwrap();
+    let device = CudaDevice::with_kernels(0, Some(&library)).unwrap();
+    assert!(device.products().unwrap().starts_with("cuBLASLt 13.1.0 (/"), "{:?}", device.products());
+    let cuda = CudaBackend::on(device, Precision::Bf16).unwrap();
+    assert!(cuda.version().contains(", cuBLASLt 13.1.0"), "{}", cuda.version());
+    let path = denoiser(dir.path(), &config(), DenoiserKind::Joint);
+    // 66 rows: above the least.
+    let sizes = [("frames", 11), ("tokens", 66), ("timesteps", 2)];
+    let mut rten = session(by_name("rten").unwrap().as_ref(), &path);
+    let given = inputs(rten.as_ref(), &sizes, 3);
+    let views: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let wanted = rten.run(&views).unwrap();
+    let mut session_of = session(&cuda, &path);
+    let first = session_of.run(&views).unwrap();
+    let queued = products(&library);
+    for ((name, got), (_, right)) in first.iter().zip(&wanted) {
+        let error = relative(got.as_f32().unwrap(), right.as_f32().unwrap());
+        println!("{name}: relative L2 {error:.1e} with {queued} products by the fake");
+        assert!(error < 2e-2, "{name}: {error}");
+    }
+    // Queries, keys, values and results of two blocks, queries and results of their text, and two for each GELU.
+    assert!(queued >= 16, "{queued}");
+    assert!(session_of.run(&views).unwrap() == first);
+    assert_eq!(products(&library), queued, "recorded");
+    assert!(session_of.run(&views).unwrap() == first);
+    assert_eq!(products(&library), 0, "replayed");
+
+    let library = driver_with_products(none.path(), "algorithms 0").unwrap();
+    let refusing =
+        CudaBackend::on(CudaDevice::with_kernels(0, Some(&library)).unwrap(), Precision::Bf16).unwrap();
+    let alone = backend(Precision::Bf16).unwrap();
+    let ours = session(&alone, &path).run(&views).unwrap();
+    assert!(session(&refusing, &path).run(&views).unwrap() == ours);
+    assert_eq!(products(&library), 0);
+    std::mem::forget((dir, none));
+}
+
+/// A library of products that fails, or that counts its attributes otherwise, is named or left alone.
+#[test]
+fn a_library_of_products_that_cannot_be_used_is_told() {
+    let Some(_) = driver() else { return };
+    let open = |settings: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let library = driver_with_products(dir.path(), settings).unwrap();
+        let device = CudaDevice::with_kernels(0, Some(&library)).unwrap();
+        std::mem::forget(dir);
+        (library, device)
+    };
+    for settings in ["fail cublasLtCreate", "confused 1"] {
+        assert_eq!(open(settings).1.products(), None, "{settings}: our own kernels multiply");
+    }
+    let (library, device) = open("fail cublasLtMatmul");
+    let reports = check_kernels(&device, true);
+    let wanted = "cuda cublasLtMatmul failed: CUBLAS_STATUS_EXECUTION_FAILED";
+    assert_eq!(reports.unwrap_err().to_string(), wanted);
+
+    assert_eq!(product_library(&library.with_file_name("libcublasLt.so.13")).unwrap(), "13.1.0");
+    let error = product_library(&library).unwrap_err().to_string();
+    assert!(error.ends_with("has no cublasLtGetVersion: it is not cuBLASLt 12 or 13"), "{error}");
+}
+
+/// NVIDIA's own library, where one is at hand: it reads back what products are described by, without a device.
+#[test]
+fn cublaslt_understands_how_products_are_described() {
+    match std::env::var_os("MINDSEYE_TEST_CUBLASLT") {
+        None => println!("SKIP: MINDSEYE_TEST_CUBLASLT names no libcublasLt.so.12 or 13"),
+        Some(file) => {
+            println!("cuBLASLt {} reads all attributes back", product_library(Path::new(&file)).unwrap())
+        }
+    }
+}
+
+/// The same networks in opset 23: the values of the plain graphs, on rten and on the kernels, of which no more are launched
+/// than our own fusions leave.
+#[test]
+fn the_operators_of_opset_23_agree_with_rten() {
+    let dir = tempfile::tempdir().unwrap();
+    let cfg = config();
+    let weights = weights(count_denoiser(&cfg, 2, 0, 2).params());
+    let sizes = [("frames", 2), ("tokens", 12), ("timesteps", 2), ("context_tokens", 6)];
+    for kind in [DenoiserKind::Joint, DenoiserKind::Masked, DenoiserKind::Prefill, DenoiserKind::Cached] {
+        let plain = denoiser_graph(&cfg, weights.clone(), kind, Dim::Fixed(1)).unwrap();
+        let larger = fused(&plain);
+        assert_eq!(larger.opset(), 23);
+        let count = |op: &str| larger.graph.nodes.iter().filter(|n| n.op_type == op).count();
+        println!("{kind:?}: {} nodes of {}", larger.graph.nodes.len(), plain.graph.nodes.len());
+        // Queries and keys of two kinds in each of two blocks are normalised, of one kind rotated.
+        let operators = ["Attention", "RMSNormalization", "RotaryEmbedding", "Softmax", "Reciprocal"];
+        assert_eq!(operators.map(count), [4, 8, 4, 0, 0], "{kind:?}");
+        let needs = |model: &Model| {
+            let size = |s: &str| sizes.iter().find(|(name, _)| *name == s).map(|(_, n)| *n);
+            graph_needs(&model.graph, Precision::Bf16, &size).unwrap().launches
+        };
+        assert!(needs(&larger) <= needs(&plain), "{kind:?}: {} and {}", needs(&larger), needs(&plain));
+        let reference = saved(dir.path(), kind.component(), plain);
+        let path = saved(dir.path(), &format!("fused-{}", kind.component()), larger);
+        let mut runs = [&reference, &path].map(|file| session(by_name("rten").unwrap().as_ref(), file));
+        let given = inputs(runs[0].as_ref(), &sizes, 3);
+        let views: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let [wanted, got] = [0, 1].map(|i| runs[i].run(&views).unwrap());
+        for ((name, got), (_, right)) in got.iter().zip(&wanted) {
+            let error = relative(got.as_f32().unwrap(), right.as_f32().unwrap());
+            assert!(error < 2e-6, "{kind:?} {name} on rten: {error}");
+        }
+        agrees_with(&reference, &path, &sizes);
+    }
+}
+
+/// A device that is lost in the middle of a goal: this goal and all after it say so, and nothing hangs or panics.
+#[test]
+fn a_lost_device_is_told() {
+    let Some(_) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cfg = config();
+    let path = denoiser(dir.path(), &cfg, DenoiserKind::Joint);
+    let library = driver_with(dir.path(), "lose 40").unwrap();
+    let cuda =
+        CudaBackend::on(CudaDevice::with_kernels(0, Some(&library)).unwrap(), Precision::Bf16).unwrap();
+    let mut denoiser = SessionDenoiser::new(cfg.clone(), session(&cuda, &path)).unwrap();
+    let case = Case::new(&cfg, 1, 1);
+    let lost = (0..4).map(|_| denoiser.denoise(&case.step())).find_map(Result::err).unwrap().to_string();
+    assert!(lost.contains("the GPU was lost in ") && lost.contains("CUDA_ERROR_LAUNCH_FAILED"), "{lost}");
+    assert!(lost.ends_with("goals fail until this program is started again"), "{lost}");
+    let again = denoiser.denoise(&case.step()).unwrap_err().to_string();
+    assert!(again.contains("the GPU was lost in "), "{again}");
+    std::mem::forget(dir);
+}
+
+/// Memory that another program holds is told with what it was wanted for, before anything is computed.
+#[test]
+fn memory_that_another_program_holds_is_told() {
+    let Some(_) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = denoiser(dir.path(), &config(), DenoiserKind::Joint);
+    let library = driver_with(dir.path(), "memory 2000000000 held 1999900000").unwrap();
+    let cuda =
+        CudaBackend::on(CudaDevice::with_kernels(0, Some(&library)).unwrap(), Precision::Bf16).unwrap();
+    let error = cuda.prepare(&path, &PrepareOptions::default()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("bytes wanted for weights, 100000 free of 2000000000"), "{error}");
+    assert!(error.ends_with("nvidia-smi lists the programs that hold the rest"), "{error}");
+    std::mem::forget(dir);
 }
 
 fn text(error: &dyn std::error::Error) -> String {

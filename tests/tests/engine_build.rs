@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use mindseye_builder::onnx::{MemoryWeights, WeightMeta, WeightSource, denoiser_graph};
+use mindseye_builder::onnx::{MemoryWeights, WeightMeta, WeightSource, denoiser_graph, fused};
 use mindseye_builder::pipeline::{self, PipelineError, Request, Settings, Verify};
 use mindseye_builder::plan::ModelSpec;
 use mindseye_builder::quant::{
@@ -535,6 +535,9 @@ fn onnxruntime_agrees_with_rten_and_with_the_emulation_of_every_precision() {
     let error = relative(&run(&ort, &to_float16(&fp32, Precision::Fp16).unwrap(), &cfg), &wanted);
     println!("fp16, onnxruntime against fp32: {error:.1e}");
     assert!(error < 5e-3);
+    let error = relative(&run(&ort, &fused(&fp32), &cfg), &wanted);
+    println!("opset 23, onnxruntime against rten: {error:.1e}");
+    assert!(error < 1e-5);
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);
@@ -578,6 +581,10 @@ fn write_graphs_for_other_tools() {
     save("fp16.onnx", &to_float16(&fp32, Precision::Fp16).unwrap(), Some(&fp32));
     // onnxruntime's CPU kernels know no bf16: the checker alone sees these.
     save("bf16.onnx", &to_float16(&fp32, Precision::Bf16).unwrap(), None);
+    let larger = fused(&fp32);
+    save("fused.onnx", &larger, Some(&fp32));
+    save("fused-fp16.onnx", &to_float16(&larger, Precision::Fp16).unwrap(), Some(&fp32));
+    save("fused-bf16.onnx", &to_float16(&larger, Precision::Bf16).unwrap(), None);
     for precision in [Precision::Int8, Precision::Int4w, Precision::Fp8] {
         let mut c = QuantConfig::new(precision);
         c.attention_head_dim = Some(cfg.head_dim);

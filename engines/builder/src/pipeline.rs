@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::onnx::fused;
 use crate::plan::{self, ModelSpec, Plan, PlanOptions, SpecError, plan};
 use crate::quant::{
     self, CalibrationSource, Checks, Float16, QuantConfig, QuantError, Quantised, Ranges, Report, Runner,
@@ -72,6 +73,9 @@ pub struct Settings {
     /// Effort of the builder, 0 to 5; TensorRT's own default where none.
     #[serde(default)]
     pub optimization_level: Option<u8>,
+    /// Graphs in opset 23 with its larger operators ([`fused`]), for backends that have them.
+    #[serde(default)]
+    pub fused: bool,
 }
 
 /// Names of calibration inputs that are not paths.
@@ -110,6 +114,7 @@ impl Settings {
             target_latents: None,
             keep_loaded: None,
             optimization_level: None,
+            fused: false,
         }
     }
 
@@ -360,6 +365,11 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
         return Err(PipelineError::Refused(refusal));
     }
     check_library(request.target, request.library, request.graphs_only)?;
+    if request.settings.fused && request.library.is_some_and(|_| !request.graphs_only) {
+        return Err(PipelineError::Refused(
+            "engines of TensorRT are built from graphs of opset 21: --fused goes with --graphs-only".into(),
+        ));
+    }
     if request.hardware_compatible
         && request.target.compute_capability.is_some_and(ComputeCapability::is_jetson)
     {
@@ -522,9 +532,13 @@ fn lower(
     quant::check_weights(fp32, &mut tell).map_err(failed)?;
     let high = high_of(request.bundle, component, fp32, float, &runner, request.held_out, samples, &mut tell)
         .map_err(failed)?;
-    let convert = |model: &Model| match float {
-        Precision::Fp32 => Ok(model.clone()),
-        _ => Float16::new(model, float, &high).map(|low| low.deploy),
+    let larger = request.settings.fused;
+    let convert = |model: &Model| {
+        let model = if larger { fused(model) } else { model.clone() };
+        match float {
+            Precision::Fp32 => Ok(model),
+            _ => Float16::new(&model, float, &high).map(|low| low.deploy),
+        }
     };
     if !quantises(wanted, component) {
         let model = convert(fp32).map_err(failed)?;

@@ -24,9 +24,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "cuda")]
 use crate::cuda::CudaBackend;
 pub use crate::onnx::{DataType, Dim};
 use crate::sampler::Factors;
+#[cfg(feature = "cuda")]
 use crate::target::Precision;
 
 /// Names that [`by_name`] knows.
@@ -471,8 +473,15 @@ pub fn by_name(name: &str) -> Result<Arc<dyn Backend>, BackendError> {
     match name {
         "rten" => Ok(Arc::new(RtenBackend)),
         "onnxruntime" => Ok(Arc::new(OrtBackend::open()?)),
+        #[cfg(feature = "cuda")]
         "cuda" => Ok(Arc::new(CudaBackend::open(Precision::Bf16, 0)?)),
+        #[cfg(feature = "cuda")]
         "cuda-f32" => Ok(Arc::new(CudaBackend::open(Precision::Fp32, 0)?)),
+        #[cfg(not(feature = "cuda"))]
+        "cuda" | "cuda-f32" => {
+            let what = crate::cuda::CudaError::LeftOut.to_string();
+            Err(BackendError::Unavailable { backend: "cuda", what })
+        }
         "tensorrt" => {
             Ok(Arc::new(crate::trt::TensorRtBackend::open(&crate::trt::LoadOptions::default(), 0)?))
         }

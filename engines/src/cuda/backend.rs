@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::kernels::{Element, Launch};
-use super::plan::{Place, Plan, Planner, Slot, View};
+use super::kernels::Element;
+use super::plan::{Place, Plan, Planner, Queued, Slot, View};
 use super::program::Program;
 use super::weights::{Weights, layout};
 use super::{CudaDevice, CudaError, Device, Memory, Pinned, walk};
@@ -68,7 +68,8 @@ impl Backend for CudaBackend {
 
     fn version(&self) -> String {
         let info = self.device.info();
-        format!("PTX 8.5 on {} ({})", info.name, info.compute_capability)
+        let products = self.device.products().map_or(String::new(), |library| format!(", {library}"));
+        format!("PTX 8.5 on {} ({}){products}", info.name, info.compute_capability)
     }
 
     fn prepare(&self, path: &Path, _options: &PrepareOptions) -> Result<Arc<dyn Engine>, BackendError> {
@@ -127,7 +128,8 @@ impl Backend for CudaBackend {
 pub struct GraphNeeds {
     /// Bytes of its constants, in the types in which they are kept.
     pub weight_bytes: u64,
-    /// Bytes of everything that one run makes, inputs and outputs included, state left out.
+    /// Bytes of everything that one run makes, inputs and outputs included; state is left out, and what a library of
+    /// products works in (32 MB at most).
     pub arena_bytes: u64,
     /// Bytes of the state that a run leaves for the next.
     pub state_bytes: u64,
@@ -276,7 +278,7 @@ struct Planned {
 struct Binding {
     /// Of the arena, then of everything outside.
     addresses: Vec<u64>,
-    launches: Vec<Launch>,
+    calls: Vec<Queued>,
     runs: u64,
     graph: Option<u64>,
 }
@@ -316,7 +318,7 @@ impl CudaSession {
             return Ok(());
         }
         let shared = Arc::clone(&self.engine.0);
-        let mut planner = Planner::new(&shared.program, shared.bf16);
+        let mut planner = Planner::new(&shared.program, shared.bf16).with_products_of(self.device.as_ref());
         for weight in &shared.weights.all {
             planner.outside(&weight.name, 0, weight.offset, weight.element, &weight.shape);
         }
@@ -436,32 +438,27 @@ impl CudaSession {
                     Slot::Arena(_) => addresses[0] + plan.offsets[slot] as u64,
                     Slot::Outside(number) => addresses[1 + number],
                 };
-                let launches = plan.calls.iter().map(|c| c.launch(&address)).collect();
-                planned.bindings.push(Binding {
-                    addresses: addresses.clone(),
-                    launches,
-                    runs: 0,
-                    graph: None,
-                });
+                let calls = plan.calls.iter().map(|c| c.at(&address)).collect();
+                planned.bindings.push(Binding { addresses: addresses.clone(), calls, runs: 0, graph: None });
                 planned.bindings.len() - 1
             }
         };
         let binding = &mut planned.bindings[at];
         binding.runs += 1;
         if binding.runs == 2 {
-            let launches = &binding.launches;
+            let calls = &binding.calls;
             let mut queue = || {
                 // SAFETY: as below.
-                launches.iter().all(|l| unsafe { device.run(l) }.is_ok())
+                calls.iter().all(|call| unsafe { call.run(device.as_ref()) }.is_ok())
             };
             binding.graph = device.capture(&mut queue)?;
         }
         match binding.graph {
             Some(graph) => device.launch(graph),
-            None => binding.launches.iter().try_for_each(|launch| {
+            None => binding.calls.iter().try_for_each(|call| {
                 // SAFETY: the plan gives each kernel its own arguments, in buffers of the sizes that it reads and
                 // writes; arena, weights and state live until the session synchronises.
-                unsafe { device.run(launch) }
+                unsafe { call.run(device.as_ref()) }
             }),
         }
     }

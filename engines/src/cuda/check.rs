@@ -7,7 +7,7 @@ use mindseye_base::random::Rng;
 use serde::Serialize;
 
 use super::kernels::{Activation, Element, ElementOp, Kernel};
-use super::plan::{Planner, Slot};
+use super::plan::{PRODUCT_NAME, Planner, Queued, Slot};
 use super::program::{Codes, Op, Program, Step};
 use super::{CudaError, Device, Memory, Pinned};
 
@@ -44,37 +44,41 @@ struct Operand {
 /// One step with its inputs: sizes for the values, and larger ones for the time.
 struct Case {
     op: Op,
-    kernel: Kernel,
+    /// The kernel that must do it; none where it is the library of products.
+    kernel: Option<Kernel>,
     inputs: Vec<(Element, Vec<usize>)>,
     timed: Vec<(Element, Vec<usize>)>,
 }
 
-/// Runs every kernel. `small` times them at the sizes at which they are checked, as an emulator needs it.
+/// Runs every kernel, and products by the library where the device has one. `small` times them at the sizes at which they are checked, as an emulator needs it.
 ///
 /// # Errors
 /// A failed call.
 pub fn check_kernels(device: &Arc<dyn Device>, small: bool) -> Result<Vec<KernelReport>, CudaError> {
     let mut random = Rng::new(5);
     let mut reports = Vec::new();
-    for case in cases() {
+    let products = if device.products().is_some() { products() } else { Vec::new() };
+    for case in products.into_iter().chain(cases()) {
+        let name = case.kernel.map_or(PRODUCT_NAME, Kernel::name);
+        let library = case.kernel.is_none();
         let given = operands(&case.inputs, &mut random);
-        let once = run(device, &case.op, &given, 1)?;
+        let once = run(device, &case.op, &given, 1, library)?;
         let wanted = reference(&case.op, &given);
         let (mut difference, mut size) = (0.0, 0.0);
         for (&got, &right) in once.values.iter().zip(&wanted) {
             difference += (f64::from(got) - right).powi(2);
             size += right.powi(2);
         }
-        let complete = once.values.len() == wanted.len() && once.kernel == case.kernel;
+        let complete = once.values.len() == wanted.len() && once.name == name;
         let relative_error = if complete { (difference / size).sqrt() } else { f64::INFINITY };
         let (timed_shape, timed) = if small {
             (&case.inputs, once)
         } else {
-            (&case.timed, run(device, &case.op, &operands(&case.timed, &mut random), 20)?)
+            (&case.timed, run(device, &case.op, &operands(&case.timed, &mut random), 20, library)?)
         };
         let (work, unit) = work(&case.op, timed_shape, timed.values.len());
         reports.push(KernelReport {
-            kernel: case.kernel.name(),
+            kernel: name,
             shape: shown(&case.inputs),
             relative_error,
             allowed: if case.inputs.iter().any(|i| i.0 == Element::Bf16) { 4e-3 } else { 5e-6 },
@@ -117,11 +121,25 @@ pub fn round_trip(
     }
 }
 
+/// Linear layers of the large model by the library.
+fn products() -> Vec<Case> {
+    use Element::{Bf16, F32};
+    let inputs = |[m, k, n]: [usize; 3]| vec![(Bf16, vec![m, k]), (Bf16, vec![k, n]), (F32, vec![n])];
+    let case = |activation, large| Case {
+        op: Op::Linear(activation),
+        kernel: None,
+        inputs: inputs([200, 72, 136]),
+        timed: inputs(large),
+    };
+    let (square, wide) = ([13_624, 3072, 3072], [13_624, 3072, 14_336]);
+    vec![case(Activation::None, square), case(Activation::GeluTanh, wide)]
+}
+
 fn cases() -> Vec<Case> {
     use Element::{Bf16, F32, I8, I32};
     let linear = |kernel, element, [m, k, n]: [usize; 3], [tm, tk, tn]: [usize; 3]| Case {
         op: Op::Linear(Activation::GeluTanh),
-        kernel,
+        kernel: Some(kernel),
         inputs: vec![(element, vec![m, k]), (element, vec![k, n]), (F32, vec![n])],
         timed: vec![(element, vec![tm, tk]), (element, vec![tk, tn]), (F32, vec![tn])],
     };
@@ -129,7 +147,7 @@ fn cases() -> Vec<Case> {
         let inputs =
             |[m, k, n]: [usize; 3]| vec![(I8, vec![m, k]), (I8, vec![k, n]), (F32, vec![n]), (F32, vec![n])];
         let op = Op::Coded { codes: Codes::Byte, scale: 1e-4, activation: Activation::None };
-        Case { op, kernel, inputs: inputs(small), timed: inputs(large) }
+        Case { op, kernel: Some(kernel), inputs: inputs(small), timed: inputs(large) }
     };
     // Side of the kernel, channels, height, width, channels made.
     let conv = |kernel, element, small: [usize; 5], large: [usize; 5]| {
@@ -139,20 +157,25 @@ fn cases() -> Vec<Case> {
         };
         let pads = [small[0] / 2; 4];
         let op = Op::Conv { strides: [1, 1], pads, enlarged: false };
-        Case { op, kernel, inputs: inputs(small), timed: inputs(large) }
+        Case { op, kernel: Some(kernel), inputs: inputs(small), timed: inputs(large) }
     };
     let attention = |kernel, element, d: usize, n: usize| {
         let three = |nq: usize, nk: usize, heads: usize| {
             [nq, nk, nk].map(|n| (element, vec![1, n, heads, d])).to_vec()
         };
         Case {
-            op: Op::Attention { scale: 0.1 },
-            kernel,
+            op: Op::Attention { scale: 0.1, rows_of: None },
+            kernel: Some(kernel),
             inputs: three(70, 100, 2),
             timed: three(n, n, 3072 / d),
         }
     };
-    let rows = |op: Op, kernel, inputs: Vec<(Element, Vec<usize>)>, timed| Case { op, kernel, inputs, timed };
+    let rows = |op: Op, kernel, inputs: Vec<(Element, Vec<usize>)>, timed| Case {
+        op,
+        kernel: Some(kernel),
+        inputs,
+        timed,
+    };
     let norm = |rows: usize, width: usize| {
         let one = |shape: &[usize]| (F32, shape.to_vec());
         vec![
@@ -196,7 +219,7 @@ fn cases() -> Vec<Case> {
             vec![(F32, vec![2, 21, 5, 9]), (F32, vec![1, 21, 1, 1])],
             vec![(F32, vec![1, 256, 176, 320]), (F32, vec![1, 256, 1, 1])],
         ),
-        rows(Op::Rotate, Kernel::RotateHeads, rotate(9, 3, 48), rotate(13_624, 24, 128)),
+        rows(Op::Rotate { rows_of: None }, Kernel::RotateHeads, rotate(9, 3, 48), rotate(13_624, 24, 128)),
         rows(
             Op::Gather,
             Kernel::GatherRows,
@@ -246,19 +269,28 @@ fn work(op: &Op, inputs: &[(Element, Vec<usize>)], results: usize) -> (f64, &'st
     }
 }
 
-/// What a step made, which kernel made it, and how long one call took.
+/// What a step made, what made it, and how long one call took.
 struct Ran {
     values: Vec<f32>,
-    kernel: Kernel,
+    name: &'static str,
     millis: f64,
 }
 
-/// Plans one step, runs it, and times its first kernel.
-fn run(device: &Arc<dyn Device>, op: &Op, operands: &[Operand], repeats: usize) -> Result<Ran, CudaError> {
+/// Plans one step, by the library of products or without it, runs it, and times its first call.
+fn run(
+    device: &Arc<dyn Device>,
+    op: &Op,
+    operands: &[Operand],
+    repeats: usize,
+    library: bool,
+) -> Result<Ran, CudaError> {
     let names: Vec<String> = (0..operands.len()).map(|i| i.to_string()).collect();
     let step = Step { op: op.clone(), inputs: names.clone(), output: "out".into() };
     let program = Program { steps: vec![step], products: HashSet::new(), transposed: HashSet::new() };
     let mut planner = Planner::new(&program, operands[0].element == Element::Bf16);
+    if library {
+        planner = planner.with_products_of(device.as_ref());
+    }
     for (name, operand) in names.iter().zip(operands) {
         planner.input(name, operand.element, &operand.shape);
     }
@@ -284,14 +316,14 @@ fn run(device: &Arc<dyn Device>, op: &Op, operands: &[Operand], repeats: usize) 
         unsafe { device.copy_in(address(plan.values[name].place.slot), bytes.as_ptr(), bytes.len())? };
         device.synchronize()?;
     }
-    let launches: Vec<_> = plan.calls.iter().map(|c| c.launch(&address)).collect();
-    let Some(first) = launches.first() else { return Err(wrong("no kernel was needed".into())) };
+    let calls: Vec<Queued> = plan.calls.iter().map(|c| c.at(&address)).collect();
+    let Some(first) = calls.first() else { return Err(wrong("no kernel was needed".into())) };
     // SAFETY: as planned: arguments are the kernels' own, addresses lie in the arena.
-    launches.iter().try_for_each(|l| unsafe { device.run(l) })?;
+    calls.iter().try_for_each(|call| unsafe { call.run(device.as_ref()) })?;
     device.synchronize()?;
     let millis = device.time(&mut || {
         // SAFETY: as above; a kernel may run again over the same operands.
-        (0..repeats).try_for_each(|_| unsafe { device.run(first) })
+        (0..repeats).try_for_each(|_| unsafe { first.run(device.as_ref()) })
     })?;
     let mut bytes = vec![0u8; out.bytes()];
     // SAFETY: both are `out.bytes()` long.
@@ -300,7 +332,7 @@ fn run(device: &Arc<dyn Device>, op: &Op, operands: &[Operand], repeats: usize) 
     };
     device.synchronize()?;
     let values = bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
-    Ok(Ran { values, kernel: first.kernel, millis: millis / repeats as f64 })
+    Ok(Ran { values, name: first.name(), millis: millis / repeats as f64 })
 }
 
 /// The right result, in f64.
@@ -311,7 +343,8 @@ fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
         |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
     let mut out = Vec::new();
     match op {
-        Op::Linear(_) => {
+        Op::Linear(activation) => {
+            let gelu = |x: f64| if *activation == Activation::None { x } else { gelu(x) };
             let (m, k, n) = (shape(0)[0], shape(0)[1], shape(1)[1]);
             for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 out.push(gelu(at(2, j) + (0..k).map(|l| at(0, i * k + l) * at(1, l * n + j)).sum::<f64>()));
@@ -324,7 +357,7 @@ fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
                 out.push(f64::from(*scale) * at(3, j) * sum + at(2, j));
             }
         }
-        Op::Attention { scale } => {
+        Op::Attention { scale, .. } => {
             let (nq, nk, heads, d) = (shape(0)[1], shape(1)[1], shape(0)[2], shape(0)[3]);
             for (i, h) in (0..nq).flat_map(|i| (0..heads).map(move |h| (i, h))) {
                 let place = |row: usize, e: usize| (row * heads + h) * d + e;
@@ -386,7 +419,7 @@ fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
                 out.push((0..size).map(|s| at(0, (o * size + s) * inner + i)).sum::<f64>() / size as f64);
             }
         }
-        Op::Rotate => {
+        Op::Rotate { .. } => {
             let (heads, d) = (shape(0)[2], shape(0)[3]);
             for place in 0..operands[0].values.len() {
                 let (j, table) = (place % d, place / (heads * d) * (d / 2) + place % d % (d / 2));

@@ -15,7 +15,9 @@ use cudarc::driver::sys::{
     CUdevice_attribute, CUfunction_attribute, CUresult, CUstream_flags, CUstreamCaptureMode,
 };
 
-use super::kernels::{Kernel, Launch, PTX};
+use super::kernels::{Kernel, Launch, ptx};
+use super::library::functions;
+use super::products::{Product, ProductShape, Products};
 use super::{CudaError, Device, DeviceInfo, DriverInfo};
 use crate::target::ComputeCapability;
 
@@ -40,6 +42,14 @@ const FOLDERS: [&str; 9] = [
 const OUT_OF_MEMORY: c_int = CUresult::CUDA_ERROR_OUT_OF_MEMORY as c_int;
 const NO_DEVICE: c_int = CUresult::CUDA_ERROR_NO_DEVICE as c_int;
 
+// Every later call of the process fails, too.
+const ECC_UNCORRECTABLE: c_int = CUresult::CUDA_ERROR_ECC_UNCORRECTABLE as c_int;
+const ILLEGAL_ADDRESS: c_int = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS as c_int;
+const LAUNCH_TIMEOUT: c_int = CUresult::CUDA_ERROR_LAUNCH_TIMEOUT as c_int;
+const CONTEXT_IS_DESTROYED: c_int = CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED as c_int;
+const HARDWARE_STACK_ERROR: c_int = CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR as c_int;
+const LAUNCH_FAILED: c_int = CUresult::CUDA_ERROR_LAUNCH_FAILED as c_int;
+
 const MULTIPROCESSORS: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int;
 const CAPABILITY_MAJOR: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int;
 const CAPABILITY_MINOR: c_int = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
@@ -54,31 +64,8 @@ const PTX_CUDA_VERSION: i32 = 12_050;
 
 type Handle = *mut c_void;
 
-macro_rules! functions {
-    ($($(#[$doc:meta])* $field:ident = $symbol:literal ($($argument:ty),*);)*) => {
-        /// The functions of the driver that are used.
-        struct Functions {
-            path: PathBuf,
-            $($(#[$doc])* $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
-        }
-
-        impl Functions {
-            fn load(library: &'static libloading::Library, path: PathBuf) -> Result<Self, CudaError> {
-                $(
-                    // SAFETY: the type is that of `cuda.h` for this name; the library stays open.
-                    let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> c_int>(concat!($symbol, "\0").as_bytes()) };
-                    let $field = match found {
-                        Ok(function) => *function,
-                        Err(_) => return Err(CudaError::Symbol { path, symbol: $symbol }),
-                    };
-                )*
-                Ok(Functions { path, $($field,)* })
-            }
-        }
-    };
-}
-
 functions! {
+    "it is no CUDA driver, or too old; install driver 555 or newer";
     init = "cuInit"(c_uint);
     driver_version = "cuDriverGetVersion"(*mut c_int);
     error_name = "cuGetErrorName"(c_int, *mut *const c_char);
@@ -120,14 +107,9 @@ functions! {
 }
 
 impl Functions {
-    /// Opens the library at `path`, or the one that `open` finds there.
-    fn open(path: &Path) -> Result<&'static Self, CudaError> {
-        // SAFETY: a driver's initialisers are trusted; it stays open until the process ends.
-        let library = unsafe { libloading::Library::new(path) };
-        let library =
-            library.map_err(|e| CudaError::Library { path: path.to_owned(), reason: e.to_string() })?;
-        let functions = Functions::load(Box::leak(Box::new(library)), path.to_owned())?;
-        Ok(Box::leak(Box::new(functions)))
+    /// A driver that stays open.
+    fn at(path: &Path) -> Result<&'static Self, CudaError> {
+        Ok(Box::leak(Box::new(Functions::open(path, LIBRARY_VARIABLE)?)))
     }
 
     /// The driver of this machine, opened once.
@@ -136,11 +118,11 @@ impl Functions {
         HERE.get_or_init(|| {
             if let Some(named) = std::env::var_os(LIBRARY_VARIABLE) {
                 let named = PathBuf::from(named);
-                return Functions::open(&if named.is_dir() { named.join(FILE) } else { named });
+                return Functions::at(&if named.is_dir() { named.join(FILE) } else { named });
             }
             let places = std::iter::once(PathBuf::from(FILE));
             for path in places.chain(FOLDERS.iter().map(|f| Path::new(f).join(FILE))) {
-                match Functions::open(&path) {
+                match Functions::at(&path) {
                     Err(CudaError::Library { .. }) => {}
                     opened => return opened,
                 }
@@ -163,7 +145,12 @@ impl Functions {
         } else {
             format!("error {code}")
         };
-        Err(CudaError::Call { call, reason })
+        let lost = Err(CudaError::Lost { call, reason: reason.clone() });
+        match code {
+            ECC_UNCORRECTABLE | ILLEGAL_ADDRESS | LAUNCH_TIMEOUT | CONTEXT_IS_DESTROYED => lost,
+            HARDWARE_STACK_ERROR..=LAUNCH_FAILED => lost,
+            _ => Err(CudaError::Call { call, reason }),
+        }
     }
 
     /// As [`Functions::check`], for what cannot be reported to a caller.
@@ -255,6 +242,8 @@ pub struct CudaDevice {
     context: usize,
     stream: usize,
     kernels: Option<Arc<LoadedKernels>>,
+    /// cuBLASLt, where it was found.
+    products: Option<Arc<Products>>,
 }
 
 impl CudaDevice {
@@ -267,14 +256,17 @@ impl CudaDevice {
     }
 
     /// Opens a device and loads our kernels, through the library at `library` or, where none is given, this machine's.
-    /// The driver compiles them the first time, in a few seconds, and keeps the result in its cache.
+    /// The driver compiles them the first time, in a few seconds, and keeps the result in its cache. Products are
+    /// cuBLASLt's where that is found ([`super::PRODUCTS_VARIABLE`]), for a driver that was named: beside it.
     ///
     /// # Errors
     /// As [`CudaDevice::open`]; [`CudaError::TooOld`].
     pub fn with_kernels(ordinal: usize, library: Option<&Path>) -> Result<Arc<dyn Device>, CudaError> {
-        let driver = library.map_or_else(Functions::here, Functions::open)?;
+        let driver = library.map_or_else(Functions::here, Functions::at)?;
         let mut device = CudaDevice::on(driver, ordinal)?;
         device.kernels = Some(Arc::new(device.load_kernels()?));
+        let named = library.is_some() || std::env::var_os(LIBRARY_VARIABLE).is_some();
+        device.products = Products::find(named.then_some(driver.path.as_path()))?;
         Ok(Arc::new(device))
     }
 
@@ -301,6 +293,7 @@ impl CudaDevice {
             context: context as usize,
             stream: stream as usize,
             kernels: None,
+            products: None,
         })
     }
 
@@ -320,10 +313,10 @@ impl CudaDevice {
             });
         }
         self.bind()?;
-        let mut module = null_mut();
+        let (image, mut module) = (ptx()?, null_mut());
         // SAFETY: the image is NUL-terminated text; one handle is written.
         driver.check("cuModuleLoadData", unsafe {
-            (driver.module_load)(&raw mut module, PTX.as_ptr().cast())
+            (driver.module_load)(&raw mut module, image.as_ptr().cast())
         })?;
         let mut functions = [0; Kernel::ALL.len()];
         for (kernel, place) in Kernel::ALL.into_iter().zip(&mut functions) {
@@ -377,6 +370,7 @@ unsafe impl Device for CudaDevice {
                 what: "a tensor".into(),
                 wanted: bytes as u64,
                 free: self.free_bytes()?,
+                total: self.info.total_bytes,
             }),
             code => self.driver.check("cuMemAlloc", code).map(|()| address),
         }
@@ -500,6 +494,25 @@ unsafe impl Device for CudaDevice {
         self.driver.check(launch.kernel.name(), code)
     }
 
+    fn products(&self) -> Option<String> {
+        self.products.as_ref().map(|p| p.description())
+    }
+
+    fn product_workspace(&self, shape: &ProductShape) -> Option<usize> {
+        self.bind().ok()?;
+        self.products.as_ref()?.workspace(*shape)
+    }
+
+    unsafe fn multiply(&self, product: &Product) -> Result<(), CudaError> {
+        let Some(products) = &self.products else {
+            let reason = "the device was opened without it".into();
+            return Err(CudaError::Call { call: "cublasLtMatmul", reason });
+        };
+        let stream = self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { products.multiply(product, stream) }
+    }
+
     fn time(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let (driver, stream) = (self.driver, self.bind()?);
         let (mut from, mut to, mut millis) = (null_mut(), null_mut(), 0f32);
@@ -524,6 +537,7 @@ unsafe impl Device for CudaDevice {
     fn with_own_stream(&self) -> Result<Arc<dyn Device>, CudaError> {
         let mut other = CudaDevice::on(self.driver, self.info.ordinal)?;
         other.kernels.clone_from(&self.kernels);
+        other.products.clone_from(&self.products);
         Ok(Arc::new(other))
     }
 }
@@ -531,6 +545,8 @@ unsafe impl Device for CudaDevice {
 impl Drop for CudaDevice {
     fn drop(&mut self) {
         if let Ok(stream) = self.bind() {
+            // Before the context goes in which its handle was made.
+            self.products = None;
             // SAFETY: both are ours and last used here.
             unsafe {
                 self.driver.check_quietly("cuStreamDestroy", (self.driver.stream_destroy)(stream));

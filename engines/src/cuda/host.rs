@@ -90,7 +90,12 @@ unsafe impl Device for HostDevice {
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
         let free = self.free_bytes()?;
         if bytes as u64 > free {
-            return Err(CudaError::OutOfMemory { what: "a tensor".into(), wanted: bytes as u64, free });
+            return Err(CudaError::OutOfMemory {
+                what: "a tensor".into(),
+                wanted: bytes as u64,
+                free,
+                total: self.capacity,
+            });
         }
         self.allocate(bytes)
     }

@@ -1,9 +1,31 @@
 //! Our kernels, as launches: which one, on what grid, with which arguments. What they compute is in `kernels/*.cu`.
+#![cfg_attr(not(feature = "cuda"), allow(dead_code))] // devices know kernels that only the engine calls
 
 use std::ffi::c_void;
 
+use super::CudaError;
+
 /// The kernels as PTX 8.5 for compute capability 8.0, made by `tests/gpu/compile.py`; ends with a NUL.
-pub(super) const PTX: &str = concat!(include_str!("kernels/kernels.ptx"), "\0");
+///
+/// # Errors
+/// The program was built without them.
+#[cfg(feature = "cuda")]
+pub(super) fn ptx() -> Result<String, CudaError> {
+    use std::io::Read;
+    let mut text = String::new();
+    let packed = include_bytes!("kernels/kernels.ptx.gz");
+    let read = flate2::read::GzDecoder::new(packed.as_slice()).read_to_string(&mut text);
+    let failed = |e: std::io::Error| CudaError::Call { call: "unpacking the kernels", reason: e.to_string() };
+    read.map_err(failed)?;
+    text.push('\0');
+    Ok(text)
+}
+
+/// As with the feature `cuda`, of which this program was built without.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn ptx() -> Result<String, CudaError> {
+    Err(CudaError::LeftOut)
+}
 
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -264,17 +286,19 @@ mod tests {
     use super::*;
 
     /// The numbers of the kernels are places in a table, and every one is in the PTX, once.
+    #[cfg(feature = "cuda")]
     #[test]
     fn every_kernel_is_in_the_ptx() {
-        assert!(PTX.contains(".version 8.5") && PTX.contains(".target sm_80") && PTX.ends_with('\0'));
+        let ptx = ptx().unwrap();
+        assert!(ptx.contains(".version 8.5") && ptx.contains(".target sm_80") && ptx.ends_with('\0'));
         for (place, kernel) in Kernel::ALL.into_iter().enumerate() {
             assert_eq!(kernel as usize, place);
-            assert_eq!(PTX.matches(&format!(".entry {}(", kernel.name())).count(), 1, "{kernel:?}");
+            assert_eq!(ptx.matches(&format!(".entry {}(", kernel.name())).count(), 1, "{kernel:?}");
             let bounds = format!(".maxntid {}, 1, 1", kernel.threads());
-            let entry = &PTX[PTX.find(&format!(".entry {}(", kernel.name())).unwrap()..];
+            let entry = &ptx[ptx.find(&format!(".entry {}(", kernel.name())).unwrap()..];
             assert!(entry[..entry.find('{').unwrap()].contains(&bounds), "{kernel:?}: {bounds}");
         }
-        assert_eq!(PTX.matches(".entry ").count(), Kernel::ALL.len());
+        assert_eq!(ptx.matches(".entry ").count(), Kernel::ALL.len());
     }
 
     #[test]

@@ -12,27 +12,41 @@
 //! |---|---|---|
 //! | `program` | an ONNX graph | steps that kernels can do, or the names of operators that they cannot |
 //! | `plan` | steps and the shapes of one call | kernel calls, and where each value lies in one arena |
-//! | `kernels` | a call | grid, threads, shared memory, arguments |
+//! | `kernels`, `products` | a call | grid, threads, shared memory, arguments; or a product by cuBLASLt |
 //! | `backend` (`weights`, `walk`) | calls | launches, recorded as a CUDA graph when the same shapes come again |
 //!
-//! Every sum has a fixed order: the same inputs on the same device give the same bytes.
+//! Every sum has a fixed order: the same inputs on the same device, with the same library of products or none, give the
+//! same bytes.
+//!
+//! Without the feature `cuda` the engine is left out; devices, which TensorRT uses as well, stay.
 #![allow(unsafe_code)] // FFI fence: calls into the CUDA driver, one SAFETY comment each.
 
+#[cfg(feature = "cuda")]
 mod backend;
+#[cfg(feature = "cuda")]
 mod check;
 mod driver;
 mod host;
 mod kernels;
+mod library;
+#[cfg(feature = "cuda")]
 mod plan;
+mod products;
+#[cfg(feature = "cuda")]
 mod program;
+#[cfg(feature = "cuda")]
 mod walk;
+#[cfg(feature = "cuda")]
 mod weights;
 
+#[cfg(feature = "cuda")]
 pub use backend::{CudaBackend, GraphNeeds, graph_needs};
+#[cfg(feature = "cuda")]
 pub use check::{KernelReport, check_kernels, round_trip};
 pub use driver::{CudaDevice, LIBRARY_VARIABLE, library, probe};
 pub use host::HostDevice;
 pub use kernels::{Kernel, Launch};
+pub use products::{PRODUCTS_VARIABLE, Product, ProductShape, product_library};
 
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -70,27 +84,34 @@ pub struct DriverInfo {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
+    /// The program was built without our kernels.
+    #[error("this program was built without its CUDA engine (feature cuda); use a CPU backend")]
+    LeftOut,
     /// No driver library on this machine.
     #[error("no CUDA driver: libcuda.so.1 was not found; install the NVIDIA driver, or use a CPU backend")]
     NoDriver,
     /// The driver is there, and no device.
     #[error("the CUDA driver finds no device")]
     NoDevice,
-    /// The library that [`LIBRARY_VARIABLE`] names cannot be opened.
-    #[error("{LIBRARY_VARIABLE} names {}, which cannot be opened: {reason}", path.display())]
+    /// A library that was named cannot be opened.
+    #[error("{variable} names {}, which cannot be opened: {reason}", path.display())]
     Library {
+        /// The environment variable that names it: [`LIBRARY_VARIABLE`], [`PRODUCTS_VARIABLE`].
+        variable: &'static str,
         /// The file.
         path: PathBuf,
         /// What the loader says.
         reason: String,
     },
     /// The library lacks a function.
-    #[error("{} has no {symbol}: it is no CUDA driver, or too old; install driver 555 or newer", path.display())]
+    #[error("{} has no {symbol}: {needed}", path.display())]
     Symbol {
         /// The file.
         path: PathBuf,
         /// The function.
         symbol: &'static str,
+        /// What follows from that.
+        needed: &'static str,
     },
     /// The driver or the device cannot run our kernels.
     #[error("{what} is too old for the kernels: they need {needed}")]
@@ -119,8 +140,16 @@ pub enum CudaError {
         /// The driver's own words.
         reason: String,
     },
+    /// A driver call failed after which all others do.
+    #[error("the GPU was lost in {call}: {reason}; goals fail until this program is started again")]
+    Lost {
+        /// The call.
+        call: &'static str,
+        /// The driver's own words.
+        reason: String,
+    },
     /// More memory asked for than there is.
-    #[error("device memory: {wanted} bytes wanted for {what}, {free} free")]
+    #[error("device memory: {wanted} bytes wanted for {what}, {free} free of {total}{}", held(*.wanted, *.total))]
     OutOfMemory {
         /// What it was for.
         what: String,
@@ -128,7 +157,14 @@ pub enum CudaError {
         wanted: u64,
         /// Bytes free.
         free: u64,
+        /// Bytes of the device.
+        total: u64,
     },
+}
+
+/// What to do where a device has as much memory as is wanted, and others hold it.
+fn held(wanted: u64, total: u64) -> &'static str {
+    if wanted <= total { "; nvidia-smi lists the programs that hold the rest" } else { "" }
 }
 
 /// What an engine needs of a device: memory, one stream, copies, graphs.
@@ -212,6 +248,27 @@ pub unsafe trait Device: Send + Sync {
         let reason = format!("this device has no kernel {}", launch.kernel.name());
         Err(CudaError::Call { call: "cuLaunchKernel", reason })
     }
+    /// The library of matrix products behind this device, with its version and file.
+    fn products(&self) -> Option<String> {
+        None
+    }
+    /// Bytes of scratch memory that the library of products wants for one; none where there is no library, or it has no
+    /// algorithm for it.
+    fn product_workspace(&self, shape: &ProductShape) -> Option<usize> {
+        let _ = shape;
+        None
+    }
+    /// Queues a product by that library.
+    ///
+    /// # Safety
+    /// The operands are as large as the shape says, the scratch memory as [`Device::product_workspace`] said.
+    ///
+    /// # Errors
+    /// A failed call; a device without such a library.
+    unsafe fn multiply(&self, product: &Product) -> Result<(), CudaError> {
+        let reason = format!("this device has no library for {:?}", product.shape);
+        Err(CudaError::Call { call: "cublasLtMatmul", reason })
+    }
     /// Milliseconds between the start and the end of what `work` queues, on the device's own clock.
     ///
     /// # Errors
@@ -244,8 +301,8 @@ impl Memory {
     pub fn new(device: &Arc<dyn Device>, bytes: usize, what: &str) -> Result<Memory, CudaError> {
         // Tried, not asked about: where GPU and CPU share memory, caches that can be emptied do not count as free.
         let address = device.alloc(bytes.max(1)).map_err(|e| match e {
-            CudaError::OutOfMemory { wanted, free, .. } => {
-                CudaError::OutOfMemory { what: what.to_owned(), wanted, free }
+            CudaError::OutOfMemory { wanted, free, total, .. } => {
+                CudaError::OutOfMemory { what: what.to_owned(), wanted, free, total }
             }
             other => other,
         })?;
@@ -356,6 +413,12 @@ mod tests {
     fn too_much_memory_is_refused_with_figures() {
         let device = HostDevice::open(ComputeCapability { major: 8, minor: 7 }, 1000);
         let Err(e) = Memory::new(&device, 1001, "activations") else { panic!("accepted") };
-        assert_eq!(e.to_string(), "device memory: 1001 bytes wanted for activations, 1000 free");
+        assert_eq!(e.to_string(), "device memory: 1001 bytes wanted for activations, 1000 free of 1000");
+        let other = Memory::new(&device, 600, "another's").unwrap();
+        let Err(e) = Memory::new(&device, 500, "weights") else { panic!("accepted") };
+        let wanted = "device memory: 500 bytes wanted for weights, 400 free of 1000; nvidia-smi lists the programs that \
+                      hold the rest";
+        assert_eq!(e.to_string(), wanted);
+        drop(other);
     }
 }

@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::CudaError;
 use super::kernels::{Activation, Arguments, Element, ElementOp, HEAD_MOST, Kernel, Launch};
+use super::products::{LEAST_ROWS, Product, ProductShape};
 use super::program::{Codes, Op, Program, Step};
+use super::{CudaError, Device};
 
 /// Axes that the kernel of elements takes.
 const MAX_AXES: usize = 8;
@@ -160,19 +161,74 @@ enum Argument {
     Structure(Option<Option<Place>>, Vec<u64>),
 }
 
-/// A kernel call, before addresses are known.
+/// A call, before addresses are known.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
-    pub kernel: Kernel,
-    grid: [u32; 3],
-    shared_bytes: u32,
+    what: What,
     arguments: Vec<Argument>,
 }
 
+/// Who does the work of a call.
+#[derive(Clone, Debug, PartialEq)]
+enum What {
+    Kernel {
+        kernel: Kernel,
+        grid: [u32; 3],
+        shared_bytes: u32,
+    },
+    /// The library of products; its arguments are `x`, `w`, bias, result and scratch memory.
+    Product(ProductShape),
+}
+
+/// A call with its addresses.
+#[derive(Clone, Debug)]
+pub(super) enum Queued {
+    Kernel(Launch),
+    Product(Product),
+}
+
+impl Queued {
+    /// Queues it.
+    ///
+    /// # Safety
+    /// The addresses are those of buffers as they were planned.
+    pub unsafe fn run(&self, device: &dyn Device) -> Result<(), CudaError> {
+        // SAFETY: the caller's promise; the planner gives each its own arguments.
+        unsafe {
+            match self {
+                Queued::Kernel(launch) => device.run(launch),
+                Queued::Product(product) => device.multiply(product),
+            }
+        }
+    }
+
+    /// What does it, by name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Queued::Kernel(launch) => launch.kernel.name(),
+            Queued::Product(_) => PRODUCT_NAME,
+        }
+    }
+}
+
+/// What a product by the library is called beside kernels.
+pub(super) const PRODUCT_NAME: &str = "cublasLtMatmul";
+
 impl Call {
-    /// The launch, where `address` gives the start of a buffer.
-    pub fn launch(&self, address: &dyn Fn(usize) -> u64) -> Launch {
+    /// The call, where `address` gives the start of a buffer.
+    pub fn at(&self, address: &dyn Fn(usize) -> u64) -> Queued {
         let at = |place: &Option<Place>| place.map_or(0, |p| address(p.slot) + p.offset as u64);
+        let (kernel, grid, shared_bytes) = match self.what {
+            What::Kernel { kernel, grid, shared_bytes } => (kernel, grid, shared_bytes),
+            What::Product(shape) => {
+                let address = |i: usize| match self.arguments.get(i) {
+                    Some(Argument::Address(place)) => at(place),
+                    _ => 0,
+                };
+                let operands = [0, 1, 2, 3].map(address);
+                return Queued::Product(Product { shape, operands, workspace: address(4) });
+            }
+        };
         let mut arguments = Arguments::default();
         for argument in &self.arguments {
             match argument {
@@ -186,8 +242,7 @@ impl Call {
                 }
             }
         }
-        let (kernel, grid, shared_bytes) = (self.kernel, self.grid, self.shared_bytes);
-        Launch { kernel, grid, threads: kernel.threads(), shared_bytes, arguments }
+        Queued::Kernel(Launch { kernel, grid, threads: kernel.threads(), shared_bytes, arguments })
     }
 
     fn slots(&self) -> impl Iterator<Item = usize> {
@@ -217,6 +272,8 @@ pub(super) struct Planner<'a> {
     program: &'a Program,
     /// Whether products run in bf16.
     bf16: bool,
+    /// Whose library of products is asked.
+    library: Option<&'a dyn Device>,
     plan: Plan,
     /// Slots that the caller reads when all is done.
     kept: Vec<usize>,
@@ -226,7 +283,14 @@ pub(super) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub fn new(program: &'a Program, bf16: bool) -> Self {
-        Planner { program, bf16, plan: Plan::default(), kept: Vec::new(), place: String::new() }
+        let (plan, kept, place) = (Plan::default(), Vec::new(), String::new());
+        Planner { program, bf16, library: None, plan, kept, place }
+    }
+
+    /// Leaves products to the library behind a device, where there is one that takes them.
+    pub fn with_products_of(mut self, device: &'a dyn Device) -> Self {
+        self.library = Some(device);
+        self
     }
 
     /// A value that lies outside of the arena.
@@ -370,7 +434,8 @@ impl<'a> Planner<'a> {
             return Ok(()); // nothing to make
         }
         let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        self.plan.calls.push(Call { kernel, grid, shared_bytes: shared_bytes as u32, arguments });
+        let what = What::Kernel { kernel, grid, shared_bytes: shared_bytes as u32 };
+        self.plan.calls.push(Call { what, arguments });
         Ok(())
     }
 
@@ -465,19 +530,29 @@ impl<'a> Planner<'a> {
                 self.product(x, b, None, &out, Activation::None)?;
                 Ok(out)
             }
-            Op::Attention { scale } => {
+            Op::Attention { scale, rows_of } => {
                 let (Some(k), Some(v)) = (given(1), given(2)) else {
                     return self.fail("has no keys and values");
                 };
-                self.attention(step, [x, k, v], given(3), *scale)
+                let Some(heads) = rows_of else { return self.attention(step, [x, k, v], given(3), *scale) };
+                let [q, k, v] = [x, k, v].map(|rows| self.in_heads(rows, *heads));
+                let out = self.attention(step, [&q?, &k?, &v?], given(3), *scale)?;
+                self.reshaped(&out, &x.shape, None)
             }
             Op::Norm { centred, epsilon } => {
                 let rest = [given(1), given(2), given(3), given(4)];
                 self.norm(step, x, rest, *centred, *epsilon)
             }
-            Op::Rotate => {
+            Op::Rotate { rows_of } => {
                 let (Some(cos), Some(sin)) = (given(1), given(2)) else { return self.fail("has no tables") };
-                self.rotate(step, x, cos, sin)
+                let Some(heads) = rows_of else { return self.rotate(step, x, cos, sin) };
+                let of_batch = |table: &View| match table.shape[..] {
+                    [1, tokens, half] => self.reshaped_view(table, &[tokens, half]),
+                    _ => self.fail(format!("a table of {:?}", table.shape)),
+                };
+                let (cos, sin) = (of_batch(cos)?, of_batch(sin)?);
+                let out = self.rotate(step, &self.in_heads(x, *heads)?, &cos, &sin)?;
+                Ok(View::new(out.place, out.element, &x.shape))
             }
             Op::Softmax => {
                 let x = self.ordered(x, None)?;
@@ -512,12 +587,8 @@ impl<'a> Planner<'a> {
             Op::Reshape(sizes) => {
                 let shape = self.sizes(&x.shape, sizes)?;
                 let wanted = self.bf16 && self.program.products.contains(&step.output) && !x.is_in_order();
-                if let Some(strides) = strides_under(x, &shape).filter(|_| !wanted && x.count() > 0) {
-                    return Ok(View { shape, strides, ..x.clone() });
-                }
-                let x =
-                    self.ordered(x, wanted.then_some(Element::Bf16).filter(|_| x.element != Element::I32))?;
-                Ok(View::new(x.place, x.element, &shape))
+                let element = wanted.then_some(Element::Bf16).filter(|_| x.element != Element::I32);
+                self.reshaped(x, &shape, element)
             }
             Op::Transpose(perm) => {
                 let mut order = perm.clone();
@@ -534,6 +605,33 @@ impl<'a> Planner<'a> {
                 let parts: Vec<View> = inputs.into_iter().flatten().collect();
                 self.concat(step, &parts, *axis)
             }
+        }
+    }
+
+    /// The same elements under another shape; copied, as this type where one is given, only where it must be.
+    fn reshaped(&mut self, x: &View, shape: &[usize], element: Option<Element>) -> Result<View, CudaError> {
+        if let Some(strides) = strides_under(x, shape).filter(|_| element.is_none() && x.count() > 0) {
+            return Ok(View { shape: shape.to_vec(), strides, ..x.clone() });
+        }
+        let x = self.ordered(x, element)?;
+        Ok(View::new(x.place, x.element, shape))
+    }
+
+    /// As [`Planner::reshaped`], where nothing has to be copied.
+    fn reshaped_view(&self, x: &View, shape: &[usize]) -> Result<View, CudaError> {
+        match strides_under(x, shape) {
+            Some(strides) => Ok(View { shape: shape.to_vec(), strides, ..x.clone() }),
+            None => self.fail(format!("{:?} cannot become {shape:?}", x.shape)),
+        }
+    }
+
+    /// `[batch, tokens, heads * d]` as `[batch, tokens, heads, d]`.
+    fn in_heads(&self, rows: &View, heads: usize) -> Result<View, CudaError> {
+        match rows.shape[..] {
+            [batch, tokens, width] if width % heads == 0 && rows.count() > 0 => {
+                self.reshaped_view(rows, &[batch, tokens, heads, width / heads])
+            }
+            _ => self.fail(format!("{heads} heads in rows of {:?}", rows.shape)),
         }
     }
 
@@ -712,6 +810,14 @@ impl<'a> Planner<'a> {
             && aligned(a, stride(0))
             && aligned(b, stride(1))
         {
+            let bf16 = out.element == Element::Bf16;
+            let gelu = activation == Activation::GeluTanh;
+            let shape = ProductShape { m, n, k, bf16, bias: bias.is_some(), gelu };
+            let offered = batch == 1 && m >= LEAST_ROWS && k > 0 && activation != Activation::Silu;
+            let library = self.library.filter(|_| offered);
+            if let Some(bytes) = library.and_then(|device| device.product_workspace(&shape)) {
+                return self.library_product([a, b, out], bias, shape, bytes);
+            }
             let blocks = m.div_ceil(128) * n.div_ceil(128) * batch;
             // Enough large blocks to keep a device busy, or small ones.
             let (kernel, tile) =
@@ -765,6 +871,25 @@ impl<'a> Planner<'a> {
         ];
         let shared = Kernel::GemmAny.shared_bytes_most() as usize;
         self.call(Kernel::GemmAny, [n.div_ceil(64), m.div_ceil(64), batch], shared, arguments)
+    }
+
+    /// A product by the library, which wants the bias in the type of the result.
+    fn library_product(
+        &mut self,
+        [x, w, out]: [&View; 3],
+        bias: Option<Place>,
+        shape: ProductShape,
+        workspace: usize,
+    ) -> Result<(), CudaError> {
+        let bias = bias.map(|place| View::new(place, Element::F32, &[shape.n]));
+        let bias = bias.map(|b| self.ordered(&b, Some(shape.element()))).transpose()?;
+        let scratch = (workspace > 0).then(|| self.buffer(Element::I8, &[workspace]));
+        let mut arguments = vec![address(x), address(w)];
+        arguments.push(Argument::Address(bias.map(|b| b.place)));
+        arguments.push(address(out));
+        arguments.push(Argument::Address(scratch.map(|s| s.place)));
+        self.plan.calls.push(Call { what: What::Product(shape), arguments });
+        Ok(())
     }
 
     fn attention(
@@ -1259,10 +1384,14 @@ mod tests {
         };
         let heads: &[usize] = &[1, 4, 2, 320];
         check(
-            Op::Attention { scale: 1.0 },
+            Op::Attention { scale: 1.0, rows_of: None },
             &[heads, heads, heads, &[4, 4]],
             "out: heads of 320 channels; attention with a bias takes 256 at most",
         );
+        let rows: &[usize] = &[1, 4, 10];
+        let wanted = "out: 3 heads in rows of [1, 4, 10]";
+        check(Op::Attention { scale: 1.0, rows_of: Some(3) }, &[rows, rows, rows], wanted);
+        check(Op::Rotate { rows_of: Some(2) }, &[rows, &[2, 4, 5], &[2, 4, 5]], "out: a table of [2, 4, 5]");
         let conv = Op::Conv { strides: [1, 1], pads: [0; 4], enlarged: false };
         let pictures: &[usize] = &[1, 3, 2, 2];
         let wanted = "out: convolves [1, 3, 2, 2] with [4, 3, 3, 3]";

@@ -13,6 +13,7 @@
 //! | `a + b c` | `Mul` and `Add` |
 //! | convolution | `Conv`, and `Resize` by two before it |
 //! | nothing | `Cast` from a float to a float: kernels choose the types of what they leave |
+//! | the operators of opset 23 | `Attention` and `RotaryEmbedding` over rows of heads, `RMSNormalization` |
 //! | norm of channels | division by `ReduceL2` (at least `Max`), `Mul` with a constant, `x Sigmoid(x)` |
 
 use std::borrow::Cow;
@@ -44,17 +45,22 @@ pub(super) enum Op {
     },
     /// `a`, `b`; leading axes broadcast.
     MatMul,
-    /// `q`, `k`, `v` `[batch, n, heads, d]`, bias or nothing; the result is `[batch, n, heads, d]`.
+    /// `q`, `k`, `v` `[batch, n, heads, d]`, bias or nothing; the result is `[batch, n, heads, d]`. Where `rows_of` says
+    /// how many heads there are, all of these are `[batch, n, heads * d]`.
     Attention {
         scale: f32,
+        rows_of: Option<usize>,
     },
     /// `x`, weight, bias, scale and shift or nothing, over the last axis.
     Norm {
         centred: bool,
         epsilon: f32,
     },
-    /// `x [batch, n, heads, d]`, `cos`, `sin` `[n, d / 2]`.
-    Rotate,
+    /// `x [batch, n, heads, d]`, `cos`, `sin` `[n, d / 2]`. Where `rows_of` says how many heads there are, `x` is
+    /// `[batch, n, heads * d]`, and the tables are `[1, n, d / 2]`.
+    Rotate {
+        rows_of: Option<usize>,
+    },
     /// `x [n, ci, h, w]`, weights `[co, ci, kh, kw]`, bias `[co]` or nothing. Pads are those of top, left, bottom, right.
     Conv {
         strides: [usize; 2],
@@ -239,8 +245,8 @@ fn either(node: &Node) -> [(&str, &str); 2] {
 fn least_inputs(op: &str) -> usize {
     match op {
         "Add" | "Sub" | "Mul" | "Div" | "Max" | "Pow" | "MatMul" | "Gather" | "Reshape" | "Conv" => 2,
-        "QuantizeLinear" | "DequantizeLinear" => 2,
-        "Resize" => 3,
+        "QuantizeLinear" | "DequantizeLinear" | "RMSNormalization" => 2,
+        "Resize" | "Attention" | "RotaryEmbedding" => 3,
         _ => 1,
     }
 }
@@ -373,6 +379,19 @@ impl<'a> Finder<'a> {
             "MatMul" => Some(step(Op::MatMul, &inputs, node)),
             "Softmax" => (node.int("axis").unwrap_or(-1) == -1).then(|| step(Op::Softmax, &inputs, node)),
             "LayerNormalization" => self.layer_norm(node, ["", ""]),
+            "RMSNormalization" => {
+                let op = Op::Norm { centred: false, epsilon: float(node, "epsilon", 1e-5) };
+                let last = node.int("axis").unwrap_or(-1) == -1;
+                last.then(|| step(op, &[inputs[0], inputs[1], "", "", ""], node))
+            }
+            "RotaryEmbedding" => {
+                let plain =
+                    ["interleaved", "rotary_embedding_dim"].iter().all(|a| node.int(a).unwrap_or(0) == 0);
+                let rows_of = usize::try_from(node.int("num_heads")?).ok().filter(|heads| *heads > 0)?;
+                let op = Op::Rotate { rows_of: Some(rows_of) };
+                (plain && inputs.len() == 3).then(|| step(op, &inputs, node))
+            }
+            "Attention" => self.operator_attention(node),
             "ReduceMean" | "ReduceL2" => {
                 let axis = self.one_integer(inputs.get(1)?)?;
                 let keep = node.int("keepdims").unwrap_or(1) == 1;
@@ -596,7 +615,8 @@ impl<'a> Finder<'a> {
                         let ((cos, half), (sin, _)) = (table(c1)?, table(s)?);
                         let negated = self.made(minus, "Neg")?.inputs[0] == s;
                         let ends = bounds(first)? == (x, 0, half) && bounds(second)? == (x, half, i64::MAX);
-                        (c1 == c2 && negated && ends).then(|| step(Op::Rotate, &[x, cos, sin], root))
+                        (c1 == c2 && negated && ends)
+                            .then(|| step(Op::Rotate { rows_of: None }, &[x, cos, sin], root))
                     })();
                     if found.is_some() {
                         return found;
@@ -691,7 +711,19 @@ impl<'a> Finder<'a> {
         });
         let (q, scale) = scaled.unwrap_or((q, 1.0));
         let q = self.transposed(q, &[0, 2, 1, 3])?;
-        Some(step(Op::Attention { scale }, &[q, k, v, bias], root))
+        Some(step(Op::Attention { scale, rows_of: None }, &[q, k, v, bias], root))
+    }
+
+    /// `Attention` of opset 23 over rows of as many heads each, with a stated scale and at most a bias.
+    fn operator_attention(&self, node: &Node) -> Option<Step> {
+        let plain = ["is_causal", "qk_matmul_output_mode"].iter().all(|a| node.int(a).unwrap_or(0) == 0)
+            && float(node, "softcap", 0.0) == 0.0;
+        let heads = node.int("q_num_heads").filter(|heads| node.int("kv_num_heads") == Some(*heads))?;
+        let rows_of = usize::try_from(heads).ok().filter(|heads| *heads > 0)?;
+        let Some(AttributeValue::Float(scale)) = node.attribute("scale") else { return None };
+        let inputs: Vec<&str> = (0..4).map(|i| node.inputs.get(i).map_or("", String::as_str)).collect();
+        let op = Op::Attention { scale: *scale, rows_of: Some(rows_of) };
+        (plain && node.inputs.len() <= 4).then(|| step(op, &inputs, node))
     }
 }
 
@@ -735,7 +767,7 @@ mod tests {
         let program = Program::of(&model.graph).unwrap();
         let count = |wanted: &dyn Fn(&Op) -> bool| program.steps.iter().filter(|s| wanted(&s.op)).count();
         assert_eq!(count(&|op| matches!(op, Op::Attention { .. })), 12);
-        assert_eq!(count(&|op| *op == Op::Rotate), 12);
+        assert_eq!(count(&|op| matches!(op, Op::Rotate { .. })), 12);
         assert_eq!(count(&|op| matches!(op, Op::Norm { centred: false, .. })), 24);
         assert_eq!(count(&|op| matches!(op, Op::Norm { centred: true, .. })), 20);
         let modulated = |s: &&Step| matches!(s.op, Op::Norm { .. }) && !s.inputs[3].is_empty();
@@ -744,6 +776,48 @@ mod tests {
         assert_eq!(count(&|op| *op == Op::Element(ElementOp::AddProduct)), 12);
         assert_eq!(count(&|op| matches!(op, Op::Softmax | Op::MatMul | Op::Concat { .. })), 0);
         assert_eq!(count(&|op| matches!(op, Op::Element(ElementOp::Square | ElementOp::Reciprocal))), 0);
+    }
+
+    /// Operators of opset 23 as they are exported; forms that no kernel does are refused by name.
+    #[test]
+    fn larger_operators_are_taken_as_they_are_exported() {
+        let constants = || vec![Initializer::from_f32("w", &[8], &[0.5; 8])];
+        let heads = |name: &str| Attribute::int(name, 2);
+        let attention = |more: &[Attribute]| {
+            let node = Node::new("a", "Attention", &["r", "r", "r"], &["y"]);
+            [heads("q_num_heads"), heads("kv_num_heads")]
+                .into_iter()
+                .chain(more.iter().cloned())
+                .fold(node, Node::with)
+        };
+        let before = || {
+            vec![
+                Node::new("n", "RMSNormalization", &["x", "w"], &["n"])
+                    .with(Attribute::float("epsilon", 0.25)),
+                Node::new("r", "RotaryEmbedding", &["n", "cos", "sin"], &["r"]).with(heads("num_heads")),
+            ]
+        };
+        let ops = |last: Node| {
+            let program = Program::of(&graph([before(), vec![last]].concat(), constants(), "y"));
+            program
+                .map(|p| p.steps.iter().map(|s| s.op.clone()).collect::<Vec<_>>())
+                .map_err(|e| e.to_string())
+        };
+        let (scale, rows_of) = (Attribute::float("scale", 0.5), Some(2));
+        let wanted = [
+            Op::Norm { centred: false, epsilon: 0.25 },
+            Op::Rotate { rows_of },
+            Op::Attention { scale: 0.5, rows_of },
+        ];
+        assert_eq!(ops(attention(std::slice::from_ref(&scale))).unwrap(), wanted);
+        let refused = r#"no CUDA kernel for Attention (node "a"); use another backend"#;
+        for more in [
+            vec![],
+            vec![scale.clone(), Attribute::int("is_causal", 1)],
+            vec![scale, Attribute::float("softcap", 1.0)],
+        ] {
+            assert_eq!(ops(attention(&more)).unwrap_err(), refused, "{more:?}");
+        }
     }
 
     /// Codes are multiplied as codes, with bias and activation, whatever casts there are; where their sizes do not fit the

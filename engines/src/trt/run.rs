@@ -156,7 +156,7 @@ impl Arenas {
             return Ok(());
         }
         let what = "an engine's activations, inputs and outputs".to_owned();
-        Err(CudaError::OutOfMemory { what, wanted: bytes as u64, free: total })
+        Err(CudaError::OutOfMemory { what, wanted: bytes as u64, free: total, total })
     }
 
     fn of_this_thread(&self) -> Lane {

@@ -6,7 +6,6 @@
 //! so that all of its spatial weights are constants.
 
 use std::f32::consts::PI;
-use std::sync::Arc;
 
 /// A grey picture: `height` rows of `width` values in 0..1.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +55,8 @@ impl Gray {
     fn sample(&self, x: f32, y: f32) -> f32 {
         let x = x.clamp(0.0, (self.width - 1) as f32);
         let y = y.clamp(0.0, (self.height - 1) as f32);
-        let (x0, y0) = (x as usize, y as usize);
+        // By way of `i32`: an `f32` to `usize` takes several instructions more.
+        let (x0, y0) = (x as i32 as usize, y as i32 as usize);
         let (x1, y1) = ((x0 + 1).min(self.width - 1), (y0 + 1).min(self.height - 1));
         let (fx, fy) = (x - x0 as f32, y - y0 as f32);
         let (upper, lower) = (y0 * self.width, y1 * self.width);
@@ -146,6 +146,8 @@ impl Default for ExtractorConfig {
 const LAYERS: usize = 3;
 /// Pixels at the edge of a picture without features.
 const BORDER: usize = 5;
+/// Layers at most that are kept for the next picture.
+const SPARE_MAX: usize = 64;
 /// Samples of a descriptor's patch along each side.
 const PATCH: usize = 20;
 /// Samples of a patch per descriptor cell.
@@ -153,16 +155,19 @@ const SAMPLES_PER_CELL: f32 = 4.0;
 /// Distance of samples in units of the keypoint's scale: a cell is three scales wide.
 const SAMPLE_STEP: f32 = 3.0 / SAMPLES_PER_CELL;
 
-/// A patch sample's share in descriptor cells: up to four `(cell * 8, weight)`.
-type Shares = [(u8, f32); 4];
+/// Shares of each column of a patch in the descriptor's columns of cells, at most two `(cell, weight)`, with the window
+/// along this axis; those of rows are the same.
+type Shares = [[(usize, f32); 2]; PATCH];
 
 /// Extracts features; keeps its buffers between pictures.
 #[derive(Debug)]
 pub struct Extractor {
     config: ExtractorConfig,
-    shares: Arc<[Shares]>,
+    shares: Shares,
     scratch: Gray,
     padded: Vec<f32>,
+    /// Memory of layers that are not needed any more.
+    spare: Vec<Vec<f32>>,
 }
 
 /// An extremum before its orientation is known; coordinates in pixels of its octave.
@@ -190,7 +195,7 @@ pub struct Picture {
     octaves: Vec<Octave>,
     /// Blur of the first layer (pixels).
     sigma: f32,
-    shares: Arc<[Shares]>,
+    shares: Shares,
 }
 
 impl Picture {
@@ -220,33 +225,63 @@ impl Extractor {
     /// An extractor with these settings.
     #[must_use]
     pub fn new(config: ExtractorConfig) -> Self {
-        let shares = (0..PATCH * PATCH).map(|k| shares(k % PATCH, k / PATCH)).collect();
-        Self { config, shares, scratch: Gray::zeros(0, 0), padded: Vec::new() }
+        let shares = std::array::from_fn(shares);
+        Self { config, shares, scratch: Gray::zeros(0, 0), padded: Vec::new(), spare: Vec::new() }
     }
 
     /// Features of a picture; none when it is smaller than 16 pixels on a side or without texture.
     pub fn extract(&mut self, picture: &Gray) -> Features {
-        self.scan(picture).features
+        let Picture { features, octaves, .. } = self.scan(picture);
+        octaves.into_iter().flat_map(|octave| octave.gauss).for_each(|layer| self.recycle(layer));
+        features
+    }
+
+    /// A layer, in spare memory where there is some: its values are any.
+    fn layer(&mut self, width: usize, height: usize) -> Gray {
+        let n = width * height;
+        let fits = |spare: &Vec<f32>| (n..2 * n.max(1)).contains(&spare.capacity());
+        let mut data = match self.spare.iter().position(fits) {
+            Some(at) => self.spare.swap_remove(at),
+            None => Vec::with_capacity(n),
+        };
+        data.resize(n, 0.0);
+        Gray { width, height, data }
+    }
+
+    fn recycle(&mut self, layer: Gray) {
+        // More than a picture has are of other sizes.
+        if self.spare.len() >= SPARE_MAX {
+            self.spare.clear();
+        }
+        self.spare.push(layer.data);
     }
 
     /// [`Extractor::extract`], with what it takes to look at places of the picture where there is no feature.
     pub fn scan(&mut self, picture: &Gray) -> Picture {
         let mut found = Vec::new();
         let mut octaves = Vec::new();
-        let (sigma, shares) = (self.config.sigma, self.shares.clone());
+        let (sigma, shares) = (self.config.sigma, self.shares);
         if picture.width.min(picture.height) < 16 {
             return Picture { features: Features::default(), octaves, sigma, shares };
         }
         let first = (self.config.sigma.powi(2) - 0.25).max(0.01).sqrt();
-        let mut base = Gray::zeros(picture.width, picture.height);
+        let mut base = self.layer(picture.width, picture.height);
         self.blur(picture, first, &mut base);
         for octave in 0..self.config.octaves_max {
             let gauss = self.layers(base);
             let step = (1usize << octave) as f32;
-            let differences: Vec<Gray> = gauss.windows(2).map(|w| difference(&w[0], &w[1])).collect();
+            let differences: Vec<Gray> = gauss
+                .windows(2)
+                .map(|w| {
+                    let mut out = self.layer(w[0].width, w[0].height);
+                    difference(&mut out.data, &w[0].data, &w[1].data);
+                    out
+                })
+                .collect();
             for extremum in extrema(&differences, &self.config) {
                 found.push((octave, extremum));
             }
+            differences.into_iter().for_each(|layer| self.recycle(layer));
             base = halved(&gauss[LAYERS]);
             octaves.push(Octave { gauss, step });
             if base.width.min(base.height) < 16 {
@@ -288,7 +323,7 @@ impl Extractor {
         for layer in 1..LAYERS + 3 {
             let before = self.config.sigma * factor.powi(layer as i32 - 1);
             let more = ((before * factor).powi(2) - before.powi(2)).sqrt();
-            let mut next = Gray::zeros(gauss[0].width, gauss[0].height);
+            let mut next = self.layer(gauss[0].width, gauss[0].height);
             self.blur(&gauss[layer - 1], more, &mut next);
             gauss.push(next);
         }
@@ -330,7 +365,7 @@ impl Extractor {
 }
 
 /// The descriptor at an extremum, its axes turned by `angle`.
-fn describe(layer: &Gray, at: &Extremum, angle: f32, shares: &[Shares]) -> Descriptor {
+fn describe(layer: &Gray, at: &Extremum, angle: f32, shares: &Shares) -> Descriptor {
     const SIDE: usize = PATCH + 2;
     let mut patch = [0f32; SIDE * SIDE];
     let step = at.sigma * SAMPLE_STEP;
@@ -344,42 +379,46 @@ fn describe(layer: &Gray, at: &Extremum, angle: f32, shares: &[Shares]) -> Descr
         }
     }
     let mut histogram = [0f32; 128];
-    for j in 0..PATCH {
+    let (mut magnitudes, mut turns) = ([0f32; PATCH], [0f32; PATCH]);
+    for (j, in_rows) in shares.iter().enumerate() {
+        let (above, below) = (&patch[j * SIDE + 1..][..PATCH], &patch[(j + 2) * SIDE + 1..][..PATCH]);
+        let (left, right) = (&patch[(j + 1) * SIDE..][..PATCH], &patch[(j + 1) * SIDE + 2..][..PATCH]);
         for i in 0..PATCH {
-            let centre = (j + 1) * SIDE + i + 1;
-            let gx = patch[centre + 1] - patch[centre - 1];
-            let gy = patch[centre + SIDE] - patch[centre - SIDE];
-            let magnitude = (gx * gx + gy * gy).sqrt();
-            let turn = octants(gy, gx);
-            let low = turn as usize;
-            let part = turn - low as f32;
-            let (low, high) = (low & 7, (low + 1) & 7);
-            for (cell, weight) in shares[j * PATCH + i] {
-                let value = magnitude * weight;
-                histogram[usize::from(cell) + low] += value * (1.0 - part);
-                histogram[usize::from(cell) + high] += value * part;
+            let (gx, gy) = (right[i] - left[i], below[i] - above[i]);
+            magnitudes[i] = (gx * gx + gy * gy).sqrt();
+            turns[i] = octants(gy, gx);
+        }
+        // A row's share in the four columns of cells, which then goes into one or two rows of cells.
+        let mut row = [0f32; 32];
+        for (i, in_columns) in shares.iter().enumerate() {
+            let low = turns[i] as i32;
+            let part = turns[i] - low as f32;
+            let (low, high) = ((low & 7) as usize, ((low + 1) & 7) as usize);
+            let (less, more) = (magnitudes[i] * (1.0 - part), magnitudes[i] * part);
+            for (cell, weight) in in_columns {
+                row[8 * (cell & 3) + low] += less * weight;
+                row[8 * (cell & 3) + high] += more * weight;
+            }
+        }
+        for (cell, weight) in in_rows {
+            for (sum, value) in histogram[32 * (cell & 3)..][..32].iter_mut().zip(&row) {
+                *sum += weight * value;
             }
         }
     }
     quantised(&mut histogram)
 }
 
-/// Shares of the sample in column `i` and row `j` of a patch in the descriptor's cells.
-fn shares(i: usize, j: usize) -> Shares {
-    let cell = |k: usize| (k as f32 - 0.5 * (PATCH as f32 - 1.0)) / SAMPLES_PER_CELL;
-    let (u, v) = (cell(i), cell(j));
+/// Shares of a column of a patch in the descriptor's columns of cells.
+fn shares(column: usize) -> [(usize, f32); 2] {
+    let u = (column as f32 - 0.5 * (PATCH as f32 - 1.0)) / SAMPLES_PER_CELL;
     // The window's standard deviation is half the descriptor's width: two cells.
-    let window = (-(u * u + v * v) / 8.0).exp();
-    let mut out = [(0, 0.0); 4];
-    let (x, y) = (u + 1.5, v + 1.5);
-    for (k, slot) in out.iter_mut().enumerate() {
-        let (cx, cy) = (x.floor() + (k % 2) as f32, y.floor() + (k / 2) as f32);
-        if (0.0..4.0).contains(&cx) && (0.0..4.0).contains(&cy) {
-            let weight = (1.0 - (x - cx).abs()) * (1.0 - (y - cy).abs());
-            *slot = ((cy as u8 * 4 + cx as u8) * 8, weight * window);
-        }
-    }
-    out
+    let window = (-u * u / 8.0).exp();
+    let x = u + 1.5;
+    [x.floor(), x.floor() + 1.0].map(|cell| {
+        let weight = (1.0 - (x - cell).abs()) * window;
+        if (0.0..4.0).contains(&cell) { (cell as usize, weight) } else { (0, 0.0) }
+    })
 }
 
 /// Normalises, cuts the peaks, takes roots, and rounds to bytes.
@@ -426,9 +465,10 @@ fn add_pair(out: &mut [f32], a: &[f32], b: &[f32], weight: f32) {
     }
 }
 
-fn difference(below: &Gray, above: &Gray) -> Gray {
-    let data = above.data.iter().zip(&below.data).map(|(a, b)| a - b).collect();
-    Gray { data, ..*below }
+fn difference(out: &mut [f32], below: &[f32], above: &[f32]) {
+    for ((o, b), a) in out.iter_mut().zip(below).zip(above) {
+        *o = a - b;
+    }
 }
 
 /// Every second pixel of every second row.
@@ -549,7 +589,7 @@ fn orientations(layer: &Gray, at: &Extremum) -> impl Iterator<Item = f32> {
             let weight =
                 falloff[(y - cy).unsigned_abs() as usize] * falloff[(x - cx).unsigned_abs() as usize];
             let bin = octants(gy, gx) * (BINS as f32 / 8.0);
-            histogram[(bin.round() as usize) % BINS] += weight * (gx * gx + gy * gy).sqrt();
+            histogram[((bin + 0.5) as i32 as usize) % BINS] += weight * (gx * gx + gy * gy).sqrt();
         }
     }
     let at = |k: usize| histogram[k % BINS];

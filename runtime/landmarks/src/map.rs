@@ -13,7 +13,7 @@ use crate::triangulate::{Sight, Unplaced, residual, triangulate};
 /// Settings of a [`LandmarkMap`]. Pixels are those of the pictures that are put in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MapConfig {
-    /// Landmarks at most; the one seen least makes room. About 1 kB each.
+    /// Landmarks at most; the one seen least makes room. About 2 kB each.
     pub landmarks_max: usize,
     /// Frames at most whose features are kept for matching; the oldest makes room. About 160 bytes a feature.
     pub frames_max: usize,
@@ -106,8 +106,7 @@ pub struct Landmark {
     pub(crate) descriptors: usize,
     /// Direction and scale of each descriptor's feature, across the direction from which it was seen (metres).
     pub(crate) axes: [Vector3<f64>; DESCRIPTORS_MAX],
-    /// The frame that it was made from.
-    pub(crate) origin: u64,
+    /// The last sights with their frames, those of frames that were dropped included.
     pub(crate) sights: Vec<(u64, Sight)>,
 }
 
@@ -256,37 +255,24 @@ impl LandmarkMap {
         self.counts.created += report.created as u64;
         self.counts.dropped += report.dropped as u64;
         if self.frames.len() >= self.config.frames_max.max(1) {
-            self.forget_oldest_frame();
+            self.frames.pop_front();
         }
         self.frames.push_back(frame);
         report
     }
 
     /// Standard deviations, along (metres) and about (radians) each axis, of what the poses of kept frames are off from the
-    /// landmarks of the others: odometry's drift, and what is wrong with the camera's mounting or its clock. Zero until a few
+    /// landmarks of the others: odometry's drift, and what is wrong with the camera's mounting or its clock. `None` until a few
     /// could be compared.
     #[must_use]
-    pub fn pose_sigma(&self) -> (f64, f64) {
+    pub fn pose_sigma(&self) -> Option<(f64, f64)> {
         // Half of a chi-square with three degrees of freedom is below this.
         const MEDIAN: f64 = 2.366;
         let sigma = |part: usize| {
             let mut all: Vec<f64> = self.pose_errors.iter().map(|e| e[part]).collect();
-            if all.len() < POSE_ERRORS_MIN {
-                0.0
-            } else {
-                (mindseye_base::stats::median(&mut all) / MEDIAN).sqrt()
-            }
+            (mindseye_base::stats::median(&mut all) / MEDIAN).sqrt()
         };
-        (sigma(0), sigma(1))
-    }
-
-    fn forget_oldest_frame(&mut self) {
-        let Some(frame) = self.frames.pop_front() else { return };
-        for landmark in frame.landmarks.iter().filter(|l| **l != NONE) {
-            if let Some(landmark) = &mut self.slots[*landmark as usize] {
-                landmark.sights.retain(|(id, _)| *id != frame.id);
-            }
-        }
+        (self.pose_errors.len() >= POSE_ERRORS_MIN).then(|| (sigma(0), sigma(1)))
     }
 
     /// Assigns features to the landmarks that should be seen near them.
@@ -299,8 +285,7 @@ impl LandmarkMap {
             let Some((pixel, scale)) = landmark.expected(camera, &frame.map_from_camera) else { continue };
             let mut nearest = (NONE, most);
             grid.within(pixel, self.config.residual_max_px, |k| {
-                let size = f64::from(frame.keypoints[k as usize].scale);
-                if (size / scale).ln().abs() < SCALE_MAX {
+                if is_of_scale(f64::from(frame.keypoints[k as usize].scale), scale) {
                     let d = self.distance(slot, landmark, &frame.descriptors[k as usize]);
                     if d < nearest.1 {
                         nearest = (k, d);
@@ -325,8 +310,11 @@ impl LandmarkMap {
     /// Adds a sight to a landmark and places it anew; false when the sight does not fit.
     fn see_again(&mut self, slot: u32, frame: &KeptFrame, feature: usize, sight: Sight) -> bool {
         let limit = self.config.residual_max_px / self.config.feature_sigma_px;
+        let oldest = self.frames.front().map_or(0, |f| f.id);
         let Some(landmark) = &mut self.slots[slot as usize] else { return false };
-        let sights: Vec<Sight> = landmark.sights.iter().map(|s| s.1).chain([sight]).collect();
+        // Odometry has drifted since the frames that were dropped.
+        let of_kept = landmark.sights.iter().filter(|(id, _)| *id >= oldest).map(|s| s.1);
+        let sights: Vec<Sight> = of_kept.chain([sight]).collect();
         if sights.len() >= 2
             && let Ok(placed) = triangulate(&sights)
         {
@@ -334,7 +322,7 @@ impl LandmarkMap {
                 return false;
             }
             // Sights of frames that were dropped still count in the covariance that is smaller.
-            if placed.covariance.trace() <= landmark.covariance.trace() || landmark.sights.len() >= 2 {
+            if placed.covariance.trace() <= landmark.covariance.trace() || sights.len() >= 3 {
                 landmark.position = placed.position;
                 landmark.covariance = placed.covariance;
             }
@@ -458,7 +446,6 @@ impl LandmarkMap {
                         size: 0.0,
                         descriptors: 0,
                         axes: [Vector3::zeros(); DESCRIPTORS_MAX],
-                        origin: with.first().map_or(0, |w| self.frames[w.0].id),
                         sights: Vec::new(),
                     };
                     return Ok((landmark, with));
@@ -576,8 +563,11 @@ impl LandmarkMap {
     }
 }
 
-/// Logarithm of how much larger or smaller than expected a feature may be.
-pub(crate) const SCALE_MAX: f64 = 0.8;
+/// Whether a feature is not much larger or smaller than expected.
+pub(crate) fn is_of_scale(scale: f64, expected: f64) -> bool {
+    const SCALE_MAX: f64 = 2.2255;
+    scale < SCALE_MAX * expected && expected < SCALE_MAX * scale
+}
 
 impl Landmark {
     /// Where (pixels) and how large a camera should see it; `None` where it does not, or from a side from which nobody
@@ -590,8 +580,8 @@ impl Landmark {
         let point = map_from_camera.inverse_transform_point(&self.position);
         let pixel = camera.project(&point)?;
         let distance = point.coords.norm();
-        let towards = (map_from_camera.translation.vector - self.position.coords) / distance;
-        if towards.angle(&self.towards) > VIEW_MAX_RAD {
+        let to = map_from_camera.translation.vector - self.position.coords;
+        if to.dot(&self.towards) < VIEW_MAX_RAD.cos() * distance * self.towards.norm() {
             return None;
         }
         Some((pixel, self.size / distance))

@@ -2,12 +2,10 @@
 //! 1994), random samples of three (Fischler and Bolles 1981, scored as by Torr and Zisserman 2000), and
 //! Levenberg-Marquardt with Cauchy's weights on all that agree.
 
-use std::collections::BTreeMap;
-
 use mindseye_base::random::Rng;
 use nalgebra::{
-    Isometry3, Matrix2, Matrix2x3, Matrix2x6, Matrix3, Matrix6, Point3, Rotation3, Translation3,
-    UnitQuaternion, Vector2, Vector3, Vector6,
+    Isometry3, Matrix2, Matrix2x3, Matrix2x6, Matrix3, Matrix6, Matrix6x2, Matrix6x3, Point3, Rotation3,
+    Translation3, UnitQuaternion, Vector2, Vector3, Vector6,
 };
 
 /// A point with a known place, and where the camera sees it.
@@ -19,8 +17,8 @@ pub struct Sighting {
     pub point: Point3<f64>,
     /// Covariance of the place (m²); zero for an exact one.
     pub covariance: Matrix3<f64>,
-    /// Points of one group have errors in common, for example those made from one frame whose pose is off.
-    pub group: u64,
+    /// Which point it is: for the caller.
+    pub id: u32,
 }
 
 /// Settings of [`ransac`].
@@ -42,8 +40,8 @@ pub struct Refined {
     /// The camera's pose, inverted: what carries points into the camera's axes.
     pub camera_from_map: Isometry3<f64>,
     /// Covariance of a small motion of the camera: translation (m) and rotation (rad), along and about its own axes. Scaled
-    /// up where residuals are larger than their standard deviations say; what groups of points disagree by (a jackknife
-    /// over the groups) is added.
+    /// up where residuals are larger than their standard deviations say. Errors that points have in common are not in it: see
+    /// [`moved_by_points`].
     pub covariance: Matrix6<f64>,
     /// Root mean square of the residuals' lengths in the plane `z = 1`.
     pub rms: f64,
@@ -170,14 +168,24 @@ fn positive_roots(coefficients: &[f64]) -> Vec<f64> {
         if at_low == 0.0 || at_low.signum() == at_high.signum() {
             continue;
         }
-        for _ in 0..80 {
-            let middle = 0.5 * (low + high);
-            if middle <= low || middle >= high {
+        // Newton's steps, and halves where they leave the bracket.
+        let mut x = 0.5 * (low + high);
+        for _ in 0..100 {
+            let here = value(x);
+            if here.signum() == at_low.signum() {
+                low = x
+            } else {
+                high = x
+            }
+            let newton = x - here / slope.iter().rev().fold(0.0, |sum, c| sum * x + c);
+            let next = if newton > low && newton < high { newton } else { 0.5 * (low + high) };
+            let step = (next - x).abs();
+            x = next;
+            if step <= 1e-15 * x {
                 break;
             }
-            if value(middle).signum() == at_low.signum() { low = middle } else { high = middle }
         }
-        out.push(0.5 * (low + high));
+        out.push(x);
     }
     // A double root touches zero without crossing it.
     for x in extrema {
@@ -280,8 +288,29 @@ pub fn refine(
         _ => at,
     };
     let covariance = at.information.try_inverse().filter(|c| c.iter().all(|v| v.is_finite()))?;
-    let covariance = covariance + at.clustered().unwrap_or_else(Matrix6::zeros);
     Some(Refined { camera_from_map: pose, covariance, rms: at.rms })
+}
+
+/// How a refined pose moves by how each of its points moves, as a small motion of the camera (translation and rotation, along
+/// and about its own axes) for each metre in the map; `sigma` as for [`refine`]. `None` when the sightings do not determine it.
+#[must_use]
+pub fn moved_by_points(
+    sightings: &[Sighting],
+    camera_from_map: &Isometry3<f64>,
+    sigma: f64,
+) -> Option<Vec<Matrix6x3<f64>>> {
+    let noise = Noise { sigma, inflation: 1.0 };
+    let turn = camera_from_map.rotation.to_rotation_matrix();
+    let mut information = Matrix6::zeros();
+    let mut out = Vec::with_capacity(sightings.len());
+    for s in sightings {
+        let seen = seen(s, camera_from_map, &turn, noise)?;
+        information += seen.weighted * seen.slope;
+        out.push(seen.weighted * seen.by_map);
+    }
+    let inverse = information.try_inverse().filter(|c| c.iter().all(|v| v.is_finite()))?;
+    out.iter_mut().for_each(|pull| *pull = -inverse * *pull);
+    Some(out)
 }
 
 /// How much rays scatter.
@@ -347,9 +376,42 @@ struct System {
     cost: f64,
     /// Squared residuals in their standard deviations.
     distances: Vec<f64>,
-    /// What the points of each group pull, and their share of the information.
-    groups: BTreeMap<u64, (Vector6<f64>, Matrix6<f64>)>,
     rms: f64,
+}
+
+/// A sighting as a pose sees it.
+struct Seen {
+    residual: Vector2<f64>,
+    /// The square of the residual in its standard deviations.
+    d2: f64,
+    /// Slope of the residual by a small motion of the camera.
+    slope: Matrix2x6<f64>,
+    /// The same by the point's place in the map.
+    by_map: Matrix2x3<f64>,
+    /// The slope, transposed, times the residual's weight.
+    weighted: Matrix6x2<f64>,
+}
+
+/// `None` behind the camera.
+fn seen(s: &Sighting, pose: &Isometry3<f64>, turn: &Rotation3<f64>, noise: Noise) -> Option<Seen> {
+    let p = turn * s.point.coords + pose.translation.vector;
+    if p.z <= 1e-3 {
+        return None;
+    }
+    let ideal = Vector2::new(p.x / p.z, p.y / p.z);
+    let residual = ideal - s.ray;
+    let by_point = Matrix2x3::new(1.0, 0.0, -ideal.x, 0.0, 1.0, -ideal.y) / p.z;
+    let by_map = by_point * turn.matrix();
+    let spread = (Matrix2::identity() * (noise.sigma * noise.sigma)
+        + by_map * s.covariance * by_map.transpose())
+        * noise.inflation;
+    let weight = spread.try_inverse()?;
+    let mut slope = Matrix2x6::zeros();
+    slope.fixed_view_mut::<2, 3>(0, 0).copy_from(&by_point);
+    slope.fixed_view_mut::<2, 3>(0, 3).copy_from(&(-by_point * p.cross_matrix()));
+    let d2 = (residual.transpose() * weight * residual)[0];
+    let robust = 1.0 / (1.0 + d2 / (CAUCHY * CAUCHY));
+    Some(Seen { residual, d2, slope, by_map, weighted: slope.transpose() * weight * robust })
 }
 
 /// Residuals of this many standard deviations count half.
@@ -363,58 +425,21 @@ impl System {
             gradient: Vector6::zeros(),
             cost: 0.0,
             distances: Vec::with_capacity(chosen.len()),
-            groups: BTreeMap::new(),
             rms: 0.0,
         };
         for k in chosen {
-            let s = sightings.get(*k)?;
-            let p = turn * s.point.coords + pose.translation.vector;
-            if p.z <= 1e-3 {
-                continue;
-            }
-            let ideal = Vector2::new(p.x / p.z, p.y / p.z);
-            let r = ideal - s.ray;
-            let by_point = Matrix2x3::new(1.0, 0.0, -ideal.x, 0.0, 1.0, -ideal.y) / p.z;
-            let by_map = by_point * turn.matrix();
-            let spread = (Matrix2::identity() * (noise.sigma * noise.sigma)
-                + by_map * s.covariance * by_map.transpose())
-                * noise.inflation;
-            let weight = spread.try_inverse()?;
-            let mut slope = Matrix2x6::zeros();
-            slope.fixed_view_mut::<2, 3>(0, 0).copy_from(&by_point);
-            slope.fixed_view_mut::<2, 3>(0, 3).copy_from(&(-by_point * p.cross_matrix()));
-            let d2 = (r.transpose() * weight * r)[0];
-            let robust = 1.0 / (1.0 + d2 / (CAUCHY * CAUCHY));
-            let weighted = slope.transpose() * weight * robust;
-            out.information += weighted * slope;
-            let pull = weighted * r;
-            out.gradient += pull;
-            let group = out.groups.entry(s.group).or_insert((Vector6::zeros(), Matrix6::zeros()));
-            group.0 += pull;
-            group.1 += weighted * slope;
-            out.cost += CAUCHY * CAUCHY * (1.0 + d2 / (CAUCHY * CAUCHY)).ln();
-            out.distances.push(d2);
-            out.rms += r.norm_squared();
+            let Some(seen) = seen(sightings.get(*k)?, pose, &turn, noise) else { continue };
+            out.information += seen.weighted * seen.slope;
+            out.gradient += seen.weighted * seen.residual;
+            out.cost += CAUCHY * CAUCHY * (1.0 + seen.d2 / (CAUCHY * CAUCHY)).ln();
+            out.distances.push(seen.d2);
+            out.rms += seen.residual.norm_squared();
         }
         if out.distances.len() < 3 {
             return None;
         }
         out.rms = (out.rms / out.distances.len() as f64).sqrt();
         Some(out)
-    }
-
-    /// The pose's covariance by how much it moves when one group is left out; `None` where groups are too few to tell.
-    fn clustered(&self) -> Option<Matrix6<f64>> {
-        let n = self.groups.len();
-        if n < 3 || n >= self.distances.len() {
-            return None;
-        }
-        let squares = self.groups.values().try_fold(Matrix6::zeros(), |sum, (pull, share)| {
-            let moved = (self.information - share).try_inverse()? * pull;
-            Some(sum + moved * moved.transpose())
-        });
-        let n = n as f64;
-        squares.map(|s| s * ((n - 1.0) / n)).filter(|c| c.iter().all(|v| v.is_finite()))
     }
 
     /// What the variances have to be multiplied by to explain the residuals; at least 1.
@@ -447,7 +472,7 @@ mod tests {
                     ray: Vector2::new(in_camera.x, in_camera.y) / z + noise,
                     point: pose.inverse_transform_point(&in_camera) + shift,
                     covariance: Matrix3::identity() * place * place,
-                    group: k as u64,
+                    id: k as u32,
                 }
             })
             .collect()
@@ -563,35 +588,22 @@ mod tests {
     }
 
     #[test]
-    fn groups_with_errors_in_common_widen_the_covariance() {
+    fn a_pose_moves_with_its_points() {
         let mut rng = Rng::new(33);
-        let chosen: Vec<usize> = (0..200).collect();
-        let (mut grouped, mut alone) = (0, 0);
-        for _ in 0..200 {
-            let truth = pose(&mut rng);
-            let mut all = scene(&mut rng, 200, &truth, 0.0005, 0.0);
-            // Twenty frames, each with a pose of its own that is 5 mm off.
-            for group in 0..20 {
-                let shift = Vector3::new(rng.normal(), rng.normal(), rng.normal()) * 0.005;
-                for s in all.iter_mut().skip(group).step_by(20) {
-                    s.point += shift;
-                    s.group = group as u64;
-                }
-            }
-            let within = |all: &[Sighting]| {
-                let got = refine(all, &chosen, &truth, 0.002, 20).unwrap();
-                let off = (truth * got.camera_from_map.inverse()).translation.vector;
-                let place = got.covariance.fixed_view::<3, 3>(0, 0).into_owned();
-                let d2 = (off.transpose() * place.try_inverse().unwrap() * off)[0];
-                usize::from(d2 < 6.251) // 90 % of a chi-square with three degrees of freedom
-            };
-            grouped += within(&all);
-            for (k, s) in all.iter_mut().enumerate() {
-                s.group = k as u64;
-            }
-            alone += within(&all);
-        }
-        assert!(grouped >= alone + 20, "{grouped} of 200, {alone} without groups");
+        let truth = pose(&mut rng);
+        let all = scene(&mut rng, 40, &truth, 0.0, 0.0);
+        let moved = moved_by_points(&all, &truth, 0.002).unwrap();
+        // All points together carry the camera with them, in its own axes the other way round: points seem to move.
+        let shift = Vector3::new(0.003, -0.002, 0.001);
+        let mut shifted = all.clone();
+        shifted.iter_mut().for_each(|s| s.point += shift);
+        let chosen: Vec<usize> = (0..all.len()).collect();
+        let got = refine(&shifted, &chosen, &truth, 0.002, 20).unwrap().camera_from_map * truth.inverse();
+        let turn = got.rotation.scaled_axis();
+        let t = got.translation.vector;
+        let got = Vector6::new(t.x, t.y, t.z, turn.x, turn.y, turn.z);
+        let want: Vector6<f64> = moved.iter().map(|m| m * shift).sum();
+        assert!((got - want).norm() < 1e-4 && got.norm() > 0.003, "{got} instead of {want}");
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Where a camera was, from one picture and the landmarks.
 
-use nalgebra::{Isometry3, Matrix6, Vector2};
+use std::collections::BTreeMap;
+
+use nalgebra::{Isometry3, Matrix3, Matrix3x6, Matrix6, Translation3, UnitQuaternion, Vector2, Vector3};
 
 use crate::camera::Camera;
 use crate::features::Features;
 use crate::grid::Grid;
-use crate::map::{DESCRIPTORS_MAX, Landmark, LandmarkMap, NONE, SCALE_MAX};
-use crate::pnp::{RansacConfig, Sighting, inliers, ransac, refine};
+use crate::map::{DESCRIPTORS_MAX, Landmark, LandmarkMap, NONE, is_of_scale};
+use crate::pnp::{RansacConfig, Sighting, inliers, moved_by_points, ransac, refine};
+use crate::triangulate::moved_by_sights;
 
 /// Settings of [`LandmarkMap::register`]. Pixels are those of the picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,6 +144,19 @@ pub enum Unregistered {
         /// Landmarks that seem to be near.
         near: usize,
     },
+    /// The same landmarks are where they should be from another side too: they lie almost in one plane, far away.
+    #[error(
+        "{other} landmarks fit a pose that is turned by {turn_deg:.0} degrees against the one that {inliers} fit: too few lie \
+         out of one plane"
+    )]
+    TwoPoses {
+        /// Landmarks that fit the better pose.
+        inliers: usize,
+        /// Landmarks that fit the other one.
+        other: usize,
+        /// The angle between both (degrees).
+        turn_deg: f64,
+    },
     /// The pose is not determined well enough.
     #[error("the place is known within {sigma_m:.2} m only; {wanted_m:.2} m is needed")]
     Uncertain {
@@ -180,7 +196,8 @@ impl LandmarkMap {
                 }
             }
         }
-        let matches = self.recognised(&view, config);
+        let alike = self.alike(&view, config);
+        let matches = self.unlike_others(&view, &alike, config, |_| true);
         let found = self.sampled(&view, &matches, config);
         if found.is_ok_and(|f| f.inliers >= SURE * config.inliers_min) {
             return found;
@@ -188,7 +205,8 @@ impl LandmarkMap {
         // Among all landmarks few are like no other: once more among those that one part of the place shows.
         let mut best = found;
         for frame in self.voted(&matches) {
-            let local = self.alike_in(&view, frame, config);
+            let beside = self.shown_beside(frame);
+            let local = self.unlike_others(&view, &alike, config, |slot| beside[slot as usize]);
             let again = self.sampled(&view, &local, config);
             let more = |a: &Registration| best.as_ref().is_ok_and(|b| b.inliers >= a.inliers);
             if again.is_ok_and(|a| !more(&a)) {
@@ -252,7 +270,33 @@ impl LandmarkMap {
             .ok_or_else(|| few(agreeing.len()))?
             .camera_from_map;
         let fit = self.guided(view, &start, config.search_px, config).ok_or_else(|| few(agreeing.len()))?;
+        let fit = self.the_better_side(view, fit, config)?;
         self.finish(view, fit, matches.len(), config)
+    }
+
+    /// Points near one plane that are seen from afar look almost the same from two sides, mirror images about the line of sight
+    /// (Schweighofer and Pinz 2006): the pose of the two that more landmarks fit, or neither where nearly as many fit the other.
+    fn the_better_side(
+        &self,
+        view: &View<'_>,
+        fit: Fit,
+        config: &RegisterConfig,
+    ) -> Result<Fit, Unregistered> {
+        let turned = turned_over(&fit.sightings, &fit.camera_from_map);
+        let Some(other) = turned.and_then(|t| self.guided(view, &t, config.search_px, config)) else {
+            return Ok(fit);
+        };
+        let turn_deg = fit.camera_from_map.rotation.angle_to(&other.camera_from_map.rotation).to_degrees();
+        if turn_deg < SIDES_APART_DEG {
+            return Ok(fit);
+        }
+        let (better, worse) =
+            if other.sightings.len() > fit.sightings.len() { (other, fit) } else { (fit, other) };
+        let (inliers, other) = (better.sightings.len(), worse.sightings.len());
+        if other as f64 > OTHER_SIDE_MAX * inliers as f64 {
+            return Err(Unregistered::TwoPoses { inliers, other, turn_deg });
+        }
+        Ok(better)
     }
 
     /// The kept frames that most matches point to, best first: at most [`VOTED`], no two of one part of the place.
@@ -284,52 +328,49 @@ impl LandmarkMap {
         apart.translation.vector.norm() < BESIDE.0 && apart.rotation.angle() < BESIDE.1
     }
 
-    /// Features that look like one landmark of a kept frame and those beside it, and like no other of them.
-    fn alike_in(&self, view: &View<'_>, frame: usize, config: &RegisterConfig) -> Vec<Match> {
-        let beside = (0..self.frames.len()).filter(|k| self.is_beside(frame, *k));
-        let mut slots: Vec<u32> =
-            beside.flat_map(|k| self.frames[k].landmarks.iter().copied()).filter(|l| *l != NONE).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        let of_landmark = |k: usize, slot: u32| {
-            let landmark = self.slots.get(slot as usize)?.as_ref()?;
-            Some(self.distance(slot as usize, landmark, &view.features.descriptors[k]))
-        };
-        self.unlike_others(view, config, |k, take| {
-            for slot in &slots {
-                if let Some(d) = of_landmark(k, *slot) {
-                    take(*slot, d);
-                }
+    /// For each landmark, whether a kept frame or those beside it show it.
+    fn shown_beside(&self, frame: usize) -> Vec<bool> {
+        let mut shown = vec![false; self.slots.len()];
+        for k in (0..self.frames.len()).filter(|k| self.is_beside(frame, *k)) {
+            for slot in self.frames[k].landmarks.iter().filter(|slot| **slot != NONE) {
+                shown[*slot as usize] = true;
             }
-        })
+        }
+        shown
     }
 
-    /// Features that look like one landmark and like no other.
-    fn recognised(&mut self, view: &View<'_>, config: &RegisterConfig) -> Vec<Match> {
-        let mut index = std::mem::take(&mut self.index);
-        let found = self.unlike_others(view, config, |k, take| {
-            index.near(&view.features.descriptors[k], |entry, d| take(entry / DESCRIPTORS_MAX as u32, d));
-        });
-        self.index = index;
-        found
+    /// For each of the strongest features the landmarks that it may be, or be mistaken for, with their squared distances.
+    fn alike(&mut self, view: &View<'_>, config: &RegisterConfig) -> Vec<Vec<(u32, u32)>> {
+        // What is further away is no match, and makes none doubtful.
+        let most = (config.distance_max / config.ratio_max).powi(2) as u32;
+        let of_feature = |descriptor| {
+            let mut out = Vec::new();
+            self.index.near(descriptor, |entry, d| {
+                if d < most {
+                    out.push((entry / DESCRIPTORS_MAX as u32, d));
+                }
+            });
+            out
+        };
+        view.features.descriptors.iter().take(RECOGNISED_MAX).map(of_feature).collect()
     }
 
-    /// Features whose nearest landmark, of those that `near` gives with their squared distances, is much nearer than any that
-    /// lies elsewhere.
+    /// Features whose nearest landmark, of those that are `wanted`, is much nearer than any that lies elsewhere.
     fn unlike_others(
         &self,
         view: &View<'_>,
+        alike: &[Vec<(u32, u32)>],
         config: &RegisterConfig,
-        mut near: impl FnMut(usize, &mut dyn FnMut(u32, u32)),
+        wanted: impl Fn(u32) -> bool,
     ) -> Vec<Match> {
         let most = (config.distance_max * config.distance_max) as u32;
         let ratio = config.ratio_max * config.ratio_max;
         let slots = &self.slots;
         let mut out = Vec::new();
-        for k in 0..view.features.len() {
-            let Some(ray) = view.rays[k] else { continue };
+        for (ray, alike) in view.rays.iter().zip(alike) {
+            let Some(ray) = ray else { continue };
             let (mut best, mut second) = ((NONE, u32::MAX), u32::MAX);
-            near(k, &mut |slot, d| {
+            for (slot, d) in alike.iter().copied().filter(|(slot, _)| wanted(*slot)) {
                 if d < best.1 {
                     // Two landmarks at one place are one thing seen twice.
                     if best.0 != NONE && !same_place(slots, best.0, slot) {
@@ -339,12 +380,12 @@ impl LandmarkMap {
                 } else if d < second && !same_place(slots, best.0, slot) {
                     second = d;
                 }
-            });
+            }
             if best.1 < most
                 && f64::from(best.1) < ratio * f64::from(second)
                 && let Some(landmark) = &slots[best.0 as usize]
             {
-                out.push(Match { slot: best.0, sighting: landmark.sighting(ray) });
+                out.push(Match { slot: best.0, sighting: landmark.sighting(best.0, *ray) });
             }
         }
         out
@@ -398,8 +439,7 @@ impl LandmarkMap {
             let Some((pixel, scale)) = landmark.expected(view.camera, &map_from_camera) else { continue };
             let mut nearest = (NONE, most);
             view.grid.within(pixel, radius_px, |k| {
-                let size = f64::from(view.features.keypoints[k as usize].scale);
-                if (size / scale).ln().abs() < SCALE_MAX {
+                if is_of_scale(f64::from(view.features.keypoints[k as usize].scale), scale) {
                     let d = self.distance(slot, landmark, &view.features.descriptors[k as usize]);
                     if d < nearest.1 {
                         nearest = (k, d);
@@ -414,7 +454,7 @@ impl LandmarkMap {
             .enumerate()
             .filter_map(|(k, (slot, _))| {
                 let landmark = self.slots.get(*slot as usize)?.as_ref()?;
-                Some(landmark.sighting(view.rays[k]?))
+                Some(landmark.sighting(*slot, view.rays[k]?))
             })
             .collect()
     }
@@ -437,11 +477,12 @@ impl LandmarkMap {
         if share < config.share_min {
             return Err(Unregistered::ByChance { inliers: exact, near: around.len() });
         }
-        let mut covariance = fit.covariance;
-        let (metres, radians) = self.pose_sigma();
+        let drift = (config.drift_sigma_m, config.drift_sigma_rad);
+        let measured = self.pose_sigma().unwrap_or(drift);
+        let mut covariance = fit.covariance + self.by_frames(&fit, view, measured, config);
         for k in 0..3 {
-            covariance[(k, k)] += config.drift_sigma_m.max(metres).powi(2);
-            covariance[(k + 3, k + 3)] += config.drift_sigma_rad.max(radians).powi(2);
+            covariance[(k, k)] += drift.0.max(measured.0).powi(2);
+            covariance[(k + 3, k + 3)] += drift.1.max(measured.1).powi(2);
         }
         let place = covariance.fixed_view::<3, 3>(0, 0).into_owned();
         let sigma_m = place.symmetric_eigenvalues().max().sqrt();
@@ -457,6 +498,44 @@ impl LandmarkMap {
             rms_px: fit.rms * view.camera.focal_mean(),
             focal_factor: focal_factor(&fit, config.feature_sigma_px / view.camera.focal_mean()),
         })
+    }
+}
+
+impl LandmarkMap {
+    /// Covariance of a fit by what the poses of kept frames are off, each for itself, along (metres) and about (radians) each
+    /// axis. All landmarks that two frames made are off together then, by much where the frames were close together: their
+    /// residuals do not show it, and many of them do not make it less.
+    fn by_frames(
+        &self,
+        fit: &Fit,
+        view: &View<'_>,
+        (metres, radians): (f64, f64),
+        config: &RegisterConfig,
+    ) -> Matrix6<f64> {
+        let sigma = config.feature_sigma_px / view.camera.focal_mean();
+        let Some(moved) = moved_by_points(&fit.sightings, &fit.camera_from_map, sigma) else {
+            return Matrix6::zeros();
+        };
+        let mut of_frames: BTreeMap<u64, Matrix6<f64>> = BTreeMap::new();
+        for (sighting, moved) in fit.sightings.iter().zip(moved) {
+            let Some(landmark) = self.slots.get(sighting.id as usize).and_then(Option::as_ref) else {
+                continue;
+            };
+            let sights = landmark.sights.iter().map(|s| &s.1);
+            for ((frame, sight), by_sight) in
+                landmark.sights.iter().zip(moved_by_sights(&landmark.position, sights))
+            {
+                // A camera that is moved and turned sees a point as if the point were moved the other way.
+                let arm = landmark.position.coords - sight.map_from_camera.translation.vector;
+                let mut other_way = Matrix3x6::zeros();
+                other_way.fixed_view_mut::<3, 3>(0, 0).copy_from(&-Matrix3::identity());
+                other_way.fixed_view_mut::<3, 3>(0, 3).copy_from(&arm.cross_matrix());
+                *of_frames.entry(*frame).or_insert_with(Matrix6::zeros) += moved * (by_sight * other_way);
+            }
+        }
+        let (m, r) = (metres * metres, radians * radians);
+        let own = Matrix6::from_diagonal(&nalgebra::Vector6::new(m, m, m, r, r, r));
+        of_frames.values().map(|by_frame| by_frame * own * by_frame.transpose()).sum()
     }
 }
 
@@ -486,6 +565,13 @@ struct Match {
     sighting: Sighting,
 }
 
+/// Features of a picture, the strongest, that are compared with landmarks wherever these are; the others are looked for where
+/// they are expected.
+const RECOGNISED_MAX: usize = 500;
+/// Poses that differ by less (degrees) are the same one.
+const SIDES_APART_DEG: f64 = 4.0;
+/// A pose counts where the one from the other side fits at most this share of as many landmarks.
+const OTHER_SIDE_MAX: f64 = 0.7;
 /// With so many times the fewest inliers a picture is placed at the first attempt.
 const SURE: usize = 3;
 /// Parts of the place that a picture is compared with one by one, when the first attempt fails.
@@ -502,14 +588,29 @@ struct Fit {
 }
 
 impl Landmark {
-    fn sighting(&self, ray: Vector2<f64>) -> Sighting {
-        Sighting { ray, point: self.position, covariance: self.covariance, group: self.origin }
+    fn sighting(&self, slot: u32, ray: Vector2<f64>) -> Sighting {
+        Sighting { ray, point: self.position, covariance: self.covariance, id: slot }
     }
 }
 
 fn same_place(slots: &[Option<Landmark>], a: u32, b: u32) -> bool {
     let at = |s: u32| slots.get(s as usize).and_then(Option::as_ref).map(|l| l.position);
     a == b || at(a).zip(at(b)).is_some_and(|(a, b)| (a - b).norm() < 0.1)
+}
+
+/// The pose from which the plane that points lie in seems to be the same, but tilted the other way about the line of sight to
+/// their middle. `None` where it is seen straight on, or there is no plane.
+fn turned_over(sightings: &[Sighting], camera_from_map: &Isometry3<f64>) -> Option<Isometry3<f64>> {
+    let points: Vec<Vector3<f64>> = sightings.iter().map(|s| (camera_from_map * s.point).coords).collect();
+    let middle = points.iter().sum::<Vector3<f64>>() / points.len().max(1) as f64;
+    let spread: Matrix3<f64> = points.iter().map(|p| (p - middle) * (p - middle).transpose()).sum();
+    let axes = spread.symmetric_eigen();
+    let normal = axes.eigenvectors.column(axes.eigenvalues.imin()).into_owned();
+    let sight = middle.try_normalize(1e-9)?;
+    let mirrored = 2.0 * normal.dot(&sight) * sight - normal;
+    let turn = UnitQuaternion::rotation_between(&normal, &mirrored)?;
+    let about_middle = Translation3::from(middle) * turn * Translation3::from(-middle);
+    Some(about_middle * camera_from_map)
 }
 
 /// Largest standard deviation of a factor that is told.
@@ -530,4 +631,36 @@ fn focal_factor(fit: &Fit, sigma: f64) -> Option<f64> {
         return None;
     }
     Some(1.0 + (0.5 * (less - more) / (STEP * bend)).clamp(-0.3, 0.3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nalgebra::Point3;
+
+    #[test]
+    fn a_plane_far_away_looks_the_same_from_the_other_side() {
+        // 40 cm of a plane that is tilted by 0.3, 4 m away.
+        let camera_from_map = Isometry3::new(Vector3::new(0.1, -0.2, 4.0), Vector3::new(0.0, 0.3, 0.0));
+        let seen = |pose: &Isometry3<f64>, point: &Point3<f64>| {
+            let p = pose * point;
+            Vector2::new(p.x, p.y) / p.z
+        };
+        let points =
+            (0..25).map(|k| Point3::new(0.1 * f64::from(k % 5) - 0.2, 0.1 * f64::from(k / 5) - 0.2, 0.0));
+        let sightings: Vec<Sighting> = points
+            .map(|point| {
+                let ray = seen(&camera_from_map, &point);
+                Sighting { ray, point, covariance: Matrix3::zeros(), id: 0 }
+            })
+            .collect();
+        let other = turned_over(&sightings, &camera_from_map).unwrap();
+        let turn = other.rotation.angle_to(&camera_from_map.rotation);
+        // The line of sight to the middle is tilted by .1 / 4 itself.
+        assert!((turn - 2.0 * (0.3 - 0.025)).abs() < 0.01, "{turn}");
+        for s in &sightings {
+            let apart = (seen(&other, &s.point) - s.ray).norm();
+            assert!(apart < 0.0036, "{apart}: more than a pixel and a half at a focal length of 416");
+        }
+    }
 }

@@ -83,6 +83,20 @@ pub fn triangulate(sights: &[Sight]) -> Result<Triangulated, Unplaced> {
     Ok(Triangulated { position, covariance, parallax_rad, residual })
 }
 
+/// How far the point that some sights triangulate moves, by how far it seems to be moved in each of them alone: a matrix for
+/// each sight, and all of them add up to one. Nothing where the sights do not determine it.
+#[must_use]
+pub fn moved_by_sights<'a>(
+    position: &Point3<f64>,
+    sights: impl Iterator<Item = &'a Sight>,
+) -> Vec<Matrix3<f64>> {
+    let parts: Option<Vec<Matrix3<f64>>> =
+        sights.map(|s| seen(position, s).map(|(_, slope)| slope.transpose() * slope)).collect();
+    let Some(parts) = parts else { return Vec::new() };
+    let Some(inverse) = parts.iter().sum::<Matrix3<f64>>().try_inverse() else { return Vec::new() };
+    parts.into_iter().map(|part| inverse * part).collect()
+}
+
 /// Length of a point's residual in a sight, in its standard deviations; `None` behind the camera.
 #[must_use]
 pub fn residual(position: &Point3<f64>, sight: &Sight) -> Option<f64> {
@@ -163,6 +177,22 @@ mod tests {
             within += usize::from(d2 < 6.251); // 90 % of a chi-square with three degrees of freedom
         }
         assert!((430..=470).contains(&within), "{within} of 500, 450 expected");
+    }
+
+    #[test]
+    fn a_point_moves_as_its_sights_say() {
+        let point = Point3::new(0.2, -0.1, 2.0);
+        let cameras = [at(0.0, 0.0, 0.0), at(0.3, 0.0, 0.1), at(0.1, 0.2, 0.0)];
+        let exact = cameras.map(|c| sight(c, point));
+        let moved = moved_by_sights(&point, exact.iter());
+        assert!((moved.iter().sum::<Matrix3<f64>>() - Matrix3::identity()).norm() < 1e-9);
+        // What the second camera sees lies where its pose says: a pose that is 1 mm off carries the point along.
+        let off = Vector3::new(0.001, -0.0005, 0.0002);
+        let mut wrong = exact;
+        wrong[1].map_from_camera.translation.vector += off;
+        let got = triangulate(&wrong).unwrap().position - point;
+        assert!((got - moved[1] * off).norm() < 1e-5, "{got} instead of {}", moved[1] * off);
+        assert!(got.norm() > 0.0005);
     }
 
     #[test]

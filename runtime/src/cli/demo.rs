@@ -708,8 +708,6 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
     let studied = scene.as_ref().and_then(|s| s.studied.landmarks.as_ref());
     let landmarks: Vec<(f64, f64)> =
         studied.iter().flat_map(|m| m.landmarks()).map(|l| (l.position.x, l.position.y)).collect();
-    let lifted = evidence.as_ref().and_then(|e| e.geometry.as_ref());
-    let placed = lifted.map(crate::overview::placed_cameras).unwrap_or_default();
     let picture = draw(&Picture {
         goal,
         lines: &lines,
@@ -730,7 +728,7 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
         truth: truth.map(planar),
         object: evidence.as_ref().and_then(|e| e.object),
         landmarks: &landmarks,
-        placed: &placed,
+        registered: evidence.as_ref().map_or(&[], |e| e.registered.as_slice()),
     })
     .context("the picture has no size")?;
     picture.save_png(path).with_context(|| path.display().to_string())

@@ -173,11 +173,14 @@ fn gpu(findings: &mut Findings) {
             // Kernels are loaded, not only looked for: a driver or a device may be too old for them.
             let began = MonotonicClock.now();
             let runs = match cuda::CudaDevice::with_kernels(0, None) {
-                Ok(_) => {
+                Ok(device) => {
                     let millis = (MonotonicClock.now() - began).as_millis_f64();
                     let kernels = cuda::Kernel::ALL.len();
+                    let products = device.products().unwrap_or_else(|| {
+                        format!("no cuBLASLt was found ({} may name it)", cuda::PRODUCTS_VARIABLE)
+                    });
                     format!(
-                        "--backend cuda runs on the first one with {kernels} kernels of its own (loaded in {millis:.0} ms; neither cuBLASLt nor cuDNN is used)"
+                        "--backend cuda runs on the first one with {kernels} kernels of its own (loaded in {millis:.0} ms); products: {products}; cuDNN is not used"
                     )
                 }
                 Err(error) => format!("the CPU is used: {error}"),

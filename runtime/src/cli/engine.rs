@@ -212,6 +212,9 @@ struct BuildArgs {
     /// Quantise and check only, and write the ONNX graphs: works without TensorRT, for any target.
     #[arg(long)]
     graphs_only: bool,
+    /// Graphs in opset 23, with Attention, RMSNormalization and RotaryEmbedding where the network has them.
+    #[arg(long, requires = "graphs_only")]
+    fused: bool,
     /// SmoothQuant's alpha for int8; 0 switches it off.
     #[arg(long, default_value_t = 0.5, value_name = "ALPHA")]
     smooth: f32,
@@ -667,6 +670,7 @@ fn build_settings(args: &BuildArgs, precision: Precision) -> anyhow::Result<Sett
     settings.target_latents = args.targets;
     settings.keep_loaded = keep_loaded(&args.keep_loaded)?;
     settings.optimization_level = args.optimization_level;
+    settings.fused = args.fused;
     Ok(settings)
 }
 

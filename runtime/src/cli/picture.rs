@@ -40,8 +40,8 @@ pub struct Picture<'a> {
     pub object: Option<(f64, f64)>,
     /// Landmarks, where they are kept.
     pub landmarks: &'a [(f64, f64)],
-    /// Cameras of the imagined frames that were placed by them.
-    pub placed: &'a [Pose2],
+    /// Where the imagined frames were registered among what was seen, or by landmarks.
+    pub registered: &'a [Pose2],
 }
 
 const PAPER: [u8; 3] = [250, 249, 246];
@@ -184,6 +184,7 @@ pub fn draw(p: &Picture<'_>) -> Option<RgbImage> {
         match sign {
             Sign::Way(colour) => canvas.line(ends.0, ends.1, 5.0, colour),
             Sign::Pose(colour) => canvas.arrow(ends.0, ends.1, 5.0, colour),
+            Sign::Dart(colour) => draw_dart(&mut canvas, middle, 0.0, 26.0, colour),
             Sign::Ring(colour) => canvas.circle(middle, 11.0, 4.0, colour),
             Sign::Robot(colour) => canvas.disc(middle, 12.0, colour),
             Sign::Frame(colour) => {
@@ -201,6 +202,7 @@ pub fn draw(p: &Picture<'_>) -> Option<RgbImage> {
 enum Sign {
     Way([u8; 3]),
     Pose([u8; 3]),
+    Dart([u8; 3]),
     Ring([u8; 3]),
     Robot([u8; 3]),
     Frame([u8; 3]),
@@ -211,8 +213,8 @@ fn legend(p: &Picture<'_>) -> Vec<(Sign, &'static str)> {
     let entries = [
         (true, Sign::Robot(DRIVEN), "the robot when it was asked"),
         (!p.landmarks.is_empty(), Sign::Robot(SOFT), "landmarks"),
-        (!p.placed.is_empty(), Sign::Pose(BOX), "imagined frames placed by them"),
         (!p.path.is_empty(), Sign::Way(IMAGINED), "the way it imagined"),
+        (!p.registered.is_empty(), Sign::Dart(BOX), "its frames, registered"),
         (p.answer.is_some(), Sign::Pose(IMAGINED), "its answer: stand here"),
         (p.object.is_some(), Sign::Ring(IMAGINED), "where it says the thing is"),
         (p.truth.is_some(), Sign::Pose(TRUTH), "the true goal"),
@@ -234,10 +236,10 @@ fn map(p: &Picture<'_>, width: usize, height: usize) -> Canvas {
         map.disc(view.pixel(*x, *y), 1.2, SOFT);
     }
     draw_robot(&view, &mut map, world(p.asked_at), DRIVEN);
-    for camera in p.placed {
-        draw_pose(&view, &mut map, world(*camera), 0.3, BOX);
-    }
     draw_path(&view, &mut map, &convert(p.path), 0, IMAGINED);
+    for pose in p.registered {
+        draw_dart(&mut map, view.pixel(pose.x, pose.y), pose.yaw as f32, 26.0, BOX);
+    }
     if let Some(truth) = p.truth {
         draw_pose(&view, &mut map, world(truth), 0.5, TRUTH);
     }
@@ -248,6 +250,17 @@ fn map(p: &Picture<'_>, width: usize, height: usize) -> Canvas {
         map.circle(view.pixel(x, y), view.length(0.22), 4.0, IMAGINED);
     }
     map
+}
+
+/// A dart of a length (pixels) that points where a pose looks, with a dark edge: paper swallows its colour.
+fn draw_dart(canvas: &mut Canvas, at: (f32, f32), yaw: f32, length: f32, colour: [u8; 3]) {
+    let (sin, cos) = yaw.sin_cos();
+    for (length, colour) in [(length + 8.0, INK), (length, colour)] {
+        let corner = |ahead: f32, aside: f32| {
+            (at.0 + length * (ahead * cos - aside * sin), at.1 - length * (ahead * sin + aside * cos))
+        };
+        canvas.polygon(&[corner(0.6, 0.0), corner(-0.4, 0.36), corner(-0.4, -0.36)], colour);
+    }
 }
 
 /// A text that is cut off where it is too long.
@@ -307,7 +320,7 @@ mod tests {
             truth: None,
             object: None,
             landmarks: &[],
-            placed: &[],
+            registered: &[],
         };
         let bare = draw(&picture).unwrap();
         assert_eq!(bare.width, WIDTH);
@@ -319,7 +332,14 @@ mod tests {
         let landmarks: Vec<(f64, f64)> = (0..40).map(|k| (0.1 * f64::from(k), 1.0)).collect();
         picture.landmarks = &landmarks;
         let placed = draw(&picture).unwrap();
-        let soft = |p: &RgbImage| p.data.chunks(3).filter(|c| *c == SOFT).count();
-        assert!(soft(&placed) > soft(&full), "landmarks are on the map");
+        let count = |p: &RgbImage, colour: [u8; 3]| p.data.chunks(3).filter(|c| *c == colour).count();
+        assert!(count(&placed, SOFT) > count(&full, SOFT), "landmarks are on the map");
+        let registered = [Pose2::new(house.bounds.centre().0, house.bounds.centre().1, 0.5)];
+        picture.registered = &registered;
+        let marked = draw(&picture).unwrap();
+        assert!(
+            count(&marked, BOX) > count(&placed, BOX) + 100,
+            "registered frames are on the map and in the legend"
+        );
     }
 }

@@ -86,7 +86,7 @@ pub struct ReplayArgs {
 }
 
 /// Side of the map of `--strip` (pixels).
-const MAP_PX: usize = 480;
+const MAP_PX: usize = 640;
 
 impl ReplayArgs {
     /// The goal that is asked, if any.

@@ -77,6 +77,7 @@ fn answered(status: Status, object: Option<(f64, f64)>) -> Grounded {
         found_box: None,
         used: Vec::new(),
         path: Vec::new(),
+        registered: Vec::new(),
         object,
         geometry: None,
         guided: None,

@@ -1,7 +1,8 @@
-//! What is measured on a machine with a GPU, by `tests/gpu/run.sh`: the device, every kernel's error and rate, the shipped
-//! model and a small video autoencoder against rten, blocks of the large model and its autoencoder. Each line is printed
-//! as it comes; `--out FILE` keeps all as one JSON document. `--small` is for the emulator: small sizes, few repetitions,
-//! no large model; with `--whole` the shipped model at its whole size all the same (minutes).
+//! What is measured on a machine with a GPU, by `tests/gpu/run.sh`: the device, every kernel's error and rate, products of
+//! cuBLASLt where it is found, the shipped model and a small video autoencoder against rten, blocks of the large model and
+//! its autoencoder. Each line is printed as it comes; `--out FILE` keeps all as one JSON document. `--small` is for the
+//! emulator: small sizes, few repetitions, no large model; with `--whole` the shipped model at its whole size all the same
+//! (minutes).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,11 +72,13 @@ fn run() -> Result<bool, Failure> {
     let began = Instant::now();
     let device = CudaDevice::with_kernels(0, None)?;
     document.add("kernels_loaded_s", json!(began.elapsed().as_secs_f64()))?;
+    document.add("products", json!(device.products()))?;
     document.add("copies", copies(&device, if small { 1 << 20 } else { 256 << 20 })?)?;
     let reports = check_kernels(&device, small)?;
     let mut good = reports.iter().all(|r| r.relative_error < r.allowed);
     for report in &reports {
-        document.add(&format!("kernel {}", report.kernel), serde_json::to_value(report)?)?;
+        let name = format!("kernel {} {}", report.kernel, report.timed_shape);
+        document.add(&name, serde_json::to_value(report)?)?;
     }
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/house-tiny");
     let models = if models.is_dir() { models } else { PathBuf::from("models/house-tiny") };

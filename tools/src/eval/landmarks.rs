@@ -10,6 +10,7 @@ use mindseye::context::{ContextLatent, EncodeError, LatentInfo};
 use mindseye::ground::{Grounded, Mind, MindError, MindSpec, RaysError, Scene, ground};
 use mindseye::image::{ModelCamera, RgbImage};
 use mindseye::imagine::{Dropped, Flow, NoClock, RolloutSettings, Rope};
+use mindseye::overview::{overview, stacked};
 use mindseye::planar::{Pose2, wrap_angle};
 use mindseye::study::{FullFrame, Study, StudyConfig};
 use mindseye_bridge::answer::Status;
@@ -27,6 +28,7 @@ use mindseye_world::{
 };
 use nalgebra::{Matrix2, Matrix3, Rotation3, Translation3, UnitQuaternion, Vector2};
 use serde::Serialize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::localise::{Accepted, Spread};
@@ -41,6 +43,9 @@ pub struct LandmarksArgs {
     /// Seed of the first one.
     #[arg(long, default_value_t = 700_000)]
     pub seed: u64,
+    /// Write a picture of the first house's drive, and the map of its landmarks and registered frames.
+    #[arg(long, value_name = "PNG")]
+    pub strip: Option<PathBuf>,
     /// Print the report as one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -371,7 +376,7 @@ pub struct Report {
 /// # Errors
 /// A camera that cannot be used, or a report that cannot be written.
 pub fn run(args: &LandmarksArgs) -> anyhow::Result<ExitCode> {
-    let report = evaluate(args.seed, args.houses)?;
+    let report = evaluate(args.seed, args.houses, args.strip.as_deref())?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -380,11 +385,11 @@ pub fn run(args: &LandmarksArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Goals and rates of some houses.
+/// Goals and rates of some houses; `strip` names a file for a picture of the first.
 ///
 /// # Errors
-/// A camera that cannot be used.
-pub fn evaluate(seed: u64, houses: u64) -> anyhow::Result<Report> {
+/// A camera that cannot be used, or a picture that cannot be written.
+pub fn evaluate(seed: u64, houses: u64, mut strip: Option<&Path>) -> anyhow::Result<Report> {
     let camera = Camera::new(SIZE.0, SIZE.1);
     let (mut position, mut heading, mut inside, mut withheld) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -399,6 +404,12 @@ pub fn evaluate(seed: u64, houses: u64) -> anyhow::Result<Report> {
         let Some((own, want)) = (0..visit.house.objects.len()).find_map(to_thing) else { continue };
         let [of_true, of_other, of_painted] = &mut tallies;
         let grounded = of_true.ask(&visit, &own, &camera)?;
+        if let Some(path) = strip.take() {
+            let map = overview(&grounded, &visit.scene, 640);
+            let picture =
+                stacked(mindseye::node::strip(&grounded.frames), map).context("an empty picture")?;
+            picture.save_png(path).with_context(|| path.display().to_string())?;
+        }
         match (grounded.answer.status, &grounded.answer.pose, &grounded.answer.covariance) {
             (Status::Found, Some(pose), Some(c)) => {
                 let off = Vector2::new(pose.x - want.x, pose.y - want.y);

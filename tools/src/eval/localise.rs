@@ -3,14 +3,13 @@
 //! Some frames of a recording are kept with their poses, as a robot keeps them; others are placed from their pixels
 //! alone, and their true poses are compared afterwards. With `--hallucinations` the queries are also put in as what a video
 //! model might invent of them, and so are pictures of another place (`--elsewhere`): the share that is accepted should be
-//! 1 for true pictures and 0 for all others. Settings are those that a robot runs with. Times are those of
-//! one thread by the wall clock, decoding of files left out.
+//! 1 for true pictures and 0 for all others. Settings are those that a robot runs with. Times are those that one
+//! thread ran, decoding of files left out.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::time::Instant;
 
 use mindseye_landmarks::{
     Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, LiftConfig, MapConfig, PosedPicture,
@@ -19,7 +18,7 @@ use mindseye_landmarks::{
 use nalgebra::Isometry3;
 use serde::Serialize;
 
-use super::stats::{Figure, quantile_of, share};
+use super::stats::{Figure, busy_ms, quantile_of, share};
 use crate::curate::dataset::{Dataset, DatasetError, Fit, Picture, Recording};
 
 /// Arguments of `eval localise`.
@@ -135,9 +134,11 @@ pub struct Report {
     pub variance_factor: Option<f64>,
     /// Landmarks in the map.
     pub landmarks: usize,
-    /// Median time of placing a picture, features given (milliseconds).
+    /// Median time of placing a picture, features given (milliseconds of a core).
     pub ms_per_query: Option<f64>,
-    /// Median time of finding a picture's features (milliseconds).
+    /// The longest time of a query, placed or not.
+    pub ms_longest_query: Option<f64>,
+    /// Median time of finding a picture's features (milliseconds of a core).
     pub ms_per_features: Option<f64>,
     /// Median number of features.
     pub features: Option<f64>,
@@ -263,9 +264,9 @@ fn evaluate(dataset: &Dataset, recording: &Recording, args: &LocaliseArgs) -> an
         let (w, h) = camera.size();
         let (w, h) = (w as usize, h as usize);
         let gray = Gray::from_rgb8(w, h, &picture.fitted(w, h)?.data);
-        let started = Instant::now();
+        let started = busy_ms();
         let features = extractor.extract(&gray);
-        extraction.push(started.elapsed().as_secs_f64() * 1e3);
+        extraction.push(busy_ms() - started);
         counts.push(features.len() as f64);
         if args.context.contains(frame.index) {
             map.get_or_insert_with(|| LandmarkMap::new(MapConfig::for_width(camera.size().0))).insert(
@@ -304,9 +305,9 @@ fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
     let mut times = Vec::new();
     let mut found: HashMap<usize, Result<Registration, Unregistered>> = HashMap::new();
     for query in asked {
-        let started = Instant::now();
+        let started = busy_ms();
         let got = map.register(&query.features, &query.camera, None, &config);
-        times.push(started.elapsed().as_secs_f64() * 1e3);
+        times.push(busy_ms() - started);
         found.insert(query.index, got);
     }
     let (mut positions, mut rotations, mut factors, mut lost) =
@@ -337,6 +338,7 @@ fn placed(map: &mut LandmarkMap, asked: &[Query]) -> Report {
         variance_factor: Spread::of(&distances).p90.map(|d2| d2 / CHI2_3_90),
         landmarks: map.len(),
         ms_per_query: Spread::of(&times).median,
+        ms_longest_query: times.into_iter().max_by(f64::total_cmp),
         ms_per_features: None,
         features: None,
         context: 0,
@@ -436,7 +438,7 @@ fn text(r: &Report) -> String {
     let number = |v: Option<f64>, digits: usize| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
     let mut out = format!(
         "{} queries, {} lost; position median {} m, p90 {} m; rotation median {}°, p90 {}°; within 10 cm and 5°: {:.2}\n\
-         {} landmarks of {} frames, {} features each; {} ms for a picture's features, {} ms to place it\n",
+         {} landmarks of {} frames, {} features each; {} ms for a picture's features, {} ms to place it, {} at most\n",
         r.queries,
         r.lost,
         number(r.position_m.median, 3),
@@ -449,6 +451,7 @@ fn text(r: &Report) -> String {
         number(r.features, 0),
         number(r.ms_per_features, 1),
         number(r.ms_per_query, 1),
+        number(r.ms_longest_query, 1),
     );
     out += &format!(
         "inside the 90 % ellipsoid: {}; variances are to be multiplied by {}\n",

@@ -23,6 +23,7 @@ use std::collections::{HashMap, HashSet};
 
 mod build;
 mod denoiser;
+mod fused;
 mod graphs;
 mod optimize;
 mod stored;
@@ -30,6 +31,7 @@ mod weights;
 
 pub use build::{GraphBuilder, IndexValue, NodeValue};
 pub use denoiser::{denoiser_graph, write_denoiser};
+pub use fused::fused;
 pub use graphs::{Way, codec_graph, depth_graph, step_component, text_encoder_graph, vae_graph};
 pub use weights::{CheckpointWeights, DeclaredWeights, MemoryWeights, WeightMeta, WeightSource};
 

@@ -48,7 +48,7 @@ pub(super) enum Pattern {
 use Pattern::{Either, Exactly, Filled, Integers, Node as Made, Value, Weight};
 
 /// What takes the place of the value at the root of a match.
-enum Replacement {
+pub(super) enum Replacement {
     /// Nodes, the last of which makes the value.
     Nodes(Vec<Node>),
     /// A value that exists already.
@@ -58,11 +58,11 @@ enum Replacement {
 /// One rewriting rule.
 pub(super) struct Fusion {
     /// What is looked for; names in it are keys of the match.
-    pattern: Pattern,
+    pub pattern: Pattern,
     /// What replaces it; `None` where the sizes do not fit.
-    replace: fn(&mut Rewriter<'_>, &Match) -> Option<Replacement>,
+    pub replace: fn(&mut Rewriter<'_>, &Match) -> Option<Replacement>,
     /// Whether the graph as a whole allows it.
-    allowed: fn(&Rewriter<'_>, &Pattern) -> bool,
+    pub allowed: fn(&Rewriter<'_>, &Pattern) -> bool,
 }
 
 /// Reshapes, transposes, cuts and scales of weights are done once, while the weight is written.
@@ -239,7 +239,7 @@ pub(super) fn optimize(graph: &mut Graph, weights: &Arc<dyn WeightSource>) {
 
 /// What a pattern was found to be: names of values by the pattern's names.
 #[derive(Clone, Debug, Default)]
-struct Match {
+pub(super) struct Match {
     values: HashMap<&'static str, String>,
     /// Indices of the nodes that belong to it.
     nodes: HashSet<usize>,
@@ -254,14 +254,14 @@ impl Match {
         self.values.entry(name).or_insert_with(|| value.to_owned()) == value
     }
 
-    fn get(&self, name: &str) -> &str {
+    pub fn get(&self, name: &str) -> &str {
         self.values.get(name).map_or("", String::as_str)
     }
 }
 
 /// One pass over a graph.
-struct Rewriter<'a> {
-    graph: &'a mut Graph,
+pub(super) struct Rewriter<'a> {
+    pub graph: &'a mut Graph,
     weights: &'a Arc<dyn WeightSource>,
     /// By value: the node that makes it, as an index of the graph before this pass.
     makers: HashMap<String, usize>,
@@ -275,12 +275,12 @@ struct Rewriter<'a> {
     aliases: HashMap<String, String>,
     /// Folded weights by origin.
     folded: HashMap<String, String>,
-    /// Rotary tables in halves, by cosines and sines.
-    tables: HashMap<(String, String), (String, String)>,
+    /// Rotary tables as a rotation wants them, by cosines and sines.
+    pub tables: HashMap<(String, String), (String, String)>,
 }
 
 impl<'a> Rewriter<'a> {
-    fn new(graph: &'a mut Graph, weights: &'a Arc<dyn WeightSource>) -> Self {
+    pub fn new(graph: &'a mut Graph, weights: &'a Arc<dyn WeightSource>) -> Self {
         let mut out = Self {
             makers: HashMap::new(),
             readers: HashMap::new(),
@@ -314,7 +314,7 @@ impl<'a> Rewriter<'a> {
     }
 
     /// Tries the fusion at every node.
-    fn run(mut self, fusion: &Fusion) {
+    pub fn run(mut self, fusion: &Fusion) {
         let count = self.graph.nodes.len();
         let mut made: Vec<Vec<Node>> = Vec::with_capacity(count);
         for at in 0..count {
@@ -389,16 +389,20 @@ impl<'a> Rewriter<'a> {
         }
     }
 
-    fn constant(&self, name: &str) -> Option<&Initializer> {
+    pub fn constant(&self, name: &str) -> Option<&Initializer> {
         self.constants.get(name).map(|&at| &self.graph.initializers[at])
     }
 
-    fn integers(&self, name: &str) -> Option<Vec<i64>> {
+    pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
         self.constant(name).filter(|c| c.dtype == DataType::I64)?.to_i64().ok()
     }
 
-    fn made_by(&self, value: &str) -> Option<&Node> {
+    pub fn made_by(&self, value: &str) -> Option<&Node> {
         self.makers.get(value).map(|&at| &self.graph.nodes[at])
+    }
+
+    pub fn is_output(&self, value: &str) -> bool {
+        self.outputs.contains(value)
     }
 
     fn add_constant(&mut self, constant: Initializer) {
@@ -407,7 +411,7 @@ impl<'a> Rewriter<'a> {
     }
 
     /// An integer constant of these values, a new one where there is none.
-    fn integer_constant(&mut self, values: &[i64]) -> String {
+    pub fn integer_constant(&mut self, values: &[i64]) -> String {
         let known = self.graph.initializers.iter().find(|c| {
             c.dtype == DataType::I64 && c.shape == [values.len()] && c.to_i64().is_ok_and(|v| v == values)
         });
@@ -420,7 +424,7 @@ impl<'a> Rewriter<'a> {
     }
 
     /// A node named after its operation, beside `place`.
-    fn node(&mut self, place: &str, op: &str, inputs: &[&str]) -> Node {
+    pub fn node(&mut self, place: &str, op: &str, inputs: &[&str]) -> Node {
         let base = place.rsplit_once('/').map_or(op.to_owned(), |(scope, _)| format!("{scope}/{op}"));
         let name = self.names.unique(&base);
         Node::new(&name, op, inputs, &[&name])
@@ -448,7 +452,7 @@ fn bound(position: i64, size: usize) -> usize {
 
 fn fold(rewriter: &mut Rewriter<'_>, found: &Match) -> Option<Replacement> {
     let root = rewriter.made_by(found.get("root"))?;
-    if rewriter.outputs.contains(found.get("root")) {
+    if rewriter.is_output(found.get("root")) {
         return None; // a constant cannot be an output under its own name
     }
     let weight = rewriter.constant(found.get("w"))?;
