@@ -6,9 +6,9 @@ use crate::ground::Scene;
 use crate::image::RgbImage;
 use crate::planar;
 use mindseye_bridge::time::Timestamp;
-use mindseye_world::{Camera, Frame, House, Pose2, RenderOptions, Rng, exploration_sweep, render_with};
+use mindseye_world::{Camera, Frame, House, Pose2, RenderOptions, Rng, exploration_drive, render_with};
 
-/// Images of one look around: what the small model was trained with.
+/// Images of one look around in a room: what the small models were trained with.
 pub const SWEEP: usize = 97;
 
 /// See the module.
@@ -51,7 +51,7 @@ fn stamp(image: usize) -> Timestamp {
 }
 
 impl Visit {
-    /// Looks around a house once, in `images` images.
+    /// Looks around a house once, in `images` images for each turn: one in every room.
     ///
     /// # Errors
     /// When the encoder fails.
@@ -65,7 +65,7 @@ impl Visit {
         encoder: &mut dyn GroupEncoder,
         images: usize,
     ) -> Result<Self, EncodeError> {
-        let sweep = exploration_sweep(&house, &mut rng, images);
+        let sweep = exploration_drive(&house, &mut rng, images);
         let mut frame = Frame::new();
         let fine = Camera { width: 2 * camera.width, height: 2 * camera.height, ..*camera };
         let mut memory = Vec::new();

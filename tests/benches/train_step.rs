@@ -24,7 +24,7 @@ use mindseye_train::eager::{Eager, Params};
 use mindseye_train::family::HouseModel;
 use mindseye_train::net::{self, Draw};
 use mindseye_train::optim::{self, Moments, Rule};
-use mindseye_world::{Difficulty, Rng};
+use mindseye_world::Rng;
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 7;
@@ -68,7 +68,7 @@ fn batch() -> (Batch, Params) {
         .expect("the configuration of the shipped model");
     assert_eq!(model.dit.prediction, Prediction::X0, "the peer knows clean-sample prediction only");
     assert!(model.dit.pooled_text && model.dit.lift && model.dit.camera_channels > 0);
-    let difficulty = Difficulty::named(&config.difficulty).expect("a known difficulty");
+    let difficulty = config.world().expect("a known difficulty");
     let codec = fit_codec(&model, &difficulty, 1, model.codec.block_values());
     let mut params = net::init(&model, 1);
     // Weights that begin at zero would leave whole branches without work for the gradient to do.

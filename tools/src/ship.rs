@@ -21,6 +21,7 @@ use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::text::word_model;
 use mindseye_train::checkpoint::State;
 use mindseye_train::config::TrainConfig;
+use mindseye_train::data::Worlds;
 use mindseye_train::depth::finished;
 use mindseye_train::eager::Params;
 use mindseye_train::family::HouseModel;
@@ -51,21 +52,21 @@ pub struct ShipOptions {
 
 /// Calibration to begin with; `eval grounding --calibrate` replaces it by measured values.
 #[must_use]
-pub fn provisional_lift() -> LiftParams {
+pub fn provisional_lift(worlds: &Worlds) -> LiftParams {
     LiftParams {
         standoff_m: mindseye_world::STANDOFF_M,
-        standoff_by_word_m: standoffs(),
+        standoff_by_word_m: standoffs(worlds),
         ..LiftParams::uncalibrated()
     }
 }
 
 /// Where rollouts to wide shapes end (m, by name): the mean over generated houses, for shapes that are more than 2 cm
 /// off the least standoff.
-fn standoffs() -> BTreeMap<String, f64> {
-    use mindseye_world::{Difficulty, House, Shape, standoff_m};
+fn standoffs(worlds: &Worlds) -> BTreeMap<String, f64> {
+    use mindseye_world::{Shape, standoff_m};
     let mut sums = [(0.0, 0usize); Shape::ALL.len()];
     for seed in 0..100 {
-        for object in House::generate(seed, &Difficulty::plain()).objects {
+        for object in worlds.house(seed).objects {
             let (sum, n) = &mut sums[object.shape.index()];
             *sum += standoff_m(&object);
             *n += 1;
@@ -239,6 +240,7 @@ fn manifest(
     let (h, w) = model.codec.latent_size();
     let mut dit = model.dit.clone();
     dit.attributes = 0;
+    let worlds = config.world()?;
     let mut training = toml::Table::try_from(config)?;
     training.insert("done_steps".into(), toml::Value::Integer(state.step as i64));
     training.insert("samples".into(), toml::Value::Integer((state.step * config.batch as u64) as i64));
@@ -306,7 +308,7 @@ fn manifest(
         dit,
         networks,
         bounding_box: BoundingBoxSpec { score_min: 0.3 },
-        lift: model.dit.lift.then(|| options.lift.clone().unwrap_or_else(provisional_lift)),
+        lift: model.dit.lift.then(|| options.lift.clone().unwrap_or_else(|| provisional_lift(&worlds))),
         evaluation: options.evaluation.clone(),
         component: BTreeMap::new(),
     })
@@ -364,6 +366,24 @@ mod tests {
         let left = fresh.start_from(&back, &bundle).expect("shapes fit");
         assert_eq!(left.len(), 2, "{left:?}");
         assert_eq!(fresh.params.get(3).2, state.params.get(3).2);
+
+        // A model of more words begins with the rows of those that both have.
+        let mut more = model.clone();
+        more.text.words.push("couch".to_owned());
+        let mut longer = State::new(&config, &more, &plain);
+        let rows = |state: &State| {
+            state
+                .params
+                .position("text.shared.weight")
+                .map(|i| state.params.get(i).2.to_vec())
+                .expect("words")
+        };
+        let own = rows(&longer);
+        let left = longer.start_from(&back, &bundle).expect("shapes fit");
+        assert!(left.len() == 3 && left.iter().any(|l| l.ends_with("from row 18 on")), "{left:?}");
+        let (taken, new) = (rows(&state), rows(&longer));
+        assert_eq!(new[..taken.len()], taken[..]);
+        assert_eq!(new[taken.len()..], own[taken.len()..]);
     }
 
     /// A guided model is run by the runtime's session as training runs it, with its guide and without.

@@ -15,6 +15,7 @@ use crate::mind::Pipeline;
 use crate::node::{Node, NodeEvent, NodeParts};
 use crate::planar::{Pose2, wrap_angle};
 use crate::record::Recorder;
+use crate::visit::SWEEP;
 use anyhow::{Context, bail};
 use clap::Args;
 use mindseye_bridge::answer::{Answer, Status};
@@ -270,9 +271,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 
     let house = world::House::generate(args.seed, &difficulty);
     let mut rng = world::Rng::new(args.seed);
-    // One room: the 97 poses at 10 Hz that the model was trained with. Several: as long as driving there takes.
-    let poses = if house.rooms.len() == 1 { 97 } else { 220 * house.rooms.len() };
-    let sweep = world::exploration_sweep(&house, &mut rng, poses);
+    let sweep = world::exploration_drive(&house, &mut rng, SWEEP);
     progress.line(&format!("house {}: {}", args.seed, described(&house)));
 
     let page = args.view.open("sim", Some(&pipeline))?;

@@ -42,6 +42,9 @@ pub struct Verdict {
     pub followed: bool,
     /// See the module.
     pub in_place: bool,
+    /// Of the object and the place that the end is nearest to, whether each is the right one.
+    #[serde(default)]
+    pub right: [bool; 2],
     /// Whether the last picture is nearest to the named object's view, box or not.
     pub nearest: bool,
     /// Spatial distance (m), the largest over the pictures; none without an examiner.
@@ -264,7 +267,9 @@ impl<'a> Judge<'a> {
                     (d, *which)
                 })
                 .min_by(|a, b| a.0.total_cmp(&b.0));
-            out.in_place = out.boxed && place.is_some_and(|p| p.1 == (self.object, self.object));
+            let (thing, at) = place.map_or((usize::MAX, usize::MAX), |p| p.1);
+            out.right = [thing == self.object, at == self.object];
+            out.in_place = out.boxed && out.right == [true; 2];
             if let (Some(examiner), Some(b)) = (self.rules.examiner, found) {
                 let (colour, shape) = examiner.name(eager, still, b.edges());
                 out.named =

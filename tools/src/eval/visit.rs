@@ -50,6 +50,9 @@ pub struct CommonArgs {
     /// Guidance instead of the bundle's; 1 is none.
     #[arg(long)]
     pub guidance: Option<f32>,
+    /// Look at as many context latents as this, up to the bundle's limit, instead of those of training.
+    #[arg(long)]
+    pub context_latents: Option<usize>,
     /// Read depth from the houses themselves in place of the bundle's depth reader, off by this many percent.
     #[arg(long, value_name = "PERCENT")]
     pub true_depth: Option<f64>,
@@ -222,7 +225,7 @@ pub struct Bench {
     pub difficulty: Difficulty,
     /// The robot's camera.
     pub camera: Camera,
-    /// Images of a recording.
+    /// Images of a turn of a recording.
     pub images: usize,
     /// What true depth is off by, as a share, where it takes the place of the bundle's.
     pub true_depth: Option<f64>,
@@ -243,6 +246,9 @@ impl Bench {
         let directory = find_bundle(args.bundle.as_deref(), |v| std::env::var(v).ok())?;
         let mut pipeline = Pipeline::load(&directory, &args.backend, 1)?;
         pipeline.adjust(args.steps, args.guidance);
+        if let Some(latents) = args.context_latents {
+            pipeline.look_at(latents)?;
+        }
         let image = &pipeline.bundle().manifest().image;
         let camera = Camera::new(image.width, image.height);
         let true_depth = args.true_depth.map(|percent| percent / 100.0);

@@ -6,12 +6,11 @@ use mindseye_engines::model::codec::LinearCodec;
 use mindseye_train::codec_fit::fit_codec;
 use mindseye_train::config::TrainConfig;
 use mindseye_train::data::{SEEN_SHARE, Source, Task};
-use mindseye_world::Difficulty;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let (config, model) = TrainConfig::load(Path::new(&args[1])).expect("configuration");
-    let difficulty = Difficulty::named(&config.difficulty).expect("difficulty");
+    let difficulty = config.world().expect("difficulty");
     let codec = fit_codec(&model, &difficulty, config.seed, 3000);
     let decoder = LinearCodec::new(model.codec, codec.basis.clone(), codec.mean.clone()).expect("codec");
     let mut source = Source::new(&model, difficulty, Some(codec));

@@ -5,20 +5,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mindseye_base::file::replace;
-use mindseye_world::Difficulty;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::clips::Clips;
 use crate::codec_fit::{BASIS, MEAN, fit_codec, fit_codec_to};
 use crate::config::TrainConfig;
-use crate::data::{Codec, Source};
+use crate::data::{Codec, Source, Worlds};
 use crate::eager::Params;
 use crate::error::{TrainError, io};
 use crate::family::HouseModel;
 use crate::net::{self, Losses};
 use crate::optim::Moments;
 use crate::resume;
+
+/// The table of words.
+const WORDS: &str = "text.shared.weight";
 
 /// Everything that a run needs to go on where it stopped.
 pub struct State {
@@ -93,8 +95,8 @@ impl State {
     /// # Panics
     /// As [`fit_codec`].
     #[must_use]
-    pub fn new(config: &TrainConfig, model: &HouseModel, difficulty: &Difficulty) -> Self {
-        Self::with_codec(config, model, fit_codec(model, difficulty, config.seed, config.codec_blocks))
+    pub fn new(config: &TrainConfig, model: &HouseModel, worlds: impl Into<Worlds>) -> Self {
+        Self::with_codec(config, model, fit_codec(model, worlds, config.seed, config.codec_blocks))
     }
 
     /// Fresh weights; the codec is fitted to clips, and to houses where they are mixed in.
@@ -107,14 +109,14 @@ impl State {
     pub fn from_clips(
         config: &TrainConfig,
         model: &HouseModel,
-        difficulty: &Difficulty,
+        worlds: impl Into<Worlds>,
         clips: &Clips,
     ) -> Result<Self, TrainError> {
         let seed = config.seed ^ 0xc0dec;
         let houses = (config.codec_blocks as f64 * config.data.house) as usize;
         let mut blocks = clips.blocks(seed, config.codec_blocks - houses)?;
         if houses > 0 {
-            blocks.extend(Source::new(model, difficulty.clone(), None).blocks(seed, houses));
+            blocks.extend(Source::new(model, worlds, None).blocks(seed, houses));
         }
         Ok(Self::with_codec(config, model, fit_codec_to(model, config.seed, blocks)))
     }
@@ -142,7 +144,8 @@ impl State {
 
     /// Takes the weights of a finished run or bundle in place of fresh ones; moments and step stay at their start.
     /// Weights that `from` lacks (heads that only training has), or has in another shape, stay fresh: those are returned,
-    /// by name and shapes.
+    /// by name and shapes. Of words there may be more than `from` has: lists of words begin alike, and the rows of those that
+    /// both have are taken.
     ///
     /// # Errors
     /// When no weight fits.
@@ -158,8 +161,14 @@ impl State {
             let (_, have, values) = from.get(at);
             // A graph may store a 1x1x1 convolution as the matrix that it is.
             let sides = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+            let fewer = name == WORDS && have.get(1) == shape.get(1) && have.first() < shape.first();
             if sides(have) == sides(&shape) {
                 params.insert(&name, &shape, values.to_vec());
+            } else if fewer {
+                let mut longer = params.get(i).2.to_vec();
+                longer[..values.len()].copy_from_slice(values);
+                params.insert(&name, &shape, longer);
+                fresh.push(format!("{name} {shape:?} from row {} on", have[0]));
             } else {
                 fresh.push(format!("{name} {shape:?} (it has {have:?})"));
             }

@@ -1,8 +1,8 @@
 //! The linear codec's basis: the leading principal components of blocks of four images.
 
-use mindseye_world::{Difficulty, Rng};
+use mindseye_world::Rng;
 
-use crate::data::{Codec, Source};
+use crate::data::{Codec, Source, Worlds};
 use crate::eager::Params;
 use crate::eager::ffi::gemm::{View, gemm};
 use crate::family::HouseModel;
@@ -15,8 +15,8 @@ pub(crate) const MEAN: &str = mindseye_engines::model::codec::MEAN;
 /// # Panics
 /// When there are fewer blocks than values in a block.
 #[must_use]
-pub fn fit_codec(model: &HouseModel, difficulty: &Difficulty, seed: u64, count: usize) -> Codec {
-    let mut source = Source::new(model, difficulty.clone(), None);
+pub fn fit_codec(model: &HouseModel, worlds: impl Into<Worlds>, seed: u64, count: usize) -> Codec {
+    let mut source = Source::new(model, worlds, None);
     fit_codec_to(model, seed, source.blocks(seed ^ 0xc0dec, count))
 }
 

@@ -1,5 +1,6 @@
 //! The configuration of a training run, `configs/train/*.toml`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use mindseye_world::Difficulty;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Variety;
+use crate::data::{Variety, Worlds};
 use crate::family::{HouseModel, LoadModelError, ParseError, parse};
 use crate::guide::GuideConfig;
 use crate::net::LossWeights;
@@ -110,8 +111,8 @@ pub struct TrainConfig {
     pub model: PathBuf,
     /// Seed of weights, data and noise.
     pub seed: u64,
-    /// Name of the world's difficulty.
-    pub difficulty: String,
+    /// The world that houses are drawn from.
+    pub difficulty: Difficulties,
     /// Optimiser steps.
     pub steps: u64,
     /// Samples per step.
@@ -184,6 +185,53 @@ pub struct TrainConfig {
     /// Where samples come from; by default the procedural house.
     #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
+}
+
+/// `difficulty` of a training configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Difficulties {
+    /// The name of one.
+    One(String),
+    /// Several by their names, with the share of houses that each has: `{ plain = 1, house = 2 }`.
+    Shares(BTreeMap<String, f64>),
+}
+
+impl Difficulties {
+    /// The worlds.
+    ///
+    /// # Errors
+    /// When a name is unknown, a share is not above 0, or there is none.
+    pub fn worlds(&self) -> Result<Worlds, SettingError> {
+        let named = |name: &String| {
+            Difficulty::named(name).ok_or_else(|| SettingError::Range {
+                name: "difficulty",
+                value: format!("{name:?}"),
+                expected: "\"plain\", \"house\", \"furnished\" or \"apartment\"",
+            })
+        };
+        match self {
+            Self::One(name) => Ok(named(name)?.into()),
+            Self::Shares(shares) => {
+                let worlds: Result<_, SettingError> =
+                    shares.iter().map(|(name, share)| Ok((*share, named(name)?))).collect();
+                Worlds::mixed(worlds?).ok_or_else(|| SettingError::Range {
+                    name: "difficulty",
+                    value: format!("{shares:?}"),
+                    expected: "at least one name, each with a share above 0",
+                })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Difficulties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(name) => f.write_str(name),
+            Self::Shares(shares) => f.write_str(&shares.keys().cloned().collect::<Vec<_>>().join(" and ")),
+        }
+    }
 }
 
 fn one() -> usize {
@@ -277,16 +325,12 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The world that houses are drawn from.
+    /// The worlds that houses are drawn from.
     ///
     /// # Errors
-    /// When its name is unknown.
-    pub fn world(&self) -> Result<Difficulty, SettingError> {
-        Difficulty::named(&self.difficulty).ok_or_else(|| SettingError::Range {
-            name: "difficulty",
-            value: format!("{:?}", self.difficulty),
-            expected: "\"plain\", \"house\", \"furnished\" or \"apartment\"",
-        })
+    /// As [`Difficulties::worlds`].
+    pub fn world(&self) -> Result<Worlds, SettingError> {
+        self.difficulty.worlds()
     }
 
     /// Learning rate of a step in a run of `steps` steps: warm-up, constant, linear decay to zero.
@@ -454,9 +498,15 @@ mod tests {
         check(&|c| c.noise_draws = c.batch + 1, "expected a divisor of batch / workers");
         check(&|c| c.eval_every = 0, "eval_every = 0: expected 1 or more");
         check(
-            &|c| c.difficulty = "castle".into(),
+            &|c| c.difficulty = Difficulties::One("castle".into()),
             "difficulty = \"castle\": expected \"plain\", \"house\", \"furnished\" or \"apartment\"",
         );
+        let shares = |shares: &[(&str, f64)]| {
+            Difficulties::Shares(shares.iter().map(|(name, share)| ((*name).to_owned(), *share)).collect())
+        };
+        check(&|c| c.difficulty = shares(&[("plain", 1.0), ("castle", 1.0)]), "difficulty = \"castle\"");
+        check(&|c| c.difficulty = shares(&[("plain", 1.0), ("house", 0.0)]), "each with a share above 0");
+        check(&|c| c.difficulty = shares(&[]), "at least one name");
         check(&|c| c.data.held_out = 0.5, "kind = \"house\" takes no other setting");
         check(&|c| c.data.house = 1.0, "data.house = 1: expected 0 or more, and less than 1");
         check(&|c| c.data = DataConfig { kind: Kind::Clips, ..DataConfig::default() }, "data.path: missing");

@@ -2,8 +2,9 @@
 
 use mindseye_engines::model::codec::{LinearCodec, LinearCodecConfig};
 use mindseye_world::{
-    Camera, Difficulty, Frame, House, Pose2, RenderOptions, Rng, approach, draw_box, exploration_sweep,
-    project_box_in, random_drive_from, random_pose, render_with,
+    Camera, Difficulty, Frame, House, Pose2, RenderOptions, Rng, Shape, approach, draw_box,
+    exploration_drive, exploration_sweep, project_box_in, random_drive_from, random_pose, random_pose_beside,
+    render_with, wrap_angle,
 };
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,55 @@ pub struct Variety {
     /// Share of recordings that go on with 16 to 96 images of driving about after the turn.
     #[serde(default)]
     pub wander: f64,
+}
+
+/// The worlds that houses are drawn from, each with its share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worlds(Vec<(f64, Difficulty)>);
+
+impl From<&Difficulty> for Worlds {
+    fn from(one: &Difficulty) -> Self {
+        Self(vec![(1.0, one.clone())])
+    }
+}
+
+impl From<Difficulty> for Worlds {
+    fn from(one: Difficulty) -> Self {
+        Self::from(&one)
+    }
+}
+
+impl From<&Worlds> for Worlds {
+    fn from(same: &Self) -> Self {
+        same.clone()
+    }
+}
+
+impl Worlds {
+    /// Several worlds, of which each has a share above 0; none where there is none.
+    #[must_use]
+    pub fn mixed(worlds: Vec<(f64, Difficulty)>) -> Option<Self> {
+        (!worlds.is_empty() && worlds.iter().all(|(share, _)| share.is_finite() && *share > 0.0))
+            .then_some(Self(worlds))
+    }
+
+    /// The house with this seed, in the world that the seed falls to.
+    #[must_use]
+    pub fn house(&self, seed: u64) -> House {
+        let all: f64 = self.0.iter().map(|(share, _)| share).sum();
+        let mut left = Rng::new(seed ^ 0x3017d).range(0.0, all);
+        let fallen = self.0.iter().find(|(share, _)| {
+            left -= share;
+            left < 0.0
+        });
+        House::generate(seed, fallen.map_or(&self.0[self.0.len() - 1].1, |(_, difficulty)| difficulty))
+    }
+
+    /// Nouns that a model of these worlds needs, in the order of their indices.
+    #[must_use]
+    pub fn nouns(&self) -> &'static [Shape] {
+        self.0.iter().map(|(_, d)| d.nouns()).max_by_key(|nouns| nouns.len()).unwrap_or_default()
+    }
 }
 
 /// What a sample asks for.
@@ -111,7 +161,7 @@ pub struct Codec {
 /// Makes samples; holds the buffers that rendering reuses.
 pub struct Source {
     model: HouseModel,
-    difficulty: Difficulty,
+    worlds: Worlds,
     variety: Variety,
     supersample: usize,
     codec: Option<Codec>,
@@ -127,11 +177,11 @@ pub const SEEN_SHARE: f32 = 6.0 / 256.0;
 impl Source {
     /// A source of samples for this model; without a codec, latents stay empty (see [`Source::blocks`]).
     #[must_use]
-    pub fn new(model: &HouseModel, difficulty: Difficulty, codec: Option<Codec>) -> Self {
+    pub fn new(model: &HouseModel, worlds: impl Into<Worlds>, codec: Option<Codec>) -> Self {
         Self {
             camera: Camera::new(model.codec.width, model.codec.height),
             model: model.clone(),
-            difficulty,
+            worlds: worlds.into(),
             variety: Variety::default(),
             supersample: RenderOptions::rgb_only().supersample,
             codec,
@@ -197,7 +247,7 @@ impl Source {
     pub fn sample(&mut self, seed: u64, task: Task, augment: bool) -> Sample {
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
         let house_seed = rng.next_u64() >> 1;
-        let house = House::generate(house_seed, &self.difficulty);
+        let house = self.worlds.house(house_seed);
         self.sample_in(&house, house_seed, task, augment, &mut rng)
     }
 
@@ -354,7 +404,7 @@ impl Source {
         let config = self.model.codec;
         let n = config.block_values();
         while out.len() < count * n {
-            let house = House::generate(rng.next_u64() >> 1, &self.difficulty);
+            let house = self.worlds.house(rng.next_u64() >> 1);
             let look = Look::draw(&mut rng, true);
             let sweep = exploration_sweep(&house, &mut rng, self.model.layout.recording_images);
             let object = rng.below(house.objects.len());
@@ -404,9 +454,16 @@ impl Plan {
         let mut context_index = order[..layout.context_latents].to_vec();
         context_index.sort_unstable();
 
-        // Half of the goals are given where the recording ends, half somewhere else in the house.
-        let start = if rng.chance(0.5) { sweep[sweep.len() - 1] } else { random_pose(house, rng) };
-        let object = rng.below(house.objects.len());
+        // Half of the goals are given where the recording ends, half somewhere else in the house; of several rooms, in one
+        // that was seen.
+        let start = if rng.chance(0.5) {
+            sweep[sweep.len() - 1]
+        } else if house.rooms.len() == 1 {
+            random_pose(house, rng)
+        } else {
+            random_pose_beside(house, sweep[rng.below(sweep.len())], rng)
+        };
+        let object = named(house, context_index.iter().map(|k| sweep[4 * k]), rng);
         let (colour, shape) = match task {
             Task::Absent => absent_name(house, rng),
             _ => (house.objects[object].colour.index(), house.objects[object].shape.index()),
@@ -445,14 +502,45 @@ impl Plan {
     }
 }
 
+/// Share of goals in several rooms for whatever there is: those that nothing was seen of are to be told.
+const ANYTHING: f64 = 0.15;
+/// How far from the middle of a picture a thing is in it for certain (rad).
+const IN_VIEW_RAD: f64 = 0.7;
+
+/// The object that is gone to: of several rooms, mostly one that was in sight of one of these poses.
+fn named(house: &House, seen_from: impl Iterator<Item = Pose2> + Clone, rng: &mut Rng) -> usize {
+    if house.rooms.len() > 1 && !rng.chance(ANYTHING) {
+        let in_sight = |p: &Pose2, x: f64, y: f64| {
+            wrap_angle(p.bearing_to(x, y) - p.yaw).abs() < IN_VIEW_RAD
+                && house.walls_clear((p.x, p.y), (x, y))
+        };
+        let seen = |o: &usize| {
+            let object = &house.objects[*o];
+            seen_from.clone().any(|p| in_sight(&p, object.x, object.y))
+        };
+        let seen: Vec<usize> = (0..house.objects.len()).filter(seen).collect();
+        if !seen.is_empty() {
+            return seen[rng.below(seen.len())];
+        }
+    }
+    rng.below(house.objects.len())
+}
+
 fn happens(rng: &mut Rng, share: f64) -> bool {
     share > 0.0 && rng.chance(share)
 }
 
 /// Base poses of a recording, 1 + 4k of them: a turn of `images` poses, more or less of them and followed by
-/// driving about where [`Variety`] says so.
+/// driving about where [`Variety`] says so. In several rooms `images` poses of a visit to all of them.
 fn recording(house: &House, rng: &mut Rng, images: usize, variety: Variety) -> Vec<Pose2> {
     let turn = if happens(rng, variety.paced) { 49 + rng.below(97) } else { images };
+    if house.rooms.len() > 1 {
+        let mut poses = exploration_drive(house, rng, turn);
+        let length = (images.min(poses.len()) - 1) / 4 * 4 + 1;
+        poses.drain(..rng.below(poses.len() - length + 1));
+        poses.truncate(length);
+        return poses;
+    }
     let mut poses = exploration_sweep(house, rng, turn);
     if happens(rng, variety.wander)
         && let Some(last) = poses.last().copied()
@@ -847,6 +935,51 @@ mod tests {
             firsts.insert(drawn[0]);
         }
         assert!(firsts.len() >= 4, "references drawn: {firsts:?}");
+    }
+
+    #[test]
+    fn houses_are_drawn_from_worlds_by_their_shares() {
+        let one = Worlds::from(Difficulty::plain());
+        assert_eq!(one.house(7), House::generate(7, &Difficulty::plain()));
+        let mixed =
+            Worlds::mixed(vec![(1.0, Difficulty::plain()), (3.0, Difficulty::house())]).expect("shares");
+        let several = (0..400).filter(|seed| mixed.house(*seed).rooms.len() > 1).count();
+        assert!((270..330).contains(&several), "{several} of 400 in the world of three shares of four");
+        assert_eq!(mixed.house(7), mixed.house(7));
+        let furnished = Worlds::mixed(vec![(1.0, Difficulty::furnished()), (1.0, Difficulty::plain())]);
+        let nouns = furnished.expect("shares").nouns();
+        assert!(nouns.len() > Difficulty::plain().nouns().len() && nouns.starts_with(&Shape::PLAIN));
+        for shares in [vec![], vec![(0.0, Difficulty::plain())], vec![(f64::NAN, Difficulty::plain())]] {
+            assert_eq!(Worlds::mixed(shares), None);
+        }
+    }
+
+    #[test]
+    fn in_several_rooms_a_part_of_the_visit_is_seen_and_most_goals_are_in_sight_of_it() {
+        let layout = model().layout;
+        let variety = Variety { paced: 0.5, wander: 0.5, ..Variety::default() };
+        let (mut in_sight, mut begun) = (0, Vec::new());
+        let all = 60;
+        for seed in 0..all {
+            let house = House::generate(seed, &Difficulty::house());
+            let plan = Plan::draw(&layout, variety, &house, Task::Ground, &mut Rng::new(seed));
+            assert_eq!(plan.sweep.len(), layout.recording_images);
+            let walks = plan.sweep.windows(2).all(|w| w[0].distance(w[1]) < 0.1);
+            assert!(walks && plan.context_index.iter().all(|k| 4 * k < plan.sweep.len()), "seed {seed}");
+            let room = |p: &Pose2| house.rooms.iter().position(|r| r.rect.contains(p.x, p.y));
+            let seen: Vec<Option<usize>> = plan.sweep.iter().map(room).collect();
+            assert!(seen.contains(&room(&plan.start)), "seed {seed}: it begins where something was seen");
+            begun.push(seen[0]);
+            let object = &house.objects[plan.object];
+            in_sight += u64::from(plan.context_index.iter().any(|k| {
+                let p = plan.sweep[4 * k];
+                let off = wrap_angle(p.bearing_to(object.x, object.y) - p.yaw).abs();
+                off < IN_VIEW_RAD && house.walls_clear((p.x, p.y), (object.x, object.y))
+            }));
+        }
+        assert!((all * 8 / 10..all).contains(&in_sight), "{in_sight} of {all} in sight");
+        begun.dedup();
+        assert!(begun.len() > 10, "parts begin in all rooms");
     }
 
     #[test]

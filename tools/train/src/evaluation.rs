@@ -6,11 +6,11 @@ use mindseye_base::stats::median;
 use mindseye_engines::denoise::frames_first;
 use mindseye_engines::model::codec::{GROUP, LinearCodec};
 use mindseye_engines::model::dit::Prediction;
-use mindseye_world::{Difficulty, Pose2, Rng, STANDOFF_M, wrap_angle};
+use mindseye_world::{Pose2, Rng, STANDOFF_M, wrap_angle};
 use serde::{Deserialize, Serialize};
 
 use crate::codec_fit::codec_of;
-use crate::data::{Sample, Source, Task};
+use crate::data::{Sample, Source, Task, Worlds};
 use crate::eager::{Eager, Params};
 use crate::family::HouseModel;
 use crate::guide::{self, GuideConfig};
@@ -163,13 +163,13 @@ impl Errors {
 #[must_use]
 pub fn evaluate(
     model: &HouseModel,
-    difficulty: &Difficulty,
+    worlds: impl Into<Worlds>,
     params: &Arc<Params>,
     houses: usize,
     guide: Option<GuideConfig>,
 ) -> Eval {
     let codec = codec_of(params);
-    let mut source = Source::new(model, difficulty.clone(), codec.clone()).guided(guide);
+    let mut source = Source::new(model, worlds, codec.clone()).guided(guide);
     let plain = codec.and_then(|c| LinearCodec::new(model.codec, c.basis, c.mean).ok());
     let pictures = plain.map(|codec| pictures(model, &mut source, &codec, params, houses));
     let (last, context, tokens) =

@@ -230,7 +230,7 @@ mod tests {
     fn stage() -> (TrainConfig, HouseModel, Params, Sample, Draw) {
         let dir = tempfile::tempdir().expect("a directory");
         let (config, model) = recipe(dir.path());
-        let state = crate::checkpoint::State::new(&config, &model, &Difficulty::plain());
+        let state = crate::checkpoint::State::new(&config, &model, Difficulty::plain());
         let codec = codec_of(&state.params);
         let mut source = Source::new(&model, Difficulty::plain(), codec).guided(config.guide);
         let sample = source.sample(1, Task::Navigate, true);
@@ -319,7 +319,7 @@ mod tests {
     fn what_is_seen_from_where_it_was_remembered_is_carried_as_it_is() {
         let dir = tempfile::tempdir().expect("a directory");
         let (config, model) = recipe(dir.path());
-        let state = crate::checkpoint::State::new(&config, &model, &Difficulty::plain());
+        let state = crate::checkpoint::State::new(&config, &model, Difficulty::plain());
         let codec = codec_of(&state.params).expect("a codec");
         let camera = Camera::new(model.codec.width, model.codec.height);
         let house = House::generate(3, &Difficulty::plain());

@@ -1,5 +1,6 @@
 //! The training loop: seeded, resumable exactly, with the same numbers for the same number of workers.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use mindseye_world::{Colour, Difficulty, Rng};
+use mindseye_world::{Colour, Rng};
 use serde::{Deserialize, Serialize};
 
 use crate::ahead::{Maker, Supply};
@@ -15,8 +16,8 @@ use crate::autograd::{Device, EagerDevice, Settings};
 use crate::checkpoint::{Origin, Pending, State};
 use crate::clips::Clips;
 use crate::codec_fit::codec_of;
-use crate::config::{Kind, TrainConfig};
-use crate::data::{Codec, Source};
+use crate::config::{Difficulties, Kind, TrainConfig};
+use crate::data::{Codec, Source, Worlds};
 use crate::distill::Teacher;
 use crate::eager::{Eager, Params};
 use crate::error::{TrainError, io};
@@ -43,6 +44,9 @@ pub struct Metrics {
     /// Evaluation on unseen houses, on lines where it ran.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval: Option<Eval>,
+    /// The same in each of several worlds by itself.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub worlds: BTreeMap<String, Eval>,
     /// Losses on clips that are kept apart, on the same lines.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held_out: Option<Losses>,
@@ -56,7 +60,7 @@ pub struct Trainer<D: Device = EagerDevice> {
     pub model: HouseModel,
     /// Weights and optimiser.
     pub state: State,
-    difficulty: Difficulty,
+    worlds: Worlds,
     workers: Vec<Worker<D::Interpreter>>,
     teacher: Option<Teacher>,
     clips: Option<(Arc<Clips>, Codec)>,
@@ -70,20 +74,20 @@ fn supplies(
     workers: Range<usize>,
     config: &TrainConfig,
     model: &HouseModel,
-    difficulty: &Difficulty,
+    worlds: &Worlds,
     codec: Option<&Codec>,
     clips: Option<&(Arc<Clips>, Codec)>,
 ) -> Vec<Supply> {
     let shared = Arc::new(config.clone());
     workers
         .map(|worker| {
-            let (config, model, difficulty) = (shared.clone(), model.clone(), difficulty.clone());
+            let (config, model, worlds) = (shared.clone(), model.clone(), worlds.clone());
             let (codec, clips) = (codec.cloned(), clips.cloned());
             Supply::new(shared.render_threads, move || Maker {
                 config: config.clone(),
                 clips: clips.clone(),
                 worker,
-                source: Source::new(&model, difficulty.clone(), codec.clone())
+                source: Source::new(&model, &worlds, codec.clone())
                     .varied(config.variety)
                     .guided(config.guide),
             })
@@ -116,13 +120,13 @@ fn note(config: &TrainConfig, origin: &Origin) -> String {
 }
 
 /// Ids of words are made from the indices of colours and kinds: the model's list has to be in their order.
-fn check_words(name: &str, difficulty: &Difficulty, words: &[String]) -> Result<(), TrainError> {
-    let wanted = Colour::ALL.iter().map(|c| c.name()).chain(difficulty.nouns().iter().map(|k| k.name()));
+fn check_words(name: &Difficulties, worlds: &Worlds, words: &[String]) -> Result<(), TrainError> {
+    let wanted = Colour::ALL.iter().map(|c| c.name()).chain(worlds.nouns().iter().map(|k| k.name()));
     for (at, wanted) in wanted.enumerate() {
         let found = words.get(at).map_or("", String::as_str);
         if found != wanted {
             return Err(TrainError::Words {
-                difficulty: name.to_owned(),
+                difficulty: name.to_string(),
                 at,
                 found: found.to_owned(),
                 wanted,
@@ -166,9 +170,9 @@ impl<D: Device> Trainer<D> {
             _ => return Err(TrainError::Options("[distill] and a teacher go together")),
         };
         fs::create_dir_all(out).map_err(io(out))?;
-        let difficulty = config.world()?;
+        let worlds = config.world()?;
         if clips.is_none() {
-            check_words(&config.difficulty, &difficulty, &model.text.words)?;
+            check_words(&config.difficulty, &worlds, &model.text.words)?;
         }
         let checkpoint = out.join(CHECKPOINT);
         let identity = clips.as_ref().map_or_else(String::new, |c| c.identity().to_owned());
@@ -179,9 +183,9 @@ impl<D: Device> Trainer<D> {
             }
             state
         } else if let Some(clips) = &clips {
-            State::from_clips(&config, &model, &difficulty, clips)?
+            State::from_clips(&config, &model, &worlds, clips)?
         } else {
-            State::new(&config, &model, &difficulty)
+            State::new(&config, &model, &worlds)
         };
         state.origin.model = toml::to_string(&model).unwrap_or_default();
         state.origin.data = identity;
@@ -192,7 +196,7 @@ impl<D: Device> Trainer<D> {
             ranks.begin(&mut state, &config.only, &note)?;
         }
         let own = own_workers(&config, ranks.as_ref())?;
-        let supplies = supplies(own, &config, &model, &difficulty, codec.as_ref(), clips.as_ref());
+        let supplies = supplies(own, &config, &model, &worlds, codec.as_ref(), clips.as_ref());
         let workers = supplies
             .into_iter()
             .map(|supply| {
@@ -205,7 +209,7 @@ impl<D: Device> Trainer<D> {
         let out = out.to_path_buf();
         let leads = ranks.as_ref().is_none_or(Ranks::leads);
         let mut trainer =
-            Self { config, model, state, difficulty, workers, teacher: None, clips, ranks, out, schedule };
+            Self { config, model, state, worlds, workers, teacher: None, clips, ranks, out, schedule };
         if let Some((teacher, params)) = teacher {
             trainer.start_from(&params, Path::new("distill.teacher"))?;
             trainer.teacher = Some(teacher);
@@ -236,7 +240,7 @@ impl<D: Device> Trainer<D> {
         }
         let own = own_workers(&self.config, self.ranks.as_ref())?;
         let supplies =
-            supplies(own, &self.config, &self.model, &self.difficulty, codec.as_ref(), self.clips.as_ref());
+            supplies(own, &self.config, &self.model, &self.worlds, codec.as_ref(), self.clips.as_ref());
         for (worker, supply) in self.workers.iter_mut().zip(supplies) {
             worker.supply = supply;
         }
@@ -324,16 +328,24 @@ impl<D: Device> Run for Trainer<D> {
         let step = self.state.step;
         let eval = step.is_multiple_of(self.config.eval_every);
         let houses = self.config.data.kind == Kind::House || self.config.data.house > 0.0;
+        let measure = |worlds: &Worlds| {
+            let houses = self.config.eval_houses;
+            evaluate(&self.model, worlds, &self.state.params, houses, self.config.guide)
+        };
+        let mut worlds = BTreeMap::new();
+        if let (true, true, Difficulties::Shares(shares)) = (eval, houses, &self.config.difficulty) {
+            for name in shares.keys() {
+                worlds.insert(name.clone(), measure(&Difficulties::One(name.clone()).worlds()?));
+            }
+        }
         Ok(Metrics {
             step,
             samples: step * self.config.batch as u64,
             lr: self.config.lr(step, self.schedule),
             losses: since.losses.scaled(1.0 / since.steps as f64),
             grad_norm: since.norm_max,
-            eval: (eval && houses).then(|| {
-                let houses = self.config.eval_houses;
-                evaluate(&self.model, &self.difficulty, &self.state.params, houses, self.config.guide)
-            }),
+            eval: (eval && houses).then(|| measure(&self.worlds)),
+            worlds,
             held_out: if eval { self.held_out()? } else { None },
         })
     }

@@ -1,7 +1,7 @@
 //! Drives: sequences of base poses for recording and training, one per frame.
 
 use crate::geom::{Pose2, wrap_angle};
-use crate::house::{House, Object, ROBOT_RADIUS_M};
+use crate::house::{House, Object, ROBOT_RADIUS_M, Room};
 use crate::plan::NavGrid;
 use mindseye_base::random::Rng;
 use std::f64::consts::{PI, TAU};
@@ -156,17 +156,40 @@ impl Track {
 /// A free base pose anywhere in the house, with a random heading.
 #[must_use]
 pub fn random_pose(house: &House, rng: &mut Rng) -> Pose2 {
+    pose_in_one_of(house, &house.rooms, rng)
+}
+
+/// A free base pose anywhere in the room that this one is in, or in the house where that is none, with a random heading.
+#[must_use]
+pub fn random_pose_beside(house: &House, pose: Pose2, rng: &mut Rng) -> Pose2 {
+    let here = house.rooms.iter().position(|room| room.rect.contains(pose.x, pose.y));
+    pose_in_one_of(house, here.map_or(&house.rooms[..], |i| &house.rooms[i..=i]), rng)
+}
+
+fn pose_in_one_of(house: &House, rooms: &[Room], rng: &mut Rng) -> Pose2 {
     for margin in [0.12, DRIVE_MARGIN_M] {
         for _ in 0..200 {
-            let r = &house.rooms[rng.below(house.rooms.len())].rect;
+            let r = &rooms[rng.below(rooms.len())].rect;
             let (x, y) = (rng.range(r.x0, r.x1), rng.range(r.y0, r.y1));
             if house.clearance(x, y) >= ROBOT_RADIUS_M + margin {
                 return Pose2::unwrapped(x, y, rng.range(-PI, PI));
             }
         }
     }
-    let (x, y) = house.rooms[0].rect.centre();
+    let (x, y) = rooms[0].rect.centre();
     Pose2::unwrapped(x, y, rng.range(-PI, PI))
+}
+
+/// The context recording of a robot that takes its time, about `turn` images for each full turn: in one room
+/// [`exploration_sweep`]; in several, as long as the visit to all of them takes at that pace.
+#[must_use]
+pub fn exploration_drive(house: &House, rng: &mut Rng, turn: usize) -> Vec<Pose2> {
+    if house.rooms.len() == 1 {
+        return exploration_sweep(house, rng, turn);
+    }
+    let (start, track) = tour(house, rng);
+    let frames = 1 + (track.secs() * TURN_RATE_RADPS / TAU * turn as f64).round() as usize;
+    track.sample(house, start, track.secs(), frames, false)
 }
 
 /// The context recording. In one room: about 360 degrees (340 to 400) from a random heading in a random direction,
@@ -174,9 +197,8 @@ pub fn random_pose(house: &House, rng: &mut Rng) -> Pose2 {
 /// sweep in each. Exactly `frames` poses, all free of collisions.
 #[must_use]
 pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pose2> {
-    let heading = rng.range(-PI, PI);
-    let sign = if rng.chance(0.5) { 1.0 } else { -1.0 };
     if house.rooms.len() == 1 {
+        let (heading, sign) = (rng.range(-PI, PI), if rng.chance(0.5) { 1.0 } else { -1.0 });
         let (cx, cy) = house.rooms[0].rect.centre();
         let total = rng.range(340.0, 400.0).to_radians() * sign;
         let (ax, ay) = (rng.range(0.05, 0.26), rng.range(0.05, 0.26));
@@ -195,6 +217,13 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
             })
             .collect();
     }
+    let (start, track) = tour(house, rng);
+    track.sample(house, start, track.secs(), frames, false)
+}
+
+/// A visit to every room, the nearest one next, with a turn in each: where it begins, and the drive.
+fn tour(house: &House, rng: &mut Rng) -> (Pose2, Track) {
+    let (heading, sign) = (rng.range(-PI, PI), if rng.chance(0.5) { 1.0 } else { -1.0 });
     let grid = house.nav();
     let mut left: Vec<usize> = (0..house.rooms.len()).collect();
     let first = left.swap_remove(rng.below(left.len()));
@@ -221,7 +250,7 @@ pub fn exploration_sweep(house: &House, rng: &mut Rng, frames: usize) -> Vec<Pos
         track.follow(&path);
         track.turn(sign * rng.range(330.0, 380.0).to_radians());
     }
-    track.sample(house, start, track.secs(), frames, false)
+    (start, track)
 }
 
 /// Where a robot coming from `from` should stand to look at the object, with the way there.

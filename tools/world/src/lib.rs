@@ -29,7 +29,7 @@
 //! * [`House::generate`] with a [`Difficulty`]: rooms, doors, [`Object`]s with a name, a place and a size.
 //! * [`render`], [`render_with`]: RGB, planar depth and instance ids into a reused [`Frame`]. Colours come from
 //!   [`House::palette`] by index; [`Colour::permuted`] says what an object is called after swapping channels.
-//! * [`exploration_sweep`], [`approach`], [`random_drive`]: base poses, one per frame.
+//! * [`exploration_sweep`], [`exploration_drive`], [`approach`], [`random_drive`]: base poses, one per frame.
 //! * [`Robot`] with odometry and collisions, and [`Controller`], which drives it to a pose.
 //! * [`top_down`] with [`MapView`], and [`draw`]: maps, paths, text, scaled copies.
 //! * [`project_box`], [`visible_fraction`], [`draw_box`]: the red box; [`scenic_pose`]: a good view for a picture.
@@ -51,7 +51,8 @@ mod view;
 pub use blind::BlindController;
 pub use drive::{
     Approach, DRIVE_MARGIN_M, DRIVE_SPEED_MPS, RANDOM_DRIVE_DT_SECS, STANDOFF_M, TURN_RATE_RADPS, approach,
-    exploration_sweep, goal_pose, random_drive, random_drive_from, random_pose, standoff_m,
+    exploration_drive, exploration_sweep, goal_pose, random_drive, random_drive_from, random_pose,
+    random_pose_beside, standoff_m,
 };
 pub use geom::{Camera, Pose2, wrap_angle};
 pub use house::{

@@ -4,8 +4,9 @@ use mindseye_world::draw::Canvas;
 use mindseye_world::{
     CEILING_M, Camera, Colour, Controller, ControllerLimits, ControllerState, Difficulty, Frame, House,
     MapView, NavGrid, OdometryNoise, Pose2, Quality, ROBOT_RADIUS_M, RenderOptions, Rng, Robot, Shape,
-    approach, draw_box, exploration_sweep, project_box, project_box_in, random_drive, random_pose, render,
-    render_with, scenic_pose, standoff_m, top_down, visible_fraction, wrap_angle,
+    approach, draw_box, exploration_drive, exploration_sweep, project_box, project_box_in, random_drive,
+    random_pose, random_pose_beside, render, render_with, scenic_pose, standoff_m, top_down,
+    visible_fraction, wrap_angle,
 };
 use std::collections::HashSet;
 
@@ -123,6 +124,50 @@ fn the_same_seed_gives_the_same_bytes() {
             assert!(seen.insert(a.1), "{name} {seed} looks like another seed");
         }
     }
+}
+
+#[test]
+fn a_robot_that_takes_its_time_sees_every_room_at_one_pace() {
+    let one = House::generate(3, &Difficulty::plain());
+    assert_eq!(
+        exploration_drive(&one, &mut Rng::new(3), 41),
+        exploration_sweep(&one, &mut Rng::new(3), 41),
+        "there is nothing to wait for in one room"
+    );
+    for seed in 0..6 {
+        let house = House::generate(seed, &Difficulty::house());
+        let poses = exploration_drive(&house, &mut Rng::new(seed), 97);
+        for room in &house.rooms {
+            // A whole turn in each.
+            let here: Vec<&Pose2> = poses.iter().filter(|p| room.rect.contains(p.x, p.y)).collect();
+            let turned: f64 = here.windows(2).map(|w| wrap_angle(w[1].yaw - w[0].yaw).abs()).sum();
+            assert!(turned > 5.5, "{seed}: {turned:.1} rad in a room");
+        }
+        for (k, pair) in poses.windows(2).enumerate() {
+            let turn = wrap_angle(pair[1].yaw - pair[0].yaw).abs();
+            assert!(turn < 1.05 * std::f64::consts::TAU / 97.0, "{seed} {k}: {turn:.3} rad");
+            assert!(pair[0].distance(pair[1]) < 0.05, "{seed} {k}");
+            assert!(house.clearance(pair[1].x, pair[1].y) >= ROBOT_RADIUS_M - 0.02, "{seed} {k}");
+        }
+        let slow = exploration_drive(&house, &mut Rng::new(seed), 194);
+        assert!(slow.len().abs_diff(2 * poses.len()) < 4, "{seed}: {} and {}", slow.len(), poses.len());
+    }
+}
+
+#[test]
+fn a_random_pose_beside_another_is_in_the_same_room() {
+    let house = House::generate(4, &Difficulty::house());
+    let mut rng = Rng::new(4);
+    for room in &house.rooms {
+        let (x, y) = room.rect.centre();
+        for _ in 0..20 {
+            let pose = random_pose_beside(&house, Pose2::new(x, y, 0.0), &mut rng);
+            assert!(room.rect.contains(pose.x, pose.y) && house.clearance(pose.x, pose.y) >= ROBOT_RADIUS_M);
+        }
+    }
+    let far = Pose2::new(99.0, 0.0, 0.0);
+    let anywhere = random_pose_beside(&house, far, &mut Rng::new(5));
+    assert_eq!(anywhere, random_pose(&house, &mut Rng::new(5)), "outside there is no room");
 }
 
 #[test]

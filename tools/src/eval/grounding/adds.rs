@@ -37,17 +37,29 @@ pub(super) fn poses(out: &Grounded, params: &LiftParams) -> BTreeMap<&'static st
     WAYS.iter().zip(all).filter_map(|((key, _), pose)| Some((*key, pose?))).collect()
 }
 
-/// In how many of the views a thing is seen (at least a pixel of it), and in how many whole: clear of the picture's edges.
+/// What is near (m).
+const NEAR_M: f64 = 2.5;
+
+/// In how many of the views a thing is seen (at least a pixel of it), in how many whole, which is clear of the picture's
+/// edges, and in how many from less than [`NEAR_M`].
 pub(super) fn sights(
     house: &House,
     camera: &Camera,
     views: impl Iterator<Item = world::Pose2>,
     object: usize,
-) -> [usize; 2] {
+) -> [usize; 3] {
     let (w, h) = (camera.width as f32, camera.height as f32);
-    let boxes: Vec<[f32; 4]> = views.filter_map(|pose| project_box(house, pose, camera, object)).collect();
-    let whole = |[x0, y0, x1, y1]: &[f32; 4]| *x0 > 0.5 && *y0 > 0.5 && *x1 < w - 0.5 && *y1 < h - 0.5;
-    [boxes.len(), boxes.iter().filter(|b| whole(b)).count()]
+    let thing = &house.objects[object];
+    let mut counts = [0; 3];
+    for pose in views {
+        let Some([x0, y0, x1, y1]) = project_box(house, pose, camera, object) else { continue };
+        let whole = x0 > 0.5 && y0 > 0.5 && x1 < w - 0.5 && y1 < h - 0.5;
+        let near = (thing.x - pose.x).hypot(thing.y - pose.y) < NEAR_M;
+        for (count, is) in counts.iter_mut().zip([true, whole, near]) {
+            *count += usize::from(is);
+        }
+    }
+    counts
 }
 
 /// The figures of one of [`WAYS`] for some of the goals.
@@ -62,11 +74,13 @@ pub(super) struct Added {
 }
 
 type Group = (&'static str, fn(&Outcome) -> bool);
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 6] = [
     ("all", |_| true),
     ("seen whole in a remembered view", |o| o.sights[1] > 0),
     ("never seen whole", |o| o.sights[1] == 0),
     ("seen in at most two remembered views", |o| o.sights[0] <= 2),
+    ("seen from afar only, beyond 2.5 m", |o| o.sights[0] > 0 && o.sights[2] == 0),
+    ("in another room than the robot", |o| o.in_another_room == Some(true)),
 ];
 
 /// All of them.
@@ -122,10 +136,10 @@ mod tests {
         let mut all = vec![outcome(1.0, 0.5), outcome(1.0, 0.5), outcome(1.0, 0.5)];
         let reached =
             |deg: f64, arrived: bool| Reached { error: Some([deg, 0.1]), arrived, ..Reached::default() };
-        all[0].sights = [3, 2];
+        all[0].sights = [3, 2, 3];
         all[0].rests_on =
             BTreeMap::from([("with_drive", reached(2.0, true)), ("drive_alone", reached(8.0, false))]);
-        all[1].sights = [2, 0];
+        all[1].sights = [2, 0, 0];
         all[1].rests_on = BTreeMap::from([("with_drive", reached(4.0, false))]);
         let added = added(&all);
         let of = |goals: &str, rests_on: &str| {
@@ -144,7 +158,10 @@ mod tests {
         );
         assert_eq!((of("never", "(the answer)").given.n, of("never", "(the answer)").given.value), (2, 0.5));
         assert_eq!(of("at most two", "(the answer)").given.n, 2, "one of them was never seen at all");
-        assert_eq!(table(&added).lines().count(), 2 + GROUPS.len() * WAYS.len());
+        assert_eq!(of("from afar", "(the answer)").given.n, 1);
+        let empty = WAYS.len();
+        assert_eq!(of("another room", "(the answer)").given.n, 0, "there is but one");
+        assert_eq!(table(&added).lines().count(), 2 + GROUPS.len() * WAYS.len() - empty);
     }
 
     #[test]
@@ -153,12 +170,12 @@ mod tests {
         let camera = Camera::new(24, 16);
         let of = |pose: world::Pose2, object: usize| sights(&house, &camera, [pose].into_iter(), object);
         let stand = |object: usize| world::goal_pose(&house, world::Pose2::default(), object);
-        let whole = |object: &usize| stand(*object).is_some_and(|pose| of(pose, *object) == [1, 1]);
+        let whole = |object: &usize| stand(*object).is_some_and(|pose| of(pose, *object) == [1, 1, 1]);
         let object = (0..house.objects.len()).find(whole).expect("one is seen whole from before it");
         let before = stand(object).expect("it can be stood before");
         let turned = |by: f64| world::Pose2::unwrapped(before.x, before.y, before.yaw + by);
-        assert_eq!(of(turned(std::f64::consts::PI), object), [0, 0]);
+        assert_eq!(of(turned(std::f64::consts::PI), object), [0, 0, 0]);
         // Turned by half the field of view its middle lies on the picture's edge.
-        assert_eq!(of(turned(std::f64::consts::FRAC_PI_4), object), [1, 0]);
+        assert_eq!(of(turned(std::f64::consts::FRAC_PI_4), object), [1, 0, 1]);
     }
 }

@@ -90,6 +90,9 @@ pub(super) fn refused(absent: &[Absent]) -> Figure {
 #[derive(Serialize)]
 pub(super) struct Part {
     pub(super) of: String,
+    pub(super) found: Figure,
+    /// Imagined paths that touch nothing.
+    pub(super) path_free: Figure,
     pub(super) instruction_followed: Figure,
     pub(super) followed_sd_0_2: Figure,
     pub(super) sd_m: Figure,
@@ -104,6 +107,8 @@ fn parts(outcomes: &[Outcome]) -> Vec<Part> {
         let s = summary(&some, "model", 0.0);
         Part {
             of,
+            found: s.found,
+            path_free: share(some.iter().filter_map(|o| o.touched.map(|t| !t))),
             instruction_followed: s.scores.instruction_followed,
             followed_sd_0_2: s.scores.followed_sd_0_2,
             sd_m: s.scores.sd_m,
@@ -123,6 +128,10 @@ fn parts(outcomes: &[Outcome]) -> Vec<Part> {
     }
     out.push(part("visible in the first picture".into(), &|o| o.visible_at_start));
     out.push(part("not visible in the first picture".into(), &|o| !o.visible_at_start));
+    if outcomes.iter().any(|o| o.in_another_room.is_some()) {
+        out.push(part("in the room where the robot is".into(), &|o| o.in_another_room == Some(false)));
+        out.push(part("in another room".into(), &|o| o.in_another_room == Some(true)));
+    }
     for (low, high) in [(0, 2), (3, 4), (5, usize::MAX)] {
         let of = match high {
             usize::MAX => format!("seen in {low} or more of the context groups in use"),
@@ -260,6 +269,7 @@ fn gate(
         ("in_90_ellipse", share(outcomes.iter().filter_map(|o| o.in_ellipse_90))),
         ("imagined_path_free", share(outcomes.iter().filter_map(|o| o.touched.map(|t| !t)))),
         ("arrived_before_asking_again", share(outcomes.iter().filter_map(|o| o.first_arrived))),
+        ("arrived_by_map", share(outcomes.iter().filter_map(|o| o.arrived_by_map))),
         ("arrival_confirmed", share(outcomes.iter().filter_map(|o| o.confirmed))),
         ("arrived_where_confirmed", arrived_where(outcomes, true)),
         ("arrived_where_not_confirmed", arrived_where(outcomes, false)),
@@ -301,17 +311,20 @@ pub(super) mod tests {
             localisation_m: None,
             distance_m: 1.0,
             visible_at_start: false,
+            in_another_room: None,
+            begins_here: true,
             groups_with_it: 0,
             first_arrived: None,
             looked_off_m: None,
             confirmed: None,
             reasked: false,
+            arrived_by_map: None,
             touched: None,
             off_path_m: None,
             reconstruction_error: None,
             objects: 5,
             ms: 10.0,
-            sights: [0; 2],
+            sights: [0; 3],
             rests_on: BTreeMap::new(),
             rows: BTreeMap::new(),
         }
@@ -374,12 +387,19 @@ pub(super) mod tests {
         near.groups_with_it = 3;
         let mut far = outcome(1.0, 0.5);
         far.distance_m = 2.5;
+        far.in_another_room = Some(true);
+        far.touched = Some(true);
         far.groups_with_it = 5;
         for (o, followed) in [(&mut near, true), (&mut far, false)] {
-            o.rows.insert("model", shown(0.3, 0.1, followed, 0.0));
+            o.rows.insert("model", Row { found: Some(!followed), ..shown(0.3, 0.1, followed, 0.0) });
         }
         let parts = parts(&[near, far]);
-        let of = |name: &str| parts.iter().find(|p| p.of == name).expect("a part").instruction_followed;
+        let part = |name: &str| parts.iter().find(|p| p.of == name).expect("a part");
+        let of = |name: &str| part(name).instruction_followed;
+        let another = part("in another room");
+        assert_eq!((another.found.n, another.found.value), (1, 1.0));
+        assert_eq!((another.path_free.n, another.path_free.value), (1, 0.0));
+        assert_eq!(part("in the room where the robot is").found.n, 0, "of the other nothing is known");
         assert_eq!((of("object at 0 to 1.5 m").n, of("object at 0 to 1.5 m").value), (1, 1.0));
         assert_eq!(of("object at 1.5 to 2.5 m").n, 0);
         assert_eq!((of("object beyond 2.5 m").n, of("object beyond 2.5 m").value), (1, 0.0));

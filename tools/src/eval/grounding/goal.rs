@@ -14,8 +14,8 @@ use mindseye::lift::{Registered, Witness};
 use mindseye_bridge::answer::{FramedPose2, Status};
 use mindseye_bridge::goal::{Goal, GoalKind};
 use mindseye_world::{
-    BlindController, Camera, ControllerLimits, Frame, House, OdometryNoise, Pose2, ROBOT_RADIUS_M, Robot,
-    goal_pose, project_box, wrap_angle,
+    BlindController, Camera, Controller, ControllerLimits, Frame, House, OdometryNoise, Pose2,
+    ROBOT_RADIUS_M, Robot, goal_pose, project_box, wrap_angle,
 };
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
 use crate::eval::picture::{Lpips, LpipsSession, psnr, squared_difference};
 use crate::eval::visit::{
-    Bench, Tools, Visit, absent_name, calibration, picture, plain_pose, sees, swapped_name, visit, world_pose,
+    Bench, Tools, Visit, absent_name, calibration, picture, sees, swapped_name, visit, world_pose,
 };
 
 /// How a goal was reached.
@@ -147,6 +147,10 @@ pub struct Outcome {
     pub distance_m: f64,
     /// Whether the first picture shows the object.
     pub visible_at_start: bool,
+    /// Whether it is in another room than the robot; none where there is but one.
+    pub in_another_room: Option<bool>,
+    /// Whether the rollout begins where the robot is, and not where it was when it saw the thing.
+    pub begins_here: bool,
     /// Context groups in use that show the object.
     pub groups_with_it: usize,
     /// Whether the first drive arrived.
@@ -157,6 +161,8 @@ pub struct Outcome {
     pub confirmed: Option<bool>,
     /// Whether the goal was asked again because it was not.
     pub reasked: bool,
+    /// Whether a robot that has a map of several rooms, and is told by it where it is, arrives at the first answer's pose.
+    pub arrived_by_map: Option<bool>,
     /// Whether the robot's body would touch something on the imagined path.
     pub touched: Option<bool>,
     /// How far the pictures of the drive that was sampled from the video alone stand, in the true house, from where the
@@ -166,8 +172,8 @@ pub struct Outcome {
     pub reconstruction_error: Option<f64>,
     /// Objects in the house.
     pub objects: usize,
-    /// In how many remembered views the object is seen, and in how many whole.
-    pub sights: [usize; 2],
+    /// In how many remembered views the object is seen, in how many whole, and in how many from near.
+    pub sights: [usize; 3],
     /// Where poses that rest on some of the witnesses lead in one drive, by the names in `adds::WAYS`; without
     /// those that are not given.
     pub rests_on: BTreeMap<&'static str, Reached>,
@@ -271,6 +277,11 @@ impl Asked {
         way.iter().map(|p| self.told.in_map(&FramedPose2::new("", *p))).collect()
     }
 
+    /// Where the rollout begins, in the same map: here, where it is not known to be elsewhere.
+    fn begins(&self, here: Pose2) -> Pose2 {
+        self.out.origin.map_or(here, |o| self.told.in_map(&FramedPose2::new("", o)))
+    }
+
     /// The answer's path, one pose per target latent, in the same map.
     fn path(&self) -> Vec<Pose2> {
         self.in_map(&self.out.path)
@@ -372,6 +383,20 @@ fn drive(case: &Case<'_>, from: Pose2, goal: Pose2) -> (Pose2, f64) {
         length += before.distance(robot.pose);
     }
     (robot.pose, length)
+}
+
+/// Where a robot ends that plans its way on a map.
+fn drive_by_map(case: &Case<'_>, goal: Pose2) -> Pose2 {
+    let mut robot = Robot::new(case.here, OdometryNoise::default(), 1);
+    let mut controller = Controller::new(case.house, case.here, goal, ControllerLimits::default());
+    for _ in 0..2400 {
+        if controller.done() {
+            break;
+        }
+        let (v, w) = controller.step(robot.pose, 0.05);
+        robot.step(case.house, v, w, 0.05);
+    }
+    robot.pose
 }
 
 /// The seed of a house that lacks this name, for controls.
@@ -504,11 +529,13 @@ pub(super) fn present_goal(
     let rules = Rules { camera, examiner: s.examiner, box_latents: spec.box_latents, box_min: spec.box_min };
     // Draws what follows from its own copy, since the house is borrowed from the visit.
     let mut rng = v.rng.clone();
-    let truth = goal_pose(&v.house, v.here, object);
+    // The near side of a thing in another room is that of the view that the way there begins with.
+    let start = asked.begins(v.here);
+    let truth = goal_pose(&v.house, start, object);
     let case = Case { house: &v.house, here: v.here, object, truth, camera, odometry: s.args.odometry };
     let mut rows = Rows {
         case: &case,
-        judge: Judge::new(rules, &v.house, v.here, object, targets),
+        judge: Judge::new(rules, &v.house, start, object, targets),
         lpips: s.lpips.map(Lpips::session).transpose()?,
         boxed: spec.box_latents.max(1) * GROUP,
         rows: BTreeMap::new(),
@@ -547,7 +574,7 @@ pub(super) fn present_goal(
         let ask = |tools: &mut Tools, scene: &Visit| ask(tools, scene, seed, &name, s.args);
         controls(&mut rows, tools, &v, &other, ask)?;
         let random = rng.below(v.house.objects.len());
-        truth_frames = references(&mut rows, tools, &v, random, &rules, targets)?;
+        truth_frames = references(&mut rows, tools, (&v, start), random, &rules, targets)?;
         let there = rng.below(other.house.objects.len());
         let frames = tools.coded_drive(&true_drive(&other.house, other.here, there, &rules, targets))?;
         rows.add("truth_wrong_room", &frames, Pose::None, tools)?;
@@ -558,18 +585,17 @@ pub(super) fn present_goal(
     let rows = rows.rows;
     let map = s.args.report.is_some().then(|| {
         if truth_frames.is_empty() {
-            truth_frames = true_drive(&v.house, v.here, object, &rules, targets);
+            truth_frames = true_drive(&v.house, start, object, &rules, targets);
         }
         map(&case, &MapSheet { path: asked.path(), answer: asked.pose() })
     });
     let kept = v.memory.iter().filter_map(|seen| v.sweep.get(GROUP * seen.info.index as usize).copied());
     let mut params = calibration(&spec)?.clone();
     params.standoff_m = params.standoff_for(&format!("find the {name}"));
-    let begins = asked.out.origin.map_or(case.here, |o| asked.told.in_map(&FramedPose2::new("", o)));
     let rests_on = adds::poses(&asked.out, &params).into_iter();
     let outcome = Outcome {
         sights: adds::sights(&v.house, camera, kept, object),
-        rests_on: rests_on.map(|(key, pose)| (key, case.reach(begins.compose(world_pose(pose))))).collect(),
+        rests_on: rests_on.map(|(key, pose)| (key, case.reach(start.compose(world_pose(pose))))).collect(),
         destroyed,
         off_path_m,
         reconstruction_error: reconstruction_error(tools, &v)?,
@@ -597,6 +623,7 @@ struct Closed {
     looked_off_m: Option<f64>,
     confirmed: Option<bool>,
     reasked: bool,
+    arrived_by_map: Option<bool>,
 }
 
 /// Drives to the answer, looks once more at what was asked for, and asks once more from there when it is elsewhere: as the
@@ -627,6 +654,8 @@ fn closed_loop(
     let mut closed = Closed { reached, confirmed: Some(here(off)), ..Closed::default() };
     closed.looked_off_m = off.map(|off| off.x.hypot(off.y));
     closed.first_arrived = Some(reached.arrived);
+    closed.arrived_by_map =
+        (case.house.rooms.len() > 1).then(|| case.edge_from(drive_by_map(case, pose)) <= ARRIVED_M);
     if closed.confirmed == Some(true) {
         return Ok(closed);
     }
@@ -726,14 +755,14 @@ fn controls(
 fn references(
     rows: &mut Rows<'_, '_>,
     tools: &mut Tools,
-    v: &Visit,
+    (v, start): (&Visit, Pose2),
     random: usize,
     rules: &Rules<'_>,
     targets: usize,
 ) -> anyhow::Result<Vec<RgbImage>> {
     let case = rows.case;
-    let frames = tools.coded_drive(&true_drive(&v.house, v.here, random, rules, targets))?;
-    rows.add("random_object", &frames, Pose::Known(goal_pose(&v.house, v.here, random)), tools)?;
+    let frames = tools.coded_drive(&true_drive(&v.house, start, random, rules, targets))?;
+    rows.add("random_object", &frames, Pose::Known(goal_pose(&v.house, start, random)), tools)?;
     let first = tools.coded_still(&v.newest)?;
     rows.add("copy_first", &vec![first; GROUP * targets], Pose::Known(Some(v.here)), tools)?;
     let nearest = case.truth.and_then(|goal| {
@@ -745,7 +774,7 @@ fn references(
         let still = tools.coded_still(picture)?;
         rows.add("nearest_remembered", &vec![still; GROUP * targets], Pose::Known(Some(pose)), tools)?;
     }
-    let truth = tools.coded_drive(&true_drive(&v.house, v.here, case.object, rules, targets))?;
+    let truth = tools.coded_drive(&true_drive(&v.house, start, case.object, rules, targets))?;
     rows.add("truth", &truth, Pose::Known(case.truth), tools)?;
     Ok(truth)
 }
@@ -801,10 +830,12 @@ fn outcome(
     let seen_from_here = v.here.relative(Pose2::unwrapped(named.x, named.y, 0.0));
     let lifted = out.lifted.as_ref();
     let pose = asked.pose();
-    let witness =
-        |w: Option<Witness>| w.and_then(|w| case.error(world_pose(plain_pose(v.here).compose(w.pose))));
-    let off =
-        |w: Option<Witness>| w.map(|w| (w.object.0 - seen_from_here.x).hypot(w.object.1 - seen_from_here.y));
+    let begins = asked.begins(case.here);
+    let witness = |w: Option<Witness>| w.and_then(|w| case.error(begins.compose(world_pose(w.pose))));
+    let seen_from_beginning = begins.relative(Pose2::unwrapped(named.x, named.y, 0.0));
+    let off = |w: Option<Witness>| {
+        w.map(|w| (w.object.0 - seen_from_beginning.x).hypot(w.object.1 - seen_from_beginning.y))
+    };
     let [plan, memory, drive] = [
         lifted.and_then(|l| l.estimate.plan),
         lifted.and_then(|l| l.estimate.memory),
@@ -848,16 +879,20 @@ fn outcome(
         destroyed: BTreeMap::new(),
         distance_m: seen_from_here.x.hypot(seen_from_here.y),
         visible_at_start: sees(&v.house, v.here, camera, object, &mut frame),
+        in_another_room: (v.house.rooms.len() > 1)
+            .then(|| !v.house.rooms[named.room].rect.contains(v.here.x, v.here.y)),
+        begins_here: begins.distance(v.here) < 1e-6,
         groups_with_it,
         first_arrived: closed.first_arrived,
         looked_off_m: closed.looked_off_m,
         confirmed: closed.confirmed,
         reasked: closed.reasked,
+        arrived_by_map: closed.arrived_by_map,
         touched: (!path.is_empty()).then(|| case.touches(&path)),
         off_path_m: None,
         reconstruction_error: None,
         objects: v.house.objects.len(),
-        sights: [0; 2],
+        sights: [0; 3],
         rests_on: BTreeMap::new(),
         ms: *ms,
         rows,

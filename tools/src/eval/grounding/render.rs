@@ -93,12 +93,24 @@ fn poses_table(poses: &[PoseRow]) -> String {
 }
 
 fn parts_table(parts: &[Part]) -> String {
-    let mut t =
-        Table::new(&["goals", "n", "IF", "IF(SD<0.2)", "SD (m)", "heading (deg)", "position (m)", "arrival"]);
+    let mut t = Table::new(&[
+        "goals",
+        "n",
+        "pose given",
+        "path free",
+        "IF",
+        "IF(SD<0.2)",
+        "SD (m)",
+        "heading (deg)",
+        "position (m)",
+        "arrival",
+    ]);
     for p in parts {
         t.row([
             p.of.clone(),
             p.instruction_followed.n.to_string(),
+            p.found.text(2),
+            p.path_free.text(2),
             p.instruction_followed.text(2),
             p.followed_sd_0_2.text(2),
             p.sd_m.text(3),
