@@ -148,7 +148,7 @@ pub enum Inconsistent {
         hole: Hole,
     },
     /// No box, or nothing known in it.
-    #[error("the object's box holds {points} known points; {wanted} are needed")]
+    #[error("the object's box holds {points} known points; {wanted} at one depth are needed")]
     NoObject {
         /// Points in the best box.
         points: usize,
