@@ -354,16 +354,8 @@ fn profiles(
     Ok(all)
 }
 
-/// Builds every graph of a bundle into `request.out`. The folder appears when all of it is there.
-///
-/// # Errors
-/// [`PipelineError`]; then `request.out` is as it was.
-pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, PipelineError> {
-    request.target.check_precision(request.settings.precision)?;
-    let planned = plan_bundle(request.bundle, request.target, &request.settings)?;
-    if let Some(refusal) = planned.refusal() {
-        return Err(PipelineError::Refused(refusal));
-    }
+/// Refuses what cannot be built, or has no place to go.
+fn check_request(request: &Request<'_>) -> Result<(), PipelineError> {
     check_library(request.target, request.library, request.graphs_only)?;
     if request.settings.fused && request.library.is_some_and(|_| !request.graphs_only) {
         return Err(PipelineError::Refused(
@@ -378,11 +370,11 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
             request.target.name
         )));
     }
-    let model = spec_of(request.bundle, &request.settings)?;
-    request.settings.keep_loaded = Some(planned.memory.keep);
-    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
     if request.out.exists() && !request.out.join(SETTINGS_FILE).is_file() {
-        let empty = std::fs::read_dir(request.out).map_err(|e| io(request.out, e))?.next().is_none();
+        let empty = std::fs::read_dir(request.out)
+            .map_err(|source| PipelineError::Io { path: request.out.display().to_string(), source })?
+            .next()
+            .is_none();
         if !empty {
             return Err(PipelineError::Refused(format!(
                 "{} exists and holds something other than engines",
@@ -390,6 +382,23 @@ pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, Pip
             )));
         }
     }
+    Ok(())
+}
+
+/// Builds every graph of a bundle into `request.out`. The folder appears when all of it is there.
+///
+/// # Errors
+/// [`PipelineError`]; then `request.out` is as it was.
+pub fn build_bundle(mut request: Request<'_>) -> Result<Vec<BuiltComponent>, PipelineError> {
+    request.target.check_precision(request.settings.precision)?;
+    let planned = plan_bundle(request.bundle, request.target, &request.settings)?;
+    if let Some(refusal) = planned.refusal() {
+        return Err(PipelineError::Refused(refusal));
+    }
+    check_request(&request)?;
+    let model = spec_of(request.bundle, &request.settings)?;
+    request.settings.keep_loaded = Some(planned.memory.keep);
+    let io = |path: &Path, source| PipelineError::Io { path: path.display().to_string(), source };
     let mut name = request.out.file_name().unwrap_or_default().to_owned();
     name.push(format!(".part-{}", std::process::id()));
     let staging = Staging(request.out.with_file_name(name));

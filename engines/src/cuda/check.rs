@@ -135,6 +135,7 @@ fn products() -> Vec<Case> {
     vec![case(Activation::None, square), case(Activation::GeluTanh, wide)]
 }
 
+/// Every kernel at a small size with edges, and at one that is timed. Long, since it is one table.
 fn cases() -> Vec<Case> {
     use Element::{Bf16, F32, I8, I32};
     let linear = |kernel, element, [m, k, n]: [usize; 3], [tm, tk, tn]: [usize; 3]| Case {
@@ -335,7 +336,7 @@ fn run(
     Ok(Ran { values, name: first.name(), millis: millis / repeats as f64 })
 }
 
-/// The right result, in f64.
+/// The right result, in f64. Long, since each operation is one arm.
 fn reference(op: &Op, operands: &[Operand]) -> Vec<f64> {
     let at = |i: usize, j: usize| f64::from(operands[i].values[j]);
     let shape = |i: usize| operands[i].shape.as_slice();

@@ -318,7 +318,7 @@ impl<'a> Finder<'a> {
         Some(node.inputs[0].as_str())
     }
 
-    /// What a node becomes, alone or with nodes before it.
+    /// What a node becomes, alone or with nodes before it. Long, since each operator is one arm.
     fn step(&self, node: &'a Node) -> Option<Step> {
         if !node.domain.is_empty()
             || node.outputs.len() != 1

@@ -80,6 +80,7 @@ fn off(a: Pose2, b: Pose2) -> Off {
     [wrap_angle(a.yaw - b.yaw).abs().to_degrees(), a.distance(b)]
 }
 
+/// One house and its path. Long, since every kind of 3-D information is sampled and compared alike.
 fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> anyhow::Result<FollowedPath> {
     let camera = &bench.camera;
     let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;

@@ -511,6 +511,7 @@ impl Rows<'_, '_> {
     }
 }
 
+/// One house from its recording to the figures of its goal. Long, since it is one trial whose parts share its things.
 pub(super) fn present_goal(
     s: &Setup<'_>,
     tools: &mut Tools,
@@ -816,6 +817,7 @@ fn in_ellipse_90(squared_spreads: f64) -> bool {
     squared_spreads <= ELLIPSE_90
 }
 
+/// Everything that is kept of a goal. Long, since it names every field once.
 fn outcome(
     case: &Case<'_>,
     v: &Visit,
