@@ -1014,14 +1014,15 @@ mod tests {
                             assert!(error.to_string().contains(part), "{error}");
                         }
                     };
-                    // The number of images of a recording, the codec's limit, what witnesses share, registration and the
-                    // spreads without odometry are the only optional keys.
+                    // The number of images of a recording, the codec's limit, what witnesses share, registration, the spreads
+                    // without odometry and groups of words are the only optional keys.
                     let measured =
                         ["reconstruction_max", "shared_sigma_m", "registration", "without_odometry"];
                     let optional = key == "recording_images"
                         || measured.contains(&key.as_str())
                         || ["networks", "evaluation"].contains(&name.as_str())
-                        || (name.is_empty() && key == "lift");
+                        || (name.is_empty() && key == "lift")
+                        || (name == "networks.text.closed" && key == "attributes");
                     if !open {
                         let misspelt = format!("{key}x");
                         check("misspelt", &misspelt, &|table| {
