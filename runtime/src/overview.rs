@@ -32,6 +32,8 @@ enum Sign {
 /// Places of one kind.
 struct Layer {
     sign: Sign,
+    /// For the legend, whose letters are the world's.
+    #[cfg_attr(not(feature = "world"), expect(dead_code))]
     text: &'static str,
     places: Vec<Pose2>,
 }
