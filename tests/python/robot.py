@@ -252,11 +252,12 @@ def main():
 
 
 def answered(states):
-    """How many goals the newest state counts as answered."""
+    """How many goals the newest state counts as answered and over; the pose of one that was found is still on its way."""
     if not states:
         return 0
     state = json.loads(STORE.deserialize_cdr(states[-1].payload.to_bytes(), TEXT).data)
-    return state["goals"]["answers"]
+    found = (state.get("last_answer") or {}).get("status") == "found"
+    return state["goals"]["answers"] - (1 if found else 0)
 
 
 def said(states):
