@@ -21,6 +21,7 @@ pub mod onnx;
 pub mod passport;
 pub mod plucker;
 pub mod protobuf;
+mod python;
 pub mod residency;
 pub mod sampler;
 pub mod session_denoiser;

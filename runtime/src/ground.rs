@@ -844,7 +844,7 @@ fn ask(
 ) -> Result<Asked, GroundError> {
     let all = meanings(&job.spec.attributes, goal_text(job.goal));
     let Some(params) = job.spec.lift.as_ref().filter(|_| all.len() > 1) else {
-        let view = choose_view(mind, job, &request, progress)?;
+        let (view, _) = choose_view(mind, job, &request, progress)?;
         return Ok(Asked { request, view, spec: job.spec.clone(), note: None });
     };
     let began = job.budget.clock.now();
@@ -858,8 +858,11 @@ fn ask(
             other => progress(other),
         };
         let request = encode(mind, job, &meaning.text)?;
-        let view = choose_view(mind, job, &request, &mut scan)?;
-        let clear = clearness(mind, job, &request, &view, params)?;
+        let (view, known) = choose_view(mind, job, &request, &mut scan)?;
+        let clear = match known {
+            Some(clear) => clear,
+            None => clearness(mind, job, &request, &view, params)?,
+        };
         tried.push((clear, meaning, request, view));
     }
     let looked_for = tried.len();
@@ -1268,13 +1271,13 @@ fn drifts(way: &[Option<Pose2>], noise: OdometryNoise) -> Vec<Drift> {
 /// a model that knows single rooms find things in rooms that the robot has left, and in those that others have seen: their
 /// memories are stretches of their own. Without odometry nothing can be
 /// carried from there to here, and without lift heads nothing tells one stretch from another: then the whole history
-/// is taken, evenly. Waypoints begin here.
+/// is taken, evenly. Waypoints begin here. Beside the view, its [`clearness`] where several were compared.
 fn choose_view(
     mind: &mut dyn Mind,
     job: &Job<'_>,
     request: &Request,
     progress: &mut dyn FnMut(Stage<'_>) -> Flow,
-) -> Result<View, GroundError> {
+) -> Result<(View, Option<(bool, f64)>), GroundError> {
     let Job { scene, spec, settings, budget, .. } = job;
     // Without a view of its own the robot has nowhere to begin.
     scene.memory.last().filter(|newest| newest.by.is_none()).ok_or(GroundError::NothingSeen)?;
@@ -1304,13 +1307,13 @@ fn choose_view(
             _ => Flow::Continue,
         };
         let Some(view) = view_of(mind, job, request, *stretch, &mut scan)? else { continue };
-        let Some(params) = params.filter(|_| all.len() > 1) else { return Ok(view) };
+        let Some(params) = params.filter(|_| all.len() > 1) else { return Ok((view, None)) };
         let clear = clearness(mind, job, request, &view, params)?;
         if best.as_ref().is_none_or(|(other, _)| clear > *other) {
             best = Some((clear, view));
         }
     }
-    best.map(|(_, view)| view).ok_or(GroundError::NothingSeen)
+    best.map(|(clear, view)| (view, Some(clear))).ok_or(GroundError::NothingSeen)
 }
 
 /// The first and last position of each robot's memories, this robot's own first.

@@ -202,15 +202,9 @@ fn run_diffusion<D: Device>(
     }
     let stop = stop_flag()?;
     let mut ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
-    let leads = ranks.as_ref().is_none_or(Ranks::leads);
     // The first rank decodes the clips, the others then find them decoded.
-    if let Some(ranks) = ranks.as_mut().filter(|_| !leads) {
-        ranks.wait()?;
-    }
-    let clips = open_clips(args, out, &config, &model, &stop)?;
-    if let Some(ranks) = ranks.as_mut().filter(|_| leads) {
-        ranks.wait()?;
-    }
+    let clips = first_rank_first(&mut ranks, || open_clips(args, out, &config, &model, &stop))?;
+    let leads = ranks.as_ref().is_none_or(Ranks::leads);
     if args.prepare {
         if args.json {
             println!("{}", serde_json::to_string(&clips.map(|(_, report)| report))?);
@@ -257,6 +251,22 @@ fn run_diffusion<D: Device>(
         println!("{}", serde_json::to_string(&last)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the first rank do what the others then find done.
+fn first_rank_first<R>(
+    ranks: &mut Option<Ranks>,
+    work: impl FnOnce() -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    let leads = ranks.as_ref().is_none_or(Ranks::leads);
+    if let Some(ranks) = ranks.as_mut().filter(|_| !leads) {
+        ranks.wait()?;
+    }
+    let done = work()?;
+    if let Some(ranks) = ranks.as_mut().filter(|_| leads) {
+        ranks.wait()?;
+    }
+    Ok(done)
 }
 
 /// What the terminal says of a step.
@@ -392,25 +402,22 @@ fn run_fine_tune<D: Device>(
     let (total, stop) = (config.steps, stop_flag()?);
     let encoders = crate::retrain::encoders_of(&args.config, &config, &model)?;
     let mut ranks = place.map(|place| Ranks::join(place, device)).transpose()?;
-    let leads = ranks.as_ref().is_none_or(Ranks::leads);
     // The first rank encodes, the others then find it done.
-    if let Some(ranks) = ranks.as_mut().filter(|_| !leads) {
-        ranks.wait()?;
-    }
-    let began = Instant::now();
-    let latents = finetune::encode(&args.config, &config, &model, &encoders, &out.join("latents"), &stop)?;
-    let encoded = began.elapsed();
-    let began = Instant::now();
-    (0..latents.len()).try_for_each(|i| latents.sample(i).map(drop))?;
-    eprintln!(
-        "{} samples encoded or checked in {:.1} s; read in {:.3} s",
-        latents.len(),
-        encoded.as_secs_f64(),
-        began.elapsed().as_secs_f64()
-    );
-    if let Some(ranks) = ranks.as_mut().filter(|_| leads) {
-        ranks.wait()?;
-    }
+    let latents = first_rank_first(&mut ranks, || {
+        let began = Instant::now();
+        let latents =
+            finetune::encode(&args.config, &config, &model, &encoders, &out.join("latents"), &stop)?;
+        let encoded = began.elapsed();
+        let began = Instant::now();
+        (0..latents.len()).try_for_each(|i| latents.sample(i).map(drop))?;
+        eprintln!(
+            "{} samples encoded or checked in {:.1} s; read in {:.3} s",
+            latents.len(),
+            encoded.as_secs_f64(),
+            began.elapsed().as_secs_f64()
+        );
+        Ok(latents)
+    })?;
     if args.prepare {
         return Ok(ExitCode::SUCCESS);
     }

@@ -15,6 +15,7 @@ use super::{
     check_output, wanted_outputs,
 };
 use crate::onnx::{DataType, Model, ValueInfo};
+use crate::python::{children, python_packages};
 
 const NAME: &str = "onnxruntime";
 
@@ -118,36 +119,10 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
-fn children(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path())
-}
-
 /// `onnxruntime/capi` in the Python environments of this user and machine.
 fn wheels() -> Vec<PathBuf> {
-    let mut roots: Vec<PathBuf> = Vec::new();
-    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
-        roots.extend(std::env::var_os(variable).map(PathBuf::from));
-    }
-    if let Some(home) = std::env::var_os("HOME").map(PathBuf::from) {
-        roots.push(home.join(".local"));
-        roots.extend(children(&home.join(".pyenv/versions")));
-    }
-    roots.extend(["/usr/local", "/usr", "/opt/venv"].map(PathBuf::from));
-    let mut folders = Vec::new();
-    for root in roots {
-        let python = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3"));
-        let mut versions: Vec<PathBuf> = children(&root.join("lib")).filter(python).collect();
-        versions.sort();
-        for version in versions.into_iter().rev() {
-            for packages in ["site-packages", "dist-packages"] {
-                let folder = version.join(packages).join("onnxruntime/capi");
-                if folder.is_dir() {
-                    folders.push(folder);
-                }
-            }
-        }
-    }
-    folders
+    let folders = python_packages().into_iter().map(|packages| packages.join("onnxruntime/capi"));
+    folders.filter(|folder| folder.is_dir()).collect()
 }
 
 impl Backend for OrtBackend {

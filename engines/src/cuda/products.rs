@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::CudaError;
 use super::kernels::Element;
 use super::library::functions;
+use crate::python::python_packages;
 
 /// The environment variable that names cuBLASLt's library or its folder; `none` leaves all products to our kernels.
 pub const PRODUCTS_VARIABLE: &str = "MINDSEYE_CUBLASLT_LIBRARY";
@@ -446,28 +447,8 @@ impl Drop for Products {
 /// Where the library may lie: first wherever the loader looks, then NVIDIA's folders, then those of Python's packages.
 fn folders() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = std::iter::once("").chain(FOLDERS).map(PathBuf::from).collect();
-    let of = |variable: &str, inside: &str| std::env::var_os(variable).map(|v| PathBuf::from(v).join(inside));
-    let roots = [
-        of("VIRTUAL_ENV", "lib"),
-        of("HOME", ".local/lib"),
-        Some("/usr/local/lib".into()),
-        Some("/usr/lib".into()),
-    ];
-    for root in roots.into_iter().flatten() {
-        let mut pythons: Vec<PathBuf> = std::fs::read_dir(root)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3")))
-            .collect();
-        pythons.sort();
-        for python in pythons {
-            for packages in ["site-packages", "dist-packages"] {
-                all.extend(
-                    ["cu13", "cublas"].map(|p| python.join(packages).join("nvidia").join(p).join("lib")),
-                );
-            }
-        }
+    for packages in python_packages() {
+        all.extend(["cu13", "cublas"].map(|p| packages.join("nvidia").join(p).join("lib")));
     }
     all
 }

@@ -5,8 +5,8 @@
 //! `cargo bench -p mindseye-landmarks`. Times are those that the thread ran; a busy machine still has colder caches.
 
 use std::hint::black_box;
-use std::time::Instant;
 
+use mindseye_base::stats::busy_ms;
 use mindseye_landmarks::{
     Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, MapConfig, RegisterConfig,
 };
@@ -128,10 +128,9 @@ struct Times(Vec<f64>);
 
 impl Times {
     fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let (began, wall) = (busy_ms(), Instant::now());
+        let began = busy_ms();
         let out = work();
-        let took = began.zip(busy_ms()).map(|(from, to)| to - from);
-        self.0.push(took.unwrap_or_else(|| wall.elapsed().as_secs_f64() * 1e3));
+        self.0.push(busy_ms() - began);
         out
     }
 
@@ -152,10 +151,4 @@ impl Times {
             all.len()
         );
     }
-}
-
-/// How long this thread has run (milliseconds); `None` where the system does not tell.
-fn busy_ms() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    Some(text.split_whitespace().next()?.parse::<f64>().ok()? * 1e-6)
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use mindseye_base::stats::busy_ms;
 use mindseye_landmarks::{
     Camera, Extractor, ExtractorConfig, Features, Gray, LandmarkMap, LiftConfig, MapConfig, PosedPicture,
     RegisterConfig, Registration, Unregistered,
@@ -18,7 +19,7 @@ use mindseye_landmarks::{
 use nalgebra::Isometry3;
 use serde::Serialize;
 
-use super::stats::{Figure, busy_ms, quantile_of, share};
+use super::stats::{Figure, quantile_of, share};
 use crate::curate::dataset::{Dataset, DatasetError, Fit, Picture, Recording};
 
 /// Arguments of `eval localise`.

@@ -138,15 +138,6 @@ pub fn auc(high: impl IntoIterator<Item = f64>, low: impl IntoIterator<Item = f6
     })
 }
 
-/// How long this thread has run on a core (milliseconds); the wall clock where the system does not tell.
-#[must_use]
-pub fn busy_ms() -> f64 {
-    let ran = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let ran = ran.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok());
-    let since_epoch = || std::time::UNIX_EPOCH.elapsed().map_or(0.0, |t| t.as_secs_f64() * 1e3);
-    ran.map_or_else(since_epoch, |nanos| nanos * 1e-6)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -140,6 +140,17 @@ impl DeviceError {
     }
 }
 
+/// The term that [`Autograd::adapt`] adds to a linear layer: `x` through two matrices, times `scale`.
+pub fn low_rank<O: Ops>(
+    o: &mut O,
+    x: &O::Tensor,
+    (down, up, scale): (&O::Tensor, &O::Tensor, f32),
+) -> O::Tensor {
+    let low = o.linear(x, down, None);
+    let low = o.linear(&low, up, None);
+    o.scale(&low, scale)
+}
+
 impl Autograd for Eager {
     fn restart(&mut self, params: Arc<Params>) {
         Self::restart(self, params);

@@ -7,16 +7,8 @@ use mindseye_world::{
     random_pose, render_with,
 };
 
-/// Seconds this thread has run; the wall clock where the system does not tell.
-fn core_secs(start: std::time::Instant) -> f64 {
-    let nanos = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanos = nanos.and_then(|s| s.split_whitespace().next()?.parse::<f64>().ok());
-    nanos.map_or_else(|| start.elapsed().as_secs_f64(), |n| n * 1e-9)
-}
-
 fn main() {
-    let clock = std::time::Instant::now();
-    let now = || core_secs(clock);
+    let now = || 1e-3 * mindseye_base::stats::busy_ms();
     let only = std::env::args().nth(1);
     for name in Difficulty::NAMES.into_iter().filter(|n| only.as_deref().is_none_or(|o| o == *n)) {
         let Some(difficulty) = Difficulty::named(name) else { continue };

@@ -16,7 +16,7 @@ use mindseye_engines::onnx::{Attribute, AttributeValue, Dim, Model, Node};
 
 use super::MemoryWeights;
 use super::optimize::Pattern::{self, Either, Exactly, Filled, Integers, Node as Made, Value};
-use super::optimize::{Fusion, Match, Replacement, Rewriter};
+use super::optimize::{Fusion, Match, Replacement, Rewriter, inverse_rms, run_passes};
 use super::weights::WeightSource;
 
 /// The operator set that has the operators.
@@ -66,40 +66,7 @@ const ATTENTION: Fusion = Fusion {
 };
 
 const RMS_NORM: Fusion = Fusion {
-    pattern: Made(
-        "root",
-        "Mul",
-        &[
-            Made(
-                "",
-                "Mul",
-                &[
-                    Value("x"),
-                    Made(
-                        "",
-                        "Reciprocal",
-                        &[Made(
-                            "",
-                            "Sqrt",
-                            &[Made(
-                                "",
-                                "Add",
-                                &[
-                                    Made(
-                                        "mean",
-                                        "ReduceMean",
-                                        &[Made("", "Pow", &[Value("x"), Filled("two", 2.0)]), Exactly(&[-1])],
-                                    ),
-                                    Value("eps"),
-                                ],
-                            )],
-                        )],
-                    ),
-                ],
-            ),
-            Value("w"),
-        ],
-    ),
+    pattern: Made("root", "Mul", &[Made("", "Mul", &[Value("x"), inverse_rms!(Value("x"))]), Value("w")]),
     replace: rms_norm,
     allowed: |_, _| true,
 };
@@ -159,13 +126,7 @@ const JOINED: Fusion = Fusion {
 pub fn fused(model: &Model) -> Model {
     let mut out = model.clone();
     let weights: Arc<dyn WeightSource> = Arc::new(MemoryWeights::new());
-    for fusion in [&RMS_NORM, &ATTENTION, &ROTATION, &JOINED] {
-        let rewriter = Rewriter::new(&mut out.graph, &weights);
-        if (fusion.allowed)(&rewriter, &fusion.pattern) {
-            rewriter.run(fusion);
-            out.graph.drop_dead_nodes();
-        }
-    }
+    run_passes(&mut out.graph, &weights, &[&RMS_NORM, &ATTENTION, &ROTATION, &JOINED]);
     out.graph.value_infos.clear();
     out.graph.drop_unused_initializers();
     for (domain, version) in &mut out.opsets {

@@ -162,41 +162,36 @@ const LINEAR: Pattern = Either(&[
     Made("linear", "MatMul", &[Value("in"), Weight("w")]),
 ]);
 
-/// A norm over all channels: whatever their order, its factor is the same.
-const NORMED: Pattern = Made(
-    "",
-    "Mul",
-    &[
+/// `1 / sqrt(mean(x^2) + eps)` over the last axis; the mean is called "mean".
+macro_rules! inverse_rms {
+    ($x:expr) => {
         Made(
-            "scaled",
-            "Mul",
-            &[
-                LINEAR,
-                Made(
+            "",
+            "Reciprocal",
+            &[Made(
+                "",
+                "Sqrt",
+                &[Made(
                     "",
-                    "Reciprocal",
-                    &[Made(
-                        "",
-                        "Sqrt",
-                        &[Made(
-                            "",
-                            "Add",
-                            &[
-                                Made(
-                                    "",
-                                    "ReduceMean",
-                                    &[Made("", "Pow", &[LINEAR, Filled("two", 2.0)]), Exactly(&[-1])],
-                                ),
-                                Value("eps"),
-                            ],
-                        )],
-                    )],
-                ),
-            ],
-        ),
-        Weight("n"),
-    ],
-);
+                    "Add",
+                    &[
+                        Made(
+                            "mean",
+                            "ReduceMean",
+                            &[Made("", "Pow", &[$x, Filled("two", 2.0)]), Exactly(&[-1])],
+                        ),
+                        Value("eps"),
+                    ],
+                )],
+            )],
+        )
+    };
+}
+pub(super) use inverse_rms;
+
+/// A norm over all channels: whatever their order, its factor is the same.
+const NORMED: Pattern =
+    Made("", "Mul", &[Made("scaled", "Mul", &[LINEAR, inverse_rms!(LINEAR)]), Weight("n")]);
 
 const CHANNEL_ORDER: Fusion = Fusion {
     pattern: Made(
@@ -227,14 +222,19 @@ const PASSES: [&Fusion; 5] = [&FOLD, &NORM_WEIGHT, &NORM_BIAS, &ROTATION, &CHANN
 
 /// Runs all passes.
 pub(super) fn optimize(graph: &mut Graph, weights: &Arc<dyn WeightSource>) {
-    for fusion in PASSES {
+    run_passes(graph, weights, &PASSES);
+    name_weights(graph);
+}
+
+/// Runs passes over the whole graph, in order.
+pub(super) fn run_passes(graph: &mut Graph, weights: &Arc<dyn WeightSource>, passes: &[&Fusion]) {
+    for fusion in passes {
         let rewriter = Rewriter::new(graph, weights);
         if (fusion.allowed)(&rewriter, &fusion.pattern) {
             rewriter.run(fusion);
             graph.drop_dead_nodes();
         }
     }
-    name_weights(graph);
 }
 
 /// What a pattern was found to be: names of values by the pattern's names.
@@ -280,7 +280,7 @@ pub(super) struct Rewriter<'a> {
 }
 
 impl<'a> Rewriter<'a> {
-    pub fn new(graph: &'a mut Graph, weights: &'a Arc<dyn WeightSource>) -> Self {
+    fn new(graph: &'a mut Graph, weights: &'a Arc<dyn WeightSource>) -> Self {
         let mut out = Self {
             makers: HashMap::new(),
             readers: HashMap::new(),
@@ -314,7 +314,7 @@ impl<'a> Rewriter<'a> {
     }
 
     /// Tries the fusion at every node.
-    pub fn run(mut self, fusion: &Fusion) {
+    fn run(mut self, fusion: &Fusion) {
         let count = self.graph.nodes.len();
         let mut made: Vec<Vec<Node>> = Vec::with_capacity(count);
         for at in 0..count {

@@ -14,6 +14,8 @@ use ffi::gemm::{View, gemm};
 use math::wide;
 use mindseye_engines::model::Ops;
 
+use crate::autograd::low_rank;
+
 /// Named weights.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
@@ -676,9 +678,7 @@ impl Ops for Eager {
     fn linear(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
         let y = self.layer(x, w, b);
         let Some((down, up, scale)) = self.adapters.get(&w.0).copied() else { return y };
-        let low = self.layer(x, &down, None);
-        let low = self.layer(&low, &up, None);
-        let low = self.scale(&low, scale);
+        let low = low_rank(self, x, (&down, &up, scale));
         self.add(&y, &low)
     }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mindseye_engines::model::Ops;
-use mindseye_train::autograd::{Autograd, DeviceError, OutputGrads, Settings};
+use mindseye_train::autograd::{Autograd, DeviceError, OutputGrads, Settings, low_rank};
 use mindseye_train::eager::{Params, is_chosen};
 use tch::{Kind, TchError, Tensor};
 
@@ -472,9 +472,7 @@ impl Ops for TorchOps {
     fn linear(&mut self, x: &Var, w: &Var, b: Option<&Var>) -> Var {
         let y = self.layer(x, w, b);
         let Some((down, up, scale)) = self.adapters.get(&w.0).copied() else { return y };
-        let low = self.layer(x, &down, None);
-        let low = self.layer(&low, &up, None);
-        let low = self.scale(&low, scale);
+        let low = low_rank(self, x, (&down, &up, scale));
         self.add(&y, &low)
     }
 
