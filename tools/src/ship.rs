@@ -539,7 +539,7 @@ mod tests {
         let (w, h) = (config.depth.width, config.depth.height);
         let mut mind =
             Pipeline::load(Path::new(shipped), "rten", 1).and_then(|p| p.mind(0)).expect("it runs");
-        let mut source = DepthSource::new(&DepthTrainConfig { house: 0.0, ..config });
+        let mut source = DepthSource::new(&config).expect("its worlds");
         let (mut read, mut truth) = (Vec::new(), Vec::new());
         for sample in (0..8).flat_map(|seed| source.samples(0xde97_0000 + seed, false)) {
             let value = |at: usize| ((sample.picture[at % 3 * w * h + at / 3] + 1.0) * 127.5).round() as u8;

@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use mindseye_base::stats::median;
 use mindseye_engines::model::depth::{DepthConfig, log_depth};
 use mindseye_world::{
-    Camera, Difficulty, Frame, House, Pose2, RenderOptions, Rng, approach, exploration_sweep, random_pose,
+    Camera, Frame, House, Pose2, RenderOptions, Rng, approach, exploration_sweep, random_pose,
     render_with,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::autograd::{Autograd, Device, EagerDevice, Settings};
 use crate::checkpoint::{Pending, State};
-use crate::config::{ConfigError, SettingError, has_table, read};
-use crate::data::Look;
+use crate::config::{ConfigError, Difficulties, SettingError, has_table, read};
+use crate::data::{Look, Worlds};
 use crate::eager::{Eager, Params};
 use crate::error::{TrainError, io};
 use crate::family::parse;
@@ -47,8 +47,8 @@ pub struct DepthTrainConfig {
     pub decay_from: u64,
     /// Decay of the averaged weights.
     pub ema: f64,
-    /// Share of rooms that are part of a house of several; the others are single rooms.
-    pub house: f64,
+    /// World that rooms are drawn from, or several with their shares; also that of the evaluation.
+    pub difficulty: Difficulties,
     /// Share of pictures with 4x4 instead of 2x2 rays per pixel.
     pub fine: f64,
     /// Steps between checkpoints.
@@ -98,11 +98,11 @@ impl DepthTrainConfig {
                 return Err(SettingError::Range { name, value: "0".to_owned(), expected: "1 or more" });
             }
         }
-        for (name, value) in [("house", self.house), ("fine", self.fine)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(SettingError::Range { name, value: value.to_string(), expected: "0 to 1" });
-            }
+        if !(0.0..=1.0).contains(&self.fine) {
+            let value = self.fine.to_string();
+            return Err(SettingError::Range { name: "fine", value, expected: "0 to 1" });
         }
+        self.difficulty.worlds()?;
         Ok(self.depth.validate()?)
     }
 }
@@ -122,24 +122,23 @@ const PER_ROOM: usize = 4;
 /// Makes samples; holds the buffers that rendering reuses.
 pub struct DepthSource {
     camera: Camera,
-    /// Single rooms, and houses.
-    worlds: [Difficulty; 2],
-    house: f64,
+    worlds: Worlds,
     fine: f64,
     frame: Frame,
 }
 
 impl DepthSource {
     /// A source of samples for this configuration.
-    #[must_use]
-    pub fn new(config: &DepthTrainConfig) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// A difficulty that there is not.
+    pub fn new(config: &DepthTrainConfig) -> Result<Self, SettingError> {
+        Ok(Self {
             camera: Camera::new(config.depth.width, config.depth.height),
-            worlds: [Difficulty::plain(), Difficulty::house()],
-            house: config.house,
+            worlds: config.difficulty.worlds()?,
             fine: config.fine,
             frame: Frame::new(),
-        }
+        })
     }
 
     /// The camera that samples are rendered with.
@@ -152,8 +151,7 @@ impl DepthSource {
     #[must_use]
     pub fn samples(&mut self, seed: u64, augment: bool) -> Vec<DepthSample> {
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xdeb7);
-        let several = rng.chance(self.house);
-        let house = House::generate(rng.next_u64() >> 1, &self.worlds[usize::from(several)]);
+        let house = self.worlds.house(rng.next_u64() >> 1);
         let way = match rng.below(4) {
             0 => exploration_sweep(&house, &mut rng, 97),
             1 | 2 => {
@@ -345,7 +343,7 @@ impl<D: Device> DepthTrainer<D> {
         run::trim_metrics(out, state.step)?;
         let workers = (0..config.workers)
             .map(|_| {
-                Ok((device.interpreter(Settings::default())?, DepthSource::new(&config), Duration::ZERO))
+                Ok((device.interpreter(Settings::default())?, DepthSource::new(&config)?, Duration::ZERO))
             })
             .collect::<Result<_, TrainError>>()?;
         Ok(Self { schedule: config.steps, out: out.to_path_buf(), config, state, workers })
@@ -391,9 +389,15 @@ pub fn finished(run: &Path) -> Result<(DepthTrainConfig, State), TrainError> {
 }
 
 /// Errors of these weights on unseen rooms: as many as `houses`, always the same.
-#[must_use]
-pub fn evaluate(config: &DepthTrainConfig, params: &Arc<Params>, houses: usize) -> DepthEval {
-    let mut source = DepthSource::new(&DepthTrainConfig { house: 0.0, ..config.clone() });
+///
+/// # Errors
+/// A difficulty that there is not.
+pub fn evaluate(
+    config: &DepthTrainConfig,
+    params: &Arc<Params>,
+    houses: usize,
+) -> Result<DepthEval, SettingError> {
+    let mut source = DepthSource::new(config)?;
     let mut e = Eager::new(Arc::default(), false);
     let (mut depth, mut truth) = (Vec::new(), Vec::new());
     for seed in 0..houses as u64 {
@@ -403,7 +407,7 @@ pub fn evaluate(config: &DepthTrainConfig, params: &Arc<Params>, houses: usize) 
         depth.extend(e.value(out).1.iter().map(|v| v.exp()));
         truth.extend(samples.iter().flat_map(|s| &s.depth));
     }
-    errors(&depth, &truth, config.depth.width, config.depth.height)
+    Ok(errors(&depth, &truth, config.depth.width, config.depth.height))
 }
 
 impl<D: Device> Run for DepthTrainer<D> {
@@ -476,7 +480,8 @@ impl<D: Device> Run for DepthTrainer<D> {
             loss: since.losses.total / since.steps as f64,
             grad_norm: since.norm_max,
             eval: eval
-                .then(|| evaluate(&self.config, &Arc::new(self.state.ema.clone()), self.config.eval_houses)),
+                .then(|| evaluate(&self.config, &Arc::new(self.state.ema.clone()), self.config.eval_houses))
+                .transpose()?,
         })
     }
 
@@ -491,6 +496,8 @@ impl<D: Device> Run for DepthTrainer<D> {
 
 #[cfg(test)]
 mod tests {
+    use mindseye_world::Difficulty;
+
     use super::*;
 
     fn tiny() -> DepthTrainConfig {
@@ -532,9 +539,9 @@ mod tests {
     #[test]
     fn samples_are_a_function_of_the_seed_and_their_depth_is_that_of_the_world() {
         let config = tiny();
-        let mut source = DepthSource::new(&config);
+        let mut source = DepthSource::new(&config).expect("its worlds");
         let (a, b) = (source.samples(7, true), source.samples(8, true));
-        assert_eq!(a, DepthSource::new(&config).samples(7, true));
+        assert_eq!(a, DepthSource::new(&config).expect("its worlds").samples(7, true));
         assert_ne!(a, b);
         // Every ray ends at a distance that fits the room: the floor below the horizon is where the camera's height and
         // pitch put it.
@@ -561,7 +568,7 @@ mod tests {
     #[test]
     fn mirrored_samples_have_mirrored_depth() {
         let config = tiny();
-        let mut source = DepthSource::new(&config);
+        let mut source = DepthSource::new(&config).expect("its worlds");
         let house = House::generate(5, &Difficulty::plain());
         let pose = random_pose(&house, &mut Rng::new(5));
         let mut looks = [Look::draw(&mut Rng::new(1), false), Look::draw(&mut Rng::new(1), false)];
@@ -587,7 +594,8 @@ mod tests {
         };
         check(&|c| c.batch = 3, "batch = 3 must be a positive multiple of workers = 2");
         check(&|c| c.log_every = 0, "log_every = 0");
-        check(&|c| c.house = f64::NAN, "house = NaN: expected 0 to 1");
+        check(&|c| c.fine = f64::NAN, "fine = NaN: expected 0 to 1");
+        check(&|c| c.difficulty = Difficulties::One("hall".into()), "difficulty = \"hall\"");
         check(&|c| c.depth.patch = 5, "depth.width, depth.height");
     }
 
@@ -613,9 +621,9 @@ mod tests {
         assert!(lines[lines.len() - 1].loss < 0.8 * lines[0].loss, "{lines:?}");
         assert!(lines.iter().any(|l| l.eval.is_some_and(|e| e.mean > 0.0)));
 
-        let other = DepthTrainConfig { house: 1.0, ..tiny() };
+        let other = DepthTrainConfig { fine: 1.0, ..tiny() };
         let error = DepthTrainer::open(other, &dir.path().join("whole"), false).err().expect("another run");
-        assert!(error.to_string().contains("house = 0.25 there, 1.0 here"), "{error}");
+        assert!(error.to_string().contains("fine = 0.25 there, 1.0 here"), "{error}");
         let (config, state) = finished(&dir.path().join("whole")).expect("it can be shipped");
         assert_eq!((config, state.step), (tiny(), 60));
     }

@@ -351,9 +351,9 @@ impl HeadTruth<'_> {
             let want = [p.x as f32, p.y as f32, p.yaw.cos() as f32, p.yaw.sin() as f32];
             for (j, want) in want.iter().enumerate() {
                 let at = t * 4 + j;
-                let d = got[at] - want;
-                *counter += f64::from(d * d * k * share);
-                gradient[at] = 2.0 * d * k * share;
+                let (loss, g) = huber(got[at] - want);
+                *counter += f64::from(loss * k * share);
+                gradient[at] = g * k * share;
             }
         }
     }
