@@ -914,7 +914,7 @@ fn imagine(
         };
         let estimate = view.lift(glances, params);
         let mut draft = template.clone();
-        fill(&mut draft, job.scene, view.origin, &verify(estimate, &[], Evidence::default(), params));
+        fill(&mut draft, job.scene, view, &verify(estimate, &[], Evidence::default(), params));
         draft.candidates = glances.len() as u32;
         (report.progress)(Stage::Draft(&draft))
     };
@@ -1157,7 +1157,7 @@ fn likeness_error(job: &Job<'_>, view: &View, frames: &[RgbImage], end: Option<P
 
 /// Puts what the lift found into the answer and its evidence, in the answer's frame.
 fn publish(grounded: &mut Grounded, job: &Job<'_>, view: &View, request: &Request, lifted: Lifted) {
-    fill(&mut grounded.answer, job.scene, view.origin, &lifted);
+    fill(&mut grounded.answer, job.scene, view, &lifted);
     let origin = view.origin.unwrap_or_default();
     if let Some((camera, end)) = grounded.answer.camera_pose.as_mut().zip(request.cameras.last().copied()) {
         // The base drives below; the camera was asked for in space.
@@ -1233,6 +1233,8 @@ struct View {
     context: Vec<Option<Pose2>>,
     /// For each of them what odometry may be off by the start.
     drift: Vec<Drift>,
+    /// What it may be off from there to where the robot is now.
+    since: Drift,
 }
 
 impl View {
@@ -1359,7 +1361,14 @@ fn view_of(
     let way: Vec<Option<Pose2>> =
         stretch.iter().map(|c| c.info.odom_from_base).chain(std::iter::once(origin)).collect();
     let drift = drifts(&way, scene.odometry_noise);
+    let since = start.map_or_else(Drift::default, |start| {
+        let own = scene.memory[start..].iter().filter(|c| c.by == scene.memory[start].by);
+        let way: Vec<Option<Pose2>> =
+            own.map(|c| c.info.odom_from_base).chain(std::iter::once(scene.odom_from_base)).collect();
+        drifts(&way, scene.odometry_noise).first().copied().unwrap_or_default()
+    });
     Ok(Some(View {
+        since,
         start,
         origin,
         stretch: (begin, end),
@@ -1370,8 +1379,9 @@ fn view_of(
     }))
 }
 
-/// Carries what the lift found over into the answer's frame; `origin` is `odom_from_base` where the rollout begins.
-fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lifted) {
+/// Carries what the lift found over from where the rollout begins into the answer's frame. What odometry may have drifted
+/// since moves the goal against the robot, and widens the covariance.
+fn fill(answer: &mut Answer, scene: &Scene, view: &View, lifted: &Lifted) {
     let (status, reason) = match &lifted.decision {
         Decision::Found => (Status::Found, None),
         Decision::NotInContext(reason) => (Status::NotInContext, Some(reason.clone())),
@@ -1384,7 +1394,7 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
     let Some(pose) = lifted.estimate.pose.filter(|_| status == Status::Found) else {
         return;
     };
-    let (frame, origin) = match origin {
+    let (frame, origin) = match view.origin {
         Some(origin) => (&scene.odom_frame, origin),
         None => {
             answer.reason = Some(
@@ -1396,7 +1406,9 @@ fn fill(answer: &mut Answer, scene: &Scene, origin: Option<Pose2>, lifted: &Lift
     let pose = origin.compose(pose);
     answer.pose = Some(FramedPose2::new(frame.clone(), pose));
     let [x, y, yaw] = lifted.estimate.variances;
-    answer.covariance = Some(Covariance6::planar(x, y, yaw).0.to_vec());
+    let since = view.since.variance(scene.odom_from_base.map_or(0.0, |here| here.distance(pose)));
+    let turned = view.since.heading_rad.powi(2);
+    answer.covariance = Some(Covariance6::planar(x + since, y + since, yaw + turned).0.to_vec());
     answer.camera_pose = scene
         .base_from_camera
         .map(|mounting| FramedPose3::new(frame.clone(), &(planar_isometry(pose) * mounting)));

@@ -210,7 +210,7 @@ pub struct Drift {
 impl Drift {
     /// Variance (m² along each axis) that it adds to the place of something `range_m` from here: the way is off along one
     /// axis, and the place is turned about the robot along the other.
-    fn variance(self, range_m: f64) -> f64 {
+    pub(crate) fn variance(self, range_m: f64) -> f64 {
         0.5 * (self.way_m.powi(2) + (self.heading_rad * range_m).powi(2))
     }
 }
