@@ -5,7 +5,7 @@
 use mindseye_bridge::bag::{ChannelId, ForeignSchema, McapWriter, WriteBagError, schema};
 use mindseye_bridge::msg::RosType;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -96,13 +96,18 @@ impl Recorder {
         Self::write(McapWriter::create(path)?, path)
     }
 
-    /// Starts recording what is not ROS's to a file beside `path`: `NAME.foxglove.mcap`. rosbag2 refuses a file whose
+    /// The file beside the recording `path` that holds what is not ROS's: `NAME.foxglove.mcap`.
+    pub fn beside(path: &Path) -> PathBuf {
+        path.with_extension("foxglove.mcap")
+    }
+
+    /// Starts recording what is not ROS's to a file of its own ([`Recorder::beside`]): rosbag2 refuses a file whose
     /// topics are encoded differently.
     ///
     /// # Errors
     /// The file cannot be created.
     pub fn start_beside(path: &Path) -> Result<Self, WriteBagError> {
-        let path = path.with_extension("foxglove.mcap");
+        let path = Self::beside(path);
         Self::write(McapWriter::create_with_profile(&path, "")?, &path)
     }
 

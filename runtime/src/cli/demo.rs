@@ -313,15 +313,17 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         (false, true) => "not arrived: it is not in view, or too far away",
         (false, false) => "the robot stayed where it was",
     });
-    if let (Ok(()), Ok(messages)) = (&painted, &recorded) {
-        let (picture, recording) = (picture.display(), recording.display());
-        progress.line(&format!("wrote {picture} and {recording} ({messages} messages)"));
+    let schemas = Recorder::beside(&recording);
+    if let (Ok(()), Ok(messages), Ok(_)) = (&painted, &recorded, &beside) {
+        let [picture, recording, schemas] = [&picture, &recording, &schemas].map(|path| path.display());
+        progress.line(&format!("wrote {picture}, {recording} ({messages} messages) and {schemas}"));
     }
     let reported = report.write(|| facts(args, &story, &pipeline));
     if let Ok(Some(path)) = &reported {
         progress.line(&format!("wrote {}", path.display()));
     }
-    let written = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording)];
+    let written =
+        [(painted.is_ok(), &picture), (recorded.is_ok(), &recording), (beside.is_ok(), &schemas)];
     conclude(args, &robot.house, &story, &written)?;
     // The answer is out; what could not be written is a failure all the same.
     recorded?;

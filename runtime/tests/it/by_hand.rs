@@ -203,6 +203,39 @@ fn of_a_long_history_the_stretch_that_saw_the_thing_wins() {
 }
 
 #[test]
+fn what_odometry_drifted_since_a_view_widens_the_answer_that_rests_on_it() {
+    let mut mind =
+        mind(|step| heads(step, 2.0, [(2.0 - STANDOFF_M) as f32, 0.0, 1.0, 0.0], |frame| frame[0] > 0.9));
+    mind.spec.settings.max_span = Some(6.0);
+    let values: Vec<f32> = (0..30).map(|k| if k == 2 || k == 3 { 1.0 } else { 0.1 }).collect();
+    let mut variances = |noise: OdometryNoise, driven: f64| -> [f64; 3] {
+        let mut scene = scene(&values);
+        scene.odometry_noise = noise;
+        // It stood still while it saw the thing, and then drove straight on.
+        for (k, latent) in scene.memory.iter_mut().enumerate().skip(15) {
+            let x = driven * (k - 14) as f64 / 16.0;
+            latent.info.odom_from_base = Some(Pose2::new(x, 0.0, 0.0));
+        }
+        scene.odom_from_base = Some(Pose2::new(driven, 0.0, 0.0));
+        let out = ask(&mut mind, &scene, text("the chair"));
+        assert!(out.answer.pose.as_ref().is_some_and(|p| (p.x - (2.0 - STANDOFF_M)).abs() < 1e-5));
+        let covariance = out.answer.covariance.expect("a pose has one");
+        [0, 7, 35].map(|at| covariance[at])
+    };
+    let noise = OdometryNoise { metres_per_metre: 0.1, radians_per_metre: 0.05, radians_per_radian: 0.0 };
+    let without = variances(OdometryNoise::default(), 4.0);
+    assert_eq!(variances(noise, 0.0), without, "a robot that stood still has not drifted");
+    let with = variances(noise, 4.0);
+    let (way, heading) = noise.after(4.0, 0.0);
+    let range = 4.0 - (2.0 - STANDOFF_M);
+    let place = 0.5 * (way.powi(2) + (heading * range).powi(2));
+    for (k, more) in [place, place, heading.powi(2)].into_iter().enumerate() {
+        assert!((with[k] - without[k] - more).abs() < 1e-9, "{k}: {with:?} {without:?} {more}");
+    }
+    assert!(place > 0.01, "{place}");
+}
+
+#[test]
 fn waypoints_of_the_camera_become_poses_of_the_base() {
     // The camera goes 1 m ahead and turns to the left. It sits 0.3 m ahead and 0.1 m left of the base, so it ends at
     // (1.3, 0.1), and the base at (1.3, 0.1) less (0.3, 0.1) turned by a quarter: (1.4, -0.2).
