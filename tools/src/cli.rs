@@ -66,6 +66,9 @@ struct ShipArgs {
     /// The last weights instead of the averaged ones.
     #[arg(long)]
     raw: bool,
+    /// Weights rounded to the eleven significant bits of half precision: their files pack to six tenths.
+    #[arg(long)]
+    rounded: bool,
     /// Also the halves for the one-way mask; always there when the run was trained with it.
     #[arg(long)]
     cached: bool,
@@ -108,10 +111,11 @@ pub fn main(train: fn(&TrainArgs) -> anyhow::Result<ExitCode>) -> ExitCode {
                 steps: args.steps.map(|n| n as usize),
                 guidance: args.guidance,
                 depth: args.depth,
+                rounded: args.rounded,
                 ..Default::default()
             };
             let shipped = match (args.add_depth, args.run, args.config) {
-                (Some(run), ..) => ship::add_depth(&run, &args.out),
+                (Some(run), ..) => ship::add_depth(&run, &args.out, args.rounded),
                 (None, Some(run), Some(config)) if FineTuneConfig::is_meant(&config) => {
                     ship::ship_fine_tune(&run, &config, &args.out)
                 }

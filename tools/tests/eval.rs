@@ -99,15 +99,33 @@ fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
     Ok(())
 }
 
+/// What was moved since it was seen is remembered where it was: figures hold the answer against where it is.
+#[test]
+fn answers_of_moved_things_are_held_against_where_they_are_now() -> Outcome {
+    let d = document(&["grounding", "--quick", "--moved", "--houses", "3", "--seed", "424242", "--json"])?;
+    let mut given = 0;
+    for o in d["outcomes"].as_array().ok_or("no outcomes")? {
+        assert!(value(o, "/sights/0") > 0.0, "it was seen where it was: {o}");
+        if let Some(off) = o["answer"][1].as_f64() {
+            assert!(off > 0.5, "{off} m: {o}");
+            assert!(o["first_arrived"] == false && o["reasked"] == true, "{o}");
+            given += 1;
+        }
+    }
+    assert!(given >= 1, "none is remembered: {d}");
+    Ok(())
+}
+
 #[test]
 fn bad_requests_are_refused_in_one_line() -> Outcome {
     let dir = tempfile::tempdir()?;
     let nonsense = dir.path().join("lpips.onnx");
     fs::write(&nonsense, "nonsense")?;
     let nonsense = nonsense.display().to_string();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["grounding", "--houses", "0"], "--houses"),
-        (&["grounding", "--difficulty", "castle"], "castle"),
+        (&["grounding", "--difficulty", "plain,castle"], "castle"),
+        (&["grounding", "--difficulty", "plain,house"], "--quick"),
         (&["navigation", "--bundle", "/nowhere"], "/nowhere"),
         (&["grounding", "--lpips", &nonsense], "lpips.onnx"),
         (&["ablation", "--minutes", "0"], "--minutes"),

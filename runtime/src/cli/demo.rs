@@ -322,8 +322,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     if let Ok(Some(path)) = &reported {
         progress.line(&format!("wrote {}", path.display()));
     }
-    let written =
-        [(painted.is_ok(), &picture), (recorded.is_ok(), &recording), (beside.is_ok(), &schemas)];
+    let written = [(painted.is_ok(), &picture), (recorded.is_ok(), &recording), (beside.is_ok(), &schemas)];
     conclude(args, &robot.house, &story, &written)?;
     // The answer is out; what could not be written is a failure all the same.
     recorded?;

@@ -29,7 +29,7 @@ use super::judge::{Judge, Rules, Scores, Verdict, centred, true_drive};
 use super::plot::{Chart, Series, draw};
 use super::report::{Table, write_atomically};
 use super::stats::{Figure, median, share};
-use super::visit::{Bench, CommonArgs, Tools, Visit, calibration, visit};
+use super::visit::{Bench, CommonArgs, Tools, Visit, calibration};
 
 /// Arguments of `eval ablation`.
 #[derive(clap::Args, Debug, Clone)]
@@ -335,7 +335,7 @@ pub(super) fn one_house(
     seed: u64,
 ) -> anyhow::Result<Line> {
     let camera = &bench.camera;
-    let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+    let mut v = bench.visit(seed, tools.encoder.as_mut())?;
     let object = v.rng.below(v.house.objects.len());
     let name = v.house.objects[object].name.clone();
     let spec = tools.mind.spec().clone();

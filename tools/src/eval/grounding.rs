@@ -43,6 +43,10 @@ pub struct GroundingArgs {
     /// With --quick: destroyed drives too.
     #[arg(long, requires = "quick")]
     pub destroyed: bool,
+    /// Every named thing is moved before the goal is given: 1.5 m or more, in its room. All figures hold the answer against
+    /// where it is now.
+    #[arg(long, conflicts_with_all = ["absent", "store", "calibrate"])]
+    pub moved: bool,
     /// Candidates per goal instead of the runtime's.
     #[arg(long)]
     pub candidates: Option<u32>,

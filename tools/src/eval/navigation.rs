@@ -33,7 +33,7 @@ use super::picture::{Lpips, LpipsSession, motion, psnr, squared_difference, ssim
 use super::report::{Table, write_atomically};
 use super::space::Space;
 use super::stats::{Figure, mean, median};
-use super::visit::{Bench, CommonArgs, Tools, Visit, picture, plain_pose, visit, world_pose};
+use super::visit::{Bench, CommonArgs, Tools, Visit, picture, plain_pose, world_pose};
 
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Likeness {
@@ -83,7 +83,7 @@ fn off(a: Pose2, b: Pose2) -> Off {
 /// One house and its path. Long, since every kind of 3-D information is sampled and compared alike.
 fn one(bench: &Bench, tools: &mut Tools, lpips: Option<&Lpips>, seed: u64) -> anyhow::Result<FollowedPath> {
     let camera = &bench.camera;
-    let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+    let mut v = bench.visit(seed, tools.encoder.as_mut())?;
     let spec = tools.mind.spec().clone();
     let images = 1 + (spec.settings.target_latents - 1) * GROUP;
     let drive = random_drive_from(&v.house, &mut v.rng, v.here, images);

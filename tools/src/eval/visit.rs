@@ -1,5 +1,6 @@
 //! Visits to seeded houses, and the machinery that goes through many of them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -35,7 +36,7 @@ pub struct CommonArgs {
     /// never used.
     #[arg(long, default_value_t = 900_000)]
     pub seed: u64,
-    /// Difficulty of the world.
+    /// Difficulty of the world, or several separated by commas: houses take turns.
     #[arg(long, default_value = "plain")]
     pub difficulty: String,
     /// Backend.
@@ -105,21 +106,6 @@ pub fn sees(house: &House, pose: Pose2, camera: &Camera, object: usize, frame: &
     let options = RenderOptions { rgb: false, depth: false, ids: true, ..RenderOptions::default() };
     render_with(house, pose, camera, options, frame);
     frame.ids.iter().filter(|id| usize::from(**id) == object + 1).count() >= seen_pixels(camera)
-}
-
-/// Looks around a house.
-///
-/// # Errors
-/// When the encoder fails.
-pub fn visit(
-    seed: u64,
-    difficulty: &Difficulty,
-    camera: &Camera,
-    encoder: &mut dyn GroupEncoder,
-    images: usize,
-) -> anyhow::Result<Visit> {
-    let rng = Rng::new(seed ^ 0x0e7a1);
-    Ok(Visit::new(House::generate(seed, difficulty), rng, camera, encoder, images)?)
 }
 
 /// The bundle's calibration.
@@ -221,8 +207,8 @@ impl Coder for Tools {
 pub struct Bench {
     /// The bundle.
     pub pipeline: Pipeline,
-    /// Of the houses.
-    pub difficulty: Difficulty,
+    /// Of the houses, which take turns, by their names.
+    difficulties: Vec<(String, Difficulty)>,
     /// The robot's camera.
     pub camera: Camera,
     /// Images of a turn of a recording.
@@ -237,9 +223,14 @@ impl Bench {
     /// # Errors
     /// A bundle that cannot be loaded, an unknown difficulty or backend, counts of zero.
     pub fn new(args: &CommonArgs) -> anyhow::Result<Self> {
-        let Some(difficulty) = Difficulty::named(&args.difficulty) else {
-            bail!("unknown difficulty {:?}; known: {}", args.difficulty, Difficulty::NAMES.join(", "));
+        let named = |name: &str| {
+            let known = Difficulty::NAMES.join(", ");
+            let difficulty = Difficulty::named(name);
+            let difficulty =
+                difficulty.with_context(|| format!("unknown difficulty {name:?}; known: {known}"))?;
+            Ok((name.to_owned(), difficulty))
         };
+        let difficulties = args.difficulty.split(',').map(named).collect::<anyhow::Result<Vec<_>>>()?;
         if args.houses == 0 || args.jobs == 0 || args.examiner_houses == 0 {
             bail!("--houses, --jobs and --examiner-houses must be at least 1");
         }
@@ -252,7 +243,24 @@ impl Bench {
         let image = &pipeline.bundle().manifest().image;
         let camera = Camera::new(image.width, image.height);
         let true_depth = args.true_depth.map(|percent| percent / 100.0);
-        Ok(Self { pipeline, difficulty, camera, images: SWEEP, true_depth })
+        Ok(Self { pipeline, difficulties, camera, images: SWEEP, true_depth })
+    }
+
+    /// Name and difficulty of the house with this seed.
+    #[must_use]
+    pub fn difficulty(&self, seed: u64) -> (&str, &Difficulty) {
+        let (name, difficulty) = &self.difficulties[(seed % self.difficulties.len() as u64) as usize];
+        (name, difficulty)
+    }
+
+    /// Looks around the house with this seed.
+    ///
+    /// # Errors
+    /// When the encoder fails.
+    pub fn visit(&self, seed: u64, encoder: &mut dyn GroupEncoder) -> anyhow::Result<Visit> {
+        let rng = Rng::new(seed ^ 0x0e7a1);
+        let house = House::generate(seed, self.difficulty(seed).1);
+        Ok(Visit::new(house, rng, &self.camera, encoder, self.images)?)
     }
 
     /// Says no when the bundle has a closed vocabulary that lacks words for this world's things.
@@ -262,13 +270,14 @@ impl Bench {
     pub fn knows_things(&self) -> anyhow::Result<()> {
         let words = self.pipeline.words();
         let lacks = |noun: &&str| !words.is_empty() && !words.iter().any(|w| w == noun);
-        let missing: Vec<&str> = self.difficulty.kinds().iter().map(|k| k.name()).filter(lacks).collect();
+        let kinds = self.difficulties.iter().flat_map(|(_, d)| d.kinds());
+        let missing: BTreeSet<&str> = kinds.map(|k| k.name()).filter(lacks).collect();
         if !missing.is_empty() {
             bail!(
                 "the bundle's model has no word for {} of the things that there may be: {}; evaluate a model that was \
                  trained in this world",
                 missing.len(),
-                missing.join(", ")
+                Vec::from_iter(missing).join(", ")
             );
         }
         Ok(())
@@ -289,10 +298,13 @@ impl Bench {
     /// The examiner for this bundle's codec: from where it is kept, else trained and kept there.
     ///
     /// # Errors
-    /// When the codec fails; when the file that `--examiner` names is none of an examiner, or cannot be written.
+    /// Several difficulties; when the codec fails; when the file that `--examiner` names is none of an examiner, or cannot be written.
     pub fn examiner(&self, args: &CommonArgs) -> anyhow::Result<Examiner> {
         let effort = Effort { houses: args.examiner_houses, ..Effort::default() };
-        let (difficulty, camera) = (&self.difficulty, &self.camera);
+        let [(_, difficulty)] = &self.difficulties[..] else {
+            bail!("--difficulty {}: an examiner is of one world; give one, or --quick", args.difficulty);
+        };
+        let camera = &self.camera;
         let made_for = examiner::made_for(difficulty, camera, effort, &mut self.tools()?)?;
         let train = || {
             let coders = (0..args.jobs).map(|_| self.tools()).collect::<anyhow::Result<Vec<Tools>>>()?;

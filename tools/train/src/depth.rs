@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use mindseye_base::stats::median;
 use mindseye_engines::model::depth::{DepthConfig, log_depth};
 use mindseye_world::{
-    Camera, Frame, House, Pose2, RenderOptions, Rng, approach, exploration_sweep, random_pose,
-    render_with,
+    Camera, Frame, House, Pose2, RenderOptions, Rng, approach, exploration_sweep, random_pose, render_with,
 };
 use serde::{Deserialize, Serialize};
 

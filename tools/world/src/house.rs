@@ -718,6 +718,41 @@ impl House {
         house
     }
 
+    /// The same house with one of its objects elsewhere in its room: at least `least_m` (m) from where it was if such a place
+    /// is found, else as far as one is. None where it fits nowhere else.
+    ///
+    /// # Panics
+    /// When there is no object of this index.
+    #[must_use]
+    pub fn with_moved(&self, object: usize, least_m: f64, rng: &mut Rng) -> Option<Self> {
+        let was = &self.objects[object];
+        let room = &self.rooms[was.room].rect;
+        let beside = |(k, o): (usize, &Object)| (k != object && o.room == was.room).then(|| o.clone());
+        let others: Vec<Object> = self.objects.iter().enumerate().filter_map(beside).collect();
+        let mut farthest: Option<(f64, Object)> = None;
+        for _ in 0..400 {
+            let mut there = was.clone();
+            let fits = if there.mesh.is_some() {
+                stand_furniture(rng, room, &mut there);
+                furniture_fits(&there, room, &others, &self.doors)
+            } else {
+                stand_shape(rng, room, &mut there);
+                shape_fits(&there, room, &others, &self.doors)
+            };
+            let far = (there.x - was.x).hypot(there.y - was.y);
+            if fits && farthest.as_ref().is_none_or(|(m, _)| *m < far) {
+                farthest = Some((far, there));
+                if far >= least_m {
+                    break;
+                }
+            }
+        }
+        let mut house = Self { nav: OnceLock::new(), ..self.clone() };
+        house.objects[object] = farthest?.1;
+        house.shade = house.floor_shade();
+        Some(house)
+    }
+
     /// The planning grid of the robot with its margin, made at first use.
     pub fn nav(&self) -> &NavGrid {
         self.nav.get_or_init(|| NavGrid::new(self, ROBOT_RADIUS_M + DRIVE_MARGIN_M))
@@ -1029,22 +1064,8 @@ fn place_objects(
         let first = objects.len();
         for mut object in made {
             for _ in 0..400 {
-                let r = &room.rect;
-                let inset = object.radius + 0.1;
-                object.x = rng.range(r.x0 + inset, r.x1 - inset);
-                object.y = rng.range(r.y0 + inset, r.y1 - inset);
-                let (cx, cy) = r.centre();
-                // The middle third stays free for the sweep.
-                let (mx, my) = (r.width() / 6.0, r.depth() / 6.0);
-                let middle = Rect { x0: cx - mx, y0: cy - my, x1: cx + mx, y1: cy + my };
-                let clear = middle.distance(object.x, object.y) >= object.radius
-                    && objects[first..].iter().all(|o| {
-                        (o.x - object.x).hypot(o.y - object.y) >= o.radius + object.radius + OBJECT_GAP_M
-                    })
-                    && doors.iter().all(|d| {
-                        (d.x - object.x).hypot(d.y - object.y) >= d.width_m * 0.5 + object.radius + 0.5
-                    });
-                if clear {
+                stand_shape(rng, &room.rect, &mut object);
+                if shape_fits(&object, &room.rect, &objects[first..], doors) {
                     objects.push(object);
                     break;
                 }
@@ -1055,6 +1076,27 @@ fn place_objects(
         rng.shuffle(tail);
     }
     wanted
+}
+
+/// Tries a place for a plain shape: anywhere.
+fn stand_shape(rng: &mut Rng, r: &Rect, object: &mut Object) {
+    let inset = object.radius + 0.1;
+    object.x = rng.range(r.x0 + inset, r.x1 - inset);
+    object.y = rng.range(r.y0 + inset, r.y1 - inset);
+}
+
+fn shape_fits(object: &Object, r: &Rect, others: &[Object], doors: &[Door]) -> bool {
+    let (cx, cy) = r.centre();
+    // The middle third stays free for the sweep.
+    let (mx, my) = (r.width() / 6.0, r.depth() / 6.0);
+    let middle = Rect { x0: cx - mx, y0: cy - my, x1: cx + mx, y1: cy + my };
+    middle.distance(object.x, object.y) >= object.radius
+        && others
+            .iter()
+            .all(|o| (o.x - object.x).hypot(o.y - object.y) >= o.radius + object.radius + OBJECT_GAP_M)
+        && doors
+            .iter()
+            .all(|d| (d.x - object.x).hypot(d.y - object.y) >= d.width_m * 0.5 + object.radius + 0.5)
 }
 
 /// Least gap between two objects' circles (m): a robot passes.

@@ -237,6 +237,38 @@ fn objects_stand_apart_in_their_rooms_and_the_middle_is_free() {
 }
 
 #[test]
+fn a_moved_thing_stands_elsewhere_in_its_room_and_all_else_where_it_was() {
+    for (name, difficulty) in all() {
+        let (mut far, mut shown) = (0, 0);
+        for seed in 0..12 {
+            let house = House::generate(seed, &difficulty);
+            let mut rng = Rng::new(seed);
+            let object = rng.below(house.objects.len());
+            let Some(moved) = house.with_moved(object, 1.5, &mut rng.clone()) else { continue };
+            assert_eq!(Some(&moved), house.with_moved(object, 1.5, &mut rng).as_ref(), "{name} {seed}");
+            let (was, is) = (&house.objects[object], &moved.objects[object]);
+            far += usize::from((is.x - was.x).hypot(is.y - was.y) >= 1.5);
+            assert_eq!((&is.name, is.room, is.size), (&was.name, was.room, was.size));
+            for (k, (a, b)) in house.objects.iter().zip(&moved.objects).enumerate() {
+                assert!(k == object || (a == b && b.distance(is.x, is.y) > 0.0), "{name} {seed}: object {k}");
+            }
+            let r = moved.rooms[is.room].rect;
+            assert!(r.contains(is.x, is.y), "{name} {seed}: it stands in its room");
+            // The robot plans around it where it is now.
+            assert!(moved.clearance(is.x, is.y) < 0.0 && house.clearance(is.x, is.y) > 0.0);
+            let before = mindseye_world::goal_pose(&moved, random_pose(&moved, &mut rng), object);
+            let sees =
+                |house: &House, pose: Pose2| project_box(house, pose, &Camera::new(48, 32), object).is_some();
+            shown += usize::from(before.is_some_and(|pose| sees(&moved, pose)));
+        }
+        assert!(
+            far >= 6 && shown >= 9,
+            "{name}: {far} of 12 are 1.5 m away, {shown} are seen from before them"
+        );
+    }
+}
+
+#[test]
 fn all_shapes_and_colours_come_up_evenly() {
     let mut shapes = [0usize; 8];
     let mut colours = [0usize; 6];

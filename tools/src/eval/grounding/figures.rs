@@ -1,6 +1,6 @@
 //! The figures of many goals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mindseye_base::stats::median as middle;
 use mindseye_bridge::answer::Status;
@@ -118,6 +118,10 @@ fn parts(outcomes: &[Outcome]) -> Vec<Part> {
         }
     };
     let mut out = Vec::new();
+    let difficulties: BTreeSet<&str> = outcomes.iter().map(|o| o.difficulty.as_str()).collect();
+    if difficulties.len() > 1 {
+        out.extend(difficulties.into_iter().map(|d| part(d.to_owned(), &|o| o.difficulty == d)));
+    }
     for (low, high) in [(0.0, 1.5), (1.5, 2.5), (2.5, f64::INFINITY)] {
         let of = if high.is_finite() {
             format!("object at {low} to {high} m")
@@ -291,6 +295,7 @@ pub(super) mod tests {
     pub(in crate::eval::grounding) fn outcome(mask_max: f64, consistency: f64) -> Outcome {
         Outcome {
             house: 0,
+            difficulty: String::new(),
             goal: String::new(),
             status: Status::Found,
             consistency: Some(consistency),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use mindseye::config::NavigateTable;
 use mindseye::context::GROUP;
 use mindseye::ground::{Grounded, Mind, ground, look};
@@ -30,7 +30,7 @@ use crate::eval::examiner::Examiner;
 use crate::eval::judge::{Judge, Rules, Verdict, true_drive};
 use crate::eval::picture::{Lpips, LpipsSession, psnr, squared_difference};
 use crate::eval::visit::{
-    Bench, Tools, Visit, absent_name, calibration, picture, sees, swapped_name, visit, world_pose,
+    Bench, Tools, Visit, absent_name, calibration, picture, sees, swapped_name, world_pose,
 };
 
 /// How a goal was reached.
@@ -107,6 +107,8 @@ enum Pose {
 pub struct Outcome {
     /// Seed of the house.
     pub house: u64,
+    /// Its difficulty.
+    pub difficulty: String,
     /// What was asked for.
     pub goal: String,
     /// What was answered.
@@ -290,6 +292,8 @@ impl Asked {
 
 pub(super) struct Case<'a> {
     pub(super) house: &'a House,
+    /// The house as it was when it was looked around in.
+    remembered: &'a House,
     pub(super) here: Pose2,
     object: usize,
     pub(super) truth: Option<Pose2>,
@@ -338,6 +342,9 @@ impl Case<'_> {
         })
     }
 }
+
+/// How far a thing is moved since it was seen, where there is room (m).
+const MOVED_M: f64 = 1.5;
 
 /// From the object's edge, at most, when the robot has arrived (m).
 const ARRIVED_M: f64 = 1.0;
@@ -403,7 +410,7 @@ fn drive_by_map(case: &Case<'_>, goal: Pose2) -> Pose2 {
 fn other_house(bench: &Bench, seed: u64, name: &str) -> u64 {
     (0..)
         .map(|k| (seed ^ 0x5ca1_ab1e).wrapping_add(k << 32))
-        .find(|s| House::generate(*s, &bench.difficulty).find(name).is_none())
+        .find(|s| House::generate(*s, bench.difficulty(*s).1).find(name).is_none())
         .unwrap_or(seed)
 }
 
@@ -457,7 +464,7 @@ pub(super) fn absent_goal(
     kind: AbsentKind,
 ) -> anyhow::Result<Option<Absent>> {
     let bench = s.bench;
-    let mut v = visit(seed, &bench.difficulty, &bench.camera, tools.encoder.as_mut(), bench.images)?;
+    let mut v = bench.visit(seed, tools.encoder.as_mut())?;
     v.rng.below(v.house.objects.len()); // the same draws as for a present one
     let name = match kind {
         AbsentKind::Swapped => swapped_name(&v.house, &mut v.rng),
@@ -518,9 +525,15 @@ pub(super) fn present_goal(
     seed: u64,
 ) -> anyhow::Result<(Outcome, SheetRow)> {
     let (bench, camera) = (s.bench, &s.bench.camera);
-    let mut v = visit(seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?;
+    let mut v = bench.visit(seed, tools.encoder.as_mut())?;
     let object = v.rng.below(v.house.objects.len());
     let name = v.house.objects[object].name.clone();
+    let remembered = v.house.clone();
+    if s.args.moved {
+        let moved = v.house.with_moved(object, MOVED_M, &mut v.rng);
+        v.house = moved.with_context(|| format!("the {name} fits nowhere else"))?;
+        v = v.moved_to(v.here, camera);
+    }
     let spec = tools.mind.spec().clone();
     let targets = spec.settings.target_latents;
     // Without lift heads boxes and poses cannot be judged.
@@ -533,7 +546,9 @@ pub(super) fn present_goal(
     // The near side of a thing in another room is that of the view that the way there begins with.
     let start = asked.begins(v.here);
     let truth = goal_pose(&v.house, start, object);
-    let case = Case { house: &v.house, here: v.here, object, truth, camera, odometry: s.args.odometry };
+    let odometry = s.args.odometry;
+    let case =
+        Case { house: &v.house, remembered: &remembered, here: v.here, object, truth, camera, odometry };
     let mut rows = Rows {
         case: &case,
         judge: Judge::new(rules, &v.house, start, object, targets),
@@ -564,7 +579,7 @@ pub(super) fn present_goal(
         None
     } else {
         let other_seed = other_house(bench, seed, &name);
-        Some(visit(other_seed, &bench.difficulty, camera, tools.encoder.as_mut(), bench.images)?)
+        Some(bench.visit(other_seed, tools.encoder.as_mut())?)
     };
     if let Some(other) = &other {
         tools.mind.by.learn_depth(&[&v, other], camera);
@@ -595,7 +610,8 @@ pub(super) fn present_goal(
     params.standoff_m = params.standoff_for(&format!("find the {name}"));
     let rests_on = adds::poses(&asked.out, &params).into_iter();
     let outcome = Outcome {
-        sights: adds::sights(&v.house, camera, kept, object),
+        difficulty: bench.difficulty(seed).0.to_owned(),
+        sights: adds::sights(&remembered, camera, kept, object),
         rests_on: rests_on.map(|(key, pose)| (key, case.reach(start.compose(world_pose(pose))))).collect(),
         destroyed,
         off_path_m,
@@ -856,11 +872,13 @@ fn outcome(
         .filter_map(|p| v.memory.get(*p))
         .filter(|c| {
             let k = c.info.index as usize;
-            v.sweep[GROUP * k - 3..=GROUP * k].iter().any(|p| sees(&v.house, *p, camera, object, &mut frame))
+            let seen = |p: &Pose2| sees(case.remembered, *p, camera, object, &mut frame);
+            v.sweep[GROUP * k - 3..=GROUP * k].iter().any(seen)
         })
         .count();
     Outcome {
         house: seed,
+        difficulty: String::new(),
         goal: name,
         status: out.answer.status,
         consistency: out.answer.consistency,
@@ -963,7 +981,15 @@ mod tests {
         let here = mindseye_world::random_pose(&house, &mut mindseye_world::Rng::new(5));
         let object = 0;
         let truth = goal_pose(&house, here, object);
-        let case = Case { house: &house, here, object, truth, camera: &camera, odometry: Regime::Exact };
+        let case = Case {
+            house: &house,
+            remembered: &house,
+            here,
+            object,
+            truth,
+            camera: &camera,
+            odometry: Regime::Exact,
+        };
         let goal = truth.expect("it can be stood before");
         let good = case.reach(goal);
         assert!(good.arrived && good.spl > 0.6 && good.spl <= 1.0, "{good:?}");
@@ -980,7 +1006,15 @@ mod tests {
         let house = House::generate(5, &Difficulty::plain());
         let camera = Camera::new(24, 16);
         let (here, odometry) = (Pose2::default(), Regime::Exact);
-        let case = Case { house: &house, here, object: 0, truth: None, camera: &camera, odometry };
+        let case = Case {
+            house: &house,
+            remembered: &house,
+            here,
+            object: 0,
+            truth: None,
+            camera: &camera,
+            odometry,
+        };
         let thing = &house.objects[0];
         let free = mindseye_world::random_pose(&house, &mut mindseye_world::Rng::new(2));
         assert!(!case.touches(&[free, Pose2::new(free.x + 0.01, free.y, 0.0)]));
@@ -997,6 +1031,7 @@ mod tests {
         let truth = Some(Pose2::new(1.0, 1.0, 170f64.to_radians()));
         let case = Case {
             house: &house,
+            remembered: &house,
             here: Pose2::default(),
             object: 0,
             truth,
