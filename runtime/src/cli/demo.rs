@@ -531,7 +531,7 @@ impl Demo {
 
         // The robot goes on publishing while the runtime thinks.
         let asked_at = robot.body.pose;
-        let (goal, object) = choose_goal(robot, goal, rng);
+        let (goal, meant) = choose_goal(robot, goal, rng);
         progress.line(&format!("asking: \"{goal}\""));
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).scene = node.context().scene();
         let driven_before = robot.driven.len();
@@ -539,6 +539,7 @@ impl Demo {
         let answer = wait_for_answer(robot, node, stop, &self.events, progress)?;
         progress.line(&super::goal::in_words(&answer).replace('\n', "\n          "));
 
+        let object = answered(&robot.house, asked_at, &meant, &answer);
         let truth = object.and_then(|i| world::goal_pose(&robot.house, asked_at, i));
         let received = if answer.status == Status::Found {
             let received = self.goals.recv_timeout(Duration::from_secs(2))?;
@@ -582,14 +583,11 @@ fn explore(
     Ok(())
 }
 
-/// The text to ask with, and which object it means.
-fn choose_goal(robot: &Robot, given: Option<&str>, rng: &mut world::Rng) -> (String, Option<usize>) {
+/// The text to ask with, and which objects it may mean.
+fn choose_goal(robot: &Robot, given: Option<&str>, rng: &mut world::Rng) -> (String, Vec<usize>) {
     let objects = &robot.house.objects;
     if let Some(text) = given {
-        let said = text.to_lowercase();
-        let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric()).collect();
-        let means = |o: &world::Object| o.name.split(' ').all(|word| words.contains(&word));
-        return (text.to_owned(), objects.iter().position(means));
+        return (text.to_owned(), meant_by(&robot.house, text));
     }
     let mut order: Vec<usize> = (0..objects.len()).collect();
     rng.shuffle(&mut order);
@@ -601,9 +599,40 @@ fn choose_goal(robot: &Robot, given: Option<&str>, rng: &mut world::Rng) -> (Str
         .or_else(|| order.iter().find(|i| reachable(i)))
         .or(order.first());
     match chosen {
-        Some(i) => (format!("find the {}", objects[*i].name), Some(*i)),
-        None => ("find the red chair".into(), None),
+        Some(i) => (format!("find the {}", objects[*i].name), vec![*i]),
+        None => ("find the red chair".into(), Vec::new()),
     }
+}
+
+/// The objects that a text may mean: the one that it names in full; where it names none so, and only a kind or only a colour,
+/// all that are of it.
+fn meant_by(house: &world::House, text: &str) -> Vec<usize> {
+    let said = text.to_lowercase();
+    let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric()).collect();
+    let of = |means: &dyn Fn(&world::Object) -> bool| -> Vec<usize> {
+        (0..house.objects.len()).filter(|i| means(&house.objects[*i])).collect()
+    };
+    let named = of(&|o| o.name.split(' ').all(|word| words.contains(&word)));
+    if !named.is_empty() {
+        return named;
+    }
+    let colours = world::Colour::ALL.iter().filter(|c| words.contains(&c.name())).count();
+    let kinds = world::Shape::ALL.iter().filter(|k| words.contains(&k.name())).count();
+    if colours + kinds != 1 {
+        return Vec::new();
+    }
+    of(&|o| words.contains(&o.colour.name()) || words.contains(&o.shape.name()))
+}
+
+/// Which of the objects that were meant an answer is of: the one whose goal pose is nearest, or the first where there is no
+/// pose.
+fn answered(house: &world::House, asked_at: world::Pose2, meant: &[usize], answer: &Answer) -> Option<usize> {
+    let Some(pose) = answer.pose.as_ref().map(|p| p.pose2()) else { return meant.first().copied() };
+    let off = |i: usize| {
+        let goal = world::goal_pose(house, asked_at, i);
+        goal.map_or(f64::INFINITY, |goal| (goal.x - pose.x).hypot(goal.y - pose.y))
+    };
+    meant.iter().copied().min_by(|a, b| off(*a).total_cmp(&off(*b)))
 }
 
 fn wait_for_answer(
@@ -733,4 +762,35 @@ fn paint(path: &Path, robot: &Robot, story: &Story, shown: Shown) -> anyhow::Res
     })
     .context("the picture has no size")?;
     picture.save_png(path).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_means_what_it_names_or_all_that_are_of_its_kind_or_colour() {
+        let house = world::House::generate(10, &world::Difficulty::plain());
+        let names = |text: &str| -> Vec<&str> {
+            meant_by(&house, text).into_iter().map(|i| house.objects[i].name.as_str()).collect()
+        };
+        assert_eq!(names("Find the yellow CONE!"), ["yellow cone"]);
+        assert_eq!(names("find the cone"), ["yellow cone"]);
+        assert_eq!(names("the blue one"), ["blue box"]);
+        for absent in ["find the yellow bed", "find the lamp", "go there", "find the red or blue bed"] {
+            assert!(names(absent).is_empty(), "{absent}: {:?}", names(absent));
+        }
+        // Of several the one that was answered.
+        let all: Vec<usize> = (0..house.objects.len()).collect();
+        let here = world::Pose2::default();
+        let mut answer = Answer::new("g", Status::Found, None);
+        assert_eq!(answered(&house, here, &all, &answer), Some(0));
+        for i in all.iter().copied() {
+            let Some(goal) = world::goal_pose(&house, here, i) else { continue };
+            let pose = Pose2::new(goal.x + 0.1, goal.y, goal.yaw);
+            answer.pose = Some(mindseye_bridge::answer::FramedPose2::new("odom", pose));
+            assert_eq!(answered(&house, here, &all, &answer), Some(i));
+        }
+        assert_eq!(answered(&house, here, &[], &answer), None);
+    }
 }
