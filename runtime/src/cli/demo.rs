@@ -777,7 +777,7 @@ mod tests {
         assert_eq!(names("Find the yellow CONE!"), ["yellow cone"]);
         assert_eq!(names("find the cone"), ["yellow cone"]);
         assert_eq!(names("the blue one"), ["blue box"]);
-        for absent in ["find the yellow bed", "find the lamp", "go there", "find the red or blue bed"] {
+        for absent in ["find the yellow bed", "find the lamp", "go there", "find the red or blue lamp"] {
             assert!(names(absent).is_empty(), "{absent}: {:?}", names(absent));
         }
         // Of several the one that was answered.
