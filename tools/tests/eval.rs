@@ -99,26 +99,6 @@ fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
     Ok(())
 }
 
-/// The model for several and for furnished rooms, in houses of both kinds.
-#[test]
-fn rooms_tiny_finds_named_things_in_several_and_in_furnished_rooms() -> Outcome {
-    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/rooms-tiny").display().to_string();
-    let args = ["grounding", "--quick", "--houses", "4", "--seed", "424242", "--json"];
-    let worlds = ["--difficulty", "house,furnished", "--bundle", &bundle];
-    let d = document(&[&args[..], &worlds].concat())?;
-    let mut given = [0, 0];
-    for o in d["outcomes"].as_array().ok_or("no outcomes")? {
-        if let [Some(heading), Some(position)] = [0, 1].map(|k| o["answer"][k].as_f64()) {
-            assert!(heading < 25.0 && position < 0.6, "{heading} degrees, {position} m: {o}");
-            given[usize::from(o["difficulty"] == "furnished")] += 1;
-        }
-    }
-    assert!(given[0] >= 1 && given[1] >= 1, "poses in several rooms and in furnished ones: {given:?}");
-    let parts = d["parts"].as_array().ok_or("no parts")?;
-    assert!(["house", "furnished"].iter().all(|world| parts.iter().any(|p| p["of"] == *world)), "{parts:?}");
-    Ok(())
-}
-
 /// What was moved since it was seen is remembered where it was: figures hold the answer against where it is.
 #[test]
 fn answers_of_moved_things_are_held_against_where_they_are_now() -> Outcome {
