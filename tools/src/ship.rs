@@ -568,7 +568,7 @@ mod tests {
         assert!(error.contains("12x8 pixels, expected 24x16"), "{error}");
     }
 
-    /// As good as its card says, on 32 of the pictures that it was measured on.
+    /// Nearly as good as its card says, on 32 pictures of the worlds that it was trained in.
     #[test]
     fn the_shipped_depth_reader_reads_rooms() {
         let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny");

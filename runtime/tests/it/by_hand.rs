@@ -189,14 +189,19 @@ fn the_standoff_is_that_of_the_named_thing() {
     );
 }
 
+/// Thirty latents, of which the third and the fourth show a thing 2 m ahead, and a mind that looks through them in stretches.
+fn long_history() -> (FakeMind, Scene) {
+    let end = [(2.0 - STANDOFF_M) as f32, 0.0, 1.0, 0.0];
+    let mut mind = mind(move |step| heads(step, 2.0, end, |frame| frame[0] > 0.9));
+    mind.spec.settings.max_span = Some(6.0);
+    let values: Vec<f32> = (0..30).map(|k| if k == 2 || k == 3 { 1.0 } else { 0.1 }).collect();
+    (mind, scene(&values))
+}
+
 #[test]
 fn of_a_long_history_the_stretch_that_saw_the_thing_wins() {
-    let mut mind =
-        mind(|step| heads(step, 2.0, [(2.0 - STANDOFF_M) as f32, 0.0, 1.0, 0.0], |frame| frame[0] > 0.9));
-    mind.spec.settings.max_span = Some(6.0);
-    // Seen in the third and fourth of thirty latents only.
-    let values: Vec<f32> = (0..30).map(|k| if k == 2 || k == 3 { 1.0 } else { 0.1 }).collect();
-    let out = ask(&mut mind, &scene(&values), text("the chair"));
+    let (mut mind, scene) = long_history();
+    let out = ask(&mut mind, &scene, text("the chair"));
     assert_eq!(out.answer.status, Status::Found, "{:?}", out.answer.reason);
     assert!(out.used.iter().any(|p| [2, 3].contains(p)), "looked at {:?}", out.used);
     assert!(out.answer.stamp_ns < Some(15_000_000_000), "the answer is of an old view");
@@ -204,12 +209,9 @@ fn of_a_long_history_the_stretch_that_saw_the_thing_wins() {
 
 #[test]
 fn what_odometry_drifted_since_a_view_widens_the_answer_that_rests_on_it() {
-    let mut mind =
-        mind(|step| heads(step, 2.0, [(2.0 - STANDOFF_M) as f32, 0.0, 1.0, 0.0], |frame| frame[0] > 0.9));
-    mind.spec.settings.max_span = Some(6.0);
-    let values: Vec<f32> = (0..30).map(|k| if k == 2 || k == 3 { 1.0 } else { 0.1 }).collect();
+    let (mut mind, seen) = long_history();
     let mut variances = |noise: OdometryNoise, driven: f64| -> [f64; 3] {
-        let mut scene = scene(&values);
+        let mut scene = seen.clone();
         scene.odometry_noise = noise;
         // It stood still while it saw the thing, and then drove straight on.
         for (k, latent) in scene.memory.iter_mut().enumerate().skip(15) {
