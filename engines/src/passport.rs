@@ -589,7 +589,7 @@ mod tests {
             outputs: vec![value("y")],
             value_infos: Vec::new(),
         });
-        model.save(&graph, &SaveOptions { external: ExternalData::Always }).unwrap();
+        model.save(&graph, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
         let read = files_read_by(&graph).unwrap();
         assert_eq!(read.iter().collect::<Vec<_>>(), ["denoiser.onnx.data"]);
         let data = folder.path().join("denoiser.onnx.data");

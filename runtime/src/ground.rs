@@ -21,7 +21,8 @@ use crate::imagine::{
     roll_out_held,
 };
 use crate::lift::{
-    Decision, Drift, DriveRule, Estimate, Evidence, LiftParams, Lifted, Registered, distinct, lift, verify,
+    Decision, Drift, DriveRule, Estimate, Evidence, LiftParams, Lifted, Registered, distinct, lift,
+    seen_from_here, verify,
 };
 use crate::planar::{OdometryNoise, Pose2, wrap_angle};
 use crate::recall::{Recall, RecallView, poses_by_head, views_of};
@@ -411,6 +412,16 @@ struct Job<'a> {
     spec: MindSpec,
     settings: RolloutSettings,
     budget: Budget<'a>,
+    views: Views,
+}
+
+/// Where a rollout may begin.
+#[derive(Clone, Copy, PartialEq)]
+enum Views {
+    /// At the end of any stretch of the memory.
+    OfAllStretches,
+    /// Where the robot is.
+    FromHere,
 }
 
 impl Job<'_> {
@@ -548,7 +559,8 @@ fn ground_by(
         reconstruction_error: None,
     };
     let spec = spec_for(mind.spec(), goal_text(goal));
-    let job = Job { scene, goal, spec, settings, budget: Budget { clock, until } };
+    let budget = Budget { clock, until };
+    let job = Job { scene, goal, spec, settings, budget, views: Views::OfAllStretches };
     let mut report = Report { grounded, clock, last: clock.now(), progress };
     mind.begin(job.budget.left());
     let attempted = match narrow_view(&job) {
@@ -577,23 +589,20 @@ fn ground_by(
     Ok(report.grounded)
 }
 
-/// Looks once more at what was asked for, by glances alone: where the goal's pose is, relative to the base at the newest
-/// frame. `None` when it is not believed, or cannot be told.
+/// Looks once more at what was asked for, by glances from here alone: where the goal's pose is, relative to the base at the
+/// newest frame. `None` when it is not believed, cannot be told, or the newest frame does not show the thing: what is
+/// remembered says where it was, not that it is still there.
 pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>) -> Option<Pose2> {
     let spec = spec_for(mind.spec(), goal_text(goal));
-    let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget };
+    let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget, views: Views::FromHere };
     mind.begin(budget.left());
     let request = encode(mind, &job, goal_text(goal)).ok()?;
     let Asked { request, view, spec, .. } = ask(mind, &job, request, &mut |_| Flow::Continue).ok()?;
     let params = spec.lift?;
     let glances = mind.imaginer().glance(job.inputs(&view.seen, &request)).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
-    let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
-    match (view.start, view.origin, scene.odom_from_base) {
-        (None, ..) => Some(pose),
-        (Some(_), Some(origin), Some(here)) => Some(here.relative(origin.compose(pose))),
-        _ => None,
-    }
+    let believed = lifted.decision == Decision::Found && seen_from_here(&glances) >= params.mask_present;
+    lifted.estimate.pose.filter(|_| believed)
 }
 
 /// Spreads by which witnesses may differ where the bundle does not say.
@@ -1297,7 +1306,8 @@ fn choose_view(
             _ => {}
         }
     }
-    let all = if job.by_text() { &all[..] } else { &all[..1] };
+    // The newest stretch comes first; it ends here.
+    let all = if job.by_text() && job.views == Views::OfAllStretches { &all[..] } else { &all[..1] };
     let began = budget.clock.now();
     let mut best: Option<((bool, f64), View)> = None;
     for (i, stretch) in all.iter().enumerate() {

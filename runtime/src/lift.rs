@@ -383,9 +383,19 @@ fn drive_witness(shown: &Registered, worth: &RegistrationParams, params: &LiftPa
 
 /// Mask logits of context and first frame.
 fn seen_part(heads: &Heads) -> &[f32] {
-    let frames = heads.pose.len().max(1);
-    let tokens = heads.mask.len() / frames;
+    let tokens = tokens_a_frame(heads);
     heads.mask.get(..(heads.context + 1) * tokens).unwrap_or_default()
+}
+
+fn tokens_a_frame(heads: &Heads) -> usize {
+    heads.mask.len() / heads.pose.len().max(1)
+}
+
+/// Largest mask logit of the first frame, which was taken where the rollouts begin; minus infinity without masks.
+pub fn seen_from_here(glances: &[Heads]) -> f64 {
+    let first =
+        glances.iter().flat_map(|heads| seen_part(heads).iter().skip(heads.context * tokens_a_frame(heads)));
+    first.map(|v| f64::from(*v)).fold(f64::NEG_INFINITY, f64::max)
 }
 
 fn localisation(glances: &[Heads], context: &[Option<Pose2>]) -> Option<f64> {
@@ -780,6 +790,17 @@ mod tests {
         let strange = Evidence { reconstruction_error: Some(0.2), ..evidence() };
         check("strange pictures", heads(&context, object, &[1], plan), strange, "not_in_context: the camera");
         check("no heads", Heads::default(), evidence(), "not_in_context");
+    }
+
+    #[test]
+    fn what_is_seen_from_here_is_in_the_first_frame_alone() {
+        let (context, object) = (sweep(), (2.0, 1.0));
+        let plan = stand_before(object, (0.0, 0.0), 0.8);
+        let from = |seen: &[usize]| seen_from_here(&[heads(&context, object, seen, plan)]);
+        // The first frame follows the six of the context; what is imagined after it is no sight.
+        assert_eq!((from(&[6]), from(&[0, 6])), (4.0, 4.0));
+        assert_eq!((from(&[0, 3, 5]), from(&[])), (-5.0, -5.0));
+        assert_eq!(seen_from_here(&[Heads::default()]), f64::NEG_INFINITY);
     }
 
     /// What a right drive that ends at a pose shows.

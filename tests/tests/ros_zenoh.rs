@@ -48,6 +48,14 @@ fn pair() -> (RosSession, RosSession) {
     (a, b)
 }
 
+/// Waits until `from` knows what `to` subscribes to: until then Zenoh sends everything to a new peer, and what was published
+/// before a subscription may still arrive after it.
+fn greeted(from: &RosSession, to: &RosSession) {
+    let publisher = from.publisher::<StringMsg>("greeting", &Qos::default()).unwrap();
+    let _subscriber = to.subscriber::<StringMsg>("greeting", &Qos::default(), QueuePolicy::Latest).unwrap();
+    assert!(publisher.wait_for_subscribers(LONG), "the two sessions are not linked");
+}
+
 /// A plain Zenoh session that listens, and one of ours connected to it.
 fn with_plain(config: impl Fn(&mut RosConfig)) -> (zenoh::Session, RosSession) {
     let endpoint = free_endpoint();
@@ -157,6 +165,7 @@ fn both_ways_and_the_graph() {
 #[test]
 fn latched_topics_reach_late_subscribers() {
     let (robot, agent) = pair();
+    greeted(&robot, &agent);
     let publisher = robot.publisher::<TFMessage>("/tf_static", &Qos::latched(3)).unwrap();
     let message = |i: i64| TFMessage {
         transforms: vec![TransformStamped::new(Timestamp(i), "base_link", "camera", &Default::default())],

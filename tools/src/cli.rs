@@ -66,9 +66,9 @@ struct ShipArgs {
     /// The last weights instead of the averaged ones.
     #[arg(long)]
     raw: bool,
-    /// Weights rounded to the eleven significant bits of half precision: their files pack to six tenths.
+    /// Weights in half precision in the files: half the size. They are computed with in f32 as before.
     #[arg(long)]
-    rounded: bool,
+    half: bool,
     /// Also the halves for the one-way mask; always there when the run was trained with it.
     #[arg(long)]
     cached: bool,
@@ -111,13 +111,19 @@ pub fn main(train: fn(&TrainArgs) -> anyhow::Result<ExitCode>) -> ExitCode {
                 steps: args.steps.map(|n| n as usize),
                 guidance: args.guidance,
                 depth: args.depth,
-                rounded: args.rounded,
+                half: args.half,
                 ..Default::default()
             };
             let shipped = match (args.add_depth, args.run, args.config) {
-                (Some(run), ..) => ship::add_depth(&run, &args.out, args.rounded),
+                (Some(run), ..) => ship::add_depth(&run, &args.out, args.half),
                 (None, Some(run), Some(config)) if FineTuneConfig::is_meant(&config) => {
-                    ship::ship_fine_tune(&run, &config, &args.out)
+                    match options.not_for_fine_tunes() {
+                        Some(option) => Err(anyhow::anyhow!(
+                            "{}: a run with [finetune] ships its averaged weights as published ones; it takes no {option}",
+                            config.display()
+                        )),
+                        None => ship::ship_fine_tune(&run, &config, &args.out),
+                    }
                 }
                 (None, Some(run), Some(config)) => ship::ship(&run, &config, &args.out, &options),
                 _ => Err(anyhow::anyhow!("ship: give a run and its --config, or --add-depth")),

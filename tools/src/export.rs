@@ -179,8 +179,10 @@ fn denoiser_kinds(cached: bool) -> &'static [DenoiserKind] {
 /// # Errors
 /// What is missing or does not fit, naming file and tensor.
 pub fn run(args: ExportArgs) -> anyhow::Result<()> {
-    let options =
-        SaveOptions { external: if args.external { ExternalData::Always } else { ExternalData::Auto } };
+    let options = SaveOptions {
+        external: if args.external { ExternalData::Always } else { ExternalData::Auto },
+        halves: false,
+    };
     if args.source.join(MANIFEST).is_file() {
         return export_bundle(&args, &options);
     }

@@ -64,6 +64,20 @@ pub fn weights_of(bundle: &Path) -> anyhow::Result<Params> {
     Ok(params)
 }
 
+/// The weights of a bundle's depth reader under the names of training.
+///
+/// # Errors
+/// A bundle that cannot be read or has none, a graph that does not say where its constants come from.
+pub fn depth_of(bundle: &Path) -> anyhow::Result<Params> {
+    let path = Bundle::load(bundle)?.path("depth")?;
+    let weights = Model::load(&path)?.graph.stored_weights().with_context(|| path.display().to_string())?;
+    let mut params = Params::new();
+    for (name, (shape, values)) in weights {
+        params.insert(&name, &shape, values);
+    }
+    Ok(params)
+}
+
 /// The denoiser's weights of a bundle, or of published weights in any layout that `import` reads. What published ones lack of
 /// `dit` (heads, the projection of camera rays) is left out.
 ///
@@ -130,6 +144,8 @@ fn written_anew(bundle: &Bundle, component: &str) -> anyhow::Result<Model> {
 
 #[cfg(test)]
 mod tests {
+    use mindseye_train::depth::{DepthTrainConfig, DepthTrainer};
+
     use super::*;
 
     /// The shipped bundle was written before graphs said where their constants come from.
@@ -144,5 +160,18 @@ mod tests {
         }
         assert!(params.position("text.shared.weight").is_some());
         assert!(params.position("codec.basis").is_some());
+    }
+
+    #[test]
+    fn the_shipped_depth_reader_is_a_start() {
+        let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/house-tiny"));
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/train/furnished-tiny-depth.toml");
+        let dir = tempfile::tempdir().unwrap();
+        let config = DepthTrainConfig::load(Path::new(recipe)).unwrap();
+        let mut trainer = DepthTrainer::open(config, dir.path(), false).unwrap();
+        let before = trainer.state.params.clone();
+        assert!(trainer.state.start_from(&depth_of(shipped).unwrap(), shipped).unwrap().is_empty());
+        assert_ne!(before.get(0).2, trainer.state.params.get(0).2);
+        assert!(depth_of(dir.path()).unwrap_err().to_string().contains("bundle.toml"));
     }
 }

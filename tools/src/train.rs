@@ -228,8 +228,7 @@ fn run_diffusion<D: Device>(
     trainer.schedule_steps(total);
     if let Some(bundle) = &args.init {
         let fresh = trainer.start_from(&crate::retrain::weights_of(bundle)?, bundle)?;
-        let which = if fresh.is_empty() { "none".to_owned() } else { fresh.join(", ") };
-        eprintln!("weights of {}; fresh are: {which}", bundle.display());
+        eprintln!("weights of {}; fresh are: {}", bundle.display(), listed(&fresh));
     }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let terminal = std::io::stderr().is_terminal();
@@ -251,6 +250,11 @@ fn run_diffusion<D: Device>(
         println!("{}", serde_json::to_string(&last)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The names of weights that `--init` had nothing for.
+fn listed(fresh: &[String]) -> String {
+    if fresh.is_empty() { "none".to_owned() } else { fresh.join(", ") }
 }
 
 /// Lets the first rank do what the others then find done.
@@ -429,8 +433,7 @@ fn run_fine_tune<D: Device>(
     let mut trainer =
         FineTuneTrainer::open(device, &args.config, both, &encoders, latents, out, start, ranks)?;
     if let Some(dir) = init.map(|(_, dir)| dir).filter(|_| trainer.step() == 0) {
-        let which = if trainer.fresh.is_empty() { "none".to_owned() } else { trainer.fresh.join(", ") };
-        eprintln!("weights of {}; fresh are: {which}", dir.display());
+        eprintln!("weights of {}; fresh are: {}", dir.display(), listed(&trainer.fresh));
     }
     let mut last = None;
     trainer.run(args.until, &stop, |m, speed| {
@@ -443,8 +446,8 @@ fn run_fine_tune<D: Device>(
 
 /// Trains the depth reader.
 fn run_depth<D: Device>(device: &D, args: &TrainArgs, out: &Path) -> anyhow::Result<ExitCode> {
-    if args.init.is_some() || args.prepare {
-        bail!("{}: the depth reader begins with fresh weights and needs no preparing", args.config.display());
+    if args.prepare {
+        bail!("{}: the depth reader needs no preparing", args.config.display());
     }
     let mut config = DepthTrainConfig::load(&args.config)?;
     let total = config.steps;
@@ -452,6 +455,10 @@ fn run_depth<D: Device>(device: &D, args: &TrainArgs, out: &Path) -> anyhow::Res
     let stop = stop_flag()?;
     let mut trainer = DepthTrainer::open_on(device, config, out, args.other_configuration)?;
     trainer.schedule_steps(total);
+    if let Some(bundle) = args.init.as_ref().filter(|_| trainer.state.step == 0) {
+        let fresh = trainer.state.start_from(&crate::retrain::depth_of(bundle)?, bundle)?;
+        eprintln!("depth reader of {}; fresh are: {}", bundle.display(), listed(&fresh));
+    }
     eprintln!("training {} from step {} to {total}", args.config.display(), trainer.state.step);
     let batch = trainer.config.batch as f64;
     let mut last: Option<DepthMetrics> = None;

@@ -99,7 +99,8 @@ fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
     Ok(())
 }
 
-/// What was moved since it was seen is remembered where it was: figures hold the answer against where it is.
+/// What was moved since it was seen is remembered where it was: figures hold the answer against where it is, and the look
+/// where the drive ends does not confirm it.
 #[test]
 fn answers_of_moved_things_are_held_against_where_they_are_now() -> Outcome {
     let d = document(&["grounding", "--quick", "--moved", "--houses", "3", "--seed", "424242", "--json"])?;
@@ -109,6 +110,7 @@ fn answers_of_moved_things_are_held_against_where_they_are_now() -> Outcome {
         if let Some(off) = o["answer"][1].as_f64() {
             assert!(off > 0.5, "{off} m: {o}");
             assert!(o["first_arrived"] == false && o["reasked"] == true, "{o}");
+            assert!(o["confirmed"] == false, "it is not there: {o}");
             given += 1;
         }
     }

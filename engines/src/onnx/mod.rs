@@ -3,6 +3,7 @@
 //! [`Model`] is the file. [`Model::load`] reads foreign files without trusting them, [`Model::save`] streams weights to
 //! disk, beside the graph where they are large. Networks are written as graphs by the `mindseye-builder` crate.
 
+mod half;
 mod ir;
 mod origin;
 mod proto;

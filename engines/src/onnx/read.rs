@@ -65,8 +65,9 @@ impl Model {
             files: Vec::new(),
             objects: 0,
         };
-        let model = parser.model(Reader::new(&bytes, "ModelProto"))?;
+        let mut model = parser.model(Reader::new(&bytes, "ModelProto"))?;
         check_names(&model.graph)?;
+        model.graph.widen_halves();
         Ok(model)
     }
 }

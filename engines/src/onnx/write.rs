@@ -36,6 +36,9 @@ pub enum ExternalData {
 pub struct SaveOptions {
     /// Where large constants go.
     pub external: ExternalData,
+    /// Store f32 weights whose values are all halves in half precision, with a cast to f32: half the size, the same
+    /// values. [`Model::load`] gives them back as f32.
+    pub halves: bool,
 }
 
 /// What [`Model::save`] wrote.
@@ -64,6 +67,11 @@ impl Model {
     /// [`OnnxError::Limit`] where the file would reach 2 GiB.
     pub fn save(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SavedFiles, OnnxError> {
         let path = path.as_ref();
+        if options.halves {
+            let mut stored = self.clone();
+            stored.graph.store_halves()?;
+            return stored.save(path, &SaveOptions { halves: false, ..options.clone() });
+        }
         check_attributes(&self.graph)?;
         let outside = match options.external {
             ExternalData::Auto => self.weight_bytes() >= AUTO,
