@@ -73,7 +73,7 @@ impl Graph {
         }
         self.nodes.retain(|n| !(n.op_type == "Cast" && n.inputs.iter().any(|i| widened.contains(i))));
         for constant in self.initializers.iter_mut().filter(|c| widened.contains(&c.name)) {
-            let name = constant.name.trim_end_matches(SUFFIX).to_owned();
+            let name = constant.name.strip_suffix(SUFFIX).unwrap_or(&constant.name).to_owned();
             let stored = constant.clone();
             *constant = Initializer {
                 name,
