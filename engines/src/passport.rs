@@ -589,7 +589,9 @@ mod tests {
             outputs: vec![value("y")],
             value_infos: Vec::new(),
         });
-        model.save(&graph, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
+        model
+            .save(&graph, &SaveOptions { external: ExternalData::Always, ..SaveOptions::default() })
+            .unwrap();
         let read = files_read_by(&graph).unwrap();
         assert_eq!(read.iter().collect::<Vec<_>>(), ["denoiser.onnx.data"]);
         let data = folder.path().join("denoiser.onnx.data");

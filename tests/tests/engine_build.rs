@@ -130,7 +130,7 @@ fn bundle_of(folder: &Path, cfg: &DitConfig, kinds: &[DenoiserKind]) -> Bundle {
     for &kind in kinds {
         let graph = denoiser_graph(cfg, Arc::new(weights(cfg)), kind, Dim::Fixed(1)).unwrap();
         let file = format!("{}.onnx", kind.component());
-        graph.save(writer.path(&file), &SaveOptions { external, halves: false }).unwrap();
+        graph.save(writer.path(&file), &SaveOptions { external, ..SaveOptions::default() }).unwrap();
         writer.add(kind.component(), ComponentFormat::Onnx, &[&file]).unwrap();
     }
     writer.finish().unwrap()
@@ -670,7 +670,7 @@ fn calibrated_in_two_goes(cfg: DitConfig, [context, targets]: [usize; 2], items:
     let weights = Seeded(params.params().iter().map(|p| (p.name.clone(), p.shape.clone())).collect());
     let graph = denoiser_graph(&cfg, Arc::new(weights), DenoiserKind::Joint, Dim::Fixed(1)).unwrap();
     let file = folder.path().join("denoiser.onnx");
-    graph.save(&file, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
+    graph.save(&file, &SaveOptions { external: ExternalData::Always, ..SaveOptions::default() }).unwrap();
     drop(graph);
     let fp32 = Model::load(&file).unwrap();
     let kept = runner().keeping(Some(folder.path().join("cache"))).of_graph("random");

@@ -212,7 +212,7 @@ fn weights_that_the_manifest_does_not_list_are_refused() {
     let graph = target.join("denoiser.onnx");
     let before = std::fs::read(&graph).unwrap();
     let model = Model::load(&graph).unwrap();
-    model.save(&other, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
+    model.save(&other, &SaveOptions { external: ExternalData::Always, ..SaveOptions::default() }).unwrap();
     let after = std::fs::read(&other).unwrap();
     std::fs::write(&graph, &after).unwrap();
     std::fs::copy(dir.path().join("denoiser.onnx.data"), target.join("denoiser.onnx.data")).unwrap();

@@ -71,7 +71,9 @@ fn round_trip_keeps_everything() {
 fn weights_beside_the_graph() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
-    let saved = sample().save(&path, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
+    let saved = sample()
+        .save(&path, &SaveOptions { external: ExternalData::Always, ..SaveOptions::default() })
+        .unwrap();
     assert_eq!(saved.data.as_deref(), Some(dir.path().join("model.onnx.data").as_path()));
     let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
@@ -95,7 +97,7 @@ fn weights_behind_a_link_out_of_the_folder_are_refused() {
     std::fs::create_dir(&inside).unwrap();
     std::fs::create_dir(&outside).unwrap();
     let (graph, data) = (inside.join("m.onnx"), inside.join("m.onnx.data"));
-    sample().save(&graph, &SaveOptions { external: ExternalData::Always, halves: false }).unwrap();
+    sample().save(&graph, &SaveOptions { external: ExternalData::Always, ..SaveOptions::default() }).unwrap();
     for (place, fits) in [(inside.join("w"), true), (outside.join("w"), false)] {
         std::fs::rename(&data, &place).unwrap();
         std::os::unix::fs::symlink(&place, &data).unwrap();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::train::TrainArgs;
+use mindseye_engines::onnx::Storage;
 use mindseye_train::finetune::FineTuneConfig;
 
 use crate::{curate, eval, export, golden, import, model, replayable, ship, world};
@@ -66,9 +67,10 @@ struct ShipArgs {
     /// The last weights instead of the averaged ones.
     #[arg(long)]
     raw: bool,
-    /// Weights in half precision in the files: half the size. They are computed with in f32 as before.
-    #[arg(long)]
-    half: bool,
+    /// How weights are stored; they are computed with in f32. "f16" rounds them to half precision, "int8" also the matrices of
+    /// denoiser and depth reader to one byte each, with a scale per channel.
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    weights: Weights,
     /// Also the halves for the one-way mask; always there when the run was trained with it.
     #[arg(long)]
     cached: bool,
@@ -78,6 +80,24 @@ struct ShipArgs {
     /// Guidance of the bundle's sampler; 2 when left out, 1 for a student.
     #[arg(long)]
     guidance: Option<f64>,
+}
+
+/// See [`ShipArgs::weights`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    F32,
+    F16,
+    Int8,
+}
+
+impl Weights {
+    fn storage(self) -> Storage {
+        match self {
+            Self::F32 => Storage::Whole,
+            Self::F16 => Storage::Halves,
+            Self::Int8 => Storage::Codes,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -111,11 +131,11 @@ pub fn main(train: fn(&TrainArgs) -> anyhow::Result<ExitCode>) -> ExitCode {
                 steps: args.steps.map(|n| n as usize),
                 guidance: args.guidance,
                 depth: args.depth,
-                half: args.half,
+                storage: args.weights.storage(),
                 ..Default::default()
             };
             let shipped = match (args.add_depth, args.run, args.config) {
-                (Some(run), ..) => ship::add_depth(&run, &args.out, args.half),
+                (Some(run), ..) => ship::add_depth(&run, &args.out, args.weights.storage()),
                 (None, Some(run), Some(config)) if FineTuneConfig::is_meant(&config) => {
                     match options.not_for_fine_tunes() {
                         Some(option) => Err(anyhow::anyhow!(

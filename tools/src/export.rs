@@ -181,7 +181,7 @@ fn denoiser_kinds(cached: bool) -> &'static [DenoiserKind] {
 pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     let options = SaveOptions {
         external: if args.external { ExternalData::Always } else { ExternalData::Auto },
-        halves: false,
+        ..SaveOptions::default()
     };
     if args.source.join(MANIFEST).is_file() {
         return export_bundle(&args, &options);

@@ -15,7 +15,7 @@ use mindseye_engines::bundle::{
     SamplerSpec, TextSpec,
 };
 use mindseye_engines::model::depth::DepthConfig;
-use mindseye_engines::onnx::{Dim, Model, SaveOptions};
+use mindseye_engines::onnx::{Dim, Model, SaveOptions, Storage};
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
 use mindseye_engines::text::word_model;
@@ -48,8 +48,9 @@ pub struct ShipOptions {
     pub guidance: Option<f64>,
     /// Run of the depth reader to put beside the denoiser.
     pub depth: Option<PathBuf>,
-    /// Round weights to half precision and store them so: files of half the size, computed in f32 as before.
-    pub half: bool,
+    /// How weights are stored. Other than whole they are rounded to half precision first; only matrices of denoiser and depth
+    /// reader become codes.
+    pub storage: Storage,
 }
 
 impl ShipOptions {
@@ -59,7 +60,7 @@ impl ShipOptions {
         let given = [
             (self.raw, "--raw"),
             (self.cached, "--cached"),
-            (self.half, "--half"),
+            (self.storage != Storage::Whole, "--weights"),
             (self.steps.is_some(), "--steps"),
             (self.guidance.is_some(), "--guidance"),
             (self.depth.is_some(), "--depth"),
@@ -111,7 +112,7 @@ fn part(params: &Params, keep: impl Fn(&str) -> Option<&str>) -> Arc<dyn WeightS
     Arc::new(weights)
 }
 
-/// See [`ShipOptions::half`]. What is too large for a half stays as it is.
+/// See [`ShipOptions::storage`]. What is too large for a half stays as it is.
 fn round(params: &mut Params) {
     for weight in params.all_values_mut().flatten() {
         let rounded = half::f16::from_f32(*weight);
@@ -142,21 +143,25 @@ pub fn ship(run: &Path, config_path: &Path, out: &Path, options: &ShipOptions) -
     let state = State::load(&checkpoint, &model)?;
     let mut manifest = manifest(&config, &model, &state, options)?;
     let mut params = if options.raw { Params::clone(&state.params) } else { state.ema };
-    let depth = options.depth.as_deref().map(|run| depth_of(run, options.half)).transpose()?;
-    if options.half {
+    let depth = options.depth.as_deref().map(|run| depth_of(run, options.storage)).transpose()?;
+    if options.storage != Storage::Whole {
         round(&mut params);
     }
     let params = &params;
     manifest.networks.depth = depth.as_ref().map(|(sizes, _)| sizes.clone());
     let mut writer = BundleWriter::create(out, manifest)?;
-    let saved = SaveOptions { halves: options.half, ..SaveOptions::default() };
 
     let dit = part(params, |n| (!n.starts_with(TEXT_PREFIX) && !n.starts_with("codec.")).then_some(n));
     let text = part(params, |n| n.strip_prefix(TEXT_PREFIX));
     let codec = part(params, |n| n.starts_with("codec.").then_some(n));
     let mut graph = |name: &str, model: Model| -> anyhow::Result<()> {
         let file = format!("{name}.onnx");
-        model.save(writer.path(&file), &saved)?;
+        // The codec's basis is orthonormal, and texts are few: both stay finer than codes.
+        let storage = match options.storage {
+            Storage::Codes if !name.starts_with("denoiser") && name != "depth" => Storage::Halves,
+            storage => storage,
+        };
+        model.save(writer.path(&file), &SaveOptions { storage, ..SaveOptions::default() })?;
         writer.add(name, ComponentFormat::Onnx, &[&file])?;
         Ok(())
     };
@@ -214,9 +219,9 @@ pub fn ship_fine_tune(run: &Path, config_path: &Path, out: &Path) -> anyhow::Res
 }
 
 /// Sizes and graph of a run of the depth reader, with its averaged weights.
-fn depth_of(run: &Path, half: bool) -> anyhow::Result<(DepthConfig, Model)> {
+fn depth_of(run: &Path, storage: Storage) -> anyhow::Result<(DepthConfig, Model)> {
     let (config, mut state) = finished(run)?;
-    if half {
+    if storage != Storage::Whole {
         round(&mut state.ema);
     }
     let graph = depth_graph(&config.depth, part(&state.ema, |n| Some(n)))?;
@@ -224,13 +229,13 @@ fn depth_of(run: &Path, half: bool) -> anyhow::Result<(DepthConfig, Model)> {
 }
 
 /// Puts the depth reader of a run into a bundle, in place of one that it may have; all other files stay as they are. For
-/// `half` see [`ShipOptions`].
+/// `storage` see [`ShipOptions`].
 ///
 /// # Errors
 /// A run or bundle that cannot be read, sizes that do not fit the bundle's pictures, a file that cannot be written.
-pub fn add_depth(run: &Path, bundle: &Path, half: bool) -> anyhow::Result<Bundle> {
+pub fn add_depth(run: &Path, bundle: &Path, storage: Storage) -> anyhow::Result<Bundle> {
     let old = Bundle::load(bundle)?;
-    let (sizes, graph) = depth_of(run, half)?;
+    let (sizes, graph) = depth_of(run, storage)?;
     let mut manifest = old.manifest().clone();
     manifest.networks.depth = Some(sizes);
     let mut writer = BundleWriter::create(bundle, manifest)?;
@@ -253,7 +258,7 @@ pub fn add_depth(run: &Path, bundle: &Path, half: bool) -> anyhow::Result<Bundle
             std::fs::copy(&from, to).with_context(|| from.display().to_string())?;
         }
     }
-    graph.save(writer.path("depth.onnx"), &SaveOptions { halves: half, ..SaveOptions::default() })?;
+    graph.save(writer.path("depth.onnx"), &SaveOptions { storage, ..SaveOptions::default() })?;
     writer.add("depth", ComponentFormat::Onnx, &["depth.onnx"])?;
     Ok(writer.finish()?)
 }
@@ -415,7 +420,8 @@ mod tests {
 
         // Half precision halves the files, and what is read back are the nearest halves.
         let small = dir.path().join("small");
-        ship(dir.path(), &config_path, &small, &ShipOptions { half: true, ..options }).expect("it ships");
+        ship(dir.path(), &config_path, &small, &ShipOptions { storage: Storage::Halves, ..options })
+            .expect("it ships");
         let size = |of: &Path| std::fs::metadata(of.join("denoiser.onnx")).expect("a file").len();
         assert!(10 * size(&small) < 7 * size(&bundle), "{} of {}", size(&small), size(&bundle));
         let halves = crate::retrain::weights_of(&small).expect("the bundle is read");
@@ -564,7 +570,7 @@ mod tests {
         let config = depth_run(&run);
         copied(&path);
         let before = Bundle::load(&path).expect("the bundle");
-        let after = add_depth(&run, &path, false).expect("it joins");
+        let after = add_depth(&run, &path, Storage::Whole).expect("it joins");
         for (name, component) in before.manifest().component.iter().filter(|(n, _)| *n != "depth") {
             assert_eq!(after.component(name).expect("it stays"), component);
         }
@@ -621,7 +627,7 @@ mod tests {
         let (run, path) = (dir.path().join("run"), dir.path().join("bundle"));
         depth_run(&run);
         copied(&path);
-        let bundle = add_depth(&run, &path, false).expect("it joins");
+        let bundle = add_depth(&run, &path, Storage::Whole).expect("it joins");
         let (text, file) = (bundle.manifest().to_toml().expect("text"), path.join(MANIFEST));
         let refused = |change: &dyn Fn(&mut Manifest), wanted: &str| {
             let mut manifest = bundle.manifest().clone();
@@ -648,7 +654,7 @@ mod tests {
             let bias = state.ema.position("proj_out.bias").expect("a weight");
             state.ema.values_mut(bias).fill(value);
             state.save(&run.join("checkpoint.safetensors"), &config).expect("it is written");
-            add_depth(&run, &path, false)
+            add_depth(&run, &path, Storage::Whole)
         };
         let error = with(f32::NAN).expect_err("no weights").to_string();
         assert!(error.contains("proj_out.bias"), "{error}");
@@ -661,10 +667,12 @@ mod tests {
     #[test]
     fn a_run_of_another_kind_is_no_depth_reader() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let error = add_depth(dir.path(), dir.path(), false).expect_err("no bundle").to_string();
+        let error = add_depth(dir.path(), dir.path(), Storage::Whole).expect_err("no bundle").to_string();
         assert!(error.contains("bundle.toml"), "{error}");
         copied(&dir.path().join("bundle"));
-        let error = add_depth(dir.path(), &dir.path().join("bundle"), false).expect_err("no run").to_string();
+        let error = add_depth(dir.path(), &dir.path().join("bundle"), Storage::Whole)
+            .expect_err("no run")
+            .to_string();
         assert!(error.contains("checkpoint.safetensors"), "{error}");
     }
 }

@@ -99,6 +99,25 @@ fn a_destroyed_drive_gives_no_pose_and_says_why() -> Outcome {
     Ok(())
 }
 
+/// The model for furnished rooms, whose weights are stored as codes.
+#[test]
+fn furnished_tiny_finds_furniture_in_rooms_that_it_never_saw() -> Outcome {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/furnished-tiny").display().to_string();
+    let args = ["grounding", "--quick", "--houses", "5", "--seed", "424242", "--json"];
+    let d = document(&[&args[..], &["--difficulty", "furnished,plain", "--bundle", &bundle]].concat())?;
+    let mut given = [0, 0];
+    for o in d["outcomes"].as_array().ok_or("no outcomes")? {
+        if let [Some(heading), Some(position)] = [0, 1].map(|k| o["answer"][k].as_f64()) {
+            assert!(heading < 25.0 && position < 0.6, "{heading} degrees, {position} m: {o}");
+            given[usize::from(o["difficulty"] == "plain")] += 1;
+        }
+    }
+    assert!(given[0] >= 2 && given[1] >= 1, "poses in furnished and in plain rooms: {given:?}");
+    let parts = d["parts"].as_array().ok_or("no parts")?;
+    assert!(["furnished", "plain"].iter().all(|world| parts.iter().any(|p| p["of"] == *world)), "{parts:?}");
+    Ok(())
+}
+
 /// What was moved since it was seen is remembered where it was: figures hold the answer against where it is, and the look
 /// where the drive ends does not confirm it.
 #[test]

@@ -3,11 +3,11 @@
 //! [`Model`] is the file. [`Model::load`] reads foreign files without trusting them, [`Model::save`] streams weights to
 //! disk, beside the graph where they are large. Networks are written as graphs by the `mindseye-builder` crate.
 
-mod half;
 mod ir;
 mod origin;
 mod proto;
 mod read;
+mod stored;
 mod write;
 
 pub use ir::{
@@ -15,6 +15,7 @@ pub use ir::{
     ValueInfo,
 };
 pub use origin::{Origin, OriginError, Step, StoredWeights};
+pub use stored::Storage;
 pub use write::{ExternalData, SaveOptions, SavedFiles};
 
 use std::path::PathBuf;

@@ -67,7 +67,7 @@ impl Model {
         };
         let mut model = parser.model(Reader::new(&bytes, "ModelProto"))?;
         check_names(&model.graph)?;
-        model.graph.widen_halves();
+        model.graph.widen();
         Ok(model)
     }
 }

@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::OnnxError;
 use super::ir::{AttributeValue, Dim, Graph, Initializer, Model, ValueInfo};
 use super::proto::{
     EXTERNAL, attribute, attribute_type, entry, graph, model, node, opset, shape, tensor as tensor_proto,
     tensor_type, value_info, value_type,
 };
+use super::{OnnxError, Storage};
 use crate::protobuf::Writer;
 
 /// Start of each tensor in a file of external data, so that it can be mapped.
@@ -36,9 +36,8 @@ pub enum ExternalData {
 pub struct SaveOptions {
     /// Where large constants go.
     pub external: ExternalData,
-    /// Store f32 weights whose values are all halves in half precision, with a cast to f32: half the size, the same
-    /// values. [`Model::load`] gives them back as f32.
-    pub halves: bool,
+    /// How f32 weights are stored; [`Model::load`] gives them back as f32.
+    pub storage: Storage,
 }
 
 /// What [`Model::save`] wrote.
@@ -67,10 +66,10 @@ impl Model {
     /// [`OnnxError::Limit`] where the file would reach 2 GiB.
     pub fn save(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SavedFiles, OnnxError> {
         let path = path.as_ref();
-        if options.halves {
-            let mut stored = self.clone();
-            stored.graph.store_halves()?;
-            return stored.save(path, &SaveOptions { halves: false, ..options.clone() });
+        if options.storage != Storage::Whole {
+            let mut smaller = self.clone();
+            smaller.graph.store(options.storage)?;
+            return smaller.save(path, &SaveOptions { storage: Storage::Whole, ..options.clone() });
         }
         check_attributes(&self.graph)?;
         let outside = match options.external {

@@ -234,7 +234,7 @@ pub(crate) fn session(model: &Model, backend: &dyn Backend) -> Result<Box<dyn Se
     let path = folder.0.join("graph.onnx");
     // Large weights beside the graph: readers then take one tensor at a time.
     let external = if model.weight_bytes() > 64 << 20 { ExternalData::Always } else { ExternalData::Auto };
-    model.save(&path, &SaveOptions { external, halves: false })?;
+    model.save(&path, &SaveOptions { external, ..SaveOptions::default() })?;
     Ok(backend.prepare(&path, &PrepareOptions::default())?.session()?)
 }
 

@@ -494,7 +494,7 @@ impl<'a> Pass<'a> {
 fn open(model: &Model, backend: &dyn Backend, path: &Path) -> Result<Box<dyn Session>, QuantError> {
     // Large weights beside the graph: readers then take one tensor at a time.
     let external = if model.weight_bytes() > 64 << 20 { ExternalData::Always } else { ExternalData::Auto };
-    let saved = model.save(path, &SaveOptions { external, halves: false })?;
+    let saved = model.save(path, &SaveOptions { external, ..SaveOptions::default() })?;
     let session = backend.prepare(path, &PrepareOptions::default()).and_then(|e| e.session());
     for file in [Some(saved.model), saved.data].into_iter().flatten() {
         std::fs::remove_file(file)?;
