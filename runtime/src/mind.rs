@@ -123,20 +123,37 @@ pub enum LoadError {
     NoLift,
 }
 
-/// The directory of the bundle to use: the one given, else `MINDSEYE_BUNDLE`, else `models/house-tiny` in the
+/// The model that ships, for rooms of plain shapes.
+pub const SHIPPED: &str = "house-tiny";
+/// The one for rooms with furniture.
+pub const SHIPPED_FURNISHED: &str = "furnished-tiny";
+
+/// The directory of the bundle to use: [`find_bundle_or`] of [`SHIPPED`].
+///
+/// # Errors
+/// As there.
+pub fn find_bundle(given: Option<&Path>, var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, LoadError> {
+    find_bundle_or(SHIPPED, given, var)
+}
+
+/// The directory of the bundle to use: the one given, else `MINDSEYE_BUNDLE`, else `models/` with this name in the
 /// working directory, beside the executable, or in the source tree that this program was built from.
 ///
 /// # Errors
 /// [`LoadError::NotFound`] with the places. A place that was given is not searched for alternatives.
-pub fn find_bundle(given: Option<&Path>, var: impl Fn(&str) -> Option<String>) -> Result<PathBuf, LoadError> {
+pub fn find_bundle_or(
+    shipped: &str,
+    given: Option<&Path>,
+    var: impl Fn(&str) -> Option<String>,
+) -> Result<PathBuf, LoadError> {
     let is_bundle = |dir: &Path| dir.join(mindseye_engines::bundle::MANIFEST).is_file();
     let asked = given.map(Path::to_owned).or_else(|| var("MINDSEYE_BUNDLE").map(PathBuf::from));
     if let Some(dir) = asked {
         return if is_bundle(&dir) { Ok(dir) } else { Err(LoadError::NotFound { looked: vec![dir] }) };
     }
-    let name = Path::new("models/house-tiny");
-    let mut looked = vec![name.to_owned()];
-    if let Some(beside) = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name))) {
+    let name = Path::new("models").join(shipped);
+    let mut looked = vec![name.clone()];
+    if let Some(beside) = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(&name))) {
         looked.push(beside);
     }
     looked.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name));
@@ -860,5 +877,7 @@ mod tests {
         assert!(error.to_string().contains("/nowhere/bundle"), "{error}");
         let error = find_bundle(None, |_| Some("/nowhere/else".into())).unwrap_err();
         assert!(error.to_string().contains("/nowhere/else"), "{error}");
+        let error = find_bundle_or("house-huge", None, |_| None).unwrap_err();
+        assert!(error.to_string().contains("models/house-huge"), "{error}");
     }
 }

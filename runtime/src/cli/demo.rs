@@ -11,7 +11,7 @@ use super::{ModelArgs, say, stop_flag};
 use crate::config::RobotConfig;
 use crate::ground::{Grounded, Scene, Stage};
 use crate::image::RgbImage;
-use crate::mind::Pipeline;
+use crate::mind::{Pipeline, SHIPPED, SHIPPED_FURNISHED};
 use crate::node::{Node, NodeEvent, NodeParts};
 use crate::planar::{Pose2, wrap_angle};
 use crate::record::Recorder;
@@ -55,7 +55,8 @@ pub struct DemoArgs {
     /// As fast as the machine goes, instead of in real time.
     #[arg(long)]
     fast: bool,
-    /// Rooms and furniture: plain (one room) or house (several).
+    /// Rooms and what is in them: plain (one room) or house (several) with plain shapes, furnished or apartment with furniture.
+    /// Where no model is named, models/furnished-tiny is taken for furniture.
     #[arg(long, default_value = "plain", value_name = "NAME")]
     difficulty: String,
     /// Print one JSON document.
@@ -262,7 +263,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_flag()?;
     let mut progress = ProgressBar::new(args.json);
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    let pipeline = args.model.load()?;
+    let pipeline = args.model.load_or(if difficulty.furnished { SHIPPED_FURNISHED } else { SHIPPED })?;
     progress.line(&format!(
         "model {} from {}",
         pipeline.bundle().manifest().name,

@@ -119,9 +119,11 @@ impl ModelArgs {
         }
     }
 
-    #[cfg(any(feature = "demo", feature = "engine"))]
-    fn load(&self) -> anyhow::Result<Pipeline> {
-        self.load_from(&find_bundle(self.bundle.as_deref(), |name| std::env::var(name).ok())?)
+    /// The model; where none is named, this one of those that ship.
+    #[cfg(feature = "demo")]
+    fn load_or(&self, shipped: &str) -> anyhow::Result<Pipeline> {
+        let given = self.bundle.as_deref();
+        self.load_from(&crate::mind::find_bundle_or(shipped, given, |name| std::env::var(name).ok())?)
     }
 
     fn load_from(&self, directory: &Path) -> anyhow::Result<Pipeline> {

@@ -10,7 +10,7 @@ use mindseye::ground::{Mind, MindSpec};
 use mindseye::image::RgbImage;
 use mindseye::interpose::Interposed;
 use mindseye::lift::LiftParams;
-use mindseye::mind::{Pipeline, find_bundle};
+use mindseye::mind::{Pipeline, SHIPPED, SHIPPED_FURNISHED, find_bundle_or};
 use mindseye::visit::SWEEP;
 pub use mindseye::visit::{Visit, picture, plain_pose, world_pose};
 use mindseye_train::eager::Eager;
@@ -25,7 +25,7 @@ use super::examiner_cache::{default_folder, kept_or_trained};
 /// Arguments that all evaluations share.
 #[derive(clap::Args, Debug, Clone)]
 pub struct CommonArgs {
-    /// Bundle to evaluate; the shipped one when left out.
+    /// Bundle to evaluate; when left out one that ships: furnished-tiny for furniture, else house-tiny.
     #[arg(long)]
     pub bundle: Option<PathBuf>,
     /// Number of houses.
@@ -234,7 +234,9 @@ impl Bench {
         if args.houses == 0 || args.jobs == 0 || args.examiner_houses == 0 {
             bail!("--houses, --jobs and --examiner-houses must be at least 1");
         }
-        let directory = find_bundle(args.bundle.as_deref(), |v| std::env::var(v).ok())?;
+        let furnished = difficulties.iter().all(|(_, difficulty)| difficulty.furnished);
+        let shipped = if furnished { SHIPPED_FURNISHED } else { SHIPPED };
+        let directory = find_bundle_or(shipped, args.bundle.as_deref(), |v| std::env::var(v).ok())?;
         let mut pipeline = Pipeline::load(&directory, &args.backend, 1)?;
         pipeline.adjust(args.steps, args.guidance);
         if let Some(latents) = args.context_latents {
@@ -275,7 +277,7 @@ impl Bench {
         if !missing.is_empty() {
             bail!(
                 "the bundle's model has no word for {} of the things that there may be: {}; evaluate a model that was \
-                 trained in this world",
+                 trained in this world, such as models/{SHIPPED_FURNISHED}",
                 missing.len(),
                 Vec::from_iter(missing).join(", ")
             );
