@@ -25,7 +25,7 @@ use mindseye_engines::bundle::{
 };
 use mindseye_engines::count::count_denoiser;
 use mindseye_engines::model::dit::DitConfig;
-use mindseye_engines::onnx::{DataType, Dim, ExternalData, Model, SaveOptions, WeightError};
+use mindseye_engines::onnx::{DataType, Dim, ExternalData, Model, SaveOptions, Storage, WeightError};
 use mindseye_engines::passport::Passport;
 use mindseye_engines::sampler::{Grid, Solver};
 use mindseye_engines::session_denoiser::DenoiserKind;
@@ -578,6 +578,9 @@ fn write_graphs_for_other_tools() {
         graph.save(&path, &SaveOptions::default()).unwrap();
     };
     save("fp32.onnx", &fp32, Some(&fp32));
+    let codes = SaveOptions { storage: Storage::Codes, ..SaveOptions::default() };
+    fp32.save(folder.join("codes.onnx"), &codes).unwrap();
+    write_vectors(&folder.join("codes.onnx"), cfg.tokens_per_frame()).unwrap();
     save("fp16.onnx", &to_float16(&fp32, Precision::Fp16).unwrap(), Some(&fp32));
     // onnxruntime's CPU kernels know no bf16: the checker alone sees these.
     save("bf16.onnx", &to_float16(&fp32, Precision::Bf16).unwrap(), None);
