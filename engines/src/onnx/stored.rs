@@ -351,7 +351,8 @@ mod tests {
         let coded = computed(&path);
         assert_eq!(coded, computed(&plain));
         let off = coded.iter().zip(&exact).fold(0f32, |a, (c, e)| a.max((c - e).abs()));
-        assert!(off > 0.0 && off < 0.1 && exact[299] > 99.0, "{off} {}", exact[299]);
+        // Half a step of the largest columns is .04; eighty of them, of either sign, times .5.
+        assert!(off > 0.0 && off < 0.3 && exact[299] > 99.0, "{off} {}", exact[299]);
     }
 
     #[test]
