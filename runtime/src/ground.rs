@@ -589,20 +589,38 @@ fn ground_by(
     Ok(report.grounded)
 }
 
-/// Looks once more at what was asked for, by glances from here alone: where the goal's pose is, relative to the base at the
-/// newest frame. `None` when it is not believed, cannot be told, or the newest frame does not show the thing: what is
+/// Looks once more at what was asked for, by glances alone: where the goal's pose is, relative to the base at the newest
+/// frame. `None` when it is not believed, cannot be told, or the newest frame does not show the thing: what is
 /// remembered says where it was, not that it is still there.
 pub fn look(mind: &mut dyn Mind, scene: &Scene, goal: &Goal, budget: Budget<'_>) -> Option<Pose2> {
     let spec = spec_for(mind.spec(), goal_text(goal));
-    let job = Job { scene, goal, settings: settings_for(&spec, goal), spec, budget, views: Views::FromHere };
+    let settings = settings_for(&spec, goal);
+    let job = Job { scene, goal, settings, spec, budget, views: Views::OfAllStretches };
     mind.begin(budget.left());
     let request = encode(mind, &job, goal_text(goal)).ok()?;
     let Asked { request, view, spec, .. } = ask(mind, &job, request, &mut |_| Flow::Continue).ok()?;
     let params = spec.lift?;
     let glances = mind.imaginer().glance(job.inputs(&view.seen, &request)).ok()?;
     let lifted = verify(view.lift(&glances, &params), &[], Evidence::default(), &params);
-    let believed = lifted.decision == Decision::Found && seen_from_here(&glances) >= params.mask_present;
-    lifted.estimate.pose.filter(|_| believed)
+    let pose = lifted.estimate.pose.filter(|_| lifted.decision == Decision::Found)?;
+    let seen = match view.start {
+        None => seen_from_here(&glances),
+        // Where the thing is was told from an older view; whether it is there is seen from here.
+        Some(_) => {
+            let from_here =
+                Job { settings: job.settings.clone(), spec: job.spec.clone(), views: Views::FromHere, ..job };
+            let (here, _) = choose_view(mind, &from_here, &request, &mut |_| Flow::Continue).ok()?;
+            seen_from_here(&mind.imaginer().glance(job.inputs(&here.seen, &request)).ok()?)
+        }
+    };
+    if seen < params.mask_present {
+        return None;
+    }
+    match (view.start, view.origin, scene.odom_from_base) {
+        (None, ..) => Some(pose),
+        (Some(_), Some(origin), Some(here)) => Some(here.relative(origin.compose(pose))),
+        _ => None,
+    }
 }
 
 /// Spreads by which witnesses may differ where the bundle does not say.
