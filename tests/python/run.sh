@@ -30,6 +30,7 @@ listen = ["tcp/127.0.0.1:$port"]
 [model]
 bundle = "$root/models/house-tiny"
 END
+    : >"$work/log" # what the last one said is no sign that this one is ready
     "$bin/mindseye" run --config "$work/robot.toml" --seconds 120 >"$work/log" 2>&1 &
     pid=$!
     while ! grep -q "Ctrl-C stops" "$work/log" && kill -0 "$pid" 2>/dev/null; do
@@ -48,6 +49,7 @@ done
 for distro in humble jazzy lyrical; do
     keys=$distro
     [ "$keys" = lyrical ] && keys=jazzy
+    : >"$work/log"
     "$bin/ros_peer" --count 20 --seconds 90 --distro "$keys" >"$work/log" 2>&1 &
     pid=$!
     while ! grep -q "^ready" "$work/log" && kill -0 "$pid" 2>/dev/null; do
