@@ -122,7 +122,7 @@ fn furnished_tiny_finds_furniture_in_rooms_that_it_never_saw() -> Outcome {
 /// where the drive ends does not confirm it.
 #[test]
 fn answers_of_moved_things_are_held_against_where_they_are_now() -> Outcome {
-    let d = document(&["grounding", "--quick", "--moved", "--houses", "3", "--seed", "424242", "--json"])?;
+    let d = document(&["grounding", "--quick", "--moved", "--houses", "4", "--seed", "424242", "--json"])?;
     let mut given = 0;
     for o in d["outcomes"].as_array().ok_or("no outcomes")? {
         assert!(value(o, "/sights/0") > 0.0, "it was seen where it was: {o}");
